@@ -1,0 +1,140 @@
+"""How every program starts: flags -> validated config -> main; a user's mistake is one line and exit code 2.
+
+    def _define(flags, argv):
+        cli.define_config(flags, argv)
+        absl_flags.DEFINE_string("workdir", "", "Where ...", flag_values=flags)
+
+    def main(flags): ...          # flags.config, flags.workdir
+
+    if __name__ == "__main__":
+        sys.exit(cli.run(main, _define))
+"""
+
+import difflib
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import flags as absl_flags
+from ml_collections import config_flags
+
+from emofm_jax import config as config_lib
+from emofm_jax.errors import UserError
+
+_HELP = ("--help", "-help", "-h", "--helpfull")
+
+
+def run(main: Callable, define: Callable, argv: Sequence[str] | None = None) -> int:
+    """Parses flags, calls `main(flags)` and returns the exit code.
+
+    Args:
+      main: the program; reads flags as attributes. The docstring of its module is its `--help`.
+      define: `define(flag_values, argv)` declares the program's flags.
+      argv: program name and arguments; by default `sys.argv`, which is otherwise not read: tests call this
+        in-process.
+
+    Returns:
+      0; 2 after `error: ...` on stderr for a UserError; 130 after an interrupt.
+    """
+    argv = _config_first(list(sys.argv if argv is None else argv))
+    flags = absl_flags.FlagValues()
+    if any(arg in _HELP for arg in argv[1:]):
+        define(flags, argv)
+        print(_help(main, flags))
+        return 0
+    try:
+        main(_parse(flags, define, argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def define_config(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
+    """Declares `--config=FILE[:arg]` and its overrides `--config.SECTION.FIELD=VALUE`."""
+    if not any(arg in _HELP for arg in argv[1:]):
+        _check_config_argument(argv)
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "Experiment file, with an optional argument: FILE[:arg]. Every field can be overridden, as in "
+        "--config.model.name=hm; emofm_jax/config.py lists them with their defaults.",
+        lock_config=True,
+        flag_values=flags,
+        sys_argv=list(argv),
+    )
+
+
+def _parse(flags: absl_flags.FlagValues, define: Callable, argv: list[str]) -> absl_flags.FlagValues:
+    """Reads the flags and the experiment file; every mistake becomes a UserError."""
+    try:
+        define(flags, argv)
+        rest = flags(argv)
+        config = flags["config"].value if "config" in flags else None
+    except absl_flags.UnrecognizedFlagError as error:
+        near = difflib.get_close_matches(error.flagname, list(flags), n=1)
+        hint = f"did you mean --{near[0]}?" if near else "--help lists the flags"
+        raise UserError(f"--{error.flagname}: there is no such flag; {hint}") from None
+    except (absl_flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
+        raise UserError(_reword(error, argv)) from None
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]!r}: a word that is no flag; flags look like --name=value")
+    for name in [n for n in flags if flags[n].present == 0 and flags[n].default is None]:
+        raise UserError(f"--{name}: it is required; --help explains it")
+    if config is not None:
+        config_lib.validate(config)
+    return flags
+
+
+def _config_first(argv: list[str]) -> list[str]:
+    """Moves `--config=...` in front of its overrides, which fail before it."""
+    first = [arg for arg in argv[1:] if re.match(r"--?config=", arg)]
+    return argv[:1] + first + [arg for arg in argv[1:] if arg not in first]
+
+
+def _check_config_argument(argv: list[str]) -> None:
+    given = [arg.split("=", 1)[1] for arg in argv if re.match(r"--?config=", arg)]
+    if not given:
+        raise UserError("--config: it is required; name an experiment file, as in --config=experiments/quickstart.py")
+    path = Path(given[-1].split(":")[0])
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
+        hint = f"did you mean {path.parent / near[0]}?" if near else "experiments/ holds ours"
+        raise UserError(f"--config={given[-1]}: no such file; {hint}")
+
+
+def _reword(error: Exception, argv: list[str]) -> str:
+    """One line from an error of absl, ml_collections or of the experiment file itself."""
+    config = next((arg.split("=", 1)[1].split(":")[0] for arg in argv if re.match(r"--?config=", arg)), "")
+    where = ""
+    if isinstance(error, SyntaxError) and error.filename:
+        where = f"{error.filename}:{error.lineno}: "
+    else:
+        for frame in traceback.extract_tb(error.__traceback__):
+            if config and Path(frame.filename).resolve() == Path(config).resolve():
+                where = f"{config}:{frame.lineno}: "
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).replace("\\n", "\n")
+    if "Traceback (most recent call last)" in text:  # absl wraps what an experiment file raised
+        frames = re.findall(rf'File "{re.escape(config)}", line (\d+)', text)
+        where, text = f"{config}:{frames[-1]}: " if frames else where, text.strip().splitlines()[-1]
+    text = re.sub(r"Other fields present: .*?(?=Did you mean|$)", "", text, flags=re.DOTALL)
+    text = " ".join(text.split()).strip("'\"")
+    if not where and isinstance(error, AttributeError | KeyError):
+        where = "--config: "
+    return f"{where}{text}" if "; " in text else f"{where}{text}; correct it (emofm_jax/config.py lists every field)"
+
+
+def _help(main: Callable, flags: absl_flags.FlagValues) -> str:
+    lines = [inspect.getmodule(main).__doc__.strip(), "", "Flags:"]
+    for name in sorted(flags):
+        flag = flags[name]
+        default = "" if flag.default in (None, "") else f" (default: {flag.default})"
+        required = " (required)" if flag.default is None else ""
+        lines.append(f"  --{name}: {flag.help}{default}{required}")
+    return "\n".join(lines)

@@ -1,0 +1,257 @@
+"""Every option, its default, meaning and unit. An experiment file states only what differs from `default()`.
+
+    from emofm_jax import config
+
+    def get_config(arg=""):
+        c = config.default()
+        c.data.dir = "data/mine"
+        return c
+"""
+
+from ml_collections import ConfigDict
+
+from emofm_jax.errors import UserError
+
+
+def default() -> ConfigDict:
+    """All options, locked: a misspelt field is an error, in an experiment file too."""
+    c = ConfigDict()
+    c.name = "experiment"  # of the data set and run, for tables and titles
+    c.seed = 0  # of initialisation, dropout and the order of rows
+    c.compute_dtype = "float32"  # of the network's products: float32 | bfloat16 (parameters stay float32)
+
+    # Raw data -> shards (`python -m emofm_jax.prepare`). docs/data.md explains each with an example.
+    c.prepare = p = ConfigDict()
+    p.format = "tabular"  # tabular | libsvm | cti | synthetic
+    p.source = ""  # directory or file of raw data
+    p.split = "files"  # files: one per split | share: by hash(seed, row) | day: by a column's value
+    p.files = ConfigDict({"train": "train.*", "valid": "valid.*", "test": "test.*"})  # globs inside `source`
+    p.shares = (0.8, 0.1, 0.1)  # split=share: of the rows for train, valid, test
+    p.day_column = ""  # split=day: column that holds the day
+    p.day_length = 0  # split=day: leading characters of it that are the day; 0 = all
+    p.valid_days = ()  # split=day: days of the validation split; days of neither go to train
+    p.test_days = ()  # split=day: days of the test split
+    p.seed = 0  # of split=share and of the hashes
+    p.max_rejected = 0  # bad rows of a split that are tolerated (and counted) before it is an error
+    p.separator = ","  # tabular text: between columns
+    p.header = True  # tabular text: the first line names the columns
+    p.columns = ()  # tabular text without a header: names of the columns, in order
+    p.null_values = ("",)  # tabular text: spellings of a missing value
+    p.label = "label"  # column of the label, 0 or 1
+    p.ftype = ""  # column of the interaction type; empty = untyped data
+    p.types = ()  # names of the types; cti: follows from the columns
+    p.row_id = ""  # column that identifies a row in predictions; empty = its position
+    p.weight = ""  # column of sample weights
+    p.gauc_key = ""  # column whose values group the rows for GAUC (usually the user)
+    p.ignore = ()  # columns that are left out on purpose
+    p.groups = ()  # ((group, members), ...): members are a name, a range "C1-C26", or a list of these
+    p.slot = ConfigDict()  # what every slot is, unless `slots` says otherwise
+    p.slot.kind = "categorical"  # categorical | multi (a bag) | numeric
+    p.slot.encoding = "vocabulary"  # vocabulary (counted) | hash | identity (integers 0 .. rows - 2)
+    p.slot.rows = 0  # table rows of a hashed or identity slot; vocabulary: follows from the data
+    p.slot.min_count = 1  # vocabulary: rarer values are unknown
+    p.slot.max_length = 10  # multi: ids that are kept, the first ones
+    p.slot.pooling = "mean"  # multi: mean | sum
+    p.slot.separator = "^"  # multi: between the values of a text cell
+    p.slot.transform = "none"  # numeric: none | log1p | standardize | bucket
+    p.slot.share = ""  # slot whose table rows this one uses
+    p.slots = ConfigDict()  # {slot: {field of `slot`: value}}: the exceptions
+    p.synthetic = ConfigDict()  # format=synthetic (emofm_jax/data/synthetic.py)
+    p.synthetic.rows = (400_000, 50_000, 50_000)  # of train, valid, test
+    p.synthetic.num_types = 4  # T; 0 = untyped
+    p.synthetic.type_strength = 1.0  # how much the label's weights differ between the types
+    p.synthetic.cross_strength = 1.0  # of interactions across groups
+    p.synthetic.noise = 0.0  # standard deviation of noise on the label's logit, which no model can know
+    p.synthetic.drift = 0.0  # how far the test day's weights have moved, as a share of their size
+    p.synthetic.new_id_rate = 0.0  # share of test ids that training never saw
+    p.synthetic.unseen_type = ""  # type that training never shows
+    p.synthetic.seed = 0  # of the planted truth and of the rows
+
+    # Shards -> batches.
+    c.data = d = ConfigDict()
+    d.dir = ""  # where the shards are
+    d.batch_size = 4096  # rows of a training step, over all devices
+    d.eval_batch_size = 4096  # rows of an evaluation step, over all devices
+    d.shuffle = True  # rows in a new order each epoch; False = as they stand (time order)
+    d.shuffle_rows = 1 << 18  # rows among which they are shuffled, after the row groups were
+    d.prefetch = 4  # batches that are made ahead
+
+    # The network. docs/model.md has the formulas, and which model takes which field.
+    c.model = m = ConfigDict()
+    m.name = "hmm"  # wm | hm | hmm
+    m.embedding_dim = 16  # D
+    m.init_scale = 0.01  # standard deviation of the embedding table at the start
+    m.hidden = (512, 256, 128)  # wm: widths of the MLP
+    m.stage1 = (256, 128)  # hm, hmm: widths of the tower of each group
+    m.stage2 = (256, 128)  # hm, hmm: widths of the tower of each type
+    m.am_hidden = (128, 64)  # widths of the auxiliary model
+    m.activation = "relu"  # relu | gelu | silu | tanh
+    m.norm = "none"  # in the towers: none | layer | batch
+    m.dropout = 0.0  # rate, after each hidden layer
+    m.mixer = ConfigDict()
+    m.mixer.kind = "cross_attention"  # cross_attention | none
+    m.mixer.stages = (1, 2)  # which stages of hmm have mixers: (), (1,), (2,), (1, 2)
+    m.mixer.d_att = 64  # width of queries, keys and values, over all heads
+    m.mixer.num_heads = 4  # H
+    m.mixer.norm = "none"  # before queries, keys and values: none | layer
+    m.type_predictors = "per_type"  # per_type | shared
+    m.use_ftype = True  # False removes every use of the interaction type
+    m.drop_type = ""  # name of a type that gets no predictor
+    m.am_weight = 1.0  # weight of the auxiliary model's loss
+    m.am_joint = False  # True: that loss moves the embeddings too
+
+    # Parameters -> better parameters. One section for the embedding table, one for everything else.
+    c.optim = o = ConfigDict()
+    for key, learning_rate in (("embedding", 1e-3), ("network", 1e-3)):
+        o[key] = ConfigDict()
+        o[key].name = "adam"  # adam | adamw | adagrad | sgd
+        o[key].learning_rate = learning_rate
+        o[key].schedule = "constant"  # constant | cosine (to zero at the last step) | plateau
+        o[key].warmup_steps = 0  # steps of linear rise from zero, before any schedule
+        o[key].l2 = 0.0  # adds l2 * parameter to the gradient
+        o[key].weight_decay = 0.0  # adamw: decoupled
+        o[key].beta1 = 0.9  # adam, adamw
+        o[key].beta2 = 0.999  # adam, adamw
+        o[key].eps = 1e-8  # adam, adamw, adagrad
+        o[key].momentum = 0.0  # sgd
+        o[key].initial_accumulator = 0.1  # adagrad
+    o.embedding.update = "lazy"  # lazy: rows of the batch move | dense: every row moves, every step
+    o.clip = "none"  # gradient norm: none | group (table and network apart) | global (together)
+    o.clip_norm = 10.0
+
+    # The loop.
+    c.train = t = ConfigDict()
+    t.epochs = 1
+    t.max_steps = 0  # stops earlier; 0 = no
+    t.eval_every_steps = 0  # evaluations of the validation split; 0 = at the end of each epoch
+    t.monitor = ""  # auc | logloss | auc - logloss: keeps the best state; empty = keeps the last
+    t.patience = 0  # evaluations without gain before the run stops; 0 = never
+    t.min_delta = 1e-6  # what counts as a gain
+    t.plateau_factor = 0.1  # schedule=plateau: learning rate times this, at an evaluation without gain
+    t.plateau_min = 1e-6  # schedule=plateau: smallest factor in all
+    t.log_every_steps = 100
+    t.save_every_steps = 2000  # checkpoints
+    return c.lock()
+
+
+def get(config: ConfigDict, path: str):
+    """The value at a dotted path."""
+    for part in path.split("."):
+        config = config[part]
+    return config
+
+
+def flatten(config, prefix: str = "") -> dict:
+    """{dotted path: value}, tuples for lists."""
+    flat = {}
+    for key in config:
+        value = config[key]
+        if hasattr(value, "items"):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = _as_tuple(value)
+    return flat
+
+
+def difference(ours, theirs) -> dict:
+    """{dotted path: (our value, their value)} where two configs differ; `...` where a side has no such field."""
+    a, b = flatten(ours), flatten(theirs)
+    return {k: (a.get(k, ...), b.get(k, ...)) for k in sorted(a.keys() | b.keys()) if a.get(k, ...) != b.get(k, ...)}
+
+
+_CHOICES = {
+    "compute_dtype": ("float32", "bfloat16"),
+    "prepare.format": ("tabular", "libsvm", "cti", "synthetic"),
+    "prepare.split": ("files", "share", "day"),
+    "model.activation": ("relu", "gelu", "silu", "tanh"),
+    "model.norm": ("none", "layer", "batch"),
+    "model.mixer.norm": ("none", "layer"),
+    "model.type_predictors": ("per_type", "shared"),
+    "optim.embedding.update": ("lazy", "dense"),
+    "optim.clip": ("none", "group", "global"),
+    "train.monitor": ("", "auc", "logloss", "auc - logloss"),
+    **{f"optim.{k}.schedule": ("constant", "cosine", "plateau") for k in ("embedding", "network")},
+}
+# Fields and their smallest and largest value; None = unbounded.
+_RANGES = {
+    "data.batch_size": (1, None),
+    "data.eval_batch_size": (1, None),
+    "data.shuffle_rows": (1, None),
+    "data.prefetch": (1, None),
+    "model.embedding_dim": (1, None),
+    "model.init_scale": (0, None),
+    "model.dropout": (0, 0.99),
+    "model.mixer.d_att": (1, None),
+    "model.mixer.num_heads": (1, None),
+    "model.am_weight": (0, None),
+    "prepare.max_rejected": (0, None),
+    "train.epochs": (1, None),
+    "train.max_steps": (0, None),
+    "train.eval_every_steps": (0, None),
+    "train.patience": (0, None),
+    "train.min_delta": (0, None),
+    "train.plateau_factor": (0, 1),
+    "train.plateau_min": (0, 1),
+    "train.log_every_steps": (1, None),
+    "train.save_every_steps": (1, None),
+    "optim.clip_norm": (1e-12, None),
+    **{
+        f"optim.{k}.{f}": bounds
+        for k in ("embedding", "network")
+        for f, bounds in {
+            "learning_rate": (0, None),
+            "warmup_steps": (0, None),
+            "l2": (0, None),
+            "weight_decay": (0, None),
+            "beta1": (0, 1 - 1e-9),
+            "beta2": (0, 1 - 1e-12),
+            "eps": (1e-30, None),
+            "momentum": (0, 1),
+            "initial_accumulator": (0, None),
+        }.items()
+    },
+}
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks what can be checked without data; names of models, mixers and optimizers where they are made.
+
+    Raises:
+      UserError: naming the field, its value and what it may be.
+    """
+    for path, known in _CHOICES.items():
+        value = get(config, path)
+        if value not in known:
+            raise UserError(f"config.{path}: {value!r} is not known; choose one of {', '.join(map(repr, known))}")
+    for path, (low, high) in _RANGES.items():
+        value = get(config, path)
+        if not value == value or (low is not None and value < low) or (high is not None and value > high):
+            bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+            raise UserError(f"config.{path}: {value} is out of range; it must be {bounds}")
+    model, mixer = config.model, config.model.mixer
+    for field in ("hidden", "stage1", "stage2", "am_hidden"):
+        if any(width < 1 for width in model[field]) or (field.startswith("stage") and not model[field]):
+            raise UserError(f"config.model.{field}: {tuple(model[field])} must be positive widths")
+    if not set(mixer.stages) <= {1, 2}:
+        raise UserError(f"config.model.mixer.stages: {tuple(mixer.stages)} may hold 1 and 2 only")
+    if mixer.d_att % mixer.num_heads:
+        raise UserError(
+            f"config.model.mixer.num_heads: {mixer.num_heads} heads do not divide d_att = {mixer.d_att}; "
+            "choose a divisor"
+        )
+    for key in ("embedding", "network"):
+        section = config.optim[key]
+        if section.weight_decay and section.name != "adamw":
+            raise UserError(
+                f"config.optim.{key}.weight_decay: {section.weight_decay} has no effect with {section.name}; "
+                "choose name=adamw, or l2"
+            )
+    shares = config.prepare.shares
+    if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise UserError(f"config.prepare.shares: {tuple(shares)} must be three shares that add up to 1")
+    if config.train.patience and not config.train.monitor:
+        raise UserError("config.train.patience: early stopping needs config.train.monitor; choose auc or logloss")
+
+
+def _as_tuple(value):
+    return tuple(_as_tuple(v) for v in value) if isinstance(value, list | tuple) else value
