@@ -212,7 +212,7 @@ def prefetch(items: Iterator, depth: int, transform: Callable = lambda item: ite
                 if not put((transform(item), None)):
                     break
             put((None, StopIteration()))
-        except BaseException as error:  # noqa: BLE001: handed to the consumer, whatever it is
+        except BaseException as error:  # handed to the consumer, whatever it is
             put((None, error))
 
     thread = threading.Thread(target=produce, name="prefetch", daemon=True)
