@@ -1,11 +1,11 @@
 """Every option, its default, meaning and unit. An experiment file states only what differs from `default()`.
 
-    from emofm_jax import config
+from emofm_jax import config
 
-    def get_config(arg=""):
-        c = config.default()
-        c.data.dir = "data/mine"
-        return c
+def get_config(arg=""):
+    c = config.default()
+    c.data.dir = "data/mine"
+    return c
 """
 
 from ml_collections import ConfigDict
@@ -156,7 +156,11 @@ def flatten(config, prefix: str = "") -> dict:
 def difference(ours, theirs) -> dict:
     """{dotted path: (our value, their value)} where two configs differ; `...` where a side has no such field."""
     a, b = flatten(ours), flatten(theirs)
-    return {k: (a.get(k, ...), b.get(k, ...)) for k in sorted(a.keys() | b.keys()) if a.get(k, ...) != b.get(k, ...)}
+    return {
+        k: (a.get(k, ...), b.get(k, ...))
+        for k in sorted(a.keys() | b.keys())
+        if a.get(k, ...) != b.get(k, ...)
+    }
 
 
 _CHOICES = {
@@ -222,10 +226,12 @@ def validate(config: ConfigDict) -> None:
     for path, known in _CHOICES.items():
         value = get(config, path)
         if value not in known:
-            raise UserError(f"config.{path}: {value!r} is not known; choose one of {', '.join(map(repr, known))}")
+            raise UserError(
+                f"config.{path}: {value!r} is not known; choose one of {', '.join(map(repr, known))}"
+            )
     for path, (low, high) in _RANGES.items():
         value = get(config, path)
-        if not value == value or (low is not None and value < low) or (high is not None and value > high):
+        if value != value or (low is not None and value < low) or (high is not None and value > high):
             bounds = f"at least {low}" if high is None else f"between {low} and {high}"
             raise UserError(f"config.{path}: {value} is out of range; it must be {bounds}")
     model, mixer = config.model, config.model.mixer
@@ -250,7 +256,9 @@ def validate(config: ConfigDict) -> None:
     if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
         raise UserError(f"config.prepare.shares: {tuple(shares)} must be three shares that add up to 1")
     if config.train.patience and not config.train.monitor:
-        raise UserError("config.train.patience: early stopping needs config.train.monitor; choose auc or logloss")
+        raise UserError(
+            "config.train.patience: early stopping needs config.train.monitor; choose auc or logloss"
+        )
 
 
 def _as_tuple(value):

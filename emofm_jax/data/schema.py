@@ -156,7 +156,7 @@ class Schema:
     def fingerprint(self) -> str:
         """16 hex digits of everything that decides what an id in a shard means (not counts, not the recipe)."""
         body = {k: v for k, v in _to_dict(self).items() if k not in ("rows_per_type", "clicks_per_type", "recipe")}
-        return xxhash.xxh3_64_hexdigest(json.dumps(body, sort_keys=True))
+        return xxhash.xxh3_64_hexdigest(json.dumps(body, sort_keys=True).encode())
 
     def save(self, directory: Path) -> None:
         (Path(directory) / "schema.json").write_text(json.dumps(_to_dict(self), indent=1) + "\n")
