@@ -1,0 +1,21 @@
+"""Click-through and conversion-rate prediction in JAX: EMOFM (arXiv 2310.04482) and its baselines.
+
+The names below are looked up when they are first used, so that `import emofm_jax.data...` loads no jax.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOMES = {"Schema": "emofm_jax.data.schema", "make_model": "emofm_jax.models"}
+__all__ = ["Schema", "__version__", "make_model"]
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'emofm_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__():
+    return __all__
