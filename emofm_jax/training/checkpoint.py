@@ -50,7 +50,7 @@ class _DamagedError(Exception):
 
 def save(
     directory: Path, step: int, state: Any, info: dict, *, best_step: int | None = None, exclude: tuple[str, ...] = ()
-) -> Path:
+) -> None:
     """Writes `step_N` and removes what need not be kept. A kill leaves either the old files or all the new ones.
 
     Args:
@@ -62,13 +62,10 @@ def save(
       best_step: a step that is kept beside the newest two.
       exclude: flat names, or beginnings of them up to a `/`, that are left out ("owner").
 
-    Returns:
-      The directory of the new checkpoint.
-
     Raises:
       UserError: the disk is full or cannot be written; the checkpoints before this one are untouched.
     """
-    return _write(Path(directory), step, _host_copy(state, exclude), json.dumps(info), best_step)
+    _write(Path(directory), step, _host_copy(state, exclude), json.dumps(info), best_step)
 
 
 class Saver:
@@ -95,6 +92,15 @@ class Saver:
         running, self._running = self._running, None
         if running is not None:
             running.result()
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, error_type, error, traceback) -> None:
+        """Waits; what went wrong is raised unless the block itself failed."""
+        self._executor.shutdown()
+        if error_type is None:
+            self.wait()
 
 
 def steps(directory: Path) -> list[int]:
@@ -151,12 +157,9 @@ def _newest_good(directory: Path, step: int | None, read):
 
 
 def _host_copy(state: Any, exclude: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """{flat name: copy of the leaf}. A copy, never a view: the state is donated to the next step."""
-    return {
-        name: np.array(leaf, copy=True, order="C")
-        for name, leaf in _flatten(state)[0].items()
-        if not _is_excluded(name, exclude)
-    }
+    """{flat name: copy of the leaf}. On a CPU `device_get` alone gives a view, which the next step overwrites."""
+    leaves = {name: leaf for name, leaf in _flatten(state)[0].items() if not _is_excluded(name, exclude)}
+    return {name: np.array(jax.device_get(leaf), copy=True, order="C") for name, leaf in leaves.items()}
 
 
 def _flatten(tree: Any) -> tuple[dict[str, Any], Any]:
@@ -172,7 +175,7 @@ def _is_excluded(name: str, exclude: tuple[str, ...]) -> bool:
     return any(name == prefix or name.startswith(f"{prefix}/") for prefix in exclude)
 
 
-def _write(directory: Path, step: int, leaves: dict[str, np.ndarray], info: str, best_step: int | None) -> Path:
+def _write(directory: Path, step: int, leaves: dict[str, np.ndarray], info: str, best_step: int | None) -> None:
     path, temporary = directory / f"step_{step}", directory / f"{_TEMPORARY}step_{step}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -200,7 +203,6 @@ def _write(directory: Path, step: int, leaves: dict[str, np.ndarray], info: str,
             f"{path}: this checkpoint could not be written ({error}); free space or choose another workdir "
             f"(checkpoints that are there: {good})"
         ) from None
-    return path
 
 
 def _write_json(path: Path, step: int, info: str, tree: dict, digest: str) -> None:
@@ -235,8 +237,10 @@ def _read(path: Path, like: Any, exclude: tuple[str, ...]) -> Restored:
     expected = {name: _dtype_and_shape(leaf) for name, leaf in flat.items() if not _is_excluded(name, exclude)}
     _check_same(path, body["tree"], expected)
     arrays = _read_arrays(path / "state.safetensors", body["tree"], body["xxh3"])
-    leaves = [_like(arrays[name], leaf) if name in expected else leaf for name, leaf in flat.items()]
-    return Restored(jax.tree_util.tree_unflatten(structure, leaves), body["info"], body["step"])
+    for name in expected:
+        is_number = isinstance(flat[name], bool | int | float)
+        flat[name] = type(flat[name])(arrays[name].item()) if is_number else arrays[name]
+    return Restored(jax.tree_util.tree_unflatten(structure, flat.values()), body["info"], body["step"])
 
 
 def _read_arrays(path: Path, tree: dict, digest: str) -> dict[str, np.ndarray]:
@@ -276,11 +280,6 @@ def _hash(path: Path) -> str:
 def _dtype_and_shape(leaf: Any) -> list:
     typed = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
     return [np.dtype(typed.dtype).name, list(typed.shape)]
-
-
-def _like(array: np.ndarray, leaf: Any) -> Any:
-    """A Python number where `leaf` is one."""
-    return type(leaf)(array.item()) if isinstance(leaf, bool | int | float) else array
 
 
 def _remove(path: Path) -> None:
