@@ -101,9 +101,7 @@ def _config_first(argv: list[str]) -> list[str]:
 def _check_config_argument(argv: list[str]) -> None:
     given = [arg.split("=", 1)[1] for arg in argv if re.match(r"--?config=", arg)]
     if not given:
-        raise UserError(
-            "--config: it is required; name an experiment file, as in --config=experiments/quickstart.py"
-        )
+        raise UserError("--config: it is required; name an experiment file, as in --config=experiments/quickstart.py")
     path = Path(given[-1].split(":")[0])
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
@@ -129,11 +127,7 @@ def _reword(error: Exception, argv: list[str]) -> str:
     text = " ".join(text.split()).strip("'\"")
     if not where and isinstance(error, AttributeError | KeyError):
         where = "--config: "
-    return (
-        f"{where}{text}"
-        if "; " in text
-        else f"{where}{text}; correct it (emofm_jax/config.py lists every field)"
-    )
+    return f"{where}{text}" if "; " in text else f"{where}{text}; correct it (emofm_jax/config.py lists every field)"
 
 
 def _help(main: Callable, flags: absl_flags.FlagValues) -> str:

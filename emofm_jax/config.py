@@ -8,6 +8,9 @@ def get_config(arg=""):
     return c
 """
 
+import json
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
 from emofm_jax.errors import UserError
@@ -134,6 +137,25 @@ def default() -> ConfigDict:
     return c.lock()
 
 
+def load(workdir: Path) -> ConfigDict:
+    """The config of a run.
+
+    Raises:
+      UserError: the directory holds no run, or a config.json that this version does not understand.
+    """
+    path = Path(workdir) / "config.json"
+    config = default()
+    try:
+        with config.unlocked():
+            config.update(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise UserError(f"{workdir}: holds no run (no config.json); name the --workdir of a trained run") from None
+    except (json.JSONDecodeError, TypeError) as error:
+        raise UserError(f"{path}: not readable ({error})") from None
+    validate(config)
+    return config
+
+
 def get(config: ConfigDict, path: str):
     """The value at a dotted path."""
     for part in path.split("."):
@@ -156,11 +178,7 @@ def flatten(config, prefix: str = "") -> dict:
 def difference(ours, theirs) -> dict:
     """{dotted path: (our value, their value)} where two configs differ; `...` where a side has no such field."""
     a, b = flatten(ours), flatten(theirs)
-    return {
-        k: (a.get(k, ...), b.get(k, ...))
-        for k in sorted(a.keys() | b.keys())
-        if a.get(k, ...) != b.get(k, ...)
-    }
+    return {k: (a.get(k, ...), b.get(k, ...)) for k in sorted(a.keys() | b.keys()) if a.get(k, ...) != b.get(k, ...)}
 
 
 _CHOICES = {
@@ -226,9 +244,7 @@ def validate(config: ConfigDict) -> None:
     for path, known in _CHOICES.items():
         value = get(config, path)
         if value not in known:
-            raise UserError(
-                f"config.{path}: {value!r} is not known; choose one of {', '.join(map(repr, known))}"
-            )
+            raise UserError(f"config.{path}: {value!r} is not known; choose one of {', '.join(map(repr, known))}")
     for path, (low, high) in _RANGES.items():
         value = get(config, path)
         if value != value or (low is not None and value < low) or (high is not None and value > high):
@@ -256,9 +272,7 @@ def validate(config: ConfigDict) -> None:
     if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
         raise UserError(f"config.prepare.shares: {tuple(shares)} must be three shares that add up to 1")
     if config.train.patience and not config.train.monitor:
-        raise UserError(
-            "config.train.patience: early stopping needs config.train.monitor; choose auc or logloss"
-        )
+        raise UserError("config.train.patience: early stopping needs config.train.monitor; choose auc or logloss")
 
 
 def _as_tuple(value):

@@ -1,0 +1,147 @@
+"""Scores rows with a trained run: raw files of the run's format, labels or not, or prepared shards.
+
+    python -m emofm_jax.predict --workdir=runs/mine --input=new.csv --output=scores.parquet
+    python -m emofm_jax.predict --workdir=runs/quickstart --input=data/quickstart/test --output=scores.csv
+
+Output: one row per row of the input, in its order: `row_id` (the run's row id column, or the row's position), `p`
+(click probability, the type unknown), for typed models `p_type` and `p_given_type` (a list, one entry per type), and
+`reason`: null, or why the row could not be read; it then has no scores. Memory does not grow with the input.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from absl import flags as absl_flags
+from tqdm import tqdm
+
+from emofm_jax import cli
+from emofm_jax import config as config_lib
+from emofm_jax.data import batches, encode, shards
+from emofm_jax.data import schema as schema_lib
+from emofm_jax.data.schema import Schema
+from emofm_jax.errors import UserError
+
+
+def main(flags: absl_flags.FlagValues) -> None:
+    workdir, source, output = Path(flags.workdir), Path(flags.input), Path(flags.output)
+    if output.suffix not in (".parquet", ".csv"):
+        raise UserError(f"--output={output}: the ending must be .parquet or .csv")
+    config = config_lib.load(workdir)
+    schema = schema_lib.load(workdir)
+    if not source.exists():
+        raise UserError(f"--input={source}: no such file or directory")
+    chunks = _shard_chunks(source, schema) if (source / "_SUCCESS").exists() else _raw_chunks(source, schema, workdir)
+    from emofm_jax.training import evaluation, loop  # loads jax: after the cheap checks
+
+    program = loop.make_program(config, schema, num_steps=1)
+    state, progress = loop.restore_kept(config, workdir, program)
+    num_rows = num_bad = 0
+    temporary = output.with_name(f".{output.name}.partial")
+    writer = None
+    try:
+        with tqdm(unit=" rows", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+            for rows, kept, reasons, row_id in batches.prefetch(chunks, 2):
+                scores = evaluation.score_rows(
+                    program.eval_step,
+                    state.params,
+                    state.stats,
+                    rows,
+                    schema,
+                    config.data.eval_batch_size,
+                    devices=program.devices,
+                )
+                table = _table(scores, kept, reasons, row_id)
+                if writer is None:
+                    writer = _open(temporary, table.schema, output.suffix)
+                writer.write_table(table)
+                num_rows, num_bad = num_rows + len(kept), num_bad + int((~kept).sum())
+                bar.update(len(kept))
+        if writer is None:
+            raise UserError(f"--input={source}: it has no rows")
+        writer.close()
+        temporary.replace(output)
+    except OSError as error:
+        raise UserError(f"--output={output}: cannot be written ({error.strerror or error})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    bad = f", {num_bad:,} of them could not be read (column `reason`)" if num_bad else ""
+    print(f"{num_rows:,} rows scored with step {progress.step:,} of {workdir}{bad}; written: {output}")
+
+
+def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
+    absl_flags.DEFINE_string("workdir", None, "Directory of the run.", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "input", None, "Raw file, directory of raw files, or a split of shards.", flag_values=flags
+    )
+    absl_flags.DEFINE_string("output", None, "File to write, .parquet or .csv.", flag_values=flags)
+
+
+def _raw_chunks(source: Path, schema: Schema, workdir: Path) -> Iterator:
+    """(rows that could be read, which those are, reasons, row ids) of raw files."""
+    for chunk in encode.read_encoded(schema, workdir, source, labelled=False):
+        yield batches.to_rows(chunk.table, schema), chunk.kept, chunk.reasons, chunk.row_id
+
+
+def _shard_chunks(source: Path, schema: Schema) -> Iterator:
+    """The same of a prepared split."""
+    split = shards.open_split(source.parent, source.name, schema)
+    names = [slot.name for slot in schema.slots] + (["row_id"] if schema.row_id else [])
+    done = 0
+    for group, (_, _, n) in enumerate(split.row_groups):
+        table = split.read_row_group(group, names)
+        row_id = table["row_id"] if schema.row_id else pa.array(np.arange(done, done + n))
+        done += n
+        yield batches.to_rows(table, schema), np.ones(n, bool), [None] * n, row_id
+
+
+def _table(scores: dict[str, np.ndarray], kept: np.ndarray, reasons: list, row_id) -> pa.Table:
+    """Puts the scores of the kept rows back in the place of their rows, null elsewhere."""
+    place = np.where(kept, np.cumsum(kept) - 1, -1)
+    index = pa.array(place, mask=~kept)
+    columns = {"row_id": row_id}
+    for name in ("p", "p_type", "p_given_type"):
+        if name in scores:
+            array = scores[name]
+            values = pa.array(array) if array.ndim == 1 else _lists(array)
+            columns[name] = values.take(index)
+    columns["reason"] = pa.array(reasons, pa.string())
+    return pa.table(columns)
+
+
+def _lists(array: np.ndarray) -> pa.ListArray:
+    n, width = array.shape
+    return pa.ListArray.from_arrays(np.arange(0, n * width + 1, width, dtype=np.int32), pa.array(array.reshape(-1)))
+
+
+class _CsvWriter:
+    """A csv with lists spelt `0.1^0.2`, with the interface of ParquetWriter that is used here."""
+
+    def __init__(self, path: Path, schema: pa.Schema):
+        self._schema = pa.schema([pa.field(f.name, pa.string()) if pa.types.is_list(f.type) else f for f in schema])
+        self._writer = pa.csv.CSVWriter(path, self._schema)
+
+    def write_table(self, table: pa.Table) -> None:
+        columns = []
+        for name in table.column_names:
+            column = table[name]
+            if pa.types.is_list(column.type):
+                texts = [None if v is None else "^".join(f"{x:.9g}" for x in v) for v in column.to_pylist()]
+                column = pa.array(texts, pa.string())
+            columns.append(column)
+        self._writer.write_table(pa.table(columns, schema=self._schema))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _open(path: Path, schema: pa.Schema, suffix: str):
+    return _CsvWriter(path, schema) if suffix == ".csv" else pq.ParquetWriter(path, schema, compression="zstd")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, _define))

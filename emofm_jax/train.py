@@ -1,0 +1,152 @@
+"""Trains a model on prepared shards, evaluates it and writes everything into a workdir.
+
+    python -m emofm_jax.train --config=experiments/quickstart.py --workdir=runs/quickstart
+    python -m emofm_jax.train --config=experiments/frappe.py:wm --workdir=runs/wm --config.seed=1
+
+The same command again goes on where it stopped, or shows the result of a finished run. The workdir then holds
+config.json, schema.json, vocabulary/, environment.json, log.jsonl, TensorBoard events, checkpoints/, metrics.json
+and predictions/test.parquet; evaluate, predict and other programs take `--workdir` and find everything there.
+"""
+
+import importlib.metadata
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from absl import flags as absl_flags
+from ml_collections import ConfigDict
+
+from emofm_jax import cli, prepare, summary
+from emofm_jax import config as config_lib
+from emofm_jax.data import schema as schema_lib
+from emofm_jax.data import shards
+from emofm_jax.errors import UserError
+
+# Fields that a run may go on with after a change; all others decide its numbers. `train.epochs` and `train.max_steps`
+# join the latter where a schedule depends on the number of steps.
+FREE = (
+    "name",
+    "data.dir",
+    "data.prefetch",
+    "prepare.source",
+    "prepare.max_rejected",
+    "train.epochs",
+    "train.max_steps",
+    "train.patience",
+    "train.log_every_steps",
+    "train.save_every_steps",
+)
+
+
+def main(flags: absl_flags.FlagValues) -> None:
+    config, workdir = flags.config, Path(flags.workdir)
+    if not config.data.dir:
+        raise UserError("config.data.dir: it is empty; name the directory of the shards")
+    _print_differences(config)
+    splits = _open_data(config)
+    _open_workdir(config, workdir, splits["train"].schema)
+    from emofm_jax.training import loop  # loads jax: after the cheap checks
+
+    metrics = loop.run(config, workdir, splits)
+    print()
+    print(summary.table(metrics, "test" if "test" in metrics else "valid"))
+    print()
+    print(summary.footer(metrics))
+    print(f"written: {workdir}/ (metrics.json, predictions/, checkpoints/, log.jsonl, TensorBoard events)")
+
+
+def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
+    cli.define_config(flags, argv)
+    absl_flags.DEFINE_string("workdir", None, "Directory of the run; made if missing.", flag_values=flags)
+
+
+def _print_differences(config: ConfigDict) -> None:
+    """What differs from the defaults, since that is what the run is."""
+    changed = config_lib.difference(config, config_lib.default())
+    prepared = [path for path in changed if path.startswith("prepare.")]
+    print(f"{config.name}: options that differ from the defaults")
+    for path, (ours, _) in changed.items():
+        if path not in prepared and path != "name":
+            print(f"  {path} = {ours!r}")
+    if prepared:
+        print(f"  and {len(prepared)} of prepare.*, which made the data")
+
+
+def _open_data(config: ConfigDict) -> dict[str, shards.Split]:
+    """The splits of `config.data.dir`; synthetic data is made if missing, other data must be prepared first."""
+    directory = Path(config.data.dir)
+    if not (directory / "schema.json").exists():
+        if config.prepare.format != "synthetic":
+            raise UserError(
+                f"{directory}: no prepared data; run `python -m emofm_jax.prepare --config=...` with this config first"
+            )
+        print(f"{directory}: no shards yet, making the synthetic data")
+        prepare.prepare(config)
+    schema = schema_lib.load(directory)
+    made = ConfigDict({"prepare": dict(schema.recipe)})
+    wanted = ConfigDict({"prepare": config.prepare.to_dict()})
+    stale = config_lib.difference(made, wanted)
+    stale = [f"{k} {a!r} against {b!r}" for k, (a, b) in stale.items() if k not in FREE]
+    if stale:
+        raise UserError(
+            f"{directory}: prepared with other options ({'; '.join(stale)}); run `python -m emofm_jax.prepare` "
+            "again, or set another config.data.dir"
+        )
+    splits = {name: shards.open_split(directory, name) for name in shards.SPLITS if (directory / name).is_dir()}
+    for name in ("train", "valid"):
+        if name not in splits or not splits[name].num_rows:
+            raise UserError(f"{directory / name}: no rows; training needs a train and a valid split")
+    return splits
+
+
+def _open_workdir(config: ConfigDict, workdir: Path, schema: schema_lib.Schema) -> None:
+    """Makes the workdir, or checks that the run in it is this one."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / ".writable").touch()
+        (workdir / ".writable").unlink()
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: not writable ({error.strerror}); choose another") from None
+    path = workdir / "config.json"
+    if path.exists():
+        fixed = [key for key in ("embedding", "network") if config.optim[key].schedule == "cosine"]
+        free = [field for field in FREE if not (fixed and field in ("train.epochs", "train.max_steps"))]
+        theirs = json.loads(path.read_text())
+        differ = config_lib.difference(theirs, json.loads(config.to_json()))
+        differ = [f"{k} {a!r} there, {b!r} now" for k, (a, b) in differ.items() if k not in free]
+        if differ:
+            raise UserError(f"{workdir}: holds a run of another config ({'; '.join(differ)}); choose another --workdir")
+        if changed := schema_lib.difference(schema_lib.load(workdir), schema):
+            raise UserError(f"{workdir}: its run was trained on another schema ({changed}); choose another --workdir")
+    elif any(workdir.iterdir()):
+        raise UserError(f"{workdir}: holds files but no run (no config.json); choose an empty --workdir")
+    vocabulary = Path(config.data.dir) / "vocabulary"
+    if vocabulary.is_dir():
+        shutil.copytree(vocabulary, workdir / "vocabulary", dirs_exist_ok=True)
+    schema.save(workdir)
+    (workdir / "environment.json").write_text(json.dumps(_environment(), indent=1) + "\n")
+    path.write_text(config.to_json(indent=1) + "\n")  # last: a workdir with it is a run
+
+
+def _environment() -> dict:
+    import jax
+
+    packages = ("emofm_jax", "jax", "jaxlib", "flax", "optax", "numpy", "pyarrow")
+    git = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "devices": [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.local_devices()],
+        "git_commit": git.stdout.strip() or None,
+        "command": sys.argv,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, _define))

@@ -1,0 +1,154 @@
+"""A split and a trained state -> predictions of every row -> the split's metrics and its prediction file.
+
+The forward is `models.predict` under pmap (`step.make_eval_step`), the metrics are exact and on the host.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from emofm_jax import metrics
+from emofm_jax.data import batches, shards
+from emofm_jax.errors import UserError
+from emofm_jax.training import step as step_lib
+
+
+class Predictions(NamedTuple):
+    """One entry per row of a split, in its order; n rows, T types. None where the model or schema has no such thing.
+
+    Attributes:
+      label: f32[n].
+      ftype: i32[n], -1 unknown.
+      weight: f32[n].
+      gauc_key: i64[n].
+      p: f32[n], p(y = 1 | x), the type unknown.
+      logit: f32[n].
+      p_type: f32[n, T], p(t | x) of the auxiliary model.
+      p_given_type: f32[n, T], p(y = 1 | x, t).
+    """
+
+    label: np.ndarray
+    ftype: np.ndarray
+    weight: np.ndarray
+    gauc_key: np.ndarray | None
+    p: np.ndarray
+    logit: np.ndarray
+    p_type: np.ndarray | None
+    p_given_type: np.ndarray | None
+
+
+def predict_split(eval_step: Callable, params, stats, split: shards.Split, batch_size: int, *, devices, progress=False):
+    """Scores every row of a split.
+
+    Args:
+      eval_step: from `step.make_eval_step`.
+      params, stats: of a TrainState.
+      split: to score.
+      batch_size: rows of a step over all devices.
+      devices: local devices that share a batch.
+      progress: whether to show a bar.
+
+    Returns:
+      Predictions.
+    """
+    n, schema = split.num_rows, split.schema
+    typed = (n, schema.num_types)
+    out = {"p": np.empty(n, np.float32), "logit": np.empty(n, np.float32)}
+    label, ftype, weight = np.empty(n, np.float32), np.empty(n, np.int32), np.empty(n, np.float32)
+    key = np.empty(n, np.int64) if schema.has_gauc_key else None
+
+    def put(host: batches.HostBatch):
+        return host, step_lib.put_batch(host.batch, devices)
+
+    done, pending = 0, None
+    source = batches.prefetch(batches.read(split, batch_size, num_devices=len(devices)), 2, put)
+    with tqdm(
+        total=n, unit=" rows", unit_scale=True, desc=f"  {split.path.name}", disable=not progress, leave=False
+    ) as bar:
+
+        def collect(rows: slice, scores: dict) -> None:
+            for name, array in jax.device_get(scores).items():
+                array = array.reshape(-1, *array.shape[2:])[: rows.stop - rows.start]
+                if name not in out:
+                    out[name] = np.empty(typed, np.float32)
+                out[name][rows] = array
+            bar.update(rows.stop - rows.start)
+
+        for host, batch in source:
+            rows = slice(done, done + host.num_rows)
+            for array, part in ((label, host.batch.label), (ftype, host.batch.ftype), (weight, host.batch.weight)):
+                array[rows] = part.reshape(-1)[: host.num_rows]
+            if key is not None:
+                key[rows] = host.gauc_key
+            scores = eval_step(params, stats, batch)
+            if pending is not None:  # fetched while the next step runs
+                collect(*pending)
+            pending, done = (rows, scores), rows.stop
+        if pending is not None:
+            collect(*pending)
+    return Predictions(label, ftype, weight, key, out["p"], out["logit"], out.get("p_type"), out.get("p_given_type"))
+
+
+def score_rows(eval_step: Callable, params, stats, rows: batches.Rows, schema, batch_size: int, *, devices) -> dict:
+    """Scores decoded rows: {"p": f32[n], "logit": f32[n], and for typed models "p_type", "p_given_type" f32[n, T]}."""
+    n, parts = len(rows.label), []
+    for start in range(0, max(n, 1), batch_size):
+        part = rows.take(slice(start, start + batch_size))
+        batch = batches.pad(part, batch_size, len(devices), schema.num_rows)
+        parts.append(eval_step(params, stats, step_lib.put_batch(batch, devices)))
+    parts = jax.device_get(parts)
+    return {k: np.concatenate([x[k].reshape(-1, *x[k].shape[2:]) for x in parts])[:n] for k in parts[0]}
+
+
+def read_truth(split: shards.Split) -> dict[str, np.ndarray] | None:
+    """The true probabilities beside a synthetic split: p f64[n], p_type and p_given_type f64[n, T]; else None."""
+    path = split.path / "truth.parquet"
+    if not path.exists():
+        return None
+    table = pq.read_table(path)
+    if table.num_rows != split.num_rows:
+        raise UserError(f"{path}: {table.num_rows} rows where the split has {split.num_rows}; prepare again")
+    truth = {"p": table["p"].to_numpy()}
+    for name in {"p_type", "p_given_type"} & set(table.column_names):
+        truth[name] = table[name].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
+    return truth
+
+
+def report(predictions: Predictions, split: shards.Split) -> dict:
+    """The split's part of `metrics.json`."""
+    return metrics.split_report(
+        predictions.label,
+        predictions.p,
+        logit=predictions.logit,
+        ftype=predictions.ftype,
+        weight=predictions.weight if split.schema.has_weight else None,
+        key=predictions.gauc_key,
+        p_type=predictions.p_type,
+        p_given_type=predictions.p_given_type,
+        type_names=split.schema.types,
+        truth=read_truth(split),
+    )
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Writes row, label, ftype, p and, for typed models, p_type and p_given_type as Parquet."""
+    n = len(predictions.p)
+    columns = {
+        "row": np.arange(n, dtype=np.int64),
+        "label": predictions.label.astype(np.int8),
+        "ftype": predictions.ftype.astype(np.int8),
+        "p": predictions.p,
+    }
+    for name in ("p_type", "p_given_type"):
+        if (array := getattr(predictions, name)) is not None:
+            columns[name] = pa.FixedSizeListArray.from_arrays(array.reshape(-1), array.shape[1])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    pq.write_table(pa.table(columns), temporary, compression="zstd")
+    temporary.replace(path)

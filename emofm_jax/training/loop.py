@@ -1,0 +1,314 @@
+"""The loop: batches -> steps -> log, evaluation, checkpoint; stops and goes on at any step with the same numbers.
+
+`run` reads top-down: build, restore, train epoch by epoch, evaluate the state that is kept, write the results.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from emofm_jax import metrics, models
+from emofm_jax.data import batches, shards
+from emofm_jax.data.schema import Schema
+from emofm_jax.errors import UserError
+from emofm_jax.training import checkpoint, evaluation, optim
+from emofm_jax.training import step as step_lib
+from emofm_jax.training.progress import Log, Progress, Window
+
+# What a monitor makes of a validation report; more is better.
+MONITORS: dict[str, Callable[[dict], float]] = {
+    "auc": lambda report: report["auc"],
+    "logloss": lambda report: -report["logloss"],
+    "auc - logloss": lambda report: report["auc"] - report["logloss"],
+}
+_EXCLUDED = ("owner",)  # scratch of the sparse step, not worth a checkpoint
+
+
+class Program(NamedTuple):
+    """The compiled parts of a run: devices, `init() -> TrainState`, and the pmapped steps."""
+
+    devices: list
+    init: Callable
+    train_step: Callable
+    eval_step: Callable
+
+
+def run(config: ConfigDict, workdir: Path, splits: dict[str, shards.Split]) -> dict:
+    """Trains until done, from the last checkpoint if there is one, then evaluates; writes metrics.json.
+
+    Args:
+      config: validated.
+      workdir: of this run.
+      splits: `train`, `valid` and perhaps `test`, of one schema.
+
+    Returns:
+      The content of metrics.json.
+
+    Raises:
+      UserError: the batch does not divide over the devices, the loss is not finite, the disk fails.
+      SystemExit: 128 + the signal after SIGTERM or SIGINT, with the state saved.
+    """
+    num_steps = config.train.epochs * math.ceil(splits["train"].num_rows / config.data.batch_size)
+    num_steps = min(num_steps, config.train.max_steps or num_steps)
+    program = make_program(config, splits["train"].schema, num_steps)
+    state, progress = _restore(workdir, program)
+    if progress.step < num_steps and not _out_of_patience(config, progress):
+        if progress.step:
+            print(f"{workdir}: goes on from step {progress.step:,} of {num_steps:,}")
+        progress.finished = False
+        state = _train(config, workdir, splits, program, state, progress, num_steps)
+    elif (workdir / "metrics.json").exists():
+        print(f"{workdir}: the run is finished ({progress.step:,} steps), this is its result")
+        return json.loads((workdir / "metrics.json").read_text())
+    if config.train.monitor and progress.best_step != progress.step:
+        like = _shapes(state)
+        del state  # two tables at a time would not fit where one just does
+        state = _read(workdir, like, program, progress.best_step)[0]
+    return _finish(config, workdir, splits, program, state, progress)
+
+
+def make_program(config: ConfigDict, schema: Schema, num_steps: int) -> Program:
+    """Builds model, optimizers and steps of a config; nothing is compiled yet.
+
+    Raises:
+      UserError: an unknown model, mixer, type or optimizer; a batch that does not divide over the devices.
+    """
+    devices = jax.local_devices()
+    for field in ("batch_size", "eval_batch_size"):
+        if config.data[field] % len(devices):
+            raise UserError(
+                f"config.data.{field}: {config.data[field]} rows do not divide over {len(devices)} devices; "
+                f"choose a multiple of {len(devices)}"
+            )
+    module = models.make_model(schema, config.model.to_dict(), compute_dtype=config.compute_dtype)
+    sections = {key: config.optim[key].to_dict() for key in step_lib.SECTIONS}
+    optimizers = {key: optim.make_optimizer(section, num_steps) for key, section in sections.items()}
+    train_step = step_lib.make_train_step(
+        module,
+        schema,
+        optimizers,
+        update=config.optim.embedding.update,
+        l2={key: section["l2"] for key, section in sections.items()},
+        clip=config.optim.clip,
+        clip_norm=config.optim.clip_norm,
+        am_weight=config.model.am_weight,
+        drop_type=schema.types.index(config.model.drop_type) if config.model.drop_type else -1,
+        seed=config.seed,
+        devices=devices,
+    )
+
+    def init() -> step_lib.TrainState:
+        return step_lib.init_state(
+            jax.random.key(config.seed),
+            module,
+            schema,
+            optimizers,
+            embedding_dim=config.model.embedding_dim,
+            init_scale=config.model.init_scale,
+            devices=devices,
+        )
+
+    return Program(devices, init, train_step, step_lib.make_eval_step(module, schema, devices=devices))
+
+
+def restore_kept(config: ConfigDict, workdir: Path, program: Program) -> tuple[step_lib.TrainState, Progress]:
+    """The state that evaluate and predict use: the best one if a monitor is set, else the last.
+
+    Raises:
+      UserError: no checkpoint, or none that is whole.
+    """
+    like = jax.eval_shape(program.init)
+    step, info = checkpoint.read_info(workdir / "checkpoints")
+    return _read(workdir, like, program, info["best_step"] if config.train.monitor else step)
+
+
+def score(
+    config: ConfigDict, split: shards.Split, program: Program, state: step_lib.TrainState
+) -> tuple[evaluation.Predictions, dict]:
+    """Predictions of a split and its part of metrics.json."""
+    predictions = evaluation.predict_split(
+        program.eval_step,
+        state.params,
+        state.stats,
+        split,
+        config.data.eval_batch_size,
+        devices=program.devices,
+        progress=sys.stderr.isatty(),
+    )
+    return predictions, evaluation.report(predictions, split)
+
+
+def _restore(workdir: Path, program: Program) -> tuple[step_lib.TrainState, Progress]:
+    """The newest checkpoint, or a fresh start."""
+    if checkpoint.latest(workdir / "checkpoints") is None:
+        return program.init(), Progress()
+    return _read(workdir, jax.eval_shape(program.init), program)
+
+
+def _read(workdir: Path, like, program: Program, step: int | None = None) -> tuple[step_lib.TrainState, Progress]:
+    like = like.replace(owner=np.zeros(like.owner.shape, np.int32))
+    restored = checkpoint.restore(workdir / "checkpoints", like, step=step, exclude=_EXCLUDED)
+    return step_lib.put_state(restored.state, program.devices), Progress(**restored.info)
+
+
+def _shapes(state: step_lib.TrainState):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+
+
+def _train(config, workdir, splits, program, state, progress, num_steps) -> step_lib.TrainState:
+    """Steps until the last one or until patience ends; returns the last state, which is saved."""
+    train, batch_size, num_rows = config.train, config.data.batch_size, splits["train"].num_rows
+    bar = tqdm(total=num_steps * batch_size, unit=" rows", unit_scale=True, disable=not sys.stderr.isatty())
+    bar.update(progress.step * batch_size)
+    with (
+        bar,
+        _stop_signals() as stop,
+        checkpoint.Saver(workdir / "checkpoints") as saver,
+        Log(workdir, progress) as log,
+        jax.transfer_guard("disallow"),
+    ):
+        window = Window(log, bar, progress, num_rows)
+        while not progress.finished:
+            epoch = progress.epoch
+            source = batches.read(
+                splits["train"],
+                batch_size,
+                num_devices=len(program.devices),
+                shuffle_rows=config.data.shuffle_rows if config.data.shuffle else 0,
+                seed=config.seed,
+                epoch=epoch,
+                skip_rows=progress.rows_done,
+            )
+            put = lambda host: (host.num_rows, host.rows_done, step_lib.put_batch(host.batch, program.devices))
+            with contextlib.closing(batches.prefetch(source, config.data.prefetch, put)) as source:
+                for rows, rows_done, batch in window.time(source):
+                    state, step_metrics = program.train_step(state, batch)
+                    progress.step += 1
+                    end_of_epoch = rows_done == num_rows
+                    progress.epoch, progress.rows_done = (epoch + 1, 0) if end_of_epoch else (epoch, rows_done)
+                    window.add(step_metrics, rows)
+                    last, worth_saving = progress.step == num_steps, False
+                    every = train.eval_every_steps
+                    if last or (progress.step % every == 0 if every else end_of_epoch):
+                        window.close()
+                        state, worth_saving = _evaluate(config, splits["valid"], program, state, progress, log)
+                        window.restart()
+                    progress.finished = last or _out_of_patience(config, progress)
+                    due = progress.step % train.save_every_steps == 0
+                    if worth_saving or progress.finished or due or stop.signal:
+                        window.close()
+                        progress.log_bytes = log.size()
+                        best = progress.best_step if train.monitor else None
+                        saver.save(
+                            progress.step, state, dataclasses.asdict(progress), best_step=best, exclude=_EXCLUDED
+                        )
+                        window.restart()
+                    elif progress.step % train.log_every_steps == 0:
+                        window.close()
+                    if progress.finished:
+                        break
+                    if stop.signal:
+                        saver.wait()
+                        name = signal.Signals(stop.signal).name
+                        text = (
+                            f"{workdir}: stopped by {name}; step {progress.step:,} is saved, the same command goes on"
+                        )
+                        print(text, file=sys.stderr)
+                        sys.exit(128 + stop.signal)
+    return state
+
+
+def _evaluate(config, split, program, state, progress, log) -> tuple[step_lib.TrainState, bool]:
+    """Evaluates the validation split; keeps history, best step and plateau. Returns the state, and whether to save."""
+    report = score(config, split, program, state)[1]
+    entry = {key: report[key] for key in ("auc", "logloss", "gauc", "pcoc")}
+    entry = {"step": progress.step, "epoch": progress.epoch, **entry}
+    progress.evaluations.append(entry)
+    log.write("evaluate", **entry)
+    auc = "-" if report["auc"] is None else f"{report['auc']:.6f}"
+    tqdm.write(f"step {progress.step:,}: validation AUC {auc}, logloss {report['logloss']:.6f}")
+    if len(progress.evaluations) == 1:
+        path = Path(config.data.dir) / "prepare.json"
+        prepared = json.loads(path.read_text()) if path.exists() else None
+        rates = {key: config.optim[key].learning_rate for key in step_lib.SECTIONS}
+        tqdm.write(metrics.verdict(report, prepared, rates))
+    # Without a monitor the plateau schedule watches the log-loss.
+    monitor = config.train.monitor or "logloss"
+    value = -math.inf if report["auc"] is None and "auc" in monitor else MONITORS[monitor](report)
+    better = value > progress.best_value + config.train.min_delta
+    if better or not config.train.monitor:
+        progress.report = report
+    if better:
+        progress.best_step, progress.best_value, progress.stale = progress.step, value, 0
+        return state, bool(config.train.monitor)
+    progress.stale += 1
+    scale = dict(state.lr_scale)
+    for key in step_lib.SECTIONS:
+        if config.optim[key].schedule == "plateau":
+            factor = max(float(jax.device_get(scale[key])) * config.train.plateau_factor, config.train.plateau_min)
+            scale[key] = step_lib.put_state(np.float32(factor), program.devices)
+            log.write("plateau", step=progress.step, section=key, lr_scale=factor)
+    return state.replace(lr_scale=scale), False
+
+
+def _finish(config, workdir, splits, program, state, progress) -> dict:
+    """Evaluates the kept state on the test split; writes metrics.json and the predictions."""
+    result = {"valid": progress.report}
+    if "test" in splits and splits["test"].num_rows:
+        predictions, result["test"] = score(config, splits["test"], program, state)
+        evaluation.write_predictions(workdir / "predictions" / "test.parquet", predictions)
+    seconds = max(progress.seconds, 1e-9)
+    result["train"] = {
+        "rows_per_s": progress.rows / seconds,
+        "input_wait": progress.waited / seconds,
+        "steps": progress.step,
+        "epochs": progress.epoch,
+        "seconds": progress.seconds,
+        "kept_step": progress.best_step if config.train.monitor else progress.step,
+        "evaluations": progress.evaluations,
+    }
+    sizes = {key: sum(x.size for x in jax.tree.leaves(state.params[key])) for key in step_lib.SECTIONS}
+    result["parameters"] = {**sizes, "total": sum(sizes.values())}
+    temporary = workdir / "metrics.json.tmp"
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    temporary.replace(workdir / "metrics.json")
+    return result
+
+
+def _out_of_patience(config: ConfigDict, progress: Progress) -> bool:
+    return bool(config.train.monitor and config.train.patience and progress.stale >= config.train.patience)
+
+
+class _Stop:
+    signal = 0
+
+
+@contextlib.contextmanager
+def _stop_signals():
+    """SIGTERM and SIGINT ask the loop to save and stop after the current step; a second one acts as usual."""
+    stop, before = _Stop(), {}
+
+    def ask(number, frame):
+        stop.signal = number
+        signal.signal(number, before[number])
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
