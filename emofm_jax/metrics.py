@@ -1,0 +1,301 @@
+"""Metrics of click prediction, exact and weighted: numpy only, tens of millions of rows.
+
+    AUC      share of (click, no click) pairs in which the click has the higher score, a tie counting one half
+    logloss  mean of -log p(label), in nats
+    GAUC     mean of the groups' AUCs weighted by their rows; groups of one class are left out and counted
+    PCOC     sum of p / sum of labels: predicted clicks over clicks
+    am       accuracy and log-loss of p(type | x), over the rows of known type
+
+Every `label` is [n] of 0 and 1 (any dtype), every `weight` f32[n] >= 0 or None for all 1; a row of weight 0 counts
+nowhere but in `rows`, and an integer weight counts like that many rows. What is not defined (one class only, no
+clicks, no rows) is None, never 0.5 or NaN. Sums are taken in float64 over blocks, so that the temporaries are those
+of a sort: at the peak 8 bytes a row for f32 scores, 16 more with weights, 40 in all where there is a GAUC key.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+_BLOCK_ROWS = 1 << 20
+
+
+def auc(label: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None) -> float | None:
+    """Area under the ROC curve, as scikit-learn's `roc_auc_score`: ties and weights are exact.
+
+    `score` is whatever orders the rows, p or logits. None if only one class has weight; ValueError on a NaN score.
+    """
+    label, score, _, weight = _weighted(label, score, None, weight)
+    clicked = label > 0
+    positive, negative = score[clicked], score[~clicked]
+    if not len(positive) or not len(negative):
+        return None
+    if weight is None:  # whole numbers: exact
+        positive.sort()  # neighbouring searches meet the same cache lines
+        negative.sort()
+        below = sum(
+            int(np.searchsorted(negative, positive[rows], side).sum())
+            for rows in _blocks(len(positive))
+            for side in ("left", "right")
+        )
+        return below / (2 * len(positive) * len(negative))
+    order = np.argsort(negative)
+    negative = negative[order]
+    below = np.concatenate([[0.0], np.cumsum(weight[~clicked][order], dtype=np.float64)])
+    mass, won = weight[clicked].astype(np.float64), 0.0
+    for rows in _blocks(len(positive)):
+        left, right = (below[np.searchsorted(negative, positive[rows], side)] for side in ("left", "right"))
+        won += float(np.dot(mass[rows], left + right))
+    return won / float(2 * below[-1] * mass.sum())
+
+
+def logloss(label: np.ndarray, p: np.ndarray, weight: np.ndarray | None = None) -> float | None:
+    """Mean of -log p(label) in nats, as scikit-learn's `log_loss`; None without rows.
+
+    `p` is clipped to [eps, 1 - eps] with the eps of its dtype, as scikit-learn does: in float32 1.2e-7, so a row costs
+    at most 15.9 nats. Where the logits are at hand `logloss_from_logits` needs no clipping.
+    """
+    eps = np.finfo(p.dtype).eps
+
+    def nats(rows: slice) -> np.ndarray:
+        q = np.clip(p[rows].astype(np.float64), eps, 1 - eps)
+        return -np.log(np.where(label[rows] > 0, q, 1 - q))
+
+    return _mean(nats, len(p), weight)
+
+
+def logloss_from_logits(label: np.ndarray, logit: np.ndarray, weight: np.ndarray | None = None) -> float | None:
+    """`logloss` of sigmoid(logit), exact at any size: log(1 + exp(-z)) for a click, log(1 + exp(z)) for none."""
+
+    def nats(rows: slice) -> np.ndarray:
+        z = logit[rows].astype(np.float64)
+        return np.logaddexp(0.0, np.where(label[rows] > 0, -z, z))
+
+    return _mean(nats, len(logit), weight)
+
+
+def gauc(
+    label: np.ndarray, score: np.ndarray, key: np.ndarray, weight: np.ndarray | None = None
+) -> tuple[float | None, int, int]:
+    """AUC within each group, averaged with the groups' weight (their impressions).
+
+    `key`, i64[n], is equal within a group; label, score, weight and errors as for `auc`. Returns (GAUC or None, groups
+    used, groups left out since they have one class).
+    """
+    label, score, key, weight = _weighted(label, score, key, weight)
+    if not len(key):
+        return None, 0, 0
+    order = np.lexsort((score, key))
+    ordered = key[order]
+    starts = np.concatenate([[0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1])
+    del ordered
+    # Blocks of whole groups: the first group that starts at or after every multiple of the block's rows.
+    cuts = starts[np.unique(np.searchsorted(starts, np.arange(0, starts[-1] + 1, _BLOCK_ROWS)))]
+    total, mass, used = 0.0, 0.0, 0
+    for first, last in zip(cuts, [*cuts[1:], len(order)]):
+        rows = order[first:last]
+        part = _groups(label[rows] > 0, score[rows], key[rows], None if weight is None else weight[rows])
+        total, mass, used = total + part[0], mass + part[1], used + part[2]
+    return total / mass if used else None, used, len(starts) - used
+
+
+def pcoc(label: np.ndarray, p: np.ndarray, weight: np.ndarray | None = None) -> float | None:
+    """Predicted clicks over clicks; None without clicks."""
+    return _ratio(_sum(p, weight), _sum(label, weight))
+
+
+def calibration(label: np.ndarray, p: np.ndarray, weight: np.ndarray | None = None, bins: int = 10) -> list[dict]:
+    """Mean prediction beside click rate in `bins` parts of (nearly) equally many rows, by ascending p.
+
+    Returns [{"rows", "mean_p", "rate"}, ...]. Rows of equal p stay together, so fewer parts may come back. Weights
+    enter the two means only, which are None for a part without weight.
+    """
+    if not len(p):
+        return []
+    edges = np.partition(p, cuts := [len(p) * i // bins for i in range(1, bins)])[cuts]
+    sums = np.zeros((4, bins))
+    for rows in _blocks(len(p)):
+        part = np.searchsorted(edges, p[rows], "right")
+        w = _weights(weight, rows)
+        for i, values in enumerate((np.ones(len(part)), w, w * p[rows], w * (label[rows] > 0))):
+            sums[i] += np.bincount(part, values, bins)
+    return [
+        {"rows": int(rows), "mean_p": _ratio(float(p_sum), float(w)), "rate": _ratio(float(clicks), float(w))}
+        for rows, w, p_sum, clicks in sums.T
+        if rows
+    ]
+
+
+def constant(label: np.ndarray, weight: np.ndarray | None = None) -> dict:
+    """Metrics of the best constant predictor: the click rate of these very rows."""
+    rate = _ratio(_sum(label, weight), _sum(np.ones_like(label), weight))
+    if rate is None:
+        return dict.fromkeys(("p", "auc", "logloss", "gauc", "pcoc"))
+    nats = math.fsum(-q * math.log(q) for q in (rate, 1 - rate) if q)
+    auc_value, pcoc_value = 0.5 if 0 < rate < 1 else None, 1.0 if rate else None
+    return {"p": rate, "auc": auc_value, "logloss": nats, "gauc": None, "pcoc": pcoc_value}
+
+
+def summary(
+    label: np.ndarray,
+    p: np.ndarray,
+    *,
+    logit: np.ndarray | None = None,
+    weight: np.ndarray | None = None,
+    key: np.ndarray | None = None,
+) -> dict:
+    """{"auc", "logloss", "gauc", "pcoc", "rows", "clicks", "notes"} of probabilities p f32[n].
+
+    AUC, GAUC and logloss are taken from `logit`, f32[n], where it is given, since f32 p ties near 1. `key`, i64[n]: the
+    groups of GAUC. Rows and clicks are counted without weights; the notes say why something is None.
+    """
+    score = p if logit is None else logit
+    result = {
+        "auc": auc(label, score, weight),
+        "logloss": logloss(label, p, weight) if logit is None else logloss_from_logits(label, logit, weight),
+        "gauc": None,
+        "pcoc": pcoc(label, p, weight),
+        "rows": len(label),
+        "clicks": int(np.count_nonzero(label > 0)),
+        "notes": [],
+    }
+    if result["logloss"] is None:
+        result["notes"].append("no rows" if not len(label) else "no row has a weight")
+    elif result["auc"] is None:
+        result["notes"].append(f"one class only: no AUC{' and no PCOC' if result['pcoc'] is None else ''}")
+    if key is not None and result["logloss"] is not None:
+        result["gauc"], used, left_out = gauc(label, score, key, weight)
+        result["notes"].append(f"GAUC of {used:,} groups; {left_out:,} have one class and are left out")
+    return result
+
+
+def split_report(
+    label: np.ndarray,
+    p: np.ndarray,
+    *,
+    logit: np.ndarray | None = None,
+    weight: np.ndarray | None = None,
+    key: np.ndarray | None = None,
+    ftype: np.ndarray | None = None,
+    p_type: np.ndarray | None = None,
+    p_given_type: np.ndarray | None = None,
+    type_names: Sequence[str] = (),
+    truth: dict[str, np.ndarray] | None = None,
+) -> dict:
+    """A split's part of metrics.json.
+
+    Args:
+      label, p, logit, weight, key: as for `summary`.
+      ftype: i32[n], -1 unknown.
+      p_type, p_given_type: f32[n, T], None for a model without types.
+      type_names: of the T types.
+      truth: of made-up data: "p" [n] and, if typed, "p_type" and "p_given_type" [n, T].
+
+    Returns:
+      `summary`, with "constant", "calibration"; where the model has types "am" {"accuracy", "majority", "logloss",
+      "marginal_entropy", "bayes_logloss"} (None if no type is known) and "types", the `summary` of p_given_type[:, t]
+      over the rows of each type t with its "name"; where the truth is known "p_over_true" and, there and in each
+      type, "bayes" {"auc", "logloss"}.
+    """
+    report = summary(label, p, logit=logit, weight=weight, key=key)
+    report["constant"] = constant(label, weight)
+    report["calibration"] = calibration(label, p, weight)
+    if truth is not None:
+        report["p_over_true"] = _ratio(_sum(p, weight), _sum(truth["p"], weight))
+        report["bayes"] = {"auc": auc(label, truth["p"], weight), "logloss": logloss(label, truth["p"], weight)}
+    if p_given_type is None or ftype is None:
+        return report
+    report["am"] = _auxiliary(ftype, p_type, weight, type_names, truth, report["notes"])
+    report["types"] = []
+    for t, name in enumerate(type_names):
+        rows = np.flatnonzero(ftype == t)
+        w, k = (None if x is None else x[rows] for x in (weight, key))
+        part = {"name": name, **summary(label[rows], p_given_type[rows, t], weight=w, key=k)}
+        if truth is not None:
+            true = truth["p_given_type"][rows, t]
+            part["bayes"] = {"auc": auc(label[rows], true, w), "logloss": logloss(label[rows], true, w)}
+        report["types"].append(part)
+    return report
+
+
+def _auxiliary(ftype, p_type, weight, type_names, truth, notes) -> dict | None:
+    """The "am" of `split_report`, over the rows of known type whose predictor was not dropped."""
+    kept = p_type.max(axis=0, initial=0) > 0
+    for t in np.flatnonzero(~kept):
+        notes.append(f"type {type_names[t]!r} never has any p_type: its rows are left out of am")
+    masses, sums = np.zeros(len(kept)), np.zeros(3)
+    for rows in _blocks(len(ftype)):
+        chosen = (ftype[rows] >= 0) & kept[ftype[rows]]
+        t, q, w = ftype[rows][chosen], p_type[rows][chosen], _weights(weight, rows)[chosen]
+        masses += np.bincount(t, w, len(kept))
+        own = np.maximum(q[np.arange(len(t)), t].astype(np.float64), np.finfo(q.dtype).eps)
+        sums[:2] += np.dot(w, q.argmax(axis=1) == t), np.dot(w, -np.log(own))
+        if truth is not None:
+            true = truth["p_type"][rows][chosen]
+            sums[2] += np.dot(w, np.log(true[:, kept].sum(axis=1) / np.maximum(true[np.arange(len(t)), t], 1e-300)))
+    if not masses.sum():
+        notes.append("no row of known type: no am")
+        return None
+    accuracy, nats, true_nats = (float(x) for x in sums / masses.sum())
+    shares = masses[masses > 0] / masses.sum()
+    return {
+        "accuracy": accuracy,
+        "majority": float(shares.max()),
+        "logloss": nats,
+        "marginal_entropy": float(-np.dot(shares, np.log(shares))),
+        "bayes_logloss": None if truth is None else true_nats,
+    }
+
+
+def _weighted(label, score, key, weight):
+    """The rows that have a weight, whose scores must be numbers."""
+    if weight is not None and not (kept := weight > 0).all():
+        label, score, weight = label[kept], score[kept], weight[kept]
+        key = None if key is None else key[kept]
+    if np.isnan(score).any():
+        raise ValueError("a score is NaN")
+    return label, score, key, weight
+
+
+def _groups(clicked, score, key, weight) -> tuple[float, float, int]:
+    """(sum of weight times AUC, sum of weight, number) of the two-class groups of rows sorted by key, then score."""
+    new_group = np.concatenate([[True], key[1:] != key[:-1]])
+    runs = np.flatnonzero(new_group | np.concatenate([[True], score[1:] != score[:-1]]))  # of equal scores
+    mass = np.ones(len(key), np.int64) if weight is None else weight.astype(np.float64)
+    positive = np.add.reduceat(np.where(clicked, mass, 0), runs)
+    negative = np.add.reduceat(np.where(clicked, 0, mass), runs)
+    first = np.flatnonzero(new_group[runs])
+    before = np.cumsum(negative) - negative
+    before -= np.repeat(before[first], np.diff(np.append(first, len(runs))))
+    won = np.add.reduceat(positive * (2 * before + negative), first)
+    positive, negative = np.add.reduceat(positive, first), np.add.reduceat(negative, first)
+    used = (positive > 0) & (negative > 0)
+    won, positive, negative = won[used], positive[used], negative[used]
+    mass = positive + negative
+    return float(np.sum(mass * (won / (2.0 * positive * negative)))), float(mass.sum()), len(mass)
+
+
+def _blocks(n: int):
+    return (slice(start, min(start + _BLOCK_ROWS, n)) for start in range(0, n, _BLOCK_ROWS))
+
+
+def _weights(weight, rows: slice) -> np.ndarray:
+    """f64 weights of a block."""
+    return np.ones(rows.stop - rows.start) if weight is None else weight[rows].astype(np.float64)
+
+
+def _sum(x: np.ndarray, weight: np.ndarray | None) -> float:
+    return math.fsum(np.dot(x[rows].astype(np.float64), _weights(weight, rows)) for rows in _blocks(len(x)))
+
+
+def _mean(terms: Callable[[slice], np.ndarray], n: int, weight: np.ndarray | None) -> float | None:
+    """Weighted mean of the f64 terms of each block of rows; None if there is no weight."""
+    total = mass = 0.0
+    for rows in _blocks(n):
+        w = _weights(weight, rows)
+        total, mass = total + float(np.dot(np.where(w > 0, terms(rows), 0), w)), mass + float(w.sum())
+    return _ratio(total, mass)
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
