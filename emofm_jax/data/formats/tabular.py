@@ -1,0 +1,163 @@
+"""Rows of named columns: csv, tsv and the like, with or without a header, plain, gzip or zstd; and Parquet.
+
+    label,user,item,tags,price
+    1,u17,i4,red^small,3.5
+
+Cells may stand in double quotes, as Python's csv module has it. Columns are found by name, so files may differ in
+their order. Every column must be a slot, have a role, or be left out on purpose (`config.prepare.ignore`).
+"""
+
+import csv
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from emofm_jax.data import recipe as recipe_lib
+from emofm_jax.data.formats import lines as lines_lib
+from emofm_jax.data.formats.lines import Chunk
+from emofm_jax.data.schema import Slot
+from emofm_jax.errors import UserError
+
+_PARQUET_ROWS = 1 << 16
+# Roles that a row to predict may lack.
+_ONLY_TRAINING = ("label", "ftype", "weight", "gauc_key", "_day")
+
+
+def tasks(
+    recipe: Mapping, path: Path, labelled: bool, progress: Callable[[int], None] | None
+) -> Iterator[Callable[[], Chunk]]:
+    """Yields functions that each make the chunk of one block of the file (see `formats`)."""
+    slots = recipe_lib.slots(recipe)
+    if is_parquet(path):
+        yield from _parquet_tasks(recipe, path, labelled, progress, slots)
+        return
+    separator = recipe["separator"]
+    if len(separator.encode()) != 1 or separator in '"\r\n':
+        raise UserError(f"config.prepare.separator: {separator!r} must be one character, such as ',' or '\\t'")
+    names = _names(recipe, path, labelled)
+    sources = _sources(recipe, path, names, labelled, slots)
+    skip_header = recipe["header"]
+    for first_line, block in lines_lib.blocks(path, separator=separator, progress=progress):
+        if skip_header:
+            skip_header = False
+            end = block.find(b"\n") + 1
+            if not end:
+                return  # a header and no row
+            first_line, block = first_line + 1, block[end:]
+        yield functools.partial(_chunk, recipe, str(path), first_line, block, names, sources, slots)
+
+
+def is_parquet(path: Path) -> bool:
+    return path.suffix in (".parquet", ".pq")
+
+
+def integer_row_id(recipe: Mapping, path: Path) -> bool:
+    """Whether the row id column holds integers: only Parquet says so, text stays text."""
+    return is_parquet(path) and pa.types.is_integer(_open_parquet(path).schema_arrow.field(recipe["row_id"]).type)
+
+
+def _chunk(recipe, file, first_line, block, names, sources, slots) -> Chunk:
+    wanted = list(dict.fromkeys(sources.values()))
+    raw, lines, bad = lines_lib.parse(
+        block, first_line, names, wanted, recipe["separator"], True, recipe["null_values"]
+    )
+    return Chunk(file, lines, _split_bags(recipe, {key: raw[name] for key, name in sources.items()}, slots), bad)
+
+
+def _split_bags(recipe: Mapping, columns: dict[str, pa.Array], slots: tuple[Slot, ...]) -> dict[str, pa.Array]:
+    """Cells of bags as lists; Parquet may hold lists already."""
+    for slot in slots:
+        column = columns.get(slot.name)
+        if slot.kind == "multi" and column is not None and not pa.types.is_list(column.type):
+            if pa.types.is_large_list(column.type):
+                columns[slot.name] = column.cast(pa.list_(column.type.value_type))
+            else:
+                separator = recipe_lib.slot_options(recipe, slot.name)["separator"]
+                columns[slot.name] = pc.split_pattern(column.cast(pa.string()), separator)
+    return columns
+
+
+def _names(recipe: Mapping, path: Path, labelled: bool) -> list[str]:
+    """Names of the file's columns, in order."""
+    try:
+        text = lines_lib.first_row(path).decode()
+        first = next(csv.reader([text], delimiter=recipe["separator"], strict=True), [])
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}:1: the first row cannot be read ({error}); is it a text file of columns?") from None
+    names = list(recipe["columns"]) if not recipe["header"] else first
+    if not names:
+        if recipe["header"]:
+            raise UserError(f"{path}:1: the first line is empty, where the names of the columns should stand; add them")
+        raise UserError("config.prepare.columns: with header=False it must name the columns of the file, in order")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"{path}: column {twice[0]!r} stands twice; rename one of the two")
+    if not labelled and not recipe["header"] and len(first) < len(names):
+        optional = [name for role, name in _roles(recipe).items() if role in ("label", "ftype")]
+        without = [name for name in names if name not in optional]
+        return without if len(without) == len(first) else names
+    return names
+
+
+def _roles(recipe: Mapping) -> dict[str, str]:
+    """{role: column} of the roles that the recipe gives."""
+    roles = {role: recipe[role] for role in ("label", "ftype", "row_id", "weight", "gauc_key") if recipe[role]}
+    if recipe["split"] == "day":
+        roles["_day"] = recipe["day_column"]
+    return roles
+
+
+def _sources(recipe: Mapping, path: Path, names: list[str], labelled: bool, slots: tuple[Slot, ...]) -> dict[str, str]:
+    """{slot or role: column of the file}, after checking that the two agree."""
+    roles = _roles(recipe)
+    if not labelled:
+        roles = {role: name for role, name in roles.items() if role not in _ONLY_TRAINING or name in names}
+    sources = {slot.name: slot.name for slot in slots} | roles
+    missing = [name for name in dict.fromkeys(sources.values()) if name not in names]
+    if missing:
+        role = next((r for r, name in roles.items() if name == missing[0]), "")
+        what = (
+            f"config.prepare.{'day_column' if role == '_day' else role}" if role else "a slot of config.prepare.groups"
+        )
+        raise UserError(f"{path}: there is no column {missing[0]!r} ({what}); the file has {', '.join(names)}")
+    extra = [name for name in names if name not in sources.values() and name not in recipe["ignore"]]
+    if extra and labelled:
+        raise UserError(
+            f"{path}: column {extra[0]!r} is a slot in no group; name it in config.prepare.groups or "
+            "config.prepare.ignore"
+        )
+    return sources
+
+
+def _parquet_tasks(recipe, path, labelled, progress, slots) -> Iterator[Callable[[], Chunk]]:
+    file = _open_parquet(path)
+    sources = _sources(recipe, path, file.schema_arrow.names, labelled, slots)
+    row, size, rows = 1, path.stat().st_size, max(file.metadata.num_rows, 1)
+    try:
+        for batch in file.iter_batches(_PARQUET_ROWS, columns=list(dict.fromkeys(sources.values()))):
+            if progress is not None:
+                progress(size * batch.num_rows // rows)
+            columns = {key: batch.column(name) for key, name in sources.items()}
+            lines = row + np.arange(batch.num_rows)
+            row += batch.num_rows
+            yield functools.partial(_parquet_chunk, recipe, str(path), lines, columns, slots)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: it cannot be read to its end ({error}); copy it again") from None
+
+
+def _parquet_chunk(recipe, file, lines, columns, slots) -> Chunk:
+    return Chunk(file, lines, _split_bags(recipe, columns, slots))
+
+
+def _open_parquet(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; check the path") from None
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a complete Parquet file ({error}); copy it again") from None

@@ -1,0 +1,161 @@
+"""Values and their ids: the hash of every value, and the counted vocabulary of a slot.
+
+    id = 1 .. n by falling count in the train split (equal counts: by value); rarer than min_count, missing or
+    unknown = 0
+
+A value is text: a number in a Parquet column is its digits, so that the same data as csv gets the same ids.
+Memory grows with the number of distinct values, never with the number of rows.
+"""
+
+import urllib.parse
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import xxhash
+
+from emofm_jax.errors import UserError
+
+_MERGE_ROWS = 1 << 20
+
+
+def as_text(values: pa.Array) -> pa.Array:
+    """Any plain column as pa.string(); integers become their digits."""
+    if isinstance(values, pa.DictionaryArray):
+        values = values.dictionary_decode()
+    return values if values.type == pa.string() else values.cast(pa.string())
+
+
+def hash_values(values: pa.Array, seed: int) -> np.ndarray:
+    """xxh3_64 of the UTF-8 bytes of each value.
+
+    Args:
+      values: string[n], no nulls.
+      seed: of the hash.
+
+    Returns:
+      u64[n].
+    """
+    digest = xxhash.xxh3_64_intdigest
+    return np.array([digest(value, seed) for value in values.cast(pa.binary()).to_pylist()], np.uint64)
+
+
+class Vocabulary:
+    """The values of one slot (and of those that share its rows), in the order of their ids.
+
+    Attributes:
+      values: string[n]; `values[i]` has the id i + 1.
+      counts: int64[n], occurrences in the train split.
+    """
+
+    def __init__(self, values: pa.Array, counts: pa.Array):
+        self.values, self.counts = values, counts
+        self._index: tuple[int, np.ndarray, np.ndarray] | None = None
+
+    @property
+    def rows(self) -> int:
+        """Table rows that the slot needs: its values and row 0."""
+        return len(self.values) + 1
+
+    def digest(self) -> str:
+        """16 hex digits of the values in their order."""
+        state = xxhash.xxh3_64()
+        for start in range(0, len(self.values), _MERGE_ROWS):
+            piece = self.values.slice(start, _MERGE_ROWS)
+            state.update(pc.binary_length(piece).to_numpy().astype("<i4").tobytes())
+            state.update("".join(piece.to_pylist()).encode())
+        return state.hexdigest()
+
+    def ids(self, values: pa.Array) -> np.ndarray:
+        """Ids of values.
+
+        Args:
+          values: string[n], no nulls; fastest when they are distinct.
+
+        Returns:
+          i32[n], 0 for a value that is not in the vocabulary.
+        """
+        if not len(self.values) or not len(values):
+            return np.zeros(len(values), np.int32)
+        seed, hashes, order = self._sorted()
+        at = np.searchsorted(hashes, hash_values(values, seed))
+        rows = order[np.minimum(at, len(order) - 1)]
+        # Equal hashes are not yet equal values.
+        same = pc.equal(self.values.take(pa.array(rows)), values).to_numpy(zero_copy_only=False)
+        return np.where(same, rows + 1, 0).astype(np.int32)
+
+    def save(self, directory: Path, slot: str) -> None:
+        """Writes `<directory>/vocabulary/<slot>.parquet`."""
+        path = _path(directory, slot)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"value": self.values, "count": self.counts}), path, compression="zstd")
+
+    def _sorted(self) -> tuple[int, np.ndarray, np.ndarray]:
+        """(seed, sorted hashes of the values, the value of each): 12 bytes a value, where a dict takes 150."""
+        seed = 0
+        while self._index is None:
+            hashes = np.empty(len(self.values), np.uint64)
+            for start in range(0, len(hashes), _MERGE_ROWS):
+                hashes[start : start + _MERGE_ROWS] = hash_values(self.values.slice(start, _MERGE_ROWS), seed)
+            order = np.argsort(hashes)
+            hashes = hashes[order]
+            if (hashes[1:] != hashes[:-1]).all():  # else two values collide: another seed parts them
+                self._index = seed, hashes, order.astype(np.int32)
+            seed += 1
+        return self._index
+
+
+def load(directory: Path, slot: str) -> Vocabulary:
+    """Reads the vocabulary that `save` wrote.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    path = _path(directory, slot)
+    try:
+        table = pq.ParquetFile(path).read()
+        return Vocabulary(table["value"].combine_chunks(), table["count"].combine_chunks())
+    except FileNotFoundError:
+        raise UserError(f"{path}: the vocabulary of slot {slot!r} is missing; prepare the data again") from None
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise UserError(f"{path}: it cannot be read ({error}); prepare the data again") from None
+
+
+class Counter:
+    """Counts distinct values in memory that grows with their number only."""
+
+    def __init__(self):
+        self._merged = _table([], [])
+        self._pending: list[pa.Table] = []
+        self._pending_rows = 0
+
+    def add(self, values: pa.Array) -> None:
+        """Counts string[n]; nulls are no values."""
+        counted = pc.value_counts(values.drop_null())
+        self._pending.append(_table(counted.field(0), counted.field(1)))
+        self._pending_rows += len(counted)
+        if self._pending_rows > max(_MERGE_ROWS, self._merged.num_rows):
+            self._merge()
+
+    def vocabulary(self, min_count: int) -> Vocabulary:
+        """The values that occurred at least `min_count` times, most frequent first."""
+        self._merge()
+        kept = self._merged.filter(pc.greater_equal(self._merged["count"], min_count))
+        kept = kept.sort_by([("count", "descending"), ("value", "ascending")])
+        return Vocabulary(kept["value"].combine_chunks(), kept["count"].combine_chunks())
+
+    def _merge(self) -> None:
+        rows = pa.concat_tables([self._merged, *self._pending])
+        grouped = rows.group_by("value", use_threads=False).aggregate([("count", "sum")])
+        self._merged = _table(grouped["value"], grouped["count_sum"])
+        self._pending, self._pending_rows = [], 0
+
+
+def _path(directory: Path, slot: str) -> Path:
+    return Path(directory) / "vocabulary" / f"{urllib.parse.quote(slot, safe=' ')}.parquet"
+
+
+def _table(values, counts) -> pa.Table:
+    return pa.table({"value": values, "count": counts}, pa.schema([("value", pa.string()), ("count", pa.int64())]))
