@@ -1,0 +1,269 @@
+"""The planted truth of the synthetic data: ids, latent vectors, weights, and rows drawn from them.
+
+DOC
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from emofm_jax.data import shards
+from emofm_jax.data.population import (
+    SLOTS,
+    Dials,
+    Population,
+    SlotPlan,
+    draw_ids,
+    make_population,
+    num_new_ids,
+    stream,
+)
+
+CHUNK_ROWS = 1 << 13  # rows that are made at once, from a random stream of their own
+PILOT_ROWS = 1 << 15  # on which weights are scaled and biases set
+RANK = 3  # r, of the latent vector of an id, hence of every interaction
+CLICK_RATE = 0.095
+SMOOTHING = 2.5e-4  # p_0: an id of this popularity has 1/sqrt(2) of the full effect, rarer ids less
+# Standard deviations, in nats of the label's logit: main effects, interactions within and across groups.
+MAIN, WITHIN, ACROSS = 1.26, 0.70, 0.80
+OWN = 1.0  # size of a type's own weights beside the shared ones, at type_strength 1
+RATES = 0.5  # half the distance of the largest and the smallest bias of a type, in nats
+TYPE_MAIN, TYPE_PAIRS = 1.1, 0.7  # standard deviations of each type's score
+_WITHIN = (
+    ("segment", "age"),
+    ("page", "position"),
+    ("category", "format"),
+    ("clicked_categories", "recency"),
+)
+_ACROSS = (
+    ("segment", "category"),
+    ("age", "category"),
+    ("clicked_categories", "category"),
+    ("page", "format"),
+    ("position", "activity"),
+    ("depth", "page"),
+)
+_TYPE_SLOTS = ("page", "format", "position", "os", "category", "segment", "activity", "depth")
+_TYPE_CROSSES = (("page", "format"), ("segment", "category"), ("depth", "position"))
+_INDEX = {slot.name: i for i, slot in enumerate(SLOTS)}
+
+
+class Weights(NamedTuple):
+    """Of the label's logits: main f64[S, r, T], within and across f64[pairs, r, r, T], bias f64[T]."""
+
+    main: np.ndarray
+    within: np.ndarray
+    across: np.ndarray
+    bias: np.ndarray
+
+
+class TypeWeights(NamedTuple):
+    """Of the types' scores: main f64[S, r, T], pairs f64[pairs, r, r, T], bias f64[T]."""
+
+    main: np.ndarray
+    pairs: np.ndarray
+    bias: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """The planted truth.
+
+    Attributes:
+      population: what the ids are drawn from; it holds the dials.
+      latents: per slot, f64[rows, r], row 0 for a missing value, new ids last.
+      label: weights of train and valid; `label_test` of test.
+      types: weights of the types' scores.
+    """
+
+    population: Population
+    latents: dict[str, np.ndarray]
+    label: Weights
+    label_test: Weights
+    types: TypeWeights
+
+    @property
+    def dials(self) -> Dials:
+        return self.population.dials
+
+
+class Rows(NamedTuple):
+    """A chunk of n rows.
+
+    Attributes:
+      ids: per slot, rows of its table, 0 = missing: i32[n], or of a bag (i32[all ids], i64[n + 1] where rows begin).
+      label, ftype: i8[n].
+      p, p_type, p_given_type: p(y=1|x) f64[n], p(t|x) and p(y=1|x, t) f64[n, T].
+      parts: main effects, interactions within and across groups, f64[n, T] each: with the bias, the logit.
+    """
+
+    ids: dict
+    label: np.ndarray
+    ftype: np.ndarray
+    p: np.ndarray
+    p_type: np.ndarray
+    p_given_type: np.ndarray
+    parts: tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def make_world(dials: Dials) -> World:
+    """Plants the truth: ids and their latent vectors, weights of the stated sizes, biases that hit the rates.
+
+    Raises:
+      UserError: a dial is out of range.
+    """
+    dials.check()
+    rng = stream(dials, "world")
+    population = make_population(dials, rng)
+    latents = {slot.name: _latents(slot, population.popularity[slot.name], dials, rng) for slot in SLOTS}
+    h = _vectors(latents, draw_ids(population, PILOT_ROWS, stream(dials, "pilot")))
+    types = _make_types(dials, h, rng)
+    label = label_test = _make_label(dials, h, types, rng)
+    if dials.drift:
+        moved = _make_label(dials, h, types, stream(dials, "drift"))
+        label_test = Weights(*(a + dials.drift * b for a, b in zip(label[:3], moved[:3])), label.bias)
+    return World(population, latents, label, label_test, types)
+
+
+def make_rows(world: World, split: str) -> Iterator[Rows]:
+    """The rows of a split in chunks of 32k; the first rows are the same however many are asked for."""
+    dials, label = world.dials, world.label_test if split == "test" else world.label
+    num_rows = dials.rows[shards.SPLITS.index(split)]
+    hidden = dials.unseen_type if split != "test" else ""
+    for chunk in range(-(-num_rows // CHUNK_ROWS)):
+        rng = stream(dials, split, chunk)
+        fresh = stream(dials, "new", chunk) if split == "test" and dials.new_id_rate else None
+        ids = draw_ids(world.population, CHUNK_ROWS, rng, fresh)
+        h = _vectors(world.latents, ids)
+        parts = label_parts(label, h)
+        logits, p_type = sum(parts) + label.bias, type_probs(world.types, h)
+        if hidden:
+            p_type[:, dials.types.index(hidden)] = 0
+            p_type /= p_type.sum(1, keepdims=True)
+        uniform, shock = rng.random((2, CHUNK_ROWS)), dials.noise * rng.standard_normal(CHUNK_ROWS)
+        ftype = (uniform[0][:, None] > np.cumsum(p_type, 1)[:, :-1]).sum(1)
+        label_drawn = uniform[1] < _sigmoid(logits[np.arange(CHUNK_ROWS), ftype] + shock)
+        p_given_type = expected_sigmoid(logits, dials.noise)
+        p = (p_type * p_given_type).sum(1)
+        n = min(CHUNK_ROWS, num_rows - chunk * CHUNK_ROWS)
+        ids = {k: (v[0][: v[1][n]], v[1][: n + 1]) if isinstance(v, tuple) else v[:n] for k, v in ids.items()}
+        arrays = (label_drawn.astype(np.int8), ftype.astype(np.int8), p, p_type, p_given_type)
+        yield Rows(ids, *(a[:n] for a in arrays), tuple(a[:n] for a in parts))
+
+
+def label_parts(weights: Weights, h: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Main effects and interactions within and across groups, f64[n, T] each, of vectors h f64[n, S, r]."""
+    return _main(h, weights.main), _pairs(h, _WITHIN, weights.within), _pairs(h, _ACROSS, weights.across)
+
+
+def type_probs(weights: TypeWeights, h: np.ndarray) -> np.ndarray:
+    """p(t | x), f64[n, T], of vectors h f64[n, S, r]."""
+    score = _main(h, weights.main) + _pairs(h, _TYPE_CROSSES, weights.pairs) + weights.bias
+    score = np.exp(score - score.max(1, keepdims=True))
+    return score / score.sum(1, keepdims=True)
+
+
+def expected_sigmoid(logits: np.ndarray, noise: float) -> np.ndarray:
+    """E sigmoid(logit + noise * normal), by Gauss-Hermite quadrature."""
+    if not noise:
+        return _sigmoid(logits)
+    nodes, weights = np.polynomial.hermite.hermgauss(32)
+    return sum(w * _sigmoid(logits + noise * np.sqrt(2) * x) for x, w in zip(nodes, weights)) / np.sqrt(np.pi)
+
+
+def _latents(slot: SlotPlan, popularity: np.ndarray, dials: Dials, rng: np.random.Generator) -> np.ndarray:
+    """f64[rows, r]: centred over the rows, smaller for rare ids, smooth in k for ordered ones."""
+    if slot.ordered:
+        waves = np.cos(np.pi * np.arange(1, 6) * (np.arange(slot.size)[:, None] + 0.5) / slot.size)
+        v = waves @ (rng.standard_normal((5, RANK)) / np.arange(1, 6)[:, None])
+    else:
+        v = rng.standard_normal((slot.size, RANK))
+    scale = np.sqrt(popularity / (popularity + SMOOTHING))
+    missing, new = rng.standard_normal((1, RANK)), rng.standard_normal((num_new_ids(slot), RANK)) * scale.min()
+    v *= scale[:, None]
+    return np.concatenate([missing, v, new if dials.new_id_rate else new[:0]]) - popularity @ v
+
+
+def _vectors(latents: dict, ids: dict) -> np.ndarray:
+    """h f64[n, S, r]: each slot's latent vector; a bag's is the mean over its ids, zero if it is empty."""
+    h = np.empty((len(ids["hour"]), len(SLOTS), RANK))
+    for s, slot in enumerate(SLOTS):
+        if slot.bag:
+            rows, starts = ids[slot.name]
+            sums = np.concatenate([np.zeros((1, RANK)), np.cumsum(latents[slot.name][rows], 0)])
+            h[:, s] = (sums[starts[1:]] - sums[starts[:-1]]) / np.maximum(np.diff(starts), 1)[:, None]
+        else:
+            h[:, s] = latents[slot.name][ids[slot.name]]
+    return h
+
+
+def _mixed(rng: np.random.Generator, shape: tuple, num_types: int, strength: float) -> np.ndarray:
+    """f64[*shape, T]: weights that the types share, plus `strength` times weights of their own."""
+    return rng.standard_normal((*shape, 1)) + strength * rng.standard_normal((*shape, num_types))
+
+
+def _main(h: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Main effects f64[n, T] of weights f64[S, r, T]."""
+    return h.reshape(len(h), -1) @ weights.reshape(-1, weights.shape[-1])
+
+
+def _pair(h: np.ndarray, pair: tuple[str, str], matrix: np.ndarray) -> np.ndarray:
+    """One bilinear interaction, f64[n, T]: sum_ab h_i[a] matrix[a, b, t] h_j[b]."""
+    a, b = (h[:, _INDEX[name]] for name in pair)
+    left = (a @ matrix.reshape(RANK, -1)).reshape(len(h), RANK, -1)  # [n, r, T]
+    return (left * b[:, :, None]).sum(1)
+
+
+def _pairs(h: np.ndarray, pairs: tuple, matrices: np.ndarray) -> np.ndarray:
+    return sum(_pair(h, pair, matrix) for pair, matrix in zip(pairs, matrices))
+
+
+def _scaled_main(h, raw: np.ndarray, weight: np.ndarray, deviation: float) -> np.ndarray:
+    """Scales weights so that slot s contributes in proportion to weight[s], and all by `deviation` nats."""
+    each = np.stack([(h[:, s] @ raw[s]).std(0) for s in range(len(SLOTS))])  # [S, T]
+    scaled = raw * (weight[:, None] / each)[:, None, :]
+    return scaled * (deviation / _main(h, scaled).std(0))
+
+
+def _scaled_pairs(h, pairs: tuple, raw: np.ndarray, deviation: float) -> np.ndarray:
+    """Scales matrices so that all pairs contribute alike, and `deviation` nats together."""
+    scaled = np.stack([m / _pair(h, pair, m).std(0) for pair, m in zip(pairs, raw)])
+    return scaled * (deviation / _pairs(h, pairs, scaled).std(0))
+
+
+def _make_types(dials: Dials, h: np.ndarray, rng: np.random.Generator) -> TypeWeights:
+    """Weights of the types' scores, and biases that give type t the share (T - t) / (1 + ... + T)."""
+    num_types = max(1, dials.num_types)
+    weight = np.array([float(slot.name in _TYPE_SLOTS) for slot in SLOTS])
+    main = _scaled_main(h, rng.standard_normal((len(SLOTS), RANK, num_types)), weight, TYPE_MAIN)
+    raw = rng.standard_normal((len(_TYPE_CROSSES), RANK, RANK, num_types))
+    shares = np.arange(num_types, 0, -1) / (num_types * (num_types + 1) / 2)
+    types = TypeWeights(main, _scaled_pairs(h, _TYPE_CROSSES, raw, TYPE_PAIRS), np.log(shares))
+    for _ in range(50):
+        types = types._replace(bias=types.bias + np.log(shares / type_probs(types, h).mean(0)))
+    return types
+
+
+def _make_label(dials: Dials, h: np.ndarray, types: TypeWeights, rng: np.random.Generator) -> Weights:
+    """Weights of the label; biases RATES apart between the types that give CLICK_RATE over all."""
+    num_types, strength = max(1, dials.num_types), OWN * dials.type_strength
+    weight = np.array([slot.weight for slot in SLOTS])
+    main = _scaled_main(h, _mixed(rng, (len(SLOTS), RANK), num_types, strength), weight, MAIN)
+    within = _mixed(rng, (len(_WITHIN), RANK, RANK), num_types, strength)
+    across = _mixed(rng, (len(_ACROSS), RANK, RANK), num_types, strength)
+    across = _scaled_pairs(h, _ACROSS, across, ACROSS) * dials.cross_strength
+    weights = Weights(main, _scaled_pairs(h, _WITHIN, within, WITHIN), across, np.zeros(num_types))
+    logits, p_type = sum(label_parts(weights, h)), type_probs(types, h)
+    offset = RATES * dials.type_strength * np.linspace(-1, 1, num_types) if num_types > 1 else np.zeros(1)
+    low, high = -30.0, 30.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        rate = (p_type * expected_sigmoid(logits + middle + offset, dials.noise)).sum(1).mean()
+        low, high = (middle, high) if rate < CLICK_RATE else (low, middle)
+    return weights._replace(bias=middle + offset)
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 0.5 + 0.5 * np.tanh(0.5 * x)

@@ -1,0 +1,193 @@
+"""Who and what occurs in the synthetic data: slots, how often each id is drawn, what follows from what.
+
+DOC
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from emofm_jax.errors import UserError
+
+MAX_LENGTH = 10  # ids of a bag
+FAVOURITES, FAVOURED = 40, 0.3  # items that a user segment comes back to, and how often
+STREAMS = {"train": 0, "valid": 1, "test": 2, "pilot": 3, "world": 4, "drift": 5, "new": 6}
+
+
+class SlotPlan(NamedTuple):
+    """How a slot is drawn (ids 0 .. size - 1, popularity (k + 1)^-zipf) and how much it weighs."""
+
+    name: str
+    group: str
+    size: int
+    zipf: float = 0.0
+    weight: float = 0.0  # share of its main effect, relative to the other slots
+    parent: str = ""  # slot whose id decides this one's
+    missing: float = 0.0  # share of rows without a value
+    ordered: bool = False  # neighbouring ids have similar effects
+    bag: bool = False
+    grows: bool = False  # new ids appear in it with time
+
+
+SLOTS = (
+    SlotPlan("user_id", "user", 50_000, 1.05, 0.4, grows=True),
+    SlotPlan("gender", "user", 2, 0.3, 0.5, "user_id", missing=0.05),
+    SlotPlan("age", "user", 9, 0.0, 0.9, "user_id", missing=0.08, ordered=True),
+    SlotPlan("city", "user", 120, 1.1, 0.5, "user_id", missing=0.03),
+    SlotPlan("occupation", "user", 16, 0.6, 0.6, "user_id", missing=0.15),
+    SlotPlan("segment", "user", 24, 0.5, 1.0, "user_id"),
+    SlotPlan("activity", "user", 6, 0.0, 0.8, "user_id", ordered=True),
+    SlotPlan("hour", "scene", 24, 0.0, 0.6, ordered=True),
+    SlotPlan("weekday", "scene", 7, 0.0, 0.3),
+    SlotPlan("device", "scene", 300, 1.1, 0.5, missing=0.02),
+    SlotPlan("os", "scene", 4, 0.5, 0.5, "device"),
+    SlotPlan("network", "scene", 5, 0.6, 0.5),
+    SlotPlan("page", "scene", 80, 1.1, 1.1),
+    SlotPlan("position", "scene", 8, 0.7, 1.2, ordered=True),
+    SlotPlan("ad_id", "ad", 8_000, 1.1, 0.5, grows=True),
+    SlotPlan("campaign", "ad", 1_500, 0.0, 0.6, "ad_id"),
+    SlotPlan("advertiser", "ad", 300, 0.0, 0.8, "campaign"),
+    SlotPlan("category", "ad", 30, 0.0, 1.2, "advertiser"),
+    SlotPlan("format", "ad", 6, 0.5, 0.8, "ad_id"),
+    SlotPlan("landing", "ad", 20, 0.6, 0.5, "campaign"),
+    SlotPlan("price", "ad", 12, 0.0, 0.6, "ad_id", missing=0.04, ordered=True),
+    SlotPlan("depth", "session", 8, 0.7, 0.8, ordered=True),
+    SlotPlan("recency", "session", 10, 0.4, 0.8, missing=0.1, ordered=True),
+    SlotPlan("clicked_items", "session", 12_000, 1.1, 0.4, bag=True, grows=True),
+    SlotPlan("clicked_categories", "session", 30, 0.0, 0.9, "clicked_items", bag=True),
+    SlotPlan("search_terms", "session", 3_000, 1.15, 0.5, bag=True, grows=True),
+    SlotPlan("visited_pages", "session", 80, 1.1, 0.6, bag=True),
+    SlotPlan("last_category", "session", 30, 0.0, 0.6, "clicked_items"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dials:
+    """`config.prepare.synthetic`: the same fields, the same defaults (emofm_jax/config.py says what they mean)."""
+
+    rows: tuple[int, int, int] = (400_000, 50_000, 50_000)
+    num_types: int = 4
+    type_strength: float = 1.0
+    cross_strength: float = 1.0
+    noise: float = 0.0
+    drift: float = 0.0
+    new_id_rate: float = 0.0
+    unseen_type: str = ""
+    seed: int = 0
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """Names of the types: t1, t2, ..., from the most to the least frequent."""
+        return tuple(f"t{t + 1}" for t in range(self.num_types))
+
+    def check(self) -> None:
+        """Raises UserError on a value that no data can be made with."""
+        where = "config.prepare.synthetic"
+        if len(self.rows) != 3 or min(self.rows) < 1:
+            raise UserError(f"{where}.rows: {tuple(self.rows)} must be three positive numbers of train, valid, test")
+        if not 0 <= self.num_types <= 127:
+            raise UserError(f"{where}.num_types: {self.num_types} must be between 0 and 127; 0 makes untyped data")
+        for name in ("type_strength", "cross_strength", "noise", "drift", "seed"):
+            if not 0 <= getattr(self, name) < np.inf:
+                raise UserError(f"{where}.{name}: {getattr(self, name)} is out of range; it must be at least 0")
+        if not 0 <= self.new_id_rate <= 1:
+            raise UserError(f"{where}.new_id_rate: {self.new_id_rate} is no share; it must be between 0 and 1")
+        if self.unseen_type and (self.unseen_type not in self.types or self.num_types < 2):
+            raise UserError(
+                f"{where}.unseen_type: {self.unseen_type!r} cannot be left out of the types {list(self.types)}; "
+                "name one of at least two, or none"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Population:
+    """What the ids are drawn from.
+
+    Attributes:
+      dials: that made it.
+      popularity: per slot, f64[size]: how often each id occurs (a segment's favourites aside).
+      cumulative: per slot, f64[size - 1]: the running sum of it, without the last.
+      parents: per derived slot, i32[size of its parent]: the id that follows from the parent's.
+      favourites: i32[segments, FAVOURITES]: items that the users of a segment come back to.
+    """
+
+    dials: Dials
+    popularity: dict[str, np.ndarray]
+    cumulative: dict[str, np.ndarray]
+    parents: dict[str, np.ndarray]
+    favourites: np.ndarray
+
+
+def make_population(dials: Dials, rng: np.random.Generator) -> Population:
+    """Draws popularities and what follows from what."""
+    popularity, parents = {}, {}
+    for slot in SLOTS:
+        popularity[slot.name] = own = _popularity(slot, rng)
+        if slot.parent:
+            ids = rng.choice(slot.size, len(popularity[slot.parent]), p=own).astype(np.int32)
+            parents[slot.name] = ids
+            popularity[slot.name] = np.bincount(ids, popularity[slot.parent], slot.size)
+    items, segments = popularity["clicked_items"], popularity["segment"]
+    favourites = rng.choice(len(items), (len(segments), FAVOURITES), p=items).astype(np.int32)
+    cumulative = {name: np.cumsum(p)[:-1] for name, p in popularity.items()}
+    return Population(dials, popularity, cumulative, parents, favourites)
+
+
+def draw_ids(
+    population: Population, num_rows: int, rng: np.random.Generator, fresh: np.random.Generator | None = None
+) -> dict:
+    """Draws the ids of n rows.
+
+    Args:
+      num_rows: n.
+      fresh: draws ids that training never saw, at the dial's rate; None = no such ids.
+
+    Returns:
+      Per slot, rows of its table, 0 = missing: i32[n], or of a bag (i32[all ids], i64[n + 1] where each row's begin).
+    """
+    raw, starts, ids = {}, {}, {}
+    for slot in SLOTS:
+        empty = False
+        if slot.parent in starts and not slot.bag:  # the first id of a bag decides
+            first, end = starts[slot.parent][:-1], starts[slot.parent][1:]
+            empty = first == end
+            k = population.parents[slot.name][raw[slot.parent][np.minimum(first, end[-1] - 1)]]
+        elif slot.parent:
+            k = population.parents[slot.name][raw[slot.parent]]
+            if slot.bag:
+                starts[slot.name] = starts[slot.parent]
+        else:
+            if slot.bag:
+                lengths = rng.binomial(MAX_LENGTH, 0.1 + 0.08 * raw["depth"])
+                starts[slot.name] = np.concatenate([[0], np.cumsum(lengths)])
+            uniform = rng.random(starts[slot.name][-1] if slot.bag else num_rows)
+            k = np.searchsorted(population.cumulative[slot.name], uniform, side="right").astype(np.int32)
+        if slot.name == "clicked_items":
+            segment = np.repeat(raw["segment"], lengths)
+            k = np.where(rng.random(len(k)) < FAVOURED, population.favourites[segment, k % FAVOURITES], k)
+        raw[slot.name], row = k, k + 1
+        if slot.grows and fresh is not None:
+            new = fresh.integers(slot.size + 1, slot.size + 1 + num_new_ids(slot), len(k))
+            row = np.where(fresh.random(len(k)) < population.dials.new_id_rate, new, row)
+        if slot.missing:
+            empty = rng.random(len(k)) < slot.missing
+        row = np.where(empty, 0, row).astype(np.int32)
+        ids[slot.name] = (row, starts[slot.name]) if slot.bag else row
+    return ids
+
+
+def num_new_ids(slot: SlotPlan) -> int:
+    """Ids of a slot that only test rows show, at a new_id_rate above zero."""
+    return slot.size // 4 if slot.grows else 0
+
+
+def stream(dials: Dials, name: str, chunk: int = 0) -> np.random.Generator:
+    return np.random.default_rng([dials.seed, STREAMS[name], chunk])
+
+
+def _popularity(slot: SlotPlan, rng: np.random.Generator) -> np.ndarray:
+    """Zipf, in no order of the ids unless they are ordered; without an exponent uniform, or a hump if ordered."""
+    k = np.arange(slot.size)
+    p = (k + 1.0) ** -slot.zipf if slot.zipf or not slot.ordered else 1.3 - np.cos(2 * np.pi * (k + 0.5) / slot.size)
+    return (p if slot.ordered else rng.permutation(p)) / p.sum()

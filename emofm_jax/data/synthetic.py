@@ -1,0 +1,184 @@
+"""Made-up click logs of the CTI kind, whose true probabilities are known.
+
+DOC
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from emofm_jax.data import planted, population, shards
+from emofm_jax.data.planted import Rows
+from emofm_jax.data.population import Dials
+from emofm_jax.data.schema import Schema, Slot
+from emofm_jax.errors import UserError
+
+
+def write(recipe: Mapping, directory: Path, name: str, progress: bool) -> Schema:
+    """Makes the three splits of shards, `truth.parquet` of valid and test, `schema.json` and `prepare.json`.
+
+    Args:
+      recipe: `config.prepare` as a dict; its `synthetic` section holds the dials, `gauc_key` may name a slot.
+      directory: that is made, or filled.
+      name: of the data set.
+      progress: whether to report the rows written so far on stderr.
+
+    Returns:
+      The schema, with the train split's counts per type.
+
+    Raises:
+      UserError: a dial is out of range, or `gauc_key` names no slot with one id per row.
+    """
+    dials = Dials(**recipe["synthetic"])
+    world, schema = planted.make_world(dials), make_schema(dials, name, recipe)
+    key = recipe.get("gauc_key", "")
+    if key and key not in [s.name for s in schema.slots if s.kind == "categorical"]:
+        raise UserError(f"config.prepare.gauc_key: {key!r} is no slot of single ids; choose one, such as 'user_id'")
+    counts = {split: {s.name: np.zeros(s.rows, np.int64) for s in schema.slots} for split in shards.SPLITS}
+    splits, done = {}, 0
+    for split in shards.SPLITS:
+        per_type = np.zeros((2, dials.num_types + 1), np.int64)
+        with shards.Writer(directory, split, schema) as writer, _TruthWriter(writer.path, split, dials) as truth:
+            for rows in planted.make_rows(world, split):
+                for slot, ids in rows.ids.items():
+                    flat = ids[0] if isinstance(ids, tuple) else ids
+                    counts[split][slot] += np.bincount(flat, minlength=len(counts[split][slot]))
+                ftype = rows.ftype if dials.num_types else np.zeros_like(rows.ftype)
+                per_type += [np.bincount(ftype, w, dials.num_types + 1).astype(int) for w in (None, rows.label)]
+                writer.write(_table(rows, dials, key))
+                truth.write(rows)
+                done += len(rows.label)
+                if progress:
+                    print(f"\rsynthetic: {done:,} of {sum(dials.rows):,} rows", end="", file=sys.stderr)
+        splits[split] = {"rows": int(per_type[0].sum()), "rejected": {}, "clicks": int(per_type[1].sum())}
+        if split == "train":
+            rows_per_type, clicks_per_type = (tuple(map(int, c)) for c in per_type)
+            schema = dataclasses.replace(schema, rows_per_type=rows_per_type, clicks_per_type=clicks_per_type)
+    if progress:
+        print(file=sys.stderr)
+    report = {"slots": {s.name: _slot_report(s.name, counts) for s in schema.slots}, "splits": splits}
+    (Path(directory) / "prepare.json").write_text(json.dumps(report, indent=1) + "\n")
+    schema.save(directory)
+    return schema
+
+
+def make_schema(dials: Dials, name: str, recipe: Mapping) -> Schema:
+    """The schema of the shards, without counts."""
+    slots = []
+    for plan in population.SLOTS:
+        rows = 1 + plan.size + (population.num_new_ids(plan) if dials.new_id_rate else 0)
+        kind, length = ("multi", population.MAX_LENGTH) if plan.bag else ("categorical", 1)
+        slots.append(Slot(plan.name, plan.group, kind, "identity", rows, max_length=length))
+    return Schema(name, tuple(slots), dials.types, has_gauc_key=bool(recipe.get("gauc_key")), recipe=dict(recipe))
+
+
+def facts(dials: Dials) -> dict[str, float]:
+    """What the data is like, measured on the test split's true probabilities; ids on the train split.
+
+    Returns:
+      bayes_auc, known_type_auc: of p(y|x) and of p(y|x, t) with the row's type, expected over labels;
+      click_rate; type_gap: marginal entropy of the types minus the expected log-loss of p(t|x), in nats;
+      interactions: their share of the variance of the row's logit, and across_groups: the share of that; distinct_ids:
+      that occur in train; share_t1, rate_t1, ...: share and click rate of each type (typed data only).
+    """
+    world = planted.make_world(dials)
+    chunks = list(planted.make_rows(world, "test"))
+    p, p_type, p_given_type = (np.concatenate([getattr(c, k) for c in chunks]) for k in Rows._fields[3:6])
+    ftype = np.concatenate([c.ftype for c in chunks])[:, None]
+    main, within, across = (np.concatenate(part) for part in zip(*(c.parts for c in chunks)))
+    row = lambda a: np.take_along_axis(a, ftype, 1)[:, 0]
+    interaction, shares = row(within + across), p_type.mean(0)
+    out = {
+        "bayes_auc": expected_auc(p, p),
+        "known_type_auc": expected_auc(row(p_given_type), row(p_given_type)),
+        "click_rate": p.mean(),
+        "type_gap": _entropy(shares) - np.mean(_entropy(p_type)),
+        "interactions": np.var(interaction) / np.var(row(main) + interaction + world.label_test.bias[ftype[:, 0]]),
+        "across_groups": np.var(row(across)) / (np.var(row(across)) + np.var(row(within))),
+    }
+    seen = {plan.name: np.zeros(len(world.latents[plan.name]), bool) for plan in population.SLOTS}
+    for chunk in planted.make_rows(world, "train"):
+        for slot, ids in chunk.ids.items():
+            seen[slot][ids[0] if isinstance(ids, tuple) else ids] = True
+    out["distinct_ids"] = sum(int(s[1:].sum()) for s in seen.values())
+    for t, name in enumerate(dials.types):
+        out[f"share_{name}"] = shares[t]
+        out[f"rate_{name}"] = (p_type[:, t] * p_given_type[:, t]).sum() / p_type[:, t].sum()
+    return {key: float(value) for key, value in out.items()}
+
+
+def expected_auc(score: np.ndarray, p: np.ndarray) -> float:
+    """AUC of `score` f64[n] with every row counted as p a click and 1 - p none; scores without ties."""
+    p = p[np.argsort(score)]
+    below = np.cumsum(1 - p) - (1 - p)
+    return float((p * below).sum() / (p.sum() * (1 - p).sum() - (p * (1 - p)).sum()))
+
+
+def _entropy(p: np.ndarray) -> np.ndarray:
+    """In nats, over the last axis; 0 log 0 = 0."""
+    return -np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0).sum(-1)
+
+
+def _table(rows: Rows, dials: Dials, gauc_key: str) -> pa.Table:
+    """The columns of a shard."""
+    columns = {}
+    for slot, ids in rows.ids.items():
+        if isinstance(ids, tuple):
+            columns[slot] = pa.ListArray.from_arrays(pa.array(ids[1].astype(np.int32)), pa.array(ids[0]))
+        else:
+            columns[slot] = pa.array(ids)
+    columns["label"] = rows.label
+    if dials.num_types:
+        columns["ftype"] = rows.ftype
+    if gauc_key:
+        columns["gauc_key"] = rows.ids[gauc_key].astype(np.int64)
+    return pa.table(columns)
+
+
+class _TruthWriter:
+    """Writes `truth.parquet` beside the shards of valid and test; of train, nothing."""
+
+    def __init__(self, path: Path, split: str, dials: Dials):
+        fields = [("p", pa.float64())]
+        if dials.num_types:
+            fields += [("p_given_type", pa.list_(pa.float64())), ("p_type", pa.list_(pa.float64()))]
+        self.schema = pa.schema(fields)
+        self.file = None
+        if split != "train":
+            self.file = pq.ParquetWriter(path / "truth.parquet", self.schema, compression="zstd")
+
+    def write(self, rows: Rows) -> None:
+        if self.file is not None:
+            columns = [getattr(rows, name) for name in self.schema.names]
+            columns = [c if c.ndim == 1 else pa.FixedSizeListArray.from_arrays(c.ravel(), c.shape[1]) for c in columns]
+            arrays = [pa.array(c).cast(field.type) for c, field in zip(columns, self.schema)]
+            self.file.write_table(pa.table(arrays, schema=self.schema))
+
+    def __enter__(self) -> "_TruthWriter":
+        return self
+
+    def __exit__(self, error_type, error, traceback) -> None:
+        if self.file is not None:
+            self.file.close()
+
+
+def _slot_report(name: str, counts: dict) -> dict:
+    """Distinct train values, the share of valid and test values that train never shows, the top value's share."""
+    train = counts["train"][name][1:]
+    unknown = {}
+    for split in shards.SPLITS[1:]:
+        values = counts[split][name][1:]
+        unknown[split] = float(values[train == 0].sum() / max(1, values.sum()))
+    top = float(train.max() / max(1, train.sum()))
+    return {"distinct": int((train > 0).sum()), "unknown": unknown, "top_share": top}
+
+
+if __name__ == "__main__":
+    for key, value in facts(Dials()).items():
+        print(f"{key:16} {value:,.4f}" if value < 1000 else f"{key:16} {value:,.0f}")
