@@ -1,0 +1,109 @@
+"""The table's part of a step: equal rows summed, then an optimizer applied to the rows that occur (docs/model.md).
+
+    g_r = sum over occurrences m with ids_m = r of dL/de_m;   (table_r, moments_r) <- optimizer(g_r, ...) for those r
+
+No pass over the table or its moments: with the state donated, time follows the M occurrences and not V.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+CHUNK = 8192  # rows that are updated at a time: a slab of them and its moments stay in the cache
+
+
+def add_l2(grads, params, l2: float):
+    """grads + l2 * params, of any tree; `grads` itself if l2 is 0."""
+    return jax.tree.map(lambda g, p: g + l2 * p, grads, params) if l2 else grads
+
+
+def sum_rows(
+    ids: jax.Array, grads: jax.Array, owner: jax.Array, chunk: int
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Sums the gradients of equal ids, in time that follows M and not V.
+
+    Args:
+      ids: i32[M], table rows; V and above = padding.
+      grads: f32[M, D], of each occurrence.
+      owner: i32[V], scratch, donated: which occurrence speaks for a row. Entries of earlier steps are not read.
+      chunk: M is rounded up to a multiple of min(chunk, M), giving Mc.
+
+    Returns:
+      rows i32[Mc], the U distinct rows first, then rows out of range, all different; their summed gradients
+      f32[Mc, D], then zeros; U i32[]; owner.
+    """
+    size, num_rows = ids.shape[0], owner.shape[0]
+    padded = -(-size // min(chunk, size)) * min(chunk, size)
+    number = jnp.arange(size, dtype=jnp.int32)
+    owner = owner.at[ids].set(number, mode="drop")
+    speaker = owner.at[ids].get(mode="fill", fill_value=-1)
+    live = speaker == number
+    place = jnp.where(live, jnp.cumsum(live) - 1, padded)
+    rows = (num_rows + jnp.arange(padded, dtype=jnp.int32)).at[place].set(ids, mode="drop")
+    # Padding has speaker -1, which would wrap to the last place: it is sent out of range instead.
+    target = jnp.where(speaker >= 0, place[speaker], padded)
+    summed = jnp.zeros((padded, grads.shape[1]), grads.dtype).at[target].add(grads, mode="drop")
+    return rows, summed, jnp.sum(live, dtype=jnp.int32), owner
+
+
+def update_rows(
+    optimizer: optax.GradientTransformation,
+    table: jax.Array,
+    opt_state,
+    rows: jax.Array,
+    grads: jax.Array,
+    num_rows: jax.Array,
+    *,
+    clip_factor: jax.Array,
+    lr_scale: jax.Array,
+    l2: float,
+    chunk: int,
+) -> tuple[jax.Array, optax.OptState]:
+    """Applies a row-wise optimizer to the first `num_rows` of `rows`, a chunk of them at a time, in place.
+
+    Leaves of the optimizer's state with V rows are gathered and scattered as the table is. All others (counts)
+    enter each chunk as they were before the step, and advance once.
+
+    Args:
+      table: f32[V, D].
+      rows, grads, num_rows: from `sum_rows`, Mc a multiple of the chunk.
+      clip_factor: on the gradients, before l2 * row is added.
+
+    Returns:
+      The table and the optimizer's state.
+    """
+    size = min(chunk, rows.shape[0])
+    leaves, structure = jax.tree.flatten(opt_state)
+    by_row = [leaf.ndim > 0 and leaf.shape[0] == table.shape[0] for leaf in leaves]
+
+    def take(array, at):
+        return array.at[at].get(mode="fill", fill_value=0, unique_indices=True)
+
+    def put(array, at, values):
+        return array.at[at].set(values, mode="drop", unique_indices=True)
+
+    def slab(arrays, at):
+        """The state for the rows `at` alone."""
+        slabs = iter(arrays)
+        return structure.unflatten([take(next(slabs), at) if r else leaf for leaf, r in zip(leaves, by_row)])
+
+    def body(carry):
+        start, table, arrays = carry
+        at = jax.lax.dynamic_slice(rows, (start,), (size,))
+        g = jax.lax.dynamic_slice(grads, (start, 0), (size, grads.shape[1]))
+        old = take(table, at)
+        updates, new = optimizer.update(add_l2(clip_factor * g, old, l2), slab(arrays, at), old)
+        new = [leaf for leaf, r in zip(jax.tree.leaves(new), by_row) if r]
+        arrays = [put(array, at, values) for array, values in zip(arrays, new)]
+        return start + size, put(table, at, old + lr_scale * updates), arrays
+
+    arrays = [leaf for leaf, r in zip(leaves, by_row) if r]
+    # One row out of range tells how everything that is not a row advances.
+    nowhere = jnp.full(1, table.shape[0], jnp.int32)
+    row = take(table, nowhere)
+    _, advanced = optimizer.update(row, slab(arrays, nowhere), row)
+    start = jnp.zeros((), jnp.int32)
+    _, table, arrays = jax.lax.while_loop(lambda c: c[0] < num_rows, body, (start, table, arrays))
+    moved = iter(arrays)
+    merged = [next(moved) if r else leaf for leaf, r in zip(jax.tree.leaves(advanced), by_row)]
+    return table, structure.unflatten(merged)
