@@ -163,7 +163,7 @@ def summary(
         result["notes"].append("no rows" if not len(label) else "no row has a weight")
     elif result["auc"] is None:
         result["notes"].append(f"one class only: no AUC{' and no PCOC' if result['pcoc'] is None else ''}")
-    if key is not None and result["logloss"] is not None:
+    if key is not None:
         result["gauc"], used, left_out = gauc(label, score, key, weight)
         result["notes"].append(f"GAUC of {used:,} groups; {left_out:,} have one class and are left out")
     return result
@@ -198,19 +198,17 @@ def split_report(
       type, "bayes" {"auc", "logloss"}.
     """
     report = summary(label, p, logit=logit, weight=weight, key=key)
-    report["constant"] = constant(label, weight)
-    report["calibration"] = calibration(label, p, weight)
+    report |= {"constant": constant(label, weight), "calibration": calibration(label, p, weight)}
     if truth is not None:
         report["p_over_true"] = _ratio(_sum(p, weight), _sum(truth["p"], weight))
         report["bayes"] = {"auc": auc(label, truth["p"], weight), "logloss": logloss(label, truth["p"], weight)}
     if p_given_type is None or ftype is None:
         return report
-    report["am"] = _auxiliary(ftype, p_type, weight, type_names, truth, report["notes"])
-    report["types"] = []
+    report |= {"am": _auxiliary(ftype, p_type, weight, type_names, truth, report["notes"]), "types": []}
     for t, name in enumerate(type_names):
         rows = np.flatnonzero(ftype == t)
         w, k = (None if x is None else x[rows] for x in (weight, key))
-        part = {"name": name, **summary(label[rows], p_given_type[rows, t], weight=w, key=k)}
+        part = {"name": name} | summary(label[rows], p_given_type[rows, t], weight=w, key=k)
         if truth is not None:
             true = truth["p_given_type"][rows, t]
             part["bayes"] = {"auc": auc(label[rows], true, w), "logloss": logloss(label[rows], true, w)}
@@ -220,7 +218,7 @@ def split_report(
 
 def _auxiliary(ftype, p_type, weight, type_names, truth, notes) -> dict | None:
     """The "am" of `split_report`, over the rows of known type whose predictor was not dropped."""
-    kept = p_type.max(axis=0, initial=0) > 0
+    kept = p_type.max(axis=0, initial=0) > 0 if len(ftype) else np.ones(p_type.shape[1], bool)
     for t in np.flatnonzero(~kept):
         notes.append(f"type {type_names[t]!r} never has any p_type: its rows are left out of am")
     masses, sums = np.zeros(len(kept)), np.zeros(3)
@@ -261,7 +259,7 @@ def _groups(clicked, score, key, weight) -> tuple[float, float, int]:
     """(sum of weight times AUC, sum of weight, number) of the two-class groups of rows sorted by key, then score."""
     new_group = np.concatenate([[True], key[1:] != key[:-1]])
     runs = np.flatnonzero(new_group | np.concatenate([[True], score[1:] != score[:-1]]))  # of equal scores
-    mass = np.ones(len(key), np.int64) if weight is None else weight.astype(np.float64)
+    mass = 1 if weight is None else weight.astype(np.float64)  # whole numbers stay exact
     positive = np.add.reduceat(np.where(clicked, mass, 0), runs)
     negative = np.add.reduceat(np.where(clicked, 0, mass), runs)
     first = np.flatnonzero(new_group[runs])

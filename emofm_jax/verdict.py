@@ -3,12 +3,12 @@
 import math
 
 
-def verdict(report: dict, prepared: dict | None, learning_rates: dict[str, float]) -> str:
+def line(report: dict, prepared: dict | None, learning_rates: dict[str, float]) -> str:
     """What the first evaluation shows, in a line: the nats learnt, or the likely causes of having learnt nothing.
 
     Args:
-      report: of `split_report`.
-      prepared: content of prepare.json, or None.
+      report: of the validation split, by `metrics.split_report`.
+      prepared: content of prepare.json; None if there is none.
       learning_rates: of "embedding" and "network".
     """
     auc_value, nats, base = report["auc"], report["logloss"], report["constant"]["logloss"]
@@ -27,17 +27,19 @@ def verdict(report: dict, prepared: dict | None, learning_rates: dict[str, float
 
 
 def _causes(report: dict, prepared: dict | None, learning_rates: dict[str, float]) -> list[str]:
+    """What in the data and the options is known to keep a model from learning."""
     causes = []
-    for name, slot in (prepared or {"slots": {}})["slots"].items():
-        if (unknown := slot.get("unknown", {}).get("valid") or 0) > 0.5:
-            causes.append(f"{unknown:.0%} of slot {name!r} is unknown in valid")
-        largest = max(abs(slot.get("min") or 0), abs(slot.get("max") or 0))
-        if slot.get("transform") == "none" and largest > 100:
-            causes.append(f"slot {name!r} reaches {largest:g} without a transform (log1p, standardize, bucket)")
+    for name, slot in prepared["slots"].items() if prepared else ():
+        unknown = slot["unknown"].get("valid", 0.0)  # numbers have none
+        if unknown > 0.5:
+            causes.append(f"{unknown:.0%} of slot {name!r} is unknown in the validation split")
+        if slot.get("max") is not None and (largest := max(abs(slot["min"]), abs(slot["max"]))) > 100:
+            causes.append(
+                f"slot {name!r} reaches {largest:g} (transform {slot['encoding']}; log1p and standardize tame it)"
+            )
     for key, rate in learning_rates.items():
         if rate == 0 or rate > 0.1:
-            causes.append(f"optim.{key}.learning_rate is {rate:g}")
-    rate = report["constant"]["p"]
-    if min(rate, 1 - rate) < 1e-3:
-        causes.append(f"the click rate is {rate:.2g}")
+            causes.append(f"config.optim.{key}.learning_rate is {rate:g}")
+    if prepared and prepared["splits"]["train"]["clicks"] in (0, prepared["splits"]["train"]["rows"]):
+        causes.append("the labels of the training split are all the same")
     return causes

@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from emofm_jax import metrics, models
+from emofm_jax import models, verdict
 from emofm_jax.data import batches, shards
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
@@ -243,7 +243,7 @@ def _evaluate(config, split, program, state, progress, log) -> tuple[step_lib.Tr
         path = Path(config.data.dir) / "prepare.json"
         prepared = json.loads(path.read_text()) if path.exists() else None
         rates = {key: config.optim[key].learning_rate for key in step_lib.SECTIONS}
-        tqdm.write(metrics.verdict(report, prepared, rates))
+        tqdm.write(verdict.line(report, prepared, rates))
     # Without a monitor the plateau schedule watches the log-loss.
     monitor = config.train.monitor or "logloss"
     value = -math.inf if report["auc"] is None and "auc" in monitor else MONITORS[monitor](report)
