@@ -1,0 +1,83 @@
+"""The one embedding table: its start, looking rows up, pooling bags into slots (docs/model.md, choice 1).
+
+    e[b, s] = sum over the columns c of slot s of value[b, c] * table[ids[b, c]]
+
+An id that is out of range, as padding is, is the zero vector.
+"""
+
+import functools
+import itertools
+from collections.abc import Sequence
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def init_table(
+    key: jax.Array, offsets: Sequence[int], num_rows: int, embedding_dim: int, init_scale: float
+) -> jax.Array:
+    """Draws the table from N(0, init_scale); row 0 of each slot, of missing and unknown values, starts at zero.
+
+    Args:
+      key: of `jax.random`.
+      offsets: i64[S], first row of each slot (`schema.offsets`; slots that share rows have the same one).
+      num_rows: V (`schema.num_rows`).
+      embedding_dim: D.
+      init_scale: standard deviation.
+
+    Returns:
+      f32[V, D].
+    """
+    return _init_table(key, jnp.asarray(np.unique(offsets), jnp.int32), num_rows, embedding_dim, init_scale)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _init_table(key, zero_rows, num_rows, embedding_dim, init_scale):
+    table = init_scale * jax.random.normal(key, (num_rows, embedding_dim), jnp.float32)
+    return table.at[zero_rows].set(0.0)
+
+
+def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Gathers rows; an id that is out of range, as padding is, gives the zero vector.
+
+    Args:
+      table: f32[V, D].
+      ids: i32[..., N], rows of the table; padding is V.
+
+    Returns:
+      f32[..., N, D].
+    """
+    return table.at[ids].get(mode="fill", fill_value=0)
+
+
+def pool(occurrences: jax.Array, value: jax.Array | None, slot_widths: Sequence[int]) -> jax.Array:
+    """Sums the columns of each slot, weighted by their values.
+
+    Mean pooling is a value of 1 / len, a numeric slot's value is its scaled number; an empty bag is the zero
+    vector. When no slot is a bag and there are no values, this is the identity.
+
+    Args:
+      occurrences: f32[B, N, D], what `lookup` returned.
+      value: f32[B, N], or None where every value is 1.
+      slot_widths: columns of each slot, N in all (`schema.slot_widths`).
+
+    Returns:
+      f32[B, S, D].
+    """
+    chex.assert_shape(occurrences, (None, sum(slot_widths), None))
+    if value is not None:
+        occurrences = occurrences * value[..., None]
+    if all(width == 1 for width in slot_widths):
+        return occurrences
+    batch, _, dim = occurrences.shape
+    pieces, start = [], 0
+    for width, run in itertools.groupby(slot_widths):  # neighbours of one width are one slice
+        slots = len(list(run))
+        piece = occurrences[:, start : start + slots * width]
+        if width > 1:
+            piece = piece.reshape(batch, slots, width, dim).sum(axis=2)
+        pieces.append(piece)
+        start += slots * width
+    return jnp.concatenate(pieces, axis=1)

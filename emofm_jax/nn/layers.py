@@ -1,0 +1,208 @@
+"""Layers over n tokens at once: one set of stacked weights, one product a token (docs/model.md, choices 2 and 3).
+
+    y_i = x_i K_i + b_i            i = 1 .. n: groups, types, or n = 1 for a plain network
+
+Between layers the tokens stay apart, as a list of n arrays [B, d]: on CPU, stacking them and multiplying by one
+batched product is the slower way, and on GPU XLA sees the same graph. Parameters are stacked on a leading axis n.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu, "tanh": jnp.tanh}
+BATCH_NORM_MOMENTUM = 0.9  # our choice: an average over the last 10 batches, which a run of 50 steps has reached
+NORM_EPSILON = 1e-5
+
+stacked_lecun = nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=0)
+
+
+def dot(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """x [B, in] times kernel [in, out] in `dtype`; accumulated in float32 by every backend, rounded once."""
+    return x.astype(dtype) @ kernel.astype(dtype)
+
+
+class TokenDense(nn.Module):
+    """n dense layers, one a token.
+
+    Attributes:
+      features: width of the result.
+      dtype: of the products.
+    """
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Sequence[jax.Array]) -> list[jax.Array]:
+        """n arrays f32[B, in] -> n arrays [B, features]."""
+        shape = (len(tokens), tokens[0].shape[-1], self.features)
+        kernel = self.param("kernel", stacked_lecun, shape)
+        bias = self.param("bias", nn.initializers.zeros, (shape[0], self.features))
+        return [dot(x, k, self.dtype) + b for x, k, b in zip(tokens, unstack(kernel), cast(bias, self.dtype))]
+
+
+class GroupDense(nn.Module):
+    """The first layer of the towers of stage 1: token g sees the slots of group g only.
+
+    Attributes:
+      group_sizes: slots of each group.
+      features: width of the result.
+      dtype: of the products.
+    """
+
+    group_sizes: Sequence[int]
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, e: jax.Array) -> list[jax.Array]:
+        """f32[B, S, D] -> G arrays [B, features].
+
+        `kernel` is f32[S * D, features]: the rows of group g are those of its slots, drawn for its own fan-in.
+        """
+        batch, slots, dim = e.shape
+        edges = dim * np.cumsum(self.group_sizes)
+        if edges[-1] != slots * dim:
+            raise ValueError(f"groups of {tuple(self.group_sizes)} slots do not add up to {slots}")
+
+        def init(key, shape):
+            keys = jax.random.split(key, len(self.group_sizes))
+            lecun = nn.initializers.lecun_normal()
+            return jnp.concatenate([lecun(k, (dim * s, shape[1])) for k, s in zip(keys, self.group_sizes)])
+
+        kernel = self.param("kernel", init, (slots * dim, self.features))
+        bias = self.param("bias", nn.initializers.zeros, (len(edges), self.features))
+        inputs = jnp.split(e.reshape(batch, slots * dim), edges[:-1], axis=1)
+        kernels = jnp.split(kernel, edges[:-1])
+        return [dot(x, k, self.dtype) + b for x, k, b in zip(inputs, kernels, cast(bias, self.dtype))]
+
+
+class WeightedBatchNorm(nn.Module):
+    """Batch norm whose statistics are weighted by row and summed over devices; each token has its own.
+
+        y = (x - mean) / sqrt(var + eps) * scale + bias,   mean = sum w x / sum w,  var = sum w (x - mean)^2 / sum w
+
+    A row of weight 0 has no part in the statistics, and a batch of such rows leaves the running ones alone.
+    Running statistics (collection `batch_stats`) move by a tenth of the way each training step.
+
+    Attributes:
+      axis_name: of the devices over which statistics are summed, or None.
+    """
+
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, tokens: Sequence[jax.Array], weight: jax.Array | None, *, train: bool) -> list[jax.Array]:
+        """n arrays [B, F], weight f32[B] or None (all 1) -> n arrays [B, F]."""
+        shape = (len(tokens), tokens[0].shape[-1])
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape)
+        mean, var = running_mean.value, running_var.value
+        if train:
+            mean, var, total = self._statistics(tokens, weight)
+            if not self.is_initializing():
+                step = jnp.where(total > 0, 1 - BATCH_NORM_MOMENTUM, 0.0)
+                running_mean.value += step * (mean - running_mean.value)
+                running_var.value += step * (var - running_var.value)
+        factor = scale * jax.lax.rsqrt(var + NORM_EPSILON)
+        shift = bias - mean * factor
+        return [(x * f + s).astype(x.dtype) for x, f, s in zip(tokens, factor, shift)]
+
+    def _statistics(self, tokens, weight):
+        """Weighted mean and variance f32[n, F], and the weight of all rows; two passes, so that nothing cancels."""
+        weight = jnp.ones(tokens[0].shape[0]) if weight is None else weight
+        real = weight[:, None] > 0
+        rows = [jnp.where(real, x.astype(jnp.float32), 0.0) for x in tokens]
+        total = self._sum(weight.sum())
+        divisor = jnp.where(total > 0, total, 1.0)
+        mean = self._sum(jnp.stack([weight @ x for x in rows])) / divisor
+        squares = jnp.stack([weight @ jnp.square(x - m) for x, m in zip(rows, mean)])
+        return mean, self._sum(squares) / divisor, total
+
+    def _sum(self, x):
+        return x if self.axis_name is None else jax.lax.psum(x, self.axis_name)
+
+
+class TokenLayerNorm(nn.Module):
+    """Layer norm of each token, with a scale and a bias of its own."""
+
+    @nn.compact
+    def __call__(self, tokens: Sequence[jax.Array]) -> list[jax.Array]:
+        """n arrays [B, d] -> n arrays [B, d]."""
+        shape = (len(tokens), tokens[0].shape[-1])
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        return [(_standardize(x) * s + b).astype(x.dtype) for x, s, b in zip(tokens, scale, bias)]
+
+
+def _standardize(x):
+    x = x.astype(jnp.float32)
+    x = x - x.mean(axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + NORM_EPSILON)
+
+
+class Tower(nn.Module):
+    """What follows the first dense layer of n towers: [norm, activation, dropout, mixer], then the next layer.
+
+    The first dense layers differ by what feeds them (`GroupDense`, `typewise.TypeDense`, `TokenDense`), so the
+    caller makes them; from there on the towers of a stage have the same widths.
+
+    Attributes:
+      widths: of the layers after the first.
+      activation: name in `ACTIVATIONS`.
+      norm: none | layer | batch.
+      dropout: rate.
+      make_mixer: called with the name of each mixer, one after every layer; None = no mixers.
+      axis_name: see `WeightedBatchNorm`.
+      dtype: of the products.
+    """
+
+    widths: Sequence[int]
+    activation: str = "relu"
+    norm: str = "none"
+    dropout: float = 0.0
+    make_mixer: Callable[[str], nn.Module] | None = None
+    axis_name: str | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Sequence[jax.Array], weight: jax.Array | None, *, train: bool) -> list[jax.Array]:
+        """n arrays [B, first width], before their activation -> n arrays [B, last width], after it."""
+        for i in range(len(self.widths) + 1):
+            if self.norm == "batch":
+                tokens = WeightedBatchNorm(self.axis_name, name=f"norm_{i}")(tokens, weight, train=train)
+            elif self.norm == "layer":
+                tokens = TokenLayerNorm(name=f"norm_{i}")(tokens)
+            tokens = [ACTIVATIONS[self.activation](x) for x in tokens]
+            if train and self.dropout > 0:
+                keys = jax.random.split(self.make_rng("dropout"), len(tokens))
+                tokens = [drop(key, x, self.dropout) for key, x in zip(keys, tokens)]
+            if self.make_mixer is not None:
+                tokens = self.make_mixer(f"mixer_{i}")(tokens)
+            if i < len(self.widths):
+                tokens = TokenDense(self.widths[i], self.dtype, name=f"hidden_{i + 1}")(tokens)
+        return list(tokens)
+
+
+def drop(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
+    """Zeroes entries with probability `rate` (in steps of 2^-16) and divides the others by 1 - rate."""
+    half = -(-x.size // 2)  # 16 random bits an entry: half the work of a uniform number
+    bits = jax.lax.bitcast_convert_type(jax.random.bits(key, (half,), jnp.uint32), jnp.uint16)
+    keep = bits.reshape(-1)[: x.size].reshape(x.shape) >= jnp.uint16(round(rate * 2**16))
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def unstack(kernel: jax.Array) -> Sequence[jax.Array]:
+    """Splits the leading axis off; its gradient is one concatenation."""
+    return jnp.unstack(kernel)
+
+
+def cast(bias: jax.Array, dtype: jnp.dtype) -> Sequence[jax.Array]:
+    """Rows of stacked biases in `dtype`."""
+    return jnp.unstack(bias.astype(dtype))

@@ -1,0 +1,129 @@
+"""What a model returns, and the loss: L = L_ctr + am_weight * L_am (docs/model.md, choice 6).
+
+    L_ctr = sum w BCE(logit_{t(row)}, y) / sum w          over rows that have a predictor
+    L_am  = sum w CE(type_logits, t(row)) / sum w         over rows of known type
+
+A device sums over ITS rows and divides by the weights of ALL rows, so that gradients are summed over devices once.
+Rows of weight 0 are masked, not multiplied: what stands in them, NaN included, has no effect.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from emofm_jax.nn import typewise
+
+
+class Outputs(NamedTuple):
+    """Of every model.
+
+    Attributes:
+      logits: f32[B, T], one column per type; f32[B] of an untyped model.
+      type_logits: f32[B, T] of the auxiliary model, or None of an untyped model.
+      aux_loss: f32[B], or f32[B, T] of a typed model, in nats, what a model adds to a row's loss; or None.
+    """
+
+    logits: jax.Array
+    type_logits: jax.Array | None = None
+    aux_loss: jax.Array | None = None
+
+
+class Denominators(NamedTuple):
+    """Weights of all rows of all devices, 1 where that is zero: f32[] each.
+
+    Attributes:
+      ctr: of rows that have a predictor: all but those of the dropped type.
+      am: of rows of known type.
+    """
+
+    ctr: jax.Array
+    am: jax.Array
+
+
+def denominators(ftype: jax.Array, weight: jax.Array, axis_name: str | None, *, drop_type: int) -> Denominators:
+    """Sums the weights that `total` divides by; no gradient goes through them.
+
+    Args:
+      ftype: i32[B], -1 = unknown.
+      weight: f32[B], 0 = padding.
+      axis_name: of the devices to sum over, or None.
+      drop_type: index of the type without a predictor, -1 for none (`models.dropped_type`).
+    """
+    sums = jnp.stack([jnp.sum(jnp.where(rows, weight, 0.0)) for rows in _rows(ftype, weight, drop_type)])
+    if axis_name is not None:
+        sums = jax.lax.psum(sums, axis_name)
+    return Denominators(*jax.lax.stop_gradient(jnp.where(sums > 0, sums, 1.0)))
+
+
+def total(
+    outputs: Outputs,
+    label: jax.Array,
+    ftype: jax.Array,
+    weight: jax.Array,
+    *,
+    am_weight: float,
+    drop_type: int,
+    denominators: Denominators,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss of these rows, to be summed over devices.
+
+    A row of unknown type is judged by the mixture, with the AM's distribution under stop_gradient. Rows of the
+    dropped type are in L_am only. An untyped model ignores `ftype`, except that it has no L_am.
+
+    Args:
+      outputs: of the model, for B rows.
+      label: f32[B], 0 or 1.
+      ftype: i32[B], -1 = unknown.
+      weight: f32[B], 0 = padding.
+      am_weight: of L_am.
+      drop_type: index of the type without a predictor, -1 for none.
+      denominators: what `denominators` returned for the same rows and `drop_type`.
+
+    Returns:
+      f32[], nats; and its parts as weighted sums over these rows, not divided: `logloss_sum`, `am_sum` (typed
+      models) and `aux_sum` (models that have an aux_loss).
+    """
+    chex.assert_equal_shape([label, ftype, weight])
+    scored, known = _rows(ftype, weight, drop_type)
+    logits, type_logits, aux_loss = (_mask(x, weight > 0) for x in outputs)
+    label = jnp.where(weight > 0, label, 0.0)
+    typed = type_logits is not None
+    ours = jax.nn.one_hot(ftype, logits.shape[1], dtype=bool) if typed else None  # [B, T], no column if unknown
+
+    if typed:
+        mix = typewise.mixture(logits, jax.lax.stop_gradient(type_logits), drop_type)
+        logit = jnp.sum(jnp.where(ours, logits, 0.0), axis=1)
+        log_p = jnp.where(known, jax.nn.log_sigmoid(logit), mix.log_p)
+        log_not_p = jnp.where(known, jax.nn.log_sigmoid(-logit), mix.log_not_p)
+    else:
+        log_p, log_not_p = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+    parts = {"logloss_sum": _sum(-(label * log_p + (1.0 - label) * log_not_p), weight, scored)}
+    loss = parts["logloss_sum"] / denominators.ctr
+
+    if typed:
+        cross_entropy = -jnp.sum(jnp.where(ours, jax.nn.log_softmax(type_logits), 0.0), axis=1)
+        parts["am_sum"] = _sum(cross_entropy, weight, known)
+        loss += am_weight * parts["am_sum"] / denominators.am
+    if aux_loss is not None:
+        if aux_loss.ndim == 2:  # of the row's own predictor; of unknown type: as the mixture has it
+            probs = typewise.type_probs(jax.lax.stop_gradient(type_logits), drop_type)
+            aux_loss = jnp.sum(jnp.where(known[:, None], ours, probs) * aux_loss, axis=1)
+        parts["aux_sum"] = _sum(aux_loss, weight, scored)
+        loss += parts["aux_sum"] / denominators.ctr
+    return loss, parts
+
+
+def _rows(ftype, weight, drop_type):
+    """bool[B] twice: rows in L_ctr, rows in L_am."""
+    real = weight > 0
+    return real & ((ftype != drop_type) | (ftype < 0)), real & (ftype >= 0)
+
+
+def _mask(x, rows):
+    return None if x is None else jnp.where(rows if x.ndim == 1 else rows[:, None], x, 0.0)
+
+
+def _sum(values, weight, rows):
+    return jnp.sum(jnp.where(rows, weight * values, 0.0))
