@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from emofm_jax.data import shards
 from emofm_jax.data.schema import Schema
@@ -64,7 +65,9 @@ class Tally:
             ids = column.flatten() if slot.kind == "multi" else column
             if (split, slot.name) not in self._ids:
                 self._ids[split, slot.name] = np.zeros(slot.rows, np.int32)
-            np.add.at(self._ids[split, slot.name], ids.to_numpy(), 1)
+            # A random access per distinct id of the table, not per row: np.add.at over the rows took 4 times as long.
+            counted = pc.value_counts(ids)
+            self._ids[split, slot.name][counted.field(0).to_numpy()] += counted.field(1).to_numpy().astype(np.int32)
         label = table["label"].to_numpy()
         ftype = table["ftype"].fill_null(-1).to_numpy() if self.schema.types else np.zeros(len(label), np.int64)
         types = max(self.schema.num_types + 1, 1) if self.schema.types else 1
