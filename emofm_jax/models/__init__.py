@@ -26,7 +26,7 @@ MODELS = {"wm": WM, "hm": HM, "hmm": HMM}
 
 
 def make_model(
-    schema: Schema, options: Mapping, *, dtype: jnp.dtype = jnp.float32, axis_name: str | None = None
+    schema: Schema, options: Mapping, *, compute_dtype: str = "float32", axis_name: str | None = None
 ) -> nn.Module:
     """Makes the model that `options` describe, for rows of `schema`.
 
@@ -35,7 +35,7 @@ def make_model(
     Args:
       schema: of the shards: slots, groups, types and the train split's counts per type.
       options: `config.model` as a dict, whole.
-      dtype: of the network's products, float32 or bfloat16 (parameters stay float32).
+      compute_dtype: of the network's products, float32 or bfloat16 (parameters stay float32).
       axis_name: of the devices over which batch norm sums its statistics; None outside of pmap.
 
     Returns:
@@ -48,7 +48,7 @@ def make_model(
     _check(options)
     values = {key: value for key, value in options.items() if key != "mixer"}
     values |= {f"mixer_{key}": value for key, value in options["mixer"].items()}
-    values |= _derive(schema, options) | {"dtype": jnp.dtype(dtype), "axis_name": axis_name}
+    values |= _derive(schema, options) | {"dtype": jnp.dtype(compute_dtype), "axis_name": axis_name}
     model = MODELS[options["name"]]
     fields = {field.name for field in dataclasses.fields(model)} - {"name", "parent"}
     return model(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in fields})
