@@ -112,10 +112,10 @@ def calibration(label: np.ndarray, p: np.ndarray, weight: np.ndarray | None = No
     """
     if not len(p):
         return []
-    edges = np.partition(p, cuts := [len(p) * i // bins for i in range(1, bins)])[cuts]
+    edges = np.partition(p, cuts := [max(len(p) * i // bins - 1, 0) for i in range(1, bins)])[cuts]  # their last rows
     sums = np.zeros((4, bins))
     for rows in _blocks(len(p)):
-        part = np.searchsorted(edges, p[rows], "right")
+        part = np.searchsorted(edges, p[rows], "left")
         w = _weights(weight, rows)
         for i, values in enumerate((np.ones(len(part)), w, w * p[rows], w * (label[rows] > 0))):
             sums[i] += np.bincount(part, values, bins)

@@ -1,0 +1,363 @@
+"""Metrics against scikit-learn and numpy loops, their properties, and what they make of degenerate data."""
+
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import log_loss, roc_auc_score
+
+from emofm_jax import metrics, verdict
+
+TOLERANCE = dict(rel=0, abs=1e-9)
+
+
+def rows(seed: int, n: int, decimals: int = 1):
+    """label, score with many ties, weight (a tenth of them 0), key; all the label's and score's own dtypes."""
+    r = np.random.default_rng(seed)
+    score = np.round(r.normal(size=n), decimals).astype(np.float32)
+    label = (r.random(n) < 1 / (1 + np.exp(1 - score))).astype(np.float32)
+    weight = (r.gamma(1.0, size=n) * (r.random(n) < 0.9)).astype(np.float32)
+    return label, score, weight, r.integers(0, n // 8 + 1, n)
+
+
+# Few distinct values, so that ties, equal keys and one-class groups are the rule.
+examples = st.lists(
+    st.tuples(st.integers(0, 1), st.integers(-3, 3), st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=40
+)
+
+
+def arrays(example):
+    label, score, weight, key = (np.array(column) for column in zip(*example))
+    return label.astype(np.float32), score.astype(np.float32) / 2, weight.astype(np.float32), key.astype(np.int64)
+
+
+def close(value):
+    """For comparison with a number, None or a dict of these."""
+    if isinstance(value, dict):
+        return {k: close(v) for k, v in value.items()}
+    return None if value is None else pytest.approx(value, **TOLERANCE)
+
+
+def sigmoid(z):
+    return 1 / (1 + np.exp(-z.astype(np.float64)))
+
+
+def gauc_by_loop(label, score, key, weight):
+    total, mass, used = 0.0, 0.0, 0
+    for k in np.unique(key[weight > 0]):
+        y, s, w = (x[(key == k) & (weight > 0)].astype(np.float64) for x in (label, score, weight))
+        if y.min() < y.max():
+            total, mass, used = total + w.sum() * roc_auc_score(y, s, sample_weight=w), mass + w.sum(), used + 1
+    return (total / mass if used else None), used, len(np.unique(key[weight > 0])) - used
+
+
+@pytest.mark.parametrize("n", [2, 50, 20_000])
+@pytest.mark.parametrize("decimals", [0, 1, 7])
+def test_agrees_with_scikit_learn_with_ties_and_weights(n, decimals):
+    label, score, weight, _ = rows(n + decimals, n, decimals)
+    label[:2], weight[:2] = (0, 1), 1
+    p = sigmoid(score)
+    for w in (None, weight):
+        assert metrics.auc(label, score, w) == pytest.approx(roc_auc_score(label, score, sample_weight=w), **TOLERANCE)
+        expected = log_loss(label, p, sample_weight=w)
+        assert metrics.logloss(label, p, w) == pytest.approx(expected, **TOLERANCE)
+        assert metrics.logloss_from_logits(label, score, w) == pytest.approx(expected, **TOLERANCE)
+
+
+def test_auc_and_gauc_over_many_blocks(monkeypatch):
+    label, score, weight, key = rows(3, 5_000)
+    whole = [(metrics.auc(label, score, w), metrics.gauc(label, score, key, w)) for w in (None, weight)]
+    monkeypatch.setattr(metrics, "_BLOCK_ROWS", 7)
+    for w, (auc, gauc) in zip((None, weight), whole):
+        assert metrics.auc(label, score, w) == pytest.approx(auc, **TOLERANCE)
+        assert metrics.gauc(label, score, key, w) == pytest.approx(gauc, **TOLERANCE)
+    assert whole[0][0] == pytest.approx(roc_auc_score(label, score), **TOLERANCE)
+
+
+def test_auc_of_float32_scores_that_differ_in_the_last_bit():
+    low = np.float32(0.1)
+    score = np.array([low, np.nextafter(low, np.float32(1)), low, 1e-45, 0], np.float32)
+    assert metrics.auc(np.array([0, 1, 0, 1, 0]), score) == 4 / 6
+
+
+@settings(max_examples=60, deadline=None)
+@given(examples)
+def test_gauc_agrees_with_a_loop_over_groups(example):
+    label, score, weight, key = arrays(example)
+    for w in (weight, np.ones_like(weight)):
+        expected, used, left_out = gauc_by_loop(label, score, key, w)
+        value, *counts = metrics.gauc(label, score, key, None if w is not weight else w)
+        assert counts == [used, left_out]
+        assert value == close(expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(examples)
+def test_an_integer_weight_counts_like_that_many_rows(example):
+    label, score, weight, key = arrays(example)
+    again = np.repeat(np.arange(len(label)), weight.astype(int))
+    p = sigmoid(score)
+    one = metrics.summary(label, p, logit=score, weight=weight, key=key)
+    other = metrics.summary(label[again], p[again], logit=score[again], key=key[again])
+    for name in ("auc", "logloss", "gauc", "pcoc"):
+        assert one[name] == close(other[name]), name
+    assert metrics.constant(label, weight) == close(metrics.constant(label[again]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(examples, st.randoms(use_true_random=False))
+def test_the_order_of_rows_is_nothing(example, random):
+    label, score, weight, key = arrays(example)
+    order = list(range(len(label)))
+    random.shuffle(order)
+    p = sigmoid(score)
+    one = metrics.split_report(label, p, weight=weight, key=key)
+    other = metrics.split_report(label[order], p[order], weight=weight[order], key=key[order])
+    for name in ("auc", "logloss", "gauc", "pcoc", "rows", "clicks", "notes"):
+        assert one[name] == (other[name] if name == "notes" else close(other[name])), name
+    assert sum(part["rows"] for part in one["calibration"]) == len(label)
+    assert one["calibration"] == [close(part) for part in other["calibration"]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(examples)
+def test_auc_is_the_share_of_pairs_won(example):
+    label, score, weight, _ = arrays(example)
+    pairs = weight[:, None] * weight[None, :] * (label[:, None] > label[None, :])
+    won = (score[:, None] > score[None, :]) + 0.5 * (score[:, None] == score[None, :])
+    expected = (pairs * won).sum() / pairs.sum() if pairs.sum() else None
+    assert metrics.auc(label, score, weight) == close(expected)
+    assert metrics.auc(1 - label, score, weight) == close(None if expected is None else 1 - expected)
+
+
+def test_sums_of_two_halves_make_the_whole():
+    label, score, weight, _ = rows(5, 3_000)
+    p, half = sigmoid(score), slice(None, 1_100)
+    rest = slice(1_100, None)
+    mass = [weight[part].sum(dtype=np.float64) for part in (half, rest)]
+    losses = [metrics.logloss(label[part], p[part], weight[part]) for part in (half, rest)]
+    assert metrics.logloss(label, p, weight) == pytest.approx(np.dot(mass, losses) / sum(mass), **TOLERANCE)
+    clicks = [np.dot(label[part], weight[part].astype(np.float64)) for part in (half, rest)]
+    ratios = [metrics.pcoc(label[part], p[part], weight[part]) for part in (half, rest)]
+    assert metrics.pcoc(label, p, weight) == pytest.approx(np.dot(clicks, ratios) / sum(clicks), **TOLERANCE)
+
+
+def test_logloss_of_certain_predictions():
+    label = np.array([0, 1, 1, 0], np.float32)
+    for dtype, worst in ((np.float32, -math.log(2.0**-23)), (np.float64, -math.log(2.0**-52))):
+        p = np.array([0, 1, 0, 1], dtype)
+        assert metrics.logloss(label, p) == pytest.approx(worst / 2, rel=1e-6)
+        assert metrics.logloss(label, p.astype(dtype)) == pytest.approx(log_loss(label, p), rel=1e-6)
+    assert metrics.logloss_from_logits(label, np.array([-1e4, 1e4, -200, 300], np.float32)) == 125.0
+    # A probability that f32 cannot tell from 1 is told by its logit.
+    assert metrics.logloss_from_logits(np.zeros(1), np.full(1, 40, np.float32)) == pytest.approx(40)
+
+
+def test_what_is_not_defined_is_none_and_noted():
+    p = np.full(4, 0.25, np.float32)
+    none = metrics.summary(np.zeros(4), p, key=np.arange(4))
+    assert (none["auc"], none["gauc"], none["pcoc"]) == (None, None, None)
+    assert none["notes"] == [
+        "one class only: no AUC and no PCOC",
+        "GAUC of 0 groups; 4 have one class and are left out",
+    ]
+    assert none["logloss"] == pytest.approx(-math.log(0.75))
+    every = metrics.summary(np.ones(4), p)
+    assert (every["auc"], every["pcoc"], every["notes"]) == (None, 0.25, ["one class only: no AUC"])
+    empty = metrics.split_report(np.zeros(0), p[:0], key=np.zeros(0, np.int64))
+    assert {empty[k] for k in ("auc", "logloss", "gauc", "pcoc")} == {None}
+    assert (empty["rows"], empty["calibration"], empty["notes"][0]) == (0, [], "no rows")
+    weightless = metrics.split_report(np.array([0.0, 1, 0, 1]), p, weight=np.zeros(4, np.float32))
+    assert (weightless["auc"], weightless["logloss"], weightless["notes"]) == (None, None, ["no row has a weight"])
+    assert metrics.constant(np.ones(3))["logloss"] == 0 and metrics.constant(np.ones(3))["auc"] is None
+    assert metrics.constant(np.zeros(3))["pcoc"] is None
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_nan_score_is_an_error_in_either_class(label):
+    labels, score = np.array([0, 1, label]), np.array([1, 2, np.nan], np.float32)
+    with pytest.raises(ValueError, match="NaN"):
+        metrics.auc(labels, score)
+    with pytest.raises(ValueError, match="NaN"):
+        metrics.gauc(labels, score, np.zeros(3, np.int64))
+    assert metrics.auc(labels, score, np.array([1, 1, 0], np.float32)) == 1.0
+
+
+def test_calibration_cuts_sorted_predictions_into_tenths():
+    label, score, weight, _ = rows(7, 4_000, decimals=7)
+    p = sigmoid(score).astype(np.float32)
+    parts = np.array_split(np.argsort(p), 10)
+    found = metrics.calibration(label, p, weight)
+    assert [part["rows"] for part in found] == [400] * 10
+    for part, chosen in zip(found, parts):
+        assert part["mean_p"] == pytest.approx(np.average(p[chosen].astype(float), weights=weight[chosen]))
+        assert part["rate"] == pytest.approx(np.average(label[chosen], weights=weight[chosen]))
+
+
+def test_calibration_keeps_equal_predictions_together():
+    p = np.repeat(np.array([0.1, 0.2], np.float32), [97, 3])
+    label = np.arange(100) % 2
+    found = metrics.calibration(label, p)
+    assert [(part["rows"], round(part["mean_p"], 6)) for part in found] == [(97, 0.1), (3, 0.2)]
+    assert sum(part["rate"] * part["rows"] for part in found) == pytest.approx(50)
+
+
+def typed(n: int = 3_000, num_types: int = 3, seed: int = 11):
+    """A report's arguments, with a truth that the label and type are drawn from."""
+    r = np.random.default_rng(seed)
+    p_type = r.dirichlet(np.ones(num_types), n)
+    given = r.beta(1, 6, (n, num_types))
+    ftype = np.array([r.choice(num_types, p=row) for row in p_type], np.int32)
+    label = (r.random(n) < given[np.arange(n), ftype]).astype(np.float32)
+    truth = {"p": (p_type * given).sum(1), "p_type": p_type, "p_given_type": given}
+    ours = r.dirichlet(np.ones(num_types), n).astype(np.float32)
+    scores = np.clip(given + r.normal(0, 0.02, given.shape), 0.001, 0.99).astype(np.float32)
+    ftype[::10] = -1
+    return {
+        "label": label,
+        "p": (ours * scores).sum(1),
+        "ftype": ftype,
+        "p_type": ours,
+        "p_given_type": scores,
+        "type_names": ("a", "b", "c")[:num_types],
+        "weight": (r.random(n) + 0.5).astype(np.float32),
+        "key": r.integers(0, 100, n),
+        "truth": truth,
+    }
+
+
+def test_split_report_by_type_and_of_the_auxiliary_model():
+    a = typed()
+    report = metrics.split_report(**a)
+    truth, label, weight, ftype = a["truth"], a["label"], a["weight"], a["ftype"]
+    assert report["auc"] == pytest.approx(roc_auc_score(label, a["p"], sample_weight=weight), **TOLERANCE)
+    bayes = {
+        "auc": roc_auc_score(label, truth["p"], sample_weight=weight),
+        "logloss": log_loss(label, truth["p"], sample_weight=weight),
+    }
+    assert report["bayes"] == close(bayes)
+    expected = np.dot(a["p"].astype(float), weight) / np.dot(truth["p"], weight)
+    assert report["p_over_true"] == pytest.approx(expected, **TOLERANCE)
+    for t, part in enumerate(report["types"]):
+        own = ftype == t
+        y, w, true = label[own], weight[own], truth["p_given_type"][own, t]
+        score = a["p_given_type"][own, t].astype(np.float64)
+        assert (part["name"], part["rows"], part["clicks"]) == ("abc"[t], own.sum(), y.sum())
+        assert part["auc"] == pytest.approx(roc_auc_score(y, score, sample_weight=w), **TOLERANCE)
+        assert part["logloss"] == pytest.approx(log_loss(y, score, sample_weight=w), **TOLERANCE)
+        assert part["pcoc"] == pytest.approx(np.dot(score, w) / np.dot(y, w.astype(float)), **TOLERANCE)
+        assert part["gauc"] == pytest.approx(gauc_by_loop(y, score, a["key"][own], w)[0], **TOLERANCE)
+        assert part["bayes"]["auc"] == pytest.approx(roc_auc_score(y, true, sample_weight=w), **TOLERANCE)
+        assert part["bayes"]["logloss"] == pytest.approx(log_loss(y, true, sample_weight=w), **TOLERANCE)
+    known = np.flatnonzero(ftype >= 0)
+    t, w = ftype[known], weight[known].astype(np.float64)
+    shares = np.array([w[t == i].sum() for i in range(3)]) / w.sum()
+    expected = {
+        "accuracy": np.average(a["p_type"][known].argmax(1) == t, weights=w),
+        "majority": shares.max(),
+        "logloss": np.average(-np.log(a["p_type"][known, t].astype(float)), weights=w),
+        "marginal_entropy": -(shares * np.log(shares)).sum(),
+        "bayes_logloss": log_loss(t, truth["p_type"][known], sample_weight=w, labels=range(3)),
+    }
+    assert report["am"] == close(expected)
+
+
+def test_a_dropped_type_leaves_the_auxiliary_figures():
+    a = typed()
+    a["p_type"][:, 1] = 0
+    a["p_type"] /= a["p_type"].sum(1, keepdims=True)
+    report = metrics.split_report(**a)
+    own = (a["ftype"] == 0) | (a["ftype"] == 2)
+    y = a["ftype"][own] // 2
+    for name, p in (("logloss", a["p_type"]), ("bayes_logloss", a["truth"]["p_type"])):
+        q = p[own][:, [0, 2]].astype(np.float64)
+        q /= q.sum(1, keepdims=True)
+        assert report["am"][name] == pytest.approx(log_loss(y, q, sample_weight=a["weight"][own]), abs=1e-6)
+    assert any("'b' never has any p_type" in note for note in report["notes"])
+    assert report["types"][1]["rows"] == (a["ftype"] == 1).sum()
+
+
+def test_types_without_rows_clicks_or_knowledge():
+    a = typed()
+    a["label"][a["ftype"] == 0] = 0
+    a["ftype"][a["ftype"] == 2] = -1
+    report = metrics.split_report(**a)
+    no_click, some, no_rows = report["types"]
+    assert (no_click["auc"], no_click["pcoc"], no_click["bayes"]["auc"]) == (None, None, None)
+    assert no_click["notes"][0] == "one class only: no AUC and no PCOC" and no_click["logloss"] > 0
+    assert some["auc"] > 0.5
+    assert (no_rows["rows"], no_rows["auc"], no_rows["logloss"], no_rows["notes"][0]) == (0, None, None, "no rows")
+    a["ftype"][:] = -1
+    report = metrics.split_report(**a)
+    assert report["am"] is None and "no row of known type: no am" in report["notes"]
+    untyped = {k: v for k, v in a.items() if k in ("label", "p", "weight", "key", "ftype", "type_names")}
+    assert not {"am", "types", "bayes", "p_over_true"} & metrics.split_report(**untyped).keys()
+
+
+def test_memory_stays_as_documented():
+    n = 1 << 20
+    r = np.random.default_rng(0)
+    label, score = (r.random(n) < 0.1).astype(np.float32), r.random(n, np.float32)
+    weight, key = r.random(n, np.float32), r.integers(0, n // 20, n)
+    for call, most in (
+        (lambda: metrics.auc(label, score), 8),
+        (lambda: metrics.auc(label, score, weight), 32),
+        (lambda: metrics.gauc(label, score, key, weight), 44),
+    ):
+        original, metrics._BLOCK_ROWS = metrics._BLOCK_ROWS, 1 << 14
+        tracemalloc.start()
+        try:
+            call()
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+            metrics._BLOCK_ROWS = original
+        assert peak / n < most
+
+
+def prepared(**slots):
+    names = {"encoding": "none", "unknown": {"valid": 0.1}}
+    return {
+        "slots": {name: names | slot for name, slot in slots.items()},
+        "splits": {"train": {"rows": 10, "clicks": 3}},
+    }
+
+
+def test_verdict_of_what_was_learnt():
+    label, score, _, _ = rows(1, 4_000)
+    report = metrics.split_report(label, sigmoid(score - 1))
+    line = verdict.line(report, prepared(bad={"unknown": {"valid": 0.9}}), {"embedding": 0.0, "network": 0.5})
+    gained = 1 - report["logloss"] / report["constant"]["logloss"]
+    assert f"{gained:.0%} of its nats learnt" in line and f"AUC {report['auc']:.4f}" in line
+    assert 0.03 < gained < 0.9 and "likely" not in line
+    off = metrics.split_report(label, sigmoid(score + 3))
+    assert "its rates are off (PCOC" in verdict.line(off, None, {"network": 1e-3})
+    one_class = metrics.split_report(np.zeros(5), np.full(5, 0.1))
+    assert "one class only" in verdict.line(one_class, None, {"network": 1e-3})
+
+
+def test_verdict_names_the_likely_causes():
+    label, score, _, _ = rows(1, 4_000)
+    report = metrics.split_report(label, np.random.default_rng(2).random(4_000))
+    found = prepared(
+        user={"unknown": {"valid": 0.75}},
+        fine={"unknown": {"valid": 0.5}},
+        price={"unknown": {"train": 0.0}, "min": -5000.0, "max": 7.0},
+        age={"unknown": {"train": 0.0}, "min": 1.0, "max": 99.0, "encoding": "log1p"},
+    )
+    line = verdict.line(report, found, {"embedding": 0.0, "network": 0.5})
+    assert line.startswith("verdict: no better than a constant predictor (logloss ") and "\n" not in line
+    for cause in (
+        "75% of slot 'user'",
+        "'price' reaches 5000",
+        "embedding.learning_rate is 0",
+        "network.learning_rate is 0.5",
+    ):
+        assert cause in line
+    assert "fine" not in line and "age" not in line and "labels" not in line
+    found["splits"]["train"]["clicks"] = 0
+    assert "labels of the training split are all the same" in verdict.line(report, found, {"network": 1e-3})
+    assert "nothing unusual" in verdict.line(report, prepared(), {"embedding": 1e-3, "network": 0.1})
