@@ -83,8 +83,6 @@ def _write(recipe: dict, directory: Path, name: str, show: bool) -> tuple[Schema
     """Two passes: what the training rows say about the slots, where that is needed; then the shards."""
     files = recipe_lib.files(recipe)
     first = next(iter(files.values()))[0]
-    if recipe["format"] == "cti":
-        recipe["types"] = tuple(recipe["types"]) or tuple(cti.columns(first)[1:-1])
     slots = recipe_lib.slots(recipe)
     integer_row_id = recipe["format"] == "tabular" and recipe["row_id"] and tabular.integer_row_id(recipe, first)
     has_row_id = recipe["format"] == "cti" or recipe["row_id"]
@@ -96,7 +94,7 @@ def _write(recipe: dict, directory: Path, name: str, show: bool) -> tuple[Schema
     schema = Schema(
         name=name,
         slots=slots,
-        types=tuple(recipe["types"]) if recipe["ftype"] or recipe["format"] == "cti" else (),
+        types=_types(recipe, first),
         has_weight=bool(recipe["weight"]),
         has_gauc_key=bool(recipe["gauc_key"]),
         row_id="int64" if integer_row_id else "string" if has_row_id else "",
@@ -131,6 +129,17 @@ def _write(recipe: dict, directory: Path, name: str, show: bool) -> tuple[Schema
     schema = tallies.with_counts(schema)
     schema.save(directory)
     return schema, tallies
+
+
+def _types(recipe: dict, first: Path) -> tuple[str, ...]:
+    """Names of the types; those of cti data follow from its columns unless they are given."""
+    if recipe["format"] == "cti":
+        return tuple(recipe["types"]) or tuple(cti.columns(first)[1:-1])
+    if recipe["ftype"] and not recipe["types"]:
+        raise UserError(
+            f"config.prepare.types: column {recipe['ftype']!r} holds the type; name its values here, in order"
+        )
+    return tuple(recipe["types"]) if recipe["ftype"] else ()
 
 
 def _learn(

@@ -121,7 +121,7 @@ class Tally:
         return found | {
             "distinct": int(np.count_nonzero(train[1:])),
             "unknown": unknown,
-            "top_share": float(train.max(initial=0) / max(train.sum(dtype=np.int64), 1)),
+            "top_share": float(train[1:].max(initial=0) / max(train.sum(dtype=np.int64), 1)),
             "min": None,
             "mean": None,
             "max": None,

@@ -1,0 +1,32 @@
+"""The paper's own format: raw rows of the CTI competition (EMOFM, arXiv 2310.04482).
+
+    python -m emofm_jax.prepare --config=experiments/cti.py --config.prepare.source=DIR
+    python -m emofm_jax.train --config=experiments/cti.py --workdir=runs/cti
+
+DIR holds train.tsv, valid.tsv and test.tsv with rows `log_id t1 t2 t3 features`, between tabs. By default it is the
+hand-made sample of 200 rows, which shows that everything runs and teaches a model nothing; the competition's data
+cannot be had, so no result stands here. With the real data, set the four lists of slot ids below.
+"""
+
+from emofm_jax import config
+
+USER = "101-104"
+SCENE = "201-203"
+AD = "301-304"
+SESSION = ("401", "402")  # each a bag: the slot may repeat in a row
+
+
+def get_config(arg=""):
+    c = config.default()
+    c.name = "cti"
+    c.prepare.format = "cti"
+    c.prepare.source = "data/examples/cti"
+    c.prepare.groups = (("user", USER), ("scene", SCENE), ("ad", AD), ("session", SESSION))
+    c.prepare.slots = {slot: {"kind": "multi", "max_length": 20} for slot in SESSION}
+    c.prepare.gauc_key = "101"
+    c.data.dir = "data/cti"
+    c.data.shuffle = False  # one pass, in the order of time
+    c.optim.embedding.learning_rate = 0.01
+    c.optim.network.learning_rate = 3e-4
+    c.optim.network.schedule = c.optim.embedding.schedule = "cosine"
+    return c
