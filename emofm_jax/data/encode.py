@@ -123,17 +123,18 @@ class Encoder:
 
 def parse_numbers(column: pa.Array, name: str, bad: dict[int, tuple[str, str]]) -> np.ndarray:
     """f64[n] of text or typed numbers, NaN for missing; what is no finite float32 goes to `bad`."""
-    if pa.types.is_string(column.type):
+    is_text = pa.types.is_string(column.type)
+    if is_text:
         column = pc.utf8_trim_whitespace(column)
     try:
         numbers = column.cast(pa.float64())
+        fits = pc.is_finite(numbers).fill_null(True) if is_text else None
     except pa.ArrowInvalid:
-        text = as_text(column)
-        fits = pc.match_substring_regex(text, r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$").fill_null(True)
+        fits = pc.match_substring_regex(column, r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$").fill_null(True)
+        numbers = pc.utf8_ltrim(pc.if_else(fits, column, pa.scalar(None, pa.string())), "+").cast(pa.float64())
+    if fits is not None and not pc.all(fits, min_count=0).as_py():
         for i in np.flatnonzero(~fits.to_numpy(zero_copy_only=False)).tolist():
-            bad.setdefault(i, ("number", f"{name!r} is numeric but holds {text[i].as_py()!r}"))
-        text = pc.utf8_ltrim(pc.if_else(fits, text, pa.scalar(None, pa.string())), "+")
-        numbers = text.cast(pa.float64())
+            bad.setdefault(i, ("number", f"{name!r} is numeric but holds {column[i].as_py()!r}"))
     numbers = numbers.fill_null(np.nan).to_numpy(zero_copy_only=False)
     with np.errstate(over="ignore"):
         for i in np.flatnonzero(np.isinf(numbers.astype(np.float32))).tolist():
