@@ -1,6 +1,16 @@
 """The planted truth of the synthetic data: ids, latent vectors, weights, and rows drawn from them.
 
-DOC
+    h_s        = v_s[id], of a bag the mean over its ids, zero if it is empty;  v_s[id] in R^3, one per id
+    z_t        = b_t + sum_s w_st . h_s + sum_(s, s') h_s . M_ss't h_s'     over pairs within and across groups
+    p(t|x)     = softmax_t(a_t + sum_s u_st . h_s + sum_(s, s') h_s . N_ss't h_s')       over a few well-populated slots
+    p(y|x, t)  = E sigmoid(z_t + noise * normal);    p(y|x) = sum_t p(t|x) p(y|x, t)
+
+Latent vectors are shared by main effects, interactions, types and labels, as what a user or an ad is like decides all
+of them; so interactions have rank 3, and an id learnt in one place serves in all. A vector is centred over the
+rows and shrinks with sqrt(P(id) / (P(id) + p_0)), so that rare ids act mostly through what follows from them (an ad
+through its category), as in a log that can be learnt at all; neighbouring ids of ordered slots are alike. Weights of a
+type are (shared + type_strength * own), each term scaled on a pilot sample so that the sizes stated below hold
+whatever the seed. `drift` adds to the test rows' weights an independent draw of them, times the dial.
 """
 
 import dataclasses
@@ -25,9 +35,9 @@ CHUNK_ROWS = 1 << 13  # rows that are made at once, from a random stream of thei
 PILOT_ROWS = 1 << 15  # on which weights are scaled and biases set
 RANK = 3  # r, of the latent vector of an id, hence of every interaction
 CLICK_RATE = 0.095
-SMOOTHING = 2.5e-4  # p_0: an id of this popularity has 1/sqrt(2) of the full effect, rarer ids less
+SMOOTHING = 1.5e-4  # p_0: an id of this popularity has 1/sqrt(2) of the full effect, rarer ids less
 # Standard deviations, in nats of the label's logit: main effects, interactions within and across groups.
-MAIN, WITHIN, ACROSS = 1.26, 0.70, 0.80
+MAIN, WITHIN, ACROSS = 1.24, 0.72, 0.82
 OWN = 1.0  # size of a type's own weights beside the shared ones, at type_strength 1
 RATES = 0.5  # half the distance of the largest and the smallest bias of a type, in nats
 TYPE_MAIN, TYPE_PAIRS = 1.1, 0.7  # standard deviations of each type's score

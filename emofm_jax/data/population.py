@@ -1,6 +1,13 @@
 """Who and what occurs in the synthetic data: slots, how often each id is drawn, what follows from what.
 
-DOC
+    id         ~ (k + 1)^-zipf over the ids of a slot, in no order of popularity; or it follows from a parent's id
+    user_id   -> gender, age, city, occupation, segment, activity
+    ad_id     -> campaign -> advertiser -> category;  format, price;  campaign -> landing
+    device    -> os;  depth -> lengths of the bags;  clicked_items -> clicked_categories, last_category
+
+Users of a segment come back to a few items of its own, so that the session group tells of the user. Some values are
+missing (row 0). `new_id_rate` swaps ids of test rows for ids that training never saw, in the slots that grow with
+time: what follows from the id, such as the campaign of a new ad, stays.
 """
 
 import dataclasses
@@ -31,7 +38,7 @@ class SlotPlan(NamedTuple):
 
 
 SLOTS = (
-    SlotPlan("user_id", "user", 50_000, 1.05, 0.4, grows=True),
+    SlotPlan("user_id", "user", 50_000, 1.05, 0.5, grows=True),
     SlotPlan("gender", "user", 2, 0.3, 0.5, "user_id", missing=0.05),
     SlotPlan("age", "user", 9, 0.0, 0.9, "user_id", missing=0.08, ordered=True),
     SlotPlan("city", "user", 120, 1.1, 0.5, "user_id", missing=0.03),
@@ -45,7 +52,7 @@ SLOTS = (
     SlotPlan("network", "scene", 5, 0.6, 0.5),
     SlotPlan("page", "scene", 80, 1.1, 1.1),
     SlotPlan("position", "scene", 8, 0.7, 1.2, ordered=True),
-    SlotPlan("ad_id", "ad", 8_000, 1.1, 0.5, grows=True),
+    SlotPlan("ad_id", "ad", 8_000, 1.1, 0.6, grows=True),
     SlotPlan("campaign", "ad", 1_500, 0.0, 0.6, "ad_id"),
     SlotPlan("advertiser", "ad", 300, 0.0, 0.8, "campaign"),
     SlotPlan("category", "ad", 30, 0.0, 1.2, "advertiser"),
@@ -54,7 +61,7 @@ SLOTS = (
     SlotPlan("price", "ad", 12, 0.0, 0.6, "ad_id", missing=0.04, ordered=True),
     SlotPlan("depth", "session", 8, 0.7, 0.8, ordered=True),
     SlotPlan("recency", "session", 10, 0.4, 0.8, missing=0.1, ordered=True),
-    SlotPlan("clicked_items", "session", 12_000, 1.1, 0.4, bag=True, grows=True),
+    SlotPlan("clicked_items", "session", 12_000, 1.1, 0.5, bag=True, grows=True),
     SlotPlan("clicked_categories", "session", 30, 0.0, 0.9, "clicked_items", bag=True),
     SlotPlan("search_terms", "session", 3_000, 1.15, 0.5, bag=True, grows=True),
     SlotPlan("visited_pages", "session", 80, 1.1, 0.6, bag=True),
