@@ -136,6 +136,25 @@ def test_list_cells_split_and_parquet_lists_stay(tmp_path):
     assert columns == table and at == [1, 2]
 
 
+def test_parquet_types(tmp_path):
+    columns = {
+        "label": pa.array([True, False]),
+        "user": pa.array([b"a", None]),
+        "item": pa.array([[b"x"], []], pa.large_list(pa.binary())),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", slots={"item": {"kind": "multi"}})[0] == {
+        "label": [1, 0],
+        "user": ["a", None],
+        "item": [["x"], []],
+    }
+    with pytest.raises(UserError, match="slot 'item' holds lists but is categorical"):
+        read(tmp_path / "a.parquet")
+    pq.write_table(pa.table(columns | {"user": pa.array([b"\xff", None])}), tmp_path / "b.parquet")
+    with pytest.raises(UserError, match="column 'user' of type binary cannot be used"):
+        read(tmp_path / "b.parquet", slots={"item": {"kind": "multi"}})
+
+
 @pytest.mark.parametrize(
     "data, fields, message",
     [

@@ -72,13 +72,12 @@ def _chunk(recipe, file, first_line, block, names, sources, slots) -> Chunk:
 def _split_bags(recipe: Mapping, columns: dict[str, pa.Array], slots: tuple[Slot, ...]) -> dict[str, pa.Array]:
     """Cells of bags as lists; Parquet may hold lists already."""
     for slot in slots:
-        column = columns.get(slot.name)
-        if slot.kind == "multi" and column is not None and not pa.types.is_list(column.type):
-            if pa.types.is_large_list(column.type):
-                columns[slot.name] = column.cast(pa.list_(column.type.value_type))
-            else:
-                separator = recipe_lib.slot_options(recipe, slot.name)["separator"]
-                columns[slot.name] = pc.split_pattern(column.cast(pa.string()), separator)
+        column = columns[slot.name]
+        if slot.kind == "multi" and not pa.types.is_list(column.type):
+            separator = recipe_lib.slot_options(recipe, slot.name)["separator"]
+            columns[slot.name] = pc.split_pattern(column.cast(pa.string()), separator)
+        elif slot.kind != "multi" and pa.types.is_list(column.type):
+            raise UserError(f"config.prepare.slots: slot {slot.name!r} holds lists but is {slot.kind}; make it multi")
     return columns
 
 
@@ -151,7 +150,25 @@ def _parquet_tasks(recipe, path, labelled, progress, slots) -> Iterator[Callable
 
 
 def _parquet_chunk(recipe, file, lines, columns, slots) -> Chunk:
-    return Chunk(file, lines, _split_bags(recipe, columns, slots))
+    plain = {}
+    for name, column in columns.items():
+        try:
+            plain[name] = column.cast(_plain_type(column.type))
+        except pa.ArrowException as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{file}: column {name!r} of type {column.type} cannot be used ({reason})") from None
+    return Chunk(file, lines, _split_bags(recipe, plain, slots))
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    """Integers, floats and lists stay, truth values become 0 and 1, anything else becomes text."""
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return kind
+    if pa.types.is_boolean(kind):
+        return pa.int8()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return pa.list_(_plain_type(kind.value_type))
+    return pa.string()
 
 
 def _open_parquet(path: Path) -> pq.ParquetFile:
