@@ -1,7 +1,5 @@
 """metrics.json -> the table that `train` and `evaluate` end with."""
 
-import math
-
 
 def table(metrics: dict, split: str = "test") -> str:
     """The metrics of one split in lines of fixed columns: the model beside what is attainable and a constant.
@@ -29,7 +27,7 @@ def table(metrics: dict, split: str = "test") -> str:
             if part.get("bayes"):
                 lines.append(_line("    Bayes-optimal", part["bayes"]))
     if report.get("am"):
-        lines += ["", _auxiliary(report["am"], [part["rows"] for part in report["types"]])]
+        lines += ["", _auxiliary(report["am"])]
     for note in report.get("notes", []):
         lines.append(f"note: {note}")
     return "\n".join(lines)
@@ -57,9 +55,8 @@ def _line(name: str, report: dict, rows: int | None = None) -> str:
     )
 
 
-def _auxiliary(am: dict, rows: list[int]) -> str:
-    shares = [n / sum(rows) for n in rows if n]
-    entropy = -sum(share * math.log(share) for share in shares)
+def _auxiliary(am: dict) -> str:
+    entropy = am["marginal_entropy"]
     text = (
         f"auxiliary model: accuracy {am['accuracy']:.4f} (majority type {am['majority']:.4f}), "
         f"log-loss {am['logloss']:.4f} nats (marginal entropy {entropy:.4f}"

@@ -171,17 +171,13 @@ def read(
             if len(rest.label) < batch_size:
                 continue
             done += batch_size
-            yield HostBatch(
-                pad(rest, batch_size, num_devices, schema.num_rows), batch_size, done, rest.gauc_key
-            )
+            yield HostBatch(pad(rest, batch_size, num_devices, schema.num_rows), batch_size, done, rest.gauc_key)
             rest = None
         whole = len(order) // batch_size * batch_size
         for at in range(0, whole, batch_size):
             part = rows.take(order[at : at + batch_size])
             done += batch_size
-            yield HostBatch(
-                pad(part, batch_size, num_devices, schema.num_rows), batch_size, done, part.gauc_key
-            )
+            yield HostBatch(pad(part, batch_size, num_devices, schema.num_rows), batch_size, done, part.gauc_key)
         if whole < len(order):
             rest = rows.take(order[whole:])
     if rest is not None:
@@ -230,9 +226,7 @@ def prefetch(items: Iterator, depth: int, transform: Callable = lambda item: ite
         thread.join()
 
 
-def _windows(
-    split: Split, shuffle_rows: int, seed: int, epoch: int, window_rows: int
-) -> list[tuple[list[int], int]]:
+def _windows(split: Split, shuffle_rows: int, seed: int, epoch: int, window_rows: int) -> list[tuple[list[int], int]]:
     """([row groups], rows) of each window, in the order of the epoch."""
     order = np.arange(len(split.row_groups))
     if shuffle_rows:

@@ -99,12 +99,12 @@ def make_program(config: ConfigDict, schema: Schema, num_steps: int) -> Program:
         module,
         schema,
         optimizers,
-        update=config.optim.embedding.update,
+        update=config.optim.embedding["update"],  # the attribute is a method of ConfigDict
         l2={key: section["l2"] for key, section in sections.items()},
         clip=config.optim.clip,
         clip_norm=config.optim.clip_norm,
         am_weight=config.model.am_weight,
-        drop_type=schema.types.index(config.model.drop_type) if config.model.drop_type else -1,
+        drop_type=models.dropped_type(schema, config.model.to_dict()),
         seed=config.seed,
         devices=devices,
     )
