@@ -3,6 +3,7 @@
 Run as a program (`python tests/test_step.py`), it compares one device with two simulated ones and prints JSON.
 """
 
+import functools
 import json
 import os
 import subprocess
@@ -95,17 +96,37 @@ def one_device():
     return jax.local_devices()[:1]
 
 
-def make(module=None, embedding=None, network=None, schema=None, num_steps=10, **options):
-    """(state, step) on one device."""
-    optim_config = {"embedding": {**SECTION, **(embedding or {})}, "network": {**SECTION, **(network or {})}}
-    optimizers = {k: optim.make_optimizer(section, num_steps) for k, section in optim_config.items()}
-    module, schema = module or Linear(), schema or make_schema()
-    state = step_lib.init_state(
-        jax.random.key(3), module, schema, optimizers, embedding_dim=DIM, init_scale=0.5, devices=one_device()
+@functools.cache
+def start_of(module):
+    """Parameters at the start, on the host."""
+    optimizers = dict.fromkeys(step_lib.SECTIONS, optax.identity())
+    options = dict(embedding_dim=DIM, init_scale=0.5, devices=one_device())
+    state = step_lib.init_state(jax.random.key(3), module, make_schema(), optimizers, **options)
+    return step_lib.fetch(state.params)
+
+
+STEPS = {}  # compiled steps, shared by the tests
+
+
+def make(module=None, embedding=None, network=None, **options):
+    """(state, step, optim config) on one device."""
+    sections = {"embedding": {**SECTION, **(embedding or {})}, "network": {**SECTION, **(network or {})}}
+    optimizers = {k: optim.make_optimizer(section, 10) for k, section in sections.items()}
+    module = module or Linear()
+    options = {"l2": {k: section["l2"] for k, section in sections.items()}, "chunk": 7, **options}
+    key = repr((module, sections, options))
+    if key not in STEPS:
+        STEPS[key] = step_lib.make_train_step(module, make_schema(), optimizers, devices=one_device(), **options)
+    params = start_of(module)
+    state = step_lib.TrainState(
+        step=np.int32(0),
+        params=params,
+        opt_state={k: optimizers[k].init(params[k]) for k in sections},
+        stats={},
+        owner=np.full(make_schema().num_rows, 12345, np.int32),  # as if stale
+        lr_scale={k: np.float32(1) for k in sections},
     )
-    l2 = {k: section["l2"] for k, section in optim_config.items()}
-    options = {"l2": l2, "devices": one_device(), **options}
-    return state, step_lib.make_train_step(module, schema, optimizers, **options), optim_config
+    return step_lib.put_state(state, one_device()), STEPS[key], sections
 
 
 def run(state, step, batches):
@@ -133,11 +154,11 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("update", ["lazy", "dense"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case, update", [(case, "lazy") for case in CASES] + [("adam, l2, clip group", "dense"), ("sgd, momentum", "dense")]
+)
 def test_step_equals_a_loop(case, update):
-    embedding, network, options = CASES[case]
-    options = {"chunk": 7, **options}  # 65 occurrences: no multiple of it
+    embedding, network, options = CASES[case]  # 65 occurrences: no multiple of the chunk
     state, step, optim_config = make(None, embedding, network, update=update, **options)
     start = step_lib.fetch(state.params)
     end, records = run(state, step, BATCHES)
@@ -156,22 +177,19 @@ def test_step_equals_a_loop(case, update):
     np.testing.assert_allclose(end["embedding"], table, atol=1e-6, rtol=0)
     np.testing.assert_allclose(end["network"]["kernel"], kernel, atol=1e-6, rtol=0)
     np.testing.assert_allclose(end["network"]["bias"], bias, atol=1e-6, rtol=0)
+    if options.get("clip") == "group":  # the case is one
+        assert records[0]["embedding_norm"] > options["clip_norm"] < records[0]["network_norm"]
     for record, theirs in zip(records, expected):
         assert record["nonfinite"] == 0
+        assert record["loss"] == record["logloss_sum"] / max(record["weight_sum"], 1)
         for name in ("loss", "embedding_norm", "network_norm", "p"):
             np.testing.assert_allclose(record[name][0], theirs[name], atol=1e-6, rtol=0, err_msg=name)
         assert update == "dense" or record["num_rows"] == theirs["num_rows"]
 
 
-def test_clipping_bites_in_the_cases():
-    _, step, _ = made = make(clip="group", clip_norm=0.05)
-    _, records = run(made[0], step, BATCHES[:1])
-    assert records[0]["embedding_norm"] > 0.05 and records[0]["network_norm"] > 0.05
-
-
-@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+@pytest.mark.parametrize("name", ["adam", "adagrad"])
 def test_dense_update_equals_optax_on_the_whole_table(name):
-    section = {"name": name, "momentum": 0.9 if name == "sgd" else 0.0, "l2": 0.1}
+    section = {"name": name, "l2": 0.1}
     state, step, optim_config = make(None, section, section, update="dense", clip="global", clip_norm=0.2)
     params = step_lib.fetch(state.params)
     transform = optax.chain(
@@ -195,20 +213,18 @@ def test_dense_update_equals_optax_on_the_whole_table(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), step_lib.fetch(state.params), params)
 
 
-def test_lazy_equals_dense_for_plain_sgd_and_not_for_adam():
-    ends = {}
-    for name in ("sgd", "adam"):
-        for update in ("lazy", "dense"):
-            state, step, _ = make(None, {"name": name}, {"name": name}, update=update)
-            ends[name, update] = step_lib.fetch(run(state, step, BATCHES)[0].params["embedding"])
-    np.testing.assert_allclose(ends["sgd", "lazy"], ends["sgd", "dense"], atol=1e-6)
-    assert np.abs(ends["adam", "lazy"] - ends["adam", "dense"]).max() > 1e-3
+def test_lazy_equals_dense_for_plain_sgd():
+    ends = []
+    for update in ("lazy", "dense"):
+        state, step, _ = make(None, {"name": "sgd"}, {"name": "sgd"}, update=update)
+        ends.append(step_lib.fetch(run(state, step, BATCHES)[0].params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *ends)
 
 
 def test_rows_outside_the_batch_do_not_move():
-    state, step, _ = make(None, {"l2": 0.1, "name": "adamw", "weight_decay": 0.1})
+    state, step, _ = make(None, *CASES["adamw, decay"][:2])
     before = step_lib.fetch((state.params["embedding"], state.opt_state["embedding"]))
-    batch = make_batch(5, num_rows=3)
+    batch = make_batch(5, real_rows=3)
     state, _ = run(state, step, [batch])
     after = step_lib.fetch((state.params["embedding"], state.opt_state["embedding"]))
     seen = np.isin(np.arange(make_schema().num_rows), batch.ids)
@@ -268,8 +284,7 @@ def test_dropout_follows_seed_and_step():
 
 @pytest.mark.parametrize("quantity", range(3))
 def test_what_is_not_finite_is_named(quantity):
-    module = Linear(broken=("", "e", "kernel")[quantity])
-    batch = BATCHES[0]
+    module, batch = Linear(broken=("", "e", "kernel")[quantity]), BATCHES[0]
     if quantity == 0:
         batch = batch._replace(value=np.full_like(batch.value, np.inf))
     state, step, _ = make(module)
@@ -282,7 +297,7 @@ def test_state_is_donated_nothing_recompiles_and_nothing_is_sent_unasked():
     compilations = []
     listener = lambda event, seconds, **_: compilations.append(event) if "backend_compile" in event else None
     jax.monitoring.register_event_duration_secs_listener(listener)
-    state, step, _ = make()
+    state, step, _ = make(chunk=9)  # of no other test
     placed = [step_lib.put_batch(batch, one_device()) for batch in BATCHES]
     before = len(compilations)
     with jax.transfer_guard("disallow"):
@@ -389,13 +404,6 @@ if __name__ == "__main__":
         "am_hidden": (8,),
         "norm": "batch",
     }
-    hmm = models.make_model(typed, options)
-    print(
-        json.dumps(
-            {
-                "linear, lazy": compare_devices(Linear(), make_schema(), "lazy"),
-                "hmm, lazy": compare_devices(hmm, typed, "lazy"),
-                "hmm, dense": compare_devices(hmm, typed, "dense"),
-            }
-        )
-    )
+    wm = models.make_model(typed, options)
+    found = {"wm, lazy": compare_devices(wm, typed, "lazy"), "dense": compare_devices(Linear(), make_schema(), "dense")}
+    print(json.dumps(found))

@@ -8,9 +8,8 @@ devices, occurrences and their gradients gathered, so that all replicas take the
 
 `lazy` moves the rows of the batch only: moments of other rows do not decay, and L2 and weight decay reach the
 batch's rows. `dense` moves every row in every step, as a framework without sparse gradients does. Gradients are
-clipped by norm after equal rows were summed; L2 of the network and of a dense table is part of what is clipped,
-L2 of lazy rows is added after (it would need another pass over the rows). L2 of the network covers all of its
-parameters, biases too, as in FuxiCTR.
+clipped by norm after equal rows were summed; L2 of the network (all of it, biases too, as in FuxiCTR) and of a
+dense table is part of what is clipped, L2 of lazy rows is added after (it would need another pass over the rows).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +34,7 @@ NONFINITE = ("loss", "gradient of the embedding table", "gradient of the network
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """All that training changes; arrays only, the same on every device.
+    """All that training changes; the same on every device.
 
     Attributes:
       step: i32[], steps taken.
@@ -194,7 +193,7 @@ def make_train_step(
             grads = jnp.zeros_like(table).at[ids].add(grads, mode="drop")
             grads, num_rows = sparse.add_l2(grads, table, l2["embedding"]), jnp.zeros((), jnp.int32)
         network_grads = sparse.add_l2(network_grads, state.params["network"], l2["network"])
-        norms = {"embedding": optax.global_norm(grads), "network": optax.global_norm(network_grads)}
+        norms = {"embedding": _norm(grads), "network": _norm(network_grads)}
         clipping = _clipping(norms, clip, clip_norm)
 
         network, network_state = _apply(optimizers["network"], state, "network", network_grads, clipping)
@@ -236,12 +235,7 @@ def make_train_step(
         return state, metrics
 
     return jax.pmap(
-        step,
-        axis_name=AXIS,
-        in_axes=(None, 0),
-        out_axes=(None, 0),
-        donate_argnums=0,
-        devices=_devices(devices),
+        step, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, 0), donate_argnums=0, devices=_devices(devices)
     )
 
 
@@ -282,12 +276,16 @@ def _apply(optimizer, state: TrainState, section: str, grads, clipping: dict):
     return jax.tree.map(lambda p, u: p + state.lr_scale[section] * u, params, updates), opt_state
 
 
+def _norm(tree) -> jax.Array:
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
+
+
 def _clipping(norms: dict, clip: str, clip_norm: float) -> dict:
     """Factors that bring each norm (`group`), or that of both together (`global`), to at most `clip_norm`."""
     if clip == "none":
         return {key: jnp.ones((), jnp.float32) for key in norms}
     if clip == "global":
-        norms = dict.fromkeys(norms, optax.global_norm(list(norms.values())))
+        norms = dict.fromkeys(norms, _norm(norms))
     return {key: jnp.where(norm > clip_norm, clip_norm / norm, 1.0) for key, norm in norms.items()}
 
 
