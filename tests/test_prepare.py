@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,11 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 
-from emofm_jax import config, prepare
-from emofm_jax.data import recipe as recipe_lib
+from emofm_jax import prepare
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data import shards, tally
-from emofm_jax.errors import UserError
 
 HEADER = "label,user,item,tags,price,day"
 EXPERIMENT = """
@@ -175,16 +172,6 @@ def test_split_by_day(shop, tmp_path):
     assert set(vocabulary["value"].to_pylist()) == set(train_users)
 
 
-def test_rows_of_a_split_do_not_depend_on_the_chunks():
-    c = config.default()
-    c.prepare.split = "share"
-    lines = np.arange(2, 500)
-    whole = recipe_lib.split_of(c.prepare.to_dict(), 0, lines, None)
-    parts = [recipe_lib.split_of(c.prepare.to_dict(), 0, part, None) for part in np.array_split(lines, 7)]
-    assert np.concatenate(parts).tolist() == whole.tolist()
-    assert recipe_lib.split_of(c.prepare.to_dict(), 1, lines, None).tolist() != whole.tolist()
-
-
 def test_bad_rows_are_tolerated_counted_and_kept(shop, tmp_path, capsys):
     path = tmp_path / "raw" / "train.csv"
     path.write_text(path.read_text() + "2,u,i,a,1,d\n1,u\n1,u,i,a,cheap,d\n")
@@ -289,34 +276,6 @@ def test_an_interrupt_leaves_what_was_there(shop, tmp_path, monkeypatch):
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_cti_sample_and_its_counts(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(Path(__file__).parents[1])
-    sample = Path("data/examples/cti")
-    assert prepare.main(["p", "--config=experiments/cti.py", f"--config.data.dir={tmp_path / 'cti'}"]) == 0
-    schema = schema_lib.load(tmp_path / "cti")
-    assert schema.types == ("t1", "t2", "t3") and schema.groups == ("user", "scene", "ad", "session")
-    lines = [line.split("\t") for line in (sample / "train.tsv").read_text().splitlines()]
-    filled = [[cell != "-" for cell in row[1:4]].index(True) for row in lines]
-    train = shard(tmp_path / "cti", "train")
-    assert train["ftype"].to_pylist() == filled
-    assert train["label"].to_pylist() == [int(row[1 + t]) for row, t in zip(lines, filled)]
-    assert train["row_id"].to_pylist() == [row[0] for row in lines]
-    clicks = [sum(int(r[1 + t]) for r, t in zip(lines, filled) if t == k) for k in range(3)]
-    assert schema.clicks_per_type == (*clicks, 0)
-    bags = [[f.split(":")[0] for f in row[4].split(" ") if f.endswith(":401")] for row in lines]
-    values = pq.read_table(tmp_path / "cti" / "vocabulary" / "401.parquet")["value"].to_pylist()
-    assert train["401"].to_pylist() == [[values.index(v) + 1 for v in bag] for bag in bags]
-    for row, said in (("1\t0\t1\t-\t5:101", "2 of them filled"), ("1\t-\t-\t-\t5:101", "all '-'")):
-        broken = tmp_path / "broken"
-        broken.mkdir(exist_ok=True)
-        for split in shards.SPLITS:
-            (broken / f"{split}.tsv").write_text((sample / f"{split}.tsv").read_text() + row + "\n")
-        flags = (f"--config.prepare.source={broken}", f"--config.data.dir={tmp_path / 'never'}")
-        assert prepare.main(["p", "--config=experiments/cti.py", *flags]) == 2
-        assert f"train.tsv:141: t1, t2 and t3 are {said}; exactly one must be 0 or 1" in capsys.readouterr().err
-        assert not (tmp_path / "never").exists()
-
-
 def test_a_parquet_source_gives_the_same_shards_as_its_csv(shop, tmp_path):
     assert shop() == 0
     from_csv = {split: shard(tmp_path / "out", split) for split in shards.SPLITS}
@@ -331,20 +290,3 @@ def test_a_parquet_source_gives_the_same_shards_as_its_csv(shop, tmp_path):
     assert shop() == 0
     for split in shards.SPLITS:
         assert shard(tmp_path / "out", split).equals(from_csv[split])
-
-
-def test_moments_of_pieces_are_those_of_the_whole():
-    numbers = np.random.default_rng(0).normal(1e6, 1.0, 1000)
-    moments = tally.Moments()
-    for piece in np.array_split(numbers, 9):
-        moments.add(np.append(piece, np.nan))
-    mean, std = moments.mean_and_std()
-    assert mean == pytest.approx(numbers.mean(), rel=1e-12) and std == pytest.approx(numbers.std(), rel=1e-6)
-    assert moments.count == 1000 and moments.largest == numbers.max()
-    assert tally.Moments().mean_and_std() == (0.0, 1.0)
-
-
-def test_members():
-    assert recipe_lib.members(("a", "C1-C3", ("x-y", "7-9"))) == ["a", "C1", "C2", "C3", "x-y", "7", "8", "9"]
-    with pytest.raises(UserError, match="not a pair"):
-        recipe_lib.slots({"groups": ("user",), "slots": {}, "slot": {}})

@@ -1,0 +1,50 @@
+"""experiments/cti.py on its hand-made sample, against the rows as they stand in the files; sums over pieces."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from emofm_jax import prepare
+from emofm_jax.data import schema as schema_lib
+from emofm_jax.data import shards, tally
+
+
+def test_cti_sample_and_its_counts(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    sample = Path("data/examples/cti")
+    assert prepare.main(["p", "--config=experiments/cti.py", f"--config.data.dir={tmp_path / 'cti'}"]) == 0
+    schema = schema_lib.load(tmp_path / "cti")
+    assert schema.types == ("t1", "t2", "t3") and schema.groups == ("user", "scene", "ad", "session")
+    lines = [line.split("\t") for line in (sample / "train.tsv").read_text().splitlines()]
+    filled = [[cell != "-" for cell in row[1:4]].index(True) for row in lines]
+    train = pq.ParquetFile(tmp_path / "cti" / "train" / "part-00000.parquet").read()
+    assert train["ftype"].to_pylist() == filled
+    assert train["label"].to_pylist() == [int(row[1 + t]) for row, t in zip(lines, filled)]
+    assert train["row_id"].to_pylist() == [row[0] for row in lines]
+    clicks = [sum(int(r[1 + t]) for r, t in zip(lines, filled) if t == k) for k in range(3)]
+    assert schema.clicks_per_type == (*clicks, 0)
+    bags = [[f.split(":")[0] for f in row[4].split(" ") if f.endswith(":401")] for row in lines]
+    values = pq.read_table(tmp_path / "cti" / "vocabulary" / "401.parquet")["value"].to_pylist()
+    assert train["401"].to_pylist() == [[values.index(v) + 1 for v in bag] for bag in bags]
+    for row, said in (("1\t0\t1\t-\t5:101", "2 of them filled"), ("1\t-\t-\t-\t5:101", "all '-'")):
+        broken = tmp_path / "broken"
+        broken.mkdir(exist_ok=True)
+        for split in shards.SPLITS:
+            (broken / f"{split}.tsv").write_text((sample / f"{split}.tsv").read_text() + row + "\n")
+        flags = (f"--config.prepare.source={broken}", f"--config.data.dir={tmp_path / 'never'}")
+        assert prepare.main(["p", "--config=experiments/cti.py", *flags]) == 2
+        assert f"train.tsv:141: t1, t2 and t3 are {said}; exactly one must be 0 or 1" in capsys.readouterr().err
+        assert not (tmp_path / "never").exists()
+
+
+def test_moments_of_pieces_are_those_of_the_whole():
+    numbers = np.random.default_rng(0).normal(1e6, 1.0, 1000)
+    moments = tally.Moments()
+    for piece in np.array_split(numbers, 9):
+        moments.add(np.append(piece, np.nan))
+    mean, std = moments.mean_and_std()
+    assert mean == pytest.approx(numbers.mean(), rel=1e-12) and std == pytest.approx(numbers.std(), rel=1e-6)
+    assert moments.count == 1000 and moments.largest == numbers.max()
+    assert tally.Moments().mean_and_std() == (0.0, 1.0)

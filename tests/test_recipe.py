@@ -1,0 +1,24 @@
+"""Which slots a recipe declares, and which split a row is in."""
+
+import numpy as np
+import pytest
+
+from emofm_jax import config
+from emofm_jax.data import recipe as recipe_lib
+from emofm_jax.errors import UserError
+
+
+def test_rows_of_a_split_do_not_depend_on_the_chunks():
+    c = config.default()
+    c.prepare.split = "share"
+    lines = np.arange(2, 500)
+    whole = recipe_lib.split_of(c.prepare.to_dict(), 0, lines, None)
+    parts = [recipe_lib.split_of(c.prepare.to_dict(), 0, part, None) for part in np.array_split(lines, 7)]
+    assert np.concatenate(parts).tolist() == whole.tolist()
+    assert recipe_lib.split_of(c.prepare.to_dict(), 1, lines, None).tolist() != whole.tolist()
+
+
+def test_members():
+    assert recipe_lib.members(("a", "C1-C3", ("x-y", "7-9"))) == ["a", "C1", "C2", "C3", "x-y", "7", "8", "9"]
+    with pytest.raises(UserError, match="not a pair"):
+        recipe_lib.slots({"groups": ("user",), "slots": {}, "slot": {}})
