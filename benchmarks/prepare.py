@@ -80,7 +80,8 @@ def main() -> None:
         written = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu, peak = usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
-    print(f"{args.rows:,d} rows, csv {size / 1e6:,.0f} MB, shards {written / 1e6:,.0f} MB, {seconds:.1f} s, {cpu:.1f} s of processors")
+    print(f"{args.rows:,d} rows, csv {size / 1e6:,.0f} MB, shards {written / 1e6:,.0f} MB")
+    print(f"{seconds:.1f} s, of which the processors worked {cpu:.1f} s")
     print(f"prepare: {args.rows / seconds:,.0f} rows/s, peak memory {peak:,.0f} MiB")
 
 
