@@ -1,0 +1,170 @@
+"""Does a training step cost the batch, or the table? One step at two table sizes, interleaved in one run.
+
+    python benchmarks/step.py [--output=F.json]
+
+An MLP (400, 400, 400) on 26 slots of width 16, B = 4096, lazy Adam, under pmap on the local devices. Ids of a slot are
+Zipf(1.05), their ranks scattered over all its rows; uniform ids stand beside them as the worst case. Each state sees
+its own pre-made batches in turn, the four cases take turns step by step, and a time is the median over steps from
+call to finished state. The last line is the ratio that docs/performance.md quotes:
+
+    ratio V=1e7/V=1e5: x.xx
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags as absl_flags
+
+from emofm_jax import cli, config, models
+from emofm_jax.data.batches import Batch
+from emofm_jax.data.schema import Schema, Slot
+from emofm_jax.training import optim, step
+
+EXPONENT = 1.05
+HIDDEN = (400, 400, 400)
+# rows of the two tables, B, S, D, batches made ahead, timed steps of each case
+SIZES = {
+    "full": ((10**5, 10**7), 4096, 26, 16, 8, 60),
+    "tiny": ((10**3, 10**4), 64, 4, 8, 2, 3),
+}
+
+
+def define(flags: absl_flags.FlagValues, argv) -> None:
+    absl_flags.DEFINE_enum("size", "full", list(SIZES), "full, or tiny to see that it runs", flag_values=flags)
+    absl_flags.DEFINE_integer("steps", 0, "timed steps of each case; 0 = as `size` has it", flag_values=flags)
+    absl_flags.DEFINE_string("output", "", "JSON file for the figures", flag_values=flags)
+
+
+def make_schema(num_rows: int, num_slots: int) -> Schema:
+    """num_slots slots that share num_rows table rows evenly."""
+    bounds = np.linspace(0, num_rows, num_slots + 1).astype(int)
+    slots = (Slot(f"C{i}", "all", encoding="hash", rows=int(n)) for i, n in enumerate(np.diff(bounds)))
+    return Schema(f"{num_rows} rows", tuple(slots), rows_per_type=(1000,), clicks_per_type=(100,))
+
+
+def make_batches(schema: Schema, kind: str, count: int, batch_size: int, num_devices: int) -> list[Batch]:
+    """Random batches whose ids follow `kind`, zipf or uniform."""
+    rng = np.random.default_rng(0)
+    ids = np.empty((count, batch_size, schema.num_slots), np.int32)
+    for column, (slot, offset) in enumerate(zip(schema.slots, schema.offsets)):
+        rows = slot.rows
+        if kind == "zipf":
+            cumulative = np.cumsum(np.arange(1, rows + 1) ** -EXPONENT)
+            rank = np.searchsorted(cumulative, rng.random((count, batch_size)) * cumulative[-1])
+            ids[:, :, column] = rng.permutation(rows)[rank] + offset
+        else:
+            ids[:, :, column] = rng.integers(0, rows, (count, batch_size)) + offset
+    label = (rng.random((count, batch_size)) < 0.1).astype(np.float32)
+
+    def split(array):
+        return array.reshape(num_devices, -1, *array.shape[1:])
+
+    unknown, ones = np.full(batch_size, -1, np.int32), np.ones(batch_size, np.float32)
+    return [
+        Batch(split(ids[i]), None, split(label[i]), split(unknown.copy()), split(ones.copy())) for i in range(count)
+    ]
+
+
+def gemm(size: int):
+    """A function that times one f32 product of [size, size] matrices, in GFLOP/s."""
+    a = jax.random.normal(jax.random.key(0), (size, size))
+    product = jax.jit(jnp.dot)
+    product(a, a).block_until_ready()
+
+    def run() -> float:
+        start = time.perf_counter()
+        product(a, a).block_until_ready()
+        return 2e-9 * size**3 / (time.perf_counter() - start)
+
+    return run
+
+
+def make_step(schema: Schema, embedding_dim: int):
+    """(state, train step) of the MLP with lazy Adam."""
+    defaults = config.default()
+    options = {**defaults.model.to_dict(), "name": "wm", "embedding_dim": embedding_dim, "hidden": HIDDEN}
+    module = models.make_model(schema, options)
+    optimizers = {k: optim.make_optimizer(defaults.optim[k].to_dict(), 1) for k in step.SECTIONS}
+    state = step.init_state(jax.random.key(0), module, schema, optimizers, embedding_dim=embedding_dim, init_scale=0.01)
+    return state, step.make_train_step(module, schema, optimizers)
+
+
+def measure(sizes, batch_size, num_slots, embedding_dim, num_batches, num_steps) -> dict:
+    """Times num_steps steps of every (table, kind of ids), in turn; see the keys it returns."""
+    num_devices = jax.local_device_count()
+    batch_size -= batch_size % num_devices
+    states, steps, batches = {}, {}, {}
+    for rows in sizes:
+        schema = make_schema(rows, num_slots)
+        states[rows], steps[rows] = make_step(schema, embedding_dim)
+        for kind in ("zipf", "uniform"):
+            made = make_batches(schema, kind, num_batches, batch_size, num_devices)
+            batches[rows, kind] = [step.put_batch(batch) for batch in made]
+    product = gemm(2048 if batch_size > 1000 else 256)
+    times, distinct, peak = {case: [] for case in batches}, {case: [] for case in batches}, []
+    for turn in range(-2, num_steps):  # the first turns compile and touch the memory
+        for rows, kind in batches:
+            batch = batches[rows, kind][turn % num_batches]
+            start = time.perf_counter()
+            states[rows], metrics = jax.block_until_ready(steps[rows](states[rows], batch))
+            if turn >= 0:
+                times[rows, kind].append(time.perf_counter() - start)
+                distinct[rows, kind].append(int(step.fetch(metrics["num_rows"])[0]))
+        peak.append(product())
+    widths = [num_slots * embedding_dim, *HIDDEN, 1]
+    # Forward, gradient of the input and of the weights: two operations a multiplication and addition, each.
+    flops = 6.0 * batch_size * sum(a * b for a, b in zip(widths, widths[1:]))
+    best = float(np.max(peak))
+    cases = []
+    for (rows, kind), seconds in times.items():
+        median = float(np.median(seconds))
+        cases.append(
+            {
+                "table_rows": rows,
+                "ids": kind,
+                "ms": 1e3 * median,
+                "ms_quartiles": [1e3 * float(q) for q in np.quantile(seconds, (0.25, 0.75))],
+                "rows_per_s": batch_size / median,
+                "distinct_rows": float(np.mean(distinct[rows, kind])),
+                "share_of_gemm_peak": 1e-9 * flops / median / best,
+            }
+        )
+    small, large = sizes
+    ratio = {k: float(np.median(times[large, k]) / np.median(times[small, k])) for k in ("zipf", "uniform")}
+    return {
+        "device": f"{num_devices} x {jax.local_devices()[0].device_kind}",
+        "jax": jax.__version__,
+        "batch_size": batch_size,
+        "steps": num_steps,
+        "gemm_gflops": best,
+        "cases": cases,
+        "ratio": ratio,
+    }
+
+
+def main(flags) -> None:
+    sizes, *shape, num_steps = SIZES[flags.size]
+    found = measure(sizes, *shape, flags.steps or num_steps)
+    print(f"{found['device']}, jax {found['jax']}, B={found['batch_size']}, {found['steps']} steps of each case")
+    print(f"f32 GEMM peak in this run: {found['gemm_gflops']:.0f} GFLOP/s")
+    print(f"{'table rows':>10}  {'ids':8}{'ms/step':>8}{'quartiles':>14}{'rows/s':>10}{'distinct':>10}{'of peak':>9}")
+    for case in found["cases"]:
+        quartiles = "-".join(f"{q:.1f}" for q in case["ms_quartiles"])
+        print(
+            f"{case['table_rows']:10.0e}  {case['ids']:8}{case['ms']:8.1f}{quartiles:>14}{case['rows_per_s']:10,.0f}"
+            f"{case['distinct_rows']:10,.0f}{case['share_of_gemm_peak']:9.0%}"
+        )
+    if flags.output:
+        Path(flags.output).write_text(json.dumps(found, indent=1) + "\n")
+    small, large = (f"{rows:.0e}".replace("e+0", "e") for rows in sizes)
+    print(f"uniform ids: ratio {found['ratio']['uniform']:.2f}")
+    print(f"ratio V={large}/V={small}: {found['ratio']['zipf']:.2f}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, define))
