@@ -44,7 +44,7 @@ def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
 
     Args:
       table: f32[V, D].
-      ids: i32[..., N], rows of the table; padding is V.
+      ids: i32[..., N], rows of the table; padding is V (a negative id would count from the end).
 
     Returns:
       f32[..., N, D].
