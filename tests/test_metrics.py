@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
-from emofm_jax import metrics, verdict
+from emofm_jax import metrics
 
 TOLERANCE = dict(rel=0, abs=1e-9)
 
@@ -205,98 +205,6 @@ def test_calibration_keeps_equal_predictions_together():
     assert sum(part["rate"] * part["rows"] for part in found) == pytest.approx(50)
 
 
-def typed(n: int = 3_000, num_types: int = 3, seed: int = 11):
-    """A report's arguments, with a truth that the label and type are drawn from."""
-    r = np.random.default_rng(seed)
-    p_type = r.dirichlet(np.ones(num_types), n)
-    given = r.beta(1, 6, (n, num_types))
-    ftype = np.array([r.choice(num_types, p=row) for row in p_type], np.int32)
-    label = (r.random(n) < given[np.arange(n), ftype]).astype(np.float32)
-    truth = {"p": (p_type * given).sum(1), "p_type": p_type, "p_given_type": given}
-    ours = r.dirichlet(np.ones(num_types), n).astype(np.float32)
-    scores = np.clip(given + r.normal(0, 0.02, given.shape), 0.001, 0.99).astype(np.float32)
-    ftype[::10] = -1
-    return {
-        "label": label,
-        "p": (ours * scores).sum(1),
-        "ftype": ftype,
-        "p_type": ours,
-        "p_given_type": scores,
-        "type_names": ("a", "b", "c")[:num_types],
-        "weight": (r.random(n) + 0.5).astype(np.float32),
-        "key": r.integers(0, 100, n),
-        "truth": truth,
-    }
-
-
-def test_split_report_by_type_and_of_the_auxiliary_model():
-    a = typed()
-    report = metrics.split_report(**a)
-    truth, label, weight, ftype = a["truth"], a["label"], a["weight"], a["ftype"]
-    assert report["auc"] == pytest.approx(roc_auc_score(label, a["p"], sample_weight=weight), **TOLERANCE)
-    bayes = {
-        "auc": roc_auc_score(label, truth["p"], sample_weight=weight),
-        "logloss": log_loss(label, truth["p"], sample_weight=weight),
-    }
-    assert report["bayes"] == close(bayes)
-    expected = np.dot(a["p"].astype(float), weight) / np.dot(truth["p"], weight)
-    assert report["p_over_true"] == pytest.approx(expected, **TOLERANCE)
-    for t, part in enumerate(report["types"]):
-        own = ftype == t
-        y, w, true = label[own], weight[own], truth["p_given_type"][own, t]
-        score = a["p_given_type"][own, t].astype(np.float64)
-        assert (part["name"], part["rows"], part["clicks"]) == ("abc"[t], own.sum(), y.sum())
-        assert part["auc"] == pytest.approx(roc_auc_score(y, score, sample_weight=w), **TOLERANCE)
-        assert part["logloss"] == pytest.approx(log_loss(y, score, sample_weight=w), **TOLERANCE)
-        assert part["pcoc"] == pytest.approx(np.dot(score, w) / np.dot(y, w.astype(float)), **TOLERANCE)
-        assert part["gauc"] == pytest.approx(gauc_by_loop(y, score, a["key"][own], w)[0], **TOLERANCE)
-        assert part["bayes"]["auc"] == pytest.approx(roc_auc_score(y, true, sample_weight=w), **TOLERANCE)
-        assert part["bayes"]["logloss"] == pytest.approx(log_loss(y, true, sample_weight=w), **TOLERANCE)
-    known = np.flatnonzero(ftype >= 0)
-    t, w = ftype[known], weight[known].astype(np.float64)
-    shares = np.array([w[t == i].sum() for i in range(3)]) / w.sum()
-    expected = {
-        "accuracy": np.average(a["p_type"][known].argmax(1) == t, weights=w),
-        "majority": shares.max(),
-        "logloss": np.average(-np.log(a["p_type"][known, t].astype(float)), weights=w),
-        "marginal_entropy": -(shares * np.log(shares)).sum(),
-        "bayes_logloss": log_loss(t, truth["p_type"][known], sample_weight=w, labels=range(3)),
-    }
-    assert report["am"] == close(expected)
-
-
-def test_a_dropped_type_leaves_the_auxiliary_figures():
-    a = typed()
-    a["p_type"][:, 1] = 0
-    a["p_type"] /= a["p_type"].sum(1, keepdims=True)
-    report = metrics.split_report(**a)
-    own = (a["ftype"] == 0) | (a["ftype"] == 2)
-    y = a["ftype"][own] // 2
-    for name, p in (("logloss", a["p_type"]), ("bayes_logloss", a["truth"]["p_type"])):
-        q = p[own][:, [0, 2]].astype(np.float64)
-        q /= q.sum(1, keepdims=True)
-        assert report["am"][name] == pytest.approx(log_loss(y, q, sample_weight=a["weight"][own]), abs=1e-6)
-    assert any("'b' never has any p_type" in note for note in report["notes"])
-    assert report["types"][1]["rows"] == (a["ftype"] == 1).sum()
-
-
-def test_types_without_rows_clicks_or_knowledge():
-    a = typed()
-    a["label"][a["ftype"] == 0] = 0
-    a["ftype"][a["ftype"] == 2] = -1
-    report = metrics.split_report(**a)
-    no_click, some, no_rows = report["types"]
-    assert (no_click["auc"], no_click["pcoc"], no_click["bayes"]["auc"]) == (None, None, None)
-    assert no_click["notes"][0] == "one class only: no AUC and no PCOC" and no_click["logloss"] > 0
-    assert some["auc"] > 0.5
-    assert (no_rows["rows"], no_rows["auc"], no_rows["logloss"], no_rows["notes"][0]) == (0, None, None, "no rows")
-    a["ftype"][:] = -1
-    report = metrics.split_report(**a)
-    assert report["am"] is None and "no row of known type: no am" in report["notes"]
-    untyped = {k: v for k, v in a.items() if k in ("label", "p", "weight", "key", "ftype", "type_names")}
-    assert not {"am", "types", "bayes", "p_over_true"} & metrics.split_report(**untyped).keys()
-
-
 def test_memory_stays_as_documented():
     n = 1 << 20
     r = np.random.default_rng(0)
@@ -319,48 +227,3 @@ def test_memory_stays_as_documented():
             tracemalloc.stop()
             metrics._BLOCK_ROWS = original
         assert peak / n < most
-
-
-def prepared(**slots):
-    names = {"encoding": "none", "unknown": {"valid": 0.1}}
-    return {
-        "slots": {name: names | slot for name, slot in slots.items()},
-        "splits": {"train": {"rows": 10, "clicks": 3}},
-    }
-
-
-def test_verdict_of_what_was_learnt():
-    label, score, _, _ = rows(1, 4_000)
-    report = metrics.split_report(label, sigmoid(score - 1))
-    line = verdict.line(report, prepared(bad={"unknown": {"valid": 0.9}}), {"embedding": 0.0, "network": 0.5})
-    gained = 1 - report["logloss"] / report["constant"]["logloss"]
-    assert f"{gained:.0%} of its nats learnt" in line and f"AUC {report['auc']:.4f}" in line
-    assert 0.03 < gained < 0.9 and "likely" not in line
-    off = metrics.split_report(label, sigmoid(score + 3))
-    assert "its rates are off (PCOC" in verdict.line(off, None, {"network": 1e-3})
-    one_class = metrics.split_report(np.zeros(5), np.full(5, 0.1))
-    assert "one class only" in verdict.line(one_class, None, {"network": 1e-3})
-
-
-def test_verdict_names_the_likely_causes():
-    label, score, _, _ = rows(1, 4_000)
-    report = metrics.split_report(label, np.random.default_rng(2).random(4_000))
-    found = prepared(
-        user={"unknown": {"valid": 0.75}},
-        fine={"unknown": {"valid": 0.5}},
-        price={"unknown": {"train": 0.0}, "min": -5000.0, "max": 7.0},
-        age={"unknown": {"train": 0.0}, "min": 1.0, "max": 99.0, "encoding": "log1p"},
-    )
-    line = verdict.line(report, found, {"embedding": 0.0, "network": 0.5})
-    assert line.startswith("verdict: no better than a constant predictor (logloss ") and "\n" not in line
-    for cause in (
-        "75% of slot 'user'",
-        "'price' reaches 5000",
-        "embedding.learning_rate is 0",
-        "network.learning_rate is 0.5",
-    ):
-        assert cause in line
-    assert "fine" not in line and "age" not in line and "labels" not in line
-    found["splits"]["train"]["clicks"] = 0
-    assert "labels of the training split are all the same" in verdict.line(report, found, {"network": 1e-3})
-    assert "nothing unusual" in verdict.line(report, prepared(), {"embedding": 1e-3, "network": 0.1})

@@ -1,0 +1,104 @@
+"""The report of a split: by interaction type, the auxiliary model, and beside the truth; against scikit-learn."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import log_loss, roc_auc_score
+
+from emofm_jax import metrics
+
+
+def close(value):
+    """For comparison with a number or a dict of numbers."""
+    return pytest.approx(value, rel=0, abs=1e-9)
+
+
+def typed(n: int = 3_000, num_types: int = 3, seed: int = 11):
+    """A report's arguments, with a truth that the label and type are drawn from."""
+    r = np.random.default_rng(seed)
+    p_type = r.dirichlet(np.ones(num_types), n)
+    given = r.beta(1, 6, (n, num_types))
+    ftype = np.array([r.choice(num_types, p=row) for row in p_type], np.int32)
+    label = (r.random(n) < given[np.arange(n), ftype]).astype(np.float32)
+    truth = {"p": (p_type * given).sum(1), "p_type": p_type, "p_given_type": given}
+    ours = r.dirichlet(np.ones(num_types), n).astype(np.float32)
+    scores = np.clip(given + r.normal(0, 0.02, given.shape), 0.001, 0.99).astype(np.float32)
+    ftype[::10] = -1
+    return {
+        "label": label,
+        "p": (ours * scores).sum(1),
+        "ftype": ftype,
+        "p_type": ours,
+        "p_given_type": scores,
+        "type_names": ("a", "b", "c")[:num_types],
+        "weight": (r.random(n) + 0.5).astype(np.float32),
+        "key": r.integers(0, 100, n),
+        "truth": truth,
+    }
+
+
+def test_split_report_by_type_and_of_the_auxiliary_model():
+    a = typed()
+    report = metrics.split_report(**a)
+    truth, label, weight, ftype = a["truth"], a["label"], a["weight"], a["ftype"]
+    assert report["auc"] == close(roc_auc_score(label, a["p"], sample_weight=weight))
+    bayes = {
+        "auc": roc_auc_score(label, truth["p"], sample_weight=weight),
+        "logloss": log_loss(label, truth["p"], sample_weight=weight),
+    }
+    assert report["bayes"] == close(bayes)
+    expected = np.dot(a["p"].astype(float), weight) / np.dot(truth["p"], weight)
+    assert report["p_over_true"] == close(expected)
+    for t, part in enumerate(report["types"]):
+        own = ftype == t
+        y, w, true = label[own], weight[own], truth["p_given_type"][own, t]
+        score = a["p_given_type"][own, t].astype(np.float64)
+        assert (part["name"], part["rows"], part["clicks"]) == ("abc"[t], own.sum(), y.sum())
+        assert part["auc"] == close(roc_auc_score(y, score, sample_weight=w))
+        assert part["logloss"] == close(log_loss(y, score, sample_weight=w))
+        assert part["pcoc"] == close(np.dot(score, w) / np.dot(y, w.astype(float)))
+        assert part["gauc"] == close(metrics.gauc(y, score, a["key"][own], w)[0])
+        assert part["bayes"]["auc"] == close(roc_auc_score(y, true, sample_weight=w))
+        assert part["bayes"]["logloss"] == close(log_loss(y, true, sample_weight=w))
+    known = np.flatnonzero(ftype >= 0)
+    t, w = ftype[known], weight[known].astype(np.float64)
+    shares = np.array([w[t == i].sum() for i in range(3)]) / w.sum()
+    expected = {
+        "accuracy": np.average(a["p_type"][known].argmax(1) == t, weights=w),
+        "majority": shares.max(),
+        "logloss": np.average(-np.log(a["p_type"][known, t].astype(float)), weights=w),
+        "marginal_entropy": -(shares * np.log(shares)).sum(),
+        "bayes_logloss": log_loss(t, truth["p_type"][known], sample_weight=w, labels=range(3)),
+    }
+    assert report["am"] == close(expected)
+
+
+def test_a_dropped_type_leaves_the_auxiliary_figures():
+    a = typed()
+    a["p_type"][:, 1] = 0
+    a["p_type"] /= a["p_type"].sum(1, keepdims=True)
+    report = metrics.split_report(**a)
+    own = (a["ftype"] == 0) | (a["ftype"] == 2)
+    y = a["ftype"][own] // 2
+    for name, p in (("logloss", a["p_type"]), ("bayes_logloss", a["truth"]["p_type"])):
+        q = p[own][:, [0, 2]].astype(np.float64)
+        q /= q.sum(1, keepdims=True)
+        assert report["am"][name] == pytest.approx(log_loss(y, q, sample_weight=a["weight"][own]), abs=1e-6)
+    assert any("'b' never has any p_type" in note for note in report["notes"])
+    assert report["types"][1]["rows"] == (a["ftype"] == 1).sum()
+
+
+def test_types_without_rows_clicks_or_knowledge():
+    a = typed()
+    a["label"][a["ftype"] == 0] = 0
+    a["ftype"][a["ftype"] == 2] = -1
+    report = metrics.split_report(**a)
+    no_click, some, no_rows = report["types"]
+    assert (no_click["auc"], no_click["pcoc"], no_click["bayes"]["auc"]) == (None, None, None)
+    assert no_click["notes"][0] == "one class only: no AUC and no PCOC" and no_click["logloss"] > 0
+    assert some["auc"] > 0.5
+    assert (no_rows["rows"], no_rows["auc"], no_rows["logloss"], no_rows["notes"][0]) == (0, None, None, "no rows")
+    a["ftype"][:] = -1
+    report = metrics.split_report(**a)
+    assert report["am"] is None and "no row of known type: no am" in report["notes"]
+    untyped = {k: v for k, v in a.items() if k in ("label", "p", "weight", "key", "ftype", "type_names")}
+    assert not {"am", "types", "bayes", "p_over_true"} & metrics.split_report(**untyped).keys()
