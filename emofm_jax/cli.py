@@ -14,6 +14,7 @@ import difflib
 import inspect
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -136,5 +137,29 @@ def _help(main: Callable, flags: absl_flags.FlagValues) -> str:
         flag = flags[name]
         default = "" if flag.default in (None, "") else f" (default: {flag.default})"
         required = " (required)" if flag.default is None else ""
-        lines.append(f"  --{name}: {flag.help}{default}{required}")
+        lines += textwrap.wrap(
+            f"--{name}: {flag.help}{default}{required}", 100, initial_indent="  ", subsequent_indent="    "
+        )
+    if "config" in flags:
+        lines += ["", "Fields of --config, with their defaults:", *_fields()]
     return "\n".join(lines)
+
+
+def _fields() -> list[str]:
+    """A line per field of `config.default()`: its default, and the comment that stands beside it there."""
+    default = config_lib.flatten(config_lib.default())
+    sections = {
+        "c": "",
+        **{v: f"{k}." for k, v in re.findall(r"c\.(\w+) = (\w) =", inspect.getsource(config_lib.default))},
+    }
+    lines = []
+    for owner, path, comment in re.findall(
+        r"^ +(\w)(?:\[key\])?\.([\w.]+) = .*?  # (.*)$", inspect.getsource(config_lib.default), flags=re.MULTILINE
+    ):
+        name = sections[owner] + path
+        both = f"optim.network.{path}"  # two sections with the same fields
+        value = default.get(name, default.get(both))
+        if value is not None:
+            lines.append(f"  {name if name in default else f'optim.{{embedding,network}}.{path}'} = {value!r}")
+            lines += textwrap.wrap(comment, 100, initial_indent="      ", subsequent_indent="      ")
+    return lines

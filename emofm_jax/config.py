@@ -61,7 +61,7 @@ def default() -> ConfigDict:
     p.slots = ConfigDict()  # {slot: {field of `slot`: value}}: the exceptions
     p.synthetic = ConfigDict()  # format=synthetic (emofm_jax/data/synthetic.py)
     p.synthetic.rows = (400_000, 50_000, 50_000)  # of train, valid, test
-    p.synthetic.num_types = 4  # T; 0 = untyped
+    p.synthetic.num_types = 4  # T, interaction types; 0 = untyped
     p.synthetic.type_strength = 1.0  # how much the label's weights differ between the types
     p.synthetic.cross_strength = 1.0  # of interactions across groups
     p.synthetic.noise = 0.0  # standard deviation of noise on the label's logit, which no model can know
@@ -82,7 +82,7 @@ def default() -> ConfigDict:
     # The network. docs/model.md has the formulas, and which model takes which field.
     c.model = m = ConfigDict()
     m.name = "hmm"  # wm | hm | hmm
-    m.embedding_dim = 16  # D
+    m.embedding_dim = 16  # D, width of a row of the embedding table
     m.init_scale = 0.01  # standard deviation of the embedding table at the start
     m.hidden = (512, 256, 128)  # wm: widths of the MLP
     m.stage1 = (256, 128)  # hm, hmm: widths of the tower of each group
@@ -95,7 +95,7 @@ def default() -> ConfigDict:
     m.mixer.kind = "cross_attention"  # cross_attention | none
     m.mixer.stages = (1, 2)  # which stages of hmm have mixers: (), (1,), (2,), (1, 2)
     m.mixer.d_att = 64  # width of queries, keys and values, over all heads
-    m.mixer.num_heads = 4  # H
+    m.mixer.num_heads = 4  # H, a divisor of d_att
     m.mixer.norm = "none"  # before queries, keys and values: none | layer
     m.type_predictors = "per_type"  # per_type | shared
     m.use_ftype = True  # False removes every use of the interaction type
@@ -105,10 +105,10 @@ def default() -> ConfigDict:
 
     # Parameters -> better parameters. One section for the embedding table, one for everything else.
     c.optim = o = ConfigDict()
-    for key, learning_rate in (("embedding", 1e-3), ("network", 1e-3)):
+    for key in ("embedding", "network"):
         o[key] = ConfigDict()
         o[key].name = "adam"  # adam | adamw | adagrad | sgd
-        o[key].learning_rate = learning_rate
+        o[key].learning_rate = 1e-3  # before warm-up and schedule
         o[key].schedule = "constant"  # constant | cosine (to zero at the last step) | plateau
         o[key].warmup_steps = 0  # steps of linear rise from zero, before any schedule
         o[key].l2 = 0.0  # adds l2 * parameter to the gradient
@@ -120,11 +120,11 @@ def default() -> ConfigDict:
         o[key].initial_accumulator = 0.1  # adagrad
     o.embedding.update = "lazy"  # lazy: rows of the batch move | dense: every row moves, every step
     o.clip = "none"  # gradient norm: none | group (table and network apart) | global (together)
-    o.clip_norm = 10.0
+    o.clip_norm = 10.0  # the norm that is not exceeded
 
     # The loop.
     c.train = t = ConfigDict()
-    t.epochs = 1
+    t.epochs = 1  # passes over the train split
     t.max_steps = 0  # stops earlier; 0 = no
     t.eval_every_steps = 0  # evaluations of the validation split; 0 = at the end of each epoch
     t.monitor = ""  # auc | logloss | auc - logloss: keeps the best state; empty = keeps the last
@@ -132,8 +132,8 @@ def default() -> ConfigDict:
     t.min_delta = 1e-6  # what counts as a gain
     t.plateau_factor = 0.1  # schedule=plateau: learning rate times this, at an evaluation without gain
     t.plateau_min = 1e-6  # schedule=plateau: smallest factor in all
-    t.log_every_steps = 100
-    t.save_every_steps = 2000  # checkpoints
+    t.log_every_steps = 100  # steps of a line of log.jsonl, and of the progress bar's figures
+    t.save_every_steps = 2000  # steps between checkpoints
     return c.lock()
 
 

@@ -19,7 +19,7 @@ from emofm_jax.data import schema as schema_lib
 from emofm_jax.data import shards
 
 
-def main(flags: absl_flags.FlagValues) -> None:
+def _main(flags: absl_flags.FlagValues) -> None:
     workdir = Path(flags.workdir)
     config = config_lib.load(workdir)
     schema = schema_lib.load(workdir)
@@ -42,5 +42,10 @@ def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
     absl_flags.DEFINE_string("data", "", "Directory of the shards, if not the run's own.", flag_values=flags)
 
 
+def main(argv: list[str] | None = None) -> int:
+    """The program: exit code 0, or 2 after one line of error."""
+    return cli.run(_main, _define, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(cli.run(main, _define))
+    sys.exit(main())

@@ -27,7 +27,7 @@ from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
 
 
-def main(flags: absl_flags.FlagValues) -> None:
+def _main(flags: absl_flags.FlagValues) -> None:
     workdir, source, output = Path(flags.workdir), Path(flags.input), Path(flags.output)
     if output.suffix not in (".parquet", ".csv"):
         raise UserError(f"--output={output}: the ending must be .parquet or .csv")
@@ -143,5 +143,10 @@ def _open(path: Path, schema: pa.Schema, suffix: str):
     return _CsvWriter(path, schema) if suffix == ".csv" else pq.ParquetWriter(path, schema, compression="zstd")
 
 
+def main(argv: list[str] | None = None) -> int:
+    """The program: exit code 0, or 2 after one line of error."""
+    return cli.run(_main, _define, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(cli.run(main, _define))
+    sys.exit(main())

@@ -41,7 +41,7 @@ FREE = (
 )
 
 
-def main(flags: absl_flags.FlagValues) -> None:
+def _main(flags: absl_flags.FlagValues) -> None:
     config, workdir = flags.config, Path(flags.workdir)
     if not config.data.dir:
         raise UserError("config.data.dir: it is empty; name the directory of the shards")
@@ -148,5 +148,10 @@ def _environment() -> dict:
     }
 
 
+def main(argv: list[str] | None = None) -> int:
+    """The program: exit code 0, or 2 after one line of error."""
+    return cli.run(_main, _define, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(cli.run(main, _define))
+    sys.exit(main())
