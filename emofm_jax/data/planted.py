@@ -32,7 +32,7 @@ from emofm_jax.data.population import (
 )
 
 CHUNK_ROWS = 1 << 13  # rows that are made at once, from a random stream of their own
-PILOT_ROWS = 1 << 15  # on which weights are scaled and biases set
+PILOT_ROWS = 1 << 14  # on which weights are scaled and biases set
 RANK = 3  # r, of the latent vector of an id, hence of every interaction
 CLICK_RATE = 0.095
 SMOOTHING = 1.5e-4  # p_0: an id of this popularity has 1/sqrt(2) of the full effect, rarer ids less
@@ -170,9 +170,7 @@ def label_parts(weights: Weights, h: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def type_probs(weights: TypeWeights, h: np.ndarray) -> np.ndarray:
     """p(t | x), f64[n, T], of vectors h f64[n, S, r]."""
-    score = _main(h, weights.main) + _pairs(h, _TYPE_CROSSES, weights.pairs) + weights.bias
-    score = np.exp(score - score.max(1, keepdims=True))
-    return score / score.sum(1, keepdims=True)
+    return _softmax(_main(h, weights.main) + _pairs(h, _TYPE_CROSSES, weights.pairs) + weights.bias)
 
 
 def expected_sigmoid(logits: np.ndarray, noise: float) -> np.ndarray:
@@ -223,7 +221,7 @@ def _pair(h: np.ndarray, pair: tuple[str, str], matrix: np.ndarray) -> np.ndarra
     """One bilinear interaction, f64[n, T]: sum_ab h_i[a] matrix[a, b, t] h_j[b]."""
     a, b = (h[:, _INDEX[name]] for name in pair)
     left = (a @ matrix.reshape(RANK, -1)).reshape(len(h), RANK, -1)  # [n, r, T]
-    return (left * b[:, :, None]).sum(1)
+    return np.einsum("nrt,nr->nt", left, b)
 
 
 def _pairs(h: np.ndarray, pairs: tuple, matrices: np.ndarray) -> np.ndarray:
@@ -250,10 +248,11 @@ def _make_types(dials: Dials, h: np.ndarray, rng: np.random.Generator) -> TypeWe
     main = _scaled_main(h, rng.standard_normal((len(SLOTS), RANK, num_types)), weight, TYPE_MAIN)
     raw = rng.standard_normal((len(_TYPE_CROSSES), RANK, RANK, num_types))
     shares = np.arange(num_types, 0, -1) / (num_types * (num_types + 1) / 2)
-    types = TypeWeights(main, _scaled_pairs(h, _TYPE_CROSSES, raw, TYPE_PAIRS), np.log(shares))
+    pairs = _scaled_pairs(h, _TYPE_CROSSES, raw, TYPE_PAIRS)
+    score, bias = _main(h, main) + _pairs(h, _TYPE_CROSSES, pairs), np.log(shares)
     for _ in range(50):
-        types = types._replace(bias=types.bias + np.log(shares / type_probs(types, h).mean(0)))
-    return types
+        bias = bias + np.log(shares / _softmax(score + bias).mean(0))
+    return TypeWeights(main, pairs, bias)
 
 
 def _make_label(dials: Dials, h: np.ndarray, types: TypeWeights, rng: np.random.Generator) -> Weights:
@@ -273,6 +272,11 @@ def _make_label(dials: Dials, h: np.ndarray, types: TypeWeights, rng: np.random.
         rate = (p_type * expected_sigmoid(logits + middle + offset, dials.noise)).sum(1).mean()
         low, high = (middle, high) if rate < CLICK_RATE else (low, middle)
     return weights._replace(bias=middle + offset)
+
+
+def _softmax(score: np.ndarray) -> np.ndarray:
+    score = np.exp(score - score.max(1, keepdims=True))
+    return score / score.sum(1, keepdims=True)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

@@ -11,9 +11,19 @@ attainable. Dials (`config.prepare.synthetic`): `type_strength` (0: all types al
 interactions across groups), `noise` (of the logit; the truth is then the expectation over it), `drift` and
 `new_id_rate` (test rows only), `unseen_type` (train and valid never show it, test does), `num_types` (0: untyped).
 
-The defaults, measured on their 50,000 test rows (`python -m emofm_jax.data.synthetic` prints the first lines):
+The defaults, measured on their 50,000 test rows (`python -m emofm_jax.data.synthetic` prints them):
 
-    FACTS
+    Bayes AUC of p(y|x) 0.8135; of p(y|x, t) with the row's type 0.8682
+    click rate 0.097; types' shares 0.40, 0.30, 0.20, 0.10, click rates 0.057, 0.114, 0.125, 0.150
+    marginal entropy of the types minus the log-loss of p(t|x): 0.33 nats
+    interactions: 0.39 of the variance of the row's logit, 0.56 of that across groups
+    60,204 ids occur in train
+
+Share of the lift (AUC - 0.5) / (0.8135 - 0.5) that the truth itself keeps when part of it is taken away, so what not
+learning that part costs (seed 0, 50,000 other rows): ids with less than 50 train rows 0.999, with less than 50 of the
+row's type 0.996; the own effects of users, ads, items and terms 0.981; every interaction halved 0.961, none across
+groups 0.896, none at all 0.782; p(t|x) replaced by the types' shares 0.918. Its main effects alone close 0.72 of the
+types' gap. No model was trained to choose these numbers.
 """
 
 import sys
