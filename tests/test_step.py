@@ -1,93 +1,17 @@
-"""The train step: against a float64 loop, against plain optax on a whole table, and under its promises.
-
-Run as a program (`python tests/test_step.py`), it compares one device with two simulated ones and prints JSON.
-"""
+"""The train step against a float64 loop, against plain optax on a whole table, and at its edges."""
 
 import functools
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import linen as nn
 
-from emofm_jax import config, models
-from emofm_jax.data.batches import Batch
-from emofm_jax.data.schema import Schema, Slot
-from emofm_jax.nn.losses import Outputs
 from emofm_jax.training import optim, sparse
 from emofm_jax.training import step as step_lib
+from tests.linear_model import DIM, SECTION, Linear, make_batch, make_schema
 from tests.reference import sparse_step as reference
-
-DIM = 4
-SECTION = dict(
-    name="adam",
-    learning_rate=0.05,
-    schedule="constant",
-    warmup_steps=0,
-    l2=0.0,
-    weight_decay=0.0,
-    beta1=0.9,
-    beta2=0.99,
-    eps=1e-6,
-    momentum=0.0,
-    initial_accumulator=0.1,
-)
-
-
-class Linear(nn.Module):
-    """logit = bias + sum_s <kernel_s, dropout(e_s)>, plus what gives the gradients of `broken` a NaN."""
-
-    embedding_dim: int = DIM
-    dropout: float = 0.0
-    broken: str = ""
-    axis_name: str | None = None
-
-    @nn.compact
-    def __call__(self, e, weight=None, *, train=False):
-        kernel = self.param("kernel", nn.initializers.normal(1.0), e.shape[1:])
-        bias = self.param("bias", nn.initializers.zeros, ())
-        logits = bias + (nn.Dropout(self.dropout, deterministic=not train)(e) * kernel).sum((1, 2))
-        if self.broken:  # the root is 0, its derivative 0 * inf
-            logits += jnp.sqrt((0.0 * {"e": e.sum((1, 2)), "kernel": kernel.sum()}[self.broken]) ** 2)
-        return Outputs(logits=logits, type_logits=None, aux_loss=None)
-
-
-def make_schema(types=()):
-    slots = (
-        Slot("user", "user", encoding="identity", rows=7),
-        Slot("tags", "user", kind="multi", encoding="identity", rows=9, max_length=3),
-        Slot("item", "item", encoding="identity", rows=7),
-    )
-    counts = dict(rows_per_type=(0,) * (len(types) + 1), clicks_per_type=(0,) * (len(types) + 1))
-    return Schema("test", slots, tuple(types), **counts)
-
-
-def make_batch(seed, num_rows=13, real_rows=None, num_devices=1, types=0):
-    """Random rows: repeated ids, bags of 0 to 3 ids, the last row of the table; from `real_rows` on padding."""
-    rng = np.random.default_rng(seed)
-    schema = make_schema()
-    real = num_rows if real_rows is None else real_rows
-    local = rng.integers(0, [7, 9, 9, 9, 7], (num_rows, 5))
-    ids = (local + schema.offsets[schema.column_slots]).astype(np.int32)
-    length = rng.integers(0, 4, num_rows)
-    value = np.ones((num_rows, 5), np.float32)
-    value[:, 1:4] = (1 / np.maximum(length, 1))[:, None]
-    ids[:, 1:4][np.arange(3) >= length[:, None]] = schema.num_rows
-    ids[0, 4] = ids[1, 4] = schema.num_rows - 1
-    weight = rng.uniform(0.5, 2, num_rows).astype(np.float32)
-    label = rng.integers(0, 2, num_rows).astype(np.float32)
-    ftype = rng.integers(-1, types, num_rows).astype(np.int32)
-    ids[real:], value[real:], label[real:], ftype[real:], weight[real:] = schema.num_rows, 0, 0, -1, 0
-    arrays = (ids, value, label, ftype, weight)
-    return Batch(*(a.reshape(num_devices, num_rows // num_devices, *a.shape[1:]) for a in arrays))
-
 
 BATCHES = [make_batch(0), make_batch(1, real_rows=6), make_batch(2), make_batch(3, real_rows=0), make_batch(4)]
 
@@ -97,11 +21,11 @@ def one_device():
 
 
 @functools.cache
-def start_of(module):
-    """Parameters at the start, on the host."""
+def start():
+    """Parameters of `Linear` at the start, on the host."""
     optimizers = dict.fromkeys(step_lib.SECTIONS, optax.identity())
     options = dict(embedding_dim=DIM, init_scale=0.5, devices=one_device())
-    state = step_lib.init_state(jax.random.key(3), module, make_schema(), optimizers, **options)
+    state = step_lib.init_state(jax.random.key(3), Linear(), make_schema(), optimizers, **options)
     return step_lib.fetch(state.params)
 
 
@@ -117,7 +41,7 @@ def make(module=None, embedding=None, network=None, **options):
     key = repr((module, sections, options))
     if key not in STEPS:
         STEPS[key] = step_lib.make_train_step(module, make_schema(), optimizers, devices=one_device(), **options)
-    params = start_of(module)
+    params = start()
     state = step_lib.TrainState(
         step=np.int32(0),
         params=params,
@@ -293,36 +217,12 @@ def test_what_is_not_finite_is_named(quantity):
     assert ("loss", "table", "network")[quantity] in step_lib.NONFINITE[quantity]
 
 
-def test_state_is_donated_nothing_recompiles_and_nothing_is_sent_unasked():
-    compilations = []
-    listener = lambda event, seconds, **_: compilations.append(event) if "backend_compile" in event else None
-    jax.monitoring.register_event_duration_secs_listener(listener)
-    state, step, _ = make(chunk=9)  # of no other test
-    placed = [step_lib.put_batch(batch, one_device()) for batch in BATCHES]
-    before = len(compilations)
-    with jax.transfer_guard("disallow"):
-        for batch in placed:
-            old, (state, metrics) = state, step(state, batch)
-            assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
-            step_lib.fetch(metrics)
-    assert len(compilations) - before == 1
-
-
 def test_every_parameter_has_one_optimizer():
     state, _, _ = make()
     assert set(state.params) == set(state.opt_state) == set(state.lr_scale) == set(step_lib.SECTIONS)
     for key in step_lib.SECTIONS:
         moments = state.opt_state[key][0].mu
         assert jax.tree.map(jnp.shape, moments) == jax.tree.map(jnp.shape, state.params[key])
-
-
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-@pytest.mark.parametrize("update", ["lazy", "dense"])
-def test_step_lowers_for_accelerators(platform, update):
-    state, step, _ = make(update=update)
-    batch = step_lib.put_batch(BATCHES[0], one_device())
-    text = jax.jit(step).trace(state, batch).lower(lowering_platforms=(platform,)).as_text()
-    assert "scatter" in text and ("while" in text) == (update == "lazy")
 
 
 def test_eval_step_scores_as_the_model_does():
@@ -345,65 +245,3 @@ def test_unknown_choices_are_refused():
         make(update="sparse")
     with pytest.raises(ValueError, match="norm"):
         make(clip="norm")
-
-
-def test_one_device_equals_two():
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    root = Path(__file__).parent.parent
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.test_step"], cwd=root, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    for name, found in json.loads(done.stdout.splitlines()[-1]).items():
-        assert found["moved"] > 0.01, name  # else agreement says nothing
-        assert found["parameters"] < 1e-5, name
-        assert found["metrics"] < 1e-4, name
-        assert found["replicas_equal"], name
-
-
-def compare_devices(module, schema, update):
-    """20 steps of 1 and of 2 devices from the same state, ragged at the end: largest differences."""
-    section = {**SECTION, "eps": 0.1, "learning_rate": 0.01}
-    optimizers = dict.fromkeys(step_lib.SECTIONS, optim.make_optimizer(section, 20))
-    start, ends, sums, equal = None, [], [], True
-    for count in (1, 2):
-        devices = jax.local_devices()[:count]
-        arguments = dict(embedding_dim=DIM, init_scale=0.5, devices=devices)
-        state = step_lib.init_state(jax.random.key(0), module, schema, optimizers, **arguments)
-        start = step_lib.fetch(state.params)
-        options = dict(update=update, clip="global", clip_norm=1.0, chunk=32, devices=devices)
-        step = step_lib.make_train_step(module, schema, optimizers, **options)
-        records = []
-        for i in range(20):
-            # The last batch leaves the second device almost nothing.
-            real = 9 if i % 10 == 9 else 16
-            batch = make_batch(i, 16, real, count, schema.num_types)
-            state, metrics = step(state, step_lib.put_batch(batch, devices))
-            records.append(step_lib.fetch(metrics))
-        for leaf in jax.tree.leaves(state.replace(owner=())):
-            copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
-            equal &= len(copies) == count and all(np.array_equal(copies[0], copy) for copy in copies)
-        ends.append((step_lib.fetch(state.params), step_lib.fetch(state.stats)))
-        rows = ("p", "label", "weight")
-        sums.append([{k: v.reshape(-1) if k in rows else v[0] for k, v in r.items()} for r in records])
-    largest = lambda a, b: max(float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
-    return {
-        "moved": min(float(np.abs(a - b).max()) for a, b in zip(jax.tree.leaves(ends[0][0]), jax.tree.leaves(start))),
-        "parameters": largest(*ends),
-        "metrics": largest(*sums),
-        "replicas_equal": equal,
-    }
-
-
-if __name__ == "__main__":
-    typed = make_schema(("click", "cart", "buy"))
-    options = config.default().model.to_dict() | {
-        "embedding_dim": DIM,
-        "stage1": (16,),
-        "stage2": (16,),
-        "am_hidden": (8,),
-        "norm": "batch",
-    }
-    wm = models.make_model(typed, options)
-    found = {"wm, lazy": compare_devices(wm, typed, "lazy"), "dense": compare_devices(Linear(), make_schema(), "dense")}
-    print(json.dumps(found))

@@ -152,7 +152,7 @@ def make_train_step(
             raise ValueError(f"{name} {value!r} is none of {known}")
     l2 = l2 or dict.fromkeys(SECTIONS, 0.0)
     module = module.clone(axis_name=AXIS)
-    many = len(_devices(devices)) > 1
+    many = len(_devices(devices)) * jax.process_count() > 1
 
     def step(state: TrainState, batch: Batch):
         table = state.params["embedding"]

@@ -1,0 +1,145 @@
+"""The train step and its devices: donation, memory, lowering, and two devices that do what one does.
+
+Run as a program (`python -m tests.test_step_devices`) under two devices, it compares them with one and prints JSON.
+"""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import step as benchmark
+from emofm_jax import cli, config, models
+from emofm_jax.data.schema import Schema, Slot
+from emofm_jax.training import optim
+from emofm_jax.training import step as step_lib
+from tests.linear_model import DIM, SECTION, Linear, make_batch, make_schema
+
+OPTIMIZERS = dict.fromkeys(step_lib.SECTIONS, optim.make_optimizer(SECTION, 10))
+
+
+def one_device():
+    return jax.local_devices()[:1]
+
+
+def make(update="lazy"):
+    options = dict(embedding_dim=DIM, init_scale=0.5, devices=one_device())
+    state = step_lib.init_state(jax.random.key(0), Linear(), make_schema(), OPTIMIZERS, **options)
+    return state, step_lib.make_train_step(Linear(), make_schema(), OPTIMIZERS, update=update, devices=one_device())
+
+
+def test_state_is_donated_nothing_recompiles_and_nothing_is_sent_unasked():
+    compilations = []
+    listener = lambda event, seconds, **_: compilations.append(event) if "backend_compile" in event else None
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    state, step = make()
+    placed = [step_lib.put_batch(make_batch(seed), one_device()) for seed in range(4)]
+    before = len(compilations)
+    with jax.transfer_guard("disallow"):
+        for batch in placed:
+            old, (state, metrics) = state, step(state, batch)
+            assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
+            step_lib.fetch(metrics)
+    assert len(compilations) - before == 1
+
+
+def test_memory_of_a_step_does_not_follow_the_table():
+    """A copy of the table, or a dense gradient, would be among the temporaries; the state itself is aliased."""
+    rows, batch = 200_000, step_lib.put_batch(make_batch(0), one_device())
+    slots = (*make_schema().slots[:2], Slot("item", "item", encoding="identity", rows=rows))
+    schema = Schema("large", slots, rows_per_type=(0,), clicks_per_type=(0,))
+    options = dict(embedding_dim=DIM, init_scale=0.1, devices=one_device())
+    init = functools.partial(step_lib.init_state, module=Linear(), schema=schema, optimizers=OPTIMIZERS, **options)
+    state = jax.eval_shape(init, jax.random.key(0))
+    for update, smaller in (("lazy", True), ("dense", False)):
+        step = step_lib.make_train_step(Linear(), schema, OPTIMIZERS, update=update, devices=one_device())
+        memory = step.lower(state, batch).compile().memory_analysis()
+        assert (memory.temp_size_in_bytes < 4 * rows) == smaller
+        assert memory.alias_size_in_bytes > 3 * 4 * DIM * rows
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("update", ["lazy", "dense"])
+def test_step_lowers_for_accelerators(platform, update):
+    state, step = make(update)
+    batch = step_lib.put_batch(make_batch(0), one_device())
+    text = jax.jit(step).trace(state, batch).lower(lowering_platforms=(platform,)).as_text()
+    assert "scatter" in text and ("while" in text) == (update == "lazy")
+
+
+def test_benchmark_runs_and_ends_with_its_ratio(tmp_path, capsys):
+    arguments = ["step.py", "--size=tiny", f"--output={tmp_path}/step.json"]
+    assert cli.run(benchmark.main, benchmark.define, arguments) == 0
+    found = json.loads((tmp_path / "step.json").read_text())
+    assert capsys.readouterr().out.splitlines()[-1] == f"ratio V=1e4/V=1e3: {found['ratio']['zipf']:.2f}"
+    distinct = {(case["table_rows"], case["ids"]): case["distinct_rows"] for case in found["cases"]}
+    made = benchmark.make_batches(benchmark.make_schema(10**4, 4), "zipf", 2, 64, 1)
+    counts = [len(np.unique(made[turn % 2].ids)) for turn in range(3)]
+    np.testing.assert_allclose(distinct[10**4, "zipf"], np.mean(counts))
+    assert distinct[10**4, "zipf"] < distinct[10**4, "uniform"]
+
+
+def test_one_device_equals_two():
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.test_step_devices"], cwd=root, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for name, found in json.loads(done.stdout.splitlines()[-1]).items():
+        assert found["moved"] > 0.01, name  # else agreement says nothing
+        assert found["parameters"] < 1e-5, name
+        assert found["metrics"] < 1e-4, name
+        assert found["replicas_equal"], name
+
+
+def compare_devices(module, schema, update):
+    """20 steps of 1 and of 2 devices from the same state, ragged at the end: largest differences."""
+    section = {**SECTION, "eps": 0.1, "learning_rate": 0.01}
+    optimizers = dict.fromkeys(step_lib.SECTIONS, optim.make_optimizer(section, 20))
+    start, ends, sums, equal = None, [], [], True
+    for count in (1, 2):
+        devices = jax.local_devices()[:count]
+        arguments = dict(embedding_dim=DIM, init_scale=0.5, devices=devices)
+        state = step_lib.init_state(jax.random.key(0), module, schema, optimizers, **arguments)
+        start = step_lib.fetch(state.params)
+        options = dict(update=update, clip="global", clip_norm=1.0, chunk=32, devices=devices)
+        step = step_lib.make_train_step(module, schema, optimizers, **options)
+        records = []
+        for i in range(20):
+            # The last batch leaves the second device almost nothing.
+            real = 9 if i % 10 == 9 else 16
+            batch = make_batch(i, 16, real, count, schema.num_types)
+            state, metrics = step(state, step_lib.put_batch(batch, devices))
+            records.append(step_lib.fetch(metrics))
+        for leaf in jax.tree.leaves(state.replace(owner=())):
+            copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+            equal &= len(copies) == count and all(np.array_equal(copies[0], copy) for copy in copies)
+        ends.append((step_lib.fetch(state.params), step_lib.fetch(state.stats)))
+        rows = ("p", "label", "weight")
+        sums.append([{k: v.reshape(-1) if k in rows else v[0] for k, v in r.items()} for r in records])
+    largest = lambda a, b: max(float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+    return {
+        "moved": float(np.abs(ends[0][0]["embedding"] - start["embedding"]).max()),
+        "parameters": largest(*ends),
+        "metrics": largest(*sums),
+        "replicas_equal": equal,
+    }
+
+
+def main():
+    typed = make_schema(("click", "cart", "buy"))
+    changes = {"name": "wm", "embedding_dim": DIM, "hidden": (8,), "am_hidden": (), "norm": "batch"}
+    wm = models.make_model(typed, config.default().model.to_dict() | changes)
+    found = {"wm, lazy": compare_devices(wm, typed, "lazy"), "dense": compare_devices(Linear(), make_schema(), "dense")}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
