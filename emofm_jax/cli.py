@@ -125,7 +125,8 @@ def _reword(error: Exception, argv: list[str]) -> str:
         frames = re.findall(rf'File "{re.escape(config)}", line (\d+)', text)
         where, text = f"{config}:{frames[-1]}: " if frames else where, text.strip().splitlines()[-1]
     text = re.sub(r"Other fields present: .*?(?=Did you mean|$)", "", text, flags=re.DOTALL)
-    text = " ".join(text.split()).strip("'\"")
+    text = " ".join(text.split())
+    text = text.strip("'\"") if text[:1] in "'\"" else text
     if not where and isinstance(error, AttributeError | KeyError):
         where = "--config: "
     return f"{where}{text}" if "; " in text else f"{where}{text}; correct it (emofm_jax/config.py lists every field)"

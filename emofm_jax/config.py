@@ -9,6 +9,7 @@ def get_config(arg=""):
 """
 
 import json
+import math
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -247,7 +248,7 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"config.{path}: {value!r} is not known; choose one of {', '.join(map(repr, known))}")
     for path, (low, high) in _RANGES.items():
         value = get(config, path)
-        if value != value or (low is not None and value < low) or (high is not None and value > high):
+        if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
             bounds = f"at least {low}" if high is None else f"between {low} and {high}"
             raise UserError(f"config.{path}: {value} is out of range; it must be {bounds}")
     model, mixer = config.model, config.model.mixer

@@ -45,11 +45,14 @@ def _main(flags: absl_flags.FlagValues) -> None:
     config, workdir = flags.config, Path(flags.workdir)
     if not config.data.dir:
         raise UserError("config.data.dir: it is empty; name the directory of the shards")
-    _print_differences(config)
-    splits = _open_data(config)
-    _open_workdir(config, workdir, splits["train"].schema)
     from emofm_jax.training import loop  # loads jax: after the cheap checks
 
+    loop.check(config)
+    _print_differences(config)
+    splits = _open_data(config)
+    schema = splits["train"].schema
+    loop.make_program(config, schema, num_steps=1)  # fails here, before there is a workdir, or not at all
+    _open_workdir(config, workdir, schema)
     metrics = loop.run(config, workdir, splits)
     print()
     print(summary.table(metrics, "test" if "test" in metrics else "valid"))

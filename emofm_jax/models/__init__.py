@@ -45,7 +45,7 @@ def make_model(
       UserError: an unknown name of a model, mixer or activation; a `drop_type` that is no type of the schema or
         the only one; heads that do not divide d_att.
     """
-    _check(options)
+    check(options)
     values = {key: value for key, value in options.items() if key != "mixer"}
     values |= {f"mixer_{key}": value for key, value in options["mixer"].items()}
     values |= _derive(schema, options) | {"dtype": jnp.dtype(compute_dtype), "axis_name": axis_name}
@@ -106,8 +106,12 @@ def predict(module: nn.Module, variables: Mapping, e: jax.Array) -> dict[str, ja
     }
 
 
-def _check(options: Mapping) -> None:
-    """Raises UserError on names that are not known, and on heads that do not divide d_att."""
+def check(options: Mapping) -> None:
+    """Checks what needs no schema, so that a program can fail before it touches data.
+
+    Raises:
+      UserError: a name that is not known, or heads that do not divide d_att.
+    """
     mixer = options["mixer"]
     for field, value, known in (
         ("name", options["name"], MODELS),

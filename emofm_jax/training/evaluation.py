@@ -92,6 +92,9 @@ def predict_split(eval_step: Callable, params, stats, split: shards.Split, batch
             pending, done = (rows, scores), rows.stop
         if pending is not None:
             collect(*pending)
+    if not np.isfinite(out["logit"]).all():
+        row = int(np.flatnonzero(~np.isfinite(out["logit"]))[0])
+        raise UserError(f"{split.path}: the score of row {row} is not finite; lower the learning rate and train again")
     return Predictions(label, ftype, weight, key, out["p"], out["logit"], out.get("p_type"), out.get("p_given_type"))
 
 

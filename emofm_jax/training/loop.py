@@ -79,6 +79,17 @@ def run(config: ConfigDict, workdir: Path, splits: dict[str, shards.Split]) -> d
     return _finish(config, workdir, splits, program, state, progress)
 
 
+def check(config: ConfigDict) -> None:
+    """Checks the names that a config gives, before any data are touched.
+
+    Raises:
+      UserError: an unknown model, mixer or optimizer.
+    """
+    models.check(config.model.to_dict())
+    for key in step_lib.SECTIONS:
+        optim.make_optimizer(config.optim[key].to_dict(), 1)
+
+
 def make_program(config: ConfigDict, schema: Schema, num_steps: int) -> Program:
     """Builds model, optimizers and steps of a config; nothing is compiled yet.
 
@@ -129,9 +140,8 @@ def restore_kept(config: ConfigDict, workdir: Path, program: Program) -> tuple[s
     Raises:
       UserError: no checkpoint, or none that is whole.
     """
-    like = jax.eval_shape(program.init)
-    step, info = checkpoint.read_info(workdir / "checkpoints")
-    return _read(workdir, like, program, info["best_step"] if config.train.monitor else step)
+    step = checkpoint.read_info(workdir / "checkpoints")[1]["best_step"] if config.train.monitor else None
+    return _read(workdir, jax.eval_shape(program.init), program, step)
 
 
 def score(

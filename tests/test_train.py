@@ -1,0 +1,325 @@
+"""The programs end to end on tiny data: train, evaluate, predict; stops, kills and goes on; the user's mistakes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file
+
+from emofm_jax import evaluate, metrics, predict, prepare, train
+from emofm_jax.data import shards
+from emofm_jax.training import loop
+
+TINY = Path(__file__).parent / "tiny.py"
+STEPS = 2 * 16  # two epochs of ceil(4000 / 256)
+
+
+def arguments(workdir, *more):
+    return ["train", f"--config={TINY}", f"--workdir={workdir}", "--config.train.epochs=2", *more]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A directory with prepared shards (`data`) and a finished run (`run`)."""
+    home = tmp_path_factory.mktemp("home")
+    before = os.getcwd()
+    os.chdir(home)
+    assert train.main(arguments("run")) == 0
+    yield home
+    os.chdir(before)
+
+
+def files(workdir):
+    """What must not differ between two runs: arrays of the last checkpoint, metrics, log without times."""
+    info = json.loads((workdir / "metrics.json").read_text())
+    steps = sorted((workdir / "checkpoints").glob("step_*"), key=lambda p: int(p.name[5:]))
+    times = ("rows_per_s", "input_wait")
+    lines = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+    lines = [{k: v for k, v in line.items() if k not in times} for line in lines]
+    return load_file(steps[-1] / "state.safetensors"), {k: info[k] for k in ("valid", "test", "parameters")}, lines
+
+
+def assert_same_run(one, other):
+    (arrays, results, lines), (arrays2, results2, lines2) = files(one), files(other)
+    assert results == results2
+    assert lines == lines2
+    assert arrays.keys() == arrays2.keys()
+    for name in arrays:
+        np.testing.assert_array_equal(arrays[name], arrays2[name], err_msg=name)
+
+
+def test_train_leaves_a_complete_workdir(home, capsys):
+    run = home / "run"
+    names = {p.name for p in run.iterdir()}
+    assert {"config.json", "schema.json", "environment.json", "log.jsonl", "metrics.json", "checkpoints"} <= names
+    assert any(name.startswith("events.out") for name in names)
+    result = json.loads((run / "metrics.json").read_text())
+    assert result["train"]["steps"] == STEPS and result["train"]["epochs"] == 2
+    assert result["valid"]["rows"] == 1000 and result["test"]["rows"] == 1100
+    for split in ("valid", "test"):
+        report = result[split]
+        assert {
+            "auc",
+            "logloss",
+            "gauc",
+            "pcoc",
+            "types",
+            "am",
+            "constant",
+            "calibration",
+            "p_over_true",
+            "bayes",
+        } <= set(report)
+        assert 0.55 < report["auc"] < report["bayes"]["auc"], "learnt something, and not more than can be known"
+        assert report["logloss"] < report["constant"]["logloss"]
+    table = pq.read_table(run / "predictions" / "test.parquet")
+    assert table.column_names == ["row", "label", "ftype", "p", "p_type", "p_given_type"]
+    label, p = table["label"].to_numpy(), table["p"].to_numpy()
+    assert metrics.auc(label, p) == pytest.approx(result["test"]["auc"], abs=1e-4)  # p has ties that logits have not
+    mixed = np.stack(table["p_type"].to_numpy()) * np.stack(table["p_given_type"].to_numpy())
+    np.testing.assert_allclose(mixed.sum(1), p, rtol=1e-5)
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["event"] == "evaluate"] == [16, 32]
+    assert sum(line["event"] == "train" for line in lines) >= STEPS // 5
+
+
+def test_typed_again_it_is_finished(home, capsys, monkeypatch):
+    before = (home / "run" / "metrics.json").read_bytes()
+    monkeypatch.setattr(loop, "_train", None)  # would fail
+    assert train.main(arguments("run")) == 0
+    out = capsys.readouterr().out
+    assert "finished" in out and "Bayes-optimal" in out and "share of the attainable lift" in out
+    assert (home / "run" / "metrics.json").read_bytes() == before
+
+
+def test_evaluate_gives_the_numbers_of_train(home, capsys):
+    result = json.loads((home / "run" / "metrics.json").read_text())
+    for split in ("test", "valid"):
+        assert evaluate.main(["evaluate", "--workdir=run", f"--split={split}"]) == 0
+        assert json.loads((home / "run" / "predictions" / f"{split}.json").read_text()) == result[split]
+    assert f"{result['valid']['auc']:.6f}" in capsys.readouterr().out
+
+
+def test_predict_scores_shards_as_evaluate_does(home, capsys):
+    assert predict.main(["predict", "--workdir=run", "--input=data/test", "--output=scores.parquet"]) == 0
+    scores, expected = pq.read_table("scores.parquet"), pq.read_table("run/predictions/test.parquet")
+    assert scores.column_names == ["row_id", "p", "p_type", "p_given_type", "reason"]
+    np.testing.assert_array_equal(scores["row_id"].to_numpy(), np.arange(1100))
+    np.testing.assert_allclose(scores["p"].to_numpy(), expected["p"].to_numpy(), rtol=1e-6)
+    assert scores["reason"].null_count == 1100
+    assert "1,100 rows" in capsys.readouterr().out
+    assert predict.main(["predict", "--workdir=run", "--input=data/test", "--output=scores.csv"]) == 0
+    as_text = pa.csv.read_csv("scores.csv")
+    np.testing.assert_allclose(as_text["p"].to_numpy(), scores["p"].to_numpy(), rtol=1e-6)
+    first = [float(x) for x in as_text["p_type"][0].as_py().split("^")]
+    np.testing.assert_allclose(first, scores["p_type"][0].as_py(), rtol=1e-6)
+
+
+def test_a_stop_saves_and_the_same_command_goes_on(home, monkeypatch, capsys):
+    make = loop.step_lib.make_train_step
+
+    def stopping(*args, **kwargs):
+        step, count = make(*args, **kwargs), [0]
+
+        def stepped(state, batch):
+            count[0] += 1
+            if count[0] == 9:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(state, batch)
+
+        return stepped
+
+    monkeypatch.setattr(loop.step_lib, "make_train_step", stopping)
+    for seen in (9, 18, 27):  # three runs, each stopped after nine steps
+        with pytest.raises(SystemExit) as stop:
+            train.main(arguments("stopped"))
+        assert stop.value.code == 143
+        assert f"step {seen} is saved" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert train.main(arguments("stopped")) == 0
+    assert "goes on from step 27" in capsys.readouterr().out
+    one, other = files(home / "run"), files(home / "stopped")
+    assert one[1] == other[1]
+    for name in one[0]:
+        np.testing.assert_array_equal(one[0][name], other[0][name], err_msg=name)
+
+
+KILLED = """
+import glob, os, signal, sys, time
+from emofm_jax import train
+from emofm_jax.training import checkpoint, loop
+
+def die():
+    while not glob.glob(f"killed_{sys.argv[1]}/checkpoints/step_6"):  # the checkpoint before is written in a thread
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if sys.argv[1] == "step":          # in the middle of an epoch, after a checkpoint
+    make = loop.step_lib.make_train_step
+    def dying(*args, **kwargs):
+        step, count = make(*args, **kwargs), [0]
+        def stepped(state, batch):
+            count[0] += 1
+            return die() if count[0] == 11 else step(state, batch)
+        return stepped
+    loop.step_lib.make_train_step = dying
+else:                              # inside the second write of a checkpoint
+    write, count = checkpoint._write_json, [0]
+    def dying(*args):
+        count[0] += 1
+        return die() if count[0] == 2 else write(*args)
+    checkpoint._write_json = dying
+sys.exit(train.main(["train", *sys.argv[2:]]))
+"""
+
+
+@pytest.mark.parametrize("where", ["step", "checkpoint"])
+def test_a_killed_run_ends_with_the_same_bits(home, where):
+    workdir = f"killed_{where}"
+    command = [sys.executable, "-c", KILLED, where, *arguments(workdir)[1:]]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert [p.name for p in (home / workdir / "checkpoints").glob("step_*")] == ["step_6"]
+    assert train.main(arguments(workdir)) == 0
+    assert_same_run(home / "run", home / workdir)
+
+
+def test_patience_plateau_and_the_best_state(home):
+    more = ["--config.train.eval_every_steps=4", "--config.train.monitor=logloss", "--config.train.patience=3"]
+    more += ["--config.optim.network.schedule=plateau", "--config.optim.embedding.learning_rate=0.2"]
+    more += ["--config.train.epochs=6"]
+    assert train.main([*arguments("best"), *more]) == 0
+    result = json.loads((home / "best" / "metrics.json").read_text())
+    history = result["train"]["evaluations"]
+    losses = [e["logloss"] for e in history]
+    kept = result["train"]["kept_step"]
+    assert len(history) == int(np.argmin(losses)) + 1 + 3, "stops three evaluations after the best"
+    assert history[int(np.argmin(losses))]["step"] == kept < result["train"]["steps"]
+    assert result["valid"]["logloss"] == min(losses)
+    lines = [json.loads(line) for line in (home / "best" / "log.jsonl").read_text().splitlines()]
+    scales = [line["lr_scale"] for line in lines if line["event"] == "plateau" and line["section"] == "network"]
+    np.testing.assert_allclose(scales[-3:], [s for s in 0.1 ** np.arange(1, 4)][-len(scales[-3:]) :], rtol=1e-5)
+    assert not [line for line in lines if line["event"] == "plateau" and line["section"] == "embedding"]
+    assert evaluate.main(["evaluate", "--workdir=best", "--split=valid"]) == 0
+    assert json.loads((home / "best/predictions/valid.json").read_text()) == result["valid"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--config.model.name=wmm"], "config.model.name: 'wmm' is not known; choose one of wm, hm, hmm"),
+        (["--config.model.mixer.kind=attention"], "config.model.mixer.kind: 'attention' is not known"),
+        (["--config.model.mixer.num_heads=3"], "3 heads do not divide d_att = 8"),
+        (["--config.model.drop_type=t9"], "'t9' is no type of 'tiny'"),
+        (["--config.optim.network.name=adamm"], "'adamm'"),
+        (["--config.optim.network.learning_rate=-1"], "config.optim.network.learning_rate: -1.0 is out of range"),
+        (["--config.optim.network.learning_rate=fast"], "could not convert string to float: 'fast'"),
+        (["--config.optim.network.lr=0.1"], "lr"),
+        (["--config.model.dropout=1"], "config.model.dropout: 1.0 is out of range"),
+        (["--config.train.patience=2"], "early stopping needs config.train.monitor"),
+        (["--config.data.dir="], "config.data.dir: it is empty"),
+        (["--config.prepare.synthetic.drift=0.5"], "prepare.synthetic.drift 0.0 against 0.5"),
+        (["--config.seed=1"], "run: holds a run of another config (seed 0 there, 1 now)"),
+        (["--config.optim.network.learning_rate=inf"], "config.optim.network.learning_rate: inf is out of range"),
+    ],
+)
+def test_a_mistake_is_one_line(home, capsys, changes, message):
+    before = sorted(home.rglob("*"))
+    assert train.main([*arguments("run"), *changes]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert sorted(home.rglob("*")) == before, "nothing is left behind"
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(home, capsys):
+    bad = ["--config.optim.network.learning_rate=1e30", "--config.optim.network.name=sgd"]
+    assert train.main([*arguments("diverged"), *bad]) == 2
+    error = capsys.readouterr().err
+    assert "step 2: the loss is not finite; lower the learning rate" in error
+    assert not list((home / "diverged").glob("checkpoints/step_*"))
+
+
+def test_broken_data_are_named(home, capsys, tmp_path):
+    def run():
+        code = train.main(arguments(tmp_path / "run", f"--config.data.dir={tmp_path / 'data'}"))
+        assert code == 2
+        return capsys.readouterr().err
+
+    def fresh():
+        shutil.rmtree(tmp_path / "data", ignore_errors=True)
+        shutil.copytree(home / "data", tmp_path / "data")
+        return tmp_path / "data"
+
+    data = fresh()
+    (data / "train" / "_SUCCESS").unlink()
+    assert "no _SUCCESS file, so the split is not complete; prepare again" in run()
+    shard = fresh() / "train" / "part-00000.parquet"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    assert "part-00000.parquet: not a complete Parquet file" in run()
+    shard = fresh() / "train" / "part-00000.parquet"
+    table = pq.read_table(shard)
+    worst = table.set_column(0, table.column_names[0], pa.array(np.full(table.num_rows, 10**8, np.int32)))
+    pq.write_table(worst.cast(table.schema), shard)
+    assert "slot 'user_id' holds the id 100000000" in run()
+    data = fresh()
+    other = table.replace_schema_metadata({b"emofm_jax.fingerprint": b"0" * 16})
+    pq.write_table(other, data / "train" / "part-00000.parquet")
+    assert "shards of different schemas cannot be mixed" in run()
+    shutil.rmtree(fresh() / "valid")
+    assert "training needs a train and a valid split" in run()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_that_cannot_be_used(home, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert train.main(arguments(tmp_path / "file" / "run")) == 2
+    assert "not writable" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("")
+    assert train.main(arguments(tmp_path / "other")) == 2
+    assert "holds files but no run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("program", "flags", "message"),
+    [
+        (evaluate, ["--workdir=nowhere"], "nowhere: holds no run"),
+        (evaluate, ["--workdir=run", "--split=tests"], "choose one of ['test', 'train', 'valid']"),
+        (evaluate, [], "--workdir: it is required"),
+        (evaluate, ["--wrokdir=run"], "did you mean --workdir?"),
+        (predict, ["--workdir=run", "--input=nowhere", "--output=x.csv"], "--input=nowhere: no such file or directory"),
+        (predict, ["--workdir=run", "--input=data/test", "--output=x.txt"], "the ending must be .parquet or .csv"),
+        (predict, ["--workdir=run", "--input=data/test", "--output=no/x.csv"], "--output=no/x.csv: cannot be written"),
+        (prepare, ["--config=nope.py"], "--config=nope.py: no such file"),
+    ],
+)
+def test_mistakes_of_the_other_programs(home, capsys, program, flags, message):
+    before = sorted(home.rglob("*"))
+    assert program.main([program.__name__, *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert sorted(home.rglob("*")) == before
+
+
+def test_help_names_every_field(capsys):
+    for program in (train, evaluate, predict, prepare):
+        assert program.main(["x", "--help"]) == 0
+        assert "Flags:" in capsys.readouterr().out
+    train.main(["x", "--help"])
+    out = capsys.readouterr().out
+    assert "optim.embedding.update = 'lazy'" in out and "optim.{embedding,network}.learning_rate = 0.001" in out
+
+
+def test_split_of_a_whole_run_is_complete(home):
+    split = shards.open_split(home / "data", "train")
+    assert split.num_rows == 4000
