@@ -103,12 +103,13 @@ def compare_devices(module, schema, update):
     """20 steps of 1 and of 2 devices from the same state, ragged at the end: largest differences."""
     section = {**SECTION, "eps": 0.1, "learning_rate": 0.01}
     optimizers = dict.fromkeys(step_lib.SECTIONS, optim.make_optimizer(section, 20))
-    start, ends, sums, equal = None, [], [], True
-    for count in (1, 2):
-        devices = jax.local_devices()[:count]
-        arguments = dict(embedding_dim=DIM, init_scale=0.5, devices=devices)
-        state = step_lib.init_state(jax.random.key(0), module, schema, optimizers, **arguments)
-        start = step_lib.fetch(state.params)
+    both = jax.local_devices()
+    first = step_lib.init_state(
+        jax.random.key(0), module, schema, optimizers, embedding_dim=DIM, init_scale=0.5, devices=both
+    )
+    first, ends, sums, equal = step_lib.fetch(first), [], [], True
+    for devices in (both[:1], both):
+        state, count = step_lib.put_state(first, devices), len(devices)
         options = dict(update=update, clip="global", clip_norm=1.0, chunk=32, devices=devices)
         step = step_lib.make_train_step(module, schema, optimizers, **options)
         records = []
@@ -126,7 +127,7 @@ def compare_devices(module, schema, update):
         sums.append([{k: v.reshape(-1) if k in rows else v[0] for k, v in r.items()} for r in records])
     largest = lambda a, b: max(float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
     return {
-        "moved": float(np.abs(ends[0][0]["embedding"] - start["embedding"]).max()),
+        "moved": float(np.abs(ends[0][0]["embedding"] - first.params["embedding"]).max()),
         "parameters": largest(*ends),
         "metrics": largest(*sums),
         "replicas_equal": equal,
