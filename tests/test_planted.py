@@ -152,6 +152,7 @@ def test_drift_moves_the_test_rows_only(rows):
     np.testing.assert_array_equal(test.p_type, rows.p_type)
     for new, old in zip(test.parts, rows.parts):
         np.testing.assert_allclose((new - old).std(0) / old.std(0), 0.5, rtol=0.15)
+        assert all(abs(np.corrcoef((new - old)[:, t], old[:, t])[0, 1]) < 0.8 for t in range(4))
 
 
 def test_new_ids_are_in_test_only_and_as_often_as_asked(rows):
@@ -229,7 +230,9 @@ def test_slots_hang_together(rows):
             assert (ids[slot.name] == 0).mean() == pytest.approx(slot.missing, abs=0.02)
         elif not slot.bag and slot.name != "last_category":
             assert ids[slot.name].min() >= 1
-    categories = np.array([np.bincount(b, minlength=31).argmax() if len(b) else 0 for b in ids["clicked_categories"]])
-    by_segment = [np.bincount(categories[ids["segment"] == s], minlength=31)[1:] for s in (1, 2)]
-    shares = [c / c.sum() for c in by_segment]
-    assert np.abs(shares[0] - shares[1]).sum() > 0.2  # the session tells of the user
+    # The session tells of the user: chi squared of segment against clicked category, about 1 if independent.
+    observed = np.zeros((24, 30))
+    np.add.at(observed, (np.repeat(ids["segment"], lengths) - 1, np.concatenate(ids["clicked_categories"]) - 1), 1)
+    observed = observed[:, observed.sum(0) > 0]
+    expected = observed.sum(1, keepdims=True) * observed.sum(0) / observed.sum()
+    assert ((observed - expected) ** 2 / expected).mean() > 3
