@@ -183,18 +183,33 @@ def test_equal_ids_are_summed_whatever_an_earlier_step_left():
     assert sorted(rows.tolist())[3:] == sorted(r for r in sums if r >= 10) and not np.any(np.asarray(summed[3:]))
 
 
-def test_lr_scale_multiplies_the_updates():
+@pytest.mark.parametrize("chunk", [1, 4, 10, 99])
+def test_every_row_is_updated_once_when_all_ids_differ(chunk):
+    """10 occurrences of 10 rows: the last chunk of 4 reaches past the end of what was asked for."""
+    ids = jnp.array([11, 0, 5, 7, 3, 2, 9, 8, 1, 6], jnp.int32)
+    table, optimizer = jnp.arange(24.0).reshape(12, 2), optax.sgd(1.0, momentum=0.5)
+    rows, summed, count, _ = sparse.sum_rows(ids, jnp.ones((10, 2)), jnp.zeros(12, jnp.int32), chunk)
+    options = dict(clip_factor=jnp.float32(0.5), lr_scale=jnp.float32(1), l2=0.0, chunk=chunk)
+    new, state = sparse.update_rows(optimizer, table, optimizer.init(table), rows, summed, count, **options)
+    moved = np.isin(np.arange(12), ids)[:, None]
+    np.testing.assert_array_equal(table - new, np.where(moved, 0.5, 0) * np.ones((1, 2)))
+    np.testing.assert_array_equal(state[0].trace, table - new)
+
+
+def test_lr_scale_multiplies_the_updates_of_its_section():
     moved = {}
-    for scale in (1.0, 0.25, 0.0):
+    for scales in ((1.0, 1.0), (0.25, 0.5), (0.0, 1.0)):
         state, step, _ = make()
-        start = step_lib.fetch(state.params)
-        state = state.replace(lr_scale={"embedding": jnp.float32(scale), "network": jnp.float32(1.0)})
-        end = step_lib.fetch(run(step_lib.put_state(state, one_device()), step, BATCHES[:1])[0].params)
-        moved[scale] = jax.tree.map(np.subtract, end, start)
-    np.testing.assert_allclose(moved[0.25]["embedding"], 0.25 * moved[1.0]["embedding"], atol=1e-7)
-    np.testing.assert_array_equal(moved[0.0]["embedding"], 0)
-    np.testing.assert_array_equal(moved[0.0]["network"]["kernel"], moved[1.0]["network"]["kernel"])
-    assert np.abs(moved[1.0]["network"]["kernel"]).min() > 0.01
+        first = step_lib.fetch(state.params)
+        state = state.replace(lr_scale={k: jnp.float32(x) for k, x in zip(step_lib.SECTIONS, scales)})
+        last = step_lib.fetch(run(step_lib.put_state(state, one_device()), step, BATCHES[:1])[0].params)
+        difference = jax.tree.map(np.subtract, last, first)
+        moved[scales] = difference["embedding"], difference["network"]["kernel"]
+    whole, part, frozen = moved.values()
+    assert np.abs(whole[0]).max() > 0.01 < np.abs(whole[1]).min()
+    for i, scale in enumerate((0.25, 0.5)):
+        np.testing.assert_allclose(part[i], scale * whole[i], atol=1e-6)
+    np.testing.assert_array_equal(frozen[0], 0)
 
 
 def test_dropout_follows_seed_and_step():
