@@ -9,6 +9,7 @@ formats, with a walk from a csv to a trained model.
 Nothing half-written is left behind: everything is made in a `.partial` directory beside and moved at the end.
 """
 
+import json
 import shutil
 import sys
 from collections import Counter, deque
@@ -62,12 +63,10 @@ def prepare(config: ConfigDict, progress: bool = True) -> dict:
         if recipe["format"] == "synthetic":
             from emofm_jax.data import synthetic
 
-            schema = synthetic.write(recipe, partial, config.name, show)
-            tallies = tally.of_shards(partial, schema)
+            synthetic.write(recipe, partial, config.name, show)
         else:
-            schema, tallies = _write(recipe, partial, config.name, show)
-        report = tallies.report(schema)
-        tally.save(report, partial)
+            _write(recipe, partial, config.name, show)
+        report = json.loads((partial / "prepare.json").read_text())
         old = target.with_name(target.name + ".old")
         if target.exists():
             target.rename(old)
@@ -79,17 +78,19 @@ def prepare(config: ConfigDict, progress: bool = True) -> dict:
     return report
 
 
-def _write(recipe: dict, directory: Path, name: str, show: bool) -> tuple[Schema, tally.Tally]:
+def _write(recipe: dict, directory: Path, name: str, show: bool) -> None:
     """Two passes: what the training rows say about the slots, where that is needed; then the shards."""
     files = recipe_lib.files(recipe)
     first = next(iter(files.values()))[0]
     slots = recipe_lib.slots(recipe)
     integer_row_id = recipe["format"] == "tabular" and recipe["row_id"] and tabular.integer_row_id(recipe, first)
     has_row_id = recipe["format"] == "cti" or recipe["row_id"]
-    if recipe["format"] != "tabular" and (recipe["weight"] or recipe["split"] == "day"):
-        raise UserError(
-            f"config.prepare.format: {recipe['format']} rows have neither a weight nor a day; leave them out"
-        )
+    if recipe["format"] != "tabular" and recipe["weight"]:
+        raise UserError(f"config.prepare.weight: {recipe['format']} rows have no weight; leave it out")
+    day_columns = {"tabular": (recipe["day_column"],), "cti": ("log_id",), "libsvm": ()}[recipe["format"]]
+    if recipe["split"] == "day" and recipe["day_column"] not in day_columns:
+        choice = f"set day_column to {day_columns[0]!r}" if day_columns else "choose split=files or split=share"
+        raise UserError(f"config.prepare.split: {recipe['format']} rows have no other day column; {choice}")
     slots, vocabularies = _learn(recipe, files, slots, directory, show)
     schema = Schema(
         name=name,
@@ -127,8 +128,8 @@ def _write(recipe: dict, directory: Path, name: str, show: bool) -> tuple[Schema
     if not writers["train"].num_rows:
         raise UserError(f"{first}: the train split has no row; check config.prepare.split and the files")
     schema = tallies.with_counts(schema)
+    tally.save(tallies.report(schema), directory)
     schema.save(directory)
-    return schema, tallies
 
 
 def _types(recipe: dict, first: Path) -> tuple[str, ...]:

@@ -39,6 +39,23 @@ def test_cti_sample_and_its_counts(tmp_path, monkeypatch, capsys):
         assert not (tmp_path / "never").exists()
 
 
+def test_one_cti_file_is_split_by_the_day_in_its_log_id(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    rows = Path("data/examples/cti/train.tsv").read_text().splitlines()
+    days = ["0601", "0602", "0603", "0602"]
+    rows = [f"{days[i % 4]}-{row}" for i, row in enumerate(rows)]
+    (tmp_path / "log.tsv").write_text("\n".join(rows) + "\n")
+    flags = [f"--config.prepare.source={tmp_path / 'log.tsv'}", f"--config.data.dir={tmp_path / 'out'}"]
+    flags += ["--config.prepare.split=day", "--config.prepare.day_length=4"]
+    flags += ["--config.prepare.valid_days=('0601',)", "--config.prepare.test_days=('0603',)"]
+    assert prepare.main(["p", "--config=experiments/cti.py", *flags]) == 2
+    assert "cti rows have no other day column; set day_column to 'log_id'" in capsys.readouterr().err
+    assert prepare.main(["p", "--config=experiments/cti.py", *flags, "--config.prepare.day_column=log_id"]) == 0
+    for split, ours in (("train", ["0602"]), ("valid", ["0601"]), ("test", ["0603"])):
+        table = pq.ParquetFile(tmp_path / "out" / split / "part-00000.parquet").read()
+        assert table["row_id"].to_pylist() == [row.split("\t")[0] for row in rows if row[:4] in ours]
+
+
 def test_moments_of_pieces_are_those_of_the_whole():
     numbers = np.random.default_rng(0).normal(1e6, 1.0, 1000)
     moments = tally.Moments()

@@ -97,10 +97,9 @@ class Writer:
         return self
 
     def __exit__(self, error_type, error, traceback) -> None:
-        if error_type is None:
-            if self._pending_rows or not self._file_rows:
-                rest = pa.concat_tables(self._pending) if self._pending else self.arrow_schema.empty_table()
-                self._write_group(rest.combine_chunks())
+        if error_type is None and (self._pending_rows or not self._file_rows):
+            rest = pa.concat_tables(self._pending) if self._pending else self.arrow_schema.empty_table()
+            self._write_group(rest.combine_chunks())
         for writer in (self._file, self._rejects):
             if writer is not None:
                 writer.close()

@@ -138,20 +138,6 @@ class Tally:
         }
 
 
-def of_shards(directory: Path, schema: Schema) -> Tally:
-    """Counts the shards of a directory, as they were written."""
-    tallies = Tally(schema)
-    for split in shards.SPLITS:
-        if not (Path(directory) / split / "_SUCCESS").exists():
-            continue
-        opened = shards.open_split(directory, split)
-        columns = shards.arrow_schema(schema).names
-        for index in range(len(opened.row_groups)):
-            tallies.add(split, opened.read_row_group(index, columns))
-        tallies.rejected[split] = shards.rejected(directory, split)
-    return tallies
-
-
 def save(report: dict, directory: Path) -> None:
     """Writes `prepare.json`."""
     (Path(directory) / "prepare.json").write_text(json.dumps(report, indent=1) + "\n")

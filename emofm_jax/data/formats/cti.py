@@ -58,6 +58,8 @@ def _chunk(recipe, file, first_line, block, names, types, labelled, slots) -> Ch
     label, ftype, problems = _label([raw[name] for name in names[1:-1]], types, len(lines), labelled)
     found, more = tokens.split_tokens(raw["features"], slots, recipe["ignore"])
     result = {**found, "label": label, "ftype": ftype, "row_id": raw["log_id"]}
+    if recipe["split"] == "day":
+        result["_day"] = raw["log_id"]
     return tokens.without(Chunk(file, lines, result, bad), more | problems, recipe["gauc_key"])
 
 
