@@ -93,7 +93,7 @@ def init_state(
 
 
 def put_state(state: TrainState, devices: Sequence[jax.Device] | None = None) -> TrainState:
-    """Copies a state (of the host, or of other devices) to every device."""
+    """Copies a state (of the host, or of other devices) to every device; on CPU it may share the host's memory."""
     return jax.device_put(state, _sharding(devices, replicated=True))
 
 
