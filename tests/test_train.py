@@ -240,6 +240,15 @@ def test_a_mistake_is_one_line(home, capsys, changes, message):
     assert sorted(home.rglob("*")) == before, "nothing is left behind"
 
 
+def test_a_model_without_types_on_typed_data(home, capsys):
+    more = ["--config.model.use_ftype=False", "--config.train.epochs=1"]
+    assert train.main([*arguments("untyped", *more)]) == 0
+    result = json.loads((home / "untyped" / "metrics.json").read_text())
+    assert "types" not in result["test"] and "am" not in result["test"]
+    assert 0.55 < result["test"]["auc"] < result["test"]["bayes"]["auc"]
+    assert pq.read_schema(home / "untyped/predictions/test.parquet").names == ["row", "label", "ftype", "p"]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(home, capsys):
     bad = ["--config.optim.network.learning_rate=1e30", "--config.optim.network.name=sgd"]
     assert train.main([*arguments("diverged"), *bad]) == 2

@@ -140,8 +140,9 @@ class Window:
             "embedding_norm": float(np.mean([s["embedding_norm"][0] for s in steps])),
             "network_norm": float(np.mean([s["network_norm"][0] for s in steps])),
         }
-        if known := sum(float(s["am_weight_sum"][0]) for s in steps):
-            line["am_logloss"] = sum(float(s["am_sum"][0]) for s in steps) / known
+        if "am_sum" in steps[0]:
+            known = sum(float(s["am_weight_sum"][0]) for s in steps)
+            line["am_logloss"] = sum(float(s["am_sum"][0]) for s in steps) / known if known else None
         self._log.write("train", **line)
         auc = "-" if line["auc"] is None else f"{line['auc']:.4f}"
         self._bar.set_postfix_str(f"logloss {line['logloss']:.4f}, AUC {auc}, input {line['input_wait']:.0%}")
