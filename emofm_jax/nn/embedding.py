@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emofm_jax.nn import random
+
 
 def init_table(
     key: jax.Array, offsets: Sequence[int], num_rows: int, embedding_dim: int, init_scale: float
@@ -35,7 +37,7 @@ def init_table(
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _init_table(key, zero_rows, num_rows, embedding_dim, init_scale):
-    table = init_scale * jax.random.normal(key, (num_rows, embedding_dim), jnp.float32)
+    table = init_scale * random.normal(key, (num_rows, embedding_dim))
     return table.at[zero_rows].set(0.0)
 
 

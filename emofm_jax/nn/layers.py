@@ -13,11 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from emofm_jax.nn import random
+
 ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu, "tanh": jnp.tanh}
 BATCH_NORM_MOMENTUM = 0.9  # our choice: an average over the last 10 batches, which a run of 50 steps has reached
 NORM_EPSILON = 1e-5
 
-stacked_lecun = nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=0)
+
+def lecun(key: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """Initial kernels f32[..., in, out] from N(0, 1 / in)."""
+    return random.normal(key, shape) * shape[-2] ** -0.5
 
 
 def dot(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -40,7 +45,7 @@ class TokenDense(nn.Module):
     def __call__(self, tokens: Sequence[jax.Array]) -> list[jax.Array]:
         """n arrays f32[B, in] -> n arrays [B, features]."""
         shape = (len(tokens), tokens[0].shape[-1], self.features)
-        kernel = self.param("kernel", stacked_lecun, shape)
+        kernel = self.param("kernel", lecun, shape)
         bias = self.param("bias", nn.initializers.zeros, (shape[0], self.features))
         return [dot(x, k, self.dtype) + b for x, k, b in zip(tokens, unstack(kernel), cast(bias, self.dtype))]
 
@@ -70,9 +75,8 @@ class GroupDense(nn.Module):
             raise ValueError(f"groups of {tuple(self.group_sizes)} slots do not add up to {slots}")
 
         def init(key, shape):
-            keys = jax.random.split(key, len(self.group_sizes))
-            lecun = nn.initializers.lecun_normal()
-            return jnp.concatenate([lecun(k, (dim * s, shape[1])) for k, s in zip(keys, self.group_sizes)])
+            fan_in = np.repeat(dim * np.array(self.group_sizes), dim * np.array(self.group_sizes))
+            return random.normal(key, shape) * jnp.asarray(fan_in[:, None] ** -0.5, jnp.float32)
 
         kernel = self.param("kernel", init, (slots * dim, self.features))
         bias = self.param("bias", nn.initializers.zeros, (len(edges), self.features))
@@ -181,8 +185,7 @@ class Tower(nn.Module):
                 tokens = TokenLayerNorm(name=f"norm_{i}")(tokens)
             tokens = [ACTIVATIONS[self.activation](x) for x in tokens]
             if train and self.dropout > 0:
-                keys = jax.random.split(self.make_rng("dropout"), len(tokens))
-                tokens = [drop(key, x, self.dropout) for key, x in zip(keys, tokens)]
+                tokens = drop(self.make_rng("dropout"), tokens, self.dropout)
             if self.make_mixer is not None:
                 tokens = self.make_mixer(f"mixer_{i}")(tokens)
             if i < len(self.widths):
@@ -190,12 +193,10 @@ class Tower(nn.Module):
         return list(tokens)
 
 
-def drop(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
-    """Zeroes entries with probability `rate` (in steps of 2^-16) and divides the others by 1 - rate."""
-    half = -(-x.size // 2)  # 16 random bits an entry: half the work of a uniform number
-    bits = jax.lax.bitcast_convert_type(jax.random.bits(key, (half,), jnp.uint32), jnp.uint16)
-    keep = bits.reshape(-1)[: x.size].reshape(x.shape) >= jnp.uint16(round(rate * 2**16))
-    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+def drop(key: jax.Array, tokens: Sequence[jax.Array], rate: float) -> list[jax.Array]:
+    """Zeroes entries of n arrays [B, d] with probability `rate` and divides the others by 1 - rate."""
+    dropped = random.bernoulli(key, rate, (len(tokens), *tokens[0].shape))
+    return [jnp.where(gone, 0, x / (1 - rate)).astype(x.dtype) for x, gone in zip(tokens, dropped)]
 
 
 def unstack(kernel: jax.Array) -> Sequence[jax.Array]:

@@ -55,7 +55,7 @@ class CrossAttentionMixer(nn.Module):
         if n == 1:
             return list(tokens)
         inputs = layers.TokenLayerNorm(name="norm")(tokens) if self.norm == "layer" else tokens
-        kernel = self.param("query_key_value", layers.stacked_lecun, (n, d, 3 * self.d_att))
+        kernel = self.param("query_key_value", layers.lecun, (n, d, 3 * self.d_att))
         out = self.param("out", nn.initializers.zeros, (n, self.d_att, d))
         projected = [layers.dot(u, w, self.dtype) for u, w in zip(inputs, layers.unstack(kernel))]
         mixed = attend(projected, self.num_heads)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from emofm_jax.nn import layers
+from emofm_jax.nn import layers, random
 
 
 class Mixture(NamedTuple):
@@ -86,10 +86,10 @@ class TypeDense(nn.Module):
             return layers.TokenDense(self.features, self.dtype, name="dense")([x])
         width, weights = x.shape[-1], 1 if self.shared else self.num_predictors
         kernel_shape = (weights, width + self.embedding_dim, self.features)
-        kernel = self.param("kernel", layers.stacked_lecun, kernel_shape)
+        kernel = self.param("kernel", layers.lecun, kernel_shape)
         bias = self.param("bias", nn.initializers.zeros, (weights, self.features))
         embedding_shape = (self.num_predictors, self.embedding_dim)
-        embedding = self.param("type_embedding", nn.initializers.normal(self.init_scale), embedding_shape)
+        embedding = self.param("type_embedding", self._init_embedding, embedding_shape)
         if self.shared:
             y = layers.dot(x, kernel[0, :width], self.dtype)
             offset = (embedding @ kernel[0, width:] + bias).astype(self.dtype)  # [T, features]
@@ -97,6 +97,9 @@ class TypeDense(nn.Module):
         offset = jnp.einsum("td,tdf->tf", embedding, kernel[:, width:]) + bias
         products = [layers.dot(x, k, self.dtype) for k in layers.unstack(kernel[:, :width])]
         return [y + o for y, o in zip(products, layers.cast(offset, self.dtype))]
+
+    def _init_embedding(self, key, shape):
+        return self.init_scale * random.normal(key, shape)
 
 
 class TokenHead(nn.Module):
@@ -112,7 +115,7 @@ class TokenHead(nn.Module):
     def __call__(self, tokens: Sequence[jax.Array]) -> list[jax.Array]:
         """n arrays [B, d] -> n arrays f32[B]."""
         shape = (len(tokens), tokens[0].shape[-1], 1)
-        kernel = self.param("kernel", layers.stacked_lecun, shape)
+        kernel = self.param("kernel", layers.lecun, shape)
         bias = self.param("bias", lambda key, start: jnp.asarray(start, jnp.float32), tuple(self.bias))
         return [(x.astype(jnp.float32) @ k)[:, 0] + b for x, k, b in zip(tokens, layers.unstack(kernel), bias)]
 
@@ -143,5 +146,10 @@ class AuxiliaryModel(nn.Module):
                 tuple(self.hidden[1:]), self.activation, "none", self.dropout, dtype=self.dtype, name="tower"
             )
             tokens = tower(tokens, None, train=train)
-        head = nn.Dense(len(self.bias), bias_init=lambda *_: jnp.asarray(self.bias, jnp.float32), name="head")
+        head = nn.Dense(
+            len(self.bias),
+            kernel_init=lambda key, shape, _: layers.lecun(key, shape),
+            bias_init=lambda *_: jnp.asarray(self.bias, jnp.float32),
+            name="head",
+        )
         return head(tokens[0].astype(jnp.float32))
