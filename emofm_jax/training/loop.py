@@ -63,19 +63,25 @@ def run(config: ConfigDict, workdir: Path, splits: dict[str, shards.Split]) -> d
     num_steps = config.train.epochs * math.ceil(splits["train"].num_rows / config.data.batch_size)
     num_steps = min(num_steps, config.train.max_steps or num_steps)
     program = make_program(config, splits["train"].schema, num_steps)
+    result = workdir / "metrics.json"
+    if result.exists() and checkpoint.latest(workdir / "checkpoints") is not None:
+        progress = Progress(**checkpoint.read_info(workdir / "checkpoints")[1])
+        if _is_done(config, progress, num_steps):
+            print(f"{workdir}: the run is finished ({progress.step:,} steps), this is its result")
+            return json.loads(result.read_text())
     state, progress = _restore(workdir, program)
-    if progress.step < num_steps and not _out_of_patience(config, progress):
+    if not _is_done(config, progress, num_steps):
         if progress.step:
             print(f"{workdir}: goes on from step {progress.step:,} of {num_steps:,}")
         progress.finished = False
+        result.unlink(missing_ok=True)  # of a run that was to end earlier
         state = _train(config, workdir, splits, program, state, progress, num_steps)
-    elif (workdir / "metrics.json").exists():
-        print(f"{workdir}: the run is finished ({progress.step:,} steps), this is its result")
-        return json.loads((workdir / "metrics.json").read_text())
-    if config.train.monitor and progress.best_step != progress.step:
+    if config.train.monitor and progress.best_step < 0:
+        print(f"config.train.monitor: {config.train.monitor!r} never had a value here, so the last state is kept")
+    if (kept := _kept_step(config, progress)) != progress.step:
         like = _shapes(state)
         del state  # two tables at a time would not fit where one just does
-        state = _read(workdir, like, program, progress.best_step)[0]
+        state = _read(workdir, like, program, kept)[0]
     return _finish(config, workdir, splits, program, state, progress)
 
 
@@ -140,8 +146,8 @@ def restore_kept(config: ConfigDict, workdir: Path, program: Program) -> tuple[s
     Raises:
       UserError: no checkpoint, or none that is whole.
     """
-    step = checkpoint.read_info(workdir / "checkpoints")[1]["best_step"] if config.train.monitor else None
-    return _read(workdir, jax.eval_shape(program.init), program, step)
+    progress = Progress(**checkpoint.read_info(workdir / "checkpoints")[1])
+    return _read(workdir, jax.eval_shape(program.init), program, _kept_step(config, progress))
 
 
 def score(
@@ -180,8 +186,9 @@ def _shapes(state: step_lib.TrainState):
 def _train(config, workdir, splits, program, state, progress, num_steps) -> step_lib.TrainState:
     """Steps until the last one or until patience ends; returns the last state, which is saved."""
     train, batch_size, num_rows = config.train, config.data.batch_size, splits["train"].num_rows
-    bar = tqdm(total=num_steps * batch_size, unit=" rows", unit_scale=True, disable=not sys.stderr.isatty())
-    bar.update(progress.step * batch_size)
+    epochs, steps = divmod(num_steps, math.ceil(num_rows / batch_size))
+    total, done = epochs * num_rows + steps * batch_size, progress.epoch * num_rows + progress.rows_done
+    bar = tqdm(total=total, initial=done, unit=" rows", unit_scale=True, disable=not sys.stderr.isatty())
     with (
         bar,
         _stop_signals() as stop,
@@ -247,8 +254,8 @@ def _evaluate(config, split, program, state, progress, log) -> tuple[step_lib.Tr
     entry = {"step": progress.step, "epoch": progress.epoch, **entry}
     progress.evaluations.append(entry)
     log.write("evaluate", **entry)
-    auc = "-" if report["auc"] is None else f"{report['auc']:.6f}"
-    tqdm.write(f"step {progress.step:,}: validation AUC {auc}, logloss {report['logloss']:.6f}")
+    auc, logloss = ("-" if report[key] is None else f"{report[key]:.6f}" for key in ("auc", "logloss"))
+    tqdm.write(f"step {progress.step:,}: validation AUC {auc}, logloss {logloss}")
     if len(progress.evaluations) == 1:
         path = Path(config.data.dir) / "prepare.json"
         prepared = json.loads(path.read_text()) if path.exists() else None
@@ -256,9 +263,10 @@ def _evaluate(config, split, program, state, progress, log) -> tuple[step_lib.Tr
         tqdm.write(verdict.line(report, prepared, rates))
     # Without a monitor the plateau schedule watches the log-loss.
     monitor = config.train.monitor or "logloss"
-    value = -math.inf if report["auc"] is None and "auc" in monitor else MONITORS[monitor](report)
+    undefined = any(report[key] is None and key in monitor for key in ("auc", "logloss"))
+    value = -math.inf if undefined else MONITORS[monitor](report)
     better = value > progress.best_value + config.train.min_delta
-    if better or not config.train.monitor:
+    if better or not config.train.monitor or progress.best_step < 0:
         progress.report = report
     if better:
         progress.best_step, progress.best_value, progress.stale = progress.step, value, 0
@@ -275,6 +283,9 @@ def _evaluate(config, split, program, state, progress, log) -> tuple[step_lib.Tr
 
 def _finish(config, workdir, splits, program, state, progress) -> dict:
     """Evaluates the kept state on the test split; writes metrics.json and the predictions."""
+    kept = _kept_step(config, progress)
+    if kept not in [entry["step"] for entry in progress.evaluations]:  # max_steps was lowered to a step before this
+        progress.report = score(config, splits["valid"], program, state)[1]
     result = {"valid": progress.report}
     if "test" in splits and splits["test"].num_rows:
         predictions, result["test"] = score(config, splits["test"], program, state)
@@ -286,7 +297,7 @@ def _finish(config, workdir, splits, program, state, progress) -> dict:
         "steps": progress.step,
         "epochs": progress.epoch,
         "seconds": progress.seconds,
-        "kept_step": progress.best_step if config.train.monitor else progress.step,
+        "kept_step": kept,
         "evaluations": progress.evaluations,
     }
     sizes = {key: sum(x.size for x in jax.tree.leaves(state.params[key])) for key in step_lib.SECTIONS}
@@ -295,6 +306,15 @@ def _finish(config, workdir, splits, program, state, progress) -> dict:
     temporary.write_text(json.dumps(result, indent=1) + "\n")
     temporary.replace(workdir / "metrics.json")
     return result
+
+
+def _kept_step(config: ConfigDict, progress: Progress) -> int:
+    """Of the best state if there is a monitor and it ever had a value, else of the last."""
+    return progress.best_step if config.train.monitor and progress.best_step >= 0 else progress.step
+
+
+def _is_done(config: ConfigDict, progress: Progress, num_steps: int) -> bool:
+    return progress.step >= num_steps or _out_of_patience(config, progress)
 
 
 def _out_of_patience(config: ConfigDict, progress: Progress) -> bool:

@@ -59,7 +59,7 @@ class Log:
     def __init__(self, workdir: Path, progress: Progress):
         self._file = open(workdir / "log.jsonl", "ab")  # noqa: SIM115
         self._file.truncate(progress.log_bytes)
-        self._board = SummaryWriter(str(workdir), purge_step=progress.step + 1 if progress.step else None)
+        self._board = SummaryWriter(str(workdir), purge_step=progress.step + 1)
 
     def write(self, event: str, **values) -> None:
         """Writes one line; `values` has the step."""
@@ -144,8 +144,8 @@ class Window:
             known = sum(float(s["am_weight_sum"][0]) for s in steps)
             line["am_logloss"] = sum(float(s["am_sum"][0]) for s in steps) / known if known else None
         self._log.write("train", **line)
-        auc = "-" if line["auc"] is None else f"{line['auc']:.4f}"
-        self._bar.set_postfix_str(f"logloss {line['logloss']:.4f}, AUC {auc}, input {line['input_wait']:.0%}")
+        auc, logloss = ("-" if line[key] is None else f"{line[key]:.4f}" for key in ("auc", "logloss"))
+        self._bar.set_postfix_str(f"logloss {logloss}, AUC {auc}, input {line['input_wait']:.0%}")
         self._progress.rows += self._rows
         self._progress.seconds += seconds
         self._progress.waited += self._waited

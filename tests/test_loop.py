@@ -1,0 +1,111 @@
+"""The loop's decisions without training: what an evaluation keeps, lowers and ends; lines without a number."""
+
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from emofm_jax import config
+from emofm_jax.training import loop, progress
+
+
+class Log:
+    """Keeps what is written."""
+
+    def __init__(self):
+        self.lines = []
+
+    def write(self, event, **values):
+        self.lines.append({"event": event, **values})
+
+
+def evaluate(monkeypatch, reports, **train):
+    """(progress, saved steps, lr_scale of the network) after evaluations that find (auc, logloss) `reports`."""
+    c = config.default()
+    c.optim.network.schedule = "plateau"
+    c.train.update(train)
+    found = progress.Progress()
+    state = types.SimpleNamespace(lr_scale={"embedding": jax.numpy.float32(1), "network": jax.numpy.float32(1)})
+    state.replace = lambda lr_scale: types.SimpleNamespace(lr_scale=lr_scale, replace=state.replace)
+    program, saved = types.SimpleNamespace(devices=jax.local_devices()[:1]), []
+    for auc, logloss in reports:
+        found.step += 10
+        counts = {"rows": 10, "clicks": 5, "constant": {"logloss": 0.7}, "notes": ["one class"]}
+        report = {"auc": auc, "logloss": logloss, "gauc": None, "pcoc": 1.0, "step": found.step, **counts}
+        monkeypatch.setattr(loop, "score", lambda *_, report=report: (None, report))
+        state, worth_saving = loop._evaluate(c, None, program, state, found, Log())
+        saved += [found.step] * worth_saving
+    return found, saved, float(state.lr_scale["network"]), loop._kept_step(c, found), loop._out_of_patience(c, found)
+
+
+REPORTS = [(0.6, 0.5), (0.7, 0.7), (0.65, 0.4), (0.7005, 0.6)]
+
+
+@pytest.mark.parametrize(
+    ("monitor", "best", "saved"),
+    [("auc", 40, [10, 20, 40]), ("logloss", 30, [10, 30]), ("auc - logloss", 30, [10, 30]), ("", 30, [])],
+)
+def test_each_monitor_keeps_its_own_best(monkeypatch, monitor, best, saved):
+    found, steps, _, kept, _ = evaluate(monkeypatch, REPORTS, monitor=monitor)
+    assert (found.best_step, steps) == (best, saved)
+    assert kept == (best if monitor else 40)
+    assert found.report["step"] == kept, "the report is of the state that is kept"
+
+
+def test_a_gain_is_more_than_min_delta(monkeypatch):
+    assert evaluate(monkeypatch, REPORTS, monitor="auc", min_delta=0.001)[0].best_step == 20
+
+
+def test_plateau_lowers_the_rate_by_its_factor_down_to_its_smallest(monkeypatch):
+    stale = [(0.6, 0.5)] * 4
+    assert evaluate(monkeypatch, stale)[2] == pytest.approx(1e-3)
+    assert evaluate(monkeypatch, stale, plateau_factor=0.5)[2] == pytest.approx(0.125)
+    assert evaluate(monkeypatch, stale, plateau_min=0.05)[2] == pytest.approx(0.05)
+    assert evaluate(monkeypatch, REPORTS[::-1])[2] == pytest.approx(0.01), "0.6, 0.4, 0.7, 0.5: two without gain"
+
+
+def test_patience_counts_evaluations_since_the_best(monkeypatch):
+    for patience, ends in ((1, True), (2, True), (3, False), (0, False)):
+        found = evaluate(monkeypatch, [REPORTS[0], (0.5, 0.5), (0.5, 0.5)], monitor="auc", patience=patience)
+        assert found[0].stale == 2 and found[-1] == ends
+
+
+@pytest.mark.parametrize(("monitor", "report"), [("auc", (None, 0.5)), ("logloss", (None, None)), ("", (None, None))])
+def test_a_monitor_that_never_has_a_value_keeps_the_last_state(monkeypatch, capsys, monitor, report):
+    found, saved, *_, kept, _ = evaluate(monkeypatch, [report] * 3, monitor=monitor)
+    assert (kept, saved, found.report["step"]) == (30, [], 30)
+    assert "validation AUC -" in capsys.readouterr().out
+
+
+def test_one_class_has_a_logloss_to_watch(monkeypatch):
+    found, saved, *_ = evaluate(monkeypatch, [(None, 0.5), (None, 0.4), (None, 0.6)], monitor="logloss")
+    assert (found.best_step, saved) == (20, [10, 20])
+
+
+def test_a_window_of_rows_without_weight_is_logged(tmp_path):
+    found = progress.Progress(step=1)
+    bar = types.SimpleNamespace(update=lambda rows: None, set_postfix_str=lambda text: None)
+    one = {k: np.ones((1, 4), np.float32) for k in ("label", "p")} | {"weight": np.zeros((1, 4), np.float32)}
+    one |= {k: np.zeros(1, np.float32) for k in ("embedding_norm", "network_norm", "nonfinite")}
+    with progress.Log(tmp_path, found) as log:
+        window = progress.Window(log, bar, found, 4)
+        window.add(one, 4)
+        window.close()
+    line = json.loads((tmp_path / "log.jsonl").read_text())
+    assert line["logloss"] is None and line["auc"] is None and line["step"] == 1
+
+
+def test_a_log_is_cut_back_and_goes_on(tmp_path):
+    found = progress.Progress()
+    with progress.Log(tmp_path, found) as log:
+        log.write("train", step=1, loss=0.5)
+        found.log_bytes, found.step = log.size(), 1
+        log.write("train", step=2, loss=0.4)
+    with progress.Log(tmp_path, found) as log:
+        log.write("train", step=2, loss=0.3)
+        found.log_bytes = log.size()
+    lines = (tmp_path / "log.jsonl").read_bytes()
+    assert [json.loads(line)["loss"] for line in lines.splitlines()] == [0.5, 0.3]
+    assert found.log_bytes == len(lines)
