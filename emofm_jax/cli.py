@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
 import difflib
 import inspect
+import os
 import re
 import sys
 import textwrap
@@ -20,7 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import flags as absl_flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from emofm_jax import config as config_lib
 from emofm_jax.errors import UserError
@@ -38,18 +39,23 @@ def run(main: Callable, define: Callable, argv: Sequence[str] | None = None) -> 
         in-process.
 
     Returns:
-      0; 2 after `error: ...` on stderr for a UserError; 130 after an interrupt.
+      0; 2 after `error: ...` on stderr for a UserError, or for a file that the system refuses (a full disk, say);
+      130 after an interrupt; 141 where nobody reads what is printed (`| head`).
     """
-    argv = _config_first(list(sys.argv if argv is None else argv))
+    argv = _last_override_first_config(list(sys.argv if argv is None else argv))
     flags = absl_flags.FlagValues()
-    if any(arg in _HELP for arg in argv[1:]):
-        define(flags, argv)
-        print(_help(main, flags))
-        return 0
     try:
-        main(_parse(flags, define, argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if any(arg in _HELP for arg in argv[1:]):
+            define(flags, argv)
+            print(_help(main, flags))
+        else:
+            main(_parse(flags, define, argv))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains as it ends
+        return 141
+    except (UserError, OSError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
@@ -82,21 +88,25 @@ def _parse(flags: absl_flags.FlagValues, define: Callable, argv: list[str]) -> a
         near = difflib.get_close_matches(error.flagname, list(flags), n=1)
         hint = f"did you mean --{near[0]}?" if near else "--help lists the flags"
         raise UserError(f"--{error.flagname}: there is no such flag; {hint}") from None
-    except (absl_flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
+    except Exception as error:  # anything: an experiment file is a program of the user's
         raise UserError(_reword(error, argv)) from None
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r}: a word that is no flag; flags look like --name=value")
     for name in [n for n in flags if flags[n].present == 0 and flags[n].default is None]:
         raise UserError(f"--{name}: it is required; --help explains it")
-    if config is not None:
+    if "config" in flags:
+        if not isinstance(config, ConfigDict) or config.keys() != config_lib.default().keys():
+            raise UserError("--config: its get_config must return emofm_jax.config.default() with changes; correct it")
         config_lib.validate(config)
     return flags
 
 
-def _config_first(argv: list[str]) -> list[str]:
-    """Moves `--config=...` in front of its overrides, which fail before it."""
+def _last_override_first_config(argv: list[str]) -> list[str]:
+    """Moves `--config=...` in front of its overrides, which fail before it; of an override given twice, the last."""
     first = [arg for arg in argv[1:] if re.match(r"--?config=", arg)]
-    return argv[:1] + first + [arg for arg in argv[1:] if arg not in first]
+    rest = [arg for arg in argv[1:] if arg not in first]
+    last = {arg.split("=", 1)[0].lstrip("-"): i for i, arg in enumerate(rest) if re.match(r"--?config\.", arg)}
+    return argv[:1] + first + [arg for i, arg in enumerate(rest) if last.get(arg.split("=", 1)[0].lstrip("-"), i) == i]
 
 
 def _check_config_argument(argv: list[str]) -> None:
@@ -120,13 +130,18 @@ def _reword(error: Exception, argv: list[str]) -> str:
         for frame in traceback.extract_tb(error.__traceback__):
             if config and Path(frame.filename).resolve() == Path(config).resolve():
                 where = f"{config}:{frame.lineno}: "
-    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).replace("\\n", "\n")
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error) or type(error).__name__
+    text = text.replace("\\n", "\n").replace("\\'", "'")
     if "Traceback (most recent call last)" in text:  # absl wraps what an experiment file raised
         frames = re.findall(rf'File "{re.escape(config)}", line (\d+)', text)
         where, text = f"{config}:{frames[-1]}: " if frames else where, text.strip().splitlines()[-1]
     text = re.sub(r"Other fields present: .*?(?=Did you mean|$)", "", text, flags=re.DOTALL)
     text = " ".join(text.split())
     text = text.strip("'\"") if text[:1] in "'\"" else text
+    if near := re.search(r"(\w+)\W.*Did you mean \"(\w+)\"", text.removeprefix("Key ")):
+        text = f"there is no field {near[1]!r}; did you mean {near[2]!r}?"
+    elif isinstance(error, AttributeError | KeyError) and text.isidentifier():
+        text = f"there is no field {text!r}"
     if not where and isinstance(error, AttributeError | KeyError):
         where = "--config: "
     return f"{where}{text}" if "; " in text else f"{where}{text}; correct it (emofm_jax/config.py lists every field)"

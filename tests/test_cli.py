@@ -1,0 +1,96 @@
+"""How every program starts and ends: flags, experiment files with mistakes in them, pipes that close, files refused."""
+
+import subprocess
+import sys
+
+import pytest
+
+from emofm_jax import cli
+
+GOOD = """from emofm_jax import config
+def get_config(arg="none"):
+    c = config.default()
+    c.name = arg
+    return c
+"""
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """A function (body of the experiment file, flags...) -> exit code and the seed and name that a program saw."""
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    def main(flags):
+        seen.append((flags.config.seed, flags.config.name))
+
+    def run(body, *flags, config="x.py"):
+        (tmp_path / "x.py").write_text(body)
+        seen.clear()
+        code = cli.run(main, cli.define_config, ["program", *flags, f"--config={config}"])
+        return code, *seen
+
+    return run
+
+
+def test_overrides_count_wherever_they_stand_and_the_last_one_wins(start):
+    assert start(GOOD) == (0, (0, "none"))
+    assert start(GOOD, "--config.seed=3", config="x.py:deep") == (0, (3, "deep"))
+    assert start(GOOD, "--config.seed=3", "--config.name=a", "--config.seed=3", "-config.seed=5") == (0, (5, "a"))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("import no_such_package", "x.py:1: No module named 'no_such_package'"),
+        ("def get_config(:", "x.py:1: invalid syntax"),
+        ("x = 1", "has no attribute 'get_config'"),
+        ("def get_config(): return zzz", "x.py:1: name 'zzz' is not defined"),
+        ("def get_config(): return 1 / 0", "x.py:1: division by zero"),
+        ("def get_config(): assert False", "x.py:1: AssertionError"),
+        ("def get_config(): return {}", "must return emofm_jax.config.default() with changes"),
+        (GOOD.replace("c.name", "c.nam"), "x.py:4: there is no field 'nam'; did you mean 'name'?"),
+        (GOOD.replace("c.name = arg", "c.model.hidden = 400"), "x.py:4: TypeError: Could not override field 'hidden'"),
+    ],
+)
+def test_a_mistake_in_the_experiment_file(tmp_path, monkeypatch, line, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.py").write_text(line)
+    # A process of its own: ml_collections gives all experiment files one module name, so an earlier one shines through.
+    program = [sys.executable, "-m", "emofm_jax.prepare", "--config=x.py"]
+    ran = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("error: ") and ran.stderr.count("\n") == 1 and message in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.modle.name=hm", "there is no field 'modle'; did you mean 'model'?"),
+        ("--config.model.nam=hm", "there is no field 'nam'; did you mean 'name'?"),
+        ("--config.zzz=1", "there is no field 'zzz'"),
+        ("--config.seed=1.5", "invalid literal for int() with base 10: '1.5'"),
+        ("--confg.seed=1", "--confg.seed: there is no such flag"),
+        ("word", "'word': a word that is no flag"),
+    ],
+)
+def test_a_mistake_on_the_command_line(start, capsys, flag, message):
+    assert start(GOOD, flag) == (2,)
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+
+
+def test_an_error_of_the_system_is_one_line_too(capsys):
+    def main(flags):
+        raise OSError(28, "No space left\non device", "shards/part-00000.parquet")
+
+    assert cli.run(main, lambda flags, argv: None, ["program"]) == 2
+    assert capsys.readouterr().err.startswith("error: [Errno 28] No space left")
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    program = [sys.executable, "-m", "emofm_jax.prepare", "--help"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
