@@ -35,6 +35,10 @@ def _main(flags: absl_flags.FlagValues) -> None:
     schema = schema_lib.load(workdir)
     if not source.exists():
         raise UserError(f"--input={source}: no such file or directory")
+    if (source / "schema.json").exists():
+        raise UserError(f"--input={source}: it holds splits of shards; name one, as in --input={source / 'test'}")
+    if output.exists() and output.samefile(source):
+        raise UserError(f"--output={output}: it is the input; name another file")
     chunks = _shard_chunks(source, schema) if (source / "_SUCCESS").exists() else _raw_chunks(source, schema, workdir)
     from emofm_jax.training import evaluation, loop  # loads jax: after the cheap checks
 

@@ -1,10 +1,17 @@
-"""docs/data.md: its experiment file and its first command are run as they stand."""
+"""docs/data.md: its experiment file and its commands are run as they stand, only with a tiny network."""
 
+import gzip
+import os
 import re
 import shutil
 from pathlib import Path
 
-from emofm_jax import prepare
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from emofm_jax import evaluate, predict, prepare, train
+from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data import shards
 
@@ -22,12 +29,29 @@ def commands() -> list[str]:
     return found.strip().splitlines()
 
 
-def make_checkout(tmp_path, monkeypatch):
-    """A directory that looks like the repository to a reader of the page, with their file in it."""
-    shutil.copytree(ROOT / "data" / "examples", tmp_path / "data" / "examples")
-    (tmp_path / "experiments").mkdir()
-    (tmp_path / "experiments" / "mine.py").write_text(experiment())
-    monkeypatch.chdir(tmp_path)
+TINY = [f"--config.model.{x}" for x in ("name=wm", "hidden=(8,)", "embedding_dim=4")] + ["--config.data.batch_size=64"]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A directory that looks like the repository to a reader of the page, after they typed the three commands."""
+    path, before = tmp_path_factory.mktemp("checkout"), os.getcwd()
+    shutil.copytree(ROOT / "data" / "examples", path / "data" / "examples")
+    (path / "experiments").mkdir()
+    (path / "experiments" / "mine.py").write_text(experiment())
+    os.chdir(path)
+    for program, line in zip((prepare, train, evaluate), commands()):
+        assert program.main([*line.split()[2:], *(TINY if program is train else ())]) == 0
+    yield path
+    os.chdir(before)
+
+
+def score(source, output="scores.parquet"):
+    """The table that the page's last command writes for other rows."""
+    (line,) = re.findall("^    python -m (emofm_jax.predict .*)$", TEXT, re.MULTILINE)
+    line = line.replace("data/examples/clicks.csv", str(source)).replace("scores.csv", output)
+    assert predict.main(line.split()) == 0
+    return pq.read_table(output)
 
 
 def test_ten_lines_and_three_commands():
@@ -36,15 +60,61 @@ def test_ten_lines_and_three_commands():
     assert [line.split()[2] for line in commands()] == [f"emofm_jax.{p}" for p in ("prepare", "train", "evaluate")]
 
 
-def test_the_csv_becomes_shards(tmp_path, monkeypatch, capsys):
-    make_checkout(tmp_path, monkeypatch)
-    assert prepare.main(commands()[0].split()[2:]) == 0
-    assert capsys.readouterr().out.endswith("The shards are in data/mine\n")
-    schema = schema_lib.load(tmp_path / "data" / "mine")
+def test_the_csv_becomes_shards(checkout):
+    schema = schema_lib.load("data/mine")
     assert schema.groups == ("user", "item", "context")
     assert {s.name: s.kind for s in schema.slots if s.kind != "categorical"} == {"tags": "multi", "price": "numeric"}
-    rows = {split: shards.open_split(tmp_path / "data" / "mine", split).num_rows for split in shards.SPLITS}
+    rows = {split: shards.open_split("data/mine", split).num_rows for split in shards.SPLITS}
     assert sum(rows.values()) == 400 and min(rows.values()) > 15
+
+
+def test_raw_rows_get_the_scores_of_their_shards(checkout):
+    scores = score("data/examples/clicks.csv")
+    assert scores["row_id"].to_pylist() == list(range(400)) and scores["reason"].null_count == 400
+    schema = schema_lib.load("runs/mine")
+    split = recipe_lib.split_of(schema.recipe, 0, np.arange(2, 402), None)
+    expected = pq.read_table("runs/mine/predictions/test.parquet")["p"].to_numpy()
+    np.testing.assert_allclose(scores["p"].to_numpy()[split == 2], expected, rtol=1e-6)
+    assert np.ptp(expected) > 1e-4  # else any order would do
+
+
+def test_rows_to_predict_come_as_they_like(checkout, tmp_path, capsys):
+    expected = score("data/examples/clicks.csv")["p"].to_pylist()
+    header, *rows = Path("data/examples/clicks.csv").read_text().splitlines(keepends=True)
+    header, *rows = (line.split(",", 1)[1] for line in (header, *rows))  # without labels
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    (parts / "1.csv").write_text(header + "".join(rows[:150]))
+    (parts / "2.csv.gz").write_bytes(gzip.compress((header + "".join(rows[150:])).encode()))
+    assert score(parts)["p"].to_pylist() == expected
+    bad = [*rows[:10], "too,few\n", *rows[10:200], rows[0].replace("\n", ",more\n"), *rows[200:], 'u,"18\n']
+    (tmp_path / "bad.csv").write_text(header + "".join(bad))
+    capsys.readouterr()
+    scores = score(tmp_path / "bad.csv")
+    assert "403 rows scored" in (said := capsys.readouterr().out) and "3 of them could not be read" in said
+    found = scores["p"].to_pylist()
+    assert [i for i, p in enumerate(found) if p is None] == [10, 201, 402] and scores["row_id"][402].as_py() == 402
+    assert [p for p in found if p is not None] == expected
+    reasons = scores["reason"].to_pylist()
+    assert "bad.csv:12: 2 columns where 8 are expected" in reasons[10] and len([r for r in reasons if r]) == 3
+    (tmp_path / "new.csv").write_text(header + "nobody,never,i0,None,new|newer,,99,fridge\n")
+    assert 0 < score(tmp_path / "new.csv")["p"][0].as_py() < 1
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("data/mine", "it holds splits of shards; name one, as in --input=data/mine/test"),
+        ("data/mine/test/part-00000.parquet", "it is a shard, not raw rows"),
+        ("scores.parquet", "it is the input; name another file"),
+    ],
+)
+def test_what_is_not_scored(checkout, capsys, source, message):
+    score("data/examples/clicks.csv")
+    before = Path("scores.parquet").read_bytes()
+    capsys.readouterr()
+    assert predict.main(["predict", "--workdir=runs/mine", f"--input={source}", "--output=scores.parquet"]) == 2
+    assert message in capsys.readouterr().err and Path("scores.parquet").read_bytes() == before
 
 
 def test_the_rows_shown_are_those_of_the_file():

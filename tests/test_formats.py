@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from emofm_jax import config
-from emofm_jax.data import formats
+from emofm_jax.data import formats, shards
 from emofm_jax.data.formats import lines
+from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.errors import UserError
 
 
@@ -153,6 +154,21 @@ def test_parquet_types(tmp_path):
     pq.write_table(pa.table(columns | {"user": pa.array([b"\xff", None])}), tmp_path / "b.parquet")
     with pytest.raises(UserError, match="column 'user' of type binary cannot be used"):
         read(tmp_path / "b.parquet", slots={"item": {"kind": "multi"}})
+    pq.write_table(pa.table(columns | {"label": pa.array([[1], [0]])}), tmp_path / "c.parquet")
+    with pytest.raises(UserError, match="config.prepare.label: its column holds lists"):
+        read(tmp_path / "c.parquet", slots={"item": {"kind": "multi"}})
+    pq.write_table(pa.table(columns | {"item": pa.array([[["a"]], None])}), tmp_path / "d.parquet")
+    with pytest.raises(UserError, match="column 'item' of type list<.*> cannot be used"):
+        read(tmp_path / "d.parquet", slots={"item": {"kind": "multi"}})
+
+
+def test_a_shard_is_not_taken_for_raw_rows(tmp_path):
+    schema = Schema("test", (Slot("user", "all", rows=9), Slot("item", "all", rows=9)))
+    rows = pa.table({"user": [1, 2], "item": [3, 4], "label": [0, 1]})
+    with shards.Writer(tmp_path, "test", schema) as writer:
+        writer.write(rows)
+    with pytest.raises(UserError, match="part-00000.parquet: it is a shard, not raw rows"):
+        read(tmp_path / "test" / "part-00000.parquet")
 
 
 @pytest.mark.parametrize(

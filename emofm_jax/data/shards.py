@@ -27,7 +27,7 @@ from emofm_jax.errors import UserError
 ROW_GROUP_ROWS = 1 << 16
 SHARD_ROWS = 1 << 21
 SPLITS = ("train", "valid", "test")
-_FINGERPRINT = b"emofm_jax.fingerprint"
+FINGERPRINT = b"emofm_jax.fingerprint"  # key of a shard's metadata
 
 
 def arrow_schema(schema: Schema) -> pa.Schema:
@@ -49,7 +49,7 @@ def arrow_schema(schema: Schema) -> pa.Schema:
         fields.append(pa.field("weight", pa.float32()))
     if schema.has_gauc_key:
         fields.append(pa.field("gauc_key", pa.int64()))
-    return pa.schema(fields, metadata={_FINGERPRINT: schema.fingerprint().encode()})
+    return pa.schema(fields, metadata={FINGERPRINT: schema.fingerprint().encode()})
 
 
 class Writer:
@@ -183,7 +183,7 @@ def open_split(directory: Path, split: str, schema: Schema | None = None) -> Spl
             metadata = pq.read_metadata(file)
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{file}: not a complete Parquet file ({error}); prepare again") from None
-        found = (metadata.metadata or {}).get(_FINGERPRINT, b"none").decode()
+        found = (metadata.metadata or {}).get(FINGERPRINT, b"none").decode()
         if found != ours.fingerprint():
             raise UserError(
                 f"{file}: its schema has the fingerprint {found}, but schema.json {ours.fingerprint()}; "

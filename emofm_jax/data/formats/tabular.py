@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from emofm_jax.data import recipe as recipe_lib
+from emofm_jax.data import shards
 from emofm_jax.data.formats import lines as lines_lib
 from emofm_jax.data.formats.lines import Chunk
 from emofm_jax.data.schema import Slot
@@ -58,7 +59,13 @@ def is_parquet(path: Path) -> bool:
 
 def integer_row_id(recipe: Mapping, path: Path) -> bool:
     """Whether the row id column holds integers: only Parquet says so, text stays text."""
-    return is_parquet(path) and pa.types.is_integer(_open_parquet(path).schema_arrow.field(recipe["row_id"]).type)
+    if not is_parquet(path):
+        return False
+    schema = _open_parquet(path).schema_arrow
+    if recipe["row_id"] not in schema.names:
+        raise UserError(f"{path}: there is no column {recipe['row_id']!r} (config.prepare.row_id)")
+    kind = schema.field(recipe["row_id"]).type
+    return pa.types.is_integer(kind) and kind != pa.uint64()
 
 
 def _chunk(recipe, file, first_line, block, names, sources, slots) -> Chunk:
@@ -71,13 +78,16 @@ def _chunk(recipe, file, first_line, block, names, sources, slots) -> Chunk:
 
 def _split_bags(recipe: Mapping, columns: dict[str, pa.Array], slots: tuple[Slot, ...]) -> dict[str, pa.Array]:
     """Cells of bags as lists; Parquet may hold lists already."""
-    for slot in slots:
-        column = columns[slot.name]
-        if slot.kind == "multi" and not pa.types.is_list(column.type):
-            separator = recipe_lib.slot_options(recipe, slot.name)["separator"]
-            columns[slot.name] = pc.split_pattern(column.cast(pa.string()), separator)
-        elif slot.kind != "multi" and pa.types.is_list(column.type):
-            raise UserError(f"config.prepare.slots: slot {slot.name!r} holds lists but is {slot.kind}; make it multi")
+    kinds = {slot.name: slot.kind for slot in slots}
+    for name, column in columns.items():
+        if kinds.get(name) == "multi" and not pa.types.is_list(column.type):
+            separator = recipe_lib.slot_options(recipe, name)["separator"]
+            columns[name] = pc.split_pattern(column.cast(pa.string()), separator)
+        elif kinds.get(name) != "multi" and pa.types.is_list(column.type):
+            if name in kinds:
+                raise UserError(f"config.prepare.slots: slot {name!r} holds lists but is {kinds[name]}; make it multi")
+            role = "day_column" if name == "_day" else name
+            raise UserError(f"config.prepare.{role}: its column holds lists; name a column of single values")
     return columns
 
 
@@ -167,14 +177,19 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_boolean(kind):
         return pa.int8()
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return pa.list_(_plain_type(kind.value_type))
+        nested = pa.types.is_nested(kind.value_type)
+        return pa.list_(pa.string() if nested else _plain_type(kind.value_type))
     return pa.string()
 
 
 def _open_parquet(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path)
+        file = pq.ParquetFile(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the path") from None
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a complete Parquet file ({error}); copy it again") from None
+    if shards.FINGERPRINT in (file.metadata.metadata or {}):
+        # Its ids would pass for raw values, and every score would be wrong.
+        raise UserError(f"{path}: it is a shard, not raw rows; name raw rows, or the directory of a complete split")
+    return file
