@@ -68,6 +68,7 @@ def prepare(config: ConfigDict, progress: bool = True) -> dict:
             _write(recipe, partial, config.name, show)
         report = json.loads((partial / "prepare.json").read_text())
         old = target.with_name(target.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
         if target.exists():
             target.rename(old)
         partial.rename(target)
@@ -80,26 +81,23 @@ def prepare(config: ConfigDict, progress: bool = True) -> dict:
 
 def _write(recipe: dict, directory: Path, name: str, show: bool) -> None:
     """Two passes: what the training rows say about the slots, where that is needed; then the shards."""
+    recipe_lib.check_roles(recipe)
     files = recipe_lib.files(recipe)
     first = next(iter(files.values()))[0]
     slots = recipe_lib.slots(recipe)
     integer_row_id = recipe["format"] == "tabular" and recipe["row_id"] and tabular.integer_row_id(recipe, first)
     has_row_id = recipe["format"] == "cti" or recipe["row_id"]
-    if recipe["format"] != "tabular" and recipe["weight"]:
-        raise UserError(f"config.prepare.weight: {recipe['format']} rows have no weight; leave it out")
-    day_columns = {"tabular": (recipe["day_column"],), "cti": ("log_id",), "libsvm": ()}[recipe["format"]]
-    if recipe["split"] == "day" and recipe["day_column"] not in day_columns:
-        choice = f"set day_column to {day_columns[0]!r}" if day_columns else "choose split=files or split=share"
-        raise UserError(f"config.prepare.split: {recipe['format']} rows have no other day column; {choice}")
+    types = _types(recipe, first)
+    schema_recipe, recipe = recipe, recipe | {"types": types}  # cti: every file must have the types of the first one
     slots, vocabularies = _learn(recipe, files, slots, directory, show)
     schema = Schema(
         name=name,
         slots=slots,
-        types=_types(recipe, first),
+        types=types,
         has_weight=bool(recipe["weight"]),
         has_gauc_key=bool(recipe["gauc_key"]),
         row_id="int64" if integer_row_id else "string" if has_row_id else "",
-        recipe=recipe,
+        recipe=schema_recipe,
     )
     encoder = encode.Encoder(schema, vocabularies)
     tallies = tally.Tally(schema)
@@ -127,6 +125,12 @@ def _write(recipe: dict, directory: Path, name: str, show: bool) -> None:
     tallies.rejected = {split: dict(writer.rejected) for split, writer in writers.items()}
     if not writers["train"].num_rows:
         raise UserError(f"{first}: the train split has no row; check config.prepare.split and the files")
+    for split in ("valid", "test") if recipe["split"] == "day" else ():
+        if recipe[f"{split}_days"] and not writers[split].num_rows:
+            raise UserError(
+                f"config.prepare.{split}_days: no row is of {', '.join(map(str, recipe[f'{split}_days']))}; "
+                "check config.prepare.day_column and day_length"
+            )
     schema = tallies.with_counts(schema)
     tally.save(tallies.report(schema), directory)
     schema.save(directory)

@@ -56,6 +56,32 @@ def test_one_cti_file_is_split_by_the_day_in_its_log_id(tmp_path, monkeypatch, c
         assert table["row_id"].to_pylist() == [row.split("\t")[0] for row in rows if row[:4] in ours]
 
 
+def test_files_of_another_number_of_types_and_options_without_effect(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(Path(__file__).parents[1])
+
+    def run(*flags):
+        flags = (f"--config.prepare.source={tmp_path}", f"--config.data.dir={tmp_path / 'never'}", *flags)
+        assert prepare.main(["p", "--config=experiments/cti.py", *flags]) == 2
+        assert not (tmp_path / "never").exists()
+        return capsys.readouterr().err
+
+    for split in shards.SPLITS:
+        rows = (Path("data/examples/cti") / f"{split}.tsv").read_text().splitlines()
+        # Without its second type the third would be read as the second.
+        fewer = "\n".join("\t".join(row.split("\t")[:2] + row.split("\t")[3:]) for row in rows)
+        (tmp_path / f"{split}.tsv").write_text(fewer if split == "valid" else "\n".join(rows))
+    assert "valid.tsv:1: 2 columns of types, but the data has 3 types (t1, t2, t3)" in run()
+    assert "config.prepare.ftype: 't1' has no effect on cti rows" in run("--config.prepare.ftype=t1")
+    (tmp_path / "test.libsvm").write_text("1 101:5:1\n")
+    libsvm = ("--config.prepare.format=libsvm", "--config.prepare.row_id=101")
+    assert "config.prepare.row_id: '101' has no effect on libsvm rows" in run(*libsvm)
+    day = ("--config.prepare.split=day", "--config.prepare.day_column=log_id", "--config.prepare.valid_days=('9',)")
+    for split in ("valid", "test"):
+        (tmp_path / f"{split}.tsv").unlink()
+    (tmp_path / "test.libsvm").unlink()
+    assert "config.prepare.valid_days: no row is of 9" in run(*day)
+
+
 def test_moments_of_pieces_are_those_of_the_whole():
     numbers = np.random.default_rng(0).normal(1e6, 1.0, 1000)
     moments = tally.Moments()

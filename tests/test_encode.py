@@ -1,5 +1,6 @@
 """Values to ids, against loops written from docs/data.md; rows to predict that keep their places."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -192,6 +193,17 @@ def test_rows_to_predict_keep_their_places(tmp_path):
     # Without a row id column it is the position, which goes on from file to file.
     ids = [chunk.row_id.to_pylist() for chunk in encode.read_encoded(csv_schema(), tmp_path, raw)]
     assert ids == [[0, 1, 2, 3, 4], [5]]
+
+
+def test_integer_row_ids_of_text(tmp_path):
+    vocabulary.Vocabulary(pa.array(["u"]), pa.array([1])).save(tmp_path, "user")
+    (tmp_path / "a.csv").write_bytes(b"id,user,age\n7,u,1\n-12,u,1\nseven,u,1\n,u,1\n%d,u,1\n" % 10**19)
+    schema = dataclasses.replace(csv_schema(row_id="id"), row_id="int64")
+    (chunk,) = encode.read_encoded(schema, tmp_path, tmp_path / "a.csv")
+    assert chunk.row_id.to_pylist() == [7, -12, None, None, None]
+    assert chunk.kept.tolist() == [True, True, False, True, False]
+    assert "a.csv:4: the row id is 'seven'; it must be an integer, as in training" in chunk.reasons[2]
+    assert chunk.table["row_id"].to_pylist() == [7, -12, None]
 
 
 def test_rows_to_predict_that_cannot_be_read(tmp_path):

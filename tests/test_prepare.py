@@ -218,6 +218,10 @@ def test_bad_files_are_one_line_and_leave_nothing(shop, tmp_path, capsys, name, 
         ("source=", "config.prepare.source: it is empty"),
         ("files.test=best.*", "best.*: no such file (the directory holds test.csv, train.csv, valid.csv)"),
         ("files.train=", "config.prepare.files.train: it is empty"),
+        ("label=", "config.prepare.label: it is empty"),
+        ("row_id=shop", "there is no column 'shop' (config.prepare.row_id)"),
+        ("split=day", "config.prepare.day_column: it is empty"),
+        ("types=('a', 'b')", "they have no effect without config.prepare.ftype"),
         ("groups=()", "config.prepare.groups: there is no group"),
         ("groups=(('g', 'C9-C1'),)", "the range 'C9-C1' is empty"),
         ("groups=(('user', 'user'),)", "is a slot in no group"),
@@ -274,6 +278,14 @@ def test_an_interrupt_leaves_what_was_there(shop, tmp_path, monkeypatch):
     assert shop() == 130
     assert (tmp_path / "out" / "schema.json").stat().st_mtime_ns == before
     assert not (tmp_path / "out.partial").exists()
+
+
+def test_what_a_kill_left_is_no_hindrance(shop, tmp_path):
+    assert shop() == 0
+    for name in ("out.old", "out.partial"):
+        (tmp_path / name / "train").mkdir(parents=True)
+    assert shop() == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "raw", "shop.py"]
 
 
 def test_a_parquet_source_gives_the_same_shards_as_its_csv(shop, tmp_path):

@@ -22,3 +22,24 @@ def test_members():
     assert recipe_lib.members(("a", "C1-C3", ("x-y", "7-9"))) == ["a", "C1", "C2", "C3", "x-y", "7", "8", "9"]
     with pytest.raises(UserError, match="not a pair"):
         recipe_lib.slots({"groups": ("user",), "slots": {}, "slot": {}})
+    with pytest.raises(UserError, match="5 is no name of a slot"):
+        recipe_lib.members(("a", 5))
+
+
+def test_files_of_a_split(tmp_path):
+    c = config.default()
+    c.prepare.source = str(tmp_path)
+    for name in ("train.1.csv", "train.2.csv", "valid.csv", "test.csv"):
+        (tmp_path / name).touch()
+    found = recipe_lib.files(c.prepare.to_dict())
+    assert {split: [p.name for p in paths] for split, paths in found.items()} == {
+        "train": ["train.1.csv", "train.2.csv"],
+        "valid": ["valid.csv"],
+        "test": ["test.csv"],
+    }
+    (tmp_path / "test.csv.gz").touch()
+    with pytest.raises(UserError, match="test.csv: it is there plain and compressed"):
+        recipe_lib.files(c.prepare.to_dict())
+    c.prepare.files.test = "/tmp/test.csv"
+    with pytest.raises(UserError, match="config.prepare.files.test: '/tmp/test.csv' must be relative"):
+        recipe_lib.files(c.prepare.to_dict())

@@ -62,8 +62,7 @@ class Encoder:
         if self.schema.types:
             encoded["ftype"] = self._ftype(columns.get("ftype"), num_rows, bad if labelled else {})
         if self.schema.row_id:
-            row_id = columns["row_id"]
-            encoded["row_id"] = as_text(row_id) if self.schema.row_id == "string" else row_id.cast(pa.int64())
+            encoded["row_id"] = row_ids(columns["row_id"], self.schema.row_id, bad)
         if self.schema.has_weight:
             encoded["weight"] = _weight(columns.get("weight"), num_rows, bad if labelled else {})
         if self.schema.has_gauc_key:
@@ -119,6 +118,17 @@ class Encoder:
                 int(i), ("type", f"the type {text[int(i)].as_py()!r} is not one of config.prepare.types ({known})")
             )
         return index.cast(pa.int8())
+
+
+def row_ids(column: pa.Array, kind: str, bad: dict[int, tuple[str, str]]) -> pa.Array:
+    """A row id column as `kind`, string or int64; what is no integer goes to `bad` and becomes null."""
+    if kind == "string" or pa.types.is_integer(column.type):
+        return column.cast(pa.string() if kind == "string" else pa.int64())
+    text = as_text(column)
+    fits = pc.match_substring_regex(text, r"^-?\d{1,18}$").fill_null(True)
+    for i in np.flatnonzero(~fits.to_numpy(zero_copy_only=False)).tolist():
+        bad.setdefault(i, ("row id", f"the row id is {text[i].as_py()!r}; it must be an integer, as in training"))
+    return pc.if_else(fits, text, pa.scalar(None, pa.string())).cast(pa.int64())
 
 
 def parse_numbers(column: pa.Array, name: str, bad: dict[int, tuple[str, str]]) -> np.ndarray:
@@ -262,8 +272,7 @@ def _keep_places(encoder: Encoder, chunk: formats.Chunk, labelled: bool, positio
     for i, b in enumerate(chunk.bad):
         reasons[place[len(chunk.lines) + i]] = f"{chunk.file}:{b.line}: {b.reason}"
     if encoder.schema.row_id:
-        own = chunk.columns["row_id"]
-        own = as_text(own) if encoder.schema.row_id == "string" else own.cast(pa.int64())
+        own = row_ids(chunk.columns["row_id"], encoder.schema.row_id, {})
         row_id = pa.concat_arrays([own, pa.nulls(len(chunk.bad), own.type)]).take(pa.array(np.argsort(place)))
     else:
         row_id = pa.array(position + np.arange(len(lines)))

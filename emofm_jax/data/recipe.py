@@ -15,6 +15,7 @@ from emofm_jax.data.schema import ENCODINGS, KINDS, POOLINGS, TRANSFORMS, Slot
 from emofm_jax.data.shards import SPLITS
 from emofm_jax.errors import UserError
 
+COMPRESSED = {".gz": "gzip", ".zst": "zstd"}  # endings of text files
 _RANGE = re.compile(r"(.*?)(\d+)-\1(\d+)")
 _CHOICES = {"kind": KINDS, "encoding": ENCODINGS, "pooling": POOLINGS, "transform": TRANSFORMS}
 
@@ -39,8 +40,29 @@ def slots(recipe: Mapping) -> tuple[Slot, ...]:
     return tuple(_slot(recipe, group, name, options) for group, name in grouped)
 
 
+def check_roles(recipe: Mapping) -> None:
+    """Raises UserError on a role that the format's rows do not have (it would have no effect), or that they need."""
+    kind = recipe["format"]
+    absent = {"tabular": (), "cti": ("ftype", "weight", "row_id"), "libsvm": ("ftype", "types", "weight", "row_id")}
+    for field in absent[kind]:
+        if recipe[field]:
+            raise UserError(f"config.prepare.{field}: {recipe[field]!r} has no effect on {kind} rows; leave it out")
+    if kind == "tabular" and not recipe["label"]:
+        raise UserError("config.prepare.label: it is empty; name the column of labels")
+    if kind == "tabular" and recipe["types"] and not recipe["ftype"]:
+        raise UserError("config.prepare.types: they have no effect without config.prepare.ftype; name its column")
+    if kind == "tabular" and recipe["split"] == "day" and not recipe["day_column"]:
+        raise UserError("config.prepare.day_column: it is empty; split=day needs the column that holds the day")
+    if kind == "cti" and recipe["split"] == "day" and recipe["day_column"] != "log_id":
+        raise UserError("config.prepare.day_column: cti rows have no other day column; set day_column to 'log_id'")
+    if kind == "libsvm" and recipe["split"] == "day":
+        raise UserError("config.prepare.split: libsvm rows have no day column; choose split=files or split=share")
+
+
 def members(spec) -> list[str]:
     """Names of slots from a name, a range as in `C1-C26`, or a list of these."""
+    if not isinstance(spec, str | list | tuple):
+        raise UserError(f"config.prepare.groups: {spec!r} is no name of a slot; write it between quotes")
     if not isinstance(spec, str):
         return [name for part in spec for name in members(part)]
     found = _RANGE.fullmatch(spec)
@@ -126,8 +148,20 @@ def files(recipe: Mapping) -> dict[str, list[Path]]:
             f"config.prepare.source: {str(source)!r} is one file, but split=files wants a directory with one file "
             "per split; set config.prepare.split to share or day"
         )
-    found = {split: sorted(source.glob(recipe["files"][split])) for split in SPLITS if recipe["files"][split]}
+    found = {}
     for split in SPLITS:
+        pattern = recipe["files"][split]
+        if Path(pattern).is_absolute():
+            raise UserError(
+                f"config.prepare.files.{split}: {pattern!r} must be relative to config.prepare.source; shorten it"
+            )
+        if pattern:
+            found[split] = sorted(source.glob(pattern))
+            plain = [path.with_suffix("") if path.suffix in COMPRESSED else path for path in found[split]]
+            if twice := [path for path in plain if plain.count(path) > 1]:
+                raise UserError(
+                    f"{twice[0]}: it is there plain and compressed; remove one, or set config.prepare.files.{split}"
+                )
         if split == "train" and split not in found:
             raise UserError("config.prepare.files.train: it is empty; the train split is needed")
         if split in found and not found[split]:

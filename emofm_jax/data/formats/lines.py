@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv as pa_csv
 
+from emofm_jax.data.recipe import COMPRESSED
 from emofm_jax.errors import UserError
 
 BLOCK_BYTES = 1 << 23  # raw bytes of a chunk: some tens of thousands of rows
@@ -136,7 +137,7 @@ def parse(
 
 def _read(path: Path, size: int) -> Iterator[tuple[bytes, int]]:
     """Yields (decompressed bytes, position in the file on disk)."""
-    codec = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
+    codec = COMPRESSED.get(path.suffix)
     try:
         with pa.OSFile(str(path)) as raw:
             if not raw.size():
