@@ -163,18 +163,15 @@ def _help(main: Callable, flags: absl_flags.FlagValues) -> str:
 
 def _fields() -> list[str]:
     """A line per field of `config.default()`: its default, and the comment that stands beside it there."""
+    source, lines = inspect.getsource(config_lib.default), []
     default = config_lib.flatten(config_lib.default())
-    sections = {
-        "c": "",
-        **{v: f"{k}." for k, v in re.findall(r"c\.(\w+) = (\w) =", inspect.getsource(config_lib.default))},
-    }
-    lines = []
-    for owner, path, comment in re.findall(
-        r"^ +(\w)(?:\[key\])?\.([\w.]+) = .*?  # (.*)$", inspect.getsource(config_lib.default), flags=re.MULTILINE
-    ):
+    sections = {"c": "", **{v: f"{k}." for k, v in re.findall(r"c\.(\w+) = (\w) =", source)}}
+    for owner, path, comment in re.findall(r"^ +(\w)(?:\[key\])?\.([\w.]+) = .*?  # (.*)$", source, flags=re.MULTILINE):
         name = sections[owner] + path
         both = f"optim.network.{path}"  # two sections with the same fields
         value = default.get(name, default.get(both))
+        if value is None and f"{owner}.{path}." not in source:  # a section that its own line says everything about
+            default[name] = value = config_lib.get(config_lib.default(), name).to_dict()
         if value is not None:
             lines.append(f"  {name if name in default else f'optim.{{embedding,network}}.{path}'} = {value!r}")
             lines += textwrap.wrap(comment, 100, initial_indent="      ", subsequent_indent="      ")

@@ -1,11 +1,13 @@
 """How every program starts and ends: flags, experiment files with mistakes in them, pipes that close, files refused."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 
 from emofm_jax import cli
+from emofm_jax import config as config_lib
 
 GOOD = """from emofm_jax import config
 def get_config(arg="none"):
@@ -78,6 +80,15 @@ def test_a_mistake_on_the_command_line(start, capsys, flag, message):
     assert start(GOOD, flag) == (2,)
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+
+
+def test_help_says_what_every_field_is(capsys):
+    assert cli.run(lambda flags: None, cli.define_config, ["program", "--help"]) == 0
+    text = capsys.readouterr().out
+    for field in config_lib.flatten(config_lib.default()):
+        field = re.sub(r"^optim\.(embedding|network)\.(?!update)", "optim.{embedding,network}.", field)
+        assert f"  {field} = " in text or f"  {field.rsplit('.', 1)[0]} = {{" in text, field
+    assert "  prepare.slots = {}\n" in text
 
 
 def test_an_error_of_the_system_is_one_line_too(capsys):
