@@ -40,6 +40,9 @@ FREE = (
     "train.save_every_steps",
 )
 
+# What a kill may leave in a workdir that is not yet a run.
+_BEFORE_CONFIG = {"vocabulary", "schema.json", "environment.json", "config.json.tmp"}
+
 
 def _main(flags: absl_flags.FlagValues) -> None:
     config, workdir = flags.config, Path(flags.workdir)
@@ -70,12 +73,33 @@ def _print_differences(config: ConfigDict) -> None:
     """What differs from the defaults, since that is what the run is."""
     changed = config_lib.difference(config, config_lib.default())
     prepared = [path for path in changed if path.startswith("prepare.")]
+    idle = _without_effect(config)
     print(f"{config.name}: options that differ from the defaults")
     for path, (ours, _) in changed.items():
         if path not in prepared and path != "name":
-            print(f"  {path} = {ours!r}")
+            print(f"  {path} = {ours!r}{f'  (no effect on {idle[path]})' if path in idle else ''}")
     if prepared:
         print(f"  and {len(prepared)} of prepare.*, which made the data")
+
+
+def _without_effect(config: ConfigDict) -> dict[str, str]:
+    """{field: what it has no effect on, as the other fields are}."""
+    from emofm_jax import models
+    from emofm_jax.training import optim
+
+    found = {f"model.{path}": what for path, what in models.unread(config.model.to_dict()).items()}
+    for key in ("embedding", "network"):
+        name = config.optim[key].name
+        found |= {f"optim.{key}.{field}": name for field in set().union(*optim.FIELDS.values()) - optim.FIELDS[name]}
+    if config.optim.clip == "none":
+        found["optim.clip_norm"] = "optim.clip=none"
+    if not config.data.shuffle:
+        found["data.shuffle_rows"] = "data.shuffle=False"
+    if "plateau" not in (config.optim.embedding.schedule, config.optim.network.schedule):
+        found |= dict.fromkeys(("train.plateau_factor", "train.plateau_min"), "a schedule that is not plateau")
+        if not config.train.monitor:
+            found["train.min_delta"] = "a run without train.monitor"
+    return found
 
 
 def _open_data(config: ConfigDict) -> dict[str, shards.Split]:
@@ -117,36 +141,35 @@ def _open_workdir(config: ConfigDict, workdir: Path, schema: schema_lib.Schema) 
     if path.exists():
         fixed = [key for key in ("embedding", "network") if config.optim[key].schedule == "cosine"]
         free = [field for field in FREE if not (fixed and field in ("train.epochs", "train.max_steps"))]
-        theirs = json.loads(path.read_text())
-        differ = config_lib.difference(theirs, json.loads(config.to_json()))
+        differ = config_lib.difference(config_lib.load(workdir), config)
         differ = [f"{k} {a!r} there, {b!r} now" for k, (a, b) in differ.items() if k not in free]
         if differ:
             raise UserError(f"{workdir}: holds a run of another config ({'; '.join(differ)}); choose another --workdir")
         if changed := schema_lib.difference(schema_lib.load(workdir), schema):
             raise UserError(f"{workdir}: its run was trained on another schema ({changed}); choose another --workdir")
-    elif any(workdir.iterdir()):
+    elif {file.name for file in workdir.iterdir()} - _BEFORE_CONFIG:
         raise UserError(f"{workdir}: holds files but no run (no config.json); choose an empty --workdir")
     vocabulary = Path(config.data.dir) / "vocabulary"
     if vocabulary.is_dir():
         shutil.copytree(vocabulary, workdir / "vocabulary", dirs_exist_ok=True)
     schema.save(workdir)
     (workdir / "environment.json").write_text(json.dumps(_environment(), indent=1) + "\n")
-    path.write_text(config.to_json(indent=1) + "\n")  # last: a workdir with it is a run
+    (workdir / "config.json.tmp").write_text(config.to_json(indent=1) + "\n")
+    (workdir / "config.json.tmp").replace(path)  # last: a workdir with it is a run
 
 
 def _environment() -> dict:
     import jax
 
     packages = ("emofm_jax", "jax", "jaxlib", "flax", "optax", "numpy", "pyarrow")
-    git = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    git = shutil.which("git") and subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: importlib.metadata.version(name) for name in packages},
         "devices": [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.local_devices()],
-        "git_commit": git.stdout.strip() or None,
+        "git_commit": git or None,
         "command": sys.argv,
     }
 

@@ -127,6 +127,19 @@ def check(options: Mapping) -> None:
         )
 
 
+def unread(options: Mapping) -> dict[str, str]:
+    """{field of `config.model`, as "mixer.kind": what it has no effect on, as the others are}."""
+    fields = {field.name for field in dataclasses.fields(MODELS[options["name"]])}
+    mixer = {f"mixer.{key}" for key in options["mixer"]}
+    paths = {*options, *mixer} - {"name", "mixer", "use_ftype", "am_weight"}  # these two are read elsewhere
+    found = {path: options["name"] for path in paths if path.replace(".", "_") not in fields}
+    if options["mixer"]["kind"] == "none":
+        found = dict.fromkeys(mixer - {"mixer.kind"}, "mixer.kind=none") | found
+    if not options["use_ftype"]:
+        found |= dict.fromkeys(("type_predictors", "am_hidden", "am_weight", "am_joint"), "use_ftype=False")
+    return found
+
+
 def _derive(schema: Schema, options: Mapping) -> dict:
     """Fields of a model that follow from the schema."""
     drop_type = dropped_type(schema, options)

@@ -65,6 +65,13 @@ def _sgd(section: Mapping, schedule: Callable) -> optax.GradientTransformation:
 
 
 OPTIMIZERS = {"adam": _adam, "adamw": _adamw, "adagrad": _adagrad, "sgd": _sgd}
+# Which fields of a section an optimizer reads beside those that all do.
+FIELDS = {
+    "adam": {"beta1", "beta2", "eps"},
+    "adamw": {"beta1", "beta2", "eps", "weight_decay"},
+    "adagrad": {"eps", "initial_accumulator"},
+    "sgd": {"momentum"},
+}
 
 
 def make_optimizer(section: Mapping, num_steps: int) -> optax.GradientTransformation:
