@@ -147,12 +147,13 @@ def load(workdir: Path) -> ConfigDict:
     path = Path(workdir) / "config.json"
     config = default()
     try:
-        with config.unlocked():
-            config.update(json.loads(path.read_text()))
+        body = json.loads(path.read_text())
+        config.prepare.slots = body["prepare"].pop("slots")
+        config.update(body)  # locked, but for the names of slots
     except FileNotFoundError:
         raise UserError(f"{workdir}: holds no run (no config.json); name the --workdir of a trained run") from None
-    except (json.JSONDecodeError, TypeError) as error:
-        raise UserError(f"{path}: not readable ({error})") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path}: not a config of this version ({error}); train again") from None
     validate(config)
     return config
 
@@ -208,6 +209,8 @@ _RANGES = {
     "model.mixer.num_heads": (1, None),
     "model.am_weight": (0, None),
     "prepare.max_rejected": (0, None),
+    "prepare.day_length": (0, None),
+    "prepare.seed": (0, 2**32 - 1),
     "train.epochs": (1, None),
     "train.max_steps": (0, None),
     "train.eval_every_steps": (0, None),
@@ -234,6 +237,13 @@ _RANGES = {
         }.items()
     },
 }
+# Tuples, and what their elements must be.
+_ELEMENTS = {
+    **{f"model.{f}": (int, "a whole number") for f in ("hidden", "stage1", "stage2", "am_hidden", "mixer.stages")},
+    **{f"prepare.{f}": (str, "text, between quotes") for f in ("columns", "null_values", "types", "ignore")},
+    "prepare.shares": (int | float, "a number"),
+    "prepare.synthetic.rows": (int, "a whole number"),
+}
 
 
 def validate(config: ConfigDict) -> None:
@@ -251,6 +261,10 @@ def validate(config: ConfigDict) -> None:
         if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
             bounds = f"at least {low}" if high is None else f"between {low} and {high}"
             raise UserError(f"config.{path}: {value} is out of range; it must be {bounds}")
+    for path, (kind, said) in _ELEMENTS.items():
+        for element in get(config, path):
+            if not isinstance(element, kind):
+                raise UserError(f"config.{path}: its element {element!r} must be {said}")
     model, mixer = config.model, config.model.mixer
     for field in ("hidden", "stage1", "stage2", "am_hidden"):
         if any(width < 1 for width in model[field]) or (field.startswith("stage") and not model[field]):
