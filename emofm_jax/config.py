@@ -198,6 +198,7 @@ _CHOICES = {
 }
 # Fields and their smallest and largest value; None = unbounded.
 _RANGES = {
+    "seed": (0, 2**32 - 1),
     "data.batch_size": (1, None),
     "data.eval_batch_size": (1, None),
     "data.shuffle_rows": (1, None),
@@ -267,7 +268,7 @@ def validate(config: ConfigDict) -> None:
                 raise UserError(f"config.{path}: its element {element!r} must be {said}")
     model, mixer = config.model, config.model.mixer
     for field in ("hidden", "stage1", "stage2", "am_hidden"):
-        if any(width < 1 for width in model[field]) or (field.startswith("stage") and not model[field]):
+        if any(width < 1 for width in model[field]) or not (model[field] or field == "am_hidden"):
             raise UserError(f"config.model.{field}: {tuple(model[field])} must be positive widths")
     if not set(mixer.stages) <= {1, 2}:
         raise UserError(f"config.model.mixer.stages: {tuple(mixer.stages)} may hold 1 and 2 only")

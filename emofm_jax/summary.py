@@ -15,7 +15,7 @@ def table(metrics: dict, split: str = "test") -> str:
     if bayes:
         lines.append(_line("Bayes-optimal", bayes))
     lines.append(_line("constant predictor", constant))
-    if bayes and report["auc"] is not None and bayes["auc"] is not None:
+    if bayes and report["auc"] is not None and bayes["auc"] not in (None, 0.5):
         share = (report["auc"] - 0.5) / (bayes["auc"] - 0.5)
         over = report.get("p_over_true")
         calibrated = f"; sum of p / sum of true p {over:.3f}" if over is not None else ""
@@ -61,7 +61,7 @@ def _auxiliary(am: dict) -> str:
         f"auxiliary model: accuracy {am['accuracy']:.4f} (majority type {am['majority']:.4f}), "
         f"log-loss {am['logloss']:.4f} nats (marginal entropy {entropy:.4f}"
     )
-    if am.get("bayes_logloss") is None:
+    if am.get("bayes_logloss") in (None, entropy):  # equal: a single type
         return text + ")"
     closed = (entropy - am["logloss"]) / (entropy - am["bayes_logloss"])
     return text + f", true {am['bayes_logloss']:.4f}): {closed:.2f} of the gap closed"

@@ -182,6 +182,51 @@ sys.exit(train.main(["train", *sys.argv[2:]]))
 """
 
 
+def test_a_finished_run_goes_on_when_it_is_given_more_steps(home, monkeypatch, capsys):
+    assert train.main(arguments("longer", "--config.train.max_steps=20")) == 0
+    assert json.loads((home / "longer/metrics.json").read_text())["train"]["steps"] == 20
+    with monkeypatch.context() as patch:  # killed between the last checkpoint and the result
+        patch.setattr(loop, "_finish", lambda *_: sys.exit(9))
+        with pytest.raises(SystemExit):
+            train.main(arguments("longer"))
+    assert "goes on from step 20 of 32" in capsys.readouterr().out
+    assert not (home / "longer/metrics.json").exists(), "that of 20 steps"
+    assert train.main(arguments("longer")) == 0
+    one, other = files(home / "run"), files(home / "longer")
+    assert one[1] == other[1]
+    for name in one[0]:
+        np.testing.assert_array_equal(one[0][name], other[0][name], err_msg=name)
+
+
+def test_fewer_steps_than_were_taken_give_the_metrics_of_the_state_that_there_is(home, monkeypatch):
+    with monkeypatch.context() as patch:  # a run that has saved and not yet evaluated
+        patch.setattr(loop, "_evaluate", lambda *_: sys.exit(9))
+        with pytest.raises(SystemExit):
+            train.main(arguments("fewer"))
+    assert train.main(arguments("fewer", "--config.train.max_steps=2")) == 0
+    result = json.loads((home / "fewer/metrics.json").read_text())
+    assert result["train"]["steps"] == 12 and result["valid"]["rows"] == 1000
+
+
+def test_a_kill_before_the_first_step_is_no_obstacle(home, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_environment", lambda: sys.exit(9))
+        with pytest.raises(SystemExit):
+            train.main(arguments("early"))
+    assert [p.name for p in (home / "early").iterdir()] == ["schema.json"]
+    monkeypatch.setattr(loop, "run", lambda *_: sys.exit(0))
+    with pytest.raises(SystemExit):
+        train.main(arguments("early"))
+    assert (home / "early/config.json").exists()
+    (home / "early/config.json").write_text("{")
+    assert train.main(arguments("early")) == 2
+
+
+def test_a_machine_without_git_trains(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert train._environment()["git_commit"] is None
+
+
 @pytest.mark.parametrize("where", ["step", "checkpoint"])
 def test_a_killed_run_ends_with_the_same_bits(home, where):
     workdir = f"killed_{where}"
@@ -223,6 +268,8 @@ def test_patience_plateau_and_the_best_state(home):
         (["--config.optim.network.learning_rate=-1"], "config.optim.network.learning_rate: -1.0 is out of range"),
         (["--config.optim.network.learning_rate=fast"], "could not convert string to float: 'fast'"),
         (["--config.optim.network.lr=0.1"], "lr"),
+        (["--config.model.hidden=()"], "config.model.hidden: () must be positive widths"),
+        (["--config.seed=-1"], "config.seed: -1 is out of range"),
         (["--config.model.dropout=1"], "config.model.dropout: 1.0 is out of range"),
         (["--config.train.patience=2"], "early stopping needs config.train.monitor"),
         (["--config.data.dir="], "config.data.dir: it is empty"),
