@@ -9,6 +9,7 @@ import pytest
 
 from emofm_jax.data import batches, shards
 from emofm_jax.data.schema import Schema, Slot
+from emofm_jax.errors import UserError
 
 SCHEMA = Schema(
     name="test",
@@ -140,3 +141,16 @@ def test_prefetch_keeps_order_raises_and_ends():
     time.sleep(0.05)
     assert len(made) == count <= 5
     assert not [t for t in threading.enumerate() if t.name == "prefetch"]
+
+
+def test_any_name_of_a_slot_and_a_damaged_count(tmp_path):
+    schema = Schema("test", (Slot("user.id", "u", rows=9), Slot("a/b é", "u", "multi", rows=5, max_length=2)))
+    with shards.Writer(tmp_path, "train", schema) as writer:
+        writer.write(pa.table({"user.id": [8, 0], "a/b é": [[4], None], "label": [0, 1]}))
+    schema.save(tmp_path)
+    (batch,) = batches.read(shards.open_split(tmp_path, "train"), 2)
+    assert batch.batch.ids[0].tolist() == [[8, 13, 14], [0, 14, 14]]
+    for text in ("{", "[1]", "{}"):
+        (tmp_path / "train" / "_SUCCESS").write_text(text)
+        with pytest.raises(UserError, match="_SUCCESS: not readable; prepare again"):
+            shards.open_split(tmp_path, "train")

@@ -125,6 +125,12 @@ def test_without_header(tmp_path):
     unlabelled = write(tmp_path / "b.csv", b"u1,i1\nu2,i2\n")
     columns, at, _ = read(unlabelled, labelled=False, **fields)
     assert columns == {"user": ["u1", "u2"], "item": ["i1", "i2"]} and at == [1, 2]
+    fields |= {"columns": ("user", "w", "kind", "label", "item"), "ftype": "kind", "types": ("a",), "weight": "w"}
+    for row in (b"u,2,a,1,i\n", b"u,2,a,i\n", b"u,2,i\n", b"u,i\n"):
+        columns, _, bad = read(write(tmp_path / "c.csv", row), labelled=False, **fields)
+        assert columns["user"] == ["u"] and columns["item"] == ["i"] and not bad
+        assert len(columns) == row.count(b",") + 1 and columns.get("weight", ["2"]) == ["2"]
+    assert read(write(tmp_path / "d.csv", b"u\nu,2,a,1,i\n"), labelled=False, **fields)[2] == {1: "columns"}
 
 
 def test_list_cells_split_and_parquet_lists_stay(tmp_path):

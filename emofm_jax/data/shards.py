@@ -170,15 +170,16 @@ def open_split(directory: Path, split: str, schema: Schema | None = None) -> Spl
         raise UserError(f"{path}: no such split; prepare it, or choose one of {_splits(directory)}")
     try:
         counts = json.loads((path / "_SUCCESS").read_text())
+        num_rows, file_rows = counts["rows"], counts["files"]
     except FileNotFoundError:
         raise UserError(f"{path}: no _SUCCESS file, so the split is not complete; prepare again") from None
-    except json.JSONDecodeError:
+    except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}/_SUCCESS: not readable; prepare again") from None
     files = tuple(sorted(path.glob("part-*.parquet")))
-    if len(files) != len(counts["files"]):
-        raise UserError(f"{path}: {len(files)} shards where _SUCCESS counts {len(counts['files'])}; prepare again")
+    if len(files) != len(file_rows):
+        raise UserError(f"{path}: {len(files)} shards where _SUCCESS counts {len(file_rows)}; prepare again")
     row_groups = []
-    for i, (file, rows) in enumerate(zip(files, counts["files"])):
+    for i, (file, rows) in enumerate(zip(files, file_rows)):
         try:
             metadata = pq.read_metadata(file)
         except (pa.ArrowException, OSError) as error:
@@ -193,7 +194,7 @@ def open_split(directory: Path, split: str, schema: Schema | None = None) -> Spl
             raise UserError(f"{file}: {metadata.num_rows} rows where _SUCCESS counts {rows}; prepare again")
         _check_ids(file, metadata, ours)
         row_groups += [(i, g, metadata.row_group(g).num_rows) for g in range(metadata.num_row_groups)]
-    return Split(path, ours, files, tuple(row_groups), counts["rows"])
+    return Split(path, ours, files, tuple(row_groups), num_rows)
 
 
 def rejected(directory: Path, split: str) -> dict[str, int]:
@@ -207,7 +208,8 @@ def _splits(directory: Path) -> list[str]:
 
 def _check_ids(file: Path, metadata: pq.FileMetaData, schema: Schema) -> None:
     """Checks every row group's smallest and largest id against the rows of its slot."""
-    columns = {metadata.schema.column(i).path.split(".")[0]: i for i in range(metadata.num_columns)}
+    paths = [metadata.schema.column(i).path.removesuffix(".list.element") for i in range(metadata.num_columns)]
+    columns = {path: i for i, path in enumerate(paths)}
     slots = [(slot, columns[slot.name]) for slot in schema.slots if not slot.is_numeric]
     for group in range(metadata.num_row_groups):
         for slot, column in slots:

@@ -107,9 +107,10 @@ def _names(recipe: Mapping, path: Path, labelled: bool) -> list[str]:
     if twice:
         raise UserError(f"{path}: column {twice[0]!r} stands twice; rename one of the two")
     if not labelled and not recipe["header"] and len(first) < len(names):
-        optional = [name for role, name in _roles(recipe).items() if role in ("label", "ftype")]
-        without = [name for name in names if name not in optional]
-        return without if len(without) == len(first) else names
+        # Rows to predict may lack the label, the label and the type, or those and the weight.
+        roles = [recipe[role] for role in ("label", "ftype", "weight") if recipe[role]]
+        short = len(names) - len(first)
+        return [name for name in names if name not in roles[:short]] if short <= len(roles) else names
     return names
 
 
