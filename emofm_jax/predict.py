@@ -73,8 +73,8 @@ def _main(flags: absl_flags.FlagValues) -> None:
         raise UserError(f"--output={output}: cannot be written ({error.strerror or error})") from None
     finally:
         temporary.unlink(missing_ok=True)
-    bad = f", {num_bad:,} of them could not be read (column `reason`)" if num_bad else ""
-    print(f"{num_rows:,} rows scored with step {progress.step:,} of {workdir}{bad}; written: {output}")
+    bad = f"; {num_bad:,} of {num_rows:,} could not be read (column `reason`)" if num_bad else ""
+    print(f"{num_rows - num_bad:,} rows scored with step {progress.step:,} of {workdir}{bad}; written: {output}")
 
 
 def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:

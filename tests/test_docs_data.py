@@ -91,7 +91,7 @@ def test_rows_to_predict_come_as_they_like(checkout, tmp_path, capsys):
     (tmp_path / "bad.csv").write_text(header + "".join(bad))
     capsys.readouterr()
     scores = score(tmp_path / "bad.csv")
-    assert "403 rows scored" in (said := capsys.readouterr().out) and "3 of them could not be read" in said
+    assert "400 rows scored" in (said := capsys.readouterr().out) and "3 of 403 could not be read" in said
     found = scores["p"].to_pylist()
     assert [i for i, p in enumerate(found) if p is None] == [10, 201, 402] and scores["row_id"][402].as_py() == 402
     assert [p for p in found if p is not None] == expected

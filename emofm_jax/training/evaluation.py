@@ -106,7 +106,10 @@ def score_rows(eval_step: Callable, params, stats, rows: batches.Rows, schema, b
         batch = batches.pad(part, batch_size, len(devices), schema.num_rows)
         parts.append(eval_step(params, stats, step_lib.put_batch(batch, devices)))
     parts = jax.device_get(parts)
-    return {k: np.concatenate([x[k].reshape(-1, *x[k].shape[2:]) for x in parts])[:n] for k in parts[0]}
+    scores = {k: np.concatenate([x[k].reshape(-1, *x[k].shape[2:]) for x in parts])[:n] for k in parts[0]}
+    if not np.isfinite(scores["logit"]).all():
+        raise UserError("a score is not finite: the run has diverged; lower its learning rate and train again")
+    return scores
 
 
 def read_truth(split: shards.Split) -> dict[str, np.ndarray] | None:
