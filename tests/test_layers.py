@@ -19,10 +19,14 @@ def _random_like(tree, seed=1):
     return jax.tree.unflatten(structure, [jnp.asarray(rng.normal(size=x.shape), jnp.float32) for x in leaves])
 
 
+def _random_params(module, *inputs, **kwargs):
+    return _random_like(jax.eval_shape(lambda key: module.init(key, *inputs, **kwargs), jax.random.key(0)))
+
+
 def test_token_dense_gives_each_token_its_own_weights():
     tokens, module = _tokens(3, 5, 4), layers.TokenDense(2)
-    params = _random_like(module.init(jax.random.key(0), tokens))
-    out = module.apply(params, tokens)
+    params = _random_params(module, tokens)
+    out = jax.jit(module.apply)(params, tokens)
     kernel, bias = params["params"]["kernel"], params["params"]["bias"]
     assert kernel.shape == (3, 4, 2)
     for i in range(3):
@@ -31,8 +35,8 @@ def test_token_dense_gives_each_token_its_own_weights():
 
 def test_group_dense_lets_a_tower_see_its_group_only():
     module, e = layers.GroupDense((2, 1, 3), 4), jnp.asarray(np.random.default_rng(0).normal(size=(5, 6, 2)))
-    params = _random_like(module.init(jax.random.key(0), e))
-    out = module.apply(params, e)
+    params = _random_params(module, e)
+    out = jax.jit(module.apply)(params, e)
     kernel, bias = params["params"]["kernel"], params["params"]["bias"]
     for g, (first, last) in enumerate([(0, 2), (2, 3), (3, 6)]):
         x = np.array(e[:, first:last]).reshape(5, -1)
@@ -57,7 +61,8 @@ def test_group_dense_refuses_groups_that_do_not_add_up():
 def _batch_norm(tokens, weight, variables=None, axis_name=None, train=True):
     module = layers.WeightedBatchNorm(axis_name)
     variables = variables or module.init(jax.random.key(0), tokens, weight, train=False)
-    return module.apply(variables, tokens, weight, train=train, mutable=["batch_stats"]), variables
+    apply = jax.jit(lambda *a: module.apply(*a, train=train, mutable=["batch_stats"]))
+    return apply(variables, tokens, weight), variables
 
 
 def test_batch_norm_is_the_weighted_formula_for_each_token():
@@ -101,8 +106,10 @@ def test_batch_norm_over_two_devices_is_that_of_the_whole_batch_gradients_includ
         return sum(jnp.sum(weight[:, None] * x * t) for x, t in zip(out, target)), (out, stats)
 
     halves = lambda tree: jax.tree.map(lambda x: x.reshape(2, 4, *x.shape[1:]), tree)
-    whole_grad, (whole, whole_stats) = jax.grad(loss, has_aux=True)(tokens, weight, target, None)
-    split = jax.vmap(lambda *a: jax.grad(loss, has_aux=True)(*a, "data"), axis_name="data")
+    whole_grad, (whole, whole_stats) = jax.jit(jax.grad(loss, has_aux=True), static_argnums=3)(
+        tokens, weight, target, None
+    )
+    split = jax.jit(jax.vmap(lambda *a: jax.grad(loss, has_aux=True)(*a, "data"), axis_name="data"))
     split_grad, (out, stats) = split(*halves((tokens, weight, target)))
     for a, b in zip(whole + whole_grad, out + split_grad):
         np.testing.assert_allclose(a, b.reshape(8, 3), rtol=2e-4, atol=2e-5)
@@ -120,8 +127,8 @@ def test_batch_norm_predicts_with_its_running_statistics():
 
 def test_layer_norm_agrees_with_numpy():
     tokens, module = _tokens(2, 4, 6), layers.TokenLayerNorm()
-    params = _random_like(module.init(jax.random.key(0), tokens))
-    out = module.apply(params, tokens)
+    params = _random_params(module, tokens)
+    out = jax.jit(module.apply)(params, tokens)
     for i, x in enumerate(np.array(t) for t in tokens):
         z = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
         expected = z * np.array(params["params"]["scale"][i]) + np.array(params["params"]["bias"][i])
@@ -151,15 +158,16 @@ def test_a_tower_goes_norm_activation_mixer_next_layer():
     tokens = _tokens(3, 4, 6)
     make = lambda name: mixers.CrossAttentionMixer(4, 2, name=name)
     module = layers.Tower((5,), "tanh", "layer", 0.0, make)
-    params = _random_like(module.init(jax.random.key(0), tokens, None, train=False)["params"])
-    out = module.apply({"params": params}, tokens, None, train=False)
+    params = _random_params(module, tokens, None, train=False)["params"]
+    out = jax.jit(lambda p: module.apply(p, tokens, None, train=False))({"params": params})
 
     def then(i, x):
         x = layers.TokenLayerNorm().apply({"params": params[f"norm_{i}"]}, x)
         return mixers.CrossAttentionMixer(4, 2).apply({"params": params[f"mixer_{i}"]}, [jnp.tanh(t) for t in x])
 
-    x = layers.TokenDense(5).apply({"params": params["hidden_1"]}, then(0, tokens))
-    for a, b in zip(out, then(1, x)):
+    hidden = {"params": params["hidden_1"]}
+    expected = jax.jit(lambda tokens: then(1, layers.TokenDense(5).apply(hidden, then(0, tokens))))(tokens)
+    for a, b in zip(out, expected):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
@@ -167,10 +175,10 @@ def test_a_tower_goes_norm_activation_mixer_next_layer():
 def test_bfloat16_products_stay_near_float32_ones_and_parameters_are_float32(batch, width, features):
     tokens = _tokens(2, batch, width)
     half, full = (layers.TokenDense(features, d) for d in (jnp.bfloat16, jnp.float32))
-    params = half.init(jax.random.key(0), tokens)
+    params = jax.jit(half.init)(jax.random.key(0), tokens)
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     grad = lambda m: jax.jit(jax.grad(lambda p: sum(jnp.sum(y.astype(jnp.float32) ** 2) for y in m.apply(p, tokens))))
-    for a, b in zip(half.apply(params, tokens), full.apply(params, tokens)):
+    for a, b in zip(*(jax.jit(m.apply)(params, tokens) for m in (half, full))):
         assert a.dtype == jnp.bfloat16
         np.testing.assert_allclose(np.array(a, np.float32), b, rtol=0.02, atol=0.02 * float(jnp.abs(b).max()))
     for a, b in zip(jax.tree.leaves(grad(half)(params)), jax.tree.leaves(grad(full)(params))):

@@ -1,5 +1,7 @@
 """The loss against a loop over rows; padding, unknown and dropped types, devices."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,7 @@ def _case(seed=0, rows=ROWS):
     return outputs, label, ftype, weight
 
 
+@functools.partial(jax.jit, static_argnames=("am_weight", "drop_type", "axis_name"))
 def _total(outputs, label, ftype, weight, am_weight=0.7, drop_type=-1, axis_name=None):
     denominators = losses.denominators(ftype, weight, axis_name, drop_type=drop_type)
     return losses.total(
@@ -65,7 +68,7 @@ def test_padding_rows_do_not_matter_whatever_they_hold(drop_type):
     pad = lambda x: jnp.concatenate([x, jnp.broadcast_to(junk[:, None], (3, TYPES))])
     padded = losses.Outputs(*map(pad, outputs[:2]))
     rows = (jnp.append(label, junk), jnp.append(ftype, jnp.array([0, -1, 2])), jnp.append(weight, jnp.zeros(3)))
-    grad = jax.value_and_grad(lambda o, *rows: _total(o, *rows, drop_type=drop_type)[0])
+    grad = jax.jit(jax.value_and_grad(lambda o, *rows: _total(o, *rows, drop_type=drop_type)[0]))
     loss, grads = grad(outputs, label, ftype, weight)
     loss_padded, grads_padded = grad(padded, *rows)
     np.testing.assert_allclose(loss, loss_padded, rtol=1e-6)
@@ -76,14 +79,14 @@ def test_padding_rows_do_not_matter_whatever_they_hold(drop_type):
 
 def test_a_batch_of_padding_has_no_loss_and_no_gradient():
     outputs, label, ftype, weight = _case()
-    loss, grads = jax.value_and_grad(lambda o: _total(o, label, ftype, 0 * weight)[0])(outputs)
+    loss, grads = jax.jit(jax.value_and_grad(lambda o: _total(o, label, ftype, 0 * weight)[0]))(outputs)
     assert loss == 0 and not any(g.any() for g in grads[:2])
 
 
 def test_rows_of_unknown_type_train_the_predictors_and_not_the_auxiliary_model():
     outputs, label, ftype, weight = _case()
     ftype, weight = jnp.full_like(ftype, -1), jnp.ones_like(weight)
-    grads = jax.grad(lambda o: _total(o, label, ftype, weight)[0])(outputs)
+    grads = jax.jit(jax.grad(lambda o: _total(o, label, ftype, weight)[0]))(outputs)
     assert (grads.logits != 0).all() and not grads.type_logits.any()
 
 
@@ -91,7 +94,7 @@ def test_rows_of_unknown_type_train_the_predictors_and_not_the_auxiliary_model()
 def test_a_row_of_known_type_trains_its_predictor_and_the_auxiliary_model(drop_type):
     outputs, label, ftype, weight = _case()
     ftype, weight = jnp.maximum(ftype, 0), jnp.ones_like(weight)
-    grads = jax.grad(lambda o: _total(o, label, ftype, weight, drop_type=drop_type)[0])(outputs)
+    grads = jax.jit(jax.grad(lambda o: _total(o, label, ftype, weight, drop_type=drop_type)[0]))(outputs)
     ours = jax.nn.one_hot(ftype, TYPES, dtype=bool) & (ftype != drop_type)[:, None]
     np.testing.assert_array_equal(grads.logits != 0, ours)
     assert (grads.type_logits != 0).all()
@@ -104,7 +107,7 @@ def test_sums_over_devices_are_the_loss_of_the_whole_batch(drop_type):
     whole, grads = jax.value_and_grad(lambda o: _total(o, label, ftype, weight, drop_type=drop_type)[0])(outputs)
     halves = jax.tree.map(lambda x: x.reshape(2, ROWS // 2, *x.shape[1:]), (outputs, label, ftype, weight))
     local = lambda o, *rows: _total(o, *rows, drop_type=drop_type, axis_name="data")[0]
-    loss, split = jax.vmap(jax.value_and_grad(local), axis_name="data")(*halves)
+    loss, split = jax.jit(jax.vmap(jax.value_and_grad(local), axis_name="data"))(*halves)
     np.testing.assert_allclose(loss.sum(), whole, rtol=1e-6)
     for a, b in zip(grads[:2], split[:2]):
         np.testing.assert_allclose(a, b.reshape(a.shape), rtol=1e-5, atol=1e-8)
@@ -134,7 +137,7 @@ def test_an_auxiliary_loss_is_that_of_the_rows_own_predictor():
 def test_extreme_logits_have_a_finite_loss_and_gradient():
     outputs = losses.Outputs(jnp.array([[500.0, -500.0]] * 3), jnp.array([[-500.0, 500.0]] * 3))
     rows = (jnp.array([0.0, 1.0, 1.0]), jnp.array([0, 1, -1]), jnp.ones(3))
-    loss, grads = jax.value_and_grad(lambda o: _total(o, *rows)[0])(outputs)
+    loss, grads = jax.jit(jax.value_and_grad(lambda o: _total(o, *rows)[0]))(outputs)
     np.testing.assert_allclose(loss, (500 + 500 + 500) / 3 + 0.7 * 1000 / 2, rtol=1e-6)
     assert all(np.isfinite(g).all() for g in grads[:2])
 

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from emofm_jax.nn import mixers
@@ -21,9 +20,12 @@ def _tokens(n, batch=5, seed=0):
 def _random_params(module, tokens, seed=1):
     """None is zero: at the start `out` is, and a mixer does nothing."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), module.init(jax.random.key(0), tokens)
-    )
+    shapes = jax.eval_shape(module.init, jax.random.key(0), tokens)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), shapes)
+
+
+def _apply(module, params, tokens):
+    return jax.jit(module.apply)(params, tokens)
 
 
 @pytest.mark.parametrize("norm", ["none", "layer"])
@@ -31,7 +33,7 @@ def _random_params(module, tokens, seed=1):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_mixer_starts_as_the_identity(kind, n, norm):
     tokens, module = _tokens(n), mixers.MIXERS[kind](D_ATT, HEADS, norm)
-    out = module.apply(module.init(jax.random.key(0), tokens), tokens)
+    out = _apply(module, jax.jit(module.init)(jax.random.key(0), tokens), tokens)
     assert len(out) == n
     for a, b in zip(out, tokens):
         np.testing.assert_array_equal(a, b)
@@ -47,20 +49,17 @@ def test_one_token_needs_no_parameters(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_has_moved_after_two_steps(kind, norm):
     tokens, target, module = _tokens(3), _tokens(3, seed=5), mixers.MIXERS[kind](D_ATT, HEADS, norm)
-    start = module.init(jax.random.key(0), tokens)
+    start = jax.jit(module.init)(jax.random.key(0), tokens)
     loss = lambda p: sum(jnp.sum((a - b) ** 2) for a, b in zip(module.apply(p, tokens), target))
-    optimizer = optax.sgd(0.01)
-    params, state, grad = start, optimizer.init(start), jax.jit(jax.grad(loss))
-    for _ in range(2):
-        updates, state = optimizer.update(grad(params), state)
-        params = optax.apply_updates(params, updates)
+    step = jax.jit(lambda p: jax.tree.map(lambda x, g: x - 0.01 * g, p, jax.grad(loss)(p)))
+    params = step(step(start))
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(start), jax.tree.leaves(params)):
-        slices = jnp.split(b - a, 3, axis=-1) if "query_key_value" in str(path) else [b - a]
+        moved = np.array(b) - np.array(a)
+        slices = np.split(moved, 3, axis=-1) if "query_key_value" in str(path) else [moved]
         assert all((np.abs(x).reshape(3, -1).max(axis=1) > 0).all() for x in slices), path  # of every token
 
 
-@pytest.mark.parametrize("n", [2, 3, 5])
-@pytest.mark.parametrize("num_heads", [1, 2, 8])
+@pytest.mark.parametrize("n,num_heads", [(2, 2), (3, 1), (3, 8), (5, 2)])
 def test_cross_attention_agrees_with_numpy(n, num_heads):
     tokens, module = _tokens(n), mixers.CrossAttentionMixer(D_ATT, num_heads)
     params = _random_params(module, tokens)
@@ -69,26 +68,27 @@ def test_cross_attention_agrees_with_numpy(n, num_heads):
     stacked = np.stack([np.array(t, np.float64) for t in tokens], axis=1)
     expected = reference.mixer(stacked, w_q, w_k, w_v, weights["out"], num_heads)
     scale = np.abs(expected).max()
-    np.testing.assert_allclose(np.stack(module.apply(params, tokens), axis=1) / scale, expected / scale, atol=1e-5)
+    np.testing.assert_allclose(np.stack(_apply(module, params, tokens), axis=1) / scale, expected / scale, atol=1e-5)
 
 
 def test_layer_norm_stands_before_the_products_and_not_on_the_residual():
     tokens = _tokens(3)
     module, plain = (mixers.CrossAttentionMixer(D_ATT, HEADS, norm) for norm in ("layer", "none"))
     params = _random_params(module, tokens)["params"]
-    normed = [(x - x.mean(1, keepdims=True)) / jnp.sqrt(x.var(1, keepdims=True) + 1e-5) for x in tokens]
-    normed = [x * s + b for x, s, b in zip(normed, params["norm"]["scale"], params["norm"]["bias"])]
+    normed = [np.array(x) for x in tokens]
+    normed = [(x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5) for x in normed]
+    normed = [x * s + b for x, s, b in zip(normed, *(np.array(params["norm"][k]) for k in ("scale", "bias")))]
     without = {"params": {k: v for k, v in params.items() if k != "norm"}}
-    for x, u, a, b in zip(tokens, normed, plain.apply(without, normed), module.apply({"params": params}, tokens)):
-        np.testing.assert_allclose(b, x + a - u, rtol=1e-4, atol=1e-4)
+    for x, u, a, b in zip(tokens, normed, _apply(plain, without, normed), _apply(module, {"params": params}, tokens)):
+        np.testing.assert_allclose(b, np.array(x) + np.array(a) - u, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_permuting_tokens_together_with_their_weights_permutes_the_result(kind):
     tokens, module = _tokens(4), mixers.MIXERS[kind](D_ATT, HEADS)
     params, order = _random_params(module, tokens), [2, 0, 3, 1]
-    out = module.apply(params, tokens)
-    permuted = module.apply(jax.tree.map(lambda x: x[jnp.array(order)], params), [tokens[i] for i in order])
+    out = _apply(module, params, tokens)
+    permuted = _apply(module, jax.tree.map(lambda x: x[jnp.array(order)], params), [tokens[i] for i in order])
     for i, x in zip(order, permuted):
         np.testing.assert_allclose(x, out[i], rtol=1e-4, atol=1e-4)
 
@@ -97,15 +97,15 @@ def test_a_token_does_not_attend_to_itself():
     tokens, module = _tokens(3), mixers.CrossAttentionMixer(D_ATT, HEADS)
     params = _random_params(module, tokens)
     values = params["params"]["query_key_value"].at[0, :, D_ATT:].add(1.0)  # keys and values of token 0
-    changed = module.apply({"params": params["params"] | {"query_key_value": values}}, tokens)
-    same = [bool(jnp.allclose(a, b)) for a, b in zip(module.apply(params, tokens), changed)]
+    changed = _apply(module, {"params": params["params"] | {"query_key_value": values}}, tokens)
+    same = [bool(jnp.allclose(a, b)) for a, b in zip(_apply(module, params, tokens), changed)]
     assert same == [True, False, False]
 
 
 def test_large_scores_stay_finite():
     tokens, module = [1e3 * x for x in _tokens(3)], mixers.CrossAttentionMixer(D_ATT, HEADS)
     params = _random_params(module, tokens)
-    grads = jax.grad(lambda p: sum(jnp.sum(x) for x in module.apply(p, tokens)))(params)
+    grads = jax.jit(jax.grad(lambda p: sum(jnp.sum(x) for x in module.apply(p, tokens))))(params)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
 
 
