@@ -24,11 +24,12 @@ def _main(flags: absl_flags.FlagValues) -> None:
     config = config_lib.load(workdir)
     schema = schema_lib.load(workdir)
     split = shards.open_split(flags.data or config.data.dir, flags.split, schema)
-    from emofm_jax.training import evaluation, loop  # loads jax: after the cheap checks
+    from emofm_jax.training import evaluation  # loads jax: after the cheap checks
+    from emofm_jax.training import program as program_lib
 
-    program = loop.make_program(config, schema, num_steps=1)
-    state, progress = loop.restore_kept(config, workdir, program)
-    predictions, report = loop.score(config, split, program, state)
+    program = program_lib.make_program(config, schema, num_steps=1)
+    state, progress = program_lib.restore_kept(config, workdir, program)
+    predictions, report = program_lib.score(config, split, program, state)
     path = workdir / "predictions" / f"{flags.split}.parquet"
     evaluation.write_predictions(path, predictions)
     path.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")

@@ -40,10 +40,11 @@ def _main(flags: absl_flags.FlagValues) -> None:
     if output.exists() and output.samefile(source):
         raise UserError(f"--output={output}: it is the input; name another file")
     chunks = _shard_chunks(source, schema) if (source / "_SUCCESS").exists() else _raw_chunks(source, schema, workdir)
-    from emofm_jax.training import evaluation, loop  # loads jax: after the cheap checks
+    from emofm_jax.training import evaluation  # loads jax: after the cheap checks
+    from emofm_jax.training import program as program_lib
 
-    program = loop.make_program(config, schema, num_steps=1)
-    state, progress = loop.restore_kept(config, workdir, program)
+    program = program_lib.make_program(config, schema, num_steps=1)
+    state, progress = program_lib.restore_kept(config, workdir, program)
     num_rows = num_bad = 0
     temporary = output.with_name(f".{output.name}.partial")
     writer = None

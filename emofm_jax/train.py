@@ -49,12 +49,13 @@ def _main(flags: absl_flags.FlagValues) -> None:
     if not config.data.dir:
         raise UserError("config.data.dir: it is empty; name the directory of the shards")
     from emofm_jax.training import loop  # loads jax: after the cheap checks
+    from emofm_jax.training import program as program_lib
 
-    loop.check(config)
+    program_lib.check(config)
     _print_differences(config)
     splits = _open_data(config)
     schema = splits["train"].schema
-    loop.make_program(config, schema, num_steps=1)  # fails here, before there is a workdir, or not at all
+    program_lib.make_program(config, schema, num_steps=1)  # fails here, before there is a workdir, or not at all
     _open_workdir(config, workdir, schema)
     metrics = loop.run(config, workdir, splits)
     print()

@@ -24,7 +24,7 @@ LAYERS = {
         NETWORK | {f"emofm_jax.{name}" for name in ("data", "models", "metrics", "verdict", "training")},
         {"numpy", "jax", "flax", "chex", "optax", "pyarrow", "tqdm", "tensorboardX", "safetensors", "xxhash"},
     ),
-    # The one file below the programs that takes a config.
+    # The two files below the programs that take a config.
     "loop": ({"emofm_jax"}, {"numpy", "jax", "ml_collections", "tqdm"}),
     "programs": ({"emofm_jax"}, {"numpy", "jax", "pyarrow", "absl", "ml_collections", "tqdm"}),
 }
@@ -35,7 +35,7 @@ PROGRAMS = {"prepare.py", "train.py", "evaluate.py", "predict.py", "sweep.py", "
 def layer(file: str) -> str:
     if file in BASE_FILES:
         return "base"
-    if file == "training/loop.py":
+    if file in ("training/loop.py", "training/program.py"):
         return "loop"
     if "/" in file:
         return file.split("/")[0]

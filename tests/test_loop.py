@@ -9,6 +9,7 @@ import pytest
 
 from emofm_jax import config
 from emofm_jax.training import loop, progress
+from emofm_jax.training import program as program_lib
 
 
 class Log:
@@ -34,10 +35,16 @@ def evaluate(monkeypatch, reports, **train):
         found.step += 10
         counts = {"rows": 10, "clicks": 5, "constant": {"logloss": 0.7}, "notes": ["one class"]}
         report = {"auc": auc, "logloss": logloss, "gauc": None, "pcoc": 1.0, "step": found.step, **counts}
-        monkeypatch.setattr(loop, "score", lambda *_, report=report: (None, report))
+        monkeypatch.setattr(program_lib, "score", lambda *_, report=report: (None, report))
         state, worth_saving = loop._evaluate(c, None, program, state, found, Log())
         saved += [found.step] * worth_saving
-    return found, saved, float(state.lr_scale["network"]), loop._kept_step(c, found), loop._out_of_patience(c, found)
+    return (
+        found,
+        saved,
+        float(state.lr_scale["network"]),
+        program_lib.kept_step(c, found),
+        loop._out_of_patience(c, found),
+    )
 
 
 REPORTS = [(0.6, 0.5), (0.7, 0.7), (0.65, 0.4), (0.7005, 0.6)]

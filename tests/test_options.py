@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from emofm_jax import config, models, train
-from emofm_jax.training import loop
+from emofm_jax.training import program as program_lib
 from emofm_jax.training import step as step_lib
 from tests.linear_model import make_batch, make_schema
 
@@ -67,7 +67,7 @@ def make(changes):
 @functools.cache
 def lowered(changes, start):
     """The text of the start, or of the step, of a config; nothing is compiled."""
-    program = loop.make_program(make(dict(changes)), SCHEMA, num_steps=10)
+    program = program_lib.make_program(make(dict(changes)), SCHEMA, num_steps=10)
     if start:
         return jax.jit(program.init).lower().as_text()
     return program.train_step.lower(jax.eval_shape(program.init), make_batch(0, types=3)).as_text()

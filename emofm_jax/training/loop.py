@@ -12,18 +12,16 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from emofm_jax import models, verdict
+from emofm_jax import verdict
 from emofm_jax.data import batches, shards
-from emofm_jax.data.schema import Schema
-from emofm_jax.errors import UserError
-from emofm_jax.training import checkpoint, evaluation, optim
+from emofm_jax.training import checkpoint, evaluation
+from emofm_jax.training import program as program_lib
 from emofm_jax.training import step as step_lib
 from emofm_jax.training.progress import Log, Progress, Window
 
@@ -33,16 +31,6 @@ MONITORS: dict[str, Callable[[dict], float]] = {
     "logloss": lambda report: -report["logloss"],
     "auc - logloss": lambda report: report["auc"] - report["logloss"],
 }
-_EXCLUDED = ("owner",)  # scratch of the sparse step, not worth a checkpoint
-
-
-class Program(NamedTuple):
-    """The compiled parts of a run: devices, `init() -> TrainState`, and the pmapped steps."""
-
-    devices: list
-    init: Callable
-    train_step: Callable
-    eval_step: Callable
 
 
 def run(config: ConfigDict, workdir: Path, splits: dict[str, shards.Split]) -> dict:
@@ -62,14 +50,14 @@ def run(config: ConfigDict, workdir: Path, splits: dict[str, shards.Split]) -> d
     """
     num_steps = config.train.epochs * math.ceil(splits["train"].num_rows / config.data.batch_size)
     num_steps = min(num_steps, config.train.max_steps or num_steps)
-    program = make_program(config, splits["train"].schema, num_steps)
+    program = program_lib.make_program(config, splits["train"].schema, num_steps)
     result = workdir / "metrics.json"
     if result.exists() and checkpoint.latest(workdir / "checkpoints") is not None:
         progress = Progress(**checkpoint.read_info(workdir / "checkpoints")[1])
         if _is_done(config, progress, num_steps):
             print(f"{workdir}: the run is finished ({progress.step:,} steps), this is its result")
             return json.loads(result.read_text())
-    state, progress = _restore(workdir, program)
+    state, progress = program_lib.restore_or_init(workdir, program)
     if not _is_done(config, progress, num_steps):
         if progress.step:
             print(f"{workdir}: goes on from step {progress.step:,} of {num_steps:,}")
@@ -78,109 +66,10 @@ def run(config: ConfigDict, workdir: Path, splits: dict[str, shards.Split]) -> d
         state = _train(config, workdir, splits, program, state, progress, num_steps)
     if config.train.monitor and progress.best_step < 0:
         print(f"config.train.monitor: {config.train.monitor!r} never had a value here, so the last state is kept")
-    if (kept := _kept_step(config, progress)) != progress.step:
-        like = _shapes(state)
+    if (kept := program_lib.kept_step(config, progress)) != progress.step:
         del state  # two tables at a time would not fit where one just does
-        state = _read(workdir, like, program, kept)[0]
+        state, _ = program_lib.restore(workdir, program, kept)
     return _finish(config, workdir, splits, program, state, progress)
-
-
-def check(config: ConfigDict) -> None:
-    """Checks the names that a config gives, before any data are touched.
-
-    Raises:
-      UserError: an unknown model, mixer or optimizer.
-    """
-    models.check(config.model.to_dict())
-    for key in step_lib.SECTIONS:
-        optim.make_optimizer(config.optim[key].to_dict(), 1)
-
-
-def make_program(config: ConfigDict, schema: Schema, num_steps: int) -> Program:
-    """Builds model, optimizers and steps of a config; nothing is compiled yet.
-
-    Raises:
-      UserError: an unknown model, mixer, type or optimizer; a batch that does not divide over the devices.
-    """
-    devices = jax.local_devices()
-    for field in ("batch_size", "eval_batch_size"):
-        if config.data[field] % len(devices):
-            raise UserError(
-                f"config.data.{field}: {config.data[field]} rows do not divide over {len(devices)} devices; "
-                f"choose a multiple of {len(devices)}"
-            )
-    module = models.make_model(schema, config.model.to_dict(), compute_dtype=config.compute_dtype)
-    sections = {key: config.optim[key].to_dict() for key in step_lib.SECTIONS}
-    optimizers = {key: optim.make_optimizer(section, num_steps) for key, section in sections.items()}
-    train_step = step_lib.make_train_step(
-        module,
-        schema,
-        optimizers,
-        update=config.optim.embedding["update"],  # the attribute is a method of ConfigDict
-        l2={key: section["l2"] for key, section in sections.items()},
-        clip=config.optim.clip,
-        clip_norm=config.optim.clip_norm,
-        am_weight=config.model.am_weight,
-        drop_type=models.dropped_type(schema, config.model.to_dict()),
-        seed=config.seed,
-        devices=devices,
-    )
-
-    def init() -> step_lib.TrainState:
-        return step_lib.init_state(
-            jax.random.key(config.seed),
-            module,
-            schema,
-            optimizers,
-            embedding_dim=config.model.embedding_dim,
-            init_scale=config.model.init_scale,
-            devices=devices,
-        )
-
-    return Program(devices, init, train_step, step_lib.make_eval_step(module, schema, devices=devices))
-
-
-def restore_kept(config: ConfigDict, workdir: Path, program: Program) -> tuple[step_lib.TrainState, Progress]:
-    """The state that evaluate and predict use: the best one if a monitor is set, else the last.
-
-    Raises:
-      UserError: no checkpoint, or none that is whole.
-    """
-    progress = Progress(**checkpoint.read_info(workdir / "checkpoints")[1])
-    return _read(workdir, jax.eval_shape(program.init), program, _kept_step(config, progress))
-
-
-def score(
-    config: ConfigDict, split: shards.Split, program: Program, state: step_lib.TrainState
-) -> tuple[evaluation.Predictions, dict]:
-    """Predictions of a split and its part of metrics.json."""
-    predictions = evaluation.predict_split(
-        program.eval_step,
-        state.params,
-        state.stats,
-        split,
-        config.data.eval_batch_size,
-        devices=program.devices,
-        progress=sys.stderr.isatty(),
-    )
-    return predictions, evaluation.report(predictions, split)
-
-
-def _restore(workdir: Path, program: Program) -> tuple[step_lib.TrainState, Progress]:
-    """The newest checkpoint, or a fresh start."""
-    if checkpoint.latest(workdir / "checkpoints") is None:
-        return program.init(), Progress()
-    return _read(workdir, jax.eval_shape(program.init), program)
-
-
-def _read(workdir: Path, like, program: Program, step: int | None = None) -> tuple[step_lib.TrainState, Progress]:
-    like = like.replace(owner=np.zeros(like.owner.shape, np.int32))
-    restored = checkpoint.restore(workdir / "checkpoints", like, step=step, exclude=_EXCLUDED)
-    return step_lib.put_state(restored.state, program.devices), Progress(**restored.info)
-
-
-def _shapes(state: step_lib.TrainState):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
 
 
 def _train(config, workdir, splits, program, state, progress, num_steps) -> step_lib.TrainState:
@@ -229,7 +118,11 @@ def _train(config, workdir, splits, program, state, progress, num_steps) -> step
                         progress.log_bytes = log.size()
                         best = progress.best_step if train.monitor else None
                         saver.save(
-                            progress.step, state, dataclasses.asdict(progress), best_step=best, exclude=_EXCLUDED
+                            progress.step,
+                            state,
+                            dataclasses.asdict(progress),
+                            best_step=best,
+                            exclude=program_lib.EXCLUDED,
                         )
                         window.restart()
                     elif progress.step % train.log_every_steps == 0:
@@ -249,7 +142,7 @@ def _train(config, workdir, splits, program, state, progress, num_steps) -> step
 
 def _evaluate(config, split, program, state, progress, log) -> tuple[step_lib.TrainState, bool]:
     """Evaluates the validation split; keeps history, best step and plateau. Returns the state, and whether to save."""
-    report = score(config, split, program, state)[1]
+    report = program_lib.score(config, split, program, state)[1]
     entry = {key: report[key] for key in ("auc", "logloss", "gauc", "pcoc")}
     entry = {"step": progress.step, "epoch": progress.epoch, **entry}
     progress.evaluations.append(entry)
@@ -283,12 +176,12 @@ def _evaluate(config, split, program, state, progress, log) -> tuple[step_lib.Tr
 
 def _finish(config, workdir, splits, program, state, progress) -> dict:
     """Evaluates the kept state on the test split; writes metrics.json and the predictions."""
-    kept = _kept_step(config, progress)
+    kept = program_lib.kept_step(config, progress)
     if kept not in [entry["step"] for entry in progress.evaluations]:  # max_steps was lowered to a step before this
-        progress.report = score(config, splits["valid"], program, state)[1]
+        progress.report = program_lib.score(config, splits["valid"], program, state)[1]
     result = {"valid": progress.report}
     if "test" in splits and splits["test"].num_rows:
-        predictions, result["test"] = score(config, splits["test"], program, state)
+        predictions, result["test"] = program_lib.score(config, splits["test"], program, state)
         evaluation.write_predictions(workdir / "predictions" / "test.parquet", predictions)
     seconds = max(progress.seconds, 1e-9)
     result["train"] = {
@@ -306,11 +199,6 @@ def _finish(config, workdir, splits, program, state, progress) -> dict:
     temporary.write_text(json.dumps(result, indent=1) + "\n")
     temporary.replace(workdir / "metrics.json")
     return result
-
-
-def _kept_step(config: ConfigDict, progress: Progress) -> int:
-    """Of the best state if there is a monitor and it ever had a value, else of the last."""
-    return progress.best_step if config.train.monitor and progress.best_step >= 0 else progress.step
 
 
 def _is_done(config: ConfigDict, progress: Progress, num_steps: int) -> bool:

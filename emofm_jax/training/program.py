@@ -1,0 +1,130 @@
+"""From a config to the parts of a run, and from a workdir to its state: what train, evaluate and predict share."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from emofm_jax import models
+from emofm_jax.data import shards
+from emofm_jax.data.schema import Schema
+from emofm_jax.errors import UserError
+from emofm_jax.training import checkpoint, evaluation, optim
+from emofm_jax.training import step as step_lib
+from emofm_jax.training.progress import Progress
+
+EXCLUDED = ("owner",)  # scratch of the sparse step, not worth a checkpoint
+
+
+class Program(NamedTuple):
+    """The parts of a run: devices, `init() -> TrainState`, and the pmapped steps."""
+
+    devices: list
+    init: Callable
+    train_step: Callable
+    eval_step: Callable
+
+
+def check(config: ConfigDict) -> None:
+    """Checks the names that a config gives, before any data are touched.
+
+    Raises:
+      UserError: an unknown model, mixer or optimizer.
+    """
+    models.check(config.model.to_dict())
+    for key in step_lib.SECTIONS:
+        optim.make_optimizer(config.optim[key].to_dict(), 1)
+
+
+def make_program(config: ConfigDict, schema: Schema, num_steps: int) -> Program:
+    """Builds model, optimizers and steps of a config; nothing is compiled yet.
+
+    Raises:
+      UserError: an unknown model, mixer, type or optimizer; a batch that does not divide over the devices.
+    """
+    devices = jax.local_devices()
+    for field in ("batch_size", "eval_batch_size"):
+        if config.data[field] % len(devices):
+            raise UserError(
+                f"config.data.{field}: {config.data[field]} rows do not divide over {len(devices)} devices; "
+                f"choose a multiple of {len(devices)}"
+            )
+    module = models.make_model(schema, config.model.to_dict(), compute_dtype=config.compute_dtype)
+    sections = {key: config.optim[key].to_dict() for key in step_lib.SECTIONS}
+    optimizers = {key: optim.make_optimizer(section, num_steps) for key, section in sections.items()}
+    train_step = step_lib.make_train_step(
+        module,
+        schema,
+        optimizers,
+        update=config.optim.embedding["update"],  # the attribute is a method of ConfigDict
+        l2={key: section["l2"] for key, section in sections.items()},
+        clip=config.optim.clip,
+        clip_norm=config.optim.clip_norm,
+        am_weight=config.model.am_weight,
+        drop_type=models.dropped_type(schema, config.model.to_dict()),
+        seed=config.seed,
+        devices=devices,
+    )
+
+    def init() -> step_lib.TrainState:
+        return step_lib.init_state(
+            jax.random.key(config.seed),
+            module,
+            schema,
+            optimizers,
+            embedding_dim=config.model.embedding_dim,
+            init_scale=config.model.init_scale,
+            devices=devices,
+        )
+
+    return Program(devices, init, train_step, step_lib.make_eval_step(module, schema, devices=devices))
+
+
+def restore(workdir: Path, program: Program, step: int | None = None) -> tuple[step_lib.TrainState, Progress]:
+    """The state of a checkpoint, by default the newest whole one.
+
+    Raises:
+      UserError: no checkpoint, or none that is whole and of this model.
+    """
+    like = jax.eval_shape(program.init)
+    like = like.replace(owner=np.zeros(like.owner.shape, np.int32))
+    restored = checkpoint.restore(workdir / "checkpoints", like, step=step, exclude=EXCLUDED)
+    return step_lib.put_state(restored.state, program.devices), Progress(**restored.info)
+
+
+def restore_or_init(workdir: Path, program: Program) -> tuple[step_lib.TrainState, Progress]:
+    """The newest checkpoint, or a fresh start."""
+    if checkpoint.latest(workdir / "checkpoints") is None:
+        return program.init(), Progress()
+    return restore(workdir, program)
+
+
+def restore_kept(config: ConfigDict, workdir: Path, program: Program) -> tuple[step_lib.TrainState, Progress]:
+    """The state that evaluate and predict use: the best one if a monitor is set, else the last."""
+    progress = Progress(**checkpoint.read_info(workdir / "checkpoints")[1])
+    return restore(workdir, program, kept_step(config, progress))
+
+
+def kept_step(config: ConfigDict, progress: Progress) -> int:
+    """Of the best state if there is a monitor and it ever had a value, else of the last."""
+    return progress.best_step if config.train.monitor and progress.best_step >= 0 else progress.step
+
+
+def score(
+    config: ConfigDict, split: shards.Split, program: Program, state: step_lib.TrainState
+) -> tuple[evaluation.Predictions, dict]:
+    """Predictions of a split and its part of metrics.json."""
+    predictions = evaluation.predict_split(
+        program.eval_step,
+        state.params,
+        state.stats,
+        split,
+        config.data.eval_batch_size,
+        devices=program.devices,
+        progress=sys.stderr.isatty(),
+    )
+    return predictions, evaluation.report(predictions, split)
