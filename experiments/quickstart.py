@@ -19,9 +19,10 @@ def get_config(arg: str = "hmm"):
 
     c.model.name = "wm" if arg == "dnn" else arg
     c.model.use_ftype = arg != "dnn"
+    c.model.stage1 = (256,)
 
-    c.optim.embedding.learning_rate = 0.01
+    c.optim.embedding.learning_rate = 0.02
     c.optim.embedding.schedule = "cosine"
-    c.optim.network.learning_rate = 3e-4
+    c.optim.network.learning_rate = 1e-3
     c.optim.network.schedule = "cosine"
     return c
