@@ -54,10 +54,10 @@ def _rows(seed=0, rows=ROWS):
     return e, label, ftype, jnp.asarray(rng.uniform(0.5, 2.0, rows), jnp.float32)
 
 
-def _loss(module, variables, e, label, ftype, weight, am_weight=1.0, train=True, axis_name=None):
+def _loss(module, variables, e, label, ftype, weight, am_weight=1.0, axis_name=None):
     """(loss, (outputs, batch statistics))"""
     drop_type = module.drop_type
-    outputs, updated = module.apply(variables, e, weight, train=train, mutable=["batch_stats"])
+    outputs, updated = module.apply(variables, e, weight, train=True, mutable=["batch_stats"])
     denominators = losses.denominators(ftype, weight, axis_name, drop_type=drop_type)
     loss, _ = losses.total(
         outputs, label, ftype, weight, am_weight=am_weight, drop_type=drop_type, denominators=denominators
@@ -65,13 +65,21 @@ def _loss(module, variables, e, label, ftype, weight, am_weight=1.0, train=True,
     return loss, (outputs, updated)
 
 
-def _gradients(module, variables, *rows, **settings):
-    """((loss, (outputs, statistics)), (gradient of the parameters, of e))"""
+@functools.partial(jax.jit, static_argnums=0)
+def _gradients(module, variables, e, label, ftype, weight, am_weight=1.0):
+    """((loss, (outputs, statistics)), (gradient of the parameters, of e)); tests share what is compiled."""
 
     def of(params, e):
-        return _loss(module, {**variables, "params": params}, e, *rows[1:], **settings)
+        return _loss(module, {**variables, "params": params}, e, label, ftype, weight, am_weight)
 
-    return jax.jit(jax.value_and_grad(of, argnums=(0, 1), has_aux=True))(variables["params"], rows[0])
+    return jax.value_and_grad(of, argnums=(0, 1), has_aux=True)(variables["params"], e)
+
+
+def _batch_normed():
+    """HMM with everything that sees more than one row, one type dropped; (module, variables)."""
+    module = models.make_model(_schema(), _options(norm="batch", drop_type="cart", **SHALLOW))
+    variables = _variables(module, _schema())
+    return module, {**variables, "batch_stats": jax.tree.map(jnp.abs, variables["batch_stats"])}
 
 
 @pytest.mark.parametrize("drop_type", ["", "view", "cart"])
@@ -133,7 +141,9 @@ def _without_mixers(params):
 def test_every_parameter_has_moved_after_two_steps(name, norm, type_predictors):
     schema, rows = _schema(), _rows(rows=64)
     # tanh, so that no unit can be dead.
-    module = models.make_model(schema, _options(name, norm=norm, type_predictors=type_predictors, activation="tanh"))
+    module = models.make_model(
+        schema, _options(name, norm=norm, type_predictors=type_predictors, activation="tanh", **SHALLOW)
+    )
     variables = models.init(module, jax.random.key(0), schema)
     optimizer = optax.sgd(0.1)
 
@@ -166,12 +176,8 @@ def test_the_auxiliary_loss_moves_the_embeddings_only_if_joint(am_joint):
     jax.tree.map(np.testing.assert_array_equal, params, params_without)
 
 
-@pytest.mark.parametrize("settings", [dict(name="wm"), dict(name="hmm", drop_type="cart")])
-def test_padding_rows_change_nothing(settings):
-    schema, rows = _schema(), _rows()
-    module = models.make_model(schema, _options(norm="batch", hidden=(8,), **settings, **SHALLOW))
-    variables = _variables(module, schema)
-    variables["batch_stats"] = jax.tree.map(jnp.abs, variables["batch_stats"])
+def test_padding_rows_change_nothing():
+    rows, (module, variables) = _rows(), _batch_normed()
     junk = (1e3 * _rows(seed=5, rows=3)[0], jnp.full(3, jnp.nan), jnp.array([0, -1, 1]), jnp.zeros(3))
     padded = [jnp.concatenate(pair) for pair in zip(rows, junk)]
     (loss, (_, stats)), (params, e) = _gradients(module, variables, *rows)
@@ -183,9 +189,7 @@ def test_padding_rows_change_nothing(settings):
 
 
 def test_the_order_of_rows_does_not_matter():
-    schema, rows = _schema(), _rows()
-    module = models.make_model(schema, _options(norm="batch", **SHALLOW))
-    variables = _variables(module, schema)
+    rows, (module, variables) = _rows(), _batch_normed()
     order = np.random.default_rng(0).permutation(ROWS)
     (loss, (outputs, stats)), (params, e) = _gradients(module, variables, *rows)
     permuted = _gradients(module, variables, *[x[order] for x in rows])
@@ -195,11 +199,9 @@ def test_the_order_of_rows_does_not_matter():
 
 
 def test_two_devices_agree_with_one():
-    schema, rows = _schema(), _rows(rows=16)
-    rows = (*rows[:3], rows[3].at[9:].set(0.0))  # the second device has one real row
-    module = models.make_model(schema, _options(norm="batch", drop_type="buy", **SHALLOW))
+    rows, (module, variables) = _rows(), _batch_normed()
+    rows = (*rows[:3], rows[3].at[7:].set(0.0))  # the second device has one real row
     many = module.clone(axis_name="data")
-    variables = _variables(module, schema)
     (loss, (_, stats)), (params, e) = _gradients(module, variables, *rows)
 
     def local(*rows):
@@ -208,7 +210,7 @@ def test_two_devices_agree_with_one():
 
         return jax.value_and_grad(of, argnums=(0, 1), has_aux=True)(variables["params"], rows[0])
 
-    halves = [x.reshape(2, 8, *x.shape[1:]) for x in rows]
+    halves = [x.reshape(2, ROWS // 2, *x.shape[1:]) for x in rows]
     (loss2, (_, stats2)), (params2, e2) = jax.jit(jax.vmap(local, axis_name="data"))(*halves)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6)
     close(loss, loss2.sum())
@@ -231,25 +233,26 @@ def test_models_start_at_the_rates_of_the_train_split():
 
 
 @pytest.mark.parametrize("clicks", [(0, 0, 0, 0), (100, 0, 10, 40)])
-def test_a_type_that_training_never_showed_is_legal_and_all_starts_are_finite(clicks):
-    schema = _schema(rows=(100, 0, 10, 40), clicks=clicks)
-    module = models.make_model(schema, _options("hm", init_scale=0.0, **SHALLOW))
-    variables = models.init(module, jax.random.key(0), schema)
-    out = models.predict(module, variables, jnp.zeros((1, sum(SIZES), DIM)))
-    assert all(np.isfinite(x).all() for x in out.values())
-    np.testing.assert_allclose(out["p_type"][0, 1], 1 / 113, rtol=1e-5)
+def test_rates_of_0_and_1_start_at_finite_logits(clicks):
+    module = models.make_model(_schema(rows=(100, 0, 10, 40), clicks=clicks), _options())
+    assert np.isfinite(module.head_bias).all() and np.isfinite(module.type_bias).all()
+    assert (np.array(module.head_bias) > 0).all() == (clicks[0] > 0)
+
+
+def test_a_type_that_training_never_showed_is_legal_and_loses_the_little_mass_it_has():
+    schema = _schema(rows=(100, 0, 10, 40), clicks=(5, 0, 1, 2))
+    module = models.make_model(schema, _options("hm", **SHALLOW))
+    np.testing.assert_allclose(np.exp(module.type_bias), np.array([101, 1, 11]) / 113, rtol=1e-6)
     e, label, ftype, weight = _rows()
     weight = jnp.where(ftype == 1, 0.0, weight)
-    (_, _), (params, _) = _gradients(module, variables, e, label, ftype, weight)
+    (_, _), (params, _) = _gradients(module, _variables(module, schema), e, label, ftype, weight)
     assert (params["auxiliary"]["head"]["bias"][1] > 0).all()  # descent takes mass from it
 
 
 def test_a_schema_without_counts_starts_at_even_odds():
-    schema = _schema(rows=(), clicks=())
-    module = models.make_model(schema, _options("wm", init_scale=0.0))
-    out = models.predict(module, models.init(module, jax.random.key(0), schema), jnp.zeros((1, sum(SIZES), DIM)))
-    np.testing.assert_allclose(out["p_given_type"], [[0.5] * 3])
-    np.testing.assert_allclose(out["p_type"], [[1 / 3] * 3], rtol=1e-6)
+    module = models.make_model(_schema(rows=(), clicks=()), _options("wm"))
+    np.testing.assert_allclose(module.head_bias, [0.0] * 3, atol=1e-12)
+    np.testing.assert_allclose(np.exp(module.type_bias), [1 / 3] * 3)
 
 
 @pytest.mark.parametrize(
@@ -328,13 +331,10 @@ def test_dropping_a_type_needs_two(types, message):
 
 
 def test_bfloat16_stays_near_float32():
-    schema, rows = _schema(), _rows()
-    full, half = (
-        models.make_model(schema, _options(norm="batch", **SHALLOW), compute_dtype=d) for d in ("float32", "bfloat16")
-    )
-    made = jax.eval_shape(lambda key: models.init(half, key, schema), jax.random.key(0))
+    rows, (full, variables) = _rows(), _batch_normed()
+    half = models.make_model(_schema(), _options(norm="batch", drop_type="cart", **SHALLOW), compute_dtype="bfloat16")
+    made = jax.eval_shape(lambda key: models.init(half, key, _schema()), jax.random.key(0))
     assert {x.dtype for x in jax.tree.leaves(made)} == {jnp.dtype("float32")}
-    variables = _variables(half, schema)
     (loss, (outputs, _)), (params, _) = _gradients(full, variables, *rows)
     (loss_half, (outputs_half, _)), (params_half, _) = _gradients(half, variables, *rows)
     assert outputs_half.logits.dtype == jnp.float32 and not np.array_equal(outputs.logits, outputs_half.logits)
