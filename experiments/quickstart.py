@@ -23,6 +23,6 @@ def get_config(arg: str = "hmm"):
 
     c.optim.embedding.learning_rate = 0.02
     c.optim.embedding.schedule = "cosine"
-    c.optim.network.learning_rate = 1e-3
+    c.optim.network.learning_rate = 1e-3 if arg == "dnn" else 2e-3
     c.optim.network.schedule = "cosine"
     return c
