@@ -1,0 +1,127 @@
+"""make_model: where models start, that every option matters, and what a user's mistake is answered with."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emofm_jax import models
+from emofm_jax.errors import UserError
+from tests import model_cases as cases
+
+
+def test_models_start_at_the_rates_of_the_train_split():
+    schema, e = cases.schema_of(), jnp.zeros((1, sum(cases.SIZES), cases.DIM))  # so that biases alone speak
+    module = models.make_model(schema, cases.options_of("hm", init_scale=0.0, **cases.SHALLOW))
+    out = models.predict(module, models.init(module, jax.random.key(0), schema), e)
+    rate = (22 + 0.5) / (200 + 1)
+    expected = [(c + rate) / (n + 1) for c, n in ((5, 100), (10, 50), (5, 10))]
+    np.testing.assert_allclose(out["p_given_type"][0], expected, rtol=1e-5)
+    np.testing.assert_allclose(out["p_type"][0], np.array([101, 51, 11]) / 163, rtol=1e-5)
+    untyped = models.make_model(cases.schema_of(()), cases.options_of("wm"))
+    out = models.predict(untyped, models.init(untyped, jax.random.key(0), cases.schema_of(())), e)
+    np.testing.assert_allclose(out["p"], (22 + rate) / 201, rtol=1e-5)
+
+
+@pytest.mark.parametrize("clicks", [(0, 0, 0, 0), (100, 0, 10, 40)])
+def test_rates_of_0_and_1_start_at_finite_logits(clicks):
+    module = models.make_model(cases.schema_of(rows=(100, 0, 10, 40), clicks=clicks), cases.options_of())
+    assert np.isfinite(module.head_bias).all() and np.isfinite(module.type_bias).all()
+    assert (np.array(module.head_bias) > 0).all() == (clicks[0] > 0)
+
+
+def test_a_type_that_training_never_showed_is_legal_and_loses_the_little_mass_it_has():
+    schema = cases.schema_of(rows=(100, 0, 10, 40), clicks=(5, 0, 1, 2))
+    module = models.make_model(schema, cases.options_of("hm", **cases.SHALLOW))
+    np.testing.assert_allclose(np.exp(module.type_bias), np.array([101, 1, 11]) / 113, rtol=1e-6)
+    e, label, ftype, weight = cases.random_rows()
+    weight = jnp.where(ftype == 1, 0.0, weight)
+    (_, _), (params, _) = cases.gradients(module, cases.random_variables(module, schema), e, label, ftype, weight)
+    assert (params["auxiliary"]["head"]["bias"][1] > 0).all()  # descent takes mass from it
+
+
+def test_a_schema_without_counts_starts_at_even_odds():
+    module = models.make_model(cases.schema_of(rows=(), clicks=()), cases.options_of("wm"))
+    np.testing.assert_allclose(module.head_bias, [0.0] * 3, atol=1e-12)
+    np.testing.assert_allclose(np.exp(module.type_bias), [1 / 3] * 3)
+
+
+@pytest.mark.parametrize(
+    "name,change",
+    [
+        ("wm", dict(hidden=(8, 7))),
+        ("hm", dict(stage1=(8,))),
+        ("hm", dict(stage2=(7, 6))),
+        ("wm", dict(am_hidden=(5,))),
+        ("hm", dict(activation="silu")),
+        ("hmm", dict(norm="layer")),
+        ("hmm", dict(norm="batch")),
+        ("hmm", dict(dropout=0.3)),
+        ("hmm", dict(mixer_kind="none")),
+        ("hmm", dict(mixer_stages=(1,))),
+        ("hmm", dict(mixer_stages=(2,))),
+        ("hmm", dict(mixer_stages=())),
+        ("hmm", dict(mixer_d_att=4)),
+        ("hmm", dict(mixer_num_heads=4)),
+        ("hmm", dict(mixer_norm="layer")),
+        ("wm", dict(type_predictors="shared")),
+        ("wm", dict(use_ftype=False)),
+        ("wm", dict(drop_type="cart")),
+    ],
+)
+def test_every_option_changes_the_predictions(name, change):
+    base, changed = _predictions(name), _predictions(name, **change)
+    assert any(a.shape != b.shape or np.abs(a - b).max() > 1e-6 for a, b in zip(base, changed))
+
+
+@functools.cache
+def _predictions(name, **change):
+    schema, (e, *_) = cases.schema_of(), cases.random_rows()
+    module = models.make_model(schema, cases.options_of(name, **change))
+    variables, rngs = cases.random_variables(module, schema), {"dropout": jax.random.key(0)}
+    apply = jax.jit(lambda v, e: module.apply(v, e, train=True, rngs=rngs, mutable=["batch_stats"])[0])
+    return [np.array(x) for x in apply(variables, e) if x is not None]
+
+
+def test_init_scale_is_that_of_the_type_embedding():
+    schema = cases.schema_of()
+    starts = []
+    for init_scale in (0.01, 0.5):
+        module = models.make_model(schema, cases.options_of("wm", hidden=(8,), am_hidden=(), init_scale=init_scale))
+        variables = models.init(module, jax.random.key(0), schema)
+        starts.append(variables["params"]["type_dense"]["type_embedding"])
+    np.testing.assert_allclose(50 * starts[0], starts[1], rtol=1e-5)
+
+
+def test_options_may_hold_lists_as_a_config_read_back_does():
+    from_json = cases.options_of(stage1=[8, 6], mixer_stages=[1])
+    assert models.make_model(cases.schema_of(), from_json) == models.make_model(
+        cases.schema_of(), cases.options_of(mixer_stages=(1,))
+    )
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        (dict(name="dmm"), "config.model.name: 'dmm' is not known; choose one of wm, hm, hmm"),
+        (dict(mixer_kind="gnn"), "config.model.mixer.kind: 'gnn' is not known; choose one of cross_attention, none"),
+        (dict(activation="selu"), "config.model.activation: 'selu' is not known; choose one of relu"),
+        (dict(mixer_num_heads=3), "3 heads do not divide d_att = 8; choose a divisor"),
+        (dict(drop_type="sale"), "'sale' is no type of 'shop'; its types: 'view', 'cart', 'buy'"),
+        (dict(drop_type="buy", use_ftype=False), "'buy' has no meaning with use_ftype=False"),
+    ],
+)
+def test_a_users_mistake_gets_one_line(changes, message):
+    with pytest.raises(UserError) as error:
+        models.make_model(cases.schema_of(), cases.options_of(**changes))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("types,message", [((), "untyped"), (("buy",), "is the only type")])
+def test_dropping_a_type_needs_two(types, message):
+    with pytest.raises(UserError, match=message):
+        models.make_model(
+            cases.schema_of(types, (10,) * (1 + len(types)), (1,) * (1 + len(types))), cases.options_of(drop_type="buy")
+        )
