@@ -105,14 +105,16 @@ def _write(recipe: dict, directory: Path, name: str, show: bool) -> None:
 
     def work(task: Callable[[], formats.Chunk]):
         chunk = task()
-        return chunk, *encoder.encode(chunk.columns)
+        table, bad = encoder.encode(chunk.columns)
+        # Here, on a thread, if all rows of the table go to one split.
+        return chunk, table, bad, None if "" in files else tally.count_ids(schema, table)
 
     with ExitStack() as stack:
         writers = {s: stack.enter_context(shards.Writer(directory, s, schema)) for s in files if s}
         if not writers:
             writers = {s: stack.enter_context(shards.Writer(directory, s, schema)) for s in shards.SPLITS}
         for split, paths in files.items():
-            for chunk, table, bad in _ahead(recipe, paths, work, f"{split} rows".strip(), show):
+            for chunk, table, bad, ids in _ahead(recipe, paths, work, f"{split} rows".strip(), show):
                 good = np.ones(len(chunk.lines), bool)
                 good[[row for row, _, _ in bad]] = False
                 assigned = _assign(recipe, split, paths, chunk)
@@ -121,7 +123,7 @@ def _write(recipe: dict, directory: Path, name: str, show: bool) -> None:
                     rows = table if split else table.filter(pa.array(assigned[good] == i))
                     if rows.num_rows:
                         writers[part].write(rows)
-                        tallies.add(part, rows)
+                        tallies.add(part, rows, ids)
     tallies.rejected = {split: dict(writer.rejected) for split, writer in writers.items()}
     if not writers["train"].num_rows:
         raise UserError(f"{first}: the train split has no row; check config.prepare.split and the files")

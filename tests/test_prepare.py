@@ -271,7 +271,7 @@ def test_an_interrupt_leaves_what_was_there(shop, tmp_path, monkeypatch):
     assert shop() == 0
     before = (tmp_path / "out" / "schema.json").stat().st_mtime_ns
 
-    def interrupt(self, split, table):
+    def interrupt(self, *_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tally.Tally, "add", interrupt)
