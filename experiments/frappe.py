@@ -19,6 +19,8 @@ def get_config(arg: str = "wm"):
     c.model.name = arg
     c.model.embedding_dim = 10
     c.model.hidden = (400, 400, 400)
+    c.model.stage1 = (400,)
+    c.model.stage2 = (400, 400)
     c.model.norm = "batch"
     c.model.dropout = 0.2
 
