@@ -18,14 +18,16 @@ from emofm_jax.data import batches, shards
 from emofm_jax.errors import UserError
 from emofm_jax.training import step as step_lib
 
+_WRITE_ROWS = 1 << 18  # rows of a prediction file that are put together at a time
+
 
 class Predictions(NamedTuple):
     """One entry per row of a split, in its order; n rows, T types. None where the model or schema has no such thing.
 
     Attributes:
-      label: f32[n].
-      ftype: i32[n], -1 unknown.
-      weight: f32[n].
+      label: i8[n].
+      ftype: i8[n], -1 unknown.
+      weight: f32[n]; None if the schema has none.
       gauc_key: i64[n].
       p: f32[n], p(y = 1 | x), the type unknown.
       logit: f32[n].
@@ -35,7 +37,7 @@ class Predictions(NamedTuple):
 
     label: np.ndarray
     ftype: np.ndarray
-    weight: np.ndarray
+    weight: np.ndarray | None
     gauc_key: np.ndarray | None
     p: np.ndarray
     logit: np.ndarray
@@ -60,7 +62,8 @@ def predict_split(eval_step: Callable, params, stats, split: shards.Split, batch
     n, schema = split.num_rows, split.schema
     typed = (n, schema.num_types)
     out = {"p": np.empty(n, np.float32), "logit": np.empty(n, np.float32)}
-    label, ftype, weight = np.empty(n, np.float32), np.empty(n, np.int32), np.empty(n, np.float32)
+    label, ftype = np.empty(n, np.int8), np.empty(n, np.int8)
+    weight = np.empty(n, np.float32) if schema.has_weight else None
     key = np.empty(n, np.int64) if schema.has_gauc_key else None
 
     def put(host: batches.HostBatch):
@@ -83,7 +86,8 @@ def predict_split(eval_step: Callable, params, stats, split: shards.Split, batch
         for host, batch in source:
             rows = slice(done, done + host.num_rows)
             for array, part in ((label, host.batch.label), (ftype, host.batch.ftype), (weight, host.batch.weight)):
-                array[rows] = part.reshape(-1)[: host.num_rows]
+                if array is not None:
+                    array[rows] = part.reshape(-1)[: host.num_rows]
             if key is not None:
                 key[rows] = host.gauc_key
             scores = eval_step(params, stats, batch)
@@ -133,7 +137,7 @@ def report(predictions: Predictions, split: shards.Split) -> dict:
         predictions.p,
         logit=predictions.logit,
         ftype=predictions.ftype,
-        weight=predictions.weight if split.schema.has_weight else None,
+        weight=predictions.weight,
         key=predictions.gauc_key,
         p_type=predictions.p_type,
         p_given_type=predictions.p_given_type,
@@ -144,17 +148,26 @@ def report(predictions: Predictions, split: shards.Split) -> dict:
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
     """Writes row, label, ftype, p and, for typed models, p_type and p_given_type as Parquet."""
-    n = len(predictions.p)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    writer = None
+    for start in range(0, max(len(predictions.p), 1), _WRITE_ROWS):
+        table = _table(predictions, slice(start, start + _WRITE_ROWS))
+        writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
+        writer.write_table(table)
+    writer.close()
+    temporary.replace(path)
+
+
+def _table(predictions: Predictions, rows: slice) -> pa.Table:
+    label = predictions.label[rows]
     columns = {
-        "row": np.arange(n, dtype=np.int64),
-        "label": predictions.label.astype(np.int8),
-        "ftype": predictions.ftype.astype(np.int8),
-        "p": predictions.p,
+        "row": np.arange(rows.start, rows.start + len(label), dtype=np.int64),
+        "label": label,
+        "ftype": predictions.ftype[rows],
+        "p": predictions.p[rows],
     }
     for name in ("p_type", "p_given_type"):
         if (array := getattr(predictions, name)) is not None:
-            columns[name] = pa.FixedSizeListArray.from_arrays(array.reshape(-1), array.shape[1])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    pq.write_table(pa.table(columns), temporary, compression="zstd")
-    temporary.replace(path)
+            columns[name] = pa.FixedSizeListArray.from_arrays(array[rows].reshape(-1), array.shape[1])
+    return pa.table(columns)
