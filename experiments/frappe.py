@@ -1,4 +1,13 @@
-"""Frappe: which app a user opens in which context (288,609 rows, no types)."""
+"""Frappe: which app a user opens in which context (288,609 rows, no types; RecZoo's frappe_x1).
+
+    python -m emofm_jax.prepare --config=experiments/frappe.py --config.prepare.source=DIR
+    python -m emofm_jax.train --config=experiments/frappe.py:wm --workdir=runs/frappe      # wm (an MLP here), hm, hmm
+
+Claim: the plain MLP with batch norm, dropout and whole-table L2 does as well here as published libraries' best.
+Expected on the test split (a train file whose negatives were drawn anew, so not the published experiment): wm, mean of
+seeds 0, 1, 2: AUC 0.9847 (0.9846 .. 0.9849), logloss 0.1495 (0.1471 .. 0.1516), 16 to 18 epochs of 7.6 seconds with
+validation; hmm, seed 0: 0.9811 / 0.1610 after 11 epochs. Two cores (AMD EPYC, AVX2), November 2026.
+"""
 
 from emofm_jax import config
 
