@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from emofm_jax import config, models
@@ -39,15 +38,16 @@ def random_variables(module, schema, seed=1):
         jax.eval_shape(lambda key: models.init(module, key, schema), jax.random.key(0))
     )
     rng = np.random.default_rng(seed)
-    return jax.tree.unflatten(structure, [jnp.asarray(rng.uniform(-0.8, 0.8, x.shape), jnp.float32) for x in leaves])
+    return jax.tree.unflatten(structure, [rng.uniform(-0.8, 0.8, x.shape).astype(np.float32) for x in leaves])
 
 
 def random_rows(seed=0, rows=ROWS):
+    """[e, label, ftype, weight]: every type and the unknown one, no row of weight 0."""
     rng = np.random.default_rng(seed)
-    e = jnp.asarray(rng.normal(size=(rows, sum(SIZES), DIM)), jnp.float32)
-    label = jnp.asarray(rng.integers(0, 2, rows), jnp.float32)
-    ftype = jnp.asarray(np.resize([0, 1, 2, -1], rows), jnp.int32)
-    return e, label, ftype, jnp.asarray(rng.uniform(0.5, 2.0, rows), jnp.float32)
+    e = rng.normal(size=(rows, sum(SIZES), DIM)).astype(np.float32)
+    label = rng.integers(0, 2, rows).astype(np.float32)
+    ftype = np.resize([0, 1, 2, -1], rows).astype(np.int32)
+    return [e, label, ftype, rng.uniform(0.5, 2.0, rows).astype(np.float32)]
 
 
 def loss_of(module, variables, e, label, ftype, weight, am_weight=1.0, axis_name=None):

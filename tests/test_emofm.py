@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from emofm_jax import models
@@ -12,15 +11,17 @@ from tests import model_cases as cases
 from tests.reference import emofm as reference
 
 
-def _batch_normed(name="hmm", type_predictors="per_type"):
-    """A model with everything that sees more than one row, one type dropped; (module, variables)."""
-    options = cases.options_of(name, norm="batch", drop_type="cart", type_predictors=type_predictors, **cases.SHALLOW)
-    module = models.make_model(cases.schema_of(), options)
+def _batch_normed(name="hmm", type_predictors="per_type", compute_dtype="float32"):
+    """A model with everything that sees more than one row, and no unit that can be dead; (module, variables)."""
+    options = cases.options_of(
+        name, norm="batch", activation="tanh", type_predictors=type_predictors, hidden=(8,), **cases.SHALLOW
+    )
+    module = models.make_model(cases.schema_of(), options, compute_dtype=compute_dtype)
     variables = cases.random_variables(module, cases.schema_of())
-    return module, {**variables, "batch_stats": jax.tree.map(jnp.abs, variables["batch_stats"])}
+    return module, {**variables, "batch_stats": jax.tree.map(np.abs, variables["batch_stats"])}
 
 
-@pytest.mark.parametrize("drop_type", ["", "view", "cart"])
+@pytest.mark.parametrize("drop_type", ["", "cart"])
 @pytest.mark.parametrize("type_predictors", ["per_type", "shared"])
 @pytest.mark.parametrize("name", ["wm", "hm", "hmm"])
 def test_typed_models_agree_with_numpy(name, type_predictors, drop_type):
@@ -66,37 +67,31 @@ def test_hmm_is_hm_where_its_mixers_are_the_identity():
     p = jax.jit(lambda v, e: models.predict(hm, v, e)["p"])(without, e)
     mixed = jax.jit(lambda v, e: models.predict(hmm, v, e)["p"])
     np.testing.assert_allclose(mixed({"params": zero}, e), p, rtol=1e-6)
-    assert np.abs(mixed({"params": params}, e) - p).max() > 1e-3
+    assert np.abs(np.array(mixed({"params": params}, e)) - np.array(p)).max() > 1e-3
 
 
 def _without_mixers(params):
     return {k: v for k, v in params.items() if not k.startswith("mixer_")}
 
 
-@pytest.mark.parametrize(
-    "name,norm,type_predictors", [("hmm", "batch", "per_type"), ("hm", "layer", "shared"), ("wm", "none", "per_type")]
-)
-def test_every_parameter_has_moved_after_two_steps(name, norm, type_predictors):
-    schema, rows = cases.schema_of(), cases.random_rows(rows=64)
-    # tanh, so that no unit can be dead.
-    module = models.make_model(
-        schema, cases.options_of(name, norm=norm, type_predictors=type_predictors, activation="tanh", **cases.SHALLOW)
+@pytest.mark.parametrize("name,type_predictors", [("hmm", "per_type"), ("hm", "shared"), ("wm", "per_type")])
+def test_every_parameter_has_moved_after_two_steps(name, type_predictors):
+    rows, (module, variables) = cases.random_rows(), _batch_normed(name, type_predictors)
+    start = jax.tree_util.tree_map_with_path(  # mixers start as the identity
+        lambda path, x: 0 * x if path[-1].key == "out" else x, variables["params"]
     )
-    variables = models.init(module, jax.random.key(0), schema)
-    optimizer = optax.sgd(0.1)
-
-    @jax.jit
-    def step(variables):
-        def of(params):
-            return cases.loss_of(module, {**variables, "params": params}, *rows)[0]
-
-        updates, _ = optimizer.update(jax.grad(of)(variables["params"]), optimizer.init(variables["params"]))
-        return {**variables, "params": optax.apply_updates(variables["params"], updates)}
-
-    after = step(step(variables))
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(variables["params"]), jax.tree.leaves(after["params"])):
-        # A dense bias before a batch norm is taken out again, so only rounding moves it.
-        moved = jnp.abs(b - a).reshape(a.shape[0], -1).max(axis=1)
+    params = start
+    for _ in range(2):
+        (_, _), (gradient, _) = cases.gradients(module, {**variables, "params": params}, *rows)
+        params = jax.tree.map(lambda x, g: x - 0.1 * np.array(g), params, gradient)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(start), jax.tree.leaves(params)):
+        # A batch norm takes out again what is the same for all rows: biases before it and, unless the predictors
+        # share it, the type embedding.
+        if path[-2].key in ("group_dense", "type_dense", "hidden_1") and path[-1].key == "bias":
+            continue
+        if path[-1].key == "type_embedding" and type_predictors == "per_type":
+            continue
+        moved = np.abs(b - a).reshape(a.shape[0], -1).max(axis=1)
         assert (moved > 0).all(), (jax.tree_util.keystr(path), moved)
 
 
@@ -109,22 +104,25 @@ def test_the_auxiliary_loss_moves_the_embeddings_only_if_joint(am_joint):
     (_, _), (params_without, e_without) = cases.gradients(module, variables, *rows, am_weight=0.0)
     assert np.array_equal(e, e_without) != am_joint
     auxiliary, auxiliary_without = params.pop("auxiliary"), params_without.pop("auxiliary")
-    assert all(x.any() for x in jax.tree.leaves(auxiliary))
-    assert not any(x.any() for x in jax.tree.leaves(auxiliary_without))
+    assert all(np.any(x) for x in jax.tree.leaves(auxiliary))
+    assert not any(np.any(x) for x in jax.tree.leaves(auxiliary_without))
     jax.tree.map(np.testing.assert_array_equal, params, params_without)
 
 
 @pytest.mark.parametrize("name,type_predictors", [("hmm", "per_type"), ("hm", "shared")])
-def test_padding_rows_change_nothing(name, type_predictors):
-    rows, (module, variables) = cases.random_rows(), _batch_normed(name, type_predictors)
-    junk = (1e3 * cases.random_rows(seed=5, rows=3)[0], jnp.full(3, jnp.nan), jnp.array([0, -1, 1]), jnp.zeros(3))
-    padded = [jnp.concatenate(pair) for pair in zip(rows, junk)]
-    (loss, (_, stats)), (params, e) = cases.gradients(module, variables, *rows)
-    (loss_padded, (_, stats_padded)), (params_padded, e_padded) = cases.gradients(module, variables, *padded)
-    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-    close(loss, loss_padded)
-    jax.tree.map(close, (params, stats, e), (params_padded, stats_padded, e_padded[: cases.ROWS]))
-    assert not e_padded[cases.ROWS :].any()
+def test_rows_of_weight_0_change_nothing_whatever_they_hold(name, type_predictors):
+    (e, label, ftype, weight), (module, variables) = cases.random_rows(), _batch_normed(name, type_predictors)
+    weight[-3:] = 0.0
+    results = [cases.gradients(module, variables, e, label, ftype, weight)]
+    e, label, ftype = e.copy(), label.copy(), ftype.copy()
+    e[-3:], label[-3:], ftype[-3:] = 1e3, np.nan, [1, -1, 0]
+    results.append(cases.gradients(module, variables, e, label, ftype, weight))
+    for (_, _), (_, of_e) in results:
+        assert not np.array(of_e)[-3:].any() and np.array(of_e)[:-3].any()
+    (loss, (_, stats)), gradient = results[0]
+    (loss_junk, (_, stats_junk)), gradient_junk = results[1]
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    jax.tree.map(close, (loss, stats, gradient), (loss_junk, stats_junk, gradient_junk))
 
 
 def test_the_order_of_rows_does_not_matter():
@@ -133,13 +131,14 @@ def test_the_order_of_rows_does_not_matter():
     (loss, (outputs, stats)), (params, e) = cases.gradients(module, variables, *rows)
     permuted = cases.gradients(module, variables, *[x[order] for x in rows])
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
-    expected = (loss, (losses.Outputs(outputs.logits[order], outputs.type_logits[order]), stats)), (params, e[order])
+    outputs = losses.Outputs(np.array(outputs.logits)[order], np.array(outputs.type_logits)[order])
+    expected = (loss, (outputs, stats)), (params, np.array(e)[order])
     jax.tree.map(close, expected, permuted)
 
 
 def test_two_devices_agree_with_one():
     rows, (module, variables) = cases.random_rows(), _batch_normed()
-    rows = (*rows[:3], rows[3].at[7:].set(0.0))  # the second device has one real row
+    rows[3][7:] = 0.0  # the second device has one real row
     many = module.clone(axis_name="data")
     (loss, (_, stats)), (params, e) = cases.gradients(module, variables, *rows)
 
@@ -152,17 +151,15 @@ def test_two_devices_agree_with_one():
     halves = [x.reshape(2, cases.ROWS // 2, *x.shape[1:]) for x in rows]
     (loss2, (_, stats2)), (params2, e2) = jax.jit(jax.vmap(local, axis_name="data"))(*halves)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6)
-    close(loss, loss2.sum())
-    jax.tree.map(lambda a, b: close(a, b[0]), stats, stats2)
-    jax.tree.map(lambda a, b: close(a, b.sum(axis=0)), params, params2)
-    close(e, e2.reshape(e.shape))
+    close(loss, np.sum(loss2))
+    jax.tree.map(lambda a, b: close(a, np.array(b)[0]), stats, stats2)
+    jax.tree.map(lambda a, b: close(a, np.sum(b, axis=0)), params, params2)
+    close(e, np.reshape(e2, e.shape))
 
 
 def test_bfloat16_stays_near_float32():
     rows, (full, variables) = cases.random_rows(), _batch_normed()
-    half = models.make_model(
-        cases.schema_of(), cases.options_of(norm="batch", drop_type="cart", **cases.SHALLOW), compute_dtype="bfloat16"
-    )
+    half, _ = _batch_normed(compute_dtype="bfloat16")
     made = jax.eval_shape(lambda key: models.init(half, key, cases.schema_of()), jax.random.key(0))
     assert {x.dtype for x in jax.tree.leaves(made)} == {jnp.dtype("float32")}
     (loss, (outputs, _)), (params, _) = cases.gradients(full, variables, *rows)
@@ -173,12 +170,11 @@ def test_bfloat16_stays_near_float32():
     assert np.linalg.norm(flat - flat_half) < 0.05 * np.linalg.norm(flat)
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
-def test_models_lower_for_accelerators(platform, compute_dtype):
+def test_models_lower_for_accelerators(compute_dtype):
     schema, rows = cases.schema_of(), cases.random_rows()
-    module = models.make_model(schema, cases.options_of(norm="batch"), compute_dtype=compute_dtype)
+    module = models.make_model(schema, cases.options_of(norm="batch", **cases.SHALLOW), compute_dtype=compute_dtype)
     variables = cases.random_variables(module, schema)
     step = jax.jit(jax.value_and_grad(lambda v: cases.loss_of(module, v, *rows)[0]))
-    text = step.trace(variables).lower(lowering_platforms=(platform,)).as_text()
+    text = step.trace(variables).lower(lowering_platforms=("cuda", "tpu")).as_text()
     assert "dot_general" in text and ("bf16" in text) == (compute_dtype == "bfloat16")

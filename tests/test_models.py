@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,15 +12,17 @@ from tests import model_cases as cases
 
 
 def test_models_start_at_the_rates_of_the_train_split():
-    schema, e = cases.schema_of(), jnp.zeros((1, sum(cases.SIZES), cases.DIM))  # so that biases alone speak
+    schema, e = cases.schema_of(), np.zeros((1, sum(cases.SIZES), cases.DIM), np.float32)  # biases alone speak
+    start = jax.jit(lambda module, schema: models.predict(module, models.init(module, jax.random.key(0), schema), e),
+                    static_argnums=(0, 1))  # fmt: skip
     module = models.make_model(schema, cases.options_of("hm", init_scale=0.0, **cases.SHALLOW))
-    out = models.predict(module, models.init(module, jax.random.key(0), schema), e)
+    out = start(module, schema)
     rate = (22 + 0.5) / (200 + 1)
     expected = [(c + rate) / (n + 1) for c, n in ((5, 100), (10, 50), (5, 10))]
-    np.testing.assert_allclose(out["p_given_type"][0], expected, rtol=1e-5)
+    np.testing.assert_allclose(out["p_given_type"], [expected], rtol=1e-5)
     np.testing.assert_allclose(out["p_type"][0], np.array([101, 51, 11]) / 163, rtol=1e-5)
-    untyped = models.make_model(cases.schema_of(()), cases.options_of("wm"))
-    out = models.predict(untyped, models.init(untyped, jax.random.key(0), cases.schema_of(())), e)
+    untyped = models.make_model(cases.schema_of(()), cases.options_of("wm", hidden=(8,)))
+    out = start(untyped, cases.schema_of(()))
     np.testing.assert_allclose(out["p"], (22 + rate) / 201, rtol=1e-5)
 
 
@@ -37,9 +38,9 @@ def test_a_type_that_training_never_showed_is_legal_and_loses_the_little_mass_it
     module = models.make_model(schema, cases.options_of("hm", **cases.SHALLOW))
     np.testing.assert_allclose(np.exp(module.type_bias), np.array([101, 1, 11]) / 113, rtol=1e-6)
     e, label, ftype, weight = cases.random_rows()
-    weight = jnp.where(ftype == 1, 0.0, weight)
+    weight[ftype == 1] = 0.0
     (_, _), (params, _) = cases.gradients(module, cases.random_variables(module, schema), e, label, ftype, weight)
-    assert (params["auxiliary"]["head"]["bias"][1] > 0).all()  # descent takes mass from it
+    assert params["auxiliary"]["head"]["bias"][1] > 0  # descent takes mass from it
 
 
 def test_a_schema_without_counts_starts_at_even_odds():
@@ -51,8 +52,8 @@ def test_a_schema_without_counts_starts_at_even_odds():
 @pytest.mark.parametrize(
     "name,change",
     [
-        ("wm", dict(hidden=(8, 7))),
-        ("hm", dict(stage1=(8,))),
+        ("wm", dict(hidden=(8, 6))),
+        ("hm", dict(stage1=(9,))),
         ("hm", dict(stage2=(7, 6))),
         ("wm", dict(am_hidden=(5,))),
         ("hm", dict(activation="silu")),
@@ -79,7 +80,8 @@ def test_every_option_changes_the_predictions(name, change):
 @functools.cache
 def _predictions(name, **change):
     schema, (e, *_) = cases.schema_of(), cases.random_rows()
-    module = models.make_model(schema, cases.options_of(name, **change))
+    options = cases.options_of(name, **{"hidden": (8,), **cases.SHALLOW, **change})
+    module = models.make_model(schema, options)
     variables, rngs = cases.random_variables(module, schema), {"dropout": jax.random.key(0)}
     apply = jax.jit(lambda v, e: module.apply(v, e, train=True, rngs=rngs, mutable=["batch_stats"])[0])
     return [np.array(x) for x in apply(variables, e) if x is not None]
@@ -87,12 +89,10 @@ def _predictions(name, **change):
 
 def test_init_scale_is_that_of_the_type_embedding():
     schema = cases.schema_of()
-    starts = []
-    for init_scale in (0.01, 0.5):
-        module = models.make_model(schema, cases.options_of("wm", hidden=(8,), am_hidden=(), init_scale=init_scale))
-        variables = models.init(module, jax.random.key(0), schema)
-        starts.append(variables["params"]["type_dense"]["type_embedding"])
-    np.testing.assert_allclose(50 * starts[0], starts[1], rtol=1e-5)
+    options = cases.options_of("wm", hidden=(8,), am_hidden=(), init_scale=0.5)
+    variables = models.init(models.make_model(schema, options), jax.random.key(0), schema)
+    embedding = np.array(variables["params"]["type_dense"]["type_embedding"])
+    assert 0.5 / 2 < np.sqrt((embedding**2).mean()) < 0.5 * 2
 
 
 def test_options_may_hold_lists_as_a_config_read_back_does():
