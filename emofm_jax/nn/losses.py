@@ -88,7 +88,6 @@ def total(
     chex.assert_equal_shape([label, ftype, weight])
     scored, known = _rows(ftype, weight, drop_type)
     logits, type_logits, aux_loss = (_mask(x, weight > 0) for x in outputs)
-    label = jnp.where(weight > 0, label, 0.0)
     typed = type_logits is not None
     ours = jax.nn.one_hot(ftype, logits.shape[1], dtype=bool) if typed else None  # [B, T], no column if unknown
 
