@@ -1,4 +1,6 @@
-"""What holds for every mixer, and cross-attention against numpy."""
+"""What holds for every mixer, each against numpy, and what is special to one of them."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +8,17 @@ import numpy as np
 import pytest
 
 from emofm_jax.nn import mixers
-from tests.reference import emofm as reference
+from tests.reference import mixers as reference
 
 KINDS = [kind for kind, mixer in mixers.MIXERS.items() if mixer is not None]
 D_ATT, HEADS, WIDTH = 8, 2, 6
+SHARED = {"edge", "message_bias", "gru", "hidden_bias"}  # parameters without a leading axis of tokens
+# Arrays that hold several parameters side by side: how many.
+FUSED = {"query_key_value": 3, "message": 3, "gates": 2, "bias": 3, "edge": 2}
+
+
+def _make(kind, norm="none", dtype=jnp.float32, d_att=D_ATT, num_heads=HEADS):
+    return mixers.MIXERS[kind](d_att, num_heads, norm, dtype)
 
 
 def _tokens(n, batch=5, seed=0):
@@ -24,89 +33,182 @@ def _random_params(module, tokens, seed=1):
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), shapes)
 
 
+@functools.cache
+def _start(kind):
+    return jax.jit(_make(kind, "layer").init)(jax.random.key(0), _tokens(3))
+
+
+@functools.cache
+def _compiled(module):
+    return jax.jit(module.apply)
+
+
+@functools.cache
+def _compiled_gradients(module):
+    def loss(params, tokens, target):
+        return sum(jnp.sum((a - b) ** 2) for a, b in zip(module.apply(params, tokens), target))
+
+    return jax.jit(jax.grad(loss, (0, 1)))
+
+
 def _apply(module, params, tokens):
-    return jax.jit(module.apply)(params, tokens)
+    return _compiled(module)(params, tokens)
+
+
+def _without_norm(params):
+    return {"params": {k: v for k, v in params["params"].items() if k != "norm"}}
+
+
+def _names(path):
+    return [key.key for key in path]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mixer_starts_as_the_identity(kind):
+    tokens = _tokens(3)
+    for module, params in ((_make(kind, "layer"), _start(kind)), (_make(kind), _without_norm(_start(kind)))):
+        out = _apply(module, params, tokens)
+        assert len(out) == 3
+        for a, b in zip(out, tokens):
+            np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("norm", ["none", "layer"])
-@pytest.mark.parametrize("n", [1, 2, 4])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_mixer_starts_as_the_identity(kind, n, norm):
-    tokens, module = _tokens(n), mixers.MIXERS[kind](D_ATT, HEADS, norm)
-    out = _apply(module, jax.jit(module.init)(jax.random.key(0), tokens), tokens)
-    assert len(out) == n
-    for a, b in zip(out, tokens):
-        np.testing.assert_array_equal(a, b)
+def test_one_token_needs_no_parameters(kind, norm):
+    module, tokens = _make(kind, norm), _tokens(1)
+    variables = module.init(jax.random.key(0), tokens)
+    assert not jax.tree.leaves(variables)
+    (out,) = module.apply(variables, tokens)
+    np.testing.assert_array_equal(out, tokens[0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_token_needs_no_parameters(kind):
-    module = mixers.MIXERS[kind](D_ATT, HEADS)
-    assert not jax.tree.leaves(module.init(jax.random.key(0), _tokens(1)))
-
-
-@pytest.mark.parametrize("norm", ["none", "layer"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_parameter_has_moved_after_two_steps(kind, norm):
-    tokens, target, module = _tokens(3), _tokens(3, seed=5), mixers.MIXERS[kind](D_ATT, HEADS, norm)
-    start = jax.jit(module.init)(jax.random.key(0), tokens)
-    loss = lambda p: sum(jnp.sum((a - b) ** 2) for a, b in zip(module.apply(p, tokens), target))
-    step = jax.jit(lambda p: jax.tree.map(lambda x, g: x - 0.01 * g, p, jax.grad(loss)(p)))
-    params = step(step(start))
+def test_every_parameter_of_every_token_has_moved_after_two_steps(kind):
+    tokens, target, gradients = _tokens(3), _tokens(3, seed=5), _compiled_gradients(_make(kind, "layer"))
+    params = start = _start(kind)
+    for _ in range(2):
+        params = jax.tree.map(lambda x, g: x - 0.1 * np.array(g), params, gradients(params, tokens, target)[0])
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(start), jax.tree.leaves(params)):
+        _, *owners, name = _names(path)
         moved = np.array(b) - np.array(a)
-        slices = np.split(moved, 3, axis=-1) if "query_key_value" in str(path) else [moved]
-        assert all((np.abs(x).reshape(3, -1).max(axis=1) > 0).all() for x in slices), path  # of every token
+        axis = 0 if name == "edge" else -1
+        parts = np.split(moved, FUSED[name], axis) if name in FUSED and "norm" not in owners else [moved]
+        shared = SHARED & {*owners, name}
+        for part in parts:
+            rows = [part] if shared and name != "hidden_bias" else part.reshape(len(part), -1)
+            assert all(np.abs(row).max() > 0 for row in rows), (path, moved)
+        if name in ("hidden", "out"):  # of every hidden unit, every token
+            assert (moved != 0).all(), (path, moved)
 
 
-@pytest.mark.parametrize("n,num_heads", [(2, 2), (3, 1), (3, 8), (5, 2)])
-def test_cross_attention_agrees_with_numpy(n, num_heads):
-    tokens, module = _tokens(n), mixers.CrossAttentionMixer(D_ATT, num_heads)
+@pytest.mark.parametrize("norm", ["none", "layer"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mixer_agrees_with_numpy(kind, norm):
+    _check_against_numpy(kind, _make(kind, norm), 3, HEADS)
+
+
+@pytest.mark.parametrize(
+    "kind,n,num_heads", [("cross_attention", 5, 2), ("cross_attention", 3, 8), ("self_attention", 2, 1)]
+)
+def test_attention_agrees_with_numpy_for_other_numbers_of_tokens_and_heads(kind, n, num_heads):
+    _check_against_numpy(kind, _make(kind, num_heads=num_heads), n, num_heads)
+
+
+def test_fields_that_are_no_options_agree_with_numpy():
+    _check_against_numpy("graph", mixers.GraphMixer(D_ATT, HEADS, num_steps=1), 4, num_steps=1)
+    _check_against_numpy("mlp", mixers.MLPMixer(token_expansion=2), 4)
+
+
+def _check_against_numpy(kind, module, n, num_heads=HEADS, **options):
+    tokens = _tokens(n)
     params = _random_params(module, tokens)
-    weights = {k: np.array(v, np.float64) for k, v in params["params"].items()}
-    w_q, w_k, w_v = np.split(weights["query_key_value"], 3, axis=-1)
-    stacked = np.stack([np.array(t, np.float64) for t in tokens], axis=1)
-    expected = reference.mixer(stacked, w_q, w_k, w_v, weights["out"], num_heads)
+    weights = jax.tree.map(lambda x: np.array(x, np.float64), params["params"])
+    u = np.stack([np.array(x, np.float64) for x in tokens], axis=1)
+    inputs = reference.layer_norm(u, _stacked(weights["norm"])) if "norm" in weights else u
+    options |= {"num_heads": num_heads} if "num_heads" in mixers.FIELDS[kind] else {}
+    expected = u + getattr(reference, kind)(inputs, weights, **options) - inputs  # the residual is not normalised
     scale = np.abs(expected).max()
+    assert np.abs(expected - u).max() > 0.1 * scale
     np.testing.assert_allclose(np.stack(_apply(module, params, tokens), axis=1) / scale, expected / scale, atol=1e-5)
 
 
-def test_layer_norm_stands_before_the_products_and_not_on_the_residual():
-    tokens = _tokens(3)
-    module, plain = (mixers.CrossAttentionMixer(D_ATT, HEADS, norm) for norm in ("layer", "none"))
-    params = _random_params(module, tokens)["params"]
-    normed = [np.array(x) for x in tokens]
-    normed = [(x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5) for x in normed]
-    normed = [x * s + b for x, s, b in zip(normed, *(np.array(params["norm"][k]) for k in ("scale", "bias")))]
-    without = {"params": {k: v for k, v in params.items() if k != "norm"}}
-    for x, u, a, b in zip(tokens, normed, _apply(plain, without, normed), _apply(module, {"params": params}, tokens)):
-        np.testing.assert_allclose(b, np.array(x) + np.array(a) - u, rtol=1e-4, atol=1e-4)
+def _stacked(norm):
+    return {k: v[None] for k, v in norm.items()}  # [1, n, d]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_permuting_tokens_together_with_their_weights_permutes_the_result(kind):
-    tokens, module = _tokens(4), mixers.MIXERS[kind](D_ATT, HEADS)
-    params, order = _random_params(module, tokens), [2, 0, 3, 1]
+    tokens, module, order = _tokens(3), _make(kind, "layer"), [2, 0, 1]
+    params = _random_params(module, tokens)
+    permute = lambda path, x: x if SHARED & {*_names(path)} else x[jnp.array(order)]
+    permuted = _apply(module, jax.tree_util.tree_map_with_path(permute, params), [tokens[i] for i in order])
     out = _apply(module, params, tokens)
-    permuted = _apply(module, jax.tree.map(lambda x: x[jnp.array(order)], params), [tokens[i] for i in order])
     for i, x in zip(order, permuted):
         np.testing.assert_allclose(x, out[i], rtol=1e-4, atol=1e-4)
+    assert np.abs(np.array(permuted[0]) - np.array(out[0])).max() > 0.1
 
 
-def test_a_token_does_not_attend_to_itself():
-    tokens, module = _tokens(3), mixers.CrossAttentionMixer(D_ATT, HEADS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_large_inputs_and_their_gradients_stay_finite(kind):
+    module, tokens = _make(kind, "layer"), [1e3 * x for x in _tokens(3)]
+    params = _random_params(module, tokens)
+    params["params"]["norm"] = jax.tree.map(lambda x: 1e3 * x, params["params"]["norm"])
+    out = _apply(module, params, tokens)
+    assert max(float(jnp.abs(x).max()) for x in out) > 1e3
+    gradients = _compiled_gradients(module)(params, tokens, _tokens(3, seed=5))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((out, gradients)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_rounds_the_products_and_keeps_the_tokens_type(kind):
+    tokens = _tokens(3)
+    params = jax.tree.map(lambda x: 0.3 * x, _random_params(_make(kind), tokens))
+    exact = np.stack(_apply(_make(kind), params, tokens))
+    module = _make(kind, dtype=jnp.bfloat16)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        out = _apply(module, params, [x.astype(dtype) for x in tokens])
+        assert [(x.shape, x.dtype) for x in out] == [(x.shape, dtype) for x in tokens]
+        error = np.abs(np.stack(out).astype(np.float32) - exact)
+        assert 1e-4 < error.max() < 0.03 * np.abs(exact).max()  # bfloat16 has eight bits
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fields_lists_what_a_kind_reads(kind):
+    def program(**changes):
+        module, tokens = _make(kind, **changes), _tokens(2)
+        params = jax.eval_shape(module.init, jax.random.key(0), tokens)
+        return str(jax.make_jaxpr(module.apply)(params, tokens))
+
+    read = [field for field, value in (("d_att", 4), ("num_heads", 4)) if program(**{field: value}) != program()]
+    assert tuple(read) == mixers.FIELDS[kind]
+    assert mixers.FIELDS.keys() == mixers.MIXERS.keys()
+
+
+@pytest.mark.parametrize("kind,own", [("cross_attention", False), ("self_attention", True)])
+def test_only_self_attention_lets_a_token_see_itself(kind, own):
+    tokens, module = _tokens(3), _make(kind)
     params = _random_params(module, tokens)
     values = params["params"]["query_key_value"].at[0, :, D_ATT:].add(1.0)  # keys and values of token 0
     changed = _apply(module, {"params": params["params"] | {"query_key_value": values}}, tokens)
     same = [bool(jnp.allclose(a, b)) for a, b in zip(_apply(module, params, tokens), changed)]
-    assert same == [True, False, False]
+    assert same == [not own, False, False]
 
 
-def test_large_scores_stay_finite():
-    tokens, module = [1e3 * x for x in _tokens(3)], mixers.CrossAttentionMixer(D_ATT, HEADS)
+def test_self_attention_differs_from_cross_attention():
+    tokens = _tokens(3)
+    params = _random_params(_make("cross_attention"), tokens)
+    for a, b in zip(*(_apply(_make(kind), params, tokens) for kind in ("cross_attention", "self_attention"))):
+        assert np.abs(np.array(a) - np.array(b)).max() > 0.1
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_with_two_tokens_the_graph_has_one_edge_each_and_its_weight_is_one(n):
+    tokens, module = _tokens(n), _make("graph")
     params = _random_params(module, tokens)
-    grads = jax.jit(jax.grad(lambda p: sum(jnp.sum(x) for x in module.apply(p, tokens))))(params)
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
+    turned = {"params": params["params"] | {"edge": -params["params"]["edge"]}}
+    same = [np.array_equal(a, b) for a, b in zip(_apply(module, params, tokens), _apply(module, turned, tokens))]
+    assert same == [n == 2] * n
 
 
 def test_heads_must_divide_the_width():

@@ -1,10 +1,13 @@
 """Mixers across tokens: shape-preserving, residual, the identity at the start (EMOFM's feature-based mixers).
 
+    out_i = u_i + mixed_i Wo_i          mixed_i: attention, a gated graph network, or an MLP over the tokens
+
 A mixer stands after any layer of a stage: its tokens are the groups in stage 1 and the types in stage 2. It takes
-and returns n arrays [B, d] (docs/model.md, choice 4). A new one is a class with the fields of
-`CrossAttentionMixer` and one line in `MIXERS`.
+and returns n arrays [B, d] (docs/model.md, section 4). A new one is a class with the fields of `AttentionMixer`
+without `own`, one line in `MIXERS` and one in `FIELDS`.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -14,31 +17,33 @@ from flax import linen as nn
 from emofm_jax.nn import layers
 
 
-class CrossAttentionMixer(nn.Module):
+class AttentionMixer(nn.Module):
     """Lets every token attend to the others and adds the result (EMOFM, feature-based mixers).
 
         q_i = u_i Wq_i,  k_j = u_j Wk_j,  v_j = u_j Wv_j
-        out_i = u_i + (concat over heads of sum_{j != i} softmax_{j != i}(q_i . k_j / sqrt(d_att / H)) v_j) Wo_i
+        out_i = u_i + (concat over heads of sum_j softmax_j(q_i . k_j / sqrt(d_att / H)) v_j) Wo_i
 
     Attributes:
       d_att: width of queries, keys and values, over all heads.
       num_heads: H.
       norm: none | layer: on u_i before the three products.
       dtype: of the products; the softmax is float32.
+      own: j runs over all tokens (self-attention), else over j != i (cross-attention).
     """
 
     d_att: int = 64
     num_heads: int = 4
     norm: str = "none"
     dtype: jnp.dtype = jnp.float32
+    own: bool = False
 
     @nn.compact
     def __call__(self, tokens: Sequence[jax.Array]) -> list[jax.Array]:
         """Mixes n tokens.
 
         Parameters are `query_key_value` f32[n, d, 3 d_att] (Wq, Wk, Wv side by side) and `out` f32[n, d_att, d],
-        which starts at zero. With n = 1 there is nobody to attend to: no parameters, the identity. With n = 2 the
-        softmax is over one token, so Wq and Wk have no effect.
+        which starts at zero. With n = 1 there is nobody to attend to: no parameters, the identity, for either
+        `own`. With n = 2 the softmax of cross-attention is over one token, so Wq and Wk have no effect.
 
         Args:
           tokens: n arrays [B, d].
@@ -54,20 +59,22 @@ class CrossAttentionMixer(nn.Module):
         n, d = len(tokens), tokens[0].shape[-1]
         if n == 1:
             return list(tokens)
-        inputs = layers.TokenLayerNorm(name="norm")(tokens) if self.norm == "layer" else tokens
         kernel = self.param("query_key_value", layers.lecun, (n, d, 3 * self.d_att))
-        out = self.param("out", nn.initializers.zeros, (n, self.d_att, d))
-        projected = [layers.dot(u, w, self.dtype) for u, w in zip(inputs, layers.unstack(kernel))]
-        mixed = attend(projected, self.num_heads)
-        return [u + layers.dot(m, w, self.dtype) for u, m, w in zip(tokens, mixed, layers.unstack(out))]
+        projected = _project(_normalize(tokens, self.norm), kernel, self.dtype)
+        return _add_projected(self, tokens, attend(projected, self.num_heads, self.own))
 
 
-def attend(projected: Sequence[jax.Array], num_heads: int) -> list[jax.Array]:
+CrossAttentionMixer = functools.partial(AttentionMixer, own=False)
+SelfAttentionMixer = functools.partial(AttentionMixer, own=True)
+
+
+def attend(projected: Sequence[jax.Array], num_heads: int, own: bool = False) -> list[jax.Array]:
     """Multi-head attention of each of n tokens to the others.
 
     Args:
       projected: n arrays [B, 3 d_att], queries, keys and values side by side.
       num_heads: H.
+      own: a token attends to itself too.
 
     Returns:
       n arrays [B, d_att].
@@ -76,12 +83,201 @@ def attend(projected: Sequence[jax.Array], num_heads: int) -> list[jax.Array]:
     split = [p.reshape(batch, 3, num_heads, d_head) for p in projected]  # [B, 3, H, d_head]
     mixed = []
     for i, ours in enumerate(split):
-        others = [p for j, p in enumerate(split) if j != i]
-        scores = [(ours[:, 0] * p[:, 1]).astype(jnp.float32).sum(-1) / d_head**0.5 for p in others]  # [B, H]
-        share = jax.nn.softmax(jnp.stack(scores), axis=0).astype(projected[0].dtype)  # [n - 1, B, H]
-        total = sum(a[..., None] * p[:, 2] for a, p in zip(share, others))
+        seen = [p for j, p in enumerate(split) if own or j != i]
+        scores = [(ours[:, 0] * p[:, 1]).astype(jnp.float32).sum(-1) / d_head**0.5 for p in seen]  # [B, H]
+        share = jax.nn.softmax(jnp.stack(scores), axis=0).astype(projected[0].dtype)  # [n - 1 or n, B, H]
+        total = sum(a[..., None] * p[:, 2] for a, p in zip(share, seen))
         mixed.append(total.reshape(batch, -1))
     return mixed
 
 
-MIXERS = {"cross_attention": CrossAttentionMixer, "none": None}
+class GraphMixer(nn.Module):
+    """A gated graph network on the complete graph of the tokens (Fi-GNN, Li et al., CIKM 2019, sections 3.4, 3.5).
+
+        h_i = first_i = u_i Ws_i
+        A_ij = softmax over j != i of LeakyReLU(w . [first_i ; first_j])
+        num_steps times:  a_i = (sum_{j != i} A_ij h_j W_out_j) W_in_i + b,   h_i <- GRU(a_i, h_i) + first_i
+        out_i = u_i + h_i Wo_i
+
+    The paper's first states are embeddings after an attention layer and its results go to a scoring layer; Ws, Wo
+    and the residual to u_i, which make a mixer of it, are ours, as is the slope 0.01 of the LeakyReLU.
+
+    Attributes:
+      d_att: width of a state.
+      num_heads: not read.
+      norm: none | layer: on u_i before Ws.
+      dtype: of the products; the softmax is float32.
+      num_steps: how often states are exchanged; all steps have the same weights.
+    """
+
+    d_att: int = 64
+    num_heads: int = 4
+    norm: str = "none"
+    dtype: jnp.dtype = jnp.float32
+    num_steps: int = 2
+
+    @nn.compact
+    def __call__(self, tokens: Sequence[jax.Array]) -> list[jax.Array]:
+        """Mixes n tokens.
+
+        Each token has `state` f32[n, d, d_att] (Ws), `send` and `receive` f32[n, d_att, d_att] (W_out, W_in) and
+        `out` f32[n, d_att, d], which starts at zero. All tokens share `edge` f32[2 d_att, 1] (w), `message_bias`
+        f32[d_att] and `gru`. With n = 1: no parameters, the identity. With n = 2 the softmax is over one
+        neighbour, so `edge` has no effect.
+
+        Args:
+          tokens: n arrays [B, d].
+
+        Returns:
+          n arrays [B, d], equal to `tokens` at the start.
+        """
+        n, d, width = len(tokens), tokens[0].shape[-1], self.d_att
+        if n == 1:
+            return list(tokens)
+        first = _project(_normalize(tokens, self.norm), self.param("state", layers.lecun, (n, d, width)), self.dtype)
+        shares = weigh_edges(first, self.param("edge", layers.lecun, (2 * width, 1)))
+        send = self.param("send", layers.lecun, (n, width, width))
+        receive = self.param("receive", layers.lecun, (n, width, width))
+        bias = self.param("message_bias", nn.initializers.zeros, (width,)).astype(self.dtype)
+        gru, states = GRU(self.dtype, name="gru"), first
+        for _ in range(self.num_steps):
+            sent = _project(states, send, self.dtype)
+            heard = [sum(a * m for a, m in zip(share, _without(sent, i))) for i, share in enumerate(shares)]
+            messages = [m + bias for m in _project(heard, receive, self.dtype)]
+            states = [h + start for h, start in zip(gru(messages, states), first)]
+        return _add_projected(self, tokens, states)
+
+
+def weigh_edges(states: Sequence[jax.Array], edge: jax.Array) -> list[jax.Array]:
+    """Weights of the edges of the complete graph, as in Fi-GNN: softmax_{j != i} LeakyReLU(w . [h_i ; h_j]).
+
+    Args:
+      states: n arrays [B, d_att], n > 1.
+      edge: f32[2 d_att, 1], first the half that meets h_i.
+
+    Returns:
+      n arrays [n - 1, B, 1], the neighbours j != i in their order; in the states' dtype, computed in float32.
+    """
+    halves = jnp.concatenate(jnp.split(edge, 2), axis=1)  # [d_att, 2]
+    parts = [layers.dot(h, halves, jnp.float32) for h in states]  # [B, 2]
+    ours, theirs = [p[:, :1] for p in parts], [p[:, 1:] for p in parts]
+    scores = [jnp.stack([jax.nn.leaky_relu(s + t) for t in _without(theirs, i)]) for i, s in enumerate(ours)]
+    return [jax.nn.softmax(s, axis=0).astype(states[0].dtype) for s in scores]
+
+
+class GRU(nn.Module):
+    """The gated update of a state h by a message a, one set of weights for all tokens (as in Fi-GNN).
+
+        z = sigmoid(a Wz + h Uz + bz),   r = sigmoid(a Wr + h Ur + br),   c = tanh(a Wc + (r * h) Uc + bc)
+        GRU(a, h) = (1 - z) * h + z * c
+
+    Attributes:
+      dtype: of the products.
+    """
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, messages: Sequence[jax.Array], states: Sequence[jax.Array]) -> list[jax.Array]:
+        """n arrays [B, d_att] twice -> n arrays [B, d_att].
+
+        Parameters are `message` f32[d_att, 3 d_att] (Wz, Wr, Wc side by side), `gates` f32[d_att, 2 d_att] (Uz, Ur),
+        `candidate` f32[d_att, d_att] (Uc) and `bias` f32[3 d_att] (bz, br, bc).
+        """
+        width = states[0].shape[-1]
+        message = self.param("message", layers.lecun, (width, 3 * width))
+        gates = self.param("gates", layers.lecun, (width, 2 * width))
+        candidate = self.param("candidate", layers.lecun, (width, width))
+        bias = self.param("bias", nn.initializers.zeros, (3 * width,)).astype(self.dtype)
+        updated = []
+        for a, h in zip(messages, states):
+            gate, proposed = jnp.split(layers.dot(a, message, self.dtype) + bias, [2 * width], axis=1)
+            z, r = jnp.split(nn.sigmoid(gate + layers.dot(h, gates, self.dtype)), 2, axis=1)
+            c = jnp.tanh(proposed + layers.dot(r * h, candidate, self.dtype))
+            updated.append((1 - z) * h + z * c)
+        return updated
+
+
+class MLPMixer(nn.Module):
+    """An MLP over the tokens, the same for each of the d channels (MLP-Mixer, Tolstikhin et al., NeurIPS 2021, eq. 1).
+
+        out_i = u_i + sum_k W2_ik gelu(sum_j W1_jk u_j + b1_k) + b2_i          k = 1 .. token_expansion * n
+
+    Token mixing only: the layers of the towers are what mixes channels. gelu is in its tanh form.
+
+    Attributes:
+      d_att: not read: a hidden width of 64 for a handful of tokens would be slow.
+      num_heads: not read.
+      norm: none | layer: on u_i before W1 (the paper's choice is layer).
+      dtype: of the products.
+      token_expansion: hidden units for each token; our choice.
+    """
+
+    d_att: int = 64
+    num_heads: int = 4
+    norm: str = "none"
+    dtype: jnp.dtype = jnp.float32
+    token_expansion: int = 4
+
+    @nn.compact
+    def __call__(self, tokens: Sequence[jax.Array]) -> list[jax.Array]:
+        """Mixes n tokens.
+
+        Parameters are `hidden` f32[n, 4 n] (W1), `hidden_bias` f32[4 n], `out` f32[n, 4 n] (W2) and `out_bias`
+        f32[n]; the last two start at zero. With n = 1: no parameters, the identity.
+
+        Args:
+          tokens: n arrays [B, d].
+
+        Returns:
+          n arrays [B, d], equal to `tokens` at the start.
+        """
+        n = len(tokens)
+        if n == 1:
+            return list(tokens)
+        width = self.token_expansion * n
+        kernel = self.param("hidden", layers.lecun, (n, width))
+        hidden_bias = self.param("hidden_bias", nn.initializers.zeros, (width,))
+        out = self.param("out", nn.initializers.zeros, (n, width))
+        out_bias = self.param("out_bias", nn.initializers.zeros, (n,))
+        # The products are across tokens, so here they are stacked: two matrices times [n, B * d].
+        stacked = jnp.stack(_normalize(tokens, self.norm)).reshape(n, -1)
+        hidden = nn.gelu(layers.dot(kernel.T, stacked, self.dtype) + hidden_bias[:, None].astype(self.dtype))
+        mixed = layers.dot(out, hidden, self.dtype) + out_bias[:, None].astype(self.dtype)
+        return [u + m for u, m in zip(tokens, mixed.reshape(n, *tokens[0].shape))]
+
+
+MIXERS = {
+    "cross_attention": CrossAttentionMixer,
+    "self_attention": SelfAttentionMixer,
+    "graph": GraphMixer,
+    "mlp": MLPMixer,
+    "none": None,
+}
+FIELDS = {  # which of d_att and num_heads a kind reads
+    "cross_attention": ("d_att", "num_heads"),
+    "self_attention": ("d_att", "num_heads"),
+    "graph": ("d_att",),
+    "mlp": (),
+    "none": (),
+}
+
+
+def _normalize(tokens, norm):
+    """Within a mixer: its LayerNorm, if it has one."""
+    return layers.TokenLayerNorm(name="norm")(tokens) if norm == "layer" else tokens
+
+
+def _project(tokens, kernel, dtype):
+    """Token by token: n arrays [B, in], kernel f32[n, in, out] -> n arrays [B, out]."""
+    return [layers.dot(x, w, dtype) for x, w in zip(tokens, layers.unstack(kernel))]
+
+
+def _add_projected(mixer, tokens, mixed):
+    """u_i + mixed_i Wo_i, with Wo zero at the start."""
+    out = mixer.param("out", nn.initializers.zeros, (len(tokens), mixer.d_att, tokens[0].shape[-1]))
+    return [u + m for u, m in zip(tokens, _project(mixed, out, mixer.dtype))]
+
+
+def _without(tokens, i):
+    return [x for j, x in enumerate(tokens) if j != i]
