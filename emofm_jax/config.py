@@ -82,27 +82,61 @@ def default() -> ConfigDict:
 
     # The network. docs/model.md has the formulas, and which model takes which field.
     c.model = m = ConfigDict()
-    m.name = "hmm"  # wm | hm | hmm
+    m.name = "hmm"  # wm | hm | hmm | lr | fm | deepfm | dnn | dcnv2 | edcn | final | finalmlp | destine
     m.embedding_dim = 16  # D, width of a row of the embedding table
     m.init_scale = 0.01  # standard deviation of the embedding table at the start
-    m.hidden = (512, 256, 128)  # wm: widths of the MLP
+    m.hidden = (512, 256, 128)  # wm, dnn, and the MLP of deepfm, dcnv2 and destine: widths
     m.stage1 = (256, 128)  # hm, hmm: widths of the tower of each group
     m.stage2 = (256, 128)  # hm, hmm: widths of the tower of each type
     m.am_hidden = (128, 64)  # widths of the auxiliary model
-    m.activation = "relu"  # relu | gelu | silu | tanh
+    m.activation = "relu"  # relu | gelu | silu | tanh | none
     m.norm = "none"  # in the towers: none | layer | batch
     m.dropout = 0.0  # rate, after each hidden layer
     m.mixer = ConfigDict()
-    m.mixer.kind = "cross_attention"  # cross_attention | none
+    m.mixer.kind = "cross_attention"  # cross_attention | self_attention | graph | mlp | none
     m.mixer.stages = (1, 2)  # which stages of hmm have mixers: (), (1,), (2,), (1, 2)
-    m.mixer.d_att = 64  # width of queries, keys and values, over all heads
+    m.mixer.d_att = 64  # width of queries, keys and values, over all heads; graph: of its states
     m.mixer.num_heads = 4  # H, a divisor of d_att
     m.mixer.norm = "none"  # before queries, keys and values: none | layer
     m.type_predictors = "per_type"  # per_type | shared
     m.use_ftype = True  # False removes every use of the interaction type
+    m.type_aware = False  # True: a baseline gets a copy a type and the auxiliary model, as wm, hm, hmm have
     m.drop_type = ""  # name of a type that gets no predictor
     m.am_weight = 1.0  # weight of the auxiliary model's loss
     m.am_joint = False  # True: that loss moves the embeddings too
+    m.dcnv2 = ConfigDict()
+    m.dcnv2.structure = "parallel"  # cross | stacked (MLP after it) | parallel (MLP beside it) | both
+    m.dcnv2.num_layers = 3  # cross layers
+    m.dcnv2.low_rank = 0  # rank of the experts of a cross layer; 0 = one full matrix
+    m.dcnv2.num_experts = 4  # low_rank > 0: experts of a cross layer
+    m.edcn = ConfigDict()
+    m.edcn.num_layers = 3  # pairs of a cross and a deep layer
+    m.edcn.bridge = "hadamard"  # hadamard | add | concat | attention
+    m.edcn.temperature = 1.0  # of the gates' softmax
+    m.edcn.residual = True  # cross layers add their input
+    m.final = ConfigDict()
+    m.final.block1 = (64, 64, 64)  # widths of the first block
+    m.final.block2 = (64, 64, 64)  # widths of the second block; () = one block (1B)
+    m.final.residual = "concat"  # concat (halves every width) | sum
+    m.final.gate = False  # gates of the slots before the first block
+    m.finalmlp = ConfigDict()
+    m.finalmlp.mlp1 = (64, 64, 64)  # widths of the first stream
+    m.finalmlp.mlp2 = (64, 64, 64)  # widths of the second stream
+    m.finalmlp.num_heads = 1  # of the bilinear fusion; a divisor of the last widths
+    m.finalmlp.selection = True  # gates on the features, one set a stream
+    m.finalmlp.gate_hidden = (64,)  # widths of the gates' MLPs
+    m.finalmlp.context1 = ()  # slots that the first stream's gates depend on; () = on none
+    m.finalmlp.context2 = ()  # of the second stream
+    m.destine = ConfigDict()
+    m.destine.num_layers = 2  # attention layers
+    m.destine.d_att = 64  # width of queries, keys and values, over all heads
+    m.destine.num_heads = 2  # a divisor of d_att
+    m.destine.residual = "each_layer"  # each_layer | last_layer | none
+    m.destine.scale = False  # pairwise scores are divided by sqrt(d_att / num_heads)
+    m.destine.relu = False  # on queries, keys and values
+    m.destine.attention_dropout = 0.1  # rate, on the attention's shares
+    m.destine.wide = True  # first-order weights beside it
+    m.destine.deep = True  # an MLP (`hidden`) beside it
 
     # Parameters -> better parameters. One section for the embedding table, one for everything else.
     c.optim = o = ConfigDict()
@@ -187,7 +221,7 @@ _CHOICES = {
     "compute_dtype": ("float32", "bfloat16"),
     "prepare.format": ("tabular", "libsvm", "cti", "synthetic"),
     "prepare.split": ("files", "share", "day"),
-    "model.activation": ("relu", "gelu", "silu", "tanh"),
+    "model.activation": ("relu", "gelu", "silu", "tanh", "none"),
     "model.norm": ("none", "layer", "batch"),
     "model.mixer.norm": ("none", "layer"),
     "model.type_predictors": ("per_type", "shared"),
@@ -209,6 +243,16 @@ _RANGES = {
     "model.mixer.d_att": (1, None),
     "model.mixer.num_heads": (1, None),
     "model.am_weight": (0, None),
+    "model.dcnv2.num_layers": (1, None),
+    "model.dcnv2.low_rank": (0, None),
+    "model.dcnv2.num_experts": (1, None),
+    "model.edcn.num_layers": (1, None),
+    "model.edcn.temperature": (1e-6, None),
+    "model.finalmlp.num_heads": (1, None),
+    "model.destine.num_layers": (1, None),
+    "model.destine.d_att": (1, None),
+    "model.destine.num_heads": (1, None),
+    "model.destine.attention_dropout": (0, 0.99),
     "prepare.max_rejected": (0, None),
     "prepare.day_length": (0, None),
     "prepare.seed": (0, 2**32 - 1),
@@ -238,9 +282,15 @@ _RANGES = {
         }.items()
     },
 }
+# Widths of layers; those that may be empty are marked.
+_WIDTHS = {
+    **dict.fromkeys(("hidden", "stage1", "stage2", "final.block1", "finalmlp.mlp1", "finalmlp.mlp2"), False),
+    **dict.fromkeys(("am_hidden", "final.block2", "finalmlp.gate_hidden"), True),
+}
 # Tuples, and what their elements must be.
 _ELEMENTS = {
-    **{f"model.{f}": (int, "a whole number") for f in ("hidden", "stage1", "stage2", "am_hidden", "mixer.stages")},
+    **{f"model.{f}": (int, "a whole number") for f in (*_WIDTHS, "mixer.stages")},
+    **{f"model.finalmlp.{f}": (str, "text, between quotes") for f in ("context1", "context2")},
     **{f"prepare.{f}": (str, "text, between quotes") for f in ("columns", "null_values", "types", "ignore")},
     "prepare.shares": (int | float, "a number"),
     "prepare.synthetic.rows": (int, "a whole number"),
@@ -267,16 +317,12 @@ def validate(config: ConfigDict) -> None:
             if not isinstance(element, kind):
                 raise UserError(f"config.{path}: its element {element!r} must be {said}")
     model, mixer = config.model, config.model.mixer
-    for field in ("hidden", "stage1", "stage2", "am_hidden"):
-        if any(width < 1 for width in model[field]) or not (model[field] or field == "am_hidden"):
-            raise UserError(f"config.model.{field}: {tuple(model[field])} must be positive widths")
+    for field, may_be_empty in _WIDTHS.items():
+        widths = tuple(get(model, field))
+        if any(width < 1 for width in widths) or not (widths or may_be_empty):
+            raise UserError(f"config.model.{field}: {widths} must be positive widths")
     if not set(mixer.stages) <= {1, 2}:
         raise UserError(f"config.model.mixer.stages: {tuple(mixer.stages)} may hold 1 and 2 only")
-    if mixer.d_att % mixer.num_heads:
-        raise UserError(
-            f"config.model.mixer.num_heads: {mixer.num_heads} heads do not divide d_att = {mixer.d_att}; "
-            "choose a divisor"
-        )
     for key in ("embedding", "network"):
         section = config.optim[key]
         if section.weight_decay and section.name != "adamw":

@@ -52,7 +52,7 @@ def random_rows(seed=0, rows=ROWS):
 
 def loss_of(module, variables, e, label, ftype, weight, am_weight=1.0, axis_name=None):
     """(loss, (outputs, batch statistics))"""
-    drop_type = module.drop_type
+    drop_type = getattr(module, "drop_type", -1)  # untyped models have none
     outputs, updated = module.apply(variables, e, weight, train=True, mutable=["batch_stats"])
     denominators = losses.denominators(ftype, weight, axis_name, drop_type=drop_type)
     loss, _ = losses.total(

@@ -32,7 +32,9 @@ def test_typed_models_agree_with_numpy(name, type_predictors, drop_type):
 
     params = jax.tree.map(lambda x: np.array(x, np.float64), variables["params"])
     e = np.array(e, np.float64)
-    kept = reference.sigmoid(reference.network(params, e, None if name == "wm" else cases.SIZES, num_heads=2))
+    kept = reference.sigmoid(
+        reference.network(params["network"], e, None if name == "wm" else cases.SIZES, num_heads=2)
+    )
     index = cases.TYPES.index(drop_type) if drop_type else -1
     p_given_type = np.insert(kept, index, 0.0, axis=1) if drop_type else kept
     p, p_type = reference.mixture(p_given_type, reference.auxiliary(params["auxiliary"], e), index)
@@ -62,7 +64,7 @@ def test_hmm_is_hm_where_its_mixers_are_the_identity():
     schema, (e, *_) = cases.schema_of(), cases.random_rows()
     hm, hmm = (models.make_model(schema, cases.options_of(name)) for name in ("hm", "hmm"))
     params = cases.random_variables(hmm, schema)["params"]
-    without = {"params": {k: _without_mixers(v) for k, v in params.items()}}
+    without = {"params": params | {"network": {k: _without_mixers(v) for k, v in params["network"].items()}}}
     zero = jax.tree_util.tree_map_with_path(lambda path, x: 0 * x if path[-1].key == "out" else x, params)
     p = jax.jit(lambda v, e: models.predict(hm, v, e)["p"])(without, e)
     mixed = jax.jit(lambda v, e: models.predict(hmm, v, e)["p"])
@@ -139,7 +141,7 @@ def test_the_order_of_rows_does_not_matter():
 def test_two_devices_agree_with_one():
     rows, (module, variables) = cases.random_rows(), _batch_normed()
     rows[3][7:] = 0.0  # the second device has one real row
-    many = module.clone(axis_name="data")
+    many = models.with_axis(module, "data")
     (loss, (_, stats)), (params, e) = cases.gradients(module, variables, *rows)
 
     def local(*rows):

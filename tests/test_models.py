@@ -29,8 +29,8 @@ def test_models_start_at_the_rates_of_the_train_split():
 @pytest.mark.parametrize("clicks", [(0, 0, 0, 0), (100, 0, 10, 40)])
 def test_rates_of_0_and_1_start_at_finite_logits(clicks):
     module = models.make_model(cases.schema_of(rows=(100, 0, 10, 40), clicks=clicks), cases.options_of())
-    assert np.isfinite(module.head_bias).all() and np.isfinite(module.type_bias).all()
-    assert (np.array(module.head_bias) > 0).all() == (clicks[0] > 0)
+    assert np.isfinite(module.network.head_bias).all() and np.isfinite(module.type_bias).all()
+    assert (np.array(module.network.head_bias) > 0).all() == (clicks[0] > 0)
 
 
 def test_a_type_that_training_never_showed_is_legal_and_loses_the_little_mass_it_has():
@@ -45,7 +45,7 @@ def test_a_type_that_training_never_showed_is_legal_and_loses_the_little_mass_it
 
 def test_a_schema_without_counts_starts_at_even_odds():
     module = models.make_model(cases.schema_of(rows=(), clicks=()), cases.options_of("wm"))
-    np.testing.assert_allclose(module.head_bias, [0.0] * 3, atol=1e-12)
+    np.testing.assert_allclose(module.network.head_bias, [0.0] * 3, atol=1e-12)
     np.testing.assert_allclose(np.exp(module.type_bias), [1 / 3] * 3)
 
 
@@ -91,7 +91,7 @@ def test_init_scale_is_that_of_the_type_embedding():
     schema = cases.schema_of()
     options = cases.options_of("wm", hidden=(8,), am_hidden=(), init_scale=0.5)
     variables = models.init(models.make_model(schema, options), jax.random.key(0), schema)
-    embedding = np.array(variables["params"]["type_dense"]["type_embedding"])
+    embedding = np.array(variables["params"]["network"]["type_dense"]["type_embedding"])
     assert 0.5 / 2 < np.sqrt((embedding**2).mean()) < 0.5 * 2
 
 
@@ -105,8 +105,14 @@ def test_options_may_hold_lists_as_a_config_read_back_does():
 @pytest.mark.parametrize(
     "changes,message",
     [
-        (dict(name="dmm"), "config.model.name: 'dmm' is not known; choose one of wm, hm, hmm"),
-        (dict(mixer_kind="gnn"), "config.model.mixer.kind: 'gnn' is not known; choose one of cross_attention, none"),
+        (
+            dict(name="dmm"),
+            "config.model.name: 'dmm' is not known; choose one of wm, hm, hmm, lr, fm, deepfm, dnn, dcnv2",
+        ),
+        (
+            dict(mixer_kind="gnn"),
+            "config.model.mixer.kind: 'gnn' is not known; choose one of cross_attention, self_attention",
+        ),
         (dict(activation="selu"), "config.model.activation: 'selu' is not known; choose one of relu"),
         (dict(mixer_num_heads=3), "3 heads do not divide d_att = 8; choose a divisor"),
         (dict(drop_type="sale"), "'sale' is no type of 'shop'; its types: 'view', 'cart', 'buy'"),

@@ -24,7 +24,7 @@ def one_device():
 def start():
     """Parameters of `Linear` at the start, on the host."""
     optimizers = dict.fromkeys(step_lib.SECTIONS, optax.identity())
-    options = dict(embedding_dim=DIM, init_scale=0.5, devices=one_device())
+    options = dict(table_width=DIM, init_scale=0.5, devices=one_device())
     state = step_lib.init_state(jax.random.key(3), Linear(), make_schema(), optimizers, **options)
     return step_lib.fetch(state.params)
 

@@ -29,7 +29,7 @@ def one_device():
 
 
 def make(update="lazy"):
-    options = dict(embedding_dim=DIM, init_scale=0.5, devices=one_device())
+    options = dict(table_width=DIM, init_scale=0.5, devices=one_device())
     state = step_lib.init_state(jax.random.key(0), Linear(), make_schema(), OPTIMIZERS, **options)
     return state, step_lib.make_train_step(Linear(), make_schema(), OPTIMIZERS, update=update, devices=one_device())
 
@@ -54,7 +54,7 @@ def test_memory_of_a_step_does_not_follow_the_table():
     rows, batch = 200_000, step_lib.put_batch(make_batch(0), one_device())
     slots = (*make_schema().slots[:2], Slot("item", "item", encoding="identity", rows=rows))
     schema = Schema("large", slots, rows_per_type=(0,), clicks_per_type=(0,))
-    options = dict(embedding_dim=DIM, init_scale=0.1, devices=one_device())
+    options = dict(table_width=DIM, init_scale=0.1, devices=one_device())
     init = functools.partial(step_lib.init_state, module=Linear(), schema=schema, optimizers=OPTIMIZERS, **options)
     state = jax.eval_shape(init, jax.random.key(0))
     for update, smaller in (("lazy", True), ("dense", False)):
@@ -105,7 +105,7 @@ def compare_devices(module, schema, update):
     optimizers = dict.fromkeys(step_lib.SECTIONS, optim.make_optimizer(section, 20))
     both = jax.local_devices()
     first = step_lib.init_state(
-        jax.random.key(0), module, schema, optimizers, embedding_dim=DIM, init_scale=0.5, devices=both
+        jax.random.key(0), module, schema, optimizers, table_width=DIM, init_scale=0.5, devices=both
     )
     first, ends, sums, equal = step_lib.fetch(first), [], [], True
     for devices in (both[:1], both):

@@ -4,8 +4,8 @@
     HM(x)  = MLP_2([MLP_1(x_1) .. MLP_G(x_G), type])        x_g: the embeddings of the slots of group g
     HMM(x) = HM with a mixer after every layer: across groups in stage 1, across types in stage 2
 
-Each is a set of predictors, one per interaction type, beside an auxiliary model of the type (docs/model.md,
-choices 2 to 6). Without types (`num_types = 0`) it is one predictor and nothing else.
+Each is a set of predictors, one per interaction type, which `ensemble.Typed` combines (docs/model.md, choices 2 to
+6). Without types (`num_predictors = 0`) it is one predictor and nothing else.
 """
 
 import functools
@@ -24,36 +24,28 @@ class WM(nn.Module):
 
     Attributes (those of `config.model` mean what config.py says; the others follow from the schema):
       embedding_dim: D.
-      num_types: T; 0 = untyped.
-      drop_type: index of the type without a predictor, -1 for none.
+      num_predictors: types that have a predictor; 0 = untyped.
       head_bias: logits at the start, one a predictor.
-      type_bias: type logits of the AM at the start, T numbers.
       axis_name: of the devices over which batch norm sums, or None.
       dtype: of the products; parameters, softmax, norms and logits are float32.
     """
 
     embedding_dim: int
     head_bias: Sequence[float] = (0.0,)
-    type_bias: Sequence[float] = ()
-    num_types: int = 0
-    drop_type: int = -1
+    num_predictors: int = 0
     hidden: Sequence[int] = (512, 256, 128)
-    am_hidden: Sequence[int] = (128, 64)
     activation: str = "relu"
     norm: str = "none"
     dropout: float = 0.0
     init_scale: float = 0.01
     type_predictors: str = "per_type"
-    am_joint: bool = False
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False) -> losses.Outputs:
         """f32[B, S, D], weight f32[B] or None (all 1) -> Outputs; rng `dropout`, collection `batch_stats`."""
-        x = _flat(self, e)
-        tokens = _predict_per_type(self, x, weight, self.hidden, None, "tower", train)
-        return _outputs(self, e, tokens, train)
+        return _predict_per_type(self, _flat(self, e), weight, self.hidden, None, "tower", train)
 
 
 class HM(nn.Module):
@@ -66,18 +58,14 @@ class HM(nn.Module):
     embedding_dim: int
     group_sizes: Sequence[int]
     head_bias: Sequence[float] = (0.0,)
-    type_bias: Sequence[float] = ()
-    num_types: int = 0
-    drop_type: int = -1
+    num_predictors: int = 0
     stage1: Sequence[int] = (256, 128)
     stage2: Sequence[int] = (256, 128)
-    am_hidden: Sequence[int] = (128, 64)
     activation: str = "relu"
     norm: str = "none"
     dropout: float = 0.0
     init_scale: float = 0.01
     type_predictors: str = "per_type"
-    am_joint: bool = False
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 
@@ -99,12 +87,9 @@ class HMM(nn.Module):
     embedding_dim: int
     group_sizes: Sequence[int]
     head_bias: Sequence[float] = (0.0,)
-    type_bias: Sequence[float] = ()
-    num_types: int = 0
-    drop_type: int = -1
+    num_predictors: int = 0
     stage1: Sequence[int] = (256, 128)
     stage2: Sequence[int] = (256, 128)
-    am_hidden: Sequence[int] = (128, 64)
     activation: str = "relu"
     norm: str = "none"
     dropout: float = 0.0
@@ -115,7 +100,6 @@ class HMM(nn.Module):
     mixer_num_heads: int = 4
     mixer_norm: str = "none"
     type_predictors: str = "per_type"
-    am_joint: bool = False
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 
@@ -159,47 +143,23 @@ def _two_stages(model, e, weight, make_mixers, train):
     tokens = layers.GroupDense(tuple(model.group_sizes), model.stage1[0], model.dtype, name="group_dense")(e)
     tokens = _tower(model, model.stage1, make_mixers[0], "stage1")(tokens, weight, train=train)
     x = jnp.concatenate(tokens, axis=1)  # [B, G * d]
-    tokens = _predict_per_type(model, x, weight, model.stage2, make_mixers[1], "stage2", train)
-    return _outputs(model, e, tokens, train)
+    return _predict_per_type(model, x, weight, model.stage2, make_mixers[1], "stage2", train)
 
 
 def _predict_per_type(model, x, weight, widths, make_mixer, name, train):
-    """The predictors' hidden layers on x [B, in]: one array a predictor; shared: one array, types outermost."""
-    shared = model.type_predictors == "shared"
+    """Towers and heads of the predictors on x [B, in]; shared: one of each, the types outermost in its rows."""
+    shared, predictors = model.type_predictors == "shared", model.num_predictors
     if not widths:
         raise ValueError(f"{name}: a predictor needs at least one hidden layer")
-    predictors = _num_predictors(model)
     first = typewise.TypeDense(
         widths[0], predictors, shared, model.embedding_dim, model.init_scale, model.dtype, name="type_dense"
     )
     if shared and predictors and weight is not None:
         weight = jnp.tile(weight, predictors)
-    return _tower(model, widths, make_mixer, name)(first(x), weight, train=train)
-
-
-def _num_predictors(model):
-    """How many types have a predictor; 0 if untyped."""
-    return model.num_types - (model.drop_type >= 0)
-
-
-def _outputs(model, e, tokens, train):
-    """Heads, and the auxiliary model, which sees e under stop_gradient unless `am_joint`."""
+    tokens = _tower(model, widths, make_mixer, name)(first(x), weight, train=train)
     logits = typewise.TokenHead(tuple(model.head_bias), name="head")(tokens)
-    if not model.num_types:
+    if not predictors:
         return losses.Outputs(logits[0])
-    if model.type_predictors == "shared":
-        logits = logits[0].reshape(_num_predictors(model), -1)
-    logits = jnp.stack(list(logits), axis=1)  # [B, predictors]
-    auxiliary = typewise.AuxiliaryModel(
-        tuple(model.am_hidden),
-        tuple(model.type_bias),
-        model.activation,
-        model.dropout,
-        model.dtype,
-        name="auxiliary",
-    )
-    x = _flat(model, e)
-    type_logits = auxiliary(x if model.am_joint else jax.lax.stop_gradient(x), train=train)
-    if model.drop_type >= 0:
-        logits = typewise.fill_dropped(logits, type_logits, model.drop_type)
-    return losses.Outputs(logits, type_logits)
+    if shared:
+        logits = logits[0].reshape(predictors, -1)
+    return losses.Outputs(jnp.stack(list(logits), axis=1))

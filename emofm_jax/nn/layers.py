@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from emofm_jax.nn import random
 
-ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu, "tanh": jnp.tanh}
+ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu, "tanh": jnp.tanh, "none": lambda x: x}
 BATCH_NORM_MOMENTUM = 0.9  # our choice: an average over the last 10 batches, which a run of 50 steps has reached
 NORM_EPSILON = 1e-5
 
@@ -26,7 +26,7 @@ def lecun(key: jax.Array, shape: Sequence[int]) -> jax.Array:
 
 
 def dot(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """x [B, in] times kernel [in, out] in `dtype`; accumulated in float32 by every backend, rounded once."""
+    """x [..., in] times kernel [in, out] in `dtype`; accumulated in float32 by every backend, rounded once."""
     return x.astype(dtype) @ kernel.astype(dtype)
 
 
@@ -191,6 +191,78 @@ class Tower(nn.Module):
             if i < len(self.widths):
                 tokens = TokenDense(self.widths[i], self.dtype, name=f"hidden_{i + 1}")(tokens)
         return list(tokens)
+
+
+class MLP(nn.Module):
+    """A plain tower: dense layers, each with norm, activation and dropout after it.
+
+    Attributes: as of `Tower`, but that `widths` are those of all layers.
+    """
+
+    widths: Sequence[int]
+    activation: str = "relu"
+    norm: str = "none"
+    dropout: float = 0.0
+    axis_name: str | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, weight: jax.Array | None = None, *, train: bool) -> jax.Array:
+        """[B, in] -> [B, last width], after its activation; without widths: x itself."""
+        if not self.widths:
+            return x
+        tokens = TokenDense(self.widths[0], self.dtype, name="hidden_0")([x])
+        tower = Tower(
+            tuple(self.widths[1:]),
+            self.activation,
+            self.norm,
+            self.dropout,
+            None,
+            self.axis_name,
+            self.dtype,
+            name="tower",
+        )
+        return tower(tokens, weight, train=train)[0]
+
+
+class Dense(nn.Module):
+    """x K + b.
+
+    Attributes:
+      features: width of the result.
+      use_bias: False = without b.
+      dtype: of the product.
+    """
+
+    features: int
+    use_bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., in] -> [..., features]."""
+        kernel = self.param("kernel", lecun, (x.shape[-1], self.features))
+        y = dot(x, kernel, self.dtype)
+        return (
+            y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype) if self.use_bias else y
+        )
+
+
+class Head(nn.Module):
+    """The last layer: one logit a row, in float32.
+
+    Attributes:
+      bias: logit at the start.
+    """
+
+    bias: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, in] -> f32[B]."""
+        kernel = self.param("kernel", lecun, (x.shape[-1], 1))
+        bias = self.param("bias", nn.initializers.constant(self.bias), ())
+        return (x.astype(jnp.float32) @ kernel)[:, 0] + bias
 
 
 def drop(key: jax.Array, tokens: Sequence[jax.Array], rate: float) -> list[jax.Array]:

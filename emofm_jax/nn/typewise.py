@@ -139,17 +139,13 @@ class AuxiliaryModel(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """[B, in] -> f32[B, T]; whether gradients reach x is the caller's matter."""
-        tokens = [x]
-        if self.hidden:
-            tokens = layers.TokenDense(self.hidden[0], self.dtype, name="hidden_0")(tokens)
-            tower = layers.Tower(
-                tuple(self.hidden[1:]), self.activation, "none", self.dropout, dtype=self.dtype, name="tower"
-            )
-            tokens = tower(tokens, None, train=train)
+        x = layers.MLP(tuple(self.hidden), self.activation, "none", self.dropout, dtype=self.dtype, name="mlp")(
+            x, train=train
+        )
         head = nn.Dense(
             len(self.bias),
             kernel_init=lambda key, shape, _: layers.lecun(key, shape),
             bias_init=lambda *_: jnp.asarray(self.bias, jnp.float32),
             name="head",
         )
-        return head(tokens[0].astype(jnp.float32))
+        return head(x.astype(jnp.float32))

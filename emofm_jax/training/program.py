@@ -76,7 +76,7 @@ def make_program(config: ConfigDict, schema: Schema, num_steps: int) -> Program:
             module,
             schema,
             optimizers,
-            embedding_dim=config.model.embedding_dim,
+            table_width=models.table_width(module),
             init_scale=config.model.init_scale,
             devices=devices,
         )

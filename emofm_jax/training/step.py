@@ -38,7 +38,7 @@ class TrainState(flax.struct.PyTreeNode):
 
     Attributes:
       step: i32[], steps taken.
-      params: {"embedding": f32[V, D], "network": tree}.
+      params: {"embedding": f32[V, D + extra], "network": tree}.
       opt_state: the same keys.
       stats: batch statistics of the network, may be empty.
       owner: i32[V], scratch of the sparse step; holds nothing from step to step.
@@ -59,7 +59,7 @@ def init_state(
     schema: Schema,
     optimizers: Mapping[str, optax.GradientTransformation],
     *,
-    embedding_dim: int,
+    table_width: int,
     init_scale: float,
     devices: Sequence[jax.Device] | None = None,
 ) -> TrainState:
@@ -70,7 +70,7 @@ def init_state(
       module: the network.
       schema: of the data; it lays out the table.
       optimizers: {"embedding", "network"}.
-      embedding_dim: D.
+      table_width: columns of the table, D and a model's extra ones.
       init_scale: standard deviation of the table.
       devices: that hold the replicas; by default all local ones.
     """
@@ -78,7 +78,7 @@ def init_state(
     def init(key):
         table_key, network_key = jax.random.split(key)
         variables = models.init(module, network_key, schema)
-        table = embedding.init_table(table_key, schema.offsets, schema.num_rows, embedding_dim, init_scale)
+        table = embedding.init_table(table_key, schema.offsets, schema.num_rows, table_width, init_scale)
         params = {"embedding": table, "network": variables["params"]}
         return TrainState(
             step=jnp.zeros((), jnp.int32),
@@ -151,7 +151,7 @@ def make_train_step(
         if value not in known:
             raise ValueError(f"{name} {value!r} is none of {known}")
     l2 = l2 or dict.fromkeys(SECTIONS, 0.0)
-    module = module.clone(axis_name=AXIS)
+    module = models.with_axis(module, AXIS)
     many = len(_devices(devices)) * jax.process_count() > 1
 
     def step(state: TrainState, batch: Batch):

@@ -106,8 +106,9 @@ def network(params, e, group_sizes=None, num_heads=4):
 def auxiliary(params, e):
     """p_AM(t | x) [B, T]."""
     x = e.reshape(len(e), -1)
-    first = x @ params["hidden_0"]["kernel"][0] + params["hidden_0"]["bias"][0]
-    h = tower(first[:, None], params["tower"], 1)[:, 0]
+    mlp = params["mlp"]
+    first = x @ mlp["hidden_0"]["kernel"][0] + mlp["hidden_0"]["bias"][0]
+    h = tower(first[:, None], mlp["tower"], 1)[:, 0]
     return np.array([softmax(row) for row in h @ params["head"]["kernel"] + params["head"]["bias"]])
 
 

@@ -1,0 +1,136 @@
+"""The type-wise ensemble around any network: a predictor per interaction type, combined by the AM (EMOFM).
+
+    p(y | x) = sum_t p_AM(t | x) sigmoid(logit_t(x))        logit_t: of WM, HM, HMM, or of the t-th copy of a baseline
+
+A network maps e to `Outputs` with logits f32[B, n], one column a predictor. EMOFM's own do so by themselves; `Copies`
+makes such a network of any baseline (docs/model.md, choices 6 and 9).
+
+Columns of e: [D | shared | own of predictor 1 | own of predictor 2 ..], where `network.shared_columns` are read by all
+(FinalMLP's contexts) and `network.own_columns` are first-order weights.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from emofm_jax.nn import losses, typewise
+
+
+def table_width(module: nn.Module) -> int:
+    """Columns of the embedding table that a model reads: D and its extra ones."""
+    network, predictors = module, 1
+    if isinstance(network, Typed):
+        network = network.network
+    if isinstance(network, Copies):
+        network, predictors = network.network, len(network.head_bias)
+    return (
+        module.embedding_dim + getattr(network, "shared_columns", 0) + predictors * getattr(network, "own_columns", 0)
+    )
+
+
+def with_axis(module: nn.Module, axis_name: str) -> nn.Module:
+    """The model whose batch norms sum their statistics over the devices of a pmap axis."""
+    if isinstance(module, Typed | Copies):
+        return module.clone(network=with_axis(module.network, axis_name))
+    has_axis = any(field.name == "axis_name" for field in dataclasses.fields(module))
+    return module.clone(axis_name=axis_name) if has_axis else module
+
+
+class Typed(nn.Module):
+    """A network of one predictor a type, and the auxiliary model that weighs them.
+
+    Attributes (those of `config.model` mean what config.py says; the others follow from the schema):
+      network: from e to logits f32[B, n], n types that have a predictor.
+      embedding_dim: D; the AM reads the first D columns of e.
+      type_bias: type logits of the AM at the start, T numbers.
+      drop_type: index of the type without a predictor, -1 for none.
+      dtype: of the AM's products.
+    """
+
+    network: nn.Module
+    embedding_dim: int
+    type_bias: Sequence[float]
+    drop_type: int = -1
+    am_hidden: Sequence[int] = (128, 64)
+    activation: str = "relu"
+    dropout: float = 0.0
+    am_joint: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False) -> losses.Outputs:
+        """f32[B, S, D + extra], weight f32[B] or None -> Outputs of T types; AM sees sg(e) unless `am_joint`."""
+        logits, _, aux_loss = self.network(e, weight, train=train)
+        auxiliary = typewise.AuxiliaryModel(
+            tuple(self.am_hidden), tuple(self.type_bias), self.activation, self.dropout, self.dtype, name="auxiliary"
+        )
+        x = e[..., : self.embedding_dim].reshape(e.shape[0], -1)
+        type_logits = auxiliary(x if self.am_joint else jax.lax.stop_gradient(x), train=train)
+        if self.drop_type >= 0:
+            logits = typewise.fill_dropped(logits, type_logits, self.drop_type)
+            if aux_loss is not None:
+                aux_loss = jnp.insert(aux_loss, self.drop_type, 0.0, axis=1)
+        return losses.Outputs(logits, type_logits, aux_loss)
+
+
+class Copies(nn.Module):
+    """n copies of a network, each with weights, first-order weights and batch statistics of its own.
+
+    Parameters are those of the network with a leading axis n. The copies are unrolled: on CPU n products are
+    faster than a batched one (docs/model.md, "Precision and speed").
+
+    Attributes:
+      network: from e to logits f32[B]; its `head_bias` is replaced.
+      embedding_dim: D of the table (a network may read less: LR reads none of them).
+      head_bias: logits at the start, n of them.
+    """
+
+    network: nn.Module
+    embedding_dim: int
+    head_bias: Sequence[float]
+
+    @nn.compact
+    def __call__(self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False) -> losses.Outputs:
+        """f32[B, S, D + extra], weight f32[B] or None -> Outputs with logits (and aux_loss) f32[B, n]."""
+        copies = [self.network.clone(parent=None, name=None, head_bias=(bias,)) for bias in self.head_bias]
+        inputs = [self._columns(e, t) for t in range(len(copies))]
+
+        def draw(key):
+            keys = jax.random.split(key, len(copies))
+            return _stack([copy.init(key, x[:1]) for copy, key, x in zip(copies, keys, inputs)])
+
+        params = self.param("copies", lambda key: draw(key)["params"])
+        variables = {"params": params}
+        if has_stats := getattr(self.network, "norm", "none") == "batch":
+            stats = self.variable("batch_stats", "copies", lambda: draw(self.make_rng("params"))["batch_stats"])
+            variables["batch_stats"] = stats.value
+        key = self.make_rng("dropout") if self.has_rng("dropout") else None
+        outputs, updated = [], []
+        for t, (copy, x) in enumerate(zip(copies, inputs)):
+            own = jax.tree.map(lambda leaf: leaf[t], variables)
+            rngs = {} if key is None else {"dropout": jax.random.fold_in(key, t)}
+            output, new = copy.apply(own, x, weight, train=train, rngs=rngs, mutable=["batch_stats"])
+            outputs.append(output)
+            updated.append(new)
+        if train and has_stats and not self.is_initializing():
+            stats.value = _stack(updated)["batch_stats"]
+        aux_losses = [output.aux_loss for output in outputs]
+        return losses.Outputs(
+            jnp.stack([output.logits for output in outputs], axis=1),
+            None,
+            None if aux_losses[0] is None else jnp.stack(aux_losses, axis=1),
+        )
+
+    def _columns(self, e, t):
+        """The columns of e that copy t reads."""
+        shared, own = (getattr(self.network, f"{kind}_columns", 0) for kind in ("shared", "own"))
+        start = self.embedding_dim + shared + t * own
+        pieces = [(0, self.network.embedding_dim), (self.embedding_dim, start - t * own), (start, start + own)]
+        return jnp.concatenate([e[..., first:end] for first, end in pieces], axis=-1)
+
+
+def _stack(trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
