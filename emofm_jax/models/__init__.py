@@ -5,8 +5,8 @@
     models.predict(module, variables, e)["p"]                # f32[B], the type unknown
 
 To add a model: a linen module from e to `losses.Outputs` of one predictor, whose fields are named as those of
-`config.model`, of its own section `config.model.NAME`, or of `_derive` below; and one line in `MODELS`. Columns that it reads
-beside D it declares as `shared_columns` and `own_columns` (models/ensemble.py).
+`config.model`, of its own section `config.model.NAME`, or of `_derive` below; and one line in `MODELS`. Columns that
+it reads beside D it declares as `shared_columns` and `own_columns` (models/ensemble.py).
 """
 
 import dataclasses
@@ -95,7 +95,8 @@ def dropped_type(schema: Schema, options: Mapping) -> int:
         )
     if not _is_typed(options):
         raise UserError(
-            f"config.model.drop_type: {name!r} has no meaning for {options['name']} without type_aware=True"
+            f"config.model.drop_type: {name!r} has no meaning for {options['name']} without types; "
+            "set type_aware=True, or leave drop_type empty"
         )
     if name not in schema.types:
         known = ", ".join(map(repr, schema.types)) or "none, the data are untyped"

@@ -1,6 +1,8 @@
-"""DeepFM: a factorization machine and an MLP on the same embeddings, their logits added (Guo et al., IJCAI 2017, eq. 1).
+"""DeepFM: a factorization machine and an MLP on the same embeddings (Guo et al., IJCAI 2017, arXiv 1703.04247).
 
-logit(x) = sum_s w_s + sum_{s < r} e_s . e_r + MLP([e_1 .. e_S]) + b
+    logit(x) = sum_s w_s + sum_{s < r} e_s . e_r + MLP([e_1 .. e_S]) + b
+
+The two logits are added; the first-order weights w_s are one more column of the table (models/fm.py).
 """
 
 from collections.abc import Sequence

@@ -79,7 +79,7 @@ class DESTINE(nn.Module):
         def dense(width, part, use_bias=True):
             return layers.Dense(width, use_bias, self.dtype, name=f"{name}_{part}")
 
-        # Subtracting the mean takes a bias of queries and keys away, unless relu stands between; the softmax, the unary's.
+        # Without relu the mean takes a bias of queries and keys away; the softmax always takes that of the unary away.
         q, k = (dense(self.d_att, part, self.relu)(x) for part in ("query", "key"))
         v = dense(self.d_att, "value")(x)
         if self.relu:

@@ -1,6 +1,8 @@
-"""DNN: the plain MLP that every click model is compared with (Covington et al., RecSys 2016; Zhang et al., 2016).
+"""DNN: the plain MLP that every click model is compared with (Covington et al., RecSys 2016).
 
-logit(x) = w . MLP([e_1 .. e_S]) + b
+    logit(x) = w . MLP([e_1 .. e_S]) + b
+
+WM without types; it never sees them unless `type_aware`.
 """
 
 from collections.abc import Sequence

@@ -110,7 +110,7 @@ class Copies(nn.Module):
         key = self.make_rng("dropout") if self.has_rng("dropout") else None
         outputs, updated = [], []
         for t, (copy, x) in enumerate(zip(copies, inputs)):
-            own = jax.tree.map(lambda leaf: leaf[t], variables)
+            own = jax.tree.map(lambda leaf, t=t: leaf[t], variables)
             rngs = {} if key is None else {"dropout": jax.random.fold_in(key, t)}
             output, new = copy.apply(own, x, weight, train=train, rngs=rngs, mutable=["batch_stats"])
             outputs.append(output)

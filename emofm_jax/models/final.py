@@ -1,7 +1,8 @@
 """FINAL: factorized interaction blocks, one or two, that teach each other (Zhu et al., SIGIR 2023).
 
     layer: h = [u, u * v] (residual=concat) or u + u * v (sum),  [u, v] = x W + b;  then norm, activation, dropout
-    1B: logit = y_1        2B: logit = (y_1 + y_2) / 2,  aux_loss = BCE(y_1, sg(p)) + BCE(y_2, sg(p)),  p = sigmoid(logit)
+    1B: logit = y_1
+    2B: logit = (y_1 + y_2) / 2,  p = sigmoid(logit),  aux_loss = BCE(y_1, sg(p)) + BCE(y_2, sg(p))
 
 With `gate` the first block reads [e, e * gate], the gate of a slot being linear in the same column of all slots.
 """
