@@ -29,7 +29,9 @@ from emofm_jax.errors import UserError
 _HELP = ("--help", "-help", "-h", "--helpfull")
 
 
-def run(main: Callable, define: Callable, argv: Sequence[str] | None = None) -> int:
+def run(
+    main: Callable, define: Callable, argv: Sequence[str] | None = None, more_help: Callable[[], str] | None = None
+) -> int:
     """Parses flags, calls `main(flags)` and returns the exit code.
 
     Args:
@@ -37,6 +39,7 @@ def run(main: Callable, define: Callable, argv: Sequence[str] | None = None) -> 
       define: `define(flag_values, argv)` declares the program's flags.
       argv: program name and arguments; by default `sys.argv`, which is otherwise not read: tests call this
         in-process.
+      more_help: makes a further section of `--help`.
 
     Returns:
       0; 2 after `error: ...` on stderr for a UserError, or for a file that the system refuses (a full disk, say);
@@ -47,7 +50,7 @@ def run(main: Callable, define: Callable, argv: Sequence[str] | None = None) -> 
     try:
         if any(arg in _HELP for arg in argv[1:]):
             define(flags, argv)
-            print(_help(main, flags))
+            print(_help(main, flags, more_help))
         else:
             main(_parse(flags, define, argv))
         sys.stdout.flush()
@@ -76,6 +79,11 @@ def define_config(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
         flag_values=flags,
         sys_argv=list(argv),
     )
+
+
+def overrides(flags: absl_flags.FlagValues) -> dict:
+    """{dotted path: value} of the fields of the config that the command line sets."""
+    return config_flags.get_override_values(flags["config"])
 
 
 def _parse(flags: absl_flags.FlagValues, define: Callable, argv: list[str]) -> absl_flags.FlagValues:
@@ -147,7 +155,7 @@ def _reword(error: Exception, argv: list[str]) -> str:
     return f"{where}{text}" if "; " in text else f"{where}{text}; correct it (emofm_jax/config.py lists every field)"
 
 
-def _help(main: Callable, flags: absl_flags.FlagValues) -> str:
+def _help(main: Callable, flags: absl_flags.FlagValues, more_help: Callable[[], str] | None) -> str:
     lines = [inspect.getmodule(main).__doc__.strip(), "", "Flags:"]
     for name in sorted(flags):
         flag = flags[name]
@@ -156,6 +164,8 @@ def _help(main: Callable, flags: absl_flags.FlagValues) -> str:
         lines += textwrap.wrap(
             f"--{name}: {flag.help}{default}{required}", 100, initial_indent="  ", subsequent_indent="    "
         )
+    if more_help is not None:
+        lines += ["", more_help()]
     if "config" in flags:
         lines += ["", "Fields of --config, with their defaults:", *_fields()]
     return "\n".join(lines)

@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 from absl import flags as absl_flags
@@ -52,10 +53,14 @@ def _main(flags: absl_flags.FlagValues) -> None:
     from emofm_jax.training import program as program_lib
 
     program_lib.check(config)
+    for path, what in _without_effect(config).items():
+        if path in (given := cli.overrides(flags)):
+            raise UserError(f"--config.{path}={given[path]}: it has no effect on {what}; leave it out")
     _print_differences(config)
     splits = _open_data(config)
     schema = splits["train"].schema
-    program_lib.make_program(config, schema, num_steps=1)  # fails here, before there is a workdir, or not at all
+    program = program_lib.make_program(config, schema, num_steps=1)  # fails here, before there is a workdir
+    print(f"memory of each device: at least {program_lib.check_memory(config, schema, program)}")
     _open_workdir(config, workdir, schema)
     metrics = loop.run(config, workdir, splits)
     print()
@@ -68,6 +73,19 @@ def _main(flags: absl_flags.FlagValues) -> None:
 def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
     cli.define_config(flags, argv)
     absl_flags.DEFINE_string("workdir", None, "Directory of the run; made if missing.", flag_values=flags)
+
+
+def _describe_models() -> str:
+    """What the files of models/ say of themselves, under the names of the models."""
+    from emofm_jax import models
+
+    names = {}
+    for name, model in models.MODELS.items():
+        names.setdefault(model.__module__, []).append(name)
+    lines = ["Models (--config.model.name; docs/model.md: stated by the papers, and our choices):"]
+    for module, of_module in names.items():
+        lines += ["", f"  {', '.join(of_module)}", textwrap.indent(sys.modules[module].__doc__.strip(), "    ")]
+    return "\n".join(lines)
 
 
 def _print_differences(config: ConfigDict) -> None:
@@ -177,7 +195,7 @@ def _environment() -> dict:
 
 def main(argv: list[str] | None = None) -> int:
     """The program: exit code 0, or 2 after one line of error."""
-    return cli.run(_main, _define, argv)
+    return cli.run(_main, _define, argv, more_help=_describe_models)
 
 
 if __name__ == "__main__":

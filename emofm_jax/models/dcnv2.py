@@ -1,7 +1,7 @@
 """DCNv2: a cross network with matrix weights, alone, before or beside an MLP (Wang et al., WWW 2021, arXiv 2008.13535).
 
-    x_{l+1} = x_0 * (W_l x_l + b_l) + x_l                                                          (eq. 1)
-    x_{l+1} = sum_k G_k(x_l) x_0 * (U_lk tanh(C_lk tanh(V_lk^T x_l)) + b_l) + x_l                  (eq. 4)
+    x_{l+1} = x_0 * (W_l x_l + b_l) + x_l
+    x_{l+1} = sum_k G_k(x_l) x_0 * (U_lk tanh(C_lk tanh(V_lk^T x_l)) + b_l) + x_l
 
 The second, of `low_rank` > 0, mixes experts of that rank. The paper leaves the gate open: here softmax over k of g_k .
 x_l, with g shared by the layers, as in the public implementations.

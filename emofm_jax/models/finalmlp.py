@@ -1,7 +1,7 @@
 """FinalMLP: two MLPs on differently selected features, fused bilinearly (Mao et al., AAAI 2023, arXiv 2304.00902).
 
     x_i = e * 2 sigmoid(gate_i(context_i)),  h_i = MLP_i(x_i),  i = 1, 2
-    logit = b + w_1 . h_1 + w_2 . h_2 + sum over heads k of h_1k^T W_k h_2k                        (eq. 8 to 11)
+    logit = b + w_1 . h_1 + w_2 . h_2 + sum over heads k of h_1k^T W_k h_2k
 
 context_i: embeddings of their own of the slots `context1`, `context2`, which are further columns of the one table;
 without slots, a learned vector. The halves h_ik are the heads' shares of h_i.

@@ -1,4 +1,4 @@
-"""LR and FM: logistic regression, and the factorization machine (Rendle, ICDM 2010, eq. 1 and lemma 3.1).
+"""LR and FM: logistic regression, and the factorization machine (Rendle, ICDM 2010).
 
     LR(x) = b + sum_s w_s
     FM(x) = b + sum_s w_s + sum_{s < r} e_s . e_r        the last sum is (|sum_s e_s|^2 - sum_s |e_s|^2) / 2

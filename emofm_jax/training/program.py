@@ -1,11 +1,13 @@
 """From a config to the parts of a run, and from a workdir to its state: what train, evaluate and predict share."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.extend
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -82,6 +84,49 @@ def make_program(config: ConfigDict, schema: Schema, num_steps: int) -> Program:
         )
 
     return Program(devices, init, train_step, step_lib.make_eval_step(module, schema, devices=devices))
+
+
+def check_memory(config: ConfigDict, schema: Schema, program: Program) -> str:
+    """What a device needs at the least, in words: state, gradients, and the largest array of the network, twice.
+
+    Raises:
+      UserError: it is more than the machine (an accelerator: the device) has.
+    """
+    state = jax.eval_shape(program.init)
+    needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    moved = state.params["network"] if config.optim.embedding["update"] == "lazy" else state.params
+    needed += sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(moved))
+    module = models.make_model(schema, config.model.to_dict(), compute_dtype=config.compute_dtype)
+    rows = config.data.batch_size // len(program.devices)
+    variables = {"params": state.params["network"], "batch_stats": state.stats}
+    e = jax.ShapeDtypeStruct((rows, schema.num_slots, models.table_width(module)), np.float32)
+    needed += 2 * _largest_array(jax.make_jaxpr(module.apply)(variables, e).jaxpr)
+    here = program.devices[0]
+    limit = (here.memory_stats() or {}).get("bytes_limit") if here.platform != "cpu" else None
+    where = f"{here.device_kind} has" if limit else "this machine has"
+    total = needed if limit else needed * len(program.devices)  # devices of a CPU share its memory
+    limit = limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if total > limit:
+        raise UserError(
+            f"config.model: training it needs at least {_in_words(total)} (state, gradients, the largest array of the "
+            f"network), {where} {_in_words(limit)}; choose a smaller model, embedding_dim or batch_size"
+        )
+    return _in_words(needed)
+
+
+def _largest_array(jaxpr) -> int:
+    """Bytes of the largest result in a program, calls in it included."""
+    largest = 0
+    for equation in jaxpr.eqns:
+        shapes = [v.aval for v in equation.outvars if hasattr(v.aval, "shape")]
+        largest = max([largest, *(x.size * x.dtype.itemsize for x in shapes)])
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            largest = max(largest, _largest_array(inner))
+    return largest
+
+
+def _in_words(num_bytes: float) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
 
 
 def restore(workdir: Path, program: Program, step: int | None = None) -> tuple[step_lib.TrainState, Progress]:
