@@ -147,20 +147,21 @@ def finalmlp(weights, settings):
 
 
 def destine(weights, settings):
-    params, stats = {"head": head(weights, "attn_fc")}, {}
+    out, stats = head(weights, "attn_fc"), {}
+    params = {"out_kernel": out["kernel"], "out_bias": out["bias"]}
     parts = {"query": "W_q", "key": "W_k", "value": "W_v", "unary": "W_unary", "residual": "W_res"}
     for i in range(settings["attention_layers"]):
         for ours, theirs in parts.items():
             name = f"self_attns.{i}.{theirs}"
             if f"{name}.weight" in weights:
-                params[f"attention_{i}_{ours}"] = dense(weights, name)
+                params |= {f"attention_{i}_{ours}_{part}": value for part, value in dense(weights, name).items()}
         if not settings["relu_before_att"]:  # without effect there, absent here
-            del params[f"attention_{i}_query"]["bias"], params[f"attention_{i}_key"]["bias"]
-        del params[f"attention_{i}_unary"]["bias"]  # the same for all slots, so the softmax takes it out
+            del params[f"attention_{i}_query_bias"], params[f"attention_{i}_key_bias"]
+        del params[f"attention_{i}_unary_bias"]  # the same for all slots, so the softmax takes it out
     if "W_res.weight" in weights:
-        params["residual"] = dense(weights, "W_res")
+        params |= {f"residual_{part}": value for part, value in dense(weights, "W_res").items()}
     if settings["use_wide"]:
-        params["head"]["bias"] = params["head"]["bias"] + weights["lr.bias"].reshape(())
+        params["out_bias"] = params["out_bias"] + weights["lr.bias"].reshape(())
     if settings.get("dnn_hidden_units"):
         params["mlp"], stats["mlp"] = mlp(weights, "dnn.mlp")
         params["deep_head"] = head(weights, "dnn.mlp.6")

@@ -1,0 +1,83 @@
+"""The baselines small, with their interesting options on, and rows as wide as they read."""
+
+import functools
+
+import jax
+import numpy as np
+
+from emofm_jax import config, models
+from tests import model_cases as cases
+
+# Widths that compile quickly; tanh, so that no unit can be dead.
+SMALL = {
+    "embedding_dim": cases.DIM,
+    "hidden": (6,),
+    "am_hidden": (),
+    "activation": "tanh",
+    "dcnv2.num_layers": 2,
+    "edcn.num_layers": 2,
+    "final.block1": (4,),
+    "final.block2": (4,),
+    "finalmlp.mlp1": (4,),
+    "finalmlp.mlp2": (6,),
+    "finalmlp.gate_hidden": (5,),
+    "destine.d_att": 6,
+    "destine.attention_dropout": 0.0,
+}
+RICH = {
+    "lr": {},
+    "fm": {},
+    "deepfm": {},
+    "dnn": {},
+    "dcnv2": {"dcnv2.structure": "both", "dcnv2.low_rank": 2, "dcnv2.num_experts": 2},
+    "edcn": {"edcn.bridge": "attention"},
+    "final": {"final.gate": True},
+    "finalmlp": {"finalmlp.context1": ("a0",), "finalmlp.context2": ("b0", "c1"), "finalmlp.num_heads": 2},
+    "destine": {"destine.wide": True, "destine.relu": True},
+}
+NORMED = tuple(name for name in RICH if name not in ("lr", "fm"))  # that batch norm has an effect on
+TYPED = ("deepfm", "final", "finalmlp")  # stand for all where a typed model is compiled
+
+
+def options_of(name, changes=None):
+    """`config.model` as a dict; `changes` by dotted path: {"dcnv2.low_rank": 2}."""
+    c = config.default()
+    c.model.update_from_flattened_dict({**SMALL, "name": name, **(changes or {})})
+    return c.model.to_dict()
+
+
+def make(name, changes=None, types=cases.TYPES, **more):
+    return models.make_model(cases.schema_of(types), options_of(name, changes), **more)
+
+
+@functools.cache
+def rich(name, typed=False, compute_dtype="float32"):
+    """(module, variables) with the interesting options and, where it has an effect, batch norm; nothing is zero."""
+    module = make(name, RICH[name] | {"norm": "batch", "type_aware": typed}, compute_dtype=compute_dtype)
+    variables = cases.random_variables(module, cases.schema_of())
+    if "batch_stats" in variables:
+        variables["batch_stats"] = jax.tree.map(np.abs, variables["batch_stats"])
+    return module, variables
+
+
+def rows_of(module, seed=0):
+    """[e f32[B, S, table_width], label, ftype, weight], as of `cases.random_rows`."""
+    rows = cases.random_rows(seed)
+    rng, width = np.random.default_rng(seed + 100), models.table_width(module)
+    return [rng.normal(size=(*rows[0].shape[:2], width)).astype(np.float32), *rows[1:]]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forward(module, variables, e, weight=None, key=None):
+    """(Outputs, updated statistics) of a training step's forward."""
+    rngs = {} if key is None else {"dropout": key}
+    return module.apply(variables, e, weight, train=True, rngs=rngs, mutable=["batch_stats"])
+
+
+def lowered(module, variables_like, e, train):
+    """The text of a forward; nothing is compiled."""
+
+    def of(variables, e, key):
+        return module.apply(variables, e, train=train, rngs={"dropout": key}, mutable=["batch_stats"])
+
+    return jax.jit(of).lower(variables_like, e, jax.random.key(0)).as_text()
