@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from emofm_jax import config, models
@@ -30,13 +31,13 @@ RICH = {
     "deepfm": {},
     "dnn": {},
     "dcnv2": {"dcnv2.structure": "both", "dcnv2.low_rank": 2, "dcnv2.num_experts": 2},
-    "edcn": {"edcn.bridge": "attention"},
+    "edcn": {"edcn.bridge": "attention", "edcn.num_layers": 1},
     "final": {"final.gate": True},
     "finalmlp": {"finalmlp.context1": ("a0",), "finalmlp.context2": ("b0", "c1"), "finalmlp.num_heads": 2},
-    "destine": {"destine.wide": True, "destine.relu": True},
+    "destine": {"destine.relu": True, "destine.num_layers": 1},
 }
+QUICK = {"xla_backend_optimization_level": 0}  # halves the time to compile
 NORMED = tuple(name for name in RICH if name not in ("lr", "fm"))  # that batch norm has an effect on
-TYPED = ("deepfm", "final", "finalmlp")  # stand for all where a typed model is compiled
 
 
 def options_of(name, changes=None):
@@ -51,13 +52,20 @@ def make(name, changes=None, types=cases.TYPES, **more):
 
 
 @functools.cache
-def rich(name, typed=False, compute_dtype="float32"):
-    """(module, variables) with the interesting options and, where it has an effect, batch norm; nothing is zero."""
-    module = make(name, RICH[name] | {"norm": "batch", "type_aware": typed}, compute_dtype=compute_dtype)
+def rich(name, typed=False, norm="batch", compute_dtype="float32"):
+    """(module, variables) with the interesting options on; nothing is zero."""
+    changes = RICH[name] | {"norm": norm, "type_aware": typed}
+    module = make(name, changes, compute_dtype=compute_dtype)
     variables = cases.random_variables(module, cases.schema_of())
     if "batch_stats" in variables:
         variables["batch_stats"] = jax.tree.map(np.abs, variables["batch_stats"])
     return module, variables
+
+
+def start(module):
+    """The variables of `models.init`."""
+    e = jnp.zeros((1, sum(cases.SIZES), models.table_width(module)))
+    return jax.jit(lambda key: module.init(key, e), compiler_options=QUICK)(jax.random.key(0))
 
 
 def rows_of(module, seed=0):
@@ -67,17 +75,16 @@ def rows_of(module, seed=0):
     return [rng.normal(size=(*rows[0].shape[:2], width)).astype(np.float32), *rows[1:]]
 
 
-@functools.partial(jax.jit, static_argnums=0)
+gradients = functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)(cases.gradients.__wrapped__)
+
+
+@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def forward(module, variables, e, weight=None, key=None):
     """(Outputs, updated statistics) of a training step's forward."""
     rngs = {} if key is None else {"dropout": key}
     return module.apply(variables, e, weight, train=True, rngs=rngs, mutable=["batch_stats"])
 
 
-def lowered(module, variables_like, e, train):
-    """The text of a forward; nothing is compiled."""
-
-    def of(variables, e, key):
-        return module.apply(variables, e, train=train, rngs={"dropout": key}, mutable=["batch_stats"])
-
-    return jax.jit(of).lower(variables_like, e, jax.random.key(0)).as_text()
+@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+def predict(module, variables, e):
+    return models.predict(module, variables, e)

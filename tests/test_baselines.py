@@ -21,7 +21,7 @@ def _double(tree):
 
 
 def _logits(module, variables, e):
-    return np.array(jax.jit(lambda v, e: models.predict(module, v, e)["logit"])(variables, e))
+    return np.array(baselines.predict(module, variables, e)["logit"])
 
 
 def _with_numeric_slot():
@@ -31,7 +31,7 @@ def _with_numeric_slot():
     ids = rng.integers(0, 20, (cases.ROWS, slots)).astype(np.int32)
     value = np.ones((cases.ROWS, slots), np.float32)
     value[:, 2] = rng.normal(size=cases.ROWS)
-    ours = embedding.pool(embedding.lookup(table, ids), value, (1,) * slots)
+    ours = embedding.pool(embedding.lookup(jnp.asarray(table), ids), value, (1,) * slots)
     return ours, reference_emofm.pool(_double(table), ids, _double(value), (1,) * slots)
 
 
@@ -48,7 +48,8 @@ def test_lr_and_fm_agree_with_loops_over_slots_and_pairs():
                                                  ("none", True, False)])  # fmt: skip
 def test_destine_agrees_with_loops_over_rows_heads_and_slots(residual, scale, relu):
     own = dict(residual=residual, scale=scale, relu=relu)
-    module = baselines.make("destine", {"activation": "relu", **{f"destine.{k}": v for k, v in own.items()}})
+    changes = own | {"attention_dropout": 0.5}  # of training only
+    module = baselines.make("destine", {"activation": "relu", **{f"destine.{k}": v for k, v in changes.items()}})
     variables, (ours, e) = cases.random_variables(module, cases.schema_of()), _with_numeric_slot()
     params = _double(variables["params"])
     expected = reference.destine(params, e[..., :-1], e[..., -1], num_layers=2, num_heads=2, **own)
@@ -63,16 +64,13 @@ def test_edcn_agrees_with_loops_over_rows_and_slots(bridge, residual):
     close(_logits(module, variables, e), reference.edcn(_double(variables["params"]), _double(e), num_layers=2, **own))
 
 
-def test_attention_dropout_of_destine_is_of_training_only():
+def test_attention_dropout_of_destine_is_drawn_anew_each_step():
     changes = {"deep": False, "num_layers": 1, "attention_dropout": 0.5}
     module = baselines.make("destine", {f"destine.{k}": v for k, v in changes.items()})
-    without = baselines.make("destine", {f"destine.{k}": v for k, v in changes.items() if k != "attention_dropout"})
     variables, (e, *_) = cases.random_variables(module, cases.schema_of()), baselines.rows_of(module)
     one, other, again = (baselines.forward(module, variables, e, key=jax.random.key(k))[0].logits for k in (0, 1, 0))
-    full = _logits(without, variables, e)
     np.testing.assert_array_equal(one, again)
-    assert np.abs(one - other).max() > 1e-3 and np.abs(one - full).max() > 1e-3
-    np.testing.assert_array_equal(_logits(module, variables, e), full)
+    assert np.abs(one - other).max() > 1e-3
 
 
 # Parameters that a step leaves where they are, since the batch norm after them takes out what is the same for all rows.
@@ -89,25 +87,26 @@ def _unmoved(module, start, rows):
     """Paths of the parameters that are where they were after two steps, but for rounding."""
     params = start["params"]
     for _ in range(2):
-        _, (gradient, _) = cases.gradients(module, {**start, "params": params}, *rows)
+        _, (gradient, _) = baselines.gradients(module, {**start, "params": params}, *rows)
         params = jax.tree.map(lambda x, g: x - 0.1 * np.array(g), params, gradient)
     moved = jax.tree_util.tree_map_with_path(lambda _, a, b: np.abs(a - b).max(), start["params"], params)
     paths = jax.tree_util.tree_leaves_with_path(moved)
     return {"/".join(key.key for key in path) for path, distance in paths if distance < 1e-6}
 
 
+def _norm(name):
+    return "layer" if name == "edcn" else "batch"  # EDCN's batch norms follow its gates and undo them
+
+
 @pytest.mark.parametrize("name", baselines.RICH)
 def test_every_parameter_has_moved_after_two_steps(name):
-    module, _ = baselines.rich(name)
-    if name == "edcn":  # its batch norms follow the gates and undo them
-        module = module.clone(norm="layer")
-    start = models.init(module, jax.random.key(0), cases.schema_of())
-    assert _unmoved(module, start, baselines.rows_of(module)) == STILL.get(name, set())
+    module, _ = baselines.rich(name, norm=_norm(name))
+    assert _unmoved(module, baselines.start(module), baselines.rows_of(module)) == STILL.get(name, set())
 
 
 def test_gates_of_finalmlp_without_context_are_the_biases_of_their_last_layers():
     module = baselines.make("finalmlp")
-    start, rows = models.init(module, jax.random.key(0), cases.schema_of()), baselines.rows_of(module)
+    start, rows = baselines.start(module), baselines.rows_of(module)
     # The context starts at zero, so the ReLU after it is at its corner, where its slope is 0.
     parts = ("_context", "/hidden_0/kernel", "/hidden_0/bias", "_out/kernel")
     still = {f"gate{i}{part}" for i in (1, 2) for part in parts}
@@ -118,32 +117,33 @@ def test_gates_of_finalmlp_without_context_are_the_biases_of_their_last_layers()
 
 @pytest.mark.parametrize("name", baselines.RICH)
 def test_rows_of_weight_0_and_the_order_of_rows_change_nothing(name):
-    module, variables = baselines.rich(name)
+    module, variables = baselines.rich(name, norm=_norm(name))
     e, label, ftype, weight = baselines.rows_of(module)
     weight[-3:] = 0.0
-    (loss, (outputs, stats)), (params, of_e) = cases.gradients(module, variables, e, label, ftype, weight)
+    (loss, (outputs, stats)), (params, of_e) = baselines.gradients(module, variables, e, label, ftype, weight)
     assert not np.array(of_e)[-3:].any() and np.array(of_e)[:-3].any()
     junk, labels = e.copy(), label.copy()
     junk[-3:], labels[-3:] = 1e3, np.nan
-    (loss2, (_, stats2)), gradients2 = cases.gradients(module, variables, junk, labels, ftype, weight)
+    (loss2, (_, stats2)), gradients2 = baselines.gradients(module, variables, junk, labels, ftype, weight)
     jax.tree.map(close, (loss, stats, (params, of_e)), (loss2, stats2, gradients2))
     order = np.random.default_rng(0).permutation(cases.ROWS)
-    permuted = cases.gradients(module, variables, *[x[order] for x in (e, label, ftype, weight)])
+    permuted = baselines.gradients(module, variables, *[x[order] for x in (e, label, ftype, weight)])
     outputs = jax.tree.map(lambda x: np.array(x)[order], outputs)
     jax.tree.map(close, ((loss, (outputs, stats)), (params, np.array(of_e)[order])), permuted)
 
 
 @pytest.mark.parametrize("name,typed", [*((name, False) for name in baselines.NORMED), ("finalmlp", True)])
-def test_two_devices_agree_with_one(name, typed):
+def test_two_devices_agree_with_one_whatever_stands_in_padding(name, typed):
     module, variables = baselines.rich(name, typed)
-    rows = baselines.rows_of(module)
-    rows[3][7:] = 0.0  # the second device has one real row
-    _, (outputs, stats) = cases.gradients(module, variables, *rows)[0]
+    e, _, _, weight = baselines.rows_of(module)
+    weight[7:] = 0.0  # the second device has one real row
+    outputs, stats = baselines.forward(module, variables, e, weight)
     many = models.with_axis(module, "data")
     local = lambda e, weight: many.apply(variables, e, weight, train=True, mutable=["batch_stats"])
-    halves = [x.reshape(2, cases.ROWS // 2, *x.shape[1:]) for x in (rows[0], rows[3])]
-    outputs2, stats2 = jax.jit(jax.vmap(local, axis_name="data"))(*halves)
-    jax.tree.map(lambda a, b: close(a, np.array(b).reshape(a.shape)), outputs, outputs2)
+    e[7:] = 1e3
+    halves = [x.reshape(2, cases.ROWS // 2, *x.shape[1:]) for x in (e, weight)]
+    outputs2, stats2 = jax.jit(jax.vmap(local, axis_name="data"), compiler_options=baselines.QUICK)(*halves)
+    jax.tree.map(lambda a, b: close(a[:7], np.array(b).reshape(a.shape)[:7]), outputs, outputs2)
     assert jax.tree.leaves(stats)
     jax.tree.map(lambda a, b: close(np.stack([a, a]), b), stats, stats2)
 
@@ -155,7 +155,7 @@ def test_bfloat16_stays_near_float32(name):
     rows = baselines.rows_of(module)
     made = jax.eval_shape(lambda key: models.init(half, key, cases.schema_of()), jax.random.key(0))
     assert {x.dtype for x in jax.tree.leaves(made)} == {jnp.dtype("float32")}
-    _, (full, _) = cases.gradients(module, variables, *rows)[0]
+    full, _ = baselines.forward(module, variables, rows[0], rows[3])
     low, _ = baselines.forward(half, variables, rows[0], rows[3])
     assert low.logits.dtype == jnp.float32 and not np.array_equal(low.logits, full.logits)
     assert np.linalg.norm(low.logits - full.logits) < 0.05 * np.linalg.norm(full.logits)
@@ -165,26 +165,34 @@ def test_baselines_lower_for_accelerators():
     for name in baselines.RICH:
         module = baselines.make(name, baselines.RICH[name], compute_dtype="bfloat16")
         variables = jax.eval_shape(lambda key, m=module: models.init(m, key, cases.schema_of()), jax.random.key(0))
-        rows = baselines.rows_of(module)
-        step = jax.jit(jax.value_and_grad(lambda v, m=module, rows=rows: cases.loss_of(m, v, *rows)[0]))
-        text = step.trace(variables).lower(lowering_platforms=("cuda", "tpu")).as_text()
+        step = jax.jit(jax.value_and_grad(lambda v, *rows, m=module: cases.loss_of(m, v, *rows)[0]))
+        text = step.trace(variables, *baselines.rows_of(module)).lower(lowering_platforms=("cuda", "tpu")).as_text()
         assert ("bf16" in text) == (name in baselines.NORMED), name
+
+
+def _heads_of_final(module, variables, e, weight):
+    heads = ("block1_head", "block2_head")
+
+    def apply(variables, e, weight):
+        return module.apply(variables, e, weight, train=True, mutable=["batch_stats", "intermediates"],
+                            capture_intermediates=lambda layer, _: layer.name in heads)[1]  # fmt: skip
+
+    seen = jax.jit(apply, compiler_options=baselines.QUICK)(variables, e, weight)["intermediates"]
+    return [_double(seen[head]["__call__"][0]) for head in heads]
 
 
 def test_the_blocks_of_final_teach_each_other_in_training_only():
     module, variables = baselines.rich("final")
     e, label, ftype, weight = baselines.rows_of(module)
     weight[-4:] = 0.0
-    (loss, (outputs, _)), _ = cases.gradients(module, variables, e, label, ftype, weight)
-    assert module.apply(variables, e).aux_loss is None
-    seen = module.apply(variables, e, weight, train=True, mutable=["batch_stats", "intermediates"],
-                        capture_intermediates=lambda layer, _: layer.name in ("block1_head", "block2_head"))[1]  # fmt: skip
-    y1, y2 = (_double(seen["intermediates"][f"block{i}_head"]["__call__"][0]) for i in (1, 2))
+    (loss, (outputs, _)), _ = baselines.gradients(module, variables, e, label, ftype, weight)
+    assert jax.eval_shape(module.apply, variables, e).aux_loss is None
+    y1, y2 = _heads_of_final(module, variables, e, weight)
     p = reference_emofm.sigmoid((y1 + y2) / 2)
     entropy = lambda p, y: -p * np.log(reference_emofm.sigmoid(y)) - (1 - p) * np.log(1 - reference_emofm.sigmoid(y))
     taught = entropy(p, y1) + entropy(p, y2)
     close(outputs.logits, (y1 + y2) / 2)
     close(outputs.aux_loss, taught)
     close(loss, np.sum((entropy(label, (y1 + y2) / 2) + taught) * weight) / weight.sum())
-    slope = jax.grad(lambda y1, y2: final_lib.distill(y1, y2).sum())(np.float32(y1), np.float32(y2))
+    slope = jax.jit(jax.grad(lambda y1, y2: final_lib.distill(y1, y2).sum()))(np.float32(y1), np.float32(y2))
     close(slope, reference_emofm.sigmoid(y1) - p)  # p teaches and does not learn

@@ -104,9 +104,10 @@ class Copies(nn.Module):
 
         params = self.param("copies", lambda key: draw(key)["params"])
         variables = {"params": params}
-        if has_stats := getattr(self.network, "norm", "none") == "batch":
-            stats = self.variable("batch_stats", "copies", lambda: draw(self.make_rng("params"))["batch_stats"])
-            variables["batch_stats"] = stats.value
+        if self.is_initializing() and (start := draw(self.make_rng("params")).get("batch_stats")):
+            self.put_variable("batch_stats", "copies", start)
+        if has_stats := self.has_variable("batch_stats", "copies"):
+            variables["batch_stats"] = self.get_variable("batch_stats", "copies")
         key = self.make_rng("dropout") if self.has_rng("dropout") else None
         outputs, updated = [], []
         for t, (copy, x) in enumerate(zip(copies, inputs)):
@@ -116,7 +117,7 @@ class Copies(nn.Module):
             outputs.append(output)
             updated.append(new)
         if train and has_stats and not self.is_initializing():
-            stats.value = _stack(updated)["batch_stats"]
+            self.put_variable("batch_stats", "copies", _stack(updated)["batch_stats"])
         aux_losses = [output.aux_loss for output in outputs]
         return losses.Outputs(
             jnp.stack([output.logits for output in outputs], axis=1),

@@ -27,19 +27,19 @@ def destine(params, e, first_order, *, num_layers, num_heads, residual, scale, r
         for i in range(num_layers):
             x = _disentangled(params, f"attention_{i}", x, num_heads, scale, relu, residual == "each_layer")
         if residual == "last_layer":
-            x = x + _dense(params["residual"], e[b])
-        mlp, deep = params["mlp"]["hidden_0"], params["deep_head"]
+            x = x + _named(params, "residual", e[b])
+        mlp = params["mlp"]["hidden_0"]
         hidden = np.maximum(e[b].ravel() @ mlp["kernel"][0] + mlp["bias"][0], 0)
-        logits[b] = _head(params["head"], x.ravel()) + _head(deep, hidden) + first_order[b].sum()
+        logits[b] = _named(params, "out", x.ravel())[0] + _head(params["deep_head"], hidden) + first_order[b].sum()
     return logits
 
 
 def _disentangled(params, name, x, num_heads, scale, relu, add_input):
     """One layer: x [S, d] -> [S, d_att]."""
-    q, k, v = (_dense(params[f"{name}_{part}"], x) for part in ("query", "key", "value"))
+    q, k, v = (_named(params, f"{name}_{part}", x) for part in ("query", "key", "value"))
     if relu:
         q, k, v = (np.maximum(y, 0) for y in (q, k, v))
-    unary = _dense(params[f"{name}_unary"], x)  # [S, H]
+    unary = _named(params, f"{name}_unary", x)  # [S, H]
     slots, d_head = len(x), q.shape[1] // num_heads
     out = np.zeros_like(v)
     for head in range(num_heads):
@@ -51,13 +51,13 @@ def _disentangled(params, name, x, num_heads, scale, relu, add_input):
             pairwise = softmax(scores / np.sqrt(d_head) if scale else scores)
             for j in range(slots):
                 out[i, at] += (pairwise[j] + of_slot[j]) * v[j, at]
-    return out + _dense(params[f"{name}_residual"], x) if add_input else out
+    return out + _named(params, f"{name}_residual", x) if add_input else out
 
 
 def edcn(params, e, *, num_layers, bridge, temperature, residual):
     """Regulation, cross and deep layer, bridge, `num_layers` times -> logits [B]."""
     batch, slots, dim = e.shape
-    logits = np.zeros(batch)
+    logits, first = np.zeros(batch), None
     for b in range(batch):
         z = e[b].ravel()
         for i in range(num_layers):
@@ -81,6 +81,10 @@ def edcn(params, e, *, num_layers, bridge, temperature, residual):
 
 def _dense(layer, x):
     return x @ layer["kernel"] + layer.get("bias", 0.0)
+
+
+def _named(params, name, x):
+    return x @ params[f"{name}_kernel"] + params.get(f"{name}_bias", 0.0)
 
 
 def _head(layer, x):

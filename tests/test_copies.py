@@ -1,0 +1,152 @@
+"""Baselines made type-aware: copies that are what separate networks would be, and what a row of a type reaches."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from emofm_jax import models
+from tests import baseline_cases as baselines
+from tests import model_cases as cases
+from tests.reference import emofm as reference
+
+close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6)
+D, T = cases.DIM, len(cases.TYPES)
+# One that has first-order columns, one that has an aux_loss, one that has shared columns; the last two batch norm.
+NORMS = {"deepfm": "none", "final": "batch", "finalmlp": "batch"}
+
+
+def _typed(name):
+    return baselines.rich(name, True, NORMS[name])
+
+
+@functools.cache
+def _result(name, only=None):
+    """(loss, outputs, statistics, gradient of the copies, gradient of e); `only` rows of this type have weight."""
+    module, variables = _typed(name)
+    e, label, ftype, weight = baselines.rows_of(module)
+    if only is not None:
+        weight[ftype != only] = 0.0
+    (loss, (outputs, stats)), (params, of_e) = baselines.gradients(module, variables, e, label, ftype, weight)
+    return loss, outputs, stats, params["network"]["copies"], np.array(of_e)
+
+
+def _columns(name, e, t, kept=T):
+    """What copy t of `kept` reads: D, the contexts, its own first-order weight."""
+    shared, own = {"deepfm": (0, 1), "final": (0, 0), "finalmlp": (2 * D, 0)}[name]
+    assert e.shape[-1] == D + shared + kept * own
+    return np.concatenate([e[..., : D + shared], e[..., D + shared :][..., t * own : (t + 1) * own]], axis=-1)
+
+
+def _slice(tree, t):
+    return jax.tree.map(lambda x: x[t], tree)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_copies_are_separate_networks(name):
+    module, variables = _typed(name)
+    e, _, _, weight = baselines.rows_of(module)
+    _, outputs, stats, *_ = _result(name)
+    assert outputs.logits.shape == (cases.ROWS, T)
+    for t in range(T):
+        alone = {key: _slice(tree["network"]["copies"], t) for key, tree in variables.items()}
+        output, updated = baselines.forward(module.network.network, alone, _columns(name, e, t), weight)
+        close(outputs.logits[:, t], output.logits)
+        if name == "final":
+            close(outputs.aux_loss[:, t], output.aux_loss)
+        if NORMS[name] == "batch":
+            jax.tree.map(close, _slice(stats["batch_stats"]["network"]["copies"], t), updated["batch_stats"])
+    assert (outputs.aux_loss is None) == (name != "final")
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_a_row_of_a_type_teaches_its_copy_only(name):
+    _, variables = _typed(name)
+    for only in range(T):
+        _, _, stats, copies, of_e = _result(name, only)
+        for t in range(T):
+            reached = [np.any(x) for x in jax.tree.leaves(_slice(copies, t))]
+            assert any(reached) == (t == only)
+            if name == "deepfm":  # first-order weights are the copy's own
+                assert of_e[..., D + t].any() == (t == only)
+        moved = jax.tree.map(lambda a, b: np.abs(a - b).max(axis=1) > 0, variables.get("batch_stats", {}),
+                             stats.get("batch_stats", {}))  # fmt: skip
+        assert all(np.all(x) for x in jax.tree.leaves(moved)), "all rows are in the statistics of every copy"
+    unknown = _result(name, -1)
+    assert all(any(np.any(x) for x in jax.tree.leaves(_slice(unknown[3], t))) for t in range(T))
+    if name == "finalmlp":  # its contexts are shared: whatever the type
+        for only in range(T):
+            assert _result(name, only)[4][..., D:].any()
+
+
+def test_first_order_columns_and_the_auxiliary_model_read_their_own():
+    module, variables = _typed("deepfm")
+    e, *_ = baselines.rows_of(module)
+    base = baselines.predict(module, variables, e)
+    for t in range(T):
+        changed = e.copy()
+        changed[..., D + t] += 1.0
+        other = baselines.predict(module, variables, changed)
+        differ = np.abs(base["p_given_type"] - other["p_given_type"]).max(axis=0) > 1e-3
+        assert list(np.flatnonzero(differ)) == [t]
+        np.testing.assert_array_equal(base["p_type"], other["p_type"])
+    e[..., 0] += 1.0
+    assert np.abs(base["p_type"] - baselines.predict(module, variables, e)["p_type"]).max() > 1e-3
+
+
+def test_a_dropped_type_has_no_copy_and_no_column():
+    changes = {"type_aware": True, "drop_type": "cart"}
+    module = baselines.make("deepfm", changes)
+    variables = cases.random_variables(module, cases.schema_of())
+    assert models.table_width(module) == D + T - 1
+    assert {x.shape[0] for x in jax.tree.leaves(variables["params"]["network"]["copies"])} == {T - 1}
+    e, *_ = baselines.rows_of(module)
+    ours = baselines.predict(module, variables, e)
+    logits = np.zeros((cases.ROWS, T))
+    for copy, t in enumerate((0, 2)):
+        alone = {"params": _slice(variables["params"]["network"]["copies"], copy)}
+        own = _columns("deepfm", e, copy, kept=T - 1)
+        logits[:, t] = baselines.forward(module.network.network, alone, own)[0].logits
+    params = jax.tree.map(lambda x: np.array(x, np.float64), variables["params"]["auxiliary"])
+    scores = e[..., :D].reshape(cases.ROWS, -1).astype(np.float64) @ params["head"]["kernel"] + params["head"]["bias"]
+    p_type = np.array([reference.softmax(row) for row in scores])
+    p, p_type = reference.mixture(reference.sigmoid(logits), p_type, 1)
+    close(ours["p"], p)
+    close(ours["p_type"], p_type)
+
+
+def test_a_row_is_charged_the_aux_loss_of_its_type():
+    _, outputs, *_ = _result("final")
+    module, _ = _typed("final")
+    _, label, ftype, weight = baselines.rows_of(module)
+    p_type = np.array([reference.softmax(row) for row in np.array(outputs.type_logits, np.float64)])
+    p_given_type = reference.sigmoid(np.array(outputs.logits, np.float64))
+    expected = reference.loss(p_given_type, p_type, label, ftype, weight, am_weight=1.0)
+    aux_loss = np.array(outputs.aux_loss, np.float64)
+    for b in range(cases.ROWS):
+        charged = aux_loss[b, ftype[b]] if ftype[b] >= 0 else p_type[b] @ aux_loss[b]
+        expected += weight[b] * charged / weight.sum()
+    close(_result("final")[0], expected)
+
+
+def test_dropout_differs_between_copies():
+    def logits(rate):
+        module = baselines.make("dnn", {"type_aware": True, "dropout": rate})
+        variables = cases.random_variables(module, cases.schema_of())
+        copies = variables["params"]["network"]["copies"]
+        variables["params"]["network"]["copies"] = jax.tree.map(lambda x: np.stack([x[0]] * T), copies)
+        e, *_ = baselines.rows_of(module)
+        return np.array(baselines.forward(module, variables, e, key=jax.random.key(0))[0].logits)
+
+    same, dropped = logits(0.0), logits(0.5)
+    close(same, np.repeat(same[:, :1], T, axis=1))
+    assert min(np.abs(dropped[:, t] - dropped[:, u]).max() for t, u in ((0, 1), (0, 2), (1, 2))) > 1e-3
+
+
+def test_copies_of_a_network_without_batch_norm_have_no_statistics():
+    changes = {"type_aware": True, "norm": "batch", "dcnv2.structure": "cross"}  # no MLP, so nothing is normed
+    module = baselines.make("dcnv2", changes)
+    assert jax.eval_shape(lambda key: models.init(module, key, cases.schema_of()), jax.random.key(0)).keys() == {
+        "params"
+    }
