@@ -41,7 +41,7 @@ MODELS = {
     },
     "wm": {},
     "hm": {},
-    "hmm": {},
+    "hmm": {"mixer": {"d_att": 16, "num_heads": 1}},
 }
 EMBEDDING_L2 = {"lr": 1e-5, "fm": 5e-6, "final": 0.1}  # 0.05 otherwise
 NETWORK_L2 = {"lr": 1e-5, "fm": 5e-6}

@@ -1,7 +1,8 @@
 """Quickstart: EMOFM on CTI-like synthetic data whose truth is known.
 
     python -m emofm_jax.train --config=experiments/quickstart.py --workdir=runs/quickstart
-    python -m emofm_jax.train --config=experiments/quickstart.py:wm --workdir=runs/wm      # wm, hm, hmm, dnn
+    python -m emofm_jax.train --config=experiments/quickstart.py:wm --workdir=runs/wm          # any model's name
+    python -m emofm_jax.train --config=experiments/quickstart.py:dcnv2_typed --workdir=runs/t  # a baseline that knows types
 
 Claim: typed predictors come close to what is attainable when the type is hidden at test time, and mixers make up for
 the split into groups. Expected on the test split, mean +/- sd of seeds 0, 1, 2, share of the attainable AUC lift:
@@ -13,6 +14,7 @@ from emofm_jax import config
 
 
 def get_config(arg: str = "hmm"):
+    name, typed = arg.removesuffix("_typed"), arg.endswith("_typed")
     c = config.default()
     c.name = "quickstart"
     c.data.dir = "data/quickstart"
@@ -20,12 +22,14 @@ def get_config(arg: str = "hmm"):
 
     c.prepare.format = "synthetic"
 
-    c.model.name = "wm" if arg == "dnn" else arg
-    c.model.use_ftype = arg != "dnn"
+    c.model.name = name
+    c.model.type_aware = typed
     c.model.stage1 = (256,)
+    c.model.final.block1 = c.model.final.block2 = (512, 256, 128)
+    c.model.finalmlp.mlp1 = c.model.finalmlp.mlp2 = (512, 256, 128)
 
     c.optim.embedding.learning_rate = 0.02
     c.optim.embedding.schedule = "cosine"
-    c.optim.network.learning_rate = 1e-3 if arg == "dnn" else 2e-3
+    c.optim.network.learning_rate = 2e-3 if typed or name in ("wm", "hm", "hmm") else 1e-3
     c.optim.network.schedule = "cosine"
     return c

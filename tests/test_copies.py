@@ -1,35 +1,19 @@
 """Baselines made type-aware: copies that are what separate networks would be, and what a row of a type reaches."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
 
 from emofm_jax import models
+from emofm_jax.nn import losses
 from tests import baseline_cases as baselines
 from tests import model_cases as cases
 from tests.reference import emofm as reference
 
 close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6)
 D, T = cases.DIM, len(cases.TYPES)
-# One that has first-order columns, one that has an aux_loss, one that has shared columns; the last two batch norm.
-NORMS = {"deepfm": "none", "final": "batch", "finalmlp": "batch"}
-
-
-def _typed(name):
-    return baselines.rich(name, True, NORMS[name])
-
-
-@functools.cache
-def _result(name, only=None):
-    """(loss, outputs, statistics, gradient of the copies, gradient of e); `only` rows of this type have weight."""
-    module, variables = _typed(name)
-    e, label, ftype, weight = baselines.rows_of(module)
-    if only is not None:
-        weight[ftype != only] = 0.0
-    (loss, (outputs, stats)), (params, of_e) = baselines.gradients(module, variables, e, label, ftype, weight)
-    return loss, outputs, stats, params["network"]["copies"], np.array(of_e)
+# With first-order columns, with an aux_loss, with shared columns; all have batch norm.
+NAMES = ("deepfm", "final", "finalmlp")
 
 
 def _columns(name, e, t, kept=T):
@@ -43,45 +27,38 @@ def _slice(tree, t):
     return jax.tree.map(lambda x: x[t], tree)
 
 
-@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("name", NAMES)
 def test_copies_are_separate_networks(name):
-    module, variables = _typed(name)
+    module, variables = baselines.rich(name, True)
     e, _, _, weight = baselines.rows_of(module)
-    _, outputs, stats, *_ = _result(name)
-    assert outputs.logits.shape == (cases.ROWS, T)
+    outputs, stats = baselines.forward(module, variables, e, weight)
+    assert outputs.logits.shape == (cases.ROWS, T) and (outputs.aux_loss is None) == (name != "final")
     for t in range(T):
         alone = {key: _slice(tree["network"]["copies"], t) for key, tree in variables.items()}
         output, updated = baselines.forward(module.network.network, alone, _columns(name, e, t), weight)
         close(outputs.logits[:, t], output.logits)
         if name == "final":
             close(outputs.aux_loss[:, t], output.aux_loss)
-        if NORMS[name] == "batch":
-            jax.tree.map(close, _slice(stats["batch_stats"]["network"]["copies"], t), updated["batch_stats"])
-    assert (outputs.aux_loss is None) == (name != "final")
+        jax.tree.map(close, _slice(stats["batch_stats"]["network"]["copies"], t), updated["batch_stats"])
 
 
-@pytest.mark.parametrize("name", NORMS)
-def test_a_row_of_a_type_teaches_its_copy_only(name):
-    _, variables = _typed(name)
-    for only in range(T):
-        _, _, stats, copies, of_e = _result(name, only)
+def test_a_row_of_a_type_teaches_its_copy_only():
+    module, variables = baselines.rich("deepfm", True)
+    e, label, ftype, weight = baselines.rows_of(module)
+    for only in (*range(T), -1):
+        (_, _), (params, of_e) = baselines.gradients(module, variables, e, label, ftype, weight * (ftype == only))
         for t in range(T):
-            reached = [np.any(x) for x in jax.tree.leaves(_slice(copies, t))]
-            assert any(reached) == (t == only)
-            if name == "deepfm":  # first-order weights are the copy's own
-                assert of_e[..., D + t].any() == (t == only)
-        moved = jax.tree.map(lambda a, b: np.abs(a - b).max(axis=1) > 0, variables.get("batch_stats", {}),
-                             stats.get("batch_stats", {}))  # fmt: skip
-        assert all(np.all(x) for x in jax.tree.leaves(moved)), "all rows are in the statistics of every copy"
-    unknown = _result(name, -1)
-    assert all(any(np.any(x) for x in jax.tree.leaves(_slice(unknown[3], t))) for t in range(T))
-    if name == "finalmlp":  # its contexts are shared: whatever the type
-        for only in range(T):
-            assert _result(name, only)[4][..., D:].any()
+            reached = [np.any(x) for x in jax.tree.leaves(_slice(params["network"]["copies"], t))]
+            assert any(reached) == (only in (t, -1))  # of unknown type: all of them
+            assert np.any(of_e[..., D + t]) == (only in (t, -1))  # first-order weights are the copy's own
+    # Statistics are over the rows of every type.
+    _, stats = baselines.forward(module, variables, e, weight * (ftype == 0))
+    moved = jax.tree.map(lambda a, b: np.any(a != b, axis=-1), variables["batch_stats"], stats["batch_stats"])
+    assert all(np.all(x) for x in jax.tree.leaves(moved))
 
 
 def test_first_order_columns_and_the_auxiliary_model_read_their_own():
-    module, variables = _typed("deepfm")
+    module, variables = baselines.rich("deepfm", True)
     e, *_ = baselines.rows_of(module)
     base = baselines.predict(module, variables, e)
     for t in range(T):
@@ -117,9 +94,11 @@ def test_a_dropped_type_has_no_copy_and_no_column():
 
 
 def test_a_row_is_charged_the_aux_loss_of_its_type():
-    _, outputs, *_ = _result("final")
-    module, _ = _typed("final")
-    _, label, ftype, weight = baselines.rows_of(module)
+    module, variables = baselines.rich("final", True)
+    e, label, ftype, weight = baselines.rows_of(module)
+    outputs, _ = baselines.forward(module, variables, e, weight)
+    of_all = losses.denominators(ftype, weight, None, drop_type=-1)
+    total, _ = losses.total(outputs, label, ftype, weight, am_weight=1.0, drop_type=-1, denominators=of_all)
     p_type = np.array([reference.softmax(row) for row in np.array(outputs.type_logits, np.float64)])
     p_given_type = reference.sigmoid(np.array(outputs.logits, np.float64))
     expected = reference.loss(p_given_type, p_type, label, ftype, weight, am_weight=1.0)
@@ -127,7 +106,7 @@ def test_a_row_is_charged_the_aux_loss_of_its_type():
     for b in range(cases.ROWS):
         charged = aux_loss[b, ftype[b]] if ftype[b] >= 0 else p_type[b] @ aux_loss[b]
         expected += weight[b] * charged / weight.sum()
-    close(_result("final")[0], expected)
+    close(total, expected)
 
 
 def test_dropout_differs_between_copies():

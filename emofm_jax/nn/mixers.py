@@ -217,13 +217,13 @@ class MLPMixer(nn.Module):
     num_heads: int = 4
     norm: str = "none"
     dtype: jnp.dtype = jnp.float32
-    token_expansion: int = 4
+    token_expansion: int = 2
 
     @nn.compact
     def __call__(self, tokens: Sequence[jax.Array]) -> list[jax.Array]:
         """Mixes n tokens.
 
-        Parameters are `hidden` f32[n, 4 n] (W1), `hidden_bias` f32[4 n], `out` f32[n, 4 n] (W2) and `out_bias`
+        Parameters are `hidden` f32[n, 2 n] (W1), `hidden_bias` f32[2 n], `out` f32[n, 2 n] (W2) and `out_bias`
         f32[n]; the last two start at zero. With n = 1: no parameters, the identity.
 
         Args:
