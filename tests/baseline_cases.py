@@ -89,3 +89,15 @@ def forward(module, variables, e, weight=None, key=None):
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def predict(module, variables, e):
     return models.predict(module, variables, e)
+
+
+def lowered(name, changes, train=True, types=()):
+    """The text of a forward, in training or as `predict` has it; nothing is compiled."""
+    module = make(name, changes, types)
+    like = jax.eval_shape(lambda key: models.init(module, key, cases.schema_of(types)), jax.random.key(0))
+    e = jnp.zeros((cases.ROWS, sum(cases.SIZES), models.table_width(module)))
+
+    def of(variables, e, key):
+        return module.apply(variables, e, train=train, rngs={"dropout": key}, mutable=["batch_stats"])
+
+    return jax.jit(of).lower(like, e, jax.random.key(0)).as_text()

@@ -165,8 +165,9 @@ def test_baselines_lower_for_accelerators():
     for name in baselines.RICH:
         module = baselines.make(name, baselines.RICH[name], compute_dtype="bfloat16")
         variables = jax.eval_shape(lambda key, m=module: models.init(m, key, cases.schema_of()), jax.random.key(0))
-        step = jax.jit(jax.value_and_grad(lambda v, *rows, m=module: cases.loss_of(m, v, *rows)[0]))
-        text = step.trace(variables, *baselines.rows_of(module)).lower(lowering_platforms=("cuda", "tpu")).as_text()
+        apply = jax.jit(lambda v, e, m=module: m.apply(v, e, train=True, mutable=["batch_stats"]))
+        e, *_ = baselines.rows_of(module)
+        text = apply.trace(variables, e).lower(lowering_platforms=("cuda", "tpu")).as_text()
         assert ("bf16" in text) == (name in baselines.NORMED), name
 
 

@@ -20,6 +20,25 @@ from emofm_jax.errors import UserError
         ("prepare.columns", (None,), "config.prepare.columns: its element None"),
         ("prepare.day_length", -1, "config.prepare.day_length: -1 is out of range"),
         ("prepare.seed", -1, "config.prepare.seed: -1 is out of range"),
+        *(
+            (f"model.{field}", 0, f"config.model.{field}: 0 is out of range; it must be at least 1")
+            for field in (
+                "dcnv2.num_layers",
+                "dcnv2.num_experts",
+                "edcn.num_layers",
+                "destine.num_layers",
+                "destine.d_att",
+                "destine.num_heads",
+                "finalmlp.num_heads",
+            )
+        ),
+        ("model.dcnv2.low_rank", -1, "config.model.dcnv2.low_rank: -1 is out of range"),
+        ("model.edcn.temperature", 0.0, "config.model.edcn.temperature: 0.0 is out of range"),
+        ("model.destine.attention_dropout", 1.0, "config.model.destine.attention_dropout: 1.0 is out of range"),
+        ("model.final.block1", (), "config.model.final.block1: () must be positive widths"),
+        ("model.final.block2", (4, 0), "config.model.final.block2: (4, 0) must be positive widths"),
+        ("model.finalmlp.mlp2", (), "config.model.finalmlp.mlp2: () must be positive widths"),
+        ("model.finalmlp.context1", (3,), "config.model.finalmlp.context1: its element 3 must be text, between quotes"),
         ("train.monitor", "accuracy", "choose one of '', 'auc', 'logloss', 'auc - logloss'"),
     ],
 )

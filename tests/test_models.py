@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from emofm_jax import models
+from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.errors import UserError
+from tests import baseline_cases as baselines
 from tests import model_cases as cases
 
 
@@ -87,6 +89,75 @@ def _predictions(name, **change):
     return [np.array(x) for x in apply(variables, e) if x is not None]
 
 
+# Option of a section -> another value, and what else must be set for it to have an effect.
+OWN = {
+    "dcnv2": {
+        **{f"structure={value}": (value, {}) for value in ("cross", "stacked", "both")},
+        "num_layers": (1, {}),
+        "low_rank": (2, {}),
+        "num_experts": (2, {"low_rank": 2}),
+    },
+    "edcn": {
+        **{f"bridge={value}": (value, {}) for value in ("add", "concat", "attention")},
+        "num_layers": (1, {}),
+        "temperature": (2.0, {}),
+        "residual": (False, {}),
+    },
+    "final": {
+        "block1": ((6,), {}),
+        "block2": ((6,), {}),
+        "block2=()": ((), {}),
+        "residual": ("sum", {}),
+        "gate": (True, {}),
+    },
+    "finalmlp": {
+        "mlp1": ((6,), {}),
+        "mlp2": ((4,), {}),
+        "num_heads": (2, {}),
+        "selection": (False, {}),
+        "gate_hidden": ((3,), {}),
+        "context1": (("a0",), {}),
+        "context2": (("a0",), {"context1": ("a0",)}),
+    },
+    "destine": {
+        **{f"residual={value}": (value, {}) for value in ("last_layer", "none")},
+        "num_layers": (1, {}),
+        "d_att": (4, {}),
+        "num_heads": (1, {}),
+        "scale": (True, {}),
+        "relu": (True, {}),
+        "attention_dropout": (0.3, {}),
+        "wide": (False, {}),
+        "deep": (False, {}),
+    },
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_every_option_of_a_section_changes_its_model(name):
+    for option, (value, needed) in OWN[name].items():
+        base = {f"{name}.{key}": x for key, x in needed.items()}
+        changed = base | {f"{name}.{option.split('=')[0]}": value}
+        assert _lowered(name, tuple(base.items())) != _lowered(name, tuple(changed.items())), option
+        if option == "attention_dropout":
+            assert baselines.lowered(name, base, train=False) == baselines.lowered(name, changed, train=False)
+    assert {option.split("=")[0] for option in OWN[name]} == set(baselines.options_of(name)[name])
+
+
+@functools.cache
+def _lowered(name, changes):
+    return baselines.lowered(name, dict(changes))
+
+
+def test_every_kind_of_mixer_and_type_awareness_change_the_model():
+    shallow = {"name": "hmm", "stage1": (8,), "stage2": (7,), "mixer.d_att": 8, "mixer.num_heads": 2}
+    kinds = ("cross_attention", "self_attention", "graph", "mlp", "none")
+    texts = {baselines.lowered("hmm", shallow | {"mixer.kind": kind}, types=cases.TYPES) for kind in kinds}
+    assert len(texts) == len(kinds)
+    one, typed = (baselines.lowered("dnn", {"type_aware": value}, types=cases.TYPES) for value in (False, True))
+    assert one != typed
+
+
 def test_init_scale_is_that_of_the_type_embedding():
     schema = cases.schema_of()
     options = cases.options_of("wm", hidden=(8,), am_hidden=(), init_scale=0.5)
@@ -123,6 +194,46 @@ def test_a_users_mistake_gets_one_line(changes, message):
     with pytest.raises(UserError) as error:
         models.make_model(cases.schema_of(), cases.options_of(**changes))
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name,changes,message",
+    [
+        ("dcnv2", {"dcnv2.structure": "serial"}, "config.model.dcnv2.structure: 'serial' is not known; choose one of"),
+        ("edcn", {"edcn.bridge": "sum"}, "config.model.edcn.bridge: 'sum' is not known; choose one of hadamard, add"),
+        ("final", {"final.residual": "add"}, "config.model.final.residual: 'add' is not known; choose one of concat"),
+        ("destine", {"destine.residual": "all"}, "config.model.destine.residual: 'all' is not known; choose one of"),
+        ("destine", {"destine.num_heads": 4}, "config.model.destine.num_heads: 4 heads do not divide d_att = 6"),
+        ("finalmlp", {"finalmlp.num_heads": 3}, "3 heads do not divide the last width of mlp1 = 4"),
+        ("finalmlp", {"finalmlp.num_heads": 4}, "4 heads do not divide the last width of mlp2 = 6"),
+        (
+            "final",
+            {"final.block1": (5,)},
+            "config.model.final.block1: residual=concat halves every width, and 5 is odd",
+        ),
+        ("final", {"final.block2": (4, 7)}, "config.model.final.block2: residual=concat halves every width, and 7 is"),
+        (
+            "finalmlp",
+            {"finalmlp.context2": ("z",)},
+            "config.model.finalmlp.context2: 'z' is no slot of 'shop'; its slo",
+        ),
+        ("dcnv2", {"drop_type": "buy"}, "'buy' has no meaning for dcnv2 without types; set type_aware=True"),
+    ],
+)
+def test_a_mistake_in_a_baseline_gets_one_line(name, changes, message):
+    with pytest.raises(UserError) as error:
+        baselines.make(name, changes)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_destine_needs_two_slots():
+    schema = Schema("one", (Slot("a", "a", rows=5),), ())
+    with pytest.raises(UserError, match="'destine' attends from slot to slot, and 'one' has one slot; choose another"):
+        models.make_model(schema, baselines.options_of("destine"))
+
+
+def test_an_odd_width_of_final_is_no_mistake_where_nothing_is_halved():
+    baselines.make("final", {"final.block1": (5,), "final.residual": "sum"})
 
 
 @pytest.mark.parametrize("types,message", [((), "untyped"), (("buy",), "is the only type")])

@@ -84,11 +84,35 @@ def test_no_option_of_optim_is_without_a_test():
     assert {f for f in config.flatten(config.default()) if f.startswith("optim.")} <= set(OPTIONS)
 
 
-def test_unread_fields_are_named_with_what_they_need():
-    unread = models.unread(make({"model.name": "hm"}).model.to_dict())
-    assert unread["hidden"] == unread["mixer.d_att"] == "hm" and "stage1" not in unread
-    assert (
-        models.unread(make({"model.name": "hmm", "model.mixer.kind": "none"}).model.to_dict())["mixer.d_att"]
-        == "mixer.kind=none"
-    )
+@pytest.mark.parametrize(
+    ("changes", "unread", "read"),
+    [
+        ({"name": "hm"}, {"hidden": "hm", "mixer.d_att": "hm", "edcn.bridge": "hm"}, ("stage1", "am_hidden")),
+        ({"name": "hm"}, {"type_aware": "hm, which is type-aware by nature"}, ("use_ftype", "type_predictors")),
+        ({"name": "hmm", "mixer.kind": "none"}, {"mixer.d_att": "mixer.kind=none"}, ("mixer.kind",)),
+        ({"name": "hmm", "mixer.kind": "mlp"}, {"mixer.num_heads": "mixer.kind=mlp"}, ("mixer.kind", "mixer.norm")),
+        ({"name": "hm", "use_ftype": False}, {"am_weight": "use_ftype=False"}, ("stage2",)),
+        ({"name": "lr"}, {"hidden": "lr", "embedding_dim": "lr", "dropout": "lr"}, ("init_scale", "type_aware")),
+        ({"name": "lr", "type_aware": True}, {"hidden": "lr"}, ("embedding_dim", "dropout", "am_joint", "use_ftype")),
+        ({"name": "fm"}, {"hidden": "fm", "norm": "fm", "am_hidden": "fm"}, ("embedding_dim",)),
+        ({"name": "deepfm"}, {"stage1": "deepfm", "use_ftype": "deepfm without type_aware"}, ("hidden", "norm")),
+        ({"name": "dcnv2"}, {"dcnv2.num_experts": "dcnv2.low_rank=0", "mixer.kind": "dcnv2"}, ("hidden",)),
+        ({"name": "dcnv2", "dcnv2.low_rank": 2}, {"final.gate": "dcnv2"}, ("dcnv2.num_experts", "dcnv2.low_rank")),
+        ({"name": "dcnv2", "dcnv2.structure": "cross"}, {"hidden": "dcnv2.structure=cross"}, ("dcnv2.num_layers",)),
+        ({"name": "edcn"}, {"hidden": "edcn", "dcnv2.low_rank": "edcn"}, ("edcn.temperature", "activation", "norm")),
+        ({"name": "final"}, {"hidden": "final", "type_predictors": "final"}, ("final.block2", "dropout")),
+        ({"name": "finalmlp"}, {"hidden": "finalmlp"}, ("finalmlp.context1", "finalmlp.gate_hidden")),
+        ({"name": "finalmlp", "finalmlp.selection": False}, {"finalmlp.context2": "selection=False"}, ("norm",)),
+        ({"name": "destine", "destine.deep": False}, {"norm": "destine.deep=False"}, ("destine.wide",)),
+        ({"name": "destine"}, {"mixer.num_heads": "destine", "am_joint": "destine"}, ("destine.num_heads", "hidden")),
+    ],
+)
+def test_unread_fields_are_named_with_what_they_need(changes, unread, read):
+    found = models.unread(make({f"model.{key}": value for key, value in changes.items()}).model.to_dict())
+    assert unread.items() <= found.items()
+    assert not found.keys() & {*read, "name"}
+    assert found.keys() <= {path.removeprefix("model.") for path in config.flatten(config.default())}
+
+
+def test_unread_fields_of_an_optimizer_are_named():
     assert train._without_effect(make({}))["optim.network.momentum"] == "adam"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from emofm_jax.data import shards
 from emofm_jax.training import loop
 
 TINY = Path(__file__).parent / "tiny.py"
+FRAPPE = Path(__file__).parent.parent / "experiments" / "frappe.py"
 STEPS = 2 * 16  # two epochs of ceil(4000 / 256)
 
 
@@ -275,6 +277,11 @@ def test_patience_plateau_and_the_best_state(home):
         (["--config.data.dir="], "config.data.dir: it is empty"),
         (["--config.prepare.synthetic.drift=0.5"], "prepare.synthetic.drift 0.0 against 0.5"),
         (["--config.seed=1"], "run: holds a run of another config (seed 0 there, 1 now)"),
+        (
+            ["--config.model.name=dcnv2", "--config.model.mixer.kind=graph"],
+            "error: --config.model.mixer.kind=graph: it has no effect on dcnv2; leave it out",
+        ),
+        (["--config.model.name=edcn", "--config.model.drop_type=t1"], "no meaning for edcn without types"),
         (["--config.optim.network.learning_rate=inf"], "config.optim.network.learning_rate: inf is out of range"),
     ],
 )
@@ -294,6 +301,28 @@ def test_a_model_without_types_on_typed_data(home, capsys):
     assert "types" not in result["test"] and "am" not in result["test"]
     assert 0.55 < result["test"]["auc"] < result["test"]["bayes"]["auc"]
     assert pq.read_schema(home / "untyped/predictions/test.parquet").names == ["row", "label", "ftype", "p"]
+
+
+@pytest.mark.parametrize("name,types", [("dcnv2", 0), ("deepfm", 4)])
+def test_a_baseline_trains_and_is_evaluated(home, name, types):
+    more = [f"--config.model.type_aware={bool(types)}", "--config.train.epochs=1", f"--config={TINY}:{name}"]
+    assert train.main(["train", f"--workdir={name}", *more]) == 0
+    arrays, results, _ = files(home / name)
+    assert arrays["params/embedding"].shape[1] == 4 + types, "D, and a first-order weight a copy"
+    assert ("types" in results["test"]) == ("am" in results["test"]) == bool(types)
+    assert 0.55 < results["test"]["auc"] < results["test"]["bayes"]["auc"]
+    assert evaluate.main(["evaluate", f"--workdir={name}", "--split=test"]) == 0
+    assert json.loads((home / name / "predictions" / "test.json").read_text()) == results["test"]
+
+
+def test_a_model_that_does_not_fit_is_told_what_there_is(home, capsys):
+    flags = ["--config.model.name=dnn", "--config.model.hidden=(2000000,2000000)"]
+    assert train.main(arguments("huge", *flags)) == 2
+    error = capsys.readouterr().err
+    needed, there = re.search(r"needs at least ([\d.]+) GiB .*, this machine has ([\d.]+) GiB; choose", error).groups()
+    # Four times (parameter, two moments, gradient) the kernel of the second layer, at the least.
+    assert float(needed) > 4 * 4 * 2e6**2 / 2**30 > float(there) > 0
+    assert not (home / "huge").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(home, capsys):
@@ -355,6 +384,11 @@ def test_a_workdir_that_cannot_be_used(home, capsys, tmp_path):
         (predict, ["--workdir=run", "--input=nowhere", "--output=x.csv"], "--input=nowhere: no such file or directory"),
         (predict, ["--workdir=run", "--input=data/test", "--output=x.txt"], "the ending must be .parquet or .csv"),
         (predict, ["--workdir=run", "--input=data/test", "--output=no/x.csv"], "--output=no/x.csv: cannot be written"),
+        (
+            train,
+            [f"--config={FRAPPE}:dcn", "--workdir=x"],
+            "'dcn' is not known; choose one of lr, fm, deepfm, dnn, dcnv2",
+        ),
         (prepare, ["--config=nope.py"], "--config=nope.py: no such file"),
     ],
 )
