@@ -8,8 +8,11 @@ config.json, schema.json, vocabulary/, environment.json, log.jsonl, TensorBoard 
 and predictions/test.parquet; evaluate, predict and other programs take `--workdir` and find everything there.
 """
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -61,8 +64,9 @@ def _main(flags: absl_flags.FlagValues) -> None:
     schema = splits["train"].schema
     program = program_lib.make_program(config, schema, num_steps=1)  # fails here, before there is a workdir
     print(f"memory of each device: at least {program_lib.check_memory(config, schema, program)}")
-    _open_workdir(config, workdir, schema)
-    metrics = loop.run(config, workdir, splits)
+    with _alone(workdir):
+        _open_workdir(config, workdir, schema)
+        metrics = loop.run(config, workdir, splits)
     print()
     print(summary.table(metrics, "test" if "test" in metrics else "valid"))
     print()
@@ -148,14 +152,28 @@ def _open_data(config: ConfigDict) -> dict[str, shards.Split]:
     return splits
 
 
-def _open_workdir(config: ConfigDict, workdir: Path, schema: schema_lib.Schema) -> None:
-    """Makes the workdir, or checks that the run in it is this one."""
+@contextlib.contextmanager
+def _alone(workdir: Path):
+    """Makes the workdir and refuses a second program in it while this one trains there."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / ".writable").touch()
         (workdir / ".writable").unlink()
     except OSError as error:
         raise UserError(f"--workdir={workdir}: not writable ({error.strerror}); choose another") from None
+    directory = os.open(workdir, os.O_RDONLY)  # locked itself: nothing is left behind, even by a kill
+    try:
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{workdir}: another program trains there now; wait for it, or choose another") from None
+        yield
+    finally:
+        os.close(directory)
+
+
+def _open_workdir(config: ConfigDict, workdir: Path, schema: schema_lib.Schema) -> None:
+    """Makes the workdir, or checks that the run in it is this one."""
     path = workdir / "config.json"
     if path.exists():
         fixed = [key for key in ("embedding", "network") if config.optim[key].schedule == "cosine"]

@@ -224,6 +224,13 @@ def test_a_kill_before_the_first_step_is_no_obstacle(home, monkeypatch):
     assert train.main(arguments("early")) == 2
 
 
+def test_a_workdir_takes_one_program_at_a_time(home, capsys):
+    with train._alone(home / "run"):
+        assert train.main(arguments("run")) == 2
+    assert "run: another program trains there now" in capsys.readouterr().err
+    assert train.main(arguments("run")) == 0
+
+
 def test_a_machine_without_git_trains(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     assert train._environment()["git_commit"] is None
@@ -305,7 +312,7 @@ def test_a_model_without_types_on_typed_data(home, capsys):
 
 @pytest.mark.parametrize("name,types", [("dcnv2", 0), ("deepfm", 4)])
 def test_a_baseline_trains_and_is_evaluated(home, name, types):
-    more = [f"--config.model.type_aware={bool(types)}", "--config.train.epochs=1", f"--config={TINY}:{name}"]
+    more = [f"--config.model.type_aware={bool(types)}", "--config.model.hidden=(8,)", f"--config={TINY}:{name}"]
     assert train.main(["train", f"--workdir={name}", *more]) == 0
     arrays, results, _ = files(home / name)
     assert arrays["params/embedding"].shape[1] == 4 + types, "D, and a first-order weight a copy"

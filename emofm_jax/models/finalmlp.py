@@ -59,7 +59,10 @@ class FinalMLP(nn.Module):
         for i, (slots, widths) in enumerate(zip(self._contexts(), (self.mlp1, self.mlp2)), 1):
             selected = x
             if self.selection:
-                context = e[:, jnp.array(slots), start : start + self.embedding_dim] if slots else None
+                of_slots = [
+                    e[:, slot, start : start + self.embedding_dim] for slot in slots
+                ]  # no scatter in the gradient
+                context = jnp.concatenate(of_slots, axis=1) if slots else None
                 selected = x * self._gate(context, x.shape[1], f"gate{i}")
                 start += self.embedding_dim * bool(slots)
             mlp = layers.MLP(
@@ -70,12 +73,10 @@ class FinalMLP(nn.Module):
         return losses.Outputs(linear + self._fuse(*streams))
 
     def _gate(self, context, width, name):
-        """Factors [B, width] (or [1, width] without slots) in (0, 2) from context [B, slots, D]."""
+        """Factors [B, width] (or [1, width] without slots) in (0, 2) from context [B, slots * D]."""
         if context is None:
             context = self.param(f"{name}_context", nn.initializers.zeros, (1, self.embedding_dim))
-        hidden = layers.MLP(tuple(self.gate_hidden), "relu", dtype=self.dtype, name=name)(
-            context.reshape(context.shape[0], -1), train=False
-        )
+        hidden = layers.MLP(tuple(self.gate_hidden), "relu", dtype=self.dtype, name=name)(context, train=False)
         return 2 * nn.sigmoid(layers.Dense(width, dtype=self.dtype, name=f"{name}_out")(hidden))
 
     def _fuse(self, h1, h2):
