@@ -1,6 +1,7 @@
 """The baselines small, with their interesting options on, and rows as wide as they read."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +16,14 @@ SMALL = {
     "hidden": (6,),
     "am_hidden": (),
     "activation": "tanh",
-    "dcnv2.num_layers": 2,
-    "edcn.num_layers": 2,
+    "dcnv2.num_layers": 1,
+    "edcn.num_layers": 1,
     "final.block1": (4,),
     "final.block2": (4,),
     "finalmlp.mlp1": (4,),
     "finalmlp.mlp2": (6,),
     "finalmlp.gate_hidden": (5,),
+    "destine.num_layers": 1,
     "destine.d_att": 6,
     "destine.attention_dropout": 0.0,
 }
@@ -31,10 +33,10 @@ RICH = {
     "deepfm": {},
     "dnn": {},
     "dcnv2": {"dcnv2.structure": "both", "dcnv2.low_rank": 2, "dcnv2.num_experts": 2},
-    "edcn": {"edcn.bridge": "attention", "edcn.num_layers": 1},
+    "edcn": {"edcn.bridge": "attention"},
     "final": {"final.gate": True},
     "finalmlp": {"finalmlp.context1": ("a0",), "finalmlp.context2": ("b0", "c1"), "finalmlp.num_heads": 2},
-    "destine": {"destine.relu": True, "destine.num_layers": 1},
+    "destine": {"destine.relu": True},
 }
 # Of XLA: a third of the time to compile.
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
@@ -91,13 +93,12 @@ def predict(module, variables, e):
     return models.predict(module, variables, e)
 
 
-def lowered(name, changes, train=True, types=()):
-    """The text of a forward, in training or as `predict` has it; nothing is compiled."""
+def traced(name, changes, train=True, types=()):
+    """The text of start and forward, in training or as `predict` has it; nothing is lowered or compiled."""
     module = make(name, changes, types)
-    like = jax.eval_shape(lambda key: models.init(module, key, cases.schema_of(types)), jax.random.key(0))
     e = jnp.zeros((cases.ROWS, sum(cases.SIZES), models.table_width(module)))
 
-    def of(variables, e, key):
-        return module.apply(variables, e, train=train, rngs={"dropout": key}, mutable=["batch_stats"])
+    def of(key, e):
+        return module.init_with_output({"params": key, "dropout": key}, e, train=train)
 
-    return jax.jit(of).lower(like, e, jax.random.key(0)).as_text()
+    return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(of)(jax.random.key(0), e)))  # addresses of functions

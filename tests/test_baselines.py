@@ -48,7 +48,7 @@ def test_lr_and_fm_agree_with_loops_over_slots_and_pairs():
                                                  ("none", True, False)])  # fmt: skip
 def test_destine_agrees_with_loops_over_rows_heads_and_slots(residual, scale, relu):
     own = dict(residual=residual, scale=scale, relu=relu)
-    changes = own | {"attention_dropout": 0.5}  # of training only
+    changes = own | {"num_layers": 2, "attention_dropout": 0.5}  # dropout: of training only
     module = baselines.make("destine", {"activation": "relu", **{f"destine.{k}": v for k, v in changes.items()}})
     variables, (ours, e) = cases.random_variables(module, cases.schema_of()), _with_numeric_slot()
     params = _double(variables["params"])
@@ -58,14 +58,14 @@ def test_destine_agrees_with_loops_over_rows_heads_and_slots(residual, scale, re
 
 @pytest.mark.parametrize("bridge,residual", [("attention", True), ("hadamard", True), ("add", False)])
 def test_edcn_agrees_with_loops_over_rows_and_slots(bridge, residual):
-    own = dict(bridge=bridge, residual=residual, temperature=0.5)
+    own = dict(num_layers=2, bridge=bridge, residual=residual, temperature=0.5)
     module = baselines.make("edcn", {"activation": "relu", **{f"edcn.{k}": v for k, v in own.items()}})
     variables, (e, *_) = cases.random_variables(module, cases.schema_of()), baselines.rows_of(module)
-    close(_logits(module, variables, e), reference.edcn(_double(variables["params"]), _double(e), num_layers=2, **own))
+    close(_logits(module, variables, e), reference.edcn(_double(variables["params"]), _double(e), **own))
 
 
 def test_attention_dropout_of_destine_is_drawn_anew_each_step():
-    changes = {"deep": False, "num_layers": 1, "attention_dropout": 0.5}
+    changes = {"deep": False, "attention_dropout": 0.5}
     module = baselines.make("destine", {f"destine.{k}": v for k, v in changes.items()})
     variables, (e, *_) = cases.random_variables(module, cases.schema_of()), baselines.rows_of(module)
     one, other, again = (baselines.forward(module, variables, e, key=jax.random.key(k))[0].logits for k in (0, 1, 0))
@@ -132,7 +132,7 @@ def test_rows_of_weight_0_and_the_order_of_rows_change_nothing(name):
     jax.tree.map(close, ((loss, (outputs, stats)), (params, np.array(of_e)[order])), permuted)
 
 
-@pytest.mark.parametrize("name,typed", [*((name, False) for name in baselines.NORMED), ("finalmlp", True)])
+@pytest.mark.parametrize("name,typed", [("edcn", False), ("final", False), ("finalmlp", True)])
 def test_two_devices_agree_with_one_whatever_stands_in_padding(name, typed):
     module, variables = baselines.rich(name, typed)
     e, _, _, weight = baselines.rows_of(module)
@@ -148,14 +148,25 @@ def test_two_devices_agree_with_one_whatever_stands_in_padding(name, typed):
     jax.tree.map(lambda a, b: close(np.stack([a, a]), b), stats, stats2)
 
 
-@pytest.mark.parametrize("name", baselines.NORMED)
+def test_every_batch_norm_sums_over_devices():
+    for name in baselines.NORMED:
+        module, variables = baselines.rich(name)
+        many = models.with_axis(module, "data")
+        local = lambda e, w, m=many, v=variables: m.apply(v, e, w, train=True, mutable=["batch_stats"])
+        e = jnp.zeros((2, 1, sum(cases.SIZES), models.table_width(module)))
+        text = str(jax.make_jaxpr(jax.vmap(local, axis_name="data"))(e, jnp.ones((2, 1))))
+        sums, stats = text.count("psum"), jax.tree.leaves(variables["batch_stats"])
+        assert 2 * sums == 3 * len(stats) > 0, name  # weight, mean and variance, of which two are kept
+
+
+@pytest.mark.parametrize("name", ["dcnv2", "edcn", "final", "finalmlp", "destine"])  # with products of their own
 def test_bfloat16_stays_near_float32(name):
-    module, variables = baselines.rich(name)
-    half, _ = baselines.rich(name, compute_dtype="bfloat16")
+    module, variables = baselines.rich(name, norm=_norm(name))
+    half, _ = baselines.rich(name, norm=_norm(name), compute_dtype="bfloat16")
     rows = baselines.rows_of(module)
     made = jax.eval_shape(lambda key: models.init(half, key, cases.schema_of()), jax.random.key(0))
     assert {x.dtype for x in jax.tree.leaves(made)} == {jnp.dtype("float32")}
-    full, _ = baselines.forward(module, variables, rows[0], rows[3])
+    _, (full, _) = baselines.gradients(module, variables, *rows)[0]
     low, _ = baselines.forward(half, variables, rows[0], rows[3])
     assert low.logits.dtype == jnp.float32 and not np.array_equal(low.logits, full.logits)
     assert np.linalg.norm(low.logits - full.logits) < 0.05 * np.linalg.norm(full.logits)

@@ -93,13 +93,13 @@ def _predictions(name, **change):
 OWN = {
     "dcnv2": {
         **{f"structure={value}": (value, {}) for value in ("cross", "stacked", "both")},
-        "num_layers": (1, {}),
+        "num_layers": (2, {}),
         "low_rank": (2, {}),
         "num_experts": (2, {"low_rank": 2}),
     },
     "edcn": {
         **{f"bridge={value}": (value, {}) for value in ("add", "concat", "attention")},
-        "num_layers": (1, {}),
+        "num_layers": (2, {}),
         "temperature": (2.0, {}),
         "residual": (False, {}),
     },
@@ -121,7 +121,7 @@ OWN = {
     },
     "destine": {
         **{f"residual={value}": (value, {}) for value in ("last_layer", "none")},
-        "num_layers": (1, {}),
+        "num_layers": (2, {}),
         "d_att": (4, {}),
         "num_heads": (1, {}),
         "scale": (True, {}),
@@ -138,23 +138,23 @@ def test_every_option_of_a_section_changes_its_model(name):
     for option, (value, needed) in OWN[name].items():
         base = {f"{name}.{key}": x for key, x in needed.items()}
         changed = base | {f"{name}.{option.split('=')[0]}": value}
-        assert _lowered(name, tuple(base.items())) != _lowered(name, tuple(changed.items())), option
+        assert _traced(name, tuple(base.items())) != _traced(name, tuple(changed.items())), option
         if option == "attention_dropout":
-            assert baselines.lowered(name, base, train=False) == baselines.lowered(name, changed, train=False)
+            assert baselines.traced(name, base, train=False) == baselines.traced(name, changed, train=False)
     assert {option.split("=")[0] for option in OWN[name]} == set(baselines.options_of(name)[name])
 
 
 @functools.cache
-def _lowered(name, changes):
-    return baselines.lowered(name, dict(changes))
+def _traced(name, changes):
+    return baselines.traced(name, dict(changes))
 
 
 def test_every_kind_of_mixer_and_type_awareness_change_the_model():
     shallow = {"name": "hmm", "stage1": (8,), "stage2": (7,), "mixer.d_att": 8, "mixer.num_heads": 2}
     kinds = ("cross_attention", "self_attention", "graph", "mlp", "none")
-    texts = {baselines.lowered("hmm", shallow | {"mixer.kind": kind}, types=cases.TYPES) for kind in kinds}
+    texts = {baselines.traced("hmm", shallow | {"mixer.kind": kind}, types=cases.TYPES) for kind in kinds}
     assert len(texts) == len(kinds)
-    one, typed = (baselines.lowered("dnn", {"type_aware": value}, types=cases.TYPES) for value in (False, True))
+    one, typed = (baselines.traced("dnn", {"type_aware": value}, types=cases.TYPES) for value in (False, True))
     assert one != typed
 
 
