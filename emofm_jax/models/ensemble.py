@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from emofm_jax.nn import losses, typewise
+from emofm_jax.nn import layers, losses, typewise
 
 
 def table_width(module: nn.Module) -> int:
@@ -109,9 +109,11 @@ class Copies(nn.Module):
         if has_stats := self.has_variable("batch_stats", "copies"):
             variables["batch_stats"] = self.get_variable("batch_stats", "copies")
         key = self.make_rng("dropout") if self.has_rng("dropout") else None
+        leaves, structure = jax.tree.flatten(variables)
+        leaves = [layers.unstack(leaf) for leaf in leaves]
         outputs, updated = [], []
         for t, (copy, x) in enumerate(zip(copies, inputs)):
-            own = jax.tree.map(lambda leaf, t=t: leaf[t], variables)
+            own = structure.unflatten([leaf[t] for leaf in leaves])
             rngs = {} if key is None else {"dropout": jax.random.fold_in(key, t)}
             output, new = copy.apply(own, x, weight, train=train, rngs=rngs, mutable=["batch_stats"])
             outputs.append(output)
