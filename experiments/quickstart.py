@@ -2,7 +2,7 @@
 
     python -m emofm_jax.train --config=experiments/quickstart.py --workdir=runs/quickstart
     python -m emofm_jax.train --config=experiments/quickstart.py:wm --workdir=runs/wm          # any model's name
-    python -m emofm_jax.train --config=experiments/quickstart.py:dcnv2_typed --workdir=runs/t  # a baseline that knows types
+    python -m emofm_jax.train --config=experiments/quickstart.py:dcnv2_typed --workdir=runs/t   # with types
 
 Claim: typed predictors come close to what is attainable when the type is hidden at test time, and mixers make up for
 the split into groups. Expected on the test split, mean +/- sd of seeds 0, 1, 2, share of the attainable AUC lift:

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
-from emofm_jax.nn import layers, losses
+from emofm_jax.nn import layers, losses, random
 
 
 class FinalMLP(nn.Module):
@@ -75,13 +76,17 @@ class FinalMLP(nn.Module):
     def _gate(self, context, width, name):
         """Factors [B, width] (or [1, width] without slots) in (0, 2) from context [B, slots * D]."""
         if context is None:
-            context = self.param(f"{name}_context", nn.initializers.zeros, (1, self.embedding_dim))
+            context = self.param(
+                f"{name}_context", layers.lecun, (1, self.embedding_dim)
+            )  # at zero it would stay there
         hidden = layers.MLP(tuple(self.gate_hidden), "relu", dtype=self.dtype, name=name)(context, train=False)
         return 2 * nn.sigmoid(layers.Dense(width, dtype=self.dtype, name=f"{name}_out")(hidden))
 
     def _fuse(self, h1, h2):
         """f32[B]: the heads' bilinear forms, summed."""
         d1, d2 = h1.shape[1] // self.num_heads, h2.shape[1] // self.num_heads
-        kernel = self.param("bilinear", layers.lecun, (self.num_heads, d1, d2))
+        # As published with its code, N(0, 2 / entries): N(0, 1 / d1) starts with a term that outweighs the linear one.
+        init = lambda key, shape: random.normal(key, shape) * (2 / (np.prod(shape) + 1)) ** 0.5
+        kernel = self.param("bilinear", init, (self.num_heads, d1, d2))
         left = [layers.dot(x, k, self.dtype) for x, k in zip(jnp.split(h1, self.num_heads, axis=1), kernel)]
         return (jnp.concatenate(left, axis=1).astype(jnp.float32) * h2).sum(axis=1)
