@@ -104,15 +104,12 @@ def test_every_parameter_has_moved_after_two_steps(name):
     assert _unmoved(module, baselines.start(module), baselines.rows_of(module)) == STILL.get(name, set())
 
 
-def test_gates_of_finalmlp_without_context_are_the_biases_of_their_last_layers():
+def test_gates_of_finalmlp_without_context_learn_a_vector():
     module = baselines.make("finalmlp")
-    start, rows = baselines.start(module), baselines.rows_of(module)
-    # The context starts at zero, so the ReLU after it is at its corner, where its slope is 0.
-    parts = ("_context", "/hidden_0/kernel", "/hidden_0/bias", "_out/kernel")
-    still = {f"gate{i}{part}" for i in (1, 2) for part in parts}
-    assert _unmoved(module, start, rows) == still
-    away = cases.random_variables(module, cases.schema_of())
-    assert not _unmoved(module, away, rows)
+    variables = cases.random_variables(module, cases.schema_of())
+    assert not _unmoved(module, variables, baselines.rows_of(module))
+    contexts = [baselines.start(module)["params"][f"gate{i}_context"] for i in (1, 2)]
+    assert all(np.abs(x).max() > 0.1 for x in contexts)  # at zero the ReLU after it would be at its corner, and stay
 
 
 @pytest.mark.parametrize("name", baselines.RICH)
