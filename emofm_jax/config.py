@@ -85,6 +85,7 @@ def default() -> ConfigDict:
     m.name = "hmm"  # wm | hm | hmm | lr | fm | deepfm | dnn | dcnv2 | edcn | final | finalmlp | destine
     m.embedding_dim = 16  # D, width of a row of the embedding table
     m.init_scale = 0.01  # standard deviation of the embedding table at the start
+    m.head_bias = "rate"  # the logit at the start: rate (log-odds of the train split's, of each type) | zero
     m.hidden = (512, 256, 128)  # wm, dnn, and the MLP of deepfm, dcnv2 and destine: widths
     m.stage1 = (256, 128)  # hm, hmm: widths of the tower of each group
     m.stage2 = (256, 128)  # hm, hmm: widths of the tower of each type
@@ -223,6 +224,7 @@ _CHOICES = {
     "prepare.split": ("files", "share", "day"),
     "model.activation": ("relu", "gelu", "silu", "tanh", "none"),
     "model.norm": ("none", "layer", "batch"),
+    "model.head_bias": ("rate", "zero"),
     "model.mixer.norm": ("none", "layer"),
     "model.type_predictors": ("per_type", "shared"),
     "optim.embedding.update": ("lazy", "dense"),

@@ -45,6 +45,8 @@ MODELS = {
 }
 # Embeddings start at N(0, 1e-4), as published, where that was better than 0.01; the others hardly noticed.
 INIT_SCALE = {"fm": 1e-4, "edcn": 1e-4, "finalmlp": 1e-4}
+# From the click rate's log-odds FM stays where LR is; from 0, as published, its interactions take off.
+HEAD_BIAS = {"fm": "zero"}
 EMBEDDING_L2 = {"lr": 1e-5, "fm": 5e-6, "final": 0.1}  # 0.05 otherwise
 NETWORK_L2 = {"lr": 1e-5, "fm": 5e-6}
 
@@ -68,6 +70,7 @@ def get_config(arg: str = "wm"):
     c.model.name = name
     c.model.embedding_dim = 10
     c.model.init_scale = INIT_SCALE.get(name, 0.01)
+    c.model.head_bias = HEAD_BIAS.get(name, "rate")
     c.model.hidden = (400, 400, 400)
     c.model.stage1 = (400,)
     c.model.stage2 = (400, 400)

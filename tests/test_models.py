@@ -28,6 +28,13 @@ def test_models_start_at_the_rates_of_the_train_split():
     np.testing.assert_allclose(out["p"], (22 + rate) / 201, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["wm", "fm"])
+def test_heads_may_start_at_even_odds(name):
+    options = cases.options_of(name, head_bias="zero", type_aware=name == "fm")
+    module = models.make_model(cases.schema_of(), options)
+    assert tuple(module.network.head_bias) == (0.0, 0.0, 0.0)
+
+
 @pytest.mark.parametrize("clicks", [(0, 0, 0, 0), (100, 0, 10, 40)])
 def test_rates_of_0_and_1_start_at_finite_logits(clicks):
     module = models.make_model(cases.schema_of(rows=(100, 0, 10, 40), clicks=clicks), cases.options_of())

@@ -248,6 +248,8 @@ def _derive(schema: Schema, options: Mapping, num_types: int) -> dict:
         starts = [_log_odds(clicks[t], rows[t], rate) for t in range(num_types) if t != drop_type]
     else:
         starts = [_log_odds(clicks.sum(), rows.sum(), rate)]
+    if options["head_bias"] == "zero":
+        starts = [0.0] * len(starts)
     shares = (rows[:num_types] + 1) / (rows[:num_types].sum() + max(num_types, 1))
     derived = {
         "group_sizes": schema.group_sizes,
