@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from emofm_jax import cli, models
 from emofm_jax.data import batches, shards
+from emofm_jax.errors import UserError
 from emofm_jax.training import program as program_lib
 from emofm_jax.training import step as step_lib
 
@@ -33,6 +34,10 @@ NUM_BATCHES = 8
 
 def main(flags: absl_flags.FlagValues) -> None:
     path = flags.experiment
+    if flags.mixers == bool(flags.models):
+        raise UserError("--models, --mixers: give one of them")
+    if not all(size.isdigit() and int(size) for size in flags.batch_sizes):
+        raise UserError(f"--batch_sizes={','.join(flags.batch_sizes)}: they must be whole numbers")
     configs = _mixers(path) if flags.mixers else {name: _load(path, name) for name in flags.models}
     for batch_size in [int(size) for size in flags.batch_sizes] or [None]:
         for config in configs.values():
@@ -74,11 +79,12 @@ class Case:
         source = batches.read(split, self.batch_size, shuffle_rows=config.data.shuffle_rows, seed=0)
         host = itertools.islice((b.batch for b in source if b.num_rows == self.batch_size), NUM_BATCHES)
         self.batches = [step_lib.put_batch(batch, self.program.devices) for batch in host]
+        if not self.batches:
+            raise UserError(f"{config.data.dir}: fewer rows than a batch of {self.batch_size}; take a smaller one")
         self.state = self.program.init()
         module = models.make_model(split.schema, config.model.to_dict())
-        e = jax.ShapeDtypeStruct((1, split.schema.num_slots, models.table_width(module)), np.float32)
         variables = {"params": self.state.params["network"], "batch_stats": self.state.stats}
-        self.multiply_adds = count_multiply_adds(jax.make_jaxpr(module.apply)(variables, e).jaxpr)
+        self.multiply_adds = multiply_adds(module, variables, split.schema.num_slots)
         self.run()  # compiles
 
     def run(self) -> list[float]:
@@ -90,6 +96,13 @@ class Case:
             jax.block_until_ready(self.state.step)
             seconds.append(time.perf_counter() - start)
         return seconds
+
+
+def multiply_adds(module, variables, num_slots: int) -> int:
+    """Of a row: what a second row adds, so that products made once a batch are left out."""
+    rows = [jax.ShapeDtypeStruct((n, num_slots, models.table_width(module)), np.float32) for n in (1, 2)]
+    one, two = (count_multiply_adds(jax.make_jaxpr(module.apply)(variables, e).jaxpr) for e in rows)
+    return two - one
 
 
 def count_multiply_adds(jaxpr) -> int:
@@ -144,9 +157,8 @@ def _mixers(path: str) -> dict[str, ConfigDict]:
 
 def _multiply_adds(schema, options) -> int:
     module = models.make_model(schema, options)
-    e = jax.ShapeDtypeStruct((1, schema.num_slots, models.table_width(module)), np.float32)
     variables = jax.eval_shape(lambda key: models.init(module, key, schema), jax.random.key(0))
-    return count_multiply_adds(jax.make_jaxpr(module.apply)(variables, e).jaxpr)
+    return multiply_adds(module, variables, schema.num_slots)
 
 
 def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:

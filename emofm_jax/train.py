@@ -9,6 +9,7 @@ and predictions/test.parquet; evaluate, predict and other programs take `--workd
 """
 
 import contextlib
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -45,7 +46,7 @@ FREE = (
 )
 
 # What a kill may leave in a workdir that is not yet a run.
-_BEFORE_CONFIG = {"vocabulary", "schema.json", "environment.json", "config.json.tmp"}
+_BEFORE_CONFIG = {".writable", "vocabulary", "schema.json", "environment.json", "config.json.tmp"}
 
 
 def _main(flags: absl_flags.FlagValues) -> None:
@@ -56,14 +57,15 @@ def _main(flags: absl_flags.FlagValues) -> None:
     from emofm_jax.training import program as program_lib
 
     program_lib.check(config)
+    given = cli.overrides(flags)
     for path, what in _without_effect(config).items():
-        if path in (given := cli.overrides(flags)):
+        if path in given:
             raise UserError(f"--config.{path}={given[path]}: it has no effect on {what}; leave it out")
     _print_differences(config)
     splits = _open_data(config)
     schema = splits["train"].schema
     program = program_lib.make_program(config, schema, num_steps=1)  # fails here, before there is a workdir
-    print(f"memory of each device: at least {program_lib.check_memory(config, schema, program)}")
+    print(f"memory of each device: up to about {program_lib.check_memory(config, schema, program)}")
     with _alone(workdir):
         _open_workdir(config, workdir, schema)
         metrics = loop.run(config, workdir, splits)
@@ -154,22 +156,28 @@ def _open_data(config: ConfigDict) -> dict[str, shards.Split]:
 
 @contextlib.contextmanager
 def _alone(workdir: Path):
-    """Makes the workdir and refuses a second program in it while this one trains there."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / ".writable").touch()
-        (workdir / ".writable").unlink()
-    except OSError as error:
-        raise UserError(f"--workdir={workdir}: not writable ({error.strerror}); choose another") from None
-    directory = os.open(workdir, os.O_RDONLY)  # locked itself: nothing is left behind, even by a kill
-    try:
+    """Makes the workdir and refuses a second program of this machine in it while this one trains there."""
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            workdir.mkdir(parents=True, exist_ok=True)
+            directory = os.open(workdir, os.O_RDONLY)  # locked itself: nothing is left behind, even by a kill
+            stack.callback(os.close, directory)
+            _lock(directory)
+            (workdir / ".writable").touch()
+            (workdir / ".writable").unlink()
         except BlockingIOError:
             raise UserError(f"{workdir}: another program trains there now; wait for it, or choose another") from None
+        except OSError as error:
+            raise UserError(f"--workdir={workdir}: not writable ({error.strerror}); choose another") from None
         yield
-    finally:
-        os.close(directory)
+
+
+def _lock(directory: int) -> None:
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):  # a file system without locks: then none
+            raise
 
 
 def _open_workdir(config: ConfigDict, workdir: Path, schema: schema_lib.Schema) -> None:

@@ -24,6 +24,7 @@ def get_config(arg: str = "hmm"):
 
     c.model.name = name
     c.model.type_aware = typed
+    c.model.am_joint = arg == "lr_typed"  # which reads no embeddings: nothing else would train those of the AM
     c.model.stage1 = (256,)
     c.model.final.block1 = c.model.final.block2 = (512, 256, 128)
     c.model.finalmlp.mlp1 = c.model.finalmlp.mlp2 = (512, 256, 128)

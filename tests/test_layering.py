@@ -16,7 +16,7 @@ BASE = {"emofm_jax.errors"}
 NETWORK = BASE | {"emofm_jax.data.schema", "emofm_jax.nn"}
 LAYERS = {
     # layer: (own modules, or beginnings of them, that it may import; packages of others)
-    "base": (BASE, {"numpy", "ml_collections"}),
+    "base": (BASE | {"emofm_jax.validation"}, {"numpy", "ml_collections"}),
     "data": (BASE | {"emofm_jax.data"}, {"numpy", "pyarrow", "xxhash"}),
     "nn": (NETWORK, {"numpy", "jax", "flax", "chex", "optax"}),
     "models": (NETWORK | {"emofm_jax.models"}, {"numpy", "jax", "flax", "chex", "optax"}),
@@ -28,7 +28,7 @@ LAYERS = {
     "loop": ({"emofm_jax"}, {"numpy", "jax", "ml_collections", "tqdm"}),
     "programs": ({"emofm_jax"}, {"numpy", "jax", "pyarrow", "absl", "ml_collections", "tqdm"}),
 }
-BASE_FILES = {"errors.py", "config.py", "metrics.py", "verdict.py", "summary.py"}
+BASE_FILES = {"errors.py", "config.py", "validation.py", "metrics.py", "verdict.py", "summary.py"}
 PROGRAMS = {"prepare.py", "train.py", "evaluate.py", "predict.py", "sweep.py", "report.py", "export.py"}
 
 

@@ -218,6 +218,12 @@ def test_a_users_mistake_gets_one_line(changes, message):
             {"final.block1": (5,)},
             "config.model.final.block1: residual=concat halves every width, and 5 is odd",
         ),
+        ("lr", {"type_aware": True}, "config.model.am_joint: lr reads no embeddings"),
+        (
+            "finalmlp",
+            {"finalmlp.context1": ("a0", "a0")},
+            "finalmlp.context1: ('a0', 'a0') names a slot twice; name it",
+        ),
         ("final", {"final.block2": (4, 7)}, "config.model.final.block2: residual=concat halves every width, and 7 is"),
         (
             "finalmlp",
@@ -249,3 +255,14 @@ def test_dropping_a_type_needs_two(types, message):
         models.make_model(
             cases.schema_of(types, (10,) * (1 + len(types)), (1,) * (1 + len(types))), cases.options_of(drop_type="buy")
         )
+
+
+def test_types_are_asked_of_data_that_have_none():
+    with pytest.raises(UserError, match="config.model.type_aware: 'shop' has no interaction types; leave it False"):
+        models.make_model(cases.schema_of(()), cases.options_of("dnn", type_aware=True))
+
+
+def test_sections_of_other_models_are_not_judged():
+    options = cases.options_of("dnn", mixer_num_heads=3)
+    options["destine"] |= dict(d_att=7, num_heads=2)
+    models.make_model(cases.schema_of(), options)

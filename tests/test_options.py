@@ -102,9 +102,25 @@ def test_no_option_of_optim_is_without_a_test():
         ({"name": "edcn"}, {"hidden": "edcn", "dcnv2.low_rank": "edcn"}, ("edcn.temperature", "activation", "norm")),
         ({"name": "final"}, {"hidden": "final", "type_predictors": "final"}, ("final.block2", "dropout")),
         ({"name": "finalmlp"}, {"hidden": "finalmlp"}, ("finalmlp.context1", "finalmlp.gate_hidden")),
-        ({"name": "finalmlp", "finalmlp.selection": False}, {"finalmlp.context2": "selection=False"}, ("norm",)),
+        (
+            {"name": "finalmlp", "finalmlp.selection": False},
+            {"finalmlp.context2": "finalmlp.selection=False"},
+            ("norm",),
+        ),
         ({"name": "destine", "destine.deep": False}, {"norm": "destine.deep=False"}, ("destine.wide",)),
         ({"name": "destine"}, {"mixer.num_heads": "destine", "am_joint": "destine"}, ("destine.num_heads", "hidden")),
+        (
+            {"name": "dcnv2", "type_aware": True, "dcnv2.structure": "cross"},
+            {"hidden": "dcnv2.structure=cross"},
+            ("activation", "dropout"),
+        ),
+        ({"name": "fm", "type_aware": True, "use_ftype": False}, {"type_aware": "use_ftype=False"}, ("embedding_dim",)),
+        ({"name": "hmm", "mixer.stages": ()}, {"mixer.kind": "mixer.stages=()"}, ("mixer.stages",)),
+        (
+            {"name": "hmm", "mixer.stages": (2,), "use_ftype": False},
+            {"mixer.d_att": "mixer.stages=(2,), where one predictor is alone"},
+            ("mixer.stages",),
+        ),
     ],
 )
 def test_unread_fields_are_named_with_what_they_need(changes, unread, read):

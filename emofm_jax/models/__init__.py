@@ -5,8 +5,9 @@
     models.predict(module, variables, e)["p"]                # f32[B], the type unknown
 
 To add a model: a linen module from e to `losses.Outputs` of one predictor, whose fields are named as those of
-`config.model`, of its own section `config.model.NAME`, or of `_derive` below; and one line in `MODELS`. Columns that
-it reads beside D it declares as `shared_columns` and `own_columns` (models/ensemble.py).
+`config.model`, of its own section `config.model.NAME`, or of `_derive` below; and one line in `MODELS` (with options of
+its own, in `CHECKS` and `UNREAD`). Columns that it reads beside D it declares as `shared_columns` and `own_columns`
+(models/ensemble.py).
 """
 
 import dataclasses
@@ -19,40 +20,40 @@ import numpy as np
 from flax import linen as nn
 
 from emofm_jax.data.schema import Schema
-from emofm_jax.errors import UserError
-from emofm_jax.models import dcnv2, destine, edcn
-from emofm_jax.models.dcnv2 import DCNv2
-from emofm_jax.models.deepfm import DeepFM
-from emofm_jax.models.destine import DESTINE
-from emofm_jax.models.dnn import DNN
-from emofm_jax.models.edcn import EDCN
-from emofm_jax.models.emofm import HM, HMM, WM
+from emofm_jax.errors import UserError, check_choice, check_heads
+from emofm_jax.models import dcnv2, deepfm, destine, dnn, edcn, emofm, final, finalmlp, fm
 from emofm_jax.models.ensemble import Copies, Typed, table_width, with_axis
-from emofm_jax.models.final import FINAL
-from emofm_jax.models.finalmlp import FinalMLP
-from emofm_jax.models.fm import FM, LR
 from emofm_jax.nn import layers, mixers, typewise
 
-EMOFM = {"wm": WM, "hm": HM, "hmm": HMM}  # typed by nature; the baselines are if `type_aware`
-__all__ = ["make_model", "init", "predict", "check", "unread", "dropped_type", "table_width", "with_axis", "MODELS"]
+__all__ = ["MODELS", "make_model", "init", "predict", "check", "unread", "dropped_type", "table_width", "with_axis"]
+EMOFM = {"wm": emofm.WM, "hm": emofm.HM, "hmm": emofm.HMM}  # typed by nature; the baselines are if `type_aware`
 MODELS = EMOFM | {
-    "lr": LR,
-    "fm": FM,
-    "deepfm": DeepFM,
-    "dnn": DNN,
-    "dcnv2": DCNv2,
-    "edcn": EDCN,
-    "final": FINAL,
-    "finalmlp": FinalMLP,
-    "destine": DESTINE,
+    "lr": fm.LR,
+    "fm": fm.FM,
+    "deepfm": deepfm.DeepFM,
+    "dnn": dnn.DNN,
+    "dcnv2": dcnv2.DCNv2,
+    "edcn": edcn.EDCN,
+    "final": final.FINAL,
+    "finalmlp": finalmlp.FinalMLP,
+    "destine": destine.DESTINE,
 }
+# Of models with options of their own: what these may be, and which of them switch others off.
+CHECKS = {
+    "dcnv2": dcnv2.check,
+    "edcn": edcn.check,
+    "final": final.check,
+    "finalmlp": finalmlp.check,
+    "destine": destine.check,
+}
+UNREAD = {"dcnv2": dcnv2.unread, "finalmlp": finalmlp.unread, "destine": destine.unread}
 
 
 def make_model(schema: Schema, options: Mapping, *, compute_dtype: str = "float32") -> nn.Module:
     """Makes the model that `options` describe, for rows of `schema`.
 
     On untyped data, or with `use_ftype=False`, a model has one predictor and no auxiliary model; so has a baseline
-    unless `type_aware`, which makes it one copy a type (docs/model.md, choice 9).
+    unless `type_aware`, which makes it one copy a type (docs/model.md, section 8).
 
     Args:
       schema: of the shards: slots, groups, types and the train split's counts per type.
@@ -68,7 +69,7 @@ def make_model(schema: Schema, options: Mapping, *, compute_dtype: str = "float3
     """
     check(options)
     num_types = _num_types(schema, options)
-    values = {key: value for key, value in options.items() if key not in _SECTIONS}
+    values = {key: value for key, value in options.items() if not isinstance(value, Mapping)}
     values |= {f"mixer_{key}": value for key, value in options["mixer"].items()}
     values |= options.get(options["name"], {}) | _derive(schema, options, num_types)
     values["dtype"] = jnp.dtype(compute_dtype)
@@ -141,56 +142,40 @@ def check(options: Mapping) -> None:
     """Checks what needs no schema, so that a program can fail before it touches data.
 
     Raises:
-      UserError: a name that is not known, heads that do not divide a width, FINAL's odd width with residual=concat.
+      UserError: a name that is not known, an option of the model that does not fit.
     """
-    sections = {name: options[name] for name in _SECTIONS}
-    for field, value, known in (
-        ("name", options["name"], MODELS),
-        ("mixer.kind", sections["mixer"]["kind"], mixers.MIXERS),
-        ("activation", options["activation"], layers.ACTIVATIONS),
-        ("dcnv2.structure", sections["dcnv2"]["structure"], dcnv2.STRUCTURES),
-        ("edcn.bridge", sections["edcn"]["bridge"], edcn.BRIDGES),
-        ("destine.residual", sections["destine"]["residual"], destine.RESIDUALS),
-        ("final.residual", sections["final"]["residual"], ("concat", "sum")),
-    ):
-        if value not in known:
-            raise UserError(f"config.model.{field}: {value!r} is not known; choose one of {', '.join(known)}")
-    mixer, finalmlp = sections["mixer"], sections["finalmlp"]
-    attends = "num_heads" in mixers.FIELDS[mixer["kind"]]
-    for field, heads, width, of in (
-        ("mixer.num_heads", mixer["num_heads"] if attends else 1, mixer["d_att"], "d_att"),
-        ("destine.num_heads", sections["destine"]["num_heads"], sections["destine"]["d_att"], "d_att"),
-        ("finalmlp.num_heads", finalmlp["num_heads"], finalmlp["mlp1"][-1], "the last width of mlp1"),
-        ("finalmlp.num_heads", finalmlp["num_heads"], finalmlp["mlp2"][-1], "the last width of mlp2"),
-    ):
-        if width % heads:
-            raise UserError(f"config.model.{field}: {heads} heads do not divide {of} = {width}; choose a divisor")
-    for field in ("block1", "block2"):
-        odd = [width for width in sections["final"][field] if width % 2]
-        if odd and sections["final"]["residual"] == "concat":
-            raise UserError(
-                f"config.model.final.{field}: residual=concat halves every width, and {odd[0]} is odd; choose even ones"
-            )
+    name = options["name"]
+    check_choice("config.model.name", name, MODELS)
+    check_choice("config.model.activation", options["activation"], layers.ACTIVATIONS)
+    if "mixer_kind" in _fields(MODELS[name]):
+        mixer = options["mixer"]
+        check_choice("config.model.mixer.kind", mixer["kind"], mixers.MIXERS)
+        if "num_heads" in mixers.FIELDS[mixer["kind"]]:
+            check_heads("config.model.mixer.num_heads", mixer["num_heads"], mixer["d_att"], "d_att")
+    if name in CHECKS:
+        CHECKS[name](options[name])
+    if name == "lr" and _is_typed(options) and not options["am_joint"]:
+        raise UserError(
+            "config.model.am_joint: lr reads no embeddings, so only the auxiliary model can train those that it needs "
+            "for type_aware=True; set am_joint=True"
+        )
 
 
 def unread(options: Mapping) -> dict[str, str]:
     """{field of `config.model`, as "mixer.kind": what it has no effect on, as the others are}."""
-    name, typed = options["name"], _is_typed(options)
-    fields = {field.name for field in dataclasses.fields(MODELS[name])}
+    name, typed, fields = options["name"], _is_typed(options), _fields(MODELS[options["name"]])
     found = {}
     for key in options.keys() - {"name", "init_scale", "use_ftype", "type_aware", "am_weight", "drop_type"}:
-        if key not in _SECTIONS:
-            found |= {key: name} if key not in fields else {}
-        elif key == "mixer":
+        if key == "mixer":
             found |= {f"mixer.{k}": name for k in options[key] if f"mixer_{k}" not in fields}
-        elif key != name:
-            found |= {f"{key}.{k}": name for k in options[key]}
+        elif isinstance(options[key], Mapping):  # a model's own section
+            found |= {f"{key}.{k}": name for k in options[key] if key != name}
+        elif key not in fields:
+            found[key] = name
+    if name in UNREAD:
+        found |= UNREAD[name](options[name])
     if "mixer_kind" in fields:
-        kind = options["mixer"]["kind"]
-        idle = (
-            {"d_att", "num_heads"} - set(mixers.FIELDS[kind]) if kind != "none" else options["mixer"].keys() - {"kind"}
-        )
-        found |= {f"mixer.{k}": f"mixer.kind={kind}" for k in idle}
+        found |= _unread_of_mixers(options)
     if typed:
         for key in ("am_hidden", "am_joint", "embedding_dim", "activation", "dropout"):
             found.pop(key, None)  # the AM's, or of the table that it reads
@@ -199,34 +184,32 @@ def unread(options: Mapping) -> dict[str, str]:
         found |= dict.fromkeys(("type_predictors", "am_hidden", "am_weight", "am_joint"), why)
     if name in EMOFM:
         found["type_aware"] = f"{name}, which is type-aware by nature"
+    elif not options["use_ftype"]:
+        found["type_aware"] = "use_ftype=False"
     elif not options["type_aware"]:
         found["use_ftype"] = f"{name} without type_aware"
-    return found | _unread_of_its_own(options)
-
-
-# Sections of `config.model`.
-_SECTIONS = ("mixer", "dcnv2", "edcn", "final", "finalmlp", "destine")
-
-
-def _unread_of_its_own(options):
-    """Options of a model's own section that others of it switch off."""
-    name, own = options["name"], options.get(options["name"], {})
-    found = {}
-    if name == "dcnv2":
-        if not own["low_rank"]:
-            found["dcnv2.num_experts"] = "dcnv2.low_rank=0"
-        if own["structure"] == "cross":
-            found |= dict.fromkeys(("hidden", "activation", "norm", "dropout"), "dcnv2.structure=cross")
-    if name == "destine" and not own["deep"]:
-        found |= dict.fromkeys(("hidden", "activation", "norm", "dropout"), "destine.deep=False")
-    if name == "finalmlp" and not own["selection"]:
-        found |= dict.fromkeys((f"finalmlp.{k}" for k in ("gate_hidden", "context1", "context2")), "selection=False")
     return found
+
+
+def _unread_of_mixers(options):
+    mixer = options["mixer"]
+    one_type = not options["use_ftype"] or options["type_predictors"] == "shared"
+    if mixer["kind"] == "none":
+        return {f"mixer.{k}": "mixer.kind=none" for k in mixer if k != "kind"}
+    if not mixer["stages"] or (one_type and set(mixer["stages"]) == {2}):
+        why = f"mixer.stages={tuple(mixer['stages'])}" + ", where one predictor is alone" * bool(mixer["stages"])
+        return {f"mixer.{k}": why for k in mixer if k != "stages"}
+    idle = {"d_att", "num_heads"} - set(mixers.FIELDS[mixer["kind"]])
+    return {f"mixer.{k}": f"mixer.kind={mixer['kind']}" for k in idle}
+
+
+def _fields(module):
+    return {field.name for field in dataclasses.fields(module)} - {"name", "parent"}
 
 
 def _construct(module, values):
     """The linen module with those of the values that are its fields."""
-    fields = {field.name for field in dataclasses.fields(module)} - {"name", "parent"}
+    fields = _fields(module)
     return module(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in fields})
 
 
@@ -235,6 +218,8 @@ def _is_typed(options):
 
 
 def _num_types(schema, options):
+    if options["type_aware"] and options["use_ftype"] and options["name"] not in EMOFM and not schema.num_types:
+        raise UserError(f"config.model.type_aware: {schema.name!r} has no interaction types; leave it False")
     return schema.num_types if _is_typed(options) else 0
 
 
@@ -258,7 +243,7 @@ def _derive(schema: Schema, options: Mapping, num_types: int) -> dict:
         "head_bias": tuple(starts),
         "type_bias": tuple(float(x) for x in np.log(shares)),
     }
-    if options["name"] == "finalmlp":
+    if options["name"] == "finalmlp" and options["finalmlp"]["selection"]:
         derived |= {key: _slot_numbers(schema, key, options["finalmlp"][key]) for key in ("context1", "context2")}
     if options["name"] == "destine" and schema.num_slots == 1:
         raise UserError(
@@ -274,6 +259,8 @@ def _slot_numbers(schema, field, names):
             raise UserError(
                 f"config.model.finalmlp.{field}: {name!r} is no slot of {schema.name!r}; its slots: {', '.join(known)}"
             )
+    if len(set(names)) < len(names):
+        raise UserError(f"config.model.finalmlp.{field}: {tuple(names)} names a slot twice; name it once")
     return tuple(known.index(name) for name in names)
 
 

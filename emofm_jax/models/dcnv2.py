@@ -7,16 +7,30 @@ The second, of `low_rank` > 0, mixes experts of that rank. The paper leaves the 
 x_l, with g shared by the layers, as in the public implementations.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from emofm_jax.errors import check_choice
 from emofm_jax.nn import layers, losses
 
 # structure: (MLP after the cross network, MLP beside it)
 STRUCTURES = {"cross": (False, False), "stacked": (True, False), "parallel": (False, True), "both": (True, True)}
+
+
+def check(own: Mapping) -> None:
+    """Raises a UserError for options `config.model.dcnv2` that are none."""
+    check_choice("config.model.dcnv2.structure", own["structure"], STRUCTURES)
+
+
+def unread(own: Mapping) -> dict[str, str]:
+    """{option of `config.model`: the other option that switches it off}."""
+    found = {} if own["low_rank"] else {"dcnv2.num_experts": "dcnv2.low_rank=0"}
+    if own["structure"] == "cross":
+        found |= dict.fromkeys(("hidden", "activation", "norm", "dropout"), "dcnv2.structure=cross")
+    return found
 
 
 class DCNv2(nn.Module):

@@ -10,15 +10,28 @@ carried as z K, where z holds the shares' sums of the embeddings and K the produ
 batch. On Frappe's settings (4 layers of 128) this is a sixteenth of the multiply-adds, and the same numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from emofm_jax.errors import check_choice, check_heads
 from emofm_jax.nn import layers, losses
 
 RESIDUALS = ("each_layer", "last_layer", "none")
+
+
+def check(own: Mapping) -> None:
+    """Raises a UserError for options `config.model.destine` that are none, or heads that do not fit."""
+    check_choice("config.model.destine.residual", own["residual"], RESIDUALS)
+    check_heads("config.model.destine.num_heads", own["num_heads"], own["d_att"], "d_att")
+
+
+def unread(own: Mapping) -> dict[str, str]:
+    """{option of `config.model`: the other option that switches it off}."""
+    fields = () if own["deep"] else ("hidden", "activation", "norm", "dropout")
+    return dict.fromkeys(fields, "destine.deep=False")
 
 
 class DESTINE(nn.Module):

@@ -7,15 +7,21 @@
 All widths are S D. With batch norm each stream has one after its gates, as published.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from emofm_jax.errors import check_choice
 from emofm_jax.nn import layers, losses
 
 BRIDGES = ("hadamard", "add", "concat", "attention")
+
+
+def check(own: Mapping) -> None:
+    """Raises a UserError for options `config.model.edcn` that are none."""
+    check_choice("config.model.edcn.bridge", own["bridge"], BRIDGES)
 
 
 class EDCN(nn.Module):

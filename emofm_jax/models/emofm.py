@@ -4,8 +4,8 @@
     HM(x)  = MLP_2([MLP_1(x_1) .. MLP_G(x_G), type])        x_g: the embeddings of the slots of group g
     HMM(x) = HM with a mixer after every layer: across groups in stage 1, across types in stage 2
 
-Each is a set of predictors, one per interaction type, which `ensemble.Typed` combines (docs/model.md, choices 2 to
-6). Without types (`num_predictors = 0`) it is one predictor and nothing else.
+Each is a set of predictors, one per interaction type, which `ensemble.Typed` combines (docs/model.md, sections 2
+to 6). Without types (`num_predictors = 0`) it is one predictor and nothing else.
 """
 
 import functools

@@ -3,7 +3,7 @@
     p(y | x) = sum_t p_AM(t | x) sigmoid(logit_t(x))        logit_t: of WM, HM, HMM, or of the t-th copy of a baseline
 
 A network maps e to `Outputs` with logits f32[B, n], one column a predictor. EMOFM's own do so by themselves; `Copies`
-makes such a network of any baseline (docs/model.md, choices 6 and 9).
+makes such a network of any baseline (docs/model.md, sections 6 and 8).
 
 Columns of e: [D | shared | own of predictor 1 | own of predictor 2 ..], where `network.shared_columns` are read by all
 (FinalMLP's contexts) and `network.own_columns` are first-order weights.

@@ -7,13 +7,27 @@
 With `gate` the first block reads [e, e * gate], the gate of a slot being linear in the same column of all slots.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from emofm_jax.errors import UserError, check_choice
 from emofm_jax.nn import layers, losses
+
+RESIDUALS = ("concat", "sum")
+
+
+def check(own: Mapping) -> None:
+    """Raises a UserError for options `config.model.final` that are none, or an odd width that is to be halved."""
+    check_choice("config.model.final.residual", own["residual"], RESIDUALS)
+    for field in ("block1", "block2"):
+        odd = [width for width in own[field] if width % 2]
+        if odd and own["residual"] == "concat":
+            raise UserError(
+                f"config.model.final.{field}: residual=concat halves every width, and {odd[0]} is odd; choose even ones"
+            )
 
 
 class FINAL(nn.Module):

@@ -7,14 +7,29 @@ context_i: embeddings of their own of the slots `context1`, `context2`, which ar
 without slots, a learned vector. The halves h_ik are the heads' shares of h_i.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from emofm_jax.errors import UserError, check_heads
 from emofm_jax.nn import layers, losses, random
+
+
+def check(own: Mapping) -> None:
+    """Raises a UserError for heads of `config.model.finalmlp` that do not fit, or empty streams."""
+    for field in ("mlp1", "mlp2"):
+        if not own[field]:
+            raise UserError(f"config.model.finalmlp.{field}: () must be positive widths")
+        check_heads("config.model.finalmlp.num_heads", own["num_heads"], own[field][-1], f"the last width of {field}")
+
+
+def unread(own: Mapping) -> dict[str, str]:
+    """{option of `config.model`: the other option that switches it off}."""
+    fields = () if own["selection"] else ("gate_hidden", "context1", "context2")
+    return {f"finalmlp.{field}": "finalmlp.selection=False" for field in fields}
 
 
 class FinalMLP(nn.Module):

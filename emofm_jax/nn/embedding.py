@@ -1,4 +1,4 @@
-"""The one embedding table: its start, looking rows up, pooling bags into slots (docs/model.md, choice 1).
+"""The one embedding table: its start, looking rows up, pooling bags into slots (docs/model.md, section 1).
 
     e[b, s] = sum over the columns c of slot s of value[b, c] * table[ids[b, c]]
 

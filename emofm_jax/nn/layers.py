@@ -1,4 +1,4 @@
-"""Layers over n tokens at once: one set of stacked weights, one product a token (docs/model.md, choices 2 and 3).
+"""Layers over n tokens at once: one set of stacked weights, one product a token (docs/model.md, sections 2 and 3).
 
     y_i = x_i K_i + b_i            i = 1 .. n: groups, types, or n = 1 for a plain network
 

@@ -1,4 +1,4 @@
-"""What a model returns, and the loss: L = L_ctr + am_weight * L_am (docs/model.md, choice 6).
+"""What a model returns, and the loss: L = L_ctr + am_weight * L_am (docs/model.md, section 6).
 
     L_ctr = sum w BCE(logit_{t(row)}, y) / sum w          over rows that have a predictor
     L_am  = sum w CE(type_logits, t(row)) / sum w         over rows of known type

@@ -1,6 +1,6 @@
 """The type-wise ensemble: one predictor per interaction type, and the auxiliary model that weighs them (EMOFM).
 
-    p(y | x) = sum_t p_AM(t | x) sigmoid(logit_t(x))           (docs/model.md, choice 6)
+    p(y | x) = sum_t p_AM(t | x) sigmoid(logit_t(x))           (docs/model.md, section 6)
 
 Everything is in log space. `drop_type` names a type without a predictor: the sum leaves it out and the AM's mass
 is renormalised over the others.

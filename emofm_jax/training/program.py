@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.extend
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -87,42 +86,55 @@ def make_program(config: ConfigDict, schema: Schema, num_steps: int) -> Program:
 
 
 def check_memory(config: ConfigDict, schema: Schema, program: Program) -> str:
-    """What a device needs at the least, in words: state, gradients, and the largest array of the network, twice.
+    """What training takes on a device, in words: state, gradients, and what the forward pass keeps for the backward.
+
+    An estimate from shapes alone: compilers keep less (0.5 to 1.0 of it, measured), batches to come are not in it.
 
     Raises:
       UserError: it is more than the machine (an accelerator: the device) has.
     """
     state = jax.eval_shape(program.init)
-    needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     moved = state.params["network"] if config.optim.embedding["update"] == "lazy" else state.params
-    needed += sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(moved))
     module = models.make_model(schema, config.model.to_dict(), compute_dtype=config.compute_dtype)
     rows = config.data.batch_size // len(program.devices)
-    variables = {"params": state.params["network"], "batch_stats": state.stats}
     e = jax.ShapeDtypeStruct((rows, schema.num_slots, models.table_width(module)), np.float32)
-    needed += 2 * _largest_array(jax.make_jaxpr(module.apply)(variables, e).jaxpr)
+
+    def kept(network, stats, e):
+        def forward(network, e):
+            variables = {"params": network, "batch_stats": stats}
+            rngs = {"dropout": jax.random.key(0)}
+            return module.apply(variables, e, None, train=True, rngs=rngs, mutable=["batch_stats"])[0]
+
+        return jax.tree.leaves(jax.vjp(forward, network, e)[1])
+
+    network = state.params["network"]
+    backward = _num_bytes(jax.eval_shape(kept, network, state.stats, e)) - _num_bytes(
+        network
+    )  # the parameters are among them
+    needed = _num_bytes(state) + _num_bytes(moved) + max(backward, 0)
     here = program.devices[0]
     limit = (here.memory_stats() or {}).get("bytes_limit") if here.platform != "cpu" else None
-    where = f"{here.device_kind} has" if limit else "this machine has"
+    where = here.device_kind if limit else "this machine"
     total = needed if limit else needed * len(program.devices)  # devices of a CPU share its memory
-    limit = limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = limit or _memory_of_machine()
     if total > limit:
         raise UserError(
-            f"config.model: training it needs at least {_in_words(total)} (state, gradients, the largest array of the "
-            f"network), {where} {_in_words(limit)}; choose a smaller model, embedding_dim or batch_size"
+            f"config.model: training it takes up to about {_in_words(total)} (state, gradients, activations), "
+            f"{where} has {_in_words(limit)}; choose a smaller model, embedding_dim or data.batch_size"
         )
     return _in_words(needed)
 
 
-def _largest_array(jaxpr) -> int:
-    """Bytes of the largest result in a program, calls in it included."""
-    largest = 0
-    for equation in jaxpr.eqns:
-        shapes = [v.aval for v in equation.outvars if hasattr(v.aval, "shape")]
-        largest = max([largest, *(x.size * x.dtype.itemsize for x in shapes)])
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            largest = max(largest, _largest_array(inner))
-    return largest
+def _num_bytes(tree) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _memory_of_machine() -> int:
+    """Bytes; of the container, if it has a limit."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.exists() else ""
+    return min(memory, int(text)) if text.isdigit() else memory
 
 
 def _in_words(num_bytes: float) -> str:

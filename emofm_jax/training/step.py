@@ -25,12 +25,10 @@ from emofm_jax import models
 from emofm_jax.data.batches import Batch
 from emofm_jax.data.schema import Schema
 from emofm_jax.nn import embedding, losses, typewise
-from emofm_jax.training import sparse
+from emofm_jax.training import ahead, sparse
 
 AXIS = "data"
 SECTIONS = ("embedding", "network")  # keys of params, opt_state and lr_scale
-# XLA:CPU hands products to YNNPACK; left to Eigen they took 0.54 to 0.95 of the time (docs/performance.md).
-_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 # What `metrics["nonfinite"]` - 1 names.
 NONFINITE = ("loss", "gradient of the embedding table", "gradient of the network")
 
@@ -239,7 +237,7 @@ def make_train_step(
     mapped = jax.pmap(
         step, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, 0), donate_argnums=0, devices=_devices(devices)
     )
-    return _with_options(mapped, _devices(devices))
+    return ahead.compile_ahead(mapped, _devices(devices))
 
 
 def make_eval_step(
@@ -252,30 +250,7 @@ def make_eval_step(
         return models.predict(module, {"params": params["network"], "batch_stats": stats}, e)
 
     mapped = jax.pmap(predict, axis_name=AXIS, in_axes=(None, None, 0), devices=_devices(devices))
-    return _with_options(mapped, _devices(devices))
-
-
-def _with_options(mapped: Callable, devices: list) -> Callable:
-    """The pmapped function, compiled ahead with `_CPU_OPTIONS` on CPU: pmap has no argument for them."""
-    if devices[0].platform != "cpu":
-        return mapped
-    compiled = {}
-
-    def call(*args):
-        batch = jax.tree.leaves(args[-1])
-        if any(isinstance(x, jax.core.Tracer) for x in batch):  # within another program, which has its own options
-            return mapped(*args)
-        key = tuple((x.shape, x.dtype) for x in batch)
-        if key not in compiled:
-            lowered = mapped.lower(*args)
-            try:
-                compiled[key] = lowered.compile(compiler_options=_CPU_OPTIONS)
-            except jax.errors.JaxRuntimeError:  # a jaxlib that knows no such option
-                compiled[key] = lowered.compile()
-        return compiled[key](*args)
-
-    call.lower = mapped.lower
-    return call
+    return ahead.compile_ahead(mapped, _devices(devices))
 
 
 def _weights(batch: Batch, drop_type: int) -> dict:
