@@ -3,8 +3,9 @@
     x_{l+1} = x_0 * (W_l x_l + b_l) + x_l
     x_{l+1} = sum_k G_k(x_l) x_0 * (U_lk tanh(C_lk tanh(V_lk^T x_l)) + b_l) + x_l
 
-The second, of `low_rank` > 0, mixes experts of that rank. The paper leaves the gate open: here softmax over k of g_k .
-x_l, with g shared by the layers, as in the public implementations.
+The second, of `low_rank` > 0, mixes experts of that rank. Stated: layers, structures, experts. Ours: the gate,
+softmax over k of g_k . x_l with g shared by the layers, and b_l common to the experts, as in the public
+implementations.
 """
 
 from collections.abc import Mapping, Sequence

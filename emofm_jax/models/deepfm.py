@@ -2,7 +2,8 @@
 
     logit(x) = sum_s w_s + sum_{s < r} e_s . e_r + MLP([e_1 .. e_S]) + b
 
-The two logits are added; the first-order weights w_s are one more column of the table (models/fm.py).
+The two logits are added; the first-order weights w_s are one more column of the table (models/fm.py). Stated: the sum
+and the shared embeddings. Ours: the widths (`hidden`).
 """
 
 from collections.abc import Sequence

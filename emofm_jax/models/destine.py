@@ -4,6 +4,8 @@
 
 q, k, v and the unary score u_j are linear in x_j; means are over the slots; `scale` divides the pairwise scores by
 sqrt(d_att / H). Layers follow each other; logit = w . [out_1 .. out_S] + b [+ MLP([e_1 .. e_S])] [+ sum_s w_s].
+Stated: pairwise and unary shares, residuals. Ours: dropout on the shares; no bias that the means or the softmax take
+away.
 
 Without `relu` a layer is linear in x once its shares are known, so x is never formed while that is cheaper: it is
 carried as z K, where z holds the shares' sums of the embeddings and K the product of the kernels, one small matrix a

@@ -2,7 +2,7 @@
 
     logit(x) = w . MLP([e_1 .. e_S]) + b
 
-WM without types; it never sees them unless `type_aware`.
+WM without types; it never sees them unless `type_aware`. The widths are ours (`hidden`).
 """
 
 from collections.abc import Sequence

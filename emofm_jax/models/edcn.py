@@ -1,10 +1,12 @@
-"""EDCN: a cross and a deep stream that exchange what they know after every layer (Chen et al., DLP-KDD 2021).
+"""EDCN: a cross and a deep stream that exchange what they know after every layer (Chen et al., CIKM 2021).
 
     c_l, h_l = regulation_l(z_{l-1}),  z_0 = [e_1 .. e_S]         a gate a slot and stream: softmax(g / temperature)
-    c'_l = c_1 (w_l . c_l) + b_l [+ c_l],  h'_l = ReLU(W_l h_l + b_l)
+    c'_l = c_1 (w_l . c_l) + b_l [+ c_l],  h'_l = act(W_l h_l + b_l)
     z_l = bridge(c'_l, h'_l)                                      logit = w . [c'_L, h'_L, z_L] + b
 
-All widths are S D. With batch norm each stream has one after its gates, as published.
+All widths are S D. Stated: streams, gates, four bridges. Ours: dropout after h', the norm after the gates and nowhere
+else (as in the public code), bridges that use weights with a ReLU of their own; `residual=False` drops "+ c_l", as
+that code does.
 """
 
 from collections.abc import Mapping, Sequence

@@ -5,6 +5,8 @@
     2B: logit = (y_1 + y_2) / 2,  p = sigmoid(logit),  aux_loss = BCE(y_1, sg(p)) + BCE(y_2, sg(p))
 
 With `gate` the first block reads [e, e * gate], the gate of a slot being linear in the same column of all slots.
+Stated: the layer, two blocks, their distillation. Ours: one `activation` and `dropout` for both; the gate is as in
+the published code.
 """
 
 from collections.abc import Mapping, Sequence

@@ -4,7 +4,8 @@
     logit = b + w_1 . h_1 + w_2 . h_2 + sum over heads k of h_1k^T W_k h_2k
 
 context_i: embeddings of their own of the slots `context1`, `context2`, which are further columns of the one table;
-without slots, a learned vector. The halves h_ik are the heads' shares of h_i.
+without slots, a learned vector. The halves h_ik are the heads' shares of h_i. All is stated; ours are the widths, the
+gates' ReLU without norm or dropout, and the start of W_k.
 """
 
 from collections.abc import Mapping, Sequence
