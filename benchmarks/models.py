@@ -9,6 +9,7 @@ the other mixers. Prints, for each, multiply-adds of a row, milliseconds of a st
 this machine's own matrix-product rate (measured beside it) that the products alone would account for.
 """
 
+import bisect
 import importlib.util
 import itertools
 import statistics
@@ -146,11 +147,10 @@ def _mixers(path: str) -> dict[str, ConfigDict]:
         configs[f"hmm {kind}"] = config
     hmm = configs["hmm cross_attention"]
     schema = shards.open_split(Path(hmm.data.dir), "train").schema
-    width, wm = 16, _load(path, "wm")
-    while _multiply_adds(schema, wm.model.to_dict() | {"hidden": (width,) * 4}) < _multiply_adds(
-        schema, hmm.model.to_dict()
-    ):
-        width += 1
+    wm = _load(path, "wm")
+    target = _multiply_adds(schema, hmm.model.to_dict())
+    enough = lambda width: _multiply_adds(schema, wm.model.to_dict() | {"hidden": (width,) * 4}) >= target
+    width = bisect.bisect_left(range(4096), True, key=enough)
     wm.model.hidden = (width,) * 4
     return {f"wm 4 x {width}": wm} | configs
 

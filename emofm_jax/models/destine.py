@@ -75,17 +75,21 @@ class DESTINE(nn.Module):
         """f32[B, S, D (+ 1)], weight f32[B] or None (all 1) -> Outputs; rng `dropout`, collection `batch_stats`."""
         batch, slots, _ = e.shape
         e, first_order = e[..., : self.embedding_dim], e[..., self.embedding_dim :]
-        z, kernel = e.astype(self.dtype), None  # x = z kernel; None = the identity
+        of_e = self._with_one(e.astype(self.dtype))
+        z, kernel = of_e
         for i in range(self.num_layers):
-            z, kernel = self._attend(z, kernel, train, f"attention_{i}")
+            shares, values, added = self._attend(z, kernel, train, f"attention_{i}")
+            if i + 1 < self.num_layers:
+                z, kernel = self._sum_up(shares, values, added)
         if self.residual == "last_layer":
-            dense = self._weights(self.embedding_dim, self.d_att, "residual")
-            kernel = jnp.eye(self.d_att) if kernel is None else kernel
-            z = jnp.concatenate([z, e.astype(self.dtype), jnp.ones((batch, slots, 1), self.dtype)], axis=2)
-            kernel = jnp.concatenate([kernel, *dense])
-        out, bias = self._head(slots)
-        out = out if kernel is None else out @ kernel.T  # [S, width of z]
-        logit = (z.astype(jnp.float32) * out).sum(axis=(1, 2)) + bias
+            added.append((of_e[0], _affine(of_e[1], self._weights(self.embedding_dim, self.d_att, "residual"))))
+        kernel = self.param("out_kernel", layers.lecun, (slots * self.d_att, 1)).reshape(slots, self.d_att)
+        logit = self.param("out_bias", nn.initializers.constant(self.head_bias[0]), ())
+        for share, (v, k) in zip(shares, values):  # w_i . sum_j share_ij v_j k = sum_j share_ij (v_j k w_i)
+            seen = layers.dot(v, k @ kernel.T, self.dtype).swapaxes(1, 2)  # [B, i, j]
+            logit += (share * seen).astype(jnp.float32).sum(axis=(1, 2))
+        for x, k in added:
+            logit += (x * (kernel @ k.T)).astype(jnp.float32).sum(axis=(1, 2))
         if self.wide:
             logit += first_order.sum(axis=(1, 2))
         if self.deep:
@@ -95,66 +99,75 @@ class DESTINE(nn.Module):
             logit += layers.Head(name="deep_head")(mlp(e.reshape(batch, -1), weight, train=train))
         return losses.Outputs(logit)
 
-    def _head(self, slots):
-        """(kernel [S, d_att], bias [])"""
-        kernel = self.param("out_kernel", layers.lecun, (slots * self.d_att, 1))
-        bias = self.param("out_bias", nn.initializers.constant(self.head_bias[0]), ())
-        return kernel.reshape(slots, self.d_att), bias
-
     def _weights(self, width, features, name, use_bias=True):
-        """(kernel [width, features], bias [1, features]), or the kernel alone."""
+        """(kernel [width, features], bias [features] or 0)"""
         kernel = self.param(f"{name}_kernel", layers.lecun, (width, features))
-        if not use_bias:
-            return kernel
-        return kernel, self.param(f"{name}_bias", nn.initializers.zeros, (features,))[None]
+        return kernel, self.param(f"{name}_bias", nn.initializers.zeros, (features,)) if use_bias else 0.0
+
+    def _with_one(self, x):
+        """x [B, S, d] as (z, kernel) with x = z kernel: z is [1 | x], so row 0 of a kernel on z is a bias."""
+        z = jnp.concatenate([jnp.ones((*x.shape[:2], 1), x.dtype), x], axis=2)
+        return z, jnp.eye(x.shape[2] + 1, x.shape[2], -1)
 
     def _attend(self, z, kernel, train, name):
-        """One layer, from x = z kernel to (z', kernel') of its output."""
+        """One layer on x = z kernel, not yet summed.
+
+        Returns:
+          shares: [B, S, S] of each head. values: (v, k) of each head, whose part of the output is sum_j share_ij v_j k,
+          k being zero outside of the head's columns. added: (x, k) where the output has x k besides.
+        """
         heads, d_head = self.num_heads, self.d_att // self.num_heads
-        if self.relu and kernel is not None:
-            z, kernel = layers.dot(z, kernel, self.dtype), None
-        width = z.shape[2] if kernel is None else kernel.shape[1]  # of x
-        through = (lambda w: w) if kernel is None else (lambda w: kernel @ w)
+        if self.relu:
+            z, kernel = self._with_one(layers.dot(z, kernel, self.dtype))
+        width = kernel.shape[1]
         # The mean takes a bias of queries and keys away, but for relu; the softmax always takes that of the unary away.
-        query, key = (self._weights(width, self.d_att, f"{name}_{part}", self.relu) for part in ("query", "key"))
-        value = self._weights(width, self.d_att, f"{name}_value")
-        unary = layers.dot(z, through(self._weights(width, heads, f"{name}_unary", False)), self.dtype)  # [B, S, H]
-        pairwise = self._scores_of_relu(z, query, key) if self.relu else self._scores(z, through(query), through(key))
+        query, key = (
+            _affine(kernel, self._weights(width, self.d_att, f"{name}_{part}", self.relu)) for part in ("query", "key")
+        )
+        value = _affine(kernel, self._weights(width, self.d_att, f"{name}_value"))
+        unary = layers.dot(z, _affine(kernel, self._weights(width, heads, f"{name}_unary", False)), self.dtype)
+        pairwise = self._scores(z, query, key)  # [B, H, S, S]
         if self.scale:
             pairwise = pairwise / d_head**0.5
         unary = jax.nn.softmax(unary.astype(jnp.float32), axis=1).transpose(0, 2, 1)
-        share = jax.nn.softmax(pairwise) + unary[:, :, None]  # [B, H, S, S]
+        share = jax.nn.softmax(pairwise) + unary[:, :, None]
         if train and self.attention_dropout > 0:
             share = layers.drop(self.make_rng("dropout"), [share], self.attention_dropout)[0]
-        share = share.astype(self.dtype)
-        z_1 = jnp.concatenate([z, jnp.ones((*z.shape[:2], 1), self.dtype)], axis=2)  # the last kernel row is a bias
+        v = z
         if self.relu:
-            v = nn.relu(layers.dot(z_1, jnp.concatenate(value), self.dtype))
-            out = [jnp.einsum("bij,bjd->bid", share[:, h], x) for h, x in enumerate(jnp.split(v, heads, axis=2))]
-            pieces, kernels = out, [jnp.eye(self.d_att)]
-        else:
-            pieces = [jnp.einsum("bij,bjr->bir", share[:, h], z_1) for h in range(heads)]
-            of_value = jnp.concatenate([through(value[0]), value[1]])
-            kernels = [jnp.where(jnp.arange(self.d_att) // d_head == h, of_value, 0.0) for h in range(heads)]
+            v, value = nn.relu(layers.dot(z, value, self.dtype)), jnp.eye(self.d_att)
+        of_head = jnp.arange(self.d_att) // d_head
+        values = [(v, jnp.where(of_head == h, value, 0.0)) for h in range(heads)]
+        residual = []
         if self.residual == "each_layer":
-            residual = self._weights(width, self.d_att, f"{name}_residual")
-            pieces.append(z_1)
-            kernels.append(jnp.concatenate([through(residual[0]), residual[1]]))
-        z, kernel = jnp.concatenate(pieces, axis=2), jnp.concatenate(kernels)
-        if z.shape[2] > self.d_att:
-            z, kernel = layers.dot(z, kernel, self.dtype), None
-        return z, kernel
+            residual = [(z, _affine(kernel, self._weights(width, self.d_att, f"{name}_residual")))]
+        return [share[:, h].astype(self.dtype) for h in range(heads)], values, residual
+
+    def _sum_up(self, shares, values, added):
+        """The output of a layer as (z, kernel)."""
+        z, kernel = (
+            added[0] if added else (jnp.ones((*values[0][0].shape[:2], 1), self.dtype), jnp.zeros((1, self.d_att)))
+        )
+        z = jnp.concatenate([z, *(jnp.einsum("bij,bjr->bir", a, v) for a, (v, _) in zip(shares, values))], axis=2)
+        kernel = jnp.concatenate([kernel, *(k for _, k in values)])
+        return self._with_one(layers.dot(z, kernel, self.dtype)) if z.shape[2] > self.d_att else (z, kernel)
 
     def _scores(self, z, query, key):
-        """Pairwise scores f32[B, H, S, S] of z [B, S, r] with kernels [r, d_att]: per head z (Wq Wk^T) z^T, centred."""
-        z = z - z.mean(axis=1, keepdims=True)
-        heads = zip(*(jnp.split(w, self.num_heads, axis=1) for w in (query, key)))
-        scores = [jnp.einsum("bir,bjr->bij", layers.dot(z, q @ k.T, self.dtype), z) for q, k in heads]
-        return jnp.stack(scores, axis=1).astype(jnp.float32)
+        """Pairwise scores f32[B, H, S, S] of z [B, S, r] and kernels [r, d_att].
 
-    def _scores_of_relu(self, x, query, key):
-        """The same, of queries and keys after relu."""
-        q, k = (nn.relu(layers.dot(x, w, self.dtype) + b.astype(self.dtype)) for w, b in (query, key))
-        q, k = (y - y.mean(axis=1, keepdims=True) for y in (q, k))
-        heads = zip(*(jnp.split(y, self.num_heads, axis=2) for y in (q, k)))
-        return jnp.stack([jnp.einsum("bid,bjd->bij", q, k) for q, k in heads], axis=1).astype(jnp.float32)
+        Only queries are centred: what the keys' mean takes off a row of scores is the same along the row, and the
+        softmax takes it away. Queries are centred in the scores, where they are small.
+        """
+        scores = []
+        if self.relu:
+            query, key = (nn.relu(layers.dot(z, w, self.dtype)) for w in (query, key))
+        for q, k in zip(jnp.split(query, self.num_heads, axis=-1), jnp.split(key, self.num_heads, axis=-1)):
+            y, z_k = (q, k) if self.relu else (layers.dot(z, q @ k.T, self.dtype), z)
+            scores.append(jnp.einsum("bir,bjr->bij", y, z_k).astype(jnp.float32))
+        scores = jnp.stack(scores, axis=1)
+        return scores - scores.mean(axis=2, keepdims=True)
+
+
+def _affine(kernel, weights):
+    """The kernel on z, where x = z kernel, that does to z what the weights do to x."""
+    return (kernel @ weights[0]).at[0].add(weights[1])
