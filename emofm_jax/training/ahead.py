@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-# XLA:CPU hands products to YNNPACK; left to Eigen a step took 0.5 to 0.95 of the time (docs/performance.md).
+# XLA:CPU hands products to YNNPACK; left to Eigen a step took 0.5 to 0.98 of the time (docs/performance.md), but 1.25
+# of it where many small products are batched, as in DESTINE's attention.
 CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
 def compile_ahead(mapped: Callable, devices: Sequence[jax.Device]) -> Callable:
-    """The pmapped function, on CPU compiled with `CPU_OPTIONS`.
+    """The pmapped function, on CPU compiled with `CPU_OPTIONS`, unless it has batched products.
 
     Args:
       mapped: of `jax.pmap`. Its last argument, a batch, may come in several shapes, each compiled once; the shapes of
@@ -34,6 +35,8 @@ def compile_ahead(mapped: Callable, devices: Sequence[jax.Device]) -> Callable:
 
 
 def _compile(lowered):
+    if "batching_dims" in lowered.as_text():
+        return lowered.compile()
     try:
         return lowered.compile(compiler_options=CPU_OPTIONS)
     except jax.errors.JaxRuntimeError as error:
