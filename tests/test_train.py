@@ -326,7 +326,8 @@ def test_a_model_that_does_not_fit_is_told_what_there_is(home, capsys):
     flags = ["--config.model.name=dnn", "--config.model.hidden=(2000000,2000000)"]
     assert train.main(arguments("huge", *flags)) == 2
     error = capsys.readouterr().err
-    needed, there = re.search(r"takes up to about ([\d.]+) GiB .*, this machine has ([\d.]+) GiB; choose", error).groups()
+    said = re.search(r"takes up to about ([\d.]+) GiB .*, this machine has ([\d.]+) GiB; choose", error)
+    needed, there = said.groups()
     # Four times (parameter, two moments, gradient) the kernel of the second layer, at the least.
     assert float(needed) > 4 * 4 * 2e6**2 / 2**30 > float(there) > 0
     assert not (home / "huge").exists()
