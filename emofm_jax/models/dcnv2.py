@@ -64,16 +64,11 @@ class DCNv2(nn.Module):
         x = e.reshape(e.shape[0], -1)
         stacked, parallel = STRUCTURES[self.structure]
         crossed = (self._mixture if self.low_rank else self._full)(x)
-        outputs = [self._mlp("stacked")(crossed, weight, train=train) if stacked else crossed]
+        outputs = [layers.mlp_of(self, self.hidden, "stacked")(crossed, weight, train=train) if stacked else crossed]
         if parallel:
-            outputs.append(self._mlp("parallel")(x, weight, train=train))
+            outputs.append(layers.mlp_of(self, self.hidden, "parallel")(x, weight, train=train))
         head = layers.Head(self.head_bias[0], name="head")
         return losses.Outputs(head(jnp.concatenate([y.astype(jnp.float32) for y in outputs], axis=1)))
-
-    def _mlp(self, name):
-        return layers.MLP(
-            tuple(self.hidden), self.activation, self.norm, self.dropout, self.axis_name, self.dtype, name=name
-        )
 
     def _full(self, x_0):
         x = x_0

@@ -40,8 +40,6 @@ class DeepFM(nn.Module):
     def __call__(self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False) -> losses.Outputs:
         """f32[B, S, D + 1], weight f32[B] or None (all 1) -> Outputs; rng `dropout`, collection `batch_stats`."""
         e, first_order = e[..., : self.embedding_dim], e[..., -1]
-        mlp = layers.MLP(
-            tuple(self.hidden), self.activation, self.norm, self.dropout, self.axis_name, self.dtype, name="mlp"
-        )
+        mlp = layers.mlp_of(self, self.hidden, "mlp")
         deep = layers.Head(self.head_bias[0], name="head")(mlp(e.reshape(e.shape[0], -1), weight, train=train))
         return losses.Outputs(first_order.sum(axis=1) + fm.pairwise(e) + deep)

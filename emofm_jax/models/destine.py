@@ -93,9 +93,7 @@ class DESTINE(nn.Module):
         if self.wide:
             logit += first_order.sum(axis=(1, 2))
         if self.deep:
-            mlp = layers.MLP(
-                tuple(self.hidden), self.activation, self.norm, self.dropout, self.axis_name, self.dtype, name="mlp"
-            )
+            mlp = layers.mlp_of(self, self.hidden, "mlp")
             logit += layers.Head(name="deep_head")(mlp(e.reshape(batch, -1), weight, train=train))
         return losses.Outputs(logit)
 

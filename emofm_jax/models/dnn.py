@@ -36,8 +36,6 @@ class DNN(nn.Module):
     @nn.compact
     def __call__(self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False) -> losses.Outputs:
         """f32[B, S, D], weight f32[B] or None (all 1) -> Outputs; rng `dropout`, collection `batch_stats`."""
-        mlp = layers.MLP(
-            tuple(self.hidden), self.activation, self.norm, self.dropout, self.axis_name, self.dtype, name="mlp"
-        )
+        mlp = layers.mlp_of(self, self.hidden, "mlp")
         x = mlp(e.reshape(e.shape[0], -1), weight, train=train)
         return losses.Outputs(layers.Head(self.head_bias[0], name="head")(x))

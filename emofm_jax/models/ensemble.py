@@ -26,9 +26,8 @@ def table_width(module: nn.Module) -> int:
         network = network.network
     if isinstance(network, Copies):
         network, predictors = network.network, len(network.head_bias)
-    return (
-        module.embedding_dim + getattr(network, "shared_columns", 0) + predictors * getattr(network, "own_columns", 0)
-    )
+    shared, own = _extra_columns(network)
+    return module.embedding_dim + shared + predictors * own
 
 
 def with_axis(module: nn.Module, axis_name: str) -> nn.Module:
@@ -102,12 +101,11 @@ class Copies(nn.Module):
             keys = jax.random.split(key, len(copies))
             return _stack([copy.init(key, x[:1]) for copy, key, x in zip(copies, keys, inputs)])
 
-        params = self.param("copies", lambda key: draw(key)["params"])
-        variables = {"params": params}
-        if self.is_initializing() and (start := draw(self.make_rng("params")).get("batch_stats")):
-            self.put_variable("batch_stats", "copies", start)
-        if has_stats := self.has_variable("batch_stats", "copies"):
-            variables["batch_stats"] = self.get_variable("batch_stats", "copies")
+        if self.is_initializing():
+            for collection, start in draw(self.make_rng("params")).items():
+                self.put_variable(collection, "copies", start)
+        collections = [name for name in ("params", "batch_stats") if self.has_variable(name, "copies")]
+        variables = {name: self.get_variable(name, "copies") for name in collections}
         key = self.make_rng("dropout") if self.has_rng("dropout") else None
         leaves, structure = jax.tree.flatten(variables)
         leaves = [layers.unstack(leaf) for leaf in leaves]
@@ -118,7 +116,7 @@ class Copies(nn.Module):
             output, new = copy.apply(own, x, weight, train=train, rngs=rngs, mutable=["batch_stats"])
             outputs.append(output)
             updated.append(new)
-        if train and has_stats and not self.is_initializing():
+        if train and "batch_stats" in variables and not self.is_initializing():
             self.put_variable("batch_stats", "copies", _stack(updated)["batch_stats"])
         aux_losses = [output.aux_loss for output in outputs]
         return losses.Outputs(
@@ -129,10 +127,15 @@ class Copies(nn.Module):
 
     def _columns(self, e, t):
         """The columns of e that copy t reads."""
-        shared, own = (getattr(self.network, f"{kind}_columns", 0) for kind in ("shared", "own"))
+        shared, own = _extra_columns(self.network)
         start = self.embedding_dim + shared + t * own
         pieces = [(0, self.network.embedding_dim), (self.embedding_dim, start - t * own), (start, start + own)]
         return jnp.concatenate([e[..., first:end] for first, end in pieces], axis=-1)
+
+
+def _extra_columns(network):
+    """(shared, own of a predictor)"""
+    return getattr(network, "shared_columns", 0), getattr(network, "own_columns", 0)
 
 
 def _stack(trees):

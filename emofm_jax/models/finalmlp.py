@@ -76,15 +76,12 @@ class FinalMLP(nn.Module):
         for i, (slots, widths) in enumerate(zip(self._contexts(), (self.mlp1, self.mlp2)), 1):
             selected = x
             if self.selection:
-                of_slots = [
-                    e[:, slot, start : start + self.embedding_dim] for slot in slots
-                ]  # no scatter in the gradient
+                # Slot by slot: an index array would be a scatter in the gradient.
+                of_slots = [e[:, slot, start : start + self.embedding_dim] for slot in slots]
                 context = jnp.concatenate(of_slots, axis=1) if slots else None
                 selected = x * self._gate(context, x.shape[1], f"gate{i}")
                 start += self.embedding_dim * bool(slots)
-            mlp = layers.MLP(
-                tuple(widths), self.activation, self.norm, self.dropout, self.axis_name, self.dtype, name=f"mlp{i}"
-            )
+            mlp = layers.mlp_of(self, widths, f"mlp{i}")
             streams.append(mlp(selected, weight, train=train).astype(jnp.float32))
         linear = layers.Head(self.head_bias[0], name="head")(jnp.concatenate(streams, axis=1))
         return losses.Outputs(linear + self._fuse(*streams))
@@ -92,9 +89,8 @@ class FinalMLP(nn.Module):
     def _gate(self, context, width, name):
         """Factors [B, width] (or [1, width] without slots) in (0, 2) from context [B, slots * D]."""
         if context is None:
-            context = self.param(
-                f"{name}_context", layers.lecun, (1, self.embedding_dim)
-            )  # at zero it would stay there
+            # At zero it would stay there: the ReLU after it would be at its corner.
+            context = self.param(f"{name}_context", layers.lecun, (1, self.embedding_dim))
         hidden = layers.MLP(tuple(self.gate_hidden), "relu", dtype=self.dtype, name=name)(context, train=False)
         return 2 * nn.sigmoid(layers.Dense(width, dtype=self.dtype, name=f"{name}_out")(hidden))
 

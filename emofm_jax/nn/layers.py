@@ -225,6 +225,11 @@ class MLP(nn.Module):
         return tower(tokens, weight, train=train)[0]
 
 
+def mlp_of(model: nn.Module, widths: Sequence[int], name: str) -> MLP:
+    """The MLP of these widths with the activation, norm, dropout, axis and dtype of a model that has such fields."""
+    return MLP(tuple(widths), model.activation, model.norm, model.dropout, model.axis_name, model.dtype, name=name)
+
+
 class Dense(nn.Module):
     """x K + b.
 
@@ -243,9 +248,9 @@ class Dense(nn.Module):
         """[..., in] -> [..., features]."""
         kernel = self.param("kernel", lecun, (x.shape[-1], self.features))
         y = dot(x, kernel, self.dtype)
-        return (
-            y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype) if self.use_bias else y
-        )
+        if self.use_bias:
+            y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return y
 
 
 class Head(nn.Module):
