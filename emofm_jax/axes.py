@@ -1,0 +1,164 @@
+"""What every chart of plots.py stands on: scales, ticks, text that fits, and the <svg> around it.
+
+Lengths are pixels of the drawing. Colours are CSS variables that follow the reader's light or dark mode; every <svg>
+carries its own style, so that it can stand in a page or in a file of its own. Text is measured by an estimate that
+errs on the wide side: no label is clipped, whatever sans-serif font the reader has.
+"""
+
+import dataclasses
+import html
+import math
+
+FONT = 12  # pixels
+_COLOURS = ("#0b5fa5", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#0e7490", "#be185d", "#475569")
+_DARK = ("#6cb6ff", "#ff9b6a", "#6fd08c", "#c9a2ff", "#f2cc60", "#5fd4e0", "#ff8ac1", "#b0b8c4")
+DASHES = ("", "8 3", "2 3", "10 3 2 3", "5 3", "12 3 2 3 2 3", "4 2 1 2", "1 4")
+SHAPES = ("circle", "square", "triangle", "diamond", "down", "cross", "plus", "ring")
+NUM_STYLES = len(SHAPES)  # series that can be told apart, in greyscale too
+
+
+def _variables(colours: tuple[str, ...]) -> str:
+    return "".join(f"--s{i}:{colour};" for i, colour in enumerate(colours))
+
+
+STYLE = (
+    f".chart{{--ink:#1f2328;--soft:#5f6875;--grid:#e4e7eb;--paper:#fff;{_variables(_COLOURS)}"
+    f"font:{FONT}px system-ui,-apple-system,'Segoe UI',Roboto,'Liberation Sans',Arial,sans-serif}}"
+    f"@media(prefers-color-scheme:dark){{.chart{{--ink:#e6e9ed;--soft:#9aa4b2;--grid:#30363d;--paper:#0f1318;"
+    f"{_variables(_DARK)}}}}}"
+    ".chart text{fill:var(--ink)}.chart .t{font-weight:600;font-size:14px}.chart .k{fill:var(--soft)}"
+    ".chart .e{text-anchor:end}.chart .m{text-anchor:middle}.chart .g{stroke:var(--grid)}.chart .a{stroke:var(--soft)}"
+    ".chart .n{fill:none}"
+)
+
+
+def text_width(text: str, size: float = FONT) -> float:
+    """Pixels that a text takes in a wide sans-serif font."""
+    narrow, broad = "iljtfrI.,:;'|()[]/ ", "mwMW@%"
+    ems = (0.36 if c in narrow else 0.95 if c in broad else 0.74 if c.isupper() else 0.6 for c in text)
+    return sum(ems) * size
+
+
+def shorten(text: str, width: float, size: float = FONT) -> str:
+    """The text, or its two ends around an ellipsis where it is wider than `width` pixels."""
+    if text_width(text, size) <= width:
+        return text
+    for kept in range(len(text) - 1, 1, -1):
+        short = f"{text[: kept - kept // 3]}…{text[len(text) - kept // 3 :]}"
+        if text_width(short, size) <= width:
+            return short
+    return "…"
+
+
+def text(x: float, y: float, content: str, style: str = "", full: str = "") -> str:
+    """A <text>; `full` is shown when the pointer rests on it, for texts that were shortened."""
+    title = f"<title>{html.escape(full)}</title>" if full and full != content else ""
+    style = f' class="{style}"' if style else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}"{style}>{title}{html.escape(content)}</text>'
+
+
+def line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
+    """A straight line of a class of STYLE."""
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{style}"/>'
+
+
+def marker(x: float, y: float, series: int, title: str = "", size: float = 4.0) -> str:
+    """The mark of a series: its shape tells it apart where its colour does not."""
+    i, s = series % NUM_STYLES, size
+    shape = SHAPES[i]
+    paths = {
+        "square": f"M{x - s:.1f} {y - s:.1f}h{2 * s}v{2 * s}h{-2 * s}z",
+        "triangle": f"M{x:.1f} {y - 1.2 * s:.1f}l{1.2 * s:.1f} {2.1 * s:.1f}h{-2.4 * s:.1f}z",
+        "down": f"M{x:.1f} {y + 1.2 * s:.1f}l{1.2 * s:.1f} {-2.1 * s:.1f}h{-2.4 * s:.1f}z",
+        "diamond": f"M{x:.1f} {y - 1.35 * s:.1f}l{1.35 * s:.1f} {1.35 * s:.1f}l{-1.35 * s:.1f} {1.35 * s:.1f}"
+        f"l{-1.35 * s:.1f} {-1.35 * s:.1f}z",
+        "cross": f"M{x - s:.1f} {y - s:.1f}l{2 * s} {2 * s}m0 {-2 * s}l{-2 * s} {2 * s}",
+        "plus": f"M{x - 1.2 * s:.1f} {y:.1f}h{2.4 * s:.1f}m{-1.2 * s:.1f} {-1.2 * s:.1f}v{2.4 * s:.1f}",
+    }
+    hollow = shape in ("cross", "plus", "ring")
+    paint = f'fill="none" stroke="var(--s{i})" stroke-width="2"' if hollow else f'fill="var(--s{i})"'
+    inner = f"<title>{html.escape(title)}</title>" if title else ""
+    if shape in paths:
+        return f'<path d="{paths[shape]}" {paint}>{inner}</path>'
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{s}" {paint}>{inner}</circle>'
+
+
+def svg(width: float, height: float, title: str, parts: list[str]) -> str:
+    """The whole <svg>, its title drawn at the top left and read out by screen readers."""
+    short = shorten(title, width - 24, 14)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" aria-label="{html.escape(title)}" '
+        f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}"><style>{STYLE}</style>'
+        f'<rect width="100%" height="100%" fill="var(--paper)"/>{text(12, 22, short, "t", title)}{"".join(parts)}</svg>'
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """Maps values from `low` to `high` onto pixels from `start` to `stop`."""
+
+    low: float
+    high: float
+    start: float
+    stop: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        low, high, value = (math.log10(x) if self.log else x for x in (self.low, self.high, value))
+        return self.start + (value - low) / (high - low) * (self.stop - self.start)
+
+    def ticks(self, count: int = 6) -> list[tuple[float, str]]:
+        """At most about `count` round values within the scale, and how they are written."""
+        values = _log_ticks(self.low, self.high, count) if self.log else _round_ticks(self.low, self.high, count)
+        if self.log and len(values) < 2:
+            values = _round_ticks(self.low, self.high, count)
+        if self.log or max(map(abs, values), default=0) >= 10_000:
+            return [(value, number(value)) for value in values]
+        step = abs(values[1] - values[0]) if len(values) > 1 else abs(values[0]) or 1.0
+        return [(value, _fixed(value, step)) for value in values]
+
+
+def scale(values: list[float], start: float, stop: float, *, log: bool = False, include: tuple = ()) -> Scale:
+    """A scale with room around the values, also around a single one; `include` is always on it and needs no room."""
+    found = [v for v in (*values, *include) if v is not None and math.isfinite(v) and (v > 0 or not log)]
+    low, high = (min(found), max(found)) if found else (1.0, 2.0)
+    edges = [math.log10(v) if log else v for v in (low, high)]
+    if not (spread := edges[1] - edges[0]):
+        room = 0.3 if log else abs(high) * 0.05 or 1.0
+        edges = [edges[0] - room, edges[1] + room]
+    else:
+        edges = [e if v in include else e + side * 0.06 * spread for e, v, side in zip(edges, (low, high), (-1, 1))]
+    return Scale(*(10**e if log else e for e in edges), start, stop, log)
+
+
+def number(value: float) -> str:
+    """A short way to write a number: 0.05, 12, 1.5k, 40k, 2M."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def _round_ticks(low: float, high: float, count: int) -> list[float]:
+    rough = (high - low) / max(count, 1)
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [i * step for i in range(first, last + 1)]
+
+
+def _log_ticks(low: float, high: float, count: int) -> list[float]:
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    for digits in (range(1, 10), (1, 2, 5), (1, 3), (1,)):
+        values = [d * 10.0**e for e in range(first, last + 1) for d in digits if low <= d * 10.0**e <= high]
+        if len(values) <= count + 1:
+            return values
+    return values[:: -(-len(values) // count)]
+
+
+def _fixed(value: float, step: float) -> str:
+    """With the decimals that tell values `step` apart."""
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    if abs(round(step, decimals) - step) > 1e-6 * step:
+        decimals += 1  # steps of 2.5
+    return f"{value:.{decimals}f}" if abs(value) > step / 1e6 else "0"
