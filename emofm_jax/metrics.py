@@ -4,6 +4,7 @@
     logloss  mean of -log p(label), in nats
     GAUC     mean of the groups' AUCs weighted by their rows; groups of one class are left out and counted
     PCOC     sum of p / sum of labels: predicted clicks over clicks
+    ECE      mean distance of prediction and click rate over parts of equally many rows, by ascending p
     am       accuracy and log-loss of p(type | x), over the rows of known type
 
 Every `label` is [n] of 0 and 1 (any dtype), every `weight` f32[n] >= 0 or None for all 1; a row of weight 0 counts
@@ -122,6 +123,15 @@ def calibration(label: np.ndarray, p: np.ndarray, weight: np.ndarray | None = No
     ]
 
 
+def expected_calibration_error(bins: Sequence[dict]) -> float | None:
+    """sum_k (rows_k / rows) |mean p - click rate| over the parts k of `calibration`, which hold equally many rows.
+
+    Parts without weight, whose means are None, are left out of both sums of rows; None if there is no other.
+    """
+    parts = [(part["rows"], abs(part["mean_p"] - part["rate"])) for part in bins if part["mean_p"] is not None]
+    return _ratio(math.fsum(rows * gap for rows, gap in parts), sum(rows for rows, _ in parts))
+
+
 def constant(label: np.ndarray, weight: np.ndarray | None = None) -> dict:
     """Metrics of the best constant predictor: the click rate of these very rows."""
     rate = _ratio(_sum(label, weight), _sum(np.ones_like(label), weight))
@@ -165,55 +175,19 @@ def summary(
     return result
 
 
-def split_report(
-    label: np.ndarray,
-    p: np.ndarray,
-    *,
-    logit: np.ndarray | None = None,
-    weight: np.ndarray | None = None,
-    key: np.ndarray | None = None,
-    ftype: np.ndarray | None = None,
-    p_type: np.ndarray | None = None,
-    p_given_type: np.ndarray | None = None,
-    type_names: Sequence[str] = (),
-    truth: dict[str, np.ndarray] | None = None,
-) -> dict:
-    """A split's part of metrics.json.
+def auxiliary(
+    ftype: np.ndarray,
+    p_type: np.ndarray,
+    weight: np.ndarray | None,
+    type_names: Sequence[str],
+    true_p_type: np.ndarray | None,
+    notes: list[str],
+) -> dict | None:
+    """{"accuracy", "majority", "logloss", "marginal_entropy", "bayes_logloss"} of p(type | x), f32[n, T].
 
-    Args:
-      label, p, logit, weight, key: as for `summary`.
-      ftype: i32[n], -1 unknown.
-      p_type, p_given_type: f32[n, T], None for a model without types.
-      type_names: of the T types.
-      truth: of made-up data: "p" [n] and, if typed, "p_type" and "p_given_type" [n, T].
-
-    Returns:
-      `summary`, with "constant", "calibration"; where the model has types "am" {"accuracy", "majority", "logloss",
-      "marginal_entropy", "bayes_logloss"} (None if no type is known) and "types", the `summary` of p_given_type[:, t]
-      over the rows of each type t with its "name"; where the truth is known "p_over_true" and, there and in each
-      type, "bayes" {"auc", "logloss"}.
+    Over the rows of known type (`ftype` i32[n] >= 0) whose predictor was not dropped (a dropped type has p_type 0);
+    `true_p_type`, f64[n, T], gives the last. None, with a line in `notes`, if no type is known.
     """
-    report = summary(label, p, logit=logit, weight=weight, key=key)
-    report |= {"constant": constant(label, weight), "calibration": calibration(label, p, weight)}
-    if truth is not None:
-        report["p_over_true"] = _ratio(_sum(p, weight), _sum(truth["p"], weight))
-        report["bayes"] = {"auc": auc(label, truth["p"], weight), "logloss": logloss(label, truth["p"], weight)}
-    if p_given_type is None or ftype is None:
-        return report
-    report |= {"am": _auxiliary(ftype, p_type, weight, type_names, truth, report["notes"]), "types": []}
-    for t, name in enumerate(type_names):
-        rows = np.flatnonzero(ftype == t)
-        w, k = (None if x is None else x[rows] for x in (weight, key))
-        part = {"name": name} | summary(label[rows], p_given_type[rows, t], weight=w, key=k)
-        if truth is not None:
-            true = truth["p_given_type"][rows, t]
-            part["bayes"] = {"auc": auc(label[rows], true, w), "logloss": logloss(label[rows], true, w)}
-        report["types"].append(part)
-    return report
-
-
-def _auxiliary(ftype, p_type, weight, type_names, truth, notes) -> dict | None:
-    """The "am" of `split_report`, over the rows of known type whose predictor was not dropped."""
     kept = p_type.max(axis=0, initial=0) > 0 if len(ftype) else np.ones(p_type.shape[1], bool)
     for t in np.flatnonzero(~kept):
         notes.append(f"type {type_names[t]!r} never has any p_type: its rows are left out of am")
@@ -224,8 +198,8 @@ def _auxiliary(ftype, p_type, weight, type_names, truth, notes) -> dict | None:
         masses += np.bincount(t, w, len(kept))
         own = np.maximum(q[np.arange(len(t)), t].astype(np.float64), np.finfo(q.dtype).eps)
         sums[:2] += np.dot(w, q.argmax(axis=1) == t), np.dot(w, -np.log(own))
-        if truth is not None:
-            true = truth["p_type"][rows][chosen]
+        if true_p_type is not None:
+            true = true_p_type[rows][chosen]
             sums[2] += np.dot(w, np.log(true[:, kept].sum(axis=1) / np.maximum(true[np.arange(len(t)), t], 1e-300)))
     if not masses.sum():
         notes.append("no row of known type: no am")
@@ -237,7 +211,7 @@ def _auxiliary(ftype, p_type, weight, type_names, truth, notes) -> dict | None:
         "majority": float(shares.max()),
         "logloss": nats,
         "marginal_entropy": float(-np.dot(shares, np.log(shares))),
-        "bayes_logloss": None if truth is None else true_nats,
+        "bayes_logloss": None if true_p_type is None else true_nats,
     }
 
 

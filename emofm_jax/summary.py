@@ -1,4 +1,9 @@
-"""metrics.json -> the table that `train` and `evaluate` end with."""
+"""metrics.json -> the tables that `train` and `evaluate` end with."""
+
+from collections.abc import Mapping
+
+_MOST_SLOTS = 5  # that the line of unknown values names
+_SHARE_WORTH_KNOWING = 0.001
 
 
 def table(metrics: dict, split: str = "test") -> str:
@@ -14,6 +19,8 @@ def table(metrics: dict, split: str = "test") -> str:
     lines.append(_line("model", report, report["rows"]))
     if bayes:
         lines.append(_line("Bayes-optimal", bayes))
+    if report.get("true_am"):
+        lines.append(_line("model, true p(type | x)", report["true_am"]))
     lines.append(_line("constant predictor", constant))
     if bayes and report["auc"] is not None and bayes["auc"] not in (None, 0.5):
         share = (report["auc"] - 0.5) / (bayes["auc"] - 0.5)
@@ -28,6 +35,8 @@ def table(metrics: dict, split: str = "test") -> str:
                 lines.append(_line("    Bayes-optimal", part["bayes"]))
     if report.get("am"):
         lines += ["", _auxiliary(report["am"])]
+    if line := unknown(report.get("unknown", {})):
+        lines += ["", line]
     for note in report.get("notes", []):
         lines.append(f"note: {note}")
     return "\n".join(lines)
@@ -44,15 +53,64 @@ def footer(metrics: dict) -> str:
     )
 
 
+def unknown(shares: Mapping[str, float]) -> str:
+    """The slots with the most missing and unknown values, at most five; empty if none has 0.1%.
+
+    Args:
+      shares: {slot: share of its values}.
+    """
+    order = sorted(shares, key=lambda name: -shares[name])
+    shown = [name for name in order[:_MOST_SLOTS] if shares[name] >= _SHARE_WORTH_KNOWING]
+    if not shown:
+        return ""
+    text = "unknown values: " + ", ".join(f"{name} {shares[name]:.1%}" for name in shown)
+    if len(shown) == len(order):
+        return text
+    most = shares[order[len(shown)]]
+    return text + (
+        f" (others under {_SHARE_WORTH_KNOWING:.1%})" if most < _SHARE_WORTH_KNOWING else f" (others up to {most:.1%})"
+    )
+
+
+def calibration(fit: dict, split: str) -> str:
+    """Figures of a split before and after calibration.
+
+    Args:
+      fit: "method", "split" and "rows" that it was fitted on, "before" and "after" {"auc", "logloss", "pcoc", "ece"}.
+      split: whose figures these are.
+    """
+    head = f"{fit['method']}, {split} split"
+    lines = [f"{head:<28}{'AUC':>10}{'logloss':>10}{'PCOC':>8}{'ECE':>10}"]
+    for name in ("before", "after"):
+        lines.append(_cells(f"  {name}", fit[name], "ece"))
+    own = ", the same rows" if fit["split"] == split else ""
+    return "\n".join([*lines, f"  fitted on {fit['rows']:,} rows of the {fit['split']} split{own}"])
+
+
+def importance(found: dict) -> str:
+    """Slots by the AUC that is lost when their values are permuted over the rows; `found` as in importance.json."""
+    width = max(len(slot["name"]) for slot in found["slots"])
+    lines = [f"{'slot':<{width}}  {'group':<16}{'AUC drop':>12}{'logloss rise':>14}"]
+    for slot in found["slots"]:
+        lines.append(
+            f"{slot['name']:<{width}}  {slot['group']:<16}{slot['auc_drop']:>12.6f}{slot['logloss_rise']:>14.6f}"
+        )
+    return "\n".join(lines)
+
+
 def _line(name: str, report: dict, rows: int | None = None) -> str:
+    counted = "" if rows is None else f"{rows:,}"
+    return f"{_cells(name, report, 'gauc')}{counted:>12}"
+
+
+def _cells(name: str, report: dict, last: str) -> str:
+    """A name, then AUC, logloss, PCOC and one more."""
+
     def cell(key: str, width: int, digits: int) -> str:
         value = report.get(key)
         return f"{'-':>{width}}" if value is None else f"{value:>{width}.{digits}f}"
 
-    counted = "" if rows is None else f"{rows:,}"
-    return (
-        f"{name:<28}{cell('auc', 10, 6)}{cell('logloss', 10, 6)}{cell('pcoc', 8, 3)}{cell('gauc', 10, 6)}{counted:>12}"
-    )
+    return f"{name:<28}{cell('auc', 10, 6)}{cell('logloss', 10, 6)}{cell('pcoc', 8, 3)}{cell(last, 10, 6)}"
 
 
 def _auxiliary(am: dict) -> str:

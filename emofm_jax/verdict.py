@@ -7,7 +7,7 @@ def line(report: dict, prepared: dict | None, learning_rates: dict[str, float]) 
     """What the first evaluation shows, in a line: the nats learnt, or the likely causes of having learnt nothing.
 
     Args:
-      report: of the validation split, by `metrics.split_report`.
+      report: of the validation split, by `split_report.make`.
       prepared: content of prepare.json; None if there is none.
       learning_rates: of "embedding" and "network".
     """

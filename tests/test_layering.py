@@ -16,25 +16,36 @@ BASE = {"emofm_jax.errors"}
 NETWORK = BASE | {"emofm_jax.data.schema", "emofm_jax.nn"}
 LAYERS = {
     # layer: (own modules, or beginnings of them, that it may import; packages of others)
-    "base": (BASE | {"emofm_jax.validation"}, {"numpy", "ml_collections"}),
+    "base": (BASE | {"emofm_jax.validation", "emofm_jax.metrics"}, {"numpy", "scipy", "ml_collections"}),
     "data": (BASE | {"emofm_jax.data"}, {"numpy", "pyarrow", "xxhash"}),
     "nn": (NETWORK, {"numpy", "jax", "flax", "chex", "optax"}),
     "models": (NETWORK | {"emofm_jax.models"}, {"numpy", "jax", "flax", "chex", "optax"}),
     "training": (
-        NETWORK | {f"emofm_jax.{name}" for name in ("data", "models", "metrics", "verdict", "training")},
+        NETWORK
+        | {f"emofm_jax.{name}" for name in ("data", "models", "metrics", "split_report", "verdict", "training")},
         {"numpy", "jax", "flax", "chex", "optax", "pyarrow", "tqdm", "tensorboardX", "safetensors", "xxhash"},
+    ),
+    # What report.py is made of: read, compare, draw, write.
+    "report": (
+        BASE
+        | {f"emofm_jax.{name}" for name in ("config", "axes", "plots", "comparison", "results", "findings", "page")},
+        {"numpy", "scipy", "pyarrow"},
     ),
     # The two files below the programs that take a config.
     "loop": ({"emofm_jax"}, {"numpy", "jax", "ml_collections", "tqdm"}),
     "programs": ({"emofm_jax"}, {"numpy", "jax", "pyarrow", "absl", "ml_collections", "tqdm"}),
 }
-BASE_FILES = {"errors.py", "config.py", "validation.py", "metrics.py", "verdict.py", "summary.py"}
+BASE_FILES = {"errors.py", "config.py", "validation.py", "metrics.py", "split_report.py", "verdict.py", "summary.py"}
+BASE_FILES |= {"calibration.py"}
+REPORT_FILES = {"axes.py", "plots.py", "comparison.py", "results.py", "findings.py", "page.py"}
 PROGRAMS = {"prepare.py", "train.py", "evaluate.py", "predict.py", "sweep.py", "report.py", "export.py"}
 
 
 def layer(file: str) -> str:
     if file in BASE_FILES:
         return "base"
+    if file in REPORT_FILES:
+        return "report"
     if file in ("training/loop.py", "training/program.py"):
         return "loop"
     if "/" in file:
@@ -101,8 +112,12 @@ def test_every_folder_is_a_layer_and_the_reader_finds_imports():
             ("data.vocabulary", "data.synthetic", "data.formats", "data.formats.tabular"),
             {"jax", "flax", "optax", "absl"},
         ),
-        (("config", "metrics", "verdict", "summary"), {"jax", "flax", "optax", "pyarrow"}),
+        (
+            ("config", "metrics", "split_report", "verdict", "summary", "calibration"),
+            {"jax", "flax", "optax", "pyarrow"},
+        ),
         (("prepare", "cli"), {"jax", "flax", "optax"}),
+        (("plots", "axes"), {"jax", "flax", "optax", "pyarrow"}),
     ],
 )
 def test_what_must_start_fast_loads_no_jax(modules, never):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
-from emofm_jax import metrics
+from emofm_jax import metrics, split_report
 
 TOLERANCE = dict(rel=0, abs=1e-9)
 
@@ -114,8 +114,8 @@ def test_the_order_of_rows_is_nothing(example, random):
     order = list(range(len(label)))
     random.shuffle(order)
     p = sigmoid(score)
-    one = metrics.split_report(label, p, weight=weight, key=key)
-    other = metrics.split_report(label[order], p[order], weight=weight[order], key=key[order])
+    one = split_report.make(label, p, weight=weight, key=key)
+    other = split_report.make(label[order], p[order], weight=weight[order], key=key[order])
     for name in ("auc", "logloss", "gauc", "pcoc", "rows", "clicks", "notes"):
         assert one[name] == (other[name] if name == "notes" else close(other[name])), name
     assert sum(part["rows"] for part in one["calibration"]) == len(label)
@@ -167,11 +167,12 @@ def test_what_is_not_defined_is_none_and_noted():
     assert none["logloss"] == pytest.approx(-math.log(0.75))
     every = metrics.summary(np.ones(4), p)
     assert (every["auc"], every["pcoc"], every["notes"]) == (None, 0.25, ["one class only: no AUC"])
-    empty = metrics.split_report(np.zeros(0), p[:0], key=np.zeros(0, np.int64))
+    empty = split_report.make(np.zeros(0), p[:0], key=np.zeros(0, np.int64))
     assert {empty[k] for k in ("auc", "logloss", "gauc", "pcoc")} == {None}
-    assert (empty["rows"], empty["calibration"], empty["notes"][0]) == (0, [], "no rows")
-    weightless = metrics.split_report(np.array([0.0, 1, 0, 1]), p, weight=np.zeros(4, np.float32))
+    assert (empty["rows"], empty["calibration"], empty["ece"], empty["notes"][0]) == (0, [], None, "no rows")
+    weightless = split_report.make(np.array([0.0, 1, 0, 1]), p, weight=np.zeros(4, np.float32))
     assert (weightless["auc"], weightless["logloss"], weightless["notes"]) == (None, None, ["no row has a weight"])
+    assert weightless["ece"] is None
     assert metrics.constant(np.ones(3))["logloss"] == 0 and metrics.constant(np.ones(3))["auc"] is None
     assert metrics.constant(np.zeros(3))["pcoc"] is None
 
@@ -203,6 +204,31 @@ def test_calibration_keeps_equal_predictions_together():
     found = metrics.calibration(label, p)
     assert [(part["rows"], round(part["mean_p"], 6)) for part in found] == [(97, 0.1), (3, 0.2)]
     assert sum(part["rate"] * part["rows"] for part in found) == pytest.approx(50)
+
+
+def test_expected_calibration_error_of_parts_of_equally_many_rows():
+    label, score, weight, _ = rows(8, 4_000, decimals=7)
+    p = np.sqrt(sigmoid(score)).astype(np.float32)
+    for w in (None, weight):
+        gaps = []
+        for part in np.array_split(np.argsort(p), 10):
+            own = None if w is None else w[part].astype(float)
+            gaps.append(abs(np.average(p[part].astype(float), weights=own) - np.average(label[part], weights=own)))
+        found = metrics.expected_calibration_error(metrics.calibration(label, p, w))
+        assert found == pytest.approx(np.mean(gaps), abs=1e-6)  # equal p are not cut apart
+        assert found > 0.1, "the square root is far too sure"
+
+
+def test_expected_calibration_error_counts_rows_and_leaves_out_what_has_no_weight():
+    parts = [(60, 0.5, 0.3), (30, 0.5, 0.6), (10, None, None)]
+    parts = [dict(zip(("rows", "mean_p", "rate"), part)) for part in parts]
+    assert metrics.expected_calibration_error(parts) == pytest.approx((60 * 0.2 + 30 * 0.1) / 90)
+    assert metrics.expected_calibration_error(parts[2:]) is None
+    assert metrics.expected_calibration_error([]) is None
+    label = np.repeat([0, 1, 0, 1], [8, 2, 4, 6])
+    p = np.repeat(np.array([0.2, 0.6], np.float32), 10)
+    assert metrics.expected_calibration_error(metrics.calibration(label, p)) == pytest.approx(0, abs=1e-7)
+    assert metrics.expected_calibration_error(metrics.calibration(label, 1 - p)) == pytest.approx(0.4)
 
 
 def test_memory_stays_as_documented():

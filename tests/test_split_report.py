@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from emofm_jax import metrics
+from emofm_jax import metrics, split_report
 
 
 def close(value):
@@ -38,7 +38,7 @@ def typed(n: int = 3_000, num_types: int = 3, seed: int = 11):
 
 def test_split_report_by_type_and_of_the_auxiliary_model():
     a = typed()
-    report = metrics.split_report(**a)
+    report = split_report.make(**a)
     truth, label, weight, ftype = a["truth"], a["label"], a["weight"], a["ftype"]
     assert report["auc"] == close(roc_auc_score(label, a["p"], sample_weight=weight))
     bayes = {
@@ -48,6 +48,16 @@ def test_split_report_by_type_and_of_the_auxiliary_model():
     assert report["bayes"] == close(bayes)
     expected = np.dot(a["p"].astype(float), weight) / np.dot(truth["p"], weight)
     assert report["p_over_true"] == close(expected)
+    p = sum(truth["p_type"][:, t] * a["p_given_type"][:, t].astype(np.float64) for t in range(3))
+    perfect = {
+        "auc": roc_auc_score(label, p, sample_weight=weight),
+        "logloss": log_loss(label, p, sample_weight=weight),
+    }
+    assert report["true_am"] == close(perfect)
+    assert report["logloss"] > report["true_am"]["logloss"] > report["bayes"]["logloss"], "random types, good heads"
+    cuts = np.array_split(np.argsort(a["p"]), 10)
+    gaps = [abs(np.average(a["p"][c] - label[c], weights=weight[c])) for c in cuts]
+    assert report["ece"] == pytest.approx(np.mean(gaps), abs=1e-6)
     for t, part in enumerate(report["types"]):
         own = ftype == t
         y, w, true = label[own], weight[own], truth["p_given_type"][own, t]
@@ -76,7 +86,7 @@ def test_a_dropped_type_leaves_the_auxiliary_figures():
     a = typed()
     a["p_type"][:, 1] = 0
     a["p_type"] /= a["p_type"].sum(1, keepdims=True)
-    report = metrics.split_report(**a)
+    report = split_report.make(**a)
     own = (a["ftype"] == 0) | (a["ftype"] == 2)
     y = a["ftype"][own] // 2
     for name, p in (("logloss", a["p_type"]), ("bayes_logloss", a["truth"]["p_type"])):
@@ -91,14 +101,16 @@ def test_types_without_rows_clicks_or_knowledge():
     a = typed()
     a["label"][a["ftype"] == 0] = 0
     a["ftype"][a["ftype"] == 2] = -1
-    report = metrics.split_report(**a)
+    report = split_report.make(**a)
     no_click, some, no_rows = report["types"]
     assert (no_click["auc"], no_click["pcoc"], no_click["bayes"]["auc"]) == (None, None, None)
     assert no_click["notes"][0] == "one class only: no AUC and no PCOC" and no_click["logloss"] > 0
     assert some["auc"] > 0.5
     assert (no_rows["rows"], no_rows["auc"], no_rows["logloss"], no_rows["notes"][0]) == (0, None, None, "no rows")
     a["ftype"][:] = -1
-    report = metrics.split_report(**a)
+    report = split_report.make(**a)
     assert report["am"] is None and "no row of known type: no am" in report["notes"]
+    no_truth = split_report.make(**{k: v for k, v in a.items() if k != "truth"})
+    assert "true_am" not in no_truth and "types" in no_truth
     untyped = {k: v for k, v in a.items() if k in ("label", "p", "weight", "key", "ftype", "type_names")}
-    assert not {"am", "types", "bayes", "p_over_true"} & metrics.split_report(**untyped).keys()
+    assert not {"am", "types", "bayes", "p_over_true", "true_am"} & split_report.make(**untyped).keys()

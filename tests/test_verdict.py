@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from emofm_jax import metrics, verdict
+from emofm_jax import split_report, verdict
 
 
 def rows():
@@ -26,20 +26,20 @@ def prepared(**slots):
 
 def test_verdict_of_what_was_learnt():
     label, score = rows()
-    report = metrics.split_report(label, sigmoid(score - 1))
+    report = split_report.make(label, sigmoid(score - 1))
     line = verdict.line(report, prepared(bad={"unknown": {"valid": 0.9}}), {"embedding": 0.0, "network": 0.5})
     gained = 1 - report["logloss"] / report["constant"]["logloss"]
     assert f"{gained:.0%} of its nats learnt" in line and f"AUC {report['auc']:.4f}" in line
     assert 0.03 < gained < 0.9 and "likely" not in line
-    off = metrics.split_report(label, sigmoid(score + 3))
+    off = split_report.make(label, sigmoid(score + 3))
     assert "its rates are off (PCOC" in verdict.line(off, None, {"network": 1e-3})
-    one_class = metrics.split_report(np.zeros(5), np.full(5, 0.1))
+    one_class = split_report.make(np.zeros(5), np.full(5, 0.1))
     assert "one class only" in verdict.line(one_class, None, {"network": 1e-3})
 
 
 def test_verdict_names_the_likely_causes():
     label, score = rows()
-    report = metrics.split_report(label, np.random.default_rng(2).random(4_000))
+    report = split_report.make(label, np.random.default_rng(2).random(4_000))
     found = prepared(
         user={"unknown": {"valid": 0.75}},
         fine={"unknown": {"valid": 0.5}},

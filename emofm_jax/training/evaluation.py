@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from emofm_jax import metrics
+from emofm_jax import split_report
 from emofm_jax.data import batches, shards
+from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
 from emofm_jax.training import step as step_lib
 
@@ -33,6 +34,7 @@ class Predictions(NamedTuple):
       logit: f32[n].
       p_type: f32[n, T], p(t | x) of the auxiliary model.
       p_given_type: f32[n, T], p(y = 1 | x, t).
+      unknown: f64[S], not a row each: the share of a slot's values (of a bag: of its ids) that are missing or unknown.
     """
 
     label: np.ndarray
@@ -43,6 +45,7 @@ class Predictions(NamedTuple):
     logit: np.ndarray
     p_type: np.ndarray | None
     p_given_type: np.ndarray | None
+    unknown: np.ndarray
 
 
 def predict_split(eval_step: Callable, params, stats, split: shards.Split, batch_size: int, *, devices, progress=False):
@@ -66,7 +69,10 @@ def predict_split(eval_step: Callable, params, stats, split: shards.Split, batch
     weight = np.empty(n, np.float32) if schema.has_weight else None
     key = np.empty(n, np.int64) if schema.has_gauc_key else None
 
+    counts = np.zeros((2, schema.num_columns), np.int64)
+
     def put(host: batches.HostBatch):
+        np.add(counts, _count_unknown(schema, host), out=counts)
         return host, step_lib.put_batch(host.batch, devices)
 
     done, pending = 0, None
@@ -99,7 +105,19 @@ def predict_split(eval_step: Callable, params, stats, split: shards.Split, batch
     if not np.isfinite(out["logit"]).all():
         row = int(np.flatnonzero(~np.isfinite(out["logit"]))[0])
         raise UserError(f"{split.path}: the score of row {row} is not finite; lower the learning rate and train again")
-    return Predictions(label, ftype, weight, key, out["p"], out["logit"], out.get("p_type"), out.get("p_given_type"))
+    unknown, values = (np.bincount(schema.column_slots, x) for x in counts)
+    typed = (out.get("p_type"), out.get("p_given_type"))
+    return Predictions(label, ftype, weight, key, out["p"], out["logit"], *typed, unknown / np.maximum(values, 1))
+
+
+def _count_unknown(schema: Schema, host: batches.HostBatch) -> np.ndarray:
+    """i64[2, N]: of each column of ids, how many are row 0 of their slot, and how many there are."""
+    ids = host.batch.ids
+    unknown = np.count_nonzero(ids == schema.offsets[schema.column_slots].astype(np.int32), axis=(0, 1))
+    values = np.full(len(unknown), host.num_rows)
+    bags = np.flatnonzero(np.array([slot.kind == "multi" for slot in schema.slots])[schema.column_slots])
+    values[bags] = np.count_nonzero(ids[..., bags] != schema.num_rows, axis=(0, 1))
+    return np.stack([unknown, values])
 
 
 def score_rows(eval_step: Callable, params, stats, rows: batches.Rows, schema, batch_size: int, *, devices) -> dict:
@@ -131,8 +149,8 @@ def read_truth(split: shards.Split) -> dict[str, np.ndarray] | None:
 
 
 def report(predictions: Predictions, split: shards.Split) -> dict:
-    """The split's part of `metrics.json`."""
-    return metrics.split_report(
+    """The split's part of `metrics.json`; "unknown" {slot: share of its values} is of the data alone."""
+    found = split_report.make(
         predictions.label,
         predictions.p,
         logit=predictions.logit,
@@ -144,6 +162,8 @@ def report(predictions: Predictions, split: shards.Split) -> dict:
         type_names=split.schema.types,
         truth=read_truth(split),
     )
+    names = [slot.name for slot in split.schema.slots]
+    return found | {"unknown": dict(zip(names, predictions.unknown.tolist()))}
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
