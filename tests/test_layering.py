@@ -117,7 +117,7 @@ def test_every_folder_is_a_layer_and_the_reader_finds_imports():
             {"jax", "flax", "optax", "pyarrow"},
         ),
         (("prepare", "cli"), {"jax", "flax", "optax"}),
-        (("plots", "axes"), {"jax", "flax", "optax", "pyarrow"}),
+        (("plots", "axes", "comparison"), {"jax", "flax", "optax", "pyarrow"}),
     ],
 )
 def test_what_must_start_fast_loads_no_jax(modules, never):

@@ -1,0 +1,152 @@
+"""Is one model better than another? Intervals over seeds, over test rows, and over both.
+
+    over seeds  t interval of the paired per-seed differences d_s: what training again would give on these test rows
+    over rows   AUC: DeLong's interval; logloss: normal interval of the mean paired difference: what other test rows
+                would give these very models
+    together    variance var(d)/k + rows' variance, t with Satterthwaite's degrees of freedom: training again AND other
+                rows; the verdict comes from this one
+
+A bootstrap over 3 to 5 seeds covers far less than it says, so seeds get the t interval. For rows, DeLong's variance is
+what a bootstrap of an AUC converges to, exactly and in one sort. With several seeds its components are averaged over
+them: the interval is then of the mean of the seeds' AUCs, the number in the table, and not of an ensemble's, which a
+mean prediction would be. Rows count as independent; where one user has many rows, intervals over rows are too narrow.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+HIGHER_IS_BETTER = {"auc": True, "logloss": False}
+VERDICTS = ("better", "worse", "not distinguishable")
+
+
+class Interval(NamedTuple):
+    """An estimate (floats, or arrays of one shape), its interval, and the two-sided p-value of 0."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+def t_interval(values: np.ndarray, level: float = 0.95) -> Interval:
+    """Of the mean of `values` f64[..., k], over the last axis; with paired differences, the paired t test.
+
+    Raises:
+      ValueError: fewer than two values.
+    """
+    values = np.asarray(values, np.float64)
+    k = values.shape[-1]
+    if k < 2:
+        raise ValueError(f"{k} values have no spread; an interval needs two")
+    return _interval(values.mean(axis=-1), values.std(axis=-1, ddof=1) / np.sqrt(k), k - 1.0, level)
+
+
+def row_parts(metric: str, label: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, ...]:
+    """What each row adds to a metric: arrays (strata) whose averages over models may be compared by `over_rows`.
+
+    auc (DeLong's components): of each click the share of the rest it beats, and of each of the rest the share of clicks
+    it loses to, a tie counting one half; the mean of either is the AUC. logloss: the nats of each row.
+
+    Args:
+      label: [n] of 0 and 1.
+      p: f32[n].
+
+    Returns:
+      auc: (f64[clicks], f64[n - clicks]); logloss: (f64[n],).
+
+    Raises:
+      ValueError: auc of one class.
+    """
+    clicked = np.asarray(label) > 0
+    if metric == "logloss":
+        q = np.clip(p.astype(np.float64), np.finfo(p.dtype).eps, 1 - np.finfo(p.dtype).eps)
+        return (-np.log(np.where(clicked, q, 1 - q)),)
+    clicks, rest = p[clicked], p[~clicked]
+    if not len(clicks) or not len(rest):
+        raise ValueError("one class only: no AUC")
+    below, above = _wins(clicks, np.sort(rest)), _wins(rest, np.sort(clicks))
+    return below, 1.0 - above
+
+
+def over_rows(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], level: float = 0.95) -> Interval:
+    """Of ours - theirs over the rows that `row_parts` was given, the same ones for both.
+
+    Raises:
+      ValueError: the rows differ in number.
+    """
+    if [len(a) for a in ours] != [len(b) for b in theirs]:
+        raise ValueError("not the same rows")
+    strata = [np.asarray(a, np.float64) - b for a, b in zip(ours, theirs)]
+    variance = sum(d.var(ddof=1) / len(d) if len(d) > 1 else 0.0 for d in strata)
+    return _interval(strata[0].mean(), np.sqrt(variance), np.inf, level)
+
+
+def together(differences: np.ndarray, rows: Interval, level: float = 0.95) -> Interval:
+    """Of the mean of paired per-seed differences f64[..., k], over seeds and over rows.
+
+    Args:
+      differences: of k >= 2 seeds.
+      rows: from `over_rows` at the same level.
+    """
+    differences = np.asarray(differences, np.float64)
+    k = differences.shape[-1]
+    of_seeds = differences.var(axis=-1, ddof=1) / k
+    quantile = special.ndtri((1 + level) / 2)
+    of_rows = ((np.asarray(rows.high) - rows.low) / 2 / quantile) ** 2
+    freedom = (k - 1) * (1 + of_rows / np.maximum(of_seeds, 1e-300)) ** 2
+    return _interval(differences.mean(axis=-1), np.sqrt(of_seeds + of_rows), freedom, level)
+
+
+def verdict(interval: Interval, higher_is_better: bool) -> str:
+    """Of ours - theirs: `better`, `worse` or `not distinguishable`, the interval holding 0."""
+    if interval.low <= 0 <= interval.high:
+        return VERDICTS[2]
+    return VERDICTS[0 if (interval.mean > 0) == higher_is_better else 1]
+
+
+def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
+    """Which of many differences stay when all of them shall be right with probability 1 - level (Holm)."""
+    order, kept = np.argsort(p_values, kind="stable"), [False] * len(p_values)
+    for rank, i in enumerate(order):
+        if p_values[i] > level / (len(order) - rank):
+            break
+        kept[i] = True
+    return kept
+
+
+def slope(x: Sequence[float], y: np.ndarray) -> tuple[float, Interval | None]:
+    """Least-squares slope of y f64[points, seeds] in x [points], and its t interval over the seeds.
+
+    NaN marks a run that is missing. Seeds that have every point count; with fewer than two of them the slope is that
+    of the points' means, without interval.
+
+    Raises:
+      ValueError: fewer than two different x.
+    """
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    centred = x - x.mean()
+    if not centred.any():
+        raise ValueError("one x: no slope")
+    whole = y[:, np.isfinite(y).all(axis=0)]
+    if whole.shape[1] < 2:
+        return float(centred @ np.nanmean(y, axis=1) / (centred @ centred)), None
+    slopes = centred @ whole / (centred @ centred)
+    return float(slopes.mean()), t_interval(slopes)
+
+
+def _wins(scores: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+    """For each score the share of the `ordered` ones below it, a tie counting one half."""
+    below, up_to = (np.searchsorted(ordered, scores, side) for side in ("left", "right"))
+    return (below + up_to) / (2.0 * len(ordered))
+
+
+def _interval(mean, error, freedom, level) -> Interval:
+    """Of a t variable with `freedom` degrees (infinite: normal); an error of 0 gives a point."""
+    degrees = np.minimum(freedom, 1e9)
+    half = special.stdtrit(degrees, (1 + level) / 2) * error
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = np.where(error > 0, 2 * special.stdtr(degrees, -np.abs(mean / error)), np.where(mean == 0, 1.0, 0.0))
+    return Interval(*(x[()] for x in map(np.asarray, (mean, mean - half, mean + half, p))))
