@@ -2,28 +2,41 @@
 
     python -m emofm_jax.evaluate --workdir=runs/quickstart
     python -m emofm_jax.evaluate --workdir=runs/quickstart --split=valid
+    python -m emofm_jax.evaluate --workdir=runs/quickstart --calibrate=platt
+    python -m emofm_jax.evaluate --workdir=runs/quickstart --importance
 
 Uses the best checkpoint if the run had a monitor, else the last. Writes predictions/SPLIT.parquet (row, label, ftype,
 p, p_type, p_given_type) and predictions/SPLIT.json (the metrics) into the workdir.
+
+--calibrate fits p = f(logit) on the validation split of the run's data, by logistic (platt) or isotonic regression,
+stores it in calibration.json for the scorer and shows PCOC, expected calibration error and log-loss of SPLIT before and
+after; the predictions stay as the model gives them. --importance shows what AUC and log-loss lose when a slot's values
+are permuted over a sample of SPLIT's rows, and writes predictions/SPLIT.importance.json and .svg.
 """
 
 import json
 import sys
 from pathlib import Path
 
+import numpy as np
 from absl import flags as absl_flags
+from ml_collections import ConfigDict
 
-from emofm_jax import cli, summary
+from emofm_jax import calibration, cli, metrics, plots, summary
 from emofm_jax import config as config_lib
+from emofm_jax import importance as importance_lib
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data import shards
+from emofm_jax.errors import UserError, check_choice
 
 
 def _main(flags: absl_flags.FlagValues) -> None:
     workdir = Path(flags.workdir)
+    _check(flags)
     config = config_lib.load(workdir)
     schema = schema_lib.load(workdir)
     split = shards.open_split(flags.data or config.data.dir, flags.split, schema)
+    valid = shards.open_split(config.data.dir, "valid", schema) if flags.calibrate else None
     from emofm_jax.training import evaluation  # loads jax: after the cheap checks
     from emofm_jax.training import program as program_lib
 
@@ -31,16 +44,88 @@ def _main(flags: absl_flags.FlagValues) -> None:
     state, progress = program_lib.restore_kept(config, workdir, program)
     predictions, report = program_lib.score(config, split, program, state)
     path = workdir / "predictions" / f"{flags.split}.parquet"
+    written = [path, path.with_suffix(".json")]
+    if valid is not None:
+        fitted_on = predictions if valid.path == split.path else program_lib.score(config, valid, program, state)[0]
+        fitted = calibration.fit(flags.calibrate, fitted_on.logit, fitted_on.label, fitted_on.weight)
+        facts = {"method": flags.calibrate, "split": "valid", "rows": len(fitted_on.label), "evaluated": flags.split}
+        report["calibration_fit"] = facts | _before_and_after(report, predictions, fitted)
+        written.append(calibration.save(workdir, fitted, progress.step, report["calibration_fit"]))
     evaluation.write_predictions(path, predictions)
-    path.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    _write(written[1], json.dumps(report, indent=1) + "\n")
     print(summary.table({flags.split: report}, flags.split))
-    print(f"step {progress.step:,} of {workdir}; written: {path}, {path.with_suffix('.json')}")
+    if valid is not None:
+        print(f"\n{summary.calibration(report['calibration_fit'], flags.split)}")
+    if flags.importance:
+
+        def score(rows) -> dict:
+            arguments = (program.eval_step, state.params, state.stats, rows, schema, config.data.eval_batch_size)
+            return evaluation.score_rows(*arguments, devices=program.devices)
+
+        written += _importance(config, split, score, flags.importance_rows, path)
+    print(f"step {progress.step:,} of {workdir}; written: {', '.join(map(str, written))}")
 
 
 def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
     absl_flags.DEFINE_string("workdir", None, "Directory of the run.", flag_values=flags)
     absl_flags.DEFINE_string("split", "test", "Which split of the data: train, valid or test.", flag_values=flags)
     absl_flags.DEFINE_string("data", "", "Directory of the shards, if not the run's own.", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "calibrate",
+        "",
+        f"Fit a calibration on the validation split: {' or '.join(calibration.METHODS)}.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_bool("importance", False, "Importance of each slot, by permutation.", flag_values=flags)
+    absl_flags.DEFINE_integer(
+        "importance_rows",
+        100_000,
+        "Rows that --importance uses at most, drawn evenly from the split by config.seed.",
+        flag_values=flags,
+    )
+
+
+def _check(flags: absl_flags.FlagValues) -> None:
+    if flags["calibrate"].present:
+        check_choice("--calibrate", flags.calibrate, calibration.METHODS)
+    if flags["importance_rows"].present and not flags.importance:
+        raise UserError(f"--importance_rows={flags.importance_rows}: no effect without --importance; add that")
+    if flags.importance_rows < 1:
+        raise UserError(f"--importance_rows={flags.importance_rows}: it must be at least 1; give a number of rows")
+
+
+def _before_and_after(report: dict, predictions, fitted: calibration.Calibration) -> dict:
+    """The figures of a split without and with calibration."""
+    p = calibration.apply(fitted.arrays, predictions.logit.astype(np.float64))
+    label, weight = predictions.label, predictions.weight
+    after = {
+        "auc": metrics.auc(label, p, weight),
+        "logloss": metrics.logloss(label, p, weight),
+        "pcoc": metrics.pcoc(label, p, weight),
+        "ece": metrics.expected_calibration_error(metrics.calibration(label, p, weight)),
+    }
+    return {"before": {key: report[key] for key in after}, "after": after}
+
+
+def _importance(config: ConfigDict, split: shards.Split, score, num_rows: int, predictions: Path) -> list[Path]:
+    """Computes, prints and writes the importance of the slots; returns the files."""
+    schema = split.schema
+    rows = importance_lib.sample(split, num_rows, config.seed)
+    found = importance_lib.importance(score, rows, schema, config.seed, progress=sys.stderr.isatty())
+    print(f"\nslots by the AUC that is lost when their values are permuted over {found['rows']:,} rows")
+    print(summary.importance(found))
+    paths = [predictions.with_suffix(".importance.json"), predictions.with_suffix(".importance.svg")]
+    _write(paths[0], json.dumps(found, indent=1) + "\n")
+    names, drops = ([slot[key] for slot in found["slots"]] for key in ("name", "auc_drop"))
+    title = f"{config.name}, {split.path.name} split: importance of the slots"
+    _write(paths[1], plots.bars(title, names, drops, unit="AUC lost when permuted"))
+    return paths
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,0 +1,93 @@
+"""Permutation importance: what a model loses when a slot's values are dealt anew over the rows (Breiman, 2001).
+
+    auc_drop[s] = AUC(x) - AUC(x, slot s permuted)        logloss_rise[s] = logloss(x, slot s permuted) - logloss(x)
+
+All columns of a bag move together, ids with their values; the distribution of each slot stays as it is, only what it
+says about the rest of its row is gone. Slots that say the same as each other look less important than they are
+together. A slot that the model does not read has exactly 0.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from tqdm import tqdm
+
+from emofm_jax import metrics
+from emofm_jax.data import batches, shards
+from emofm_jax.data.schema import Schema
+from emofm_jax.errors import UserError
+
+
+def sample(split: shards.Split, num_rows: int, seed: int) -> batches.Rows:
+    """Rows of a split, each equally likely, in their order: all of them if there are no more than `num_rows`.
+
+    Reads the split once and keeps what was drawn.
+
+    Raises:
+      UserError: the split has no rows.
+    """
+    if not split.num_rows:
+        raise UserError(f"{split.path}: it has no rows; choose another split")
+    drawn = np.arange(split.num_rows)
+    if num_rows < split.num_rows:
+        drawn = np.sort(np.random.default_rng((seed, 0)).choice(split.num_rows, num_rows, replace=False))
+    parts, done = [], 0
+    for host in batches.read(split, shards.ROW_GROUP_ROWS):
+        own = drawn[(drawn >= done) & (drawn < done + host.num_rows)] - done
+        parts.append(batches.Rows(*(None if a is None else a.reshape(-1, *a.shape[2:])[own] for a in host.batch), None))
+        done += host.num_rows
+    return batches.Rows(*(None if arrays[0] is None else np.concatenate(arrays) for arrays in zip(*parts)))
+
+
+def permuted(rows: batches.Rows, schema: Schema, slot: int, seed: int) -> batches.Rows:
+    """The rows with the columns of one slot permuted over them, all in the same way; by the seed and the slot alone."""
+    order = np.random.default_rng((seed, 1, slot)).permutation(len(rows.label))
+    columns = np.flatnonzero(schema.column_slots == slot)
+    changed = {}
+    for name in ("ids", "value"):
+        array = getattr(rows, name)
+        if array is not None:
+            changed[name] = array.copy()
+            changed[name][:, columns] = array[order[:, None], columns]
+    return rows._replace(**changed)
+
+
+def importance(
+    score: Callable[[batches.Rows], dict], rows: batches.Rows, schema: Schema, seed: int, progress=False
+) -> dict:
+    """Importance of each slot over the rows.
+
+    Args:
+      score: rows -> {"logit": f32[n], ...}, each row by itself.
+      rows: of the split; their weights count.
+      schema: of the rows.
+      seed: of the permutations.
+      progress: whether to show a bar.
+
+    Returns:
+      {"slots": [{"name", "group", "auc_drop", "logloss_rise"}, by falling drop], "rows", "seed", "auc", "logloss"}, the
+      last two of the rows as they are.
+
+    Raises:
+      UserError: the rows have one class, so there is no AUC.
+    """
+    weight = rows.weight if schema.has_weight else None
+
+    def figures(rows: batches.Rows) -> tuple[float, float]:
+        logit = score(rows)["logit"]
+        return metrics.auc(rows.label, logit, weight), metrics.logloss_from_logits(rows.label, logit, weight)
+
+    auc, logloss = figures(rows)
+    if auc is None:
+        raise UserError(
+            f"--importance: the {len(rows.label):,} rows have one class, so there is no AUC that could drop; choose "
+            "another --split or more --importance_rows"
+        )
+    slots = []
+    for s, slot in enumerate(tqdm(schema.slots, unit=" slots", desc="  importance", disable=not progress, leave=False)):
+        without = figures(permuted(rows, schema, s, seed))
+        slots.append(
+            {"name": slot.name, "group": slot.group, "auc_drop": auc - without[0], "logloss_rise": without[1] - logloss}
+        )
+    slots.sort(key=lambda slot: (-slot["auc_drop"], -slot["logloss_rise"]))
+    return {"slots": slots, "rows": len(rows.label), "seed": seed, "auc": auc, "logloss": logloss}

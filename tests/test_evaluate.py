@@ -1,0 +1,169 @@
+"""`evaluate` end to end: calibration, importance, unknown values; the user's mistakes."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
+
+from emofm_jax import calibration, evaluate, metrics, train
+from emofm_jax.data import schema, shards
+
+TINY = Path(__file__).parent / "tiny.py"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A directory with shards (`data`), the same with a validation split without clicks (`dull`), and a run of each."""
+    home = tmp_path_factory.mktemp("home")
+    before = os.getcwd()
+    os.chdir(home)
+    # Epochs enough to be too sure of itself, so that there is something to calibrate.
+    flags = [f"--config={TINY}:wm", "--config.train.epochs=8"]
+    assert train.main(["train", *flags, "--workdir=run"]) == 0
+    shutil.copytree("data", "dull")
+    split = shards.open_split("dull", "valid")
+    for file in split.files:
+        table = pq.read_table(file)
+        place = table.column_names.index("label")
+        table = table.set_column(place, "label", pa.array(np.zeros(table.num_rows, np.int8)))
+        pq.write_table(table, file)
+    shutil.copytree("run", "run_dull")
+    config = json.loads(Path("run/config.json").read_text())
+    config["data"]["dir"] = "dull"
+    Path("run_dull/config.json").write_text(json.dumps(config))
+    yield home
+    os.chdir(before)
+
+
+def run(*flags):
+    return evaluate.main(["evaluate", "--workdir=run", *flags])
+
+
+def scores(split):
+    """(logit f64, label) of the prediction file."""
+    table = pq.read_table(f"run/predictions/{split}.parquet")
+    p = table["p"].to_numpy().astype(np.float64)
+    return np.log(p / (1 - p)), table["label"].to_numpy()
+
+
+@pytest.mark.parametrize("method", calibration.METHODS)
+def test_calibration_is_fitted_on_valid_stored_and_shown_for_test(home, capsys, method):
+    assert run("--split=valid") == 0 and run(f"--calibrate={method}") == 0
+    out = capsys.readouterr().out
+    plain = json.loads((home / "run/metrics.json").read_text())["test"]
+    report = json.loads((home / "run/predictions/test.json").read_text())
+    fit = report.pop("calibration_fit")
+    assert report == plain, "the metrics are of the model as it is"
+    assert (fit["method"], fit["split"], fit["rows"], fit["evaluated"]) == (method, "valid", 1000, "test")
+    assert fit["before"] == {key: plain[key] for key in ("auc", "logloss", "pcoc", "ece")}
+    # The same from the prediction files, by scikit-learn.
+    (x, y), (x_test, y_test) = scores("valid"), scores("test")
+    if method == "platt":
+        p = LogisticRegression(C=np.inf, tol=1e-10).fit(x[:, None], y).predict_proba(x_test[:, None])[:, 1]
+    else:
+        p = IsotonicRegression(out_of_bounds="clip").fit(x, y).predict(x_test).clip(1e-7, 1 - 1e-7)
+    parts = [(p[c].mean(), y_test[c].mean()) for c in np.array_split(np.argsort(p, kind="stable"), 10)]
+    ece = np.mean([abs(a - b) for a, b in parts])
+    assert fit["after"]["logloss"] == pytest.approx(metrics.logloss(y_test, p), abs=2e-5)
+    assert fit["after"]["pcoc"] == pytest.approx(p.sum() / y_test.sum(), abs=1e-4)
+    if method == "platt":  # isotonic p tie, so their parts are unequal
+        assert fit["after"]["ece"] == pytest.approx(ece, abs=1e-5)
+        assert fit["after"]["auc"] == pytest.approx(plain["auc"], abs=1e-9), "the order stays"
+    assert fit["after"]["logloss"] < fit["before"]["logloss"] and fit["after"]["ece"] < fit["before"]["ece"]
+    assert f"{method}, test split" in out and "fitted on 1,000 rows of the valid split" in out
+    assert f"{fit['before']['ece']:.6f}" in out and f"{fit['after']['logloss']:.6f}" in out
+    # The file beside the checkpoint gives these probabilities.
+    kept = json.loads((home / "run/metrics.json").read_text())["train"]["kept_step"]
+    loaded = calibration.load(home / "run", kept)
+    np.testing.assert_allclose(calibration.apply(loaded.arrays, x_test), p, atol=1e-3 if method == "isotonic" else 1e-5)
+    assert json.loads((home / "run/calibration.json").read_text())["fit"] == fit
+
+
+def test_calibrating_the_split_that_it_is_fitted_on_says_so(home, capsys):
+    assert run("--split=valid", "--calibrate=isotonic") == 0
+    assert "fitted on 1,000 rows of the valid split, the same rows" in capsys.readouterr().out
+    fit = json.loads((home / "run/predictions/valid.json").read_text())["calibration_fit"]
+    assert fit["after"]["pcoc"] == pytest.approx(1, abs=1e-6) and fit["after"]["ece"] == pytest.approx(0, abs=1e-6)
+
+
+def test_importance_as_table_file_and_chart(home, capsys):
+    assert run("--importance", "--importance_rows=700") == 0
+    out = capsys.readouterr().out
+    found = json.loads((home / "run/predictions/test.importance.json").read_text())
+    assert (found["rows"], found["seed"], len(found["slots"])) == (700, 0, len(schema.load(home / "run").slots))
+    drops = [slot["auc_drop"] for slot in found["slots"]]
+    assert drops == sorted(drops, reverse=True) and drops[0] > 0.005
+    table = out[out.index("slots by the AUC") :].splitlines()
+    assert "permuted over 700 rows" in table[0]
+    for slot, line in zip(found["slots"], table[2:]):
+        expected = [slot["name"], slot["group"], f"{slot['auc_drop']:.6f}", f"{slot['logloss_rise']:.6f}"]
+        assert line.split() == expected
+    svg = (home / "run/predictions/test.importance.svg").read_text()
+    assert svg.startswith("<svg") and all(slot["name"] in svg for slot in found["slots"])
+    assert "test.importance.json" in table[-1] and "test.importance.svg" in table[-1]
+    first = (home / "run/predictions/test.importance.json").read_bytes()
+    assert run("--importance", "--importance_rows=700") == 0
+    assert (home / "run/predictions/test.importance.json").read_bytes() == first
+    assert run("--importance") == 0, "all rows, since there are fewer than the default"
+    every = json.loads((home / "run/predictions/test.importance.json").read_text())
+    plain = json.loads((home / "run/metrics.json").read_text())["test"]
+    assert every["rows"] == 1100
+    assert (every["auc"], every["logloss"]) == pytest.approx((plain["auc"], plain["logloss"]), abs=1e-6)
+
+
+def test_the_share_of_unknown_values_is_that_of_the_shards(home, capsys):
+    split = shards.open_split("data", "test")
+    shares = {}
+    for slot in split.schema.slots:
+        cells = pa.concat_arrays(
+            [c for f in split.files for c in pq.read_table(f, columns=[slot.name])[slot.name].chunks]
+        )
+        if slot.kind == "multi":
+            lists = [x[: slot.max_length] for x in cells.to_pylist() if x]
+            shares[slot.name] = np.mean([i == 0 for x in lists for i in x])
+        else:
+            shares[slot.name] = np.mean(np.isnan(cells.to_numpy()) if slot.is_numeric else cells.to_numpy() == 0)
+    assert {slot.kind for slot in split.schema.slots} > {"multi"} and sum(
+        share > 0.001 for share in shares.values()
+    ) > 1
+    assert run() == 0
+    report = json.loads((home / "run/predictions/test.json").read_text())
+    assert report["unknown"] == pytest.approx(shares, abs=1e-12)
+    worst = max(shares, key=shares.get)
+    assert f"unknown values: {worst} {shares[worst]:.1%}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--calibrate=beta"], "--calibrate: 'beta' is not known; choose one of platt, isotonic"),
+        (["--calibrate="], "--calibrate: '' is not known; choose one of platt, isotonic"),
+        (
+            ["--workdir=run_dull", "--calibrate=platt"],
+            "each of the 1,000 rows is no click; fit on rows of both classes",
+        ),
+        (["--importance", "--importance_rows=0"], "--importance_rows=0: it must be at least 1"),
+        (["--importance", "--importance_rows=many"], "importance_rows"),
+        (["--importance_rows=5"], "--importance_rows=5: no effect without --importance; add that"),
+        (["--workdir=nowhere", "--calibrate=platt"], "nowhere: holds no run"),
+        (["--workdir=nowhere", "--importance"], "nowhere: holds no run"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_no_file(home, capsys, flags, message):
+    before = {path: path.stat().st_mtime_ns for path in home.rglob("*")}
+    assert run(*flags) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in home.rglob("*")} == before
+
+
+def test_importance_where_no_row_is_a_click(home, capsys):
+    assert run("--workdir=run_dull", "--split=valid", "--importance") == 2
+    assert "--importance: the 1,000 rows have one class" in capsys.readouterr().err
