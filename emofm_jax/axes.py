@@ -28,7 +28,7 @@ STYLE = (
     f"{_variables(_DARK)}}}}}"
     ".chart text{fill:var(--ink)}.chart .t{font-weight:600;font-size:14px}.chart .k{fill:var(--soft)}"
     ".chart .e{text-anchor:end}.chart .m{text-anchor:middle}.chart .g{stroke:var(--grid)}.chart .a{stroke:var(--soft)}"
-    ".chart .n{fill:none}"
+    ".chart .d{stroke-dasharray:4 4}"
 )
 
 
@@ -58,14 +58,13 @@ def text(x: float, y: float, content: str, style: str = "", full: str = "") -> s
 
 
 def line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
-    """A straight line of a class of STYLE."""
+    """A straight line in a class of STYLE: g of the grid, a of an axis, d dashed."""
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{style}"/>'
 
 
 def marker(x: float, y: float, series: int, title: str = "", size: float = 4.0) -> str:
     """The mark of a series: its shape tells it apart where its colour does not."""
-    i, s = series % NUM_STYLES, size
-    shape = SHAPES[i]
+    s, shape = size, SHAPES[series % NUM_STYLES]
     paths = {
         "square": f"M{x - s:.1f} {y - s:.1f}h{2 * s}v{2 * s}h{-2 * s}z",
         "triangle": f"M{x:.1f} {y - 1.2 * s:.1f}l{1.2 * s:.1f} {2.1 * s:.1f}h{-2.4 * s:.1f}z",
@@ -76,7 +75,7 @@ def marker(x: float, y: float, series: int, title: str = "", size: float = 4.0) 
         "plus": f"M{x - 1.2 * s:.1f} {y:.1f}h{2.4 * s:.1f}m{-1.2 * s:.1f} {-1.2 * s:.1f}v{2.4 * s:.1f}",
     }
     hollow = shape in ("cross", "plus", "ring")
-    paint = f'fill="none" stroke="var(--s{i})" stroke-width="2"' if hollow else f'fill="var(--s{i})"'
+    paint = f'fill="none" stroke="{colour(series)}" stroke-width="2"' if hollow else f'fill="{colour(series)}"'
     inner = f"<title>{html.escape(title)}</title>" if title else ""
     if shape in paths:
         return f'<path d="{paths[shape]}" {paint}>{inner}</path>'
@@ -129,6 +128,60 @@ def scale(values: list[float], start: float, stop: float, *, log: bool = False, 
     else:
         edges = [e if v in include else e + side * 0.06 * spread for e, v, side in zip(edges, (low, high), (-1, 1))]
     return Scale(*(10**e if log else e for e in edges), start, stop, log)
+
+
+def across(x: Scale, top: float, bottom: float, label: str) -> list[str]:
+    """A horizontal axis: upright grid lines from `top` to `bottom`, numbers that keep apart below them, a label."""
+    parts = []
+    for value, written in _spaced(x, x.ticks()):
+        parts.append(line(x(value), top, x(value), bottom, "g"))
+        parts.append(text(x(value), bottom + 16, written, "m k"))
+    return [*parts, text((x.start + x.stop) / 2, bottom + 36, label, "m")]
+
+
+def upwards(y: Scale, left: float, right: float, label: str) -> list[str]:
+    """An upright axis: grid lines from `left` to `right`, numbers left of them, a label read from below."""
+    parts = []
+    for value, written in y.ticks():
+        parts.append(line(left, y(value), right, y(value), "g"))
+        parts.append(text(left - 7, y(value) + 4, written, "e k"))
+    middle = (y.start + y.stop) / 2
+    parts.append(f'<g transform="translate(16 {middle:.1f}) rotate(-90)">{text(0, 0, label, "m")}</g>')
+    return parts
+
+
+def legend(names: list[str], left: float, right: float) -> tuple[list[str], float]:
+    """Mark, dash and name of each series in as many lines as it takes, and where the drawing below may begin."""
+    parts, x, y = [], left, 44.0
+    for i, name in enumerate(names):
+        short = shorten(name, right - left - 44)
+        width = 40 + text_width(short)
+        if x + width > right and x > left:
+            x, y = left, y + 20
+        parts.append(f'<path d="M{x:.1f} {y:.1f}h26" {stroke(i)}/>{marker(x + 13, y, i)}')
+        parts.append(text(x + 32, y + 4, short, "", name))
+        x += width + 12
+    return parts, y + 20 if names else 40.0
+
+
+def colour(series: int) -> str:
+    """The CSS colour of a series."""
+    return f"var(--s{series % NUM_STYLES})"
+
+
+def stroke(series: int) -> str:
+    """Attributes of the line of a series: its colour and its dash."""
+    return f'fill="none" stroke="{colour(series)}" stroke-width="1.8" stroke-dasharray="{DASHES[series % NUM_STYLES]}"'
+
+
+def _spaced(x: Scale, ticks: list[tuple[float, str]]) -> list[tuple[float, str]]:
+    """Every so many ticks that their numbers keep apart."""
+    for every in range(1, len(ticks) + 1):
+        kept = ticks[::every]
+        gaps = [abs(x(b[0]) - x(a[0])) for a, b in zip(kept, kept[1:])]
+        if all(gap >= text_width(t[1]) + 8 for gap, t in zip(gaps, kept)):
+            return kept
+    return ticks[:1]
 
 
 def number(value: float) -> str:

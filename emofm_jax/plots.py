@@ -5,10 +5,30 @@ follows the reader's light or dark mode. A value of None is left out.
 """
 
 import html
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from emofm_jax import axes
 
-_ROW = 22  # pixels of a bar
+_WIDTH, _HEIGHT, _SQUARE = 720, 300, 380  # pixels of a chart, of a plot within it, of a square plot
+_LEFT, _RIGHT = 72, 24  # beside the plot
+_ROW = 22  # of a bar
+
+
+class Series(NamedTuple):
+    """A named row of values; its place in the list gives it its mark, dash and colour.
+
+    Attributes:
+      name: for the legend; empty = drawn thin and grey, without mark and entry.
+      x, y: of its points.
+      low, high: ends of each point's interval, None for a point without one.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    low: Sequence[float | None] = ()
+    high: Sequence[float | None] = ()
 
 
 def bars(title: str, names: list[str], values: list[float], *, unit: str, errors: list[float] | None = None) -> str:
@@ -25,11 +45,11 @@ def bars(title: str, names: list[str], values: list[float], *, unit: str, errors
     """
     errors = [None] * len(names) if errors is None else errors
     left = min(24 + max([axes.text_width(name) for name in names] or [0]), 260)
-    width, top = 720, 40
+    top = 40
     bottom = top + _ROW * len(names)
     ends = [v + side * (e or 0) for v, e in zip(values, errors) if v is not None for side in (-1, 1)]
-    x = axes.scale(ends, left, width - 70, include=(0.0,))
-    parts = _value_axis(x, top, bottom, unit)
+    x = axes.scale(ends, left, _WIDTH - 70, include=(0.0,))
+    parts = axes.across(x, top, bottom, unit)
     for i, (name, value, error) in enumerate(zip(names, values, errors)):
         y = top + _ROW * (i + 0.5)
         parts.append(axes.text(left - 8, y + 4, axes.shorten(name, left - 20), "e", name))
@@ -46,29 +66,177 @@ def bars(title: str, names: list[str], values: list[float], *, unit: str, errors
             parts.append(_whisker(x, y, value - error, value + error, "var(--ink)"))
         parts.append(axes.text(x(max(value + (error or 0), 0.0)) + 6, y + 4, axes.number(value), "k"))
     parts.append(axes.line(x(0.0), top, x(0.0), bottom, "a"))
-    return axes.svg(width, bottom + 46, title, parts)
+    return axes.svg(_WIDTH, bottom + 46, title, parts)
 
 
-def _value_axis(x: axes.Scale, top: float, bottom: float, label: str) -> list[str]:
-    """A horizontal axis of values: grid lines, numbers below, label."""
-    parts = []
-    for value, written in _spaced(x, x.ticks()):
-        parts.append(axes.line(x(value), top, x(value), bottom, "g"))
-        parts.append(axes.text(x(value), bottom + 16, written, "m k"))
-    parts.append(axes.text((x.start + x.stop) / 2, bottom + 36, label, "m"))
-    return parts
+def dots(title: str, names: list[str], series: list[Series], *, unit: str, line: float | None = None) -> str:
+    """A row per name with a mark, and perhaps an interval, per series: for values that need not start at zero.
+
+    Args:
+      names: of the rows.
+      series: `y` is the values of the rows, `x` is not read.
+      unit: label of the axis of values.
+      line: a value that is marked by an upright line.
+    """
+    named = [s for s in series if s.name]
+    left = min(24 + max([axes.text_width(name) for name in names] or [0]), 300)
+    legend, top = axes.legend([s.name for s in named] if len(series) > 1 else [], left, _WIDTH - 24)
+    row = max(_ROW, 9 * len(series) + 8)
+    bottom = top + row * len(names)
+    x = axes.scale(_all(series), left + 8, _WIDTH - 32, include=() if line is None else (line,))
+    if line in (x.low, x.high):  # at the edge it would look like an axis
+        x = axes.scale([*_all(series), line], left + 8, _WIDTH - 32)
+    parts = [*legend, *axes.across(x, top, bottom, unit)]
+    if line is not None:
+        parts.append(axes.line(x(line), top, x(line), bottom, "a"))
+    for i, name in enumerate(names):
+        middle = top + row * (i + 0.5)
+        parts.append(axes.text(left - 8, middle + 4, axes.shorten(name, left - 20), "e", name))
+        for j, one in enumerate(series):
+            if one.y[i] is None:
+                continue
+            y = middle + 9 * (j - (len(series) - 1) / 2)
+            low, high = _interval(one, i)
+            if low is not None:
+                parts.append(_whisker(x, y, low, high, axes.colour(j)))
+            parts.append(axes.marker(x(one.y[i]), y, j, _note(name, one.name, one.y[i], low, high)))
+    return axes.svg(_WIDTH, bottom + 46, title, parts)
 
 
-def _spaced(x: axes.Scale, ticks: list[tuple[float, str]]) -> list[tuple[float, str]]:
-    """Every so many ticks that their numbers keep apart."""
-    for every in range(1, len(ticks) + 1):
-        kept = ticks[::every]
-        gaps = [abs(x(b[0]) - x(a[0])) for a, b in zip(kept, kept[1:])]
-        if all(gap >= axes.text_width(t[1]) + 8 for gap, t in zip(gaps, kept)):
-            return kept
-    return ticks[:1]
+def lines(title: str, series: list[Series], *, x: str, y: str, log_x: bool = False, marks: bool = True) -> str:
+    """Curves over common axes.
+
+    Args:
+      series: in order of importance; nameless ones lie behind.
+      x, y: labels of the axes, with units.
+      log_x: of a logarithmic axis; values <= 0 are left out.
+      marks: draws the points and their intervals, not only the line through them.
+    """
+    legend, top = axes.legend([s.name for s in series if s.name and len(series) > 1], _LEFT, _WIDTH - 24)
+    across, up, parts = _frame(series, top, x, y, log_x)
+    for j, one in reversed(list(enumerate(series))):
+        known = [i for i, (a, b) in enumerate(zip(one.x, one.y)) if b is not None and not (log_x and a <= 0)]
+        path = " ".join(f"{across(one.x[i]):.1f},{up(one.y[i]):.1f}" for i in known)
+        if not one.name:
+            parts.append(f'<polyline points="{path}" fill="none" stroke="var(--soft)" stroke-opacity=".35"/>')
+            continue
+        parts.append(f'<polyline points="{path}" {axes.stroke(j)}><title>{html.escape(one.name)}</title></polyline>')
+        shown = known if marks else known[-1:]
+        for i in shown:
+            low, high = _interval(one, i) if marks else (None, None)
+            if low is not None:
+                parts.append(_upright(across(one.x[i]), up, low, high, axes.colour(j)))
+            note = _note(one.name, f"{x} {axes.number(one.x[i])}", one.y[i], low, high)
+            parts.append(axes.marker(across(one.x[i]), up(one.y[i]), j, note))
+    return axes.svg(_WIDTH, top + _HEIGHT + 46, title, [*parts, *legend])
+
+
+def scatter(title: str, names: list[str], points: Series, *, x: str, y: str, log_x: bool = False) -> str:
+    """A mark per name, with its name beside it where there is room (elsewhere it shows under the pointer).
+
+    Args:
+      names: of the points.
+      points: their places; its own name is not read.
+      x, y: labels of the axes, with units.
+      log_x: of a logarithmic axis.
+    """
+    top = 44
+    across, up, parts = _frame([points], top, x, y, log_x)
+    placed = [i for i, (a, b) in enumerate(zip(points.x, points.y)) if None not in (a, b) and not (log_x and a <= 0)]
+    spots = {i: (across(points.x[i]), up(points.y[i])) for i in placed}
+    taken = [(a - 6, b - 6, a + 6, b + 6) for a, b in spots.values()]
+    for i, (a, _) in spots.items():
+        low, high = _interval(points, i)
+        if low is not None:
+            parts.append(_upright(a, up, low, high, "var(--soft)"))
+            taken.append((a - 4, up(high), a + 4, up(low)))
+    for i, (a, b) in spots.items():
+        low, high = _interval(points, i)
+        note = f"{names[i]}: {x} {axes.number(points.x[i])}; {_note(y, '', points.y[i], low, high)}"
+        parts.append(axes.marker(a, b, 0, note))
+        name = axes.shorten(names[i], 170)
+        width = axes.text_width(name)
+        for left, base, style in (
+            (a + 9, b + 4, ""),
+            (a - 9 - width, b + 4, "e"),
+            (a - width / 2, b - 9, "m"),
+            (a - width / 2, b + 18, "m"),
+        ):
+            box = (left, base - 10, left + width, base + 3)
+            inside = across.start <= box[0] and box[2] <= _WIDTH - 4 and top <= box[1] and box[3] <= top + _HEIGHT
+            if inside and not any(_overlap(box, other) for other in taken):
+                taken.append(box)
+                anchor = {"": left, "e": left + width, "m": a}[style]
+                parts.append(axes.text(anchor, base, name, style, names[i]))
+                break
+    return axes.svg(_WIDTH, top + _HEIGHT + 46, title, parts)
+
+
+def calibration(title: str, series: list[Series]) -> str:
+    """Click rate against mean prediction of parts of the rows, both logarithmic; on the dashed line they agree.
+
+    Args:
+      series: x = mean predictions, y = click rates, with intervals if known; rates of 0 are left out.
+    """
+    legend, top = axes.legend([s.name for s in series if len(series) > 1], _LEFT, _SQUARE + _LEFT)
+    both = [v for s in series for pair in zip(s.x, s.y) if None not in pair and min(pair) > 0 for v in pair]
+    across = axes.scale(both, _LEFT, _LEFT + _SQUARE, log=True)
+    up = axes.scale(both, top + _SQUARE, top, log=True)
+    parts = _grid(across, up, "mean prediction (probability)", "click rate (clicks per row)")
+    parts.append(axes.line(across.start, up.start, across.stop, up.stop, "a d"))
+    for j, one in reversed(list(enumerate(series))):
+        known = [i for i, pair in enumerate(zip(one.x, one.y)) if None not in pair and min(pair) > 0]
+        path = " ".join(f"{across(one.x[i]):.1f},{up(one.y[i]):.1f}" for i in known)
+        parts.append(f'<polyline points="{path}" {axes.stroke(j)}/>')
+        for i in known:
+            low, high = _interval(one, i)
+            if low is not None:
+                low, high = max(low, up.low), min(high, up.high)
+                parts.append(_upright(across(one.x[i]), up, low, high, axes.colour(j)))
+            note = f"{one.name}: mean prediction {one.x[i]:.4g}, click rate {one.y[i]:.4g}"
+            parts.append(axes.marker(across(one.x[i]), up(one.y[i]), j, note, 3.5))
+    return axes.svg(_LEFT + _SQUARE + 32, top + _SQUARE + 46, title, [*parts, *legend])
+
+
+def _all(series: list[Series]) -> list[float]:
+    """Every value of y and every end of its interval."""
+    return [v for s in series for part in (s.y, s.low, s.high) for v in part if v is not None]
+
+
+def _interval(series: Series, i: int) -> tuple[float | None, float | None]:
+    return (series.low[i], series.high[i]) if series.low else (None, None)
+
+
+def _frame(series: list[Series], top: float, x: str, y: str, log_x: bool) -> tuple[axes.Scale, axes.Scale, list[str]]:
+    """Both scales of a chart, and its grid."""
+    across = axes.scale([v for s in series for v in s.x if v is not None], _LEFT, _WIDTH - _RIGHT, log=log_x)
+    up = axes.scale(_all(series), top + _HEIGHT, top)
+    return across, up, _grid(across, up, x, y)
+
+
+def _grid(across: axes.Scale, up: axes.Scale, x: str, y: str) -> list[str]:
+    return [
+        *axes.across(across, up.stop, up.start, x),
+        *axes.upwards(up, across.start, across.stop, y),
+        axes.line(across.start, up.start, across.stop, up.start, "a"),
+        axes.line(across.start, up.start, across.start, up.stop, "a"),
+    ]
 
 
 def _whisker(x: axes.Scale, y: float, low: float, high: float, colour: str) -> str:
     a, b = x(low), x(high)
     return f'<path d="M{a:.1f} {y - 4:.1f}v8m0-4H{b:.1f}m0-4v8" fill="none" stroke="{colour}" stroke-width="1.5"/>'
+
+
+def _upright(x: float, up: axes.Scale, low: float, high: float, colour: str) -> str:
+    a, b = up(low), up(high)
+    return f'<path d="M{x - 4:.1f} {a:.1f}h8m-4 0V{b:.1f}m-4 0h8" fill="none" stroke="{colour}" stroke-width="1.2"/>'
+
+
+def _note(what: str, of: str, value: float, low: float | None, high: float | None) -> str:
+    between = "" if low is None else f" (95% interval {low:.6g} to {high:.6g})"
+    return f"{what}{f', {of}' if of else ''}: {value:.6g}{between}"
+
+
+def _overlap(a: tuple, b: tuple) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
