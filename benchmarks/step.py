@@ -90,8 +90,8 @@ def make_step(schema: Schema, embedding_dim: int):
     options = {**defaults.model.to_dict(), "name": "wm", "embedding_dim": embedding_dim, "hidden": HIDDEN}
     module = models.make_model(schema, options)
     optimizers = {k: optim.make_optimizer(defaults.optim[k].to_dict(), 1) for k in step.SECTIONS}
-    state = step.init_state(jax.random.key(0), module, schema, optimizers, table_width=embedding_dim, init_scale=0.01)
-    return state, step.make_train_step(module, schema, optimizers)
+    init = step.make_init(module, schema, optimizers, table_width=embedding_dim, init_scale=0.01)
+    return init(jax.random.key(0)), step.make_train_step(module, schema, optimizers)
 
 
 def measure(sizes, batch_size, num_slots, embedding_dim, num_batches, num_steps) -> dict:

@@ -47,33 +47,57 @@ FREE = (
 
 # What a kill may leave in a workdir that is not yet a run.
 _BEFORE_CONFIG = {".writable", "vocabulary", "schema.json", "environment.json", "config.json.tmp"}
+_BEFORE_CONFIG |= {"train.log", "result.json", "result.json.tmp"}  # what a sweep writes there
 
 
 def _main(flags: absl_flags.FlagValues) -> None:
     config, workdir = flags.config, Path(flags.workdir)
-    if not config.data.dir:
-        raise UserError("config.data.dir: it is empty; name the directory of the shards")
-    from emofm_jax.training import loop  # loads jax: after the cheap checks
-    from emofm_jax.training import program as program_lib
-
-    program_lib.check(config)
+    check(config)
     given = cli.overrides(flags)
-    for path, what in _without_effect(config).items():
+    for path, what in without_effect(config).items():
         if path in given:
             raise UserError(f"--config.{path}={given[path]}: it has no effect on {what}; leave it out")
-    _print_differences(config)
-    splits = _open_data(config)
-    schema = splits["train"].schema
-    program = program_lib.make_program(config, schema, num_steps=1)  # fails here, before there is a workdir
-    print(f"memory of each device: up to about {program_lib.check_memory(config, schema, program)}")
-    with _alone(workdir):
-        _open_workdir(config, workdir, schema)
-        metrics = loop.run(config, workdir, splits)
+    metrics = run(config, workdir)
     print()
     print(summary.table(metrics, "test" if "test" in metrics else "valid"))
     print()
     print(summary.footer(metrics))
     print(f"written: {workdir}/ (metrics.json, predictions/, checkpoints/, log.jsonl, TensorBoard events)")
+
+
+def check(config: ConfigDict) -> None:
+    """Checks of a validated config what needs no data: raises UserError on a name or option that does not fit."""
+    if not config.data.dir:
+        raise UserError("config.data.dir: it is empty; name the directory of the shards")
+    from emofm_jax.training import program as program_lib  # loads jax: after the cheap checks
+
+    program_lib.check(config)
+
+
+def run(config: ConfigDict, workdir: Path) -> dict:
+    """Trains in a workdir, from its last checkpoint if it has one, and says on stdout what it does.
+
+    Args:
+      config: validated and checked.
+      workdir: of the run; made if missing.
+
+    Returns:
+      The content of metrics.json.
+    Raises:
+      UserError: no data, too little memory, a workdir that holds something else, a loss that is not finite.
+      SystemExit: after SIGTERM or SIGINT, with the state saved.
+    """
+    from emofm_jax.training import loop
+    from emofm_jax.training import program as program_lib
+
+    _print_differences(config)
+    splits = open_data(config)
+    schema = splits["train"].schema
+    program = program_lib.make_program(config, schema, num_steps=1)  # fails here, before there is a workdir
+    print(f"memory of each device: up to about {program_lib.check_memory(config, schema, program)}")
+    with alone(workdir):
+        _open_workdir(config, workdir, schema)
+        return loop.run(config, workdir, splits)
 
 
 def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
@@ -98,7 +122,7 @@ def _print_differences(config: ConfigDict) -> None:
     """What differs from the defaults, since that is what the run is."""
     changed = config_lib.difference(config, config_lib.default())
     prepared = [path for path in changed if path.startswith("prepare.")]
-    idle = _without_effect(config)
+    idle = without_effect(config)
     print(f"{config.name}: options that differ from the defaults")
     for path, (ours, _) in changed.items():
         if path not in prepared and path != "name":
@@ -107,7 +131,7 @@ def _print_differences(config: ConfigDict) -> None:
         print(f"  and {len(prepared)} of prepare.*, which made the data")
 
 
-def _without_effect(config: ConfigDict) -> dict[str, str]:
+def without_effect(config: ConfigDict) -> dict[str, str]:
     """{field: what it has no effect on, as the other fields are}."""
     from emofm_jax import models
     from emofm_jax.training import optim
@@ -127,7 +151,7 @@ def _without_effect(config: ConfigDict) -> dict[str, str]:
     return found
 
 
-def _open_data(config: ConfigDict) -> dict[str, shards.Split]:
+def open_data(config: ConfigDict) -> dict[str, shards.Split]:
     """The splits of `config.data.dir`; synthetic data is made if missing, other data must be prepared first."""
     directory = Path(config.data.dir)
     if not (directory / "schema.json").exists():
@@ -155,8 +179,12 @@ def _open_data(config: ConfigDict) -> dict[str, shards.Split]:
 
 
 @contextlib.contextmanager
-def _alone(workdir: Path):
-    """Makes the workdir and refuses a second program of this machine in it while this one trains there."""
+def alone(workdir: Path):
+    """Makes the workdir and refuses a second program of this machine in it while this one trains there.
+
+    Yields:
+      The descriptor that holds the lock: it lasts until every process that has it has ended.
+    """
     with contextlib.ExitStack() as stack:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
@@ -169,7 +197,7 @@ def _alone(workdir: Path):
             raise UserError(f"{workdir}: another program trains there now; wait for it, or choose another") from None
         except OSError as error:
             raise UserError(f"--workdir={workdir}: not writable ({error.strerror}); choose another") from None
-        yield
+        yield directory
 
 
 def _lock(directory: int) -> None:
@@ -180,16 +208,21 @@ def _lock(directory: int) -> None:
             raise
 
 
+def check_same_run(config: ConfigDict, workdir: Path) -> None:
+    """Raises UserError if the run in the workdir is of another config, fields that may change apart."""
+    fixed = [key for key in ("embedding", "network") if config.optim[key].schedule == "cosine"]
+    free = [field for field in FREE if not (fixed and field in ("train.epochs", "train.max_steps"))]
+    differ = config_lib.difference(config_lib.load(workdir), config)
+    differ = [f"{k} {a!r} there, {b!r} now" for k, (a, b) in differ.items() if k not in free]
+    if differ:
+        raise UserError(f"{workdir}: holds a run of another config ({'; '.join(differ)}); choose another --workdir")
+
+
 def _open_workdir(config: ConfigDict, workdir: Path, schema: schema_lib.Schema) -> None:
     """Makes the workdir, or checks that the run in it is this one."""
     path = workdir / "config.json"
     if path.exists():
-        fixed = [key for key in ("embedding", "network") if config.optim[key].schedule == "cosine"]
-        free = [field for field in FREE if not (fixed and field in ("train.epochs", "train.max_steps"))]
-        differ = config_lib.difference(config_lib.load(workdir), config)
-        differ = [f"{k} {a!r} there, {b!r} now" for k, (a, b) in differ.items() if k not in free]
-        if differ:
-            raise UserError(f"{workdir}: holds a run of another config ({'; '.join(differ)}); choose another --workdir")
+        check_same_run(config, workdir)
         if changed := schema_lib.difference(schema_lib.load(workdir), schema):
             raise UserError(f"{workdir}: its run was trained on another schema ({changed}); choose another --workdir")
     elif {file.name for file in workdir.iterdir()} - _BEFORE_CONFIG:

@@ -131,4 +131,4 @@ def test_unread_fields_are_named_with_what_they_need(changes, unread, read):
 
 
 def test_unread_fields_of_an_optimizer_are_named():
-    assert train._without_effect(make({}))["optim.network.momentum"] == "adam"
+    assert train.without_effect(make({}))["optim.network.momentum"] == "adam"

@@ -25,14 +25,14 @@ def start():
     """Parameters of `Linear` at the start, on the host."""
     optimizers = dict.fromkeys(step_lib.SECTIONS, optax.identity())
     options = dict(table_width=DIM, init_scale=0.5, devices=one_device())
-    state = step_lib.init_state(jax.random.key(3), Linear(), make_schema(), optimizers, **options)
+    state = step_lib.make_init(Linear(), make_schema(), optimizers, **options)(jax.random.key(3))
     return step_lib.fetch(state.params)
 
 
 STEPS = {}  # compiled steps, shared by the tests
 
 
-def make(module=None, embedding=None, network=None, **options):
+def make(module=None, embedding=None, network=None, seed=0, **options):
     """(state, step, optim config) on one device."""
     sections = {"embedding": {**SECTION, **(embedding or {})}, "network": {**SECTION, **(network or {})}}
     optimizers = {k: optim.make_optimizer(section, 10) for k, section in sections.items()}
@@ -49,6 +49,7 @@ def make(module=None, embedding=None, network=None, **options):
         stats={},
         owner=np.full(make_schema().num_rows, 12345, np.int32),  # as if stale
         lr_scale={k: np.float32(1) for k in sections},
+        key=jax.random.key_data(jax.random.key(seed)),
     )
     return step_lib.put_state(state, one_device()), STEPS[key], sections
 

@@ -3,7 +3,6 @@
 Run as a program (`python -m tests.test_step_devices`) under two devices, it compares them with one and prints JSON.
 """
 
-import functools
 import json
 import os
 import subprocess
@@ -30,7 +29,7 @@ def one_device():
 
 def make(update="lazy"):
     options = dict(table_width=DIM, init_scale=0.5, devices=one_device())
-    state = step_lib.init_state(jax.random.key(0), Linear(), make_schema(), OPTIMIZERS, **options)
+    state = step_lib.make_init(Linear(), make_schema(), OPTIMIZERS, **options)(jax.random.key(0))
     return state, step_lib.make_train_step(Linear(), make_schema(), OPTIMIZERS, update=update, devices=one_device())
 
 
@@ -55,7 +54,7 @@ def test_memory_of_a_step_does_not_follow_the_table():
     slots = (*make_schema().slots[:2], Slot("item", "item", encoding="identity", rows=rows))
     schema = Schema("large", slots, rows_per_type=(0,), clicks_per_type=(0,))
     options = dict(table_width=DIM, init_scale=0.1, devices=one_device())
-    init = functools.partial(step_lib.init_state, module=Linear(), schema=schema, optimizers=OPTIMIZERS, **options)
+    init = step_lib.make_init(Linear(), schema, OPTIMIZERS, **options)
     state = jax.eval_shape(init, jax.random.key(0))
     for update, smaller in (("lazy", True), ("dense", False)):
         step = step_lib.make_train_step(Linear(), schema, OPTIMIZERS, update=update, devices=one_device())
@@ -104,9 +103,8 @@ def compare_devices(module, schema, update):
     section = {**SECTION, "eps": 0.1, "learning_rate": 0.01}
     optimizers = dict.fromkeys(step_lib.SECTIONS, optim.make_optimizer(section, 20))
     both = jax.local_devices()
-    first = step_lib.init_state(
-        jax.random.key(0), module, schema, optimizers, table_width=DIM, init_scale=0.5, devices=both
-    )
+    init = step_lib.make_init(module, schema, optimizers, table_width=DIM, init_scale=0.5, devices=both)
+    first = init(jax.random.key(0))
     first, ends, sums, equal = step_lib.fetch(first), [], [], True
     for devices in (both[:1], both):
         state, count = step_lib.put_state(first, devices), len(devices)

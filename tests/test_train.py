@@ -127,20 +127,20 @@ def test_predict_scores_shards_as_evaluate_does(home, capsys):
 
 
 def test_a_stop_saves_and_the_same_command_goes_on(home, monkeypatch, capsys):
-    make = loop.step_lib.make_train_step
+    make = loop.program_lib.make_program
 
     def stopping(*args, **kwargs):
-        step, count = make(*args, **kwargs), [0]
+        program, count = make(*args, **kwargs), [0]
 
         def stepped(state, batch):
             count[0] += 1
             if count[0] == 9:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return step(state, batch)
+            return program.train_step(state, batch)
 
-        return stepped
+        return program._replace(train_step=stepped)
 
-    monkeypatch.setattr(loop.step_lib, "make_train_step", stopping)
+    monkeypatch.setattr(loop.program_lib, "make_program", stopping)
     for seen in (9, 18, 27):  # three runs, each stopped after nine steps
         with pytest.raises(SystemExit) as stop:
             train.main(arguments("stopped"))
@@ -225,7 +225,7 @@ def test_a_kill_before_the_first_step_is_no_obstacle(home, monkeypatch):
 
 
 def test_a_workdir_takes_one_program_at_a_time(home, capsys):
-    with train._alone(home / "run"):
+    with train.alone(home / "run"):
         assert train.main(arguments("run")) == 2
     assert "run: another program trains there now" in capsys.readouterr().err
     assert train.main(arguments("run")) == 0

@@ -1,5 +1,7 @@
 """From a config to the parts of a run, and from a workdir to its state: what train, evaluate and predict share."""
 
+import functools
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -18,13 +20,15 @@ from emofm_jax.training import checkpoint, evaluation, optim
 from emofm_jax.training import step as step_lib
 from emofm_jax.training.progress import Progress
 
-EXCLUDED = ("owner",)  # scratch of the sparse step, not worth a checkpoint
+EXCLUDED = ("owner", "key")  # scratch of the sparse step, and what follows from the seed: not worth a checkpoint
+_KEPT = 4  # programs, each with what it has compiled, that a process keeps for the next run of the same shapes
 
 
 class Program(NamedTuple):
-    """The parts of a run: devices, `init() -> TrainState`, and the pmapped steps."""
+    """The parts of a run: devices, the key that its seed gives, `init() -> TrainState`, and the pmapped steps."""
 
     devices: list
+    key: jax.Array
     init: Callable
     train_step: Callable
     eval_step: Callable
@@ -44,6 +48,9 @@ def check(config: ConfigDict) -> None:
 def make_program(config: ConfigDict, schema: Schema, num_steps: int) -> Program:
     """Builds model, optimizers and steps of a config; nothing is compiled yet.
 
+    Runs of one process that differ in what the program does not depend on (seed, paths, epochs unless a schedule ends
+    with them) share it, and what was compiled for it.
+
     Raises:
       UserError: an unknown model, mixer, type or optimizer; a batch that does not divide over the devices.
     """
@@ -54,35 +61,41 @@ def make_program(config: ConfigDict, schema: Schema, num_steps: int) -> Program:
                 f"config.data.{field}: {config.data[field]} rows do not divide over {len(devices)} devices; "
                 f"choose a multiple of {len(devices)}"
             )
-    module = models.make_model(schema, config.model.to_dict(), compute_dtype=config.compute_dtype)
-    sections = {key: config.optim[key].to_dict() for key in step_lib.SECTIONS}
-    optimizers = {key: optim.make_optimizer(section, num_steps) for key, section in sections.items()}
+    model = json.dumps(config.model.to_dict())
+    ends = any(config.optim[key].schedule == "cosine" for key in step_lib.SECTIONS)
+    optim_options = json.dumps(config.optim.to_dict())
+    start, train_step = _make_training(schema, model, config.compute_dtype, optim_options, num_steps if ends else 0)
+    key = jax.random.key(config.seed)
+    return Program(devices, key, lambda: start(key), train_step, _make_eval_step(schema, model, config.compute_dtype))
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def _make_training(schema: Schema, model: str, compute_dtype: str, optim_options: str, num_steps: int):
+    """(start, train step) of options as JSON text: all that decides them but for the shape of a batch."""
+    options, sections = json.loads(model), json.loads(optim_options)
+    module = models.make_model(schema, options, compute_dtype=compute_dtype)
+    optimizers = {key: optim.make_optimizer(sections[key], num_steps) for key in step_lib.SECTIONS}
+    start = step_lib.make_init(
+        module, schema, optimizers, table_width=models.table_width(module), init_scale=options["init_scale"]
+    )
     train_step = step_lib.make_train_step(
         module,
         schema,
         optimizers,
-        update=config.optim.embedding["update"],  # the attribute is a method of ConfigDict
-        l2={key: section["l2"] for key, section in sections.items()},
-        clip=config.optim.clip,
-        clip_norm=config.optim.clip_norm,
-        am_weight=config.model.am_weight,
-        drop_type=models.dropped_type(schema, config.model.to_dict()),
-        seed=config.seed,
-        devices=devices,
+        update=sections["embedding"]["update"],
+        l2={key: sections[key]["l2"] for key in step_lib.SECTIONS},
+        clip=sections["clip"],
+        clip_norm=sections["clip_norm"],
+        am_weight=options["am_weight"],
+        drop_type=models.dropped_type(schema, options),
     )
+    return start, train_step
 
-    def init() -> step_lib.TrainState:
-        return step_lib.init_state(
-            jax.random.key(config.seed),
-            module,
-            schema,
-            optimizers,
-            table_width=models.table_width(module),
-            init_scale=config.model.init_scale,
-            devices=devices,
-        )
 
-    return Program(devices, init, train_step, step_lib.make_eval_step(module, schema, devices=devices))
+@functools.lru_cache(maxsize=_KEPT)
+def _make_eval_step(schema: Schema, model: str, compute_dtype: str) -> Callable:
+    module = models.make_model(schema, json.loads(model), compute_dtype=compute_dtype)
+    return step_lib.make_eval_step(module, schema)
 
 
 def check_memory(config: ConfigDict, schema: Schema, program: Program) -> str:
@@ -148,7 +161,7 @@ def restore(workdir: Path, program: Program, step: int | None = None) -> tuple[s
       UserError: no checkpoint, or none that is whole and of this model.
     """
     like = jax.eval_shape(program.init)
-    like = like.replace(owner=np.zeros(like.owner.shape, np.int32))
+    like = like.replace(owner=np.zeros(like.owner.shape, np.int32), key=jax.random.key_data(program.key))
     restored = checkpoint.restore(workdir / "checkpoints", like, step=step, exclude=EXCLUDED)
     return step_lib.put_state(restored.state, program.devices), Progress(**restored.info)
 

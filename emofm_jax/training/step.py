@@ -43,6 +43,7 @@ class TrainState(flax.struct.PyTreeNode):
       stats: batch statistics of the network, may be empty.
       owner: i32[V], scratch of the sparse step; holds nothing from step to step.
       lr_scale: {"embedding": f32[], "network": f32[]}, factors on the updates (schedule=plateau).
+      key: u32[2], of dropout; here, so that one compiled step serves every seed. Not checkpointed.
     """
 
     step: jax.Array
@@ -51,10 +52,10 @@ class TrainState(flax.struct.PyTreeNode):
     stats: dict
     owner: jax.Array
     lr_scale: dict
+    key: jax.Array
 
 
-def init_state(
-    key: jax.Array,
+def make_init(
     module: nn.Module,
     schema: Schema,
     optimizers: Mapping[str, optax.GradientTransformation],
@@ -62,11 +63,10 @@ def init_state(
     table_width: int,
     init_scale: float,
     devices: Sequence[jax.Device] | None = None,
-) -> TrainState:
-    """Makes the state on the devices, without a copy of the table on the host.
+) -> Callable[[jax.Array], TrainState]:
+    """Makes `init(key) -> state`, on the devices, without a copy of the table on the host; dropout has the key too.
 
     Args:
-      key: of the initial values.
       module: the network.
       schema: of the data; it lays out the table.
       optimizers: {"embedding", "network"}.
@@ -87,9 +87,10 @@ def init_state(
             stats=variables.get("batch_stats", {}),
             owner=jnp.zeros(schema.num_rows, jnp.int32),
             lr_scale={k: jnp.ones((), jnp.float32) for k in SECTIONS},
+            key=jax.random.key_data(key),
         )
 
-    return jax.jit(init, out_shardings=_sharding(devices, replicated=True))(key)
+    return jax.jit(init, out_shardings=_sharding(devices, replicated=True))
 
 
 def put_state(state: TrainState, devices: Sequence[jax.Device] | None = None) -> TrainState:
@@ -119,7 +120,6 @@ def make_train_step(
     clip_norm: float = 10.0,
     am_weight: float = 1.0,
     drop_type: int = -1,
-    seed: int = 0,
     devices: Sequence[jax.Device] | None = None,
     chunk: int = sparse.CHUNK,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
@@ -135,7 +135,6 @@ def make_train_step(
       clip_norm: the norm that is not exceeded.
       am_weight: weight of the auxiliary model's loss.
       drop_type: index of the type that has no predictor, -1 for none.
-      seed: of dropout.
       devices: P of them; by default all local ones.
       chunk: rows that are updated at a time (lazy).
 
@@ -156,7 +155,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch):
         table = state.params["embedding"]
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
         denominators = losses.denominators(batch.ftype, batch.weight, AXIS, drop_type=drop_type)
 
