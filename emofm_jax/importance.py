@@ -28,12 +28,11 @@ def sample(split: shards.Split, num_rows: int, seed: int) -> batches.Rows:
     """
     if not split.num_rows:
         raise UserError(f"{split.path}: it has no rows; choose another split")
-    drawn = np.arange(split.num_rows)
-    if num_rows < split.num_rows:
-        drawn = np.sort(np.random.default_rng((seed, 0)).choice(split.num_rows, num_rows, replace=False))
+    rng = np.random.default_rng((seed, 0))
+    drawn = np.sort(rng.choice(split.num_rows, min(num_rows, split.num_rows), replace=False))
     parts, done = [], 0
     for host in batches.read(split, shards.ROW_GROUP_ROWS):
-        own = drawn[(drawn >= done) & (drawn < done + host.num_rows)] - done
+        own = drawn[slice(*np.searchsorted(drawn, (done, done + host.num_rows)))] - done
         parts.append(batches.Rows(*(None if a is None else a.reshape(-1, *a.shape[2:])[own] for a in host.batch), None))
         done += host.num_rows
     return batches.Rows(*(None if arrays[0] is None else np.concatenate(arrays) for arrays in zip(*parts)))

@@ -78,6 +78,9 @@ def test_train_leaves_a_complete_workdir(home, capsys):
             "am",
             "constant",
             "calibration",
+            "ece",
+            "true_am",
+            "unknown",
             "p_over_true",
             "bayes",
         } <= set(report)

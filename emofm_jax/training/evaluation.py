@@ -72,7 +72,7 @@ def predict_split(eval_step: Callable, params, stats, split: shards.Split, batch
     counts = np.zeros((2, schema.num_columns), np.int64)
 
     def put(host: batches.HostBatch):
-        np.add(counts, _count_unknown(schema, host), out=counts)
+        np.add(counts, _count_unknown(schema, host.batch.ids), out=counts)
         return host, step_lib.put_batch(host.batch, devices)
 
     done, pending = 0, None
@@ -110,14 +110,11 @@ def predict_split(eval_step: Callable, params, stats, split: shards.Split, batch
     return Predictions(label, ftype, weight, key, out["p"], out["logit"], *typed, unknown / np.maximum(values, 1))
 
 
-def _count_unknown(schema: Schema, host: batches.HostBatch) -> np.ndarray:
-    """i64[2, N]: of each column of ids, how many are row 0 of their slot, and how many there are."""
-    ids = host.batch.ids
-    unknown = np.count_nonzero(ids == schema.offsets[schema.column_slots].astype(np.int32), axis=(0, 1))
-    values = np.full(len(unknown), host.num_rows)
-    bags = np.flatnonzero(np.array([slot.kind == "multi" for slot in schema.slots])[schema.column_slots])
-    values[bags] = np.count_nonzero(ids[..., bags] != schema.num_rows, axis=(0, 1))
-    return np.stack([unknown, values])
+def _count_unknown(schema: Schema, ids: np.ndarray) -> np.ndarray:
+    """i64[2, N]: of each column of ids i32[P, b, N], how many are row 0 of their slot, and how many no padding."""
+    first = schema.offsets[schema.column_slots].astype(np.int32)
+    counts = [np.count_nonzero(ids == rows, axis=(0, 1)) for rows in (first, np.int32(schema.num_rows))]
+    return np.stack([counts[0], ids[..., 0].size - counts[1]])
 
 
 def score_rows(eval_step: Callable, params, stats, rows: batches.Rows, schema, batch_size: int, *, devices) -> dict:
