@@ -7,8 +7,8 @@ import importlib
 
 __version__ = "0.1.0"
 
-_HOMES = {"Schema": "emofm_jax.data.schema", "make_model": "emofm_jax.models"}
-__all__ = ["Schema", "__version__", "make_model"]
+_HOMES = {"Schema": "emofm_jax.data.schema", "load_scorer": "emofm_jax.scorer", "make_model": "emofm_jax.models"}
+__all__ = ["Schema", "__version__", "load_scorer", "make_model"]
 
 
 def __getattr__(name: str):

@@ -81,6 +81,20 @@ def define_config(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
     )
 
 
+def define_scorer(flags: absl_flags.FlagValues) -> None:
+    """Declares which runs score, and how: what the programs that use a scorer have in common."""
+    where = "Directory of the run, of one of its checkpoints or of an export; several with commas: an ensemble."
+    absl_flags.DEFINE_string("workdir", None, where, flag_values=flags)
+    calibrated = "Whether scores go through the calibration that `evaluate --calibrate` stored."
+    absl_flags.DEFINE_bool("calibrated", False, calibrated, flag_values=flags)
+    absl_flags.DEFINE_string("combine", "logit", "What an ensemble averages: logit or p.", flag_values=flags)
+
+
+def workdirs(flags: absl_flags.FlagValues) -> str | list[str]:
+    """The run of --workdir, or the runs."""
+    return flags.workdir.split(",") if "," in flags.workdir else flags.workdir
+
+
 def overrides(flags: absl_flags.FlagValues) -> dict:
     """{dotted path: value} of the fields of the config that the command line sets."""
     return config_flags.get_override_values(flags["config"])

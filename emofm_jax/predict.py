@@ -2,15 +2,19 @@
 
     python -m emofm_jax.predict --workdir=runs/mine --input=new.csv --output=scores.parquet
     python -m emofm_jax.predict --workdir=runs/quickstart --input=data/quickstart/test --output=scores.csv
+    python -m emofm_jax.predict --workdir=runs/a,runs/b --calibrated --input=new.parquet --output=scores.parquet
 
+The workdir may be a run, one of its checkpoints, what `export` wrote, or several of these with commas: an ensemble.
 Output: one row per row of the input, in its order: `row_id` (the run's row id column, or the row's position), `p`
 (click probability, the type unknown), for typed models `p_type` and `p_given_type` (a list, one entry per type), and
-`reason`: null, or why the row could not be read; it then has no scores. Memory does not grow with the input.
+`reason`: null, or why the row could not be read; it then has no scores. Memory does not grow with the input. The output
+appears when it is whole: after a kill the same command starts over.
 """
 
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,53 +23,53 @@ import pyarrow.parquet as pq
 from absl import flags as absl_flags
 from tqdm import tqdm
 
-from emofm_jax import cli
-from emofm_jax import config as config_lib
-from emofm_jax.data import batches, encode, shards
-from emofm_jax.data import schema as schema_lib
+from emofm_jax import cli, summary
+from emofm_jax.data import batches, encode, features, shards
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
 
+BATCH_ROWS = 4096  # rows of a step, over all devices
+
+
+class Chunk(NamedTuple):
+    """Some rows of the input: features of those that could be read, which those are, why the others not, row ids."""
+
+    features: dict[str, np.ndarray]
+    kept: np.ndarray
+    reasons: list[str | None]
+    row_id: pa.Array
+
 
 def _main(flags: absl_flags.FlagValues) -> None:
-    workdir, source, output = Path(flags.workdir), Path(flags.input), Path(flags.output)
+    source, output = Path(flags.input), Path(flags.output)
     if output.suffix not in (".parquet", ".csv"):
         raise UserError(f"--output={output}: the ending must be .parquet or .csv")
-    config = config_lib.load(workdir)
-    schema = schema_lib.load(workdir)
     if not source.exists():
         raise UserError(f"--input={source}: no such file or directory")
     if (source / "schema.json").exists():
         raise UserError(f"--input={source}: it holds splits of shards; name one, as in --input={source / 'test'}")
     if output.exists() and output.samefile(source):
         raise UserError(f"--output={output}: it is the input; name another file")
-    chunks = _shard_chunks(source, schema) if (source / "_SUCCESS").exists() else _raw_chunks(source, schema, workdir)
-    from emofm_jax.training import evaluation  # loads jax: after the cheap checks
-    from emofm_jax.training import program as program_lib
+    from emofm_jax import scorer as scorer_lib  # loads jax: after the cheap checks
 
-    program = program_lib.make_program(config, schema, num_steps=1)
-    state, progress = program_lib.restore_kept(config, workdir, program)
+    scorer = scorer_lib.load_scorer(cli.workdirs(flags), calibrated=flags.calibrated, combine=flags.combine)
+    schema = scorer.schema
+    is_split = (source / "_SUCCESS").exists()
+    chunks = _shard_chunks(source, schema) if is_split else _raw_chunks(source, schema, scorer.directory)
     num_rows = num_bad = 0
+    unknown = features.UnknownCounter(schema)
     temporary = output.with_name(f".{output.name}.partial")
     writer = None
     try:
         with tqdm(unit=" rows", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
-            for rows, kept, reasons, row_id in batches.prefetch(chunks, 2):
-                scores = evaluation.score_rows(
-                    program.eval_step,
-                    state.params,
-                    state.stats,
-                    rows,
-                    schema,
-                    config.data.eval_batch_size,
-                    devices=program.devices,
-                )
-                table = _table(scores, kept, reasons, row_id)
+            for chunk, scores in _ahead(scorer, batches.prefetch(chunks, 2)):
+                table = _table(scores, chunk.kept, chunk.reasons, chunk.row_id)
                 if writer is None:
                     writer = _open(temporary, table.schema, output.suffix)
                 writer.write_table(table)
-                num_rows, num_bad = num_rows + len(kept), num_bad + int((~kept).sum())
-                bar.update(len(kept))
+                unknown.add(chunk.features)
+                num_rows, num_bad = num_rows + len(chunk.kept), num_bad + int((~chunk.kept).sum())
+                bar.update(len(chunk.kept))
         if writer is None:
             raise UserError(f"--input={source}: it has no rows")
         writer.close()
@@ -75,25 +79,42 @@ def _main(flags: absl_flags.FlagValues) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     bad = f"; {num_bad:,} of {num_rows:,} could not be read (column `reason`)" if num_bad else ""
-    print(f"{num_rows - num_bad:,} rows scored with step {progress.step:,} of {workdir}{bad}; written: {output}")
+    print(summary.unknown(unknown.shares()))
+    print(f"{num_rows - num_bad:,} rows scored with {' + '.join(scorer.names)}{bad}; written: {output}")
 
 
 def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
-    absl_flags.DEFINE_string("workdir", None, "Directory of the run.", flag_values=flags)
+    cli.define_scorer(flags)
     absl_flags.DEFINE_string(
         "input", None, "Raw file, directory of raw files, or a split of shards.", flag_values=flags
     )
     absl_flags.DEFINE_string("output", None, "File to write, .parquet or .csv.", flag_values=flags)
 
 
-def _raw_chunks(source: Path, schema: Schema, workdir: Path) -> Iterator:
-    """(rows that could be read, which those are, reasons, row ids) of raw files."""
-    for chunk in encode.read_encoded(schema, workdir, source, labelled=False):
-        yield batches.to_rows(chunk.table, schema), chunk.kept, chunk.reasons, chunk.row_id
+def _ahead(scorer, chunks: Iterator[Chunk]) -> Iterator[tuple[Chunk, dict[str, np.ndarray]]]:
+    """(chunk, scores), the next chunk being scored while one is used."""
+    pending = None
+    for chunk in chunks:
+        started = scorer.start(chunk.features, BATCH_ROWS)
+        if pending is not None:
+            yield pending[0], _finished(pending[1]())
+        pending = chunk, started
+    if pending is not None:
+        yield pending[0], _finished(pending[1]())
 
 
-def _shard_chunks(source: Path, schema: Schema) -> Iterator:
-    """The same of a prepared split."""
+def _finished(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    if not np.isfinite(scores["logit"]).all():
+        raise UserError("a score is not finite: the run has diverged; lower its learning rate and train again")
+    return scores
+
+
+def _raw_chunks(source: Path, schema: Schema, directory: Path) -> Iterator[Chunk]:
+    for chunk in encode.read_encoded(schema, directory, source, labelled=False):
+        yield Chunk(features.from_table(chunk.table, schema), chunk.kept, chunk.reasons, chunk.row_id)
+
+
+def _shard_chunks(source: Path, schema: Schema) -> Iterator[Chunk]:
     split = shards.open_split(source.parent, source.name, schema)
     names = [slot.name for slot in schema.slots] + (["row_id"] if schema.row_id else [])
     done = 0
@@ -101,7 +122,7 @@ def _shard_chunks(source: Path, schema: Schema) -> Iterator:
         table = split.read_row_group(group, names)
         row_id = table["row_id"] if schema.row_id else pa.array(np.arange(done, done + n))
         done += n
-        yield batches.to_rows(table, schema), np.ones(n, bool), [None] * n, row_id
+        yield Chunk(features.from_table(table, schema), np.ones(n, bool), [None] * n, row_id)
 
 
 def _table(scores: dict[str, np.ndarray], kept: np.ndarray, reasons: list, row_id) -> pa.Table:

@@ -31,6 +31,13 @@ LAYERS = {
         | {f"emofm_jax.{name}" for name in ("config", "axes", "plots", "comparison", "results", "findings", "page")},
         {"numpy", "scipy", "pyarrow"},
     ),
+    "scorer": (
+        NETWORK
+        | {f"emofm_jax.{name}" for name in ("data", "models", "config", "calibration", "artefact", "attribution")}
+        | {"emofm_jax.score", "emofm_jax.scorer.Scorer", "emofm_jax.training.checkpoint", "emofm_jax.training.ahead"},
+        {"numpy", "jax", "safetensors"},
+    ),
+    "stand-alone": (set(), {"numpy", "jax"}),  # copied into every export
     # The two files below the programs that take a config.
     "loop": ({"emofm_jax"}, {"numpy", "jax", "ml_collections", "tqdm"}),
     "programs": ({"emofm_jax"}, {"numpy", "jax", "pyarrow", "absl", "ml_collections", "tqdm"}),
@@ -41,7 +48,14 @@ REPORT_FILES = {"axes.py", "plots.py", "comparison.py", "results.py", "findings.
 PROGRAMS = {"prepare.py", "train.py", "evaluate.py", "predict.py", "sweep.py", "report.py", "export.py"}
 
 
+SCORER_FILES = {"scorer.py", "artefact.py", "attribution.py"}
+
+
 def layer(file: str) -> str:
+    if file in SCORER_FILES:
+        return "scorer"
+    if file == "score.py":
+        return "stand-alone"
     if file in BASE_FILES:
         return "base"
     if file in REPORT_FILES:

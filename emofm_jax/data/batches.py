@@ -82,7 +82,7 @@ def to_rows(table: pa.Table, schema: Schema) -> Rows:
             ids[:, column] = np.where(missing, offset, offset + 1)
             value[:, column] = np.where(missing, 1.0, number)
         elif slot.kind == "multi":
-            ids[:, column : column + width], length = _bags(cells, width, int(offset), schema.num_rows)
+            ids[:, column : column + width], length = pad_bags(cells, width, int(offset), schema.num_rows)
             if slot.pooling == "mean":
                 value[:, column : column + width] = (1.0 / np.maximum(length, 1)).astype(np.float32)[:, None]
         else:
@@ -268,8 +268,10 @@ def _concatenate(*parts: Rows) -> Rows:
     return Rows(*(None if arrays[0] is None else np.concatenate(arrays) for arrays in zip(*parts)))
 
 
-def _bags(cells: pa.ChunkedArray, width: int, offset: int, padding_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """(i32[n, width] global ids padded with V, lengths i64[n]) of a list column; null = empty."""
+def pad_bags(
+    cells: pa.ChunkedArray | pa.ListArray, width: int, offset: int, padding_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(i32[n, width] of ids + offset, padded with `padding_id`; lengths i64[n]) of a list column; null = empty."""
     cells = cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
     starts = cells.offsets.to_numpy().astype(np.int64)
     length = np.minimum(np.diff(starts), width)

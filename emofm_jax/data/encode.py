@@ -57,7 +57,7 @@ class Encoder:
         """
         bad: dict[int, tuple[str, str]] = {}
         num_rows = len(next(iter(columns.values())))
-        encoded = {slot.name: self._slot(slot, columns[slot.name], bad) for slot in self.schema.slots}
+        encoded = {slot.name: self.slot(slot, columns[slot.name], bad) for slot in self.schema.slots}
         encoded["label"] = _label(columns.get("label"), num_rows, bad if labelled else {})
         if self.schema.types:
             encoded["ftype"] = self._ftype(columns.get("ftype"), num_rows, bad if labelled else {})
@@ -74,7 +74,8 @@ class Encoder:
             table = table.filter(pa.array(good))
         return table, [(row, *bad[row]) for row in sorted(bad)]
 
-    def _slot(self, slot: Slot, column: pa.Array, bad: dict) -> pa.Array:
+    def slot(self, slot: Slot, column: pa.Array, bad: dict[int, tuple[str, str]]) -> pa.Array:
+        """The column of a shard from a raw one; rows that cannot be read go to `bad`."""
         if slot.kind == "numeric":
             numbers = parse_numbers(column, slot.name, bad)
             if slot.transform == "bucket":

@@ -43,3 +43,15 @@ def _compile(lowered):
         if "No such compile option" not in str(error):
             raise
         return lowered.compile()  # a jaxlib that has outgrown it
+
+
+def jit(function: Callable) -> Callable:
+    """`jax.jit` that compiles for a CPU as `compile_ahead` does (its docstring says why and when not).
+
+    Args:
+      function: of arguments whose shapes decide the program: each new set of shapes is compiled once.
+    """
+    if jax.default_backend() != "cpu":
+        return jax.jit(function)
+    plain, fast = jax.jit(function), jax.jit(function, compiler_options=CPU_OPTIONS)
+    return fast

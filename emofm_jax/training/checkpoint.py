@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,7 +129,8 @@ def restore(directory: Path, like: Any, *, step: int | None = None, exclude: tup
       like: tree whose leaves have the shapes and dtypes that are expected (arrays, `jax.ShapeDtypeStruct` or
         Python numbers).
       step: which one; by default the newest that is undamaged, saying on stderr which were not.
-      exclude: as for `save`; these leaves come back as they are in `like`.
+      exclude: as for `save`; these leaves come back as they are in `like`, and what the checkpoint has of them is
+        neither looked at nor read into memory.
 
     Raises:
       UserError: no checkpoint; none that is undamaged, or not the one asked for; one of another model, with the
@@ -235,21 +237,23 @@ def _read(path: Path, like: Any, exclude: tuple[str, ...]) -> Restored:
     body = _read_json(path)
     flat, structure = _flatten(like)
     expected = {name: _dtype_and_shape(leaf) for name, leaf in flat.items() if not _is_excluded(name, exclude)}
-    _check_same(path, body["tree"], expected)
-    arrays = _read_arrays(path / "state.safetensors", body["tree"], body["xxh3"])
+    saved = {name: spec for name, spec in body["tree"].items() if not _is_excluded(name, exclude)}
+    _check_same(path, saved, expected)
+    arrays = _read_arrays(path / "state.safetensors", body["tree"], body["xxh3"], wanted=saved.keys())
     for name in expected:
         is_number = isinstance(flat[name], bool | int | float)
         flat[name] = type(flat[name])(arrays[name].item()) if is_number else arrays[name]
     return Restored(jax.tree_util.tree_unflatten(structure, flat.values()), body["info"], body["step"])
 
 
-def _read_arrays(path: Path, tree: dict, digest: str) -> dict[str, np.ndarray]:
-    """The arrays of state.safetensors, whose hash and content must be those that state.json names."""
+def _read_arrays(path: Path, tree: dict, digest: str, wanted: Collection[str]) -> dict[str, np.ndarray]:
+    """Those arrays of state.safetensors, whose hash and content must be what state.json names."""
     if _hash(path) != digest:
         raise _DamagedError(f"{path.name} has another hash than it was written with")
     with safetensors.safe_open(path, "numpy") as file:
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if {name: _dtype_and_shape(array) for name, array in arrays.items()} != tree:
+        there = set(file.keys())
+        arrays = {name: file.get_tensor(name) for name in wanted if name in there}
+    if there != tree.keys() or any(_dtype_and_shape(array) != tree[name] for name, array in arrays.items()):
         raise _DamagedError(f"{path.name} holds other arrays than state.json names")
     return arrays
 

@@ -61,7 +61,7 @@ def run(config: ConfigDict, workdir: Path, splits: dict[str, shards.Split]) -> d
     if not _is_done(config, progress, num_steps):
         if progress.step:
             print(f"{workdir}: goes on from step {progress.step:,} of {num_steps:,}")
-        progress.finished = False
+        progress.finished, progress.schema = False, splits["train"].schema.fingerprint()
         result.unlink(missing_ok=True)  # of a run that was to end earlier
         state = _train(config, workdir, splits, program, state, progress, num_steps)
     if config.train.monitor and progress.best_step < 0:

@@ -36,6 +36,7 @@ class Progress:
       finished: whether there is nothing left to do.
       log_bytes: length of log.jsonl, which is cut back to it.
       rows, seconds, waited: rows stepped on, seconds of stepping (compilation apart) and of waiting for input.
+      schema: fingerprint of the data that were trained on; empty in checkpoints of before it was noted.
     """
 
     step: int = 0
@@ -51,6 +52,7 @@ class Progress:
     rows: int = 0
     seconds: float = 0.0
     waited: float = 0.0
+    schema: str = ""
 
 
 class Log:

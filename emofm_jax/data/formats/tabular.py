@@ -160,15 +160,26 @@ def _parquet_tasks(recipe, path, labelled, progress, slots) -> Iterator[Callable
         raise UserError(f"{path}: it cannot be read to its end ({error}); copy it again") from None
 
 
-def _parquet_chunk(recipe, file, lines, columns, slots) -> Chunk:
+def plain_columns(
+    where: str, recipe: Mapping, columns: Mapping[str, pa.Array], slots: tuple[Slot, ...]
+) -> dict[str, pa.Array]:
+    """Arrow columns of any type as integers, floats, text and, for bags, lists of these.
+
+    Raises:
+      UserError: a type that cannot be used, lists in a column of single values.
+    """
     plain = {}
     for name, column in columns.items():
         try:
             plain[name] = column.cast(_plain_type(column.type))
         except pa.ArrowException as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"{file}: column {name!r} of type {column.type} cannot be used ({reason})") from None
-    return Chunk(file, lines, _split_bags(recipe, plain, slots))
+            raise UserError(f"{where}: column {name!r} of type {column.type} cannot be used ({reason})") from None
+    return _split_bags(recipe, plain, slots)
+
+
+def _parquet_chunk(recipe, file, lines, columns, slots) -> Chunk:
+    return Chunk(file, lines, plain_columns(file, recipe, columns, slots))
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
