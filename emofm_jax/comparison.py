@@ -137,6 +137,14 @@ def slope(x: Sequence[float], y: np.ndarray) -> tuple[float, Interval | None]:
     return float(slopes.mean()), t_interval(slopes)
 
 
+def rate_interval(rate: float, rows: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of a share of `rows` rows."""
+    z = float(special.ndtri((1 + level) / 2))
+    middle = (rate + z * z / (2 * rows)) / (1 + z * z / rows)
+    half = z / (1 + z * z / rows) * np.sqrt(rate * (1 - rate) / rows + z * z / (4 * rows * rows))
+    return float(middle - half), float(middle + half)
+
+
 def _wins(scores: np.ndarray, ordered: np.ndarray) -> np.ndarray:
     """For each score the share of the `ordered` ones below it, a tie counting one half."""
     below, up_to = (np.searchsorted(ordered, scores, side) for side in ("left", "right"))

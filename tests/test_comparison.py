@@ -186,3 +186,9 @@ def test_slopes():
     assert comparison.slope(x, y)[1] is None
     with pytest.raises(ValueError, match="no slope"):
         comparison.slope([1.0, 1.0], np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("clicks, rows", [(0, 20), (3, 50), (400, 5000)])
+def test_the_interval_of_a_rate_is_that_of_scipy(clicks, rows):
+    wanted = stats.binomtest(clicks, rows).proportion_ci(0.95, method="wilson")
+    np.testing.assert_allclose(comparison.rate_interval(clicks / rows, rows), wanted, atol=1e-15)

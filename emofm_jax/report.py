@@ -1,0 +1,74 @@
+"""Makes the report of a sweep, or of a single run: a page to show, and Markdown.
+
+    python -m emofm_jax.report --workdir=runs/claims
+    python -m emofm_jax.report --workdir=runs/claims --reference=wm --metric=logloss
+    python -m emofm_jax.report --workdir=runs/quickstart
+
+Of a sweep: means with intervals over the seeds; every point against the reference, over seeds and over test rows, with
+"not distinguishable" as an answer; the number that a sweep varies against the metric; by type, cost, learning curves,
+calibration, configurations. Of a run: its figures, curves, calibration and slots. Writes report.html, which stands
+alone and asks the network for nothing, and report.md into the workdir. A sweep that is under way is reported as far as
+it has come.
+"""
+
+import difflib
+import sys
+from pathlib import Path
+
+from absl import flags as absl_flags
+
+from emofm_jax import cli
+from emofm_jax.errors import UserError, check_choice
+from emofm_jax.reports import page, results, run_page, sweep_page, sweep_view
+
+
+def _main(flags: absl_flags.FlagValues) -> None:
+    check_choice("--metric", flags.metric, sweep_view.NAMES)
+    workdir = Path(flags.workdir)
+    found = results.load(workdir)
+    if isinstance(found, results.Sweep):
+        view = sweep_view.view(found, flags.metric, _reference(found, flags.reference))
+        title, lead, sections = f"Sweep: {found.name}", sweep_view.lead(view), sweep_page.sections(view)
+        table, said = sweep_page.results_table(view), sweep_view.summary(view)
+        if (missing := len(found.points) * len(found.seeds) - len(found.runs)) > 0:
+            said.insert(0, f"Unfinished: {missing} of {missing + len(found.runs)} runs are not in yet.")
+    else:
+        if flags.reference:
+            raise UserError(f"--reference={flags.reference}: {workdir} is a single run, without points; leave it out")
+        title, lead, sections = run_page.title(found), run_page.lead(found), run_page.sections(found)
+        table, said = run_page.figures(found), [run_page.summary(found)]
+    for name, text in (
+        ("report.html", page.as_html(title, lead, sections)),
+        ("report.md", page.as_markdown(title, lead, sections)),
+    ):
+        (workdir / f"{name}.tmp").write_text(text)
+        (workdir / f"{name}.tmp").replace(workdir / name)
+    print(page.as_text(table))
+    print("\n" + "\n".join(text.replace("`", "").replace("**", "") for text in said))
+    print(f"written: {workdir / 'report.html'}, {workdir / 'report.md'}")
+
+
+def _reference(sweep: results.Sweep, wanted: str) -> str:
+    """The point that others are compared to: the flag's, else the sweep's own."""
+    point = wanted or sweep.reference
+    where = f"--reference={wanted}" if wanted else f"{sweep.workdir / 'sweep.json'}: reference {point!r}"
+    if point not in sweep.points:
+        near = difflib.get_close_matches(point, sweep.points, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "choose one of them"
+        raise UserError(f"{where}: there is no such point; there are {', '.join(sweep.points)}; {hint}")
+    return point
+
+
+def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
+    absl_flags.DEFINE_string("workdir", None, "Directory of a sweep or of a run.", flag_values=flags)
+    absl_flags.DEFINE_string("reference", "", "Point to compare to, if not the sweep's own.", flag_values=flags)
+    absl_flags.DEFINE_string("metric", "auc", "What points are compared by: auc or logloss.", flag_values=flags)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The program: exit code 0, or 2 after one line of error."""
+    return cli.run(_main, _define, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

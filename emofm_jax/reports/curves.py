@@ -1,0 +1,52 @@
+"""Learning curves and calibration of a point's runs, averaged over its seeds and thinned, as series for plots.py."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from emofm_jax import comparison, plots
+from emofm_jax.reports import results
+
+_MOST = 80  # points of a curve
+_BEHIND = 24  # nameless curves behind the named ones
+
+
+def training(runs: Sequence[results.Run], name: str, key: str) -> plots.Series | None:
+    """A figure of log.jsonl (`logloss`, `auc`) against the step; None without lines."""
+    return _mean([{line["step"]: line[key] for line in results.training_log(run)} for run in runs], name)
+
+
+def validation(runs: Sequence[results.Run], name: str, key: str) -> plots.Series | None:
+    """A figure of the evaluations on the validation split against the step; None without any."""
+    evaluations = ((run.metrics.get("train") or {}).get("evaluations") or [] for run in runs)
+    return _mean([{line["step"]: line[key] for line in of_run} for of_run in evaluations], name)
+
+
+def calibration(runs: Sequence[results.Run], name: str, split: str) -> plots.Series | None:
+    """Click rates against mean predictions: of one run with their intervals, of several their means part by part."""
+    parts = [run.metrics[split].get("calibration") or [] for run in runs]
+    parts = [p for p in parts if len(p) == len(parts[0]) and None not in [v for part in p for v in part.values()]]
+    if not parts or not parts[0]:
+        return None
+    p, rate = (
+        [float(np.mean([part[i][k] for part in parts])) for i in range(len(parts[0]))] for k in ("mean_p", "rate")
+    )
+    if len(parts) > 1:
+        return plots.Series(name, p, rate)
+    ends = [comparison.rate_interval(part["rate"], part["rows"]) for part in parts[0]]
+    return plots.Series(name, p, rate, [low for low, _ in ends], [high for _, high in ends])
+
+
+def gather(make: Callable, named: Sequence[tuple[str, list]], others: Sequence[list]) -> list[plots.Series]:
+    """`make(runs, name)` of the named points, then of some others without their names; those without data left out."""
+    series = [found for name, runs in named if (found := make(runs, name)) is not None]
+    return series + [found for runs in others[:_BEHIND] if (found := make(runs, "")) is not None]
+
+
+def _mean(curves: list[dict[int, float | None]], name: str) -> plots.Series | None:
+    """The mean over the runs at the steps that all of them have."""
+    steps = sorted(set.intersection(*map(set, curves))) if curves else []
+    steps = [s for s in steps if all(curve[s] is not None for curve in curves)]
+    if len(steps) > _MOST:
+        steps = [steps[i] for i in np.linspace(0, len(steps) - 1, _MOST).round().astype(int)]
+    return plots.Series(name, steps, [float(np.mean([c[s] for c in curves])) for s in steps]) if steps else None
