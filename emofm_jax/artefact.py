@@ -63,7 +63,11 @@ def load(directory: Path) -> tuple[Schema, dict, Callable[[Any, Mapping], dict]]
     """
     try:
         loaded = score.load(directory)
-    except (ValueError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{Path(directory) / 'signature.json'}: not readable ({error}); copy the artefact again"
+        ) from None
+    except ValueError as error:
         raise UserError(" ".join(str(error).split())) from None
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no such file; copy the whole artefact again") from None

@@ -1,0 +1,175 @@
+"""The exported artefact: complete without this package, checked on loading, and what it cannot do is said."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import emofm_jax
+from emofm_jax import export
+from emofm_jax.data import features as features_lib
+from emofm_jax.errors import UserError
+
+BATCHES = (0, 1, 7, 300)
+# Runs where nothing but jax, numpy and what these need can be imported.
+ALONE = """
+import importlib.abc, sys
+
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"emofm_jax", "flax", "optax", "pyarrow", "chex", "absl", "xxhash", "safetensors"}:
+            raise ImportError(f"{name} is not there")
+
+sys.meta_path.insert(0, Refuse())
+sys.path.insert(0, sys.argv[1])
+import jax, numpy as np
+from score import load
+score, found = load(sys.argv[1]), {}
+for n in map(int, sys.argv[4:]):
+    given = {k: x[:n] for k, x in np.load(sys.argv[2]).items()}
+    found |= {f"{n}/{k}": np.asarray(x) for k, x in score(given).items()}
+grad = jax.grad(lambda weights: score.call(weights, given)["logit"].sum())(score.weights)
+np.savez(sys.argv[3], grad=grad["embedding"], **found)
+"""
+
+
+@pytest.fixture(scope="module")
+def artefact(runs, tmp_path_factory):
+    path = tmp_path_factory.mktemp("export") / "hmm"
+    assert export.main(["export", f"--workdir={runs / 'hmm'}", f"--output={path}"]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def scorer(runs):
+    return emofm_jax.load_scorer(runs / "hmm")
+
+
+@pytest.fixture(scope="module")
+def features(scorer):
+    return features_lib.example(scorer.schema, max(BATCHES), seed=1)
+
+
+def test_it_scores_without_this_package(artefact, scorer, features, tmp_path):
+    np.savez(tmp_path / "in.npz", **features)
+    command = [sys.executable, "-c", ALONE, artefact, tmp_path / "in.npz", tmp_path / "out.npz", *map(str, BATCHES)]
+    subprocess.run(list(map(str, command)), check=True)
+    found = np.load(tmp_path / "out.npz")
+    for n in BATCHES:
+        for name, wanted in scorer({k: x[:n] for k, x in features.items()}).items():
+            assert found[f"{n}/{name}"].shape == wanted.shape
+            np.testing.assert_allclose(found[f"{n}/{name}"], wanted, atol=1e-6, rtol=0)
+    grad = jax.grad(lambda params: scorer.fn(params, features)["logit"].sum())(scorer.params)
+    np.testing.assert_allclose(found["grad"], grad["embedding"], atol=1e-5)
+    script = [sys.executable, artefact / "score.py", tmp_path / "in.npz", tmp_path / "scores.npz"]
+    said = subprocess.run(list(map(str, script)), check=True, capture_output=True, text=True).stdout
+    assert said.startswith("300 rows scored") and np.load(tmp_path / "scores.npz")["p"].shape == (300,)
+
+
+def test_the_package_loads_it_too(artefact, scorer, features):
+    loaded = emofm_jax.load_scorer(artefact)
+    for n in BATCHES:
+        some = {k: x[:n] for k, x in features.items()}
+        for name, wanted in scorer(some).items():
+            np.testing.assert_allclose(loaded(some)[name], wanted, atol=1e-6, rtol=0)
+    assert loaded.signature == scorer.signature
+    raw = {slot.name: [None, None] for slot in scorer.schema.slots}
+    np.testing.assert_array_equal(loaded.encode(raw)["gender"], [0, 0])
+    both = emofm_jax.load_scorer([artefact, artefact])
+    np.testing.assert_allclose(both(features)["p"], scorer(features)["p"], atol=1e-6)
+
+
+def test_what_an_exported_program_cannot_do_is_said(artefact, features):
+    loaded = emofm_jax.load_scorer(artefact)
+    stacked = {k: x.reshape(3, 100, *x.shape[1:]) for k, x in features.items()}
+    with pytest.raises(UserError, match="an exported program has no vmap and no jvp; give it a batch, or use jax.grad"):
+        jax.vmap(loaded.fn, (None, 0))(loaded.params, stacked)
+    with pytest.raises(UserError, match="no vmap and no jvp"):
+        jax.jvp(lambda weights: loaded.fn(weights, features)["logit"], (loaded.params,), (loaded.params,))
+    with pytest.raises(UserError, match="takes features only, not embeddings; load the run itself"):
+        loaded.explain(features)
+    with pytest.raises(UserError, match=r"export --calibrated"):
+        emofm_jax.load_scorer(artefact, calibrated=True)
+
+
+def test_the_table_is_mapped_and_first(artefact, scorer):
+    with open(artefact / "weights.safetensors", "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    assert (8 + size) % 64 == 0 and header["embedding"]["data_offsets"][0] == 0
+    arrays = safetensors.numpy.load_file(artefact / "weights.safetensors")  # still what others read
+    np.testing.assert_array_equal(arrays["embedding"], scorer.params["embedding"])
+
+
+def test_an_ensemble_and_a_calibrated_run_are_exported(runs, features, tmp_path):
+    shutil.copytree(runs / "hmm", tmp_path / "run")
+    (tmp_path / "run" / "calibration.json").write_text(
+        json.dumps({"format_version": 1, "method": "platt", "step": 16, "arrays": {"slope": 0.5, "intercept": -1.0}})
+    )
+    flags = [f"--workdir={tmp_path / 'run'},{tmp_path / 'run'}", "--calibrated", f"--output={tmp_path / 'out'}"]
+    assert export.main(["export", *flags]) == 0
+    plain, found = emofm_jax.load_scorer(runs / "hmm")(features), emofm_jax.load_scorer(tmp_path / "out")(features)
+    p = 1 / (1 + np.exp(-(0.5 * np.asarray(plain["logit"], np.float64) - 1)))
+    np.testing.assert_allclose(found["p"], p, atol=1e-6)
+
+
+def test_the_readme_and_the_checksums(artefact):
+    text = (artefact / "README.md").read_text()
+    assert "pip install jax numpy flatbuffers" in text and "hmm" in text
+    assert len((artefact / "score.py").read_text().splitlines()) < 80
+    done = subprocess.run(["sha256sum", "-c", "checksums.sha256"], cwd=artefact, capture_output=True, text=True)
+    assert done.returncode == 0 and "model.stablehlo: OK" in done.stdout and "schema.json: OK" in done.stdout
+
+
+def flip(path, place=-5, bit=1):
+    data = bytearray(path.read_bytes())
+    data[place] ^= bit
+    path.write_bytes(data)
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def unchecked(path):
+    """Writes the checksums again, as one does who edits an artefact."""
+    files = sorted(f for f in path.rglob("*") if f.is_file() and f.name != "checksums.sha256")
+    lines = [f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.relative_to(path)}\n" for f in files]
+    (path / "checksums.sha256").write_text("".join(lines))
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda p: flip(p / "weights.safetensors"), "weights.safetensors: not the file that was exported"),
+        (lambda p: flip(p / "model.stablehlo"), "model.stablehlo: not the file that was exported"),
+        (lambda p: flip(p / "schema.json"), "schema.json: not the file that was exported"),
+        (lambda p: edit(p / "signature.json", format_version=2), "format version 2, this loader reads 1"),
+        (lambda p: (p / "weights.safetensors").unlink(), "weights.safetensors: no such file"),
+        (lambda p: (edit(p / "signature.json", export="x"), unchecked(p)), "of two exports; copy both"),
+        (lambda p: (edit(p / "signature.json", schema="x"), unchecked(p)), "schema.json is not of the run"),
+        (lambda p: (flip(p / "weights.safetensors", -1, 64), unchecked(p)), "its worked example gives another"),
+        (lambda p: (p / "signature.json").write_text("{"), "signature.json: not readable"),
+    ],
+)
+def test_a_damaged_artefact_is_refused(artefact, tmp_path, damage, message):
+    shutil.copytree(artefact, tmp_path / "copy")
+    damage(tmp_path / "copy")
+    with pytest.raises(UserError, match=message):
+        emofm_jax.load_scorer(tmp_path / "copy")
+
+
+def test_the_command_line(runs, artefact, tmp_path, capsys):
+    assert export.main(["export", f"--workdir={runs / 'nothing'}", f"--output={tmp_path / 'x'}"]) == 2
+    assert "holds no run" in capsys.readouterr().err and not (tmp_path / "x").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("precious")
+    assert export.main(["export", f"--workdir={runs / 'hmm'}", f"--output={tmp_path / 'mine'}"]) == 2
+    assert "holds other files; choose a directory that is empty" in capsys.readouterr().err
+    assert [f.name for f in tmp_path.iterdir()] == ["mine"]  # nothing half-written

@@ -1,0 +1,238 @@
+"""The scorer: the figures of `evaluate`, pure under every transformation, ensembles, calibration, explanations."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import emofm_jax
+from emofm_jax import calibration, evaluate
+from emofm_jax.data import features as features_lib
+from emofm_jax.data import shards
+from emofm_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def scorer(runs):
+    return emofm_jax.load_scorer(runs / "hmm")
+
+
+@pytest.fixture(scope="module")
+def features(runs):
+    """Of the first 40 rows of the test split."""
+    return rows_of(runs / "data", 40)
+
+
+def rows_of(data, num_rows):
+    split = shards.open_split(data, "test")
+    table = split.read_row_group(0, [slot.name for slot in split.schema.slots]).slice(0, num_rows)
+    return features_lib.from_table(table, split.schema)
+
+
+def close(found, wanted, tolerance=1e-6):
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        np.testing.assert_allclose(found[name], wanted[name], atol=tolerance, rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("run, data", [("hmm", "data"), ("dnn", "data"), ("mine", "mine_data")])
+def test_scores_are_those_of_evaluate(runs, run, data):
+    scorer = emofm_jax.load_scorer(runs / run)
+    table = pq.read_table(runs / run / "predictions" / "test.parquet")
+    scores = scorer(rows_of(runs / data, table.num_rows))
+    for name in {"p", "p_type", "p_given_type"} & set(table.column_names):
+        wanted = np.stack(table[name].to_numpy())
+        np.testing.assert_allclose(scores[name], wanted, atol=1e-6, rtol=0)
+    assert ("p_type" in scores) == (run == "hmm") and len(scores["p"]) == table.num_rows > 30
+
+
+def test_the_best_checkpoint_is_taken_if_there_is_a_monitor(runs):
+    step = json.loads((runs / "dnn" / "metrics.json").read_text())["train"]["kept_step"]
+    one, same = (emofm_jax.load_scorer(p) for p in (runs / "dnn", runs / "dnn" / "checkpoints" / f"step_{step}"))
+    np.testing.assert_array_equal(one.params["embedding"], same.params["embedding"])
+
+
+def test_batch_size_padding_and_order_change_nothing(scorer, features):
+    whole = scorer(features)
+    for rows in ([3], [0, 7, 39], list(range(39, -1, -1)), [5] * 9):
+        close(scorer({k: x[rows] for k, x in features.items()}), {k: x[np.array(rows)] for k, x in whole.items()})
+    for batch_rows in (1, 16, 64):
+        close(scorer.start(features, batch_rows)(), whole)
+    close(scorer.start({k: x[:0] for k, x in features.items()}, 16)(), {k: x[:0] for k, x in whole.items()})
+    empty = scorer({k: x[:0] for k, x in features.items()})
+    assert {k: x.shape for k, x in empty.items()} == {k: (0, *x.shape[1:]) for k, x in whole.items()}
+
+
+def test_it_is_pure_under_every_transformation(scorer, features):
+    whole, score = scorer(features), lambda f: scorer.fn(scorer.params, f)
+    close(jax.jit(score)(features), whole)
+    close(scorer.fn(scorer.params, features), whole)
+    split = {k: x.reshape(5, 8, *x.shape[1:]) for k, x in features.items()}
+    flat = lambda scores: {k: x.reshape(40, *x.shape[2:]) for k, x in scores.items()}
+    close(flat(jax.vmap(score)(split)), whole)
+    close(flat(jax.lax.map(score, {k: jnp.asarray(x) for k, x in split.items()})), whole)
+    close(jax.jit(lambda f: scorer(f))(features), whole)  # checked as far as it can be while it is traced
+
+
+def test_the_gradient_goes_through_the_auxiliary_model_too(scorer, features):
+    e = scorer.embed(scorer.params, features)
+    close(scorer.fn_from_embeddings(scorer.params, e), scorer(features))
+    grads = jax.grad(lambda params: scorer.fn(params, features)["logit"].sum())(scorer.params)
+    assert all(np.any(np.asarray(g)) for g in jax.tree.leaves(grads["network"]["auxiliary"]))
+
+
+def test_the_second_call_compiles_nothing(runs, features):
+    scorer = emofm_jax.load_scorer(runs / "wm")
+    fast = jax.jit(lambda params, f: scorer.fn(params, f)["p"])
+    other = {k: x[::-1].copy() for k, x in features.items()}
+    fast(scorer.params, features), scorer(features)
+    with jax.log_compiles(False), jax.check_tracer_leaks(False):
+        before = fast._cache_size(), scorer._compiled._cache_size()
+        fast(scorer.params, other), scorer(other)
+    assert before == (fast._cache_size(), scorer._compiled._cache_size()) == (1, 1)
+
+
+def test_the_signature_is_what_goes_in_and_comes_out(scorer, features):
+    inputs, outputs = scorer.signature["inputs"], scorer.signature["outputs"]
+    assert {k: (x.dtype.name, x.ndim) for k, x in features.items()} == {
+        k: (v["dtype"], len(v["shape"])) for k, v in inputs.items()
+    }
+    scores = scorer(features)
+    assert {k: ["b", *x.shape[1:]] for k, x in scores.items()} == {k: v["shape"] for k, v in outputs.items()}
+
+
+def test_an_id_out_of_range_is_an_error_and_nan_where_none_can_be_raised(scorer, features):
+    bad = features | {"gender": features["gender"].copy()}
+    bad["gender"][3] = 99
+    with pytest.raises(UserError, match="slot 'gender', row 3: the id 99 is out of range"):
+        scorer(bad)
+    scores = jax.jit(scorer.fn)(scorer.params, bad)
+    for name, x in scorer(features).items():
+        assert np.isnan(scores[name][3]).all()
+        np.testing.assert_allclose(np.delete(scores[name], 3, 0), np.delete(x, 3, 0), atol=1e-6)
+
+
+def test_a_mistake_is_named_while_tracing(scorer, features):
+    with pytest.raises(UserError, match="are absent: 'city'"):
+        jax.jit(scorer.fn)(scorer.params, {k: x for k, x in features.items() if k != "city"})
+    with pytest.raises(UserError, match="slot 'city' is float32"):
+        jax.jit(scorer.fn)(scorer.params, features | {"city": features["city"].astype(np.float32)})
+
+
+@pytest.mark.parametrize("combine", ["logit", "p"])
+def test_an_ensemble_is_an_average_and_a_scorer(runs, features, combine):
+    members = [emofm_jax.load_scorer(runs / name) for name in ("hmm", "wm")]
+    both = emofm_jax.load_scorer([runs / "hmm", runs / "wm"], combine=combine)
+    one, two = ({k: np.asarray(x, np.float64) for k, x in m(features).items()} for m in members)
+    logit_of, p_of = lambda p: np.log(p / (1 - p)), lambda z: 1 / (1 + np.exp(-z))
+    if combine == "logit":
+        logit = (one["logit"] + two["logit"]) / 2
+        wanted = {"p": p_of(logit), "logit": logit}
+        given = p_of((logit_of(one["p_given_type"]) + logit_of(two["p_given_type"])) / 2)
+    else:
+        p = (one["p"] + two["p"]) / 2
+        wanted = {"p": p, "logit": logit_of(p)}
+        given = (one["p_given_type"] + two["p_given_type"]) / 2
+    wanted |= {"p_type": (one["p_type"] + two["p_type"]) / 2, "p_given_type": given}
+    close(both(features), wanted, 3e-6)
+    close(both.fn_from_embeddings(both.params, both.embed(both.params, features)), wanted, 3e-6)
+    explained = both.explain(features)
+    np.testing.assert_allclose(
+        explained["attribution"].sum(axis=1), explained["logit"] - explained["reference_logit"], atol=1e-3
+    )
+
+
+def test_a_typed_and_an_untyped_run_have_the_click_in_common(runs, features):
+    both = emofm_jax.load_scorer([runs / "hmm", runs / "dnn"])
+    assert both(features).keys() == {"p", "logit"}
+    assert emofm_jax.load_scorer([runs / "dnn"]).names == (str(runs / "dnn"),)
+
+
+@pytest.mark.parametrize("method", calibration.METHODS)
+def test_a_calibrated_scorer(runs, features, tmp_path, method, capsys):
+    shutil.copytree(runs / "hmm", tmp_path / "run")
+    assert evaluate.main(["evaluate", f"--workdir={tmp_path / 'run'}", f"--calibrate={method}"]) == 0
+    plain, calibrated = (emofm_jax.load_scorer(tmp_path / "run", calibrated=flag) for flag in (False, True))
+    fitted = json.loads((tmp_path / "run" / "calibration.json").read_text())["arrays"]
+    logit = np.asarray(plain(features)["logit"], np.float64)
+    if method == "platt":
+        p = 1 / (1 + np.exp(-(fitted["slope"] * logit + fitted["intercept"])))
+    else:
+        p = np.interp(logit, fitted["x"], fitted["y"])
+    scores = calibrated(features)
+    np.testing.assert_allclose(scores["p"], p, atol=1e-6)
+    np.testing.assert_allclose(scores["logit"], np.log(p / (1 - p)), atol=1e-3)
+    np.testing.assert_array_equal(scores["p_given_type"], plain(features)["p_given_type"])
+    assert np.abs(p - np.asarray(plain(features)["p"])).max() > 1e-3
+
+
+def test_attributions_are_a_path_integral(runs, features):
+    """Against numpy: the MLP written out, its gradient at 20,000 places of the path."""
+    scorer = emofm_jax.load_scorer(runs / "dnn")
+    found = scorer.explain(features, tolerance=1e-4)
+    np.testing.assert_allclose(found["attribution"].sum(1), found["logit"] - found["reference_logit"], atol=1.1e-4)
+    network = jax.tree.map(lambda x: np.asarray(x, np.float64), scorer.params["network"])
+    layers = [jax.tree.map(np.squeeze, x) for x in (network["mlp"]["hidden_0"], network["mlp"]["tower"]["hidden_1"])]
+    e = np.asarray(scorer.embed(scorer.params, features), np.float64)
+    for row in (0, 5):
+        x, total, places = e[row].reshape(-1), 0.0, (np.arange(20_000) + 0.5) / 20_000
+        h, back = places[:, None] * x, []
+        for layer in layers:
+            z = h @ layer["kernel"] + layer["bias"]
+            h, back = np.maximum(z, 0), [*back, z > 0]
+        grad = np.broadcast_to(network["head"]["kernel"].reshape(-1), h.shape)
+        for layer, on in zip(layers[::-1], back[::-1]):
+            grad = (grad * on) @ layer["kernel"].T
+        total = grad.mean(axis=0) * x
+        np.testing.assert_allclose(found["attribution"][row], total.reshape(e.shape[1:]).sum(1), atol=2e-4)
+
+
+def test_attributions_against_other_rows(scorer, features):
+    one, other = ({k: x[rows] for k, x in features.items()} for rows in ([0, 1, 2], [7]))
+    found = scorer.explain(one, other)
+    assert found["attribution"].shape == (3, scorer.schema.num_slots) and np.abs(found["gap"]).max() <= 1e-3
+    np.testing.assert_allclose(found["reference_logit"], np.repeat(scorer(other)["logit"], 3), atol=1e-6)
+    same = [i for i, s in enumerate(scorer.schema.slots) if np.array_equal(one[s.name][0], other[s.name][0])]
+    assert same and not found["attribution"][0, same].any()  # a slot that is alike says nothing
+    assert scorer.explain({k: x[:0] for k, x in features.items()})["attribution"].shape == (0, scorer.schema.num_slots)
+    with pytest.raises(UserError, match="reference: it has 2 rows, the features have 3; give 1 or 3"):
+        scorer.explain(one, {k: x[:2] for k, x in features.items()})
+
+
+def test_raw_values_to_scores(runs):
+    scorer = emofm_jax.load_scorer(runs / "mine")
+    raw = dict(
+        user=["u004", "new"], age=["18-24", None], item=["i013", "i1"], brand=["Dune", "?"], price=[103.72, None]
+    )
+    features = scorer.encode(raw | dict(tags=["science", None], hour=[1, 30], device=["tablet", "phone"]))
+    assert np.isfinite(scorer(features)["p"]).all()
+    assert scorer.unknown_share(features)["user"] == 0.5 and scorer.unknown_share(features)["tags"] == 0
+
+
+def test_what_cannot_be_loaded(runs, tmp_path):
+    with pytest.raises(UserError, match="nowhere: holds no run"):
+        emofm_jax.load_scorer(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="the list of runs is empty"):
+        emofm_jax.load_scorer([])
+    with pytest.raises(UserError, match="combine: 'mean' is not known; choose one of logit, p"):
+        emofm_jax.load_scorer(runs / "wm", combine="mean")
+    with pytest.raises(UserError, match="calibration.json: no such file, the run has no calibration; run"):
+        emofm_jax.load_scorer(runs / "wm", calibrated=True)
+    with pytest.raises(UserError, match="ensemble: .*hmm and .*mine differ in their schemas .*name 'tiny' against"):
+        emofm_jax.load_scorer([runs / "hmm", runs / "mine"])
+
+
+def test_weights_and_schema_of_different_runs(runs, tmp_path):
+    shutil.copytree(runs / "wm", tmp_path / "run")
+    schema = json.loads((tmp_path / "run" / "schema.json").read_text())
+    schema["slots"][0]["seed"] = 7  # the same shapes, other ids
+    (tmp_path / "run" / "schema.json").write_text(json.dumps(schema))
+    with pytest.raises(UserError, match=r"schema.json: not the schema that .*step_\d+ was trained on"):
+        emofm_jax.load_scorer(tmp_path / "run")
+    shutil.copy(runs / "mine" / "schema.json", tmp_path / "run")
+    with pytest.raises(UserError, match="its state .* is not of this model"):
+        emofm_jax.load_scorer(tmp_path / "run")
