@@ -182,15 +182,24 @@ def load(workdir: Path) -> ConfigDict:
       UserError: the directory holds no run, or a config.json that this version does not understand.
     """
     path = Path(workdir) / "config.json"
-    config = default()
     try:
-        body = json.loads(path.read_text())
-        config.prepare.slots = body["prepare"].pop("slots")
-        config.update(body)  # locked, but for the names of slots
+        return from_dict(json.loads(path.read_text()))
     except FileNotFoundError:
         raise UserError(f"{workdir}: holds no run (no config.json); name the --workdir of a trained run") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: not a config of this version ({error}); train again") from None
+
+
+def from_dict(body: dict) -> ConfigDict:
+    """The validated config that a JSON object holds; fields that it lacks have their defaults.
+
+    Raises:
+      KeyError, TypeError, AttributeError: it is not of this version.
+      UserError: a value is out of range.
+    """
+    config = default()
+    config.prepare.slots = body["prepare"].pop("slots")
+    config.update(body)  # locked, but for the names of slots
     validate(config)
     return config
 

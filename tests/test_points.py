@@ -1,0 +1,78 @@
+"""What an experiment file declares: overrides and their names, ranges, and what a search draws from them."""
+
+import pytest
+
+from emofm_jax import config, points, search
+from emofm_jax.errors import UserError
+
+
+def test_a_search_finds_what_is_better_and_avoids_what_fails():
+    base = config.default()
+    ranges = {
+        "model.dropout": ("uniform", 0.0, 0.9),
+        "model.embedding_dim": ("log", 2, 64),
+        "model.mixer.stages": ("choice", [(1,), (2,), (1, 2)]),
+    }
+    search.check(ranges, base)
+    history = []
+    for _ in range(50):
+        drawn = search.next_trial(ranges, base, history, seed=1)
+        assert isinstance(drawn["model.embedding_dim"], int) and 2 <= drawn["model.embedding_dim"] <= 64
+        better = -abs(drawn["model.dropout"] - 0.3) - 0.2 * (drawn["model.mixer.stages"] != (2,))
+        history.append((drawn, None if drawn["model.embedding_dim"] > 32 else better))
+    late = [drawn for drawn, _ in history[-20:]]
+    assert sum(abs(drawn["model.dropout"] - 0.3) for drawn in late) / 20 < 0.15  # 0.26 if drawn uniformly
+    assert sum(drawn["model.mixer.stages"] == (2,) for drawn in late) > 10
+    assert history[-1][0] == search.next_trial(ranges, base, history[:-1], seed=1)
+
+
+@pytest.mark.parametrize(
+    ("drawn", "message"),
+    [
+        ({"model.x": ("log", 1, 2)}, "'model.x' is no field"),
+        ({"model.dropout": ("normal", 0, 1)}, "'normal' is not known; choose one of log, uniform, choice"),
+        ({"model.dropout": ("log", 0, 1)}, "write ('log', low, high) with low < high, above 0"),
+        ({"model.dropout": ("uniform", 1, 0)}, "write ('uniform', low, high) with low < high"),
+        ({"model.name": ("choice", "wm")}, "write ('choice', [value, ...])"),
+    ],
+)
+def test_ranges_are_checked(drawn, message):
+    with pytest.raises(UserError) as error:
+        search.check(drawn, config.default())
+    assert message in str(error.value)
+
+
+def test_one_point_and_grids_have_names_that_tell_them_apart():
+    assert list(points.grid({"model.mixer.kind": ["graph"], "model.mixer.stages": [(1, 2), ()]})) == [
+        ("kind=graph,stages=1+2", {"model.mixer.kind": "graph", "model.mixer.stages": (1, 2)}),
+        ("kind=graph,stages=none", {"model.mixer.kind": "graph", "model.mixer.stages": ()}),
+    ]
+    both = points.one_at_a_time({"optim.network.name": ["sgd"], "optim.embedding.name": ["adam", "sgd"]})
+    assert list(both) == [
+        ("network.name=sgd", {"optim.network.name": "sgd"}),
+        ("embedding.name=adam", {"optim.embedding.name": "adam"}),
+        ("embedding.name=sgd", {"optim.embedding.name": "sgd"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"train.epochs": 0.5}, "w: train.epochs = 0.5 is no int"),
+        ({"model": 3}, "w: model = 3 is no ConfigDict"),
+        ({"model.dropout": 2.0}, "w: config.model.dropout: 2.0 is out of range"),
+        ({"model.dropout.rate": 2.0}, "w: there is no field 'model.dropout.rate'"),
+    ],
+)
+def test_overrides_are_checked(overrides, message):
+    with pytest.raises(UserError) as error:
+        points.apply(config.default(), overrides, "w")
+    assert str(error.value).startswith(message)
+
+
+def test_overrides_leave_the_base_and_may_name_sections():
+    base = config.default()
+    c = points.apply(base, {"model.mixer": {"kind": "graph", "stages": [1]}, "optim.network.learning_rate": 1}, "w")
+    assert (c.model.mixer.kind, c.model.mixer.stages, base.model.mixer.kind) == ("graph", (1,), "cross_attention")
+    assert isinstance(c.optim.network.learning_rate, float) and c.model.mixer.d_att == base.model.mixer.d_att
+    assert c.is_locked and c.model.is_locked

@@ -1,0 +1,304 @@
+"""sweep end to end on tiny data: files, going on, failures, processes, searches and the user's mistakes."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+
+from emofm_jax import config, points, runs, sweep, train
+
+SWEEP = Path(__file__).parent / "tiny_sweep.py"
+
+
+def arguments(workdir, *more, arg=""):
+    return ["sweep", f"--config={SWEEP}{f':{arg}' if arg else ''}", f"--workdir={workdir}", *more]
+
+
+def results(workdir):
+    """The lines of results.jsonl without times."""
+    lines = [json.loads(line) for line in (Path(workdir) / "results.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("seconds")
+        if line["metrics"]:
+            line["metrics"]["train"] = {
+                k: v for k, v in line["metrics"]["train"].items() if k not in ("rows_per_s", "input_wait", "seconds")
+            }
+    return lines
+
+
+def table(workdir):
+    """The rows of results.csv without times."""
+    with open(Path(workdir) / "results.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if k not in ("rows_per_s", "seconds")} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A directory with data and a finished sweep (`done`); `compiled` counts what each of its runs compiled."""
+    home, before = tmp_path_factory.mktemp("home"), os.getcwd()
+    os.chdir(home)
+    assert sweep.main(arguments("done")) == 0
+    yield home
+    os.chdir(before)
+
+
+def test_a_sweep_leaves_its_files(home):
+    header = json.loads((home / "done/sweep.json").read_text())
+    assert header == {
+        "experiment": str(SWEEP),
+        "name": "tiny",
+        "points": ["hm", "wm"],
+        "seeds": [0, 1],
+        "reference": "hm",
+        "search": "",
+    }
+    lines = [json.loads(line) for line in (home / "done/results.jsonl").read_text().splitlines()]
+    assert [(line["point"], line["seed"]) for line in lines] == [("hm", 0), ("hm", 1), ("wm", 0), ("wm", 1)]
+    rows = list(csv.DictReader((home / "done/results.csv").read_text().splitlines()))
+    for line, row in zip(lines, rows, strict=True):
+        assert line["status"] == "ok" and line["error"] is None and line["seconds"] > 0
+        assert line["overrides"] == ({} if line["point"] == "hm" else {"model.name": "wm"})
+        assert line["workdir"] == f"runs/{line['point']}/seed-{line['seed']}"
+        workdir = home / "done" / line["workdir"]
+        assert line["metrics"] == json.loads((workdir / "metrics.json").read_text())
+        assert config.load(workdir).seed == line["seed"] and config.load(workdir).model.name == line["point"]
+        test = line["metrics"]["test"]
+        assert (
+            float(row["test_auc"]) == test["auc"] and float(row["valid_logloss"]) == line["metrics"]["valid"]["logloss"]
+        )
+        assert float(row["share"]) == pytest.approx((test["auc"] - 0.5) / (test["bayes"]["auc"] - 0.5))
+        assert row["model.name"] == line["point"] and row["error"] == ""
+        assert int(row["parameters_network"]) == line["metrics"]["parameters"]["network"]
+    assert lines[0]["metrics"]["test"]["auc"] != lines[1]["metrics"]["test"]["auc"], "seeds differ"
+
+
+def test_the_same_command_starts_nothing_and_shows_the_table(home, monkeypatch, capsys):
+    before = (home / "done/results.jsonl").read_bytes(), (home / "done/results.csv").read_bytes()
+    monkeypatch.setattr(train, "run", None)  # would fail
+    assert sweep.main(arguments("done")) == 0
+    out = capsys.readouterr().out
+    aucs = [line["metrics"]["test"]["auc"] for line in results("done")[:2]]
+    assert f"{sum(aucs) / 2:.6f} +/- {abs(aucs[0] - aucs[1]) / 2**0.5:.6f}" in out
+    assert before == ((home / "done/results.jsonl").read_bytes(), (home / "done/results.csv").read_bytes())
+
+
+def test_a_run_of_a_sweep_is_what_train_makes(home):
+    command = [f"--config={Path(__file__).parent / 'tiny.py'}:wm", "--workdir=single", "--config.seed=1"]
+    command += ["--config.prepare.synthetic.rows=(600,300,300)", "--config.model.embedding_dim=2"]
+    assert train.main(["train", *command]) == 0
+    alone = json.loads((home / "single/metrics.json").read_text())
+    assert results("done")[3]["metrics"]["test"] == alone["test"]
+
+
+def test_runs_of_one_shape_share_what_is_compiled(home):
+    compilations = []
+    listener = lambda event, seconds, **_: compilations.append(event) if "backend_compile" in event else None
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    counts = []
+    for seed in (5, 6, 7):
+        before = len(compilations)
+        c = points.apply(points.load(SWEEP).get_config(), {"seed": seed, "model.am_hidden": (5,)}, "")
+        train.run(c, home / f"shared-{seed}")
+        counts.append(len(compilations) - before)
+    assert counts[0] >= 3, "start, step, evaluation"
+    assert counts[1:] == [0, 0]
+
+
+KILLED = """
+import os, signal, sys
+from emofm_jax import runs, sweep, train
+from emofm_jax.training import loop
+
+make, count = loop.program_lib.make_program, [0]
+def dying(*args, **kwargs):
+    program = make(*args, **kwargs)
+    def stepped(state, batch):
+        count[0] += 1
+        if count[0] == int(sys.argv[1]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return program.train_step(state, batch)
+    return program._replace(train_step=stepped)
+loop.program_lib.make_program = dying
+sys.exit(sweep.main(["sweep", *sys.argv[2:]]))
+"""
+
+
+def test_a_killed_sweep_goes_on_to_the_same_results(home, capsys):
+    command = [sys.executable, "-c", KILLED, "5", *arguments("killed")[1:]]  # in the second run
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert [(line["point"], line["seed"]) for line in results("killed")] == [("hm", 0)]
+    assert sweep.main(arguments("killed")) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")][0].startswith(
+        "[2/4] hm seed 1"
+    )
+    assert results("killed") == results("done") and table("killed") == table("done")
+
+
+def test_two_processes_give_the_same_results(home):
+    assert sweep.main(arguments("two", "--jobs=2")) == 0
+    assert results("two") == results("done") and table("two") == table("done")
+
+
+def test_what_fails_is_reported_and_the_rest_goes_on(home, capsys, monkeypatch):
+    assert sweep.main(arguments("failing", "--config.train.max_steps=3", arg="failing")) == 1
+    out = capsys.readouterr().out
+    found = {(line["point"], line["seed"]): line for line in results("failing")}
+    assert [point for point, _ in found] == [p for p in ("hm", "nan", "huge", "drift", "wm") for _ in range(2)]
+    for point, error in (("nan", "the loss is not finite"), ("huge", "choose a smaller model"), ("drift", "'t9'")):
+        for seed in (0, 1):
+            line = found[point, seed]
+            assert line["status"] == "failed" and line["metrics"] is None and error in line["error"]
+            assert f"] {point} seed {seed}: failed: {line['error']}\n" in out
+    assert found["wm", 1]["status"] == found["hm", 0]["status"] == "ok"
+    assert [row["status"] for row in table("failing")].count("failed") == 6
+    with monkeypatch.context() as patch:  # kept, unless they are asked for
+        patch.setattr(train, "run", None)
+        assert sweep.main(arguments("failing", "--config.train.max_steps=3", arg="failing")) == 1
+    monkeypatch.setattr(
+        train, "run", lambda c, workdir: results("done")[0]["metrics"] | {"train": {"rows_per_s": 1, "steps": 1}}
+    )
+    monkeypatch.setattr(sweep, "_make_data", lambda todo: {})
+    assert sweep.main(arguments("failing", "--config.train.max_steps=3", "--retry", arg="failing")) == 0
+
+
+def test_a_bug_fails_one_run_with_its_traceback_in_the_log(home, monkeypatch, capsys):
+    monkeypatch.setattr(
+        train, "run", lambda c, workdir: 1 / 0 if c.seed else json.loads((home / "single/metrics.json").read_text())
+    )
+    assert sweep.main(arguments("bug")) == 1
+    assert "hm seed 1: failed: ZeroDivisionError: division by zero" in capsys.readouterr().out
+    assert "Traceback" in (home / "bug/runs/hm/seed-1/train.log").read_text()
+
+
+def test_a_process_that_dies_fails_its_run_and_another_takes_over(home, monkeypatch):
+    code = "import json, os, sys\nfor line in sys.stdin:\n run = json.loads(line)\n"
+    code += " if run['seed']: os.kill(os.getpid(), 9)\n"
+    code += " print(json.dumps({'line': {'point': run['point'], 'seed': run['seed'], 'status': 'ok'}}), flush=True)"
+    start = subprocess.Popen
+    monkeypatch.setattr(runs.subprocess, "Popen", lambda command, **kw: start([sys.executable, "-c", code], **kw))
+    groups = [
+        [
+            {"point": p, "seed": s, "overrides": {}, "config": {}, "workdir": f"dies/{p}-{s}", "place": ""}
+            for s in (0, 1)
+        ]
+        for p in "ab"
+    ]
+    with open(os.devnull) as lock:
+        found = {(r["line"]["point"], r["line"]["seed"]): r["line"] for r in runs.execute_all(groups, 2, lock.fileno())}
+    assert [found[p, 0]["status"] for p in "ab"] == ["ok", "ok"]
+    assert all("exit code -9 (killed, perhaps for want of memory)" in found[p, 1]["error"] for p in "ab")
+
+
+def test_a_sweep_that_is_stopped_ends_with_its_processes(home):
+    command = [
+        sys.executable,
+        "-m",
+        "emofm_jax.sweep",
+        *arguments("stopped", "--jobs=2", "--config.train.epochs=100000")[1:],
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not list(home.glob("stopped/runs/*/*/log.jsonl")):
+            time.sleep(0.05)
+        process.terminate()
+        assert "the same command goes on" in process.communicate()[1]
+    assert process.returncode == 143
+    with train.alone(home / "stopped"):  # no process is left that holds it
+        assert not list(home.glob("stopped/runs/*/*/result.json"))
+
+
+def test_points_come_and_go_with_the_file(home, capsys):
+    shutil.copytree("done", "changed")
+    shutil.copy(SWEEP.with_name("tiny.py"), "tiny.py")
+    command, last = ["sweep", f"--config={SWEEP.name}", "--workdir=changed"], 'yield "wm", wm'
+    Path(SWEEP.name).write_text(SWEEP.read_text().replace(last, f'{last}\n    yield "new", wm'))
+    assert sweep.main(command) == 0
+    started = [line[:12] for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    assert started == ["[5/6] new se", "[6/6] new se"]
+    assert [line["point"] for line in results("changed")] == ["hm", "hm", "wm", "wm", "new", "new"]
+    Path(SWEEP.name).write_text(SWEEP.read_text().replace(last, "").replace("seeds = (0, 1)", "seeds = (0,)"))
+    assert sweep.main(command) == 0
+    assert "note: the sweep has no point wm, point new, seed 1 any more; the runs stay in" in capsys.readouterr().out
+    assert [(line["point"], line["seed"]) for line in results("changed")] == [("hm", 0)]
+    assert sweep.main([*command, "--config.model.embedding_dim=3"]) == 2
+    assert "holds a run of another config (model.embedding_dim 2 there, 3 now)" in capsys.readouterr().err
+
+
+def test_a_search_is_reproducible_and_says_what_was_best(home, capsys, monkeypatch):
+    assert sweep.main(arguments("search", "--search=tpe", "--trials=2")) in (0, 1)
+    out = capsys.readouterr().out
+    lines = results("search")
+    assert [line["point"] for line in lines] == [f"trial-{i:03d}" for i in range(2) for _ in range(2)]
+    means = {}
+    for line in lines:
+        if line["status"] == "ok":
+            means.setdefault(line["point"], []).append(line["metrics"]["valid"]["auc"])
+    best = max(means, key=lambda name: sum(means[name]))
+    assert f"best: {best}, validation auc {sum(means[best]) / 2:.6f}: optim.network.learning_rate=" in out
+    shutil.rmtree("search/runs/trial-001")  # as if it had been stopped before its last trial
+    (home / "search/results.jsonl").unlink()
+    assert sweep.main(arguments("search", "--search=tpe", "--trials=2")) in (0, 1)
+    assert results("search") == lines
+    assert sweep.main(arguments("search")) == 2
+    assert "(a search); choose another --workdir" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert sweep.main(arguments("new", "--search=tpe", "--trials=3")) == 2
+    assert (
+        capsys.readouterr().err == "error: --search=tpe: Optuna is not installed; `pip install 'emofm_jax[search]'`\n"
+    )
+
+
+MISTAKES = {
+    "no sweep": ([f"--config={SWEEP.with_name('tiny.py')}"], "tiny.py: it has no sweep(); define one that yields"),
+    "twice": ([f"--config={SWEEP}:twice"], "tiny_sweep.py: two points are called 'HM'; give each its own name"),
+    "unknown": (
+        [f"--config={SWEEP}:unknown"],
+        "point 'x': there is no field 'model.mixer.knd'; did you mean 'model.mixer.kind'?",
+    ),
+    "clash": (
+        [f"--config={SWEEP}:clash"],
+        "prepare.synthetic.drift is 1.0, that of 'hm' 0.0, and both have their data",
+    ),
+    "idle": ([f"--config={SWEEP}:idle"], "point 'x': model.hidden has no effect on hm; leave it out"),
+    "name": ([f"--config={SWEEP}:name"], "the point 'a/b' cannot name a directory"),
+    "broken": ([f"--config={SWEEP}:broken"], "tiny_sweep.py:40: ZeroDivisionError: division by zero; correct the file"),
+    "model": ([f"--config={SWEEP}:model"], "point 'x': config.model.name: 'hmmm' is not known; choose one of wm"),
+    "jobs": ([f"--config={SWEEP}", "--jobs=0"], "--jobs=0: it must be at least 1"),
+    "trials alone": ([f"--config={SWEEP}", "--trials=3"], "--trials=3: it has no meaning without a search"),
+    "search alone": ([f"--config={SWEEP}", "--search=tpe"], "--search=tpe: it needs --trials=N"),
+    "search": ([f"--config={SWEEP}", "--search=grid", "--trials=3"], "--search=grid: it is not known; choose tpe"),
+    "no ranges": (
+        [f"--config={SWEEP.with_name('tiny.py')}", "--search=tpe", "--trials=3"],
+        "--search needs `ranges`, and it has none",
+    ),
+    "seed": ([f"--config={SWEEP}", "--config.seed=4"], "has seeds (0, 1) of its own; leave it out"),
+    "set twice": (
+        [f"--config={SWEEP}:failing", "--config.model.stage2=(3,)"],
+        "--config.model.stage2=(3,): ",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_one_line_before_anything_is_trained(home, capsys, mistake):
+    flags, message = MISTAKES[mistake]
+    assert sweep.main(["sweep", *flags, "--workdir=mistake"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+    assert not (home / "mistake").exists()
+
+
+def test_a_workdir_that_holds_something_else(home, capsys):
+    for workdir, message in (
+        ("done/runs", "done/runs: holds files but no sweep (no sweep.json); choose an empty --workdir"),
+        ("done", f"done: holds the sweep of {SWEEP}; choose another --workdir"),
+    ):
+        assert sweep.main(arguments(workdir, arg="failing")) == 2
+        assert capsys.readouterr().err == f"error: {message}\n"

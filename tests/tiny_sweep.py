@@ -1,0 +1,47 @@
+"""A sweep small enough for a test; the argument chooses what is wrong with it."""
+
+from pathlib import Path
+
+from emofm_jax import points
+
+tiny = points.load(Path(__file__).with_name("tiny.py"))
+seeds = (0, 1)
+ranges = {
+    "optim.network.learning_rate": ("log", 1e-3, 1e-1),
+    "model.stage1": ("choice", [(8,), (4,)]),
+    "model.mixer.num_heads": ("choice", [1, 2, 3]),  # 3 does not divide d_att
+}
+
+
+def get_config(arg=""):
+    c = tiny.get_config("hm")
+    c.prepare.synthetic.rows = (600, 300, 300)
+    c.model.embedding_dim = 2
+    return c
+
+
+def sweep(arg=""):
+    yield "hm", {}
+    if arg == "failing":
+        yield "nan", {"optim.network.learning_rate": 1e30, "optim.embedding.learning_rate": 1e30}
+        yield "huge", {"model.stage2": (10_000_000,)}
+        yield "drift", {"prepare.synthetic.unseen_type": "t9", "data.dir": "impossible"}
+    if arg == "twice":
+        yield "HM", {}
+    if arg == "unknown":
+        yield "x", {"model.mixer.knd": "graph"}
+    if arg == "clash":
+        yield "x", {"prepare.synthetic.drift": 1.0}
+    if arg == "idle":
+        yield "x", {"model.hidden": (3,)}
+    if arg == "name":
+        yield "a/b", {}
+    if arg == "broken":
+        yield "x", {"model.name": 1 / 0}
+    if arg == "model":
+        yield "x", {"model.name": "hmmm"}
+    wm = tiny.get_config("wm")
+    wm.update(get_config())
+    with wm.unlocked():
+        wm.model.name = "wm"
+    yield "wm", wm
