@@ -71,6 +71,8 @@ def default() -> ConfigDict:
     p.synthetic.drift = 0.0  # how far the test day's weights have moved, as a share of their size
     p.synthetic.new_id_rate = 0.0  # share of test ids that training never saw
     p.synthetic.unseen_type = ""  # type that training never shows
+    p.synthetic.hash_rows = 0  # table rows of each slot that grows (users, ads, items, terms), by hash; 0 = one an id
+    p.synthetic.group_slots = ()  # slots that are written of user, scene, ad, session; () = all 7, of noise beyond them
     p.synthetic.seed = 0  # of the planted truth and of the rows
 
     # Shards -> batches.

@@ -164,8 +164,9 @@ def open_data(config: ConfigDict) -> dict[str, shards.Split]:
     schema = schema_lib.load(directory)
     made = ConfigDict({"prepare": dict(schema.recipe)})
     wanted = ConfigDict({"prepare": config.prepare.to_dict()})
-    stale = config_lib.difference(made, wanted)
-    stale = [f"{k} {a!r} against {b!r}" for k, (a, b) in stale.items() if k not in FREE]
+    usual = config_lib.flatten(config_lib.default())  # of fields that were not yet when the data were prepared
+    stale = {k: (usual.get(k) if a is ... else a, b) for k, (a, b) in config_lib.difference(made, wanted).items()}
+    stale = [f"{k} {a!r} against {b!r}" for k, (a, b) in stale.items() if k not in FREE and a != b]
     if stale:
         raise UserError(
             f"{directory}: prepared with other options ({'; '.join(stale)}); run `python -m emofm_jax.prepare` "

@@ -84,6 +84,7 @@ _ELEMENTS = {
     **{f"prepare.{f}": (str, "text, between quotes") for f in ("columns", "null_values", "types", "ignore")},
     "prepare.shares": (int | float, "a number"),
     "prepare.synthetic.rows": (int, "a whole number"),
+    "prepare.synthetic.group_slots": (int, "a whole number"),
 }
 
 

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 from sklearn.metrics import roc_auc_score
 
 from emofm_jax import config
@@ -130,6 +131,9 @@ def test_progress_goes_to_stderr(tmp_path, capsys):
         ({"noise": float("nan")}, "noise: nan is out of range"),
         ({"seed": -1}, "seed: -1 is out of range"),
         ({"new_id_rate": 1.5}, "new_id_rate: 1.5 is no share"),
+        ({"hash_rows": 1}, "hash_rows: 1 must be at least 2"),
+        ({"group_slots": (7, 7, 7)}, "group_slots: (7, 7, 7) must be positive, of user, scene, ad, session"),
+        ({"group_slots": (7, 0, 7, 7)}, "group_slots: (7, 0, 7, 7) must be positive"),
         ({"unseen_type": "t9"}, "unseen_type: 't9' cannot be left out of the types ['t1', 't2', 't3', 't4']"),
         ({"unseen_type": "t1", "num_types": 1}, "unseen_type: 't1' cannot be left out"),
     ],
@@ -145,3 +149,40 @@ def test_mistakes_are_named(tmp_path, dials, message):
 def test_gauc_key_must_be_a_slot_of_single_ids(tmp_path):
     with pytest.raises(UserError, match="gauc_key: 'clicked_items' is no slot of single ids; choose one"):
         synthetic.write(_recipe() | {"gauc_key": "clicked_items"}, tmp_path / "made", "made", progress=False)
+
+
+def test_what_is_written_of_the_same_rows(tmp_path):
+    """`group_slots` and `hash_rows` change columns, not labels or truth."""
+    plain = synthetic.write(_recipe(), tmp_path / "plain", "made", progress=False)
+    dials = {"group_slots": (1, 7, 9, 4), "hash_rows": 50}
+    schema = synthetic.write(_recipe(**dials), tmp_path / "other", "made", progress=False)
+    assert schema.group_sizes == (1, 7, 9, 4) and schema.slots[0].name == "user_id"
+    names = [slot.name for slot in schema.slots]
+    assert names[8:17] == [s.name for s in plain.slots[14:21]] + ["ad_noise_1", "ad_noise_2"]
+    hashed = {slot.name for slot in schema.slots if slot.encoding == "hash"}
+    assert hashed == {"user_id", "ad_id", "clicked_items"} and schema.slots[0].rows == 50
+    for split in shards.SPLITS:
+        a, b = (shards.open_split(tmp_path / d, split).read_row_group(0, None) for d in ("plain", "other"))
+        for name in ("label", "ftype", "page", "depth", "campaign"):
+            assert a[name].equals(b[name])
+        raw, rows = a["user_id"].to_numpy(), b["user_id"].to_numpy()
+        digest = xxhash.xxh3_64_intdigest(str(int(raw[0]) - 1).encode(), schema.slots[0].seed)
+        assert rows[0] == 1 + digest % 49
+        assert (rows[raw == raw[0]] == rows[0]).all() and rows.min() >= 0 and rows.max() < 50
+        bags = [t["clicked_items"].to_pylist() for t in (a, b)]
+        assert [len(x) for x in bags[0]] == [len(x) for x in bags[1]] and bags[0] != bags[1]
+        noise = b["ad_noise_1"].to_numpy()
+        assert noise.min() == 1 and 100 < noise.max() <= 1000 and not np.array_equal(noise, b["ad_noise_2"].to_numpy())
+        if split != "train":
+            assert (tmp_path / "plain" / split / "truth.parquet").read_bytes() == (
+                tmp_path / "other" / split / "truth.parquet"
+            ).read_bytes()
+
+
+def test_ids_of_noise_follow_zipf(tmp_path):
+    dials = Dials(group_slots=(8, 7, 7, 7))
+    schema = synthetic.make_schema(dials, "made", _recipe())
+    ids = np.concatenate([synthetic._noise(schema, dials, "train", c, 8192)["user_noise_1"] for c in range(10)])
+    expected = np.arange(1, 1001) ** -1.1 / (np.arange(1, 1001) ** -1.1).sum()
+    found = np.bincount(ids, minlength=1001)[1:] / len(ids)
+    assert np.abs(found - expected).max() < 0.006

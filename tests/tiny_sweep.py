@@ -8,8 +8,7 @@ tiny = points.load(Path(__file__).with_name("tiny.py"))
 seeds = (0, 1)
 ranges = {
     "optim.network.learning_rate": ("log", 1e-3, 1e-1),
-    "model.stage1": ("choice", [(8,), (4,)]),
-    "model.mixer.num_heads": ("choice", [1, 2, 3]),  # 3 does not divide d_att
+    "model.activation": ("choice", ["sine", "relu", "tanh"]),  # no sine
 }
 
 

@@ -19,7 +19,7 @@ from emofm_jax.errors import UserError
 
 MAX_LENGTH = 10  # ids of a bag
 FAVOURITES, FAVOURED = 40, 0.3  # items that a user segment comes back to, and how often
-STREAMS = {"train": 0, "valid": 1, "test": 2, "pilot": 3, "world": 4, "drift": 5, "new": 6}
+STREAMS = {"train": 0, "valid": 1, "test": 2, "pilot": 3, "world": 4, "drift": 5, "new": 6, "noise": 7}
 
 
 class SlotPlan(NamedTuple):
@@ -81,6 +81,8 @@ class Dials:
     drift: float = 0.0
     new_id_rate: float = 0.0
     unseen_type: str = ""
+    hash_rows: int = 0
+    group_slots: tuple[int, ...] = ()
     seed: int = 0
 
     @property
@@ -98,6 +100,13 @@ class Dials:
         for name in ("type_strength", "cross_strength", "noise", "drift", "seed"):
             if not 0 <= getattr(self, name) < np.inf:
                 raise UserError(f"{where}.{name}: {getattr(self, name)} is out of range; it must be at least 0")
+        if self.hash_rows < 0 or self.hash_rows == 1:
+            raise UserError(f"{where}.hash_rows: {self.hash_rows} must be at least 2, or 0 for a row an id")
+        groups = tuple(dict.fromkeys(slot.group for slot in SLOTS))
+        if self.group_slots and (len(self.group_slots) != len(groups) or min(self.group_slots) < 1):
+            raise UserError(
+                f"{where}.group_slots: {tuple(self.group_slots)} must be positive, of {', '.join(groups)}; or empty"
+            )
         if not 0 <= self.new_id_rate <= 1:
             raise UserError(f"{where}.new_id_rate: {self.new_id_rate} is no share; it must be between 0 and 1")
         if self.unseen_type and (self.unseen_type not in self.types or self.num_types < 2):

@@ -10,6 +10,8 @@ p(y|x, t) and p(t|x) of valid and test are written beside the shards, so that a 
 attainable. Dials (`config.prepare.synthetic`): `type_strength` (0: all types alike), `cross_strength` (0: no
 interactions across groups), `noise` (of the logit; the truth is then the expectation over it), `drift` and
 `new_id_rate` (test rows only), `unseen_type` (train and valid never show it, test does), `num_types` (0: untyped).
+What is written of the same rows: `hash_rows` (ids of the slots that grow with time collide in so many table rows) and
+`group_slots` (the first slots of each group only, whose others still act, or more, which are noise and decide nothing).
 
 The defaults, measured on their 50,000 test rows (`python -m emofm_jax.data.synthetic` prints them):
 
@@ -36,9 +38,12 @@ import pyarrow.parquet as pq
 
 from emofm_jax.data import planted, population, shards, tally
 from emofm_jax.data.planted import Rows
-from emofm_jax.data.population import Dials
+from emofm_jax.data.population import Dials, SlotPlan
 from emofm_jax.data.schema import Schema, Slot
+from emofm_jax.data.vocabulary import hash_values
 from emofm_jax.errors import UserError
+
+_NOISE, _NOISE_IDS = "_noise_", (1_000, 1.1)  # slots of noise: part of their names; ids and Zipf exponent
 
 
 def write(recipe: Mapping, directory: Path, name: str, progress: bool) -> Schema:
@@ -62,10 +67,12 @@ def write(recipe: Mapping, directory: Path, name: str, progress: bool) -> Schema
     if key and key not in [s.name for s in schema.slots if s.kind == "categorical"]:
         raise UserError(f"config.prepare.gauc_key: {key!r} is no slot of single ids; choose one, such as 'user_id'")
     tallies, done = tally.Tally(schema), 0
+    hashes = _hashes(schema, world)
     for split in shards.SPLITS:
         with shards.Writer(directory, split, schema) as writer, _TruthWriter(writer.path, split, dials) as truth:
-            for rows in planted.make_rows(world, split):
-                table = _table(rows, dials, key)
+            for chunk, rows in enumerate(planted.make_rows(world, split)):
+                noise = _noise(schema, dials, split, chunk, len(rows.label))
+                table = _table(rows, schema, key, noise, hashes)
                 writer.write(table)
                 truth.write(rows)
                 tallies.add(split, table)
@@ -83,10 +90,12 @@ def write(recipe: Mapping, directory: Path, name: str, progress: bool) -> Schema
 def make_schema(dials: Dials, name: str, recipe: Mapping) -> Schema:
     """The schema of the shards, without counts."""
     slots = []
-    for plan in population.SLOTS:
-        rows = 1 + plan.size + (population.num_new_ids(plan) if dials.new_id_rate else 0)
+    for plan in _plans(dials):
+        rows, encoding = 1 + plan.size + (population.num_new_ids(plan) if dials.new_id_rate else 0), "identity"
+        if plan.grows and dials.hash_rows:
+            rows, encoding = dials.hash_rows, "hash"
         kind, length = ("multi", population.MAX_LENGTH) if plan.bag else ("categorical", 1)
-        slots.append(Slot(plan.name, plan.group, kind, "identity", rows, max_length=length))
+        slots.append(Slot(plan.name, plan.group, kind, encoding, rows, max_length=length))
     return Schema(name, tuple(slots), dials.types, has_gauc_key=bool(recipe.get("gauc_key")), recipe=dict(recipe))
 
 
@@ -137,16 +146,47 @@ def _entropy(p: np.ndarray) -> np.ndarray:
     return -np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0).sum(-1)
 
 
-def _table(rows: Rows, dials: Dials, gauc_key: str) -> pa.Table:
+def _plans(dials: Dials) -> list[SlotPlan]:
+    """The slots that are written: of each group its first ones, then slots of noise."""
+    if not dials.group_slots:
+        return list(population.SLOTS)
+    plans = []
+    for group, wanted in zip(dict.fromkeys(plan.group for plan in population.SLOTS), dials.group_slots):
+        own = [plan for plan in population.SLOTS if plan.group == group]
+        extra = range(1, wanted - len(own) + 1)
+        plans += own[:wanted] + [SlotPlan(f"{group}{_NOISE}{i}", group, *_NOISE_IDS) for i in extra]
+    return plans
+
+
+def _noise(schema: Schema, dials: Dials, split: str, chunk: int, num_rows: int) -> dict[str, np.ndarray]:
+    """Ids of the slots of noise, from a random stream of their own: the other slots, and labels, are as without."""
+    size, zipf = _NOISE_IDS
+    rng = np.random.default_rng([dials.seed, population.STREAMS["noise"], shards.SPLITS.index(split), chunk])
+    cumulative = np.cumsum((np.arange(size) + 1.0) ** -zipf)
+    draw = lambda: 1 + np.searchsorted(cumulative[:-1] / cumulative[-1], rng.random(planted.CHUNK_ROWS), side="right")
+    return {slot.name: draw()[:num_rows].astype(np.int32) for slot in schema.slots if _NOISE in slot.name}
+
+
+def _hashes(schema: Schema, world: planted.World) -> dict[str, np.ndarray]:
+    """Of hashed slots, i32: the table row of each id, as the encoding of raw value k = id - 1; 0 stays missing."""
+    found = {}
+    for slot in schema.slots:
+        if slot.encoding == "hash":
+            raw = pa.array(np.arange(len(world.latents[slot.name]) - 1)).cast(pa.string())
+            rows = 1 + hash_values(raw, slot.seed) % np.uint64(slot.rows - 1)
+            found[slot.name] = np.concatenate([[0], rows]).astype(np.int32)
+    return found
+
+
+def _table(rows: Rows, schema: Schema, gauc_key: str, noise: dict, hashes: dict) -> pa.Table:
     """The columns of a shard."""
-    columns = {}
-    for slot, ids in rows.ids.items():
-        if isinstance(ids, tuple):
-            columns[slot] = pa.ListArray.from_arrays(pa.array(ids[1].astype(np.int32)), pa.array(ids[0]))
-        else:
-            columns[slot] = pa.array(ids)
+    columns, drawn = {}, rows.ids | noise
+    for slot in schema.slots:
+        ids, starts = drawn[slot.name] if slot.kind == "multi" else (drawn[slot.name], None)
+        ids = pa.array(hashes[slot.name][ids] if slot.name in hashes else ids)
+        columns[slot.name] = ids if starts is None else pa.ListArray.from_arrays(pa.array(starts.astype(np.int32)), ids)
     columns["label"] = rows.label
-    if dials.num_types:
+    if schema.types:
         columns["ftype"] = rows.ftype
     if gauc_key:
         columns["gauc_key"] = rows.ids[gauc_key].astype(np.int64)
