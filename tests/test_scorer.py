@@ -74,6 +74,10 @@ def test_it_is_pure_under_every_transformation(scorer, features):
     split = {k: x.reshape(5, 8, *x.shape[1:]) for k, x in features.items()}
     flat = lambda scores: {k: x.reshape(40, *x.shape[2:]) for k, x in scores.items()}
     close(flat(jax.vmap(score)(split)), whole)
+    close(flat(jax.pmap(scorer.fn, in_axes=(None, 0))(scorer.params, {k: x[None] for k, x in features.items()})), whole)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+    specs = dict(mesh=mesh, in_specs=(jax.P(), jax.P("data")), out_specs=jax.P("data"))
+    close(jax.shard_map(scorer.fn, **specs)(scorer.params, features), whole)
     close(flat(jax.lax.map(score, {k: jnp.asarray(x) for k, x in split.items()})), whole)
     close(jax.jit(lambda f: scorer(f))(features), whole)  # checked as far as it can be while it is traced
 
