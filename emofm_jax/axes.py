@@ -135,8 +135,8 @@ def across(x: Scale, top: float, bottom: float, label: str) -> list[str]:
     parts = []
     for value, written in _spaced(x, x.ticks()):
         parts.append(line(x(value), top, x(value), bottom, "g"))
-        parts.append(text(x(value), bottom + 16, written, "m k"))
-    return [*parts, text((x.start + x.stop) / 2, bottom + 36, label, "m")]
+        parts.append(text(x(value), bottom + 18, written, "m k"))
+    return [*parts, text((x.start + x.stop) / 2, bottom + 38, label, "m")]
 
 
 def upwards(y: Scale, left: float, right: float, label: str) -> list[str]:
@@ -214,4 +214,6 @@ def _fixed(value: float, step: float) -> str:
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     if abs(round(step, decimals) - step) > 1e-6 * step:
         decimals += 1  # steps of 2.5
+    if decimals > 8:
+        return f"{value:.2g}"
     return f"{value:.{decimals}f}" if abs(value) > step / 1e6 else "0"

@@ -10,9 +10,13 @@ from typing import NamedTuple
 
 from emofm_jax import axes
 
-_WIDTH, _HEIGHT, _SQUARE = 720, 300, 380  # pixels of a chart, of a plot within it, of a square plot
-_LEFT, _RIGHT = 72, 24  # beside the plot
+_WIDTH, _HEIGHT, _SQUARE = 600, 290, 340  # pixels of a chart, of a plot within it, of a square plot
+_LEFT, _RIGHT = 84, 24  # beside the plot
 _ROW = 22  # of a bar
+# Of a name beside its mark, the nearest first: where its text begins (ends, if left of it) and its base line.
+_PLACES = ((9, 4), (-9, 4), (0, -9), (0, 18)) + tuple(
+    (side * (9 + far / 3), 4 + updown * far) for far in (12, 24, 38, 56) for updown in (-1, 1) for side in (1, -1)
+)
 
 
 class Series(NamedTuple):
@@ -44,7 +48,7 @@ def bars(title: str, names: list[str], values: list[float], *, unit: str, errors
       A whole <svg>, which can stand in a page or a file.
     """
     errors = [None] * len(names) if errors is None else errors
-    left = min(24 + max([axes.text_width(name) for name in names] or [0]), 260)
+    left = min(24 + max([axes.text_width(name) for name in names] or [0]), 210)
     top = 40
     bottom = top + _ROW * len(names)
     ends = [v + side * (e or 0) for v, e in zip(values, errors) if v is not None for side in (-1, 1)]
@@ -66,7 +70,7 @@ def bars(title: str, names: list[str], values: list[float], *, unit: str, errors
             parts.append(_whisker(x, y, value - error, value + error, "var(--ink)"))
         parts.append(axes.text(x(max(value + (error or 0), 0.0)) + 6, y + 4, axes.number(value), "k"))
     parts.append(axes.line(x(0.0), top, x(0.0), bottom, "a"))
-    return axes.svg(_WIDTH, bottom + 46, title, parts)
+    return axes.svg(_WIDTH, bottom + 48, title, parts)
 
 
 def dots(title: str, names: list[str], series: list[Series], *, unit: str, line: float | None = None) -> str:
@@ -79,7 +83,7 @@ def dots(title: str, names: list[str], series: list[Series], *, unit: str, line:
       line: a value that is marked by an upright line.
     """
     named = [s for s in series if s.name]
-    left = min(24 + max([axes.text_width(name) for name in names] or [0]), 300)
+    left = min(24 + max([axes.text_width(name) for name in names] or [0]), 210)
     legend, top = axes.legend([s.name for s in named] if len(series) > 1 else [], left, _WIDTH - 24)
     row = max(_ROW, 9 * len(series) + 8)
     bottom = top + row * len(names)
@@ -100,7 +104,7 @@ def dots(title: str, names: list[str], series: list[Series], *, unit: str, line:
             if low is not None:
                 parts.append(_whisker(x, y, low, high, axes.colour(j)))
             parts.append(axes.marker(x(one.y[i]), y, j, _note(name, one.name, one.y[i], low, high)))
-    return axes.svg(_WIDTH, bottom + 46, title, parts)
+    return axes.svg(_WIDTH, bottom + 48, title, parts)
 
 
 def lines(title: str, series: list[Series], *, x: str, y: str, log_x: bool = False, marks: bool = True) -> str:
@@ -128,7 +132,7 @@ def lines(title: str, series: list[Series], *, x: str, y: str, log_x: bool = Fal
                 parts.append(_upright(across(one.x[i]), up, low, high, axes.colour(j)))
             note = _note(one.name, f"{x} {axes.number(one.x[i])}", one.y[i], low, high)
             parts.append(axes.marker(across(one.x[i]), up(one.y[i]), j, note))
-    return axes.svg(_WIDTH, top + _HEIGHT + 46, title, [*parts, *legend])
+    return axes.svg(_WIDTH, top + _HEIGHT + 48, title, [*parts, *legend])
 
 
 def scatter(title: str, names: list[str], points: Series, *, x: str, y: str, log_x: bool = False) -> str:
@@ -154,22 +158,19 @@ def scatter(title: str, names: list[str], points: Series, *, x: str, y: str, log
         low, high = _interval(points, i)
         note = f"{names[i]}: {x} {axes.number(points.x[i])}; {_note(y, '', points.y[i], low, high)}"
         parts.append(axes.marker(a, b, 0, note))
-        name = axes.shorten(names[i], 170)
+        name = axes.shorten(names[i], 150)
         width = axes.text_width(name)
-        for left, base, style in (
-            (a + 9, b + 4, ""),
-            (a - 9 - width, b + 4, "e"),
-            (a - width / 2, b - 9, "m"),
-            (a - width / 2, b + 18, "m"),
-        ):
-            box = (left, base - 10, left + width, base + 3)
-            inside = across.start <= box[0] and box[2] <= _WIDTH - 4 and top <= box[1] and box[3] <= top + _HEIGHT
+        for x0, y0 in _PLACES:
+            box = (a + x0 - (width if x0 < 0 else width / 2 if x0 == 0 else 0), b + y0 - 10)
+            box = (*box, box[0] + width, box[1] + 13)
+            inside = box[0] >= across.start and box[2] <= _WIDTH - 4 and box[1] >= top and box[3] <= top + _HEIGHT
             if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
-                anchor = {"": left, "e": left + width, "m": a}[style]
-                parts.append(axes.text(anchor, base, name, style, names[i]))
+                if abs(y0 - 4) > 16:  # too far to be seen as its own
+                    parts.append(axes.line(a, b, a + 0.85 * x0, b + y0 - 4, "a"))
+                parts.append(axes.text(a + x0, b + y0, name, "e" if x0 < 0 else "m" if x0 == 0 else "", names[i]))
                 break
-    return axes.svg(_WIDTH, top + _HEIGHT + 46, title, parts)
+    return axes.svg(_WIDTH, top + _HEIGHT + 48, title, parts)
 
 
 def calibration(title: str, series: list[Series]) -> str:
@@ -195,7 +196,7 @@ def calibration(title: str, series: list[Series]) -> str:
                 parts.append(_upright(across(one.x[i]), up, low, high, axes.colour(j)))
             note = f"{one.name}: mean prediction {one.x[i]:.4g}, click rate {one.y[i]:.4g}"
             parts.append(axes.marker(across(one.x[i]), up(one.y[i]), j, note, 3.5))
-    return axes.svg(_LEFT + _SQUARE + 32, top + _SQUARE + 46, title, [*parts, *legend])
+    return axes.svg(_LEFT + _SQUARE + 32, top + _SQUARE + 48, title, [*parts, *legend])
 
 
 def _all(series: list[Series]) -> list[float]:

@@ -10,6 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+_LONG = 28  # characters of a cell that may be broken into lines
+
 
 class Cell(NamedTuple):
     """What a cell says, and the number it is sorted by (None: by its text)."""
@@ -111,8 +113,8 @@ def as_text(table: Table) -> str:
     """A table in columns, for a terminal."""
     rows = [[*table.heads], *([cell.text.replace("`", "") for cell in row] for row in table.rows)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(table.heads))]
-    left = [all(row[i].key is None for row in table.rows) for i in range(len(widths))]
-    lines = ("  ".join(t.ljust(w) if a else t.rjust(w) for t, w, a in zip(row, widths, left)) for row in rows)
+    right = _numeric(table)
+    lines = ("  ".join(t.rjust(w) if r else t.ljust(w) for t, w, r in zip(row, widths, right)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -124,15 +126,15 @@ def _block(block) -> str:
     if isinstance(block, Charts):
         return f'<div class="charts">{"".join(block.drawings)}</div>'
     heads = "".join(f'<th scope="col"><button type="button">{_inline(head)}</button></th>' for head in block.heads)
-    rows = []
+    rows, numeric = [], _numeric(block)
     for i, row in enumerate(block.rows):
         assert len(row) == len(block.heads), (block.heads, row)
-        cells = (
-            f"<td>{_inline(cell.text)}</td>"
-            if cell.key is None
-            else f'<td class="n" data-key="{cell.key:.10g}">{_inline(cell.text)}</td>'
-            for cell in row
-        )
+        cells = []
+        for cell, right in zip(row, numeric):
+            style = "n" if right else "w" if len(cell.text) > _LONG else ""
+            key = "" if cell.key is None else f' data-key="{cell.key:.10g}"'
+            style = f' class="{style}"' if style else ""
+            cells.append(f"<td{style}{key}>{_inline(cell.text)}</td>")
         rows.append(f"<tr{' class=strong' if i == block.strong else ''}>{''.join(cells)}</tr>")
     return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
@@ -143,13 +145,18 @@ def _markdown(block) -> str:
     if isinstance(block, Items):
         return "\n".join(f"- {text}" for text in block.texts)
     line = lambda cells: f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-    numeric = [any(row[i].key is not None for row in block.rows) for i in range(len(block.heads))]
-    rule = f"|{'|'.join('---:' if n else '---' for n in numeric)}|"
+    rule = f"|{'|'.join('---:' if right else '---' for right in _numeric(block))}|"
     return "\n".join([line(block.heads), rule, *(line([cell.text for cell in row]) for row in block.rows)])
 
 
+def _numeric(table: Table) -> list[bool]:
+    """Of each column, whether it holds numbers."""
+    return [any(row[i].key is not None for row in table.rows) for i in range(len(table.heads))]
+
+
 def _inline(text: str) -> str:
-    """Escaped, with `code` and **bold**."""
+    """Escaped, with `code` and **bold**, and a sign for +/-."""
+    text = text.replace(" +/- ", " \u00b1 ")
     text = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False))
     return re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", text)
 
@@ -159,7 +166,7 @@ _STYLE = """
 @media(prefers-color-scheme:dark){:root{--ink:#e6e9ed;--soft:#9aa4b2;--line:#30363d;--paper:#0f1318;--band:#171c23;
 --mark:#6cb6ff;--loud:#33280f}}
 *{box-sizing:border-box}
-body{margin:0 auto;max-width:1180px;padding:24px;background:var(--paper);color:var(--ink);
+body{margin:0 auto;max-width:1290px;padding:24px;background:var(--paper);color:var(--ink);
 font:15px/1.5 system-ui,-apple-system,'Segoe UI',Roboto,'Liberation Sans',Arial,sans-serif}
 h1{margin:0 0 8px;font-size:26px;line-height:1.25}h2{margin:36px 0 10px;font-size:19px}
 header{border-bottom:1px solid var(--line);padding-bottom:14px}
@@ -169,16 +176,16 @@ a{color:var(--mark);text-decoration:none}a:hover{text-decoration:underline}
 p{max-width:82ch;margin:10px 0}main li{max-width:100ch;margin:2px 0}
 .loud{background:var(--loud);padding:10px 14px;border-radius:6px;border-left:4px solid #d69e2e}
 code{font:.9em ui-monospace,'SF Mono',Menlo,'DejaVu Sans Mono',monospace}
-.scroll{overflow-x:auto;margin:12px 0}
-table{border-collapse:collapse;font-size:13.5px;font-variant-numeric:tabular-nums}
-th,td{padding:5px 12px 5px 6px;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
-td.n{text-align:right;white-space:nowrap}
+.scroll,.charts{display:inline-block;vertical-align:top;max-width:100%;margin:10px 24px 10px 0}.scroll{overflow-x:auto}
+table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}
+th,td{padding:4px 10px 4px 6px;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
+td{white-space:nowrap}td.n{text-align:right}td.w{white-space:normal;min-width:30ch}
 th{background:var(--band);vertical-align:bottom}
 th button{all:unset;cursor:pointer;font-weight:600}th button:focus-visible{outline:2px solid var(--mark)}
 th button::after{content:"\\2195";color:var(--soft);padding-left:4px;font-weight:400}
 th[aria-sort=ascending] button::after{content:"\\2191"}th[aria-sort=descending] button::after{content:"\\2193"}
 tr.strong td{background:var(--band);font-weight:600}tbody tr:hover td{background:var(--band)}
-.charts{display:flex;flex-wrap:wrap;gap:16px;align-items:flex-start}.charts svg{max-width:100%;height:auto}
+.charts{display:inline-flex;flex-wrap:wrap;gap:16px;align-items:flex-start}.charts svg{max-width:100%;height:auto}
 @media print{nav,th button::after{display:none}section{break-inside:avoid-page}}
 """.strip().replace("\n", "")
 

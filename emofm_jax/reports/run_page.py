@@ -12,7 +12,8 @@ def title(run: results.Run) -> str:
     """The name of its experiment and its model, as far as they are known."""
     fields = results.fields(run) or {}
     named = [str(fields[key]) for key in ("name", "model.name") if key in fields]
-    return f"{': '.join(named) or run.workdir.name}, seed {run.seed}"
+    typed = ", a copy a type" if fields.get("model.type_aware") else ""
+    return f"{': '.join(named) or run.workdir.name}{typed}, seed {run.seed}"
 
 
 def lead(run: results.Run) -> list[str]:
@@ -79,7 +80,10 @@ def figures(run: results.Run) -> page.Table:
                     for key, n in (("auc", _DIGITS), ("logloss", _DIGITS), ("pcoc", 3), ("gauc", _DIGITS))
                 ]
                 rows.append([Cell(split), Cell(name), *cells, page.number(found.get("rows"), 0)])
-    return page.Table(["split", "predictor", "AUC", "logloss", "PCOC", "GAUC", "rows"], rows, 0)
+    heads = ["split", "predictor", "AUC", "logloss", "PCOC", "GAUC", "rows"]
+    if all(row[5].key is None for row in rows):
+        heads, rows = [*heads[:5], heads[6]], [[*row[:5], row[6]] for row in rows]
+    return page.Table(heads, rows, 0)
 
 
 def _by_type(run: results.Run, split: str) -> list:
@@ -128,7 +132,7 @@ def _learning(run: results.Run) -> list:
         if series := [s for s in found if s]:
             charts.append(
                 plots.lines(
-                    f"{unit.split(' ')[0]} during training",
+                    f"{'AUC' if key == 'auc' else 'Logloss'} during training",
                     series,
                     x="training steps",
                     y=unit,

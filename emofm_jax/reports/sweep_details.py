@@ -36,19 +36,7 @@ def sensitivity(v: View) -> list:
             wide = log and max(x) / min(x) > _WIDE
             title = f"{what[0].upper()}{what[1:]} against {line.field}"
             charts.append(plots.lines(title, [series], x=line.field, y=what, log_x=wide))
-            slope, interval = findings.slope(x, values[known], log)
-            per = "factor of ten" if log else f"unit of {line.field}"
-            rows.append(
-                [
-                    Cell(f"`{line.field}`"),
-                    Cell(what),
-                    Cell(f"{axes.number(min(x))} to {axes.number(max(x))}"),
-                    Cell(str(len(x)), len(x)),
-                    Cell(f"{slope:+.4g}", slope),
-                    page.ends(interval, DIGITS),
-                    Cell(f"per {per}"),
-                ]
-            )
+            rows.append(_slope_row(line.field, what, x, values[known], as_factor=key == "rows_per_s" and log))
     if not rows:
         return []
     heads = ["field", "of", "range", "points", "slope", "95% interval", "per"]
@@ -57,6 +45,21 @@ def sensitivity(v: View) -> list:
         "seed, with a t interval over the seeds."
     )
     return [page.Text(text), page.Table(heads, rows), page.Charts(charts)]
+
+
+def _slope_row(field: str, what: str, x: list[float], values: np.ndarray, as_factor: bool) -> list[Cell]:
+    """Slope per factor of ten of x, or per unit where x reaches 0; a cost is multiplied, anything else added to."""
+    log = min(x) > 0
+    slope, interval = findings.slope(x, np.log10(values) if as_factor else values, log)
+    if as_factor:
+        cells = [Cell(f"x {10**slope:.3f}", slope), Cell("-")]
+        if interval is not None:
+            cells[1] = Cell(f"x {10**interval.low:.3f} to {10**interval.high:.3f}", interval.low)
+    else:
+        cells = [page.number(slope, DIGITS, sign=True), page.ends(interval, DIGITS)]
+    span = Cell(f"{axes.number(min(x))} to {axes.number(max(x))}")
+    per = "per factor of ten" if log else "per unit"
+    return [Cell(f"`{field}`"), Cell(what), span, Cell(str(len(x)), len(x)), *cells, Cell(per)]
 
 
 def by_type(v: View) -> list:
@@ -123,6 +126,8 @@ def auxiliary(v: View) -> list:
 
 def cost(v: View) -> list:
     name, charts = sweep_view.NAMES[v.metric], []
+    if not v.compared:  # the metric has no value
+        return []
     y = [v.mean(v.metric, i) for i in v.order]
     ends = [findings.spread(v.figures[v.metric][i])[2] for i in v.order]
     low, high = ([None if e is None else float(e[k]) for e in ends] for k in (1, 2))

@@ -70,17 +70,18 @@ def results_table(v: View) -> page.Table:
             page.number(v.mean("pcoc", i), 3),
         ]
         cells += [page.number(v.mean(name, i), 3 if name == "share" else 0) for name in known]
+        cells[0] = Cell(f"{cells[0].text} (reference)") if point == sweep.reference else cells[0]
         rows.append([*cells, Cell(done, len(sweep.done(point))), Cell(verdicts.get(point, ""))])
-    columns = [f"{v.split} AUC", "95% interval", "logloss", "PCOC", *(heads[name] for name in known), "seeds done"]
+    columns = [f"{v.split} AUC", "95% interval", "logloss", "PCOC", *(heads[name] for name in known), "runs"]
     order = [*v.order, *(i for i in range(len(sweep.points)) if i not in v.order)]
     strong = order.index(sweep.points.index(sweep.reference))
-    return page.Table(["point", *columns, f"against the best {sweep_view.NAMES[v.metric]}"], rows, strong)
+    return page.Table(["point", *columns, f"against the best{'' if v.metric == 'auc' else ' logloss'}"], rows, strong)
 
 
 def _results_chart(v: View) -> list:
     name, shown = sweep_view.NAMES[v.metric], v.order[:MOST_ROWS]
     found = [findings.spread(v.figures[v.metric][i]) for i in shown]
-    if len(shown) < 2:
+    if len(shown) < 2 or not v.compared:
         return []
     low, high = ([None if s[2] is None else s[2][k] for s in found] for k in (1, 2))
     series = plots.Series("", (), [s[0] for s in found], low, high)
@@ -93,7 +94,10 @@ def _results_chart(v: View) -> list:
 def _against(v: View) -> list:
     group = v.compared.get(v.sweep.reference)
     if not group:
-        return [] if len(v.sweep.points) == 1 else [page.Text(f"`{v.sweep.reference}` has no finished run.")]
+        missing = not v.sweep.done(v.sweep.reference)
+        return (
+            [page.Text(f"`{v.sweep.reference}` has no finished run, so nothing is compared to it.")] if missing else []
+        )
     rank = {v.sweep.points[i]: n for n, i in enumerate(v.order)}
     group = sorted(group, key=lambda c: rank.get(c.point, len(rank)))
     rows = []
@@ -102,9 +106,10 @@ def _against(v: View) -> list:
         cells = [page.number(mean, DIGITS, sign=True)]
         for interval in (c.seeds, c.rows, c.both):
             cells += [page.ends(interval, DIGITS), Cell(_verdict(v, interval) if interval else "not possible")]
-        rows.append([Cell(f"`{c.point}`"), *cells, Cell(f"**{c.verdict}**" if c.verdict else "-"), Cell(c.why)])
+        rows.append([Cell(f"`{c.point}`"), *cells, Cell(c.why)])
     name = sweep_view.NAMES[v.metric]
-    heads = ["point", f"{name} difference", "over seeds", "", "over rows", "", "together", "", "verdict", "note"]
+    heads = ["point", f"{name} difference"]
+    heads += [head for kind in ("over seeds", "over rows", "together") for head in (kind, "verdict")] + ["note"]
     if all(not row[-1].text for row in rows):
         heads, rows = heads[:-1], [row[:-1] for row in rows]
     better = "higher" if comparison.HIGHER_IS_BETTER[v.metric] else "lower"

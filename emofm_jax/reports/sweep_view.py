@@ -89,6 +89,8 @@ def summary(v: View) -> list[str]:
     """What came out, in a paragraph or two, from the numbers alone."""
     sweep, name, best = v.sweep, NAMES[v.metric], v.best()
     mean, sd, _ = findings.spread(v.figures[v.metric][v.order[0]])
+    if mean != mean:
+        return [f"No point has a {name} on the {v.split} split: its rows are of one class."]
     shown = f"{mean:.5f}{f' +/- {sd:.5f}' if sd == sd else ''}"
     lift = v.mean("share", v.order[0])
     lift = f", {lift:.1%} of the attainable lift" if lift == lift else ""
@@ -108,7 +110,7 @@ def summary(v: View) -> list[str]:
     if worse:
         last = sweep.points[v.order[-1]]
         gap = abs(v.mean(v.metric, v.order[-1]) - mean)
-        others = "every other point is" if worse == len(rivals) else f"{worse} {'is' if worse == 1 else 'are'}"
+        others = "every other point is" if worse == len(rivals) else f"{worse} other{' is' if worse == 1 else 's are'}"
         text += f" {others[0].upper()}{others[1:]} worse; `{last}` comes last, {gap:.5f} behind."
     if unsure:
         text += f" No interval tells for {findings.listed(unsure)}."
