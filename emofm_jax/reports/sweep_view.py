@@ -90,7 +90,7 @@ def summary(v: View) -> list[str]:
     sweep, name, best = v.sweep, NAMES[v.metric], v.best()
     mean, sd, _ = findings.spread(v.figures[v.metric][v.order[0]])
     if mean != mean:
-        return [f"No point has a {name} on the {v.split} split: its rows are of one class."]
+        return [f"{name} has no value on the {v.split} split: its rows are of one class."]
     shown = f"{mean:.5f}{f' +/- {sd:.5f}' if sd == sd else ''}"
     lift = v.mean("share", v.order[0])
     lift = f", {lift:.1%} of the attainable lift" if lift == lift else ""

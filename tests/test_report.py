@@ -1,0 +1,327 @@
+"""Reports of a sweep and of a run: their numbers against numpy's, their words, what is missing, and bad input."""
+
+import html.parser
+import json
+import re
+import shutil
+
+import fake_sweep
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from sklearn import metrics as sk
+
+from emofm_jax import report
+
+POINTS = {
+    "hmm": (0.5, {}),
+    "strong": (1.6, {"model.name": "wm"}),
+    "same": (0.5, {"model.norm": "layer"}),
+    "weak": (0.05, {"model.name": "lr"}),
+    "d8": (0.3, {"model.mixer.d_att": 8, "model.mixer.num_heads": 4}),
+    "d32": (0.4, {"model.mixer.d_att": 32}),
+    "d512": (0.6, {"model.mixer.d_att": 512}),
+}
+
+
+def run(workdir, *flags):
+    return report.main(["report", f"--workdir={workdir}", *flags])
+
+
+def page_of(workdir):
+    return (workdir / "report.html").read_text()
+
+
+def rows_of(text, section):
+    """{first cell: [cells]} of the first table of a section of the Markdown."""
+    body = text.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    lines = [re.split(r" \| ", line.strip("| ")) for line in body.splitlines() if line.startswith("| ")]
+    return {line[0].strip("`").split("`")[0]: line for line in reversed(lines)}
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """A sweep with a report, one of whose points fails with one seed."""
+    made = fake_sweep.make(tmp_path_factory.mktemp("sweep") / "fake", POINTS, num_rows=3000, fail=(("d32", 2),))
+    assert run(made) == 0
+    return made
+
+
+@pytest.fixture
+def copy(sweep, tmp_path):
+    return shutil.copytree(sweep, tmp_path / "copy")
+
+
+def aucs(sweep, point):
+    lines = map(json.loads, (sweep / "results.jsonl").read_text().splitlines())
+    return np.array([r["metrics"]["test"]["auc"] for r in lines if r["point"] == point and r["metrics"]])
+
+
+def test_the_table_has_the_means_and_their_spread(sweep):
+    rows = rows_of((sweep / "report.md").read_text(), "Results")
+    for point in POINTS:
+        found = aucs(sweep, point)
+        assert rows[point][1] == f"{found.mean():.5f} +/- {found.std(ddof=1):.5f}"
+        half = {3: 4.30265, 2: 12.7062}[len(found)] * found.std(ddof=1) / np.sqrt(len(found))
+        low, high = map(float, rows[point][2].split(" to "))
+        np.testing.assert_allclose((low, high), (found.mean() - half, found.mean() + half), atol=1.1e-5)
+    assert list(rows)[0] == "weak" and list(rows)[-2] == "strong"  # the best first, read from the end
+    assert rows["d32"][8] == "2 of 3, 1 failed" and rows["hmm"][8] == "3 of 3"
+
+
+def test_the_verdicts_are_what_the_numbers_say(sweep):
+    text = (sweep / "report.md").read_text()
+    rows = rows_of(text, "Against hmm")
+    assert [rows[point][-1] for point in ("strong", "same", "weak")] == ["better", "not distinguishable", "worse"]
+    difference = aucs(sweep, "weak") - aucs(sweep, "hmm")
+    assert rows["weak"][1] == f"{difference.mean():+.5f}"
+    # Its two seeds alone count on both sides.
+    assert rows["d32"][1] == f"{(aucs(sweep, 'd32') - aucs(sweep, 'hmm')[:2]).mean():+.5f}"
+    summary = text.split("## Summary")[1].split("## ")[0]
+    assert "Of 7 points **`strong` has the highest mean test AUC" in summary
+    assert re.search(r"Against the reference `hmm`: better is `strong`; worse .*`weak`", summary)
+    assert "1 of 21 runs failed" in summary and "loss is not finite; lower the learning rate" in text
+
+
+def test_the_comparison_over_rows_centres_on_the_mean_of_the_seeds_aucs(sweep):
+    def mean_auc(point, take):
+        tables = [pq.read_table(sweep / f"runs/{point}/seed-{s}/predictions/test.parquet") for s in range(3)]
+        return np.mean([sk.roc_auc_score(t["label"].to_numpy()[take], t["p"].to_numpy()[take]) for t in tables])
+
+    found = rows_of((sweep / "report.md").read_text(), "Against hmm")["strong"]
+    low, high = map(float, found[4].split(" to "))
+    everything = np.arange(3000)
+    wanted = mean_auc("strong", everything) - mean_auc("hmm", everything)
+    np.testing.assert_allclose((low + high) / 2, wanted, atol=1e-5)
+    rng = np.random.default_rng(0)
+    draws = [mean_auc("strong", take) - mean_auc("hmm", take) for take in rng.integers(0, 3000, (100, 3000))]
+    np.testing.assert_allclose((high - low) / 2 / 1.96, np.std(draws, ddof=1), rtol=0.25)  # 100 draws know it to 7%
+
+
+def test_the_sensitivity_to_a_number_is_found_and_fitted(sweep):
+    row = rows_of((sweep / "report.md").read_text(), "Sensitivity")["model.mixer.d_att"]
+    assert row[2:4] == ["8 to 512", "4"]
+    points = {8: "d8", 32: "d32", 64: "hmm", 512: "d512"}
+    y = np.array([aucs(sweep, p)[:2] for p in points.values()])  # the seeds that all of them have
+    slopes = np.polyfit(np.log10(list(points)), y, 1)[0]
+    np.testing.assert_allclose(float(row[4]), slopes.mean(), atol=1e-5)
+    assert "Test AUC against model.mixer.d_att" in page_of(sweep)
+
+
+def test_every_section_is_there_with_its_charts(sweep):
+    text = page_of(sweep)
+    titles = re.findall(r"<h2>(.*?)</h2>", text)
+    assert titles == [
+        "Summary",
+        "Results",
+        "Against hmm",
+        "Sensitivity",
+        "By type",
+        "Auxiliary model",
+        "Cost",
+        "Learning curves",
+        "Calibration",
+        "Configurations",
+        "Failed runs",
+        "How to read this",
+    ]
+    for chart in (
+        "Test AUC: mean and 95% interval over seeds",
+        "Test AUC minus that of hmm, with 95% intervals",
+        "Test AUC by type, mean over seeds",
+        "Test AUC against parameters",
+        "Test AUC against rows/s",
+        "Validation AUC during training",
+        "Training logloss of the last steps",
+        "Calibration on the test split",
+    ):
+        assert f'aria-label="{chart}"' in text, chart
+    markdown = (sweep / "report.md").read_text()
+    assert rows_of(markdown, "Configurations")["strong"][1] == "model.name = `wm` (`hmm`)"
+    assert "AUC gained by it" in markdown and "<svg" not in markdown
+
+
+class Balanced(html.parser.HTMLParser):
+    """Fails on a tag that is closed in the wrong place; keeps addresses and what runs or loads."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.addresses = [], []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "link", "br"):
+            self.open.append(tag)
+        self.addresses += [v for k, v in attrs if k in ("src", "href", "srcset", "action", "data") and v[0] != "#"]
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_asks_the_network_for_nothing(sweep):
+    text = page_of(sweep)
+    parser = Balanced()
+    parser.feed(text)
+    assert not parser.open and parser.addresses == ["data:,"]
+    without = text.replace('xmlns="http://www.w3.org/2000/svg"', "")
+    assert not re.search(r"//\w|@import|url\(|fetch\(|XMLHttpRequest|<(img|iframe|object|embed)\b", without)
+    assert text.count("<script>") == 1 and "nan" not in re.sub(r"distinguish\w+", "", text.split("<main>")[1])
+
+
+def test_another_reference_and_metric(copy, capsys):
+    assert run(copy, "--reference=weak", "--metric=logloss") == 0
+    rows = rows_of((copy / "report.md").read_text(), "Against weak")
+    assert rows["strong"][-1] == "better" and float(rows["strong"][1]) < 0
+    out = capsys.readouterr().out
+    assert "has the lowest mean test logloss" in out and "report.html" in out
+
+
+def test_one_seed_leaves_the_rows_and_says_so(tmp_path, capsys):
+    made = fake_sweep.make(tmp_path / "one", {k: POINTS[k] for k in ("hmm", "same", "weak")}, seeds=(0,))
+    assert run(made) == 0
+    row = rows_of((made / "report.md").read_text(), "Against hmm")["weak"]
+    assert row[2:8] == ["-", "not possible", row[4], "worse", "-", "not possible"] and row[8] == "1 seed in common"
+    assert "nothing is known of what another training run would give" in capsys.readouterr().out
+
+
+def test_without_predictions_the_seeds_are_left(copy):
+    for path in copy.glob("runs/*/*/predictions/test.parquet"):
+        path.unlink()
+    assert run(copy) == 0
+    row = rows_of((copy / "report.md").read_text(), "Against hmm")["weak"]
+    assert row[3] == "worse" and row[5] == "not possible" and row[8] == "no predictions"
+
+
+def test_other_test_rows_are_not_compared_row_by_row(copy):
+    path = copy / "runs/weak/seed-1/predictions/test.parquet"
+    for seed in range(3):
+        path = copy / f"runs/weak/seed-{seed}/predictions/test.parquet"
+        pq.write_table(pq.read_table(path).slice(0, 2000), path)
+    assert run(copy) == 0
+    assert rows_of((copy / "report.md").read_text(), "Against hmm")["weak"][8] == "other test rows"
+
+
+def test_a_sweep_of_which_only_the_results_were_kept(copy):
+    shutil.rmtree(copy / "runs")
+    assert run(copy) == 0
+    assert rows_of((copy / "report.md").read_text(), "Configurations")["strong"][1] == "model.name = `wm` (default)"
+
+
+def test_a_half_finished_sweep_is_reported_as_far_as_it_is(tmp_path, capsys):
+    skip = [(point, seed) for point in POINTS for seed in (1, 2) if point != "hmm"] + [("d8", 0)]
+    made = fake_sweep.make(tmp_path / "half", POINTS, skip=tuple(skip))
+    assert run(made) == 0
+    assert "Unfinished: 13 of 21 runs are not in yet" in capsys.readouterr().out
+    text = (made / "report.md").read_text()
+    assert "**Unfinished: 8 of 21 runs are in.**" in text and rows_of(text, "Results")["d8"][8] == "0 of 3"
+
+
+def test_labels_of_one_class_have_no_auc_and_no_comparison(copy, capsys):
+    lines = [json.loads(line) for line in (copy / "results.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["metrics"]:
+            line["metrics"]["test"] |= {"auc": None, "pcoc": None}
+    (copy / "results.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert run(copy) == 0
+    assert "AUC has no value on the test split" in capsys.readouterr().out
+
+
+def test_a_run_of_its_own(sweep, tmp_path, capsys):
+    made = shutil.copytree(sweep / "runs/strong/seed-1", tmp_path / "single")
+    slots = [
+        {"name": "user_id", "auc_drop": 0.05, "logloss_rise": 0.01},
+        {"name": "ad", "auc_drop": -0.001, "logloss_rise": 0.0},
+    ]
+    (made / "predictions/test.importance.json").write_text(json.dumps({"slots": slots, "rows": 3000, "seed": 0}))
+    assert run(made) == 0
+    text, found = (made / "report.md").read_text(), json.loads((made / "metrics.json").read_text())["test"]
+    assert text.startswith("# fake: wm, seed 1\n") and f"AUC **{found['auc']:.5f}** on 3,000 rows" in text
+    assert rows_of(text, "Importance of the slots")["user_id"][1:] == ["+0.050000", "+0.010000"]
+    assert rows_of(text, "By type")["buy"][1] == f"{found['types'][2]['auc']:.5f}"
+    assert rows_of(text, "Configuration")["model.name"][1:] == ["'wm'", "'hmm'"]
+    for chart in (
+        "AUC during training",
+        "Logloss during training",
+        "Calibration on the test split",
+        "Importance of the slots",
+    ):
+        assert f'aria-label="{chart}"' in page_of(made), chart
+    assert "model" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--reference=strnog"], "--reference=strnog: there is no such point; there are hmm, strong, same, weak, d8, "),
+        (["--reference=strnog"], "did you mean 'strong'?"),
+        (["--metric=acc"], "--metric: 'acc' is not known; choose one of auc, logloss"),
+    ],
+)
+def test_flags_that_are_wrong(sweep, capsys, flags, message):
+    assert run(sweep, *flags) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+
+
+def damage(name):
+    """Changes a copy of a sweep."""
+
+    def line_2(path, new):
+        lines = (path / "results.jsonl").read_text().splitlines()
+        (path / "results.jsonl").write_text("\n".join([lines[0], new(lines[1]), *lines[2:]]))
+
+    return {
+        "half a line": lambda path: line_2(path, lambda line: line[:100]),
+        "no object": lambda path: line_2(path, lambda line: "[]"),
+        "no seed": lambda path: line_2(path, lambda line: line.replace('"seed": 1', '"sed": 1')),
+        "no metrics": lambda path: line_2(path, lambda line: json.dumps(json.loads(line) | {"metrics": None})),
+        "plan": lambda path: (path / "sweep.json").write_text('{"name": "x"}'),
+        "plan no JSON": lambda path: (path / "sweep.json").write_text("{"),
+        "reference": lambda path: (path / "sweep.json").write_text(
+            (path / "sweep.json").read_text().replace('"reference": "hmm"', '"reference": "gone"')
+        ),
+        "empty": lambda path: (path / "results.jsonl").write_text(""),
+        "predictions": lambda path: (path / "runs/hmm/seed-0/predictions/test.parquet").write_bytes(b"PAR1"),
+        "log": lambda path: (path / "runs/hmm/seed-0/log.jsonl").write_text('{"event": "train"\n'),
+    }[name]
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("half a line", "results.jsonl:2: damaged line ("),
+        ("no object", "results.jsonl:2: damaged line (no JSON object)"),
+        ("no seed", "results.jsonl:2: it has no seed; delete the line and sweep again"),
+        ("no metrics", "results.jsonl:2: status ok, but no metrics"),
+        ("plan", "sweep.json: it has no experiment, points, seeds, reference"),
+        ("plan no JSON", "sweep.json: not JSON ("),
+        ("reference", "sweep.json: reference 'gone': there is no such point"),
+        ("empty", "none of its 21 runs is finished; let the sweep go on first"),
+        ("predictions", "test.parquet: not readable as Parquet ("),
+        ("log", "log.jsonl:1: damaged line ("),
+    ],
+)
+def test_damaged_files_are_named(copy, capsys, name, message):
+    damage(name)(copy)
+    assert run(copy) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+
+
+def test_directories_without_results(tmp_path, capsys, sweep):
+    def message(path, *flags):
+        assert run(path, *flags) == 2
+        return capsys.readouterr().err
+
+    assert "no such directory" in message(tmp_path / "gone")
+    assert "holds no sweep (no sweep.json) and no run (no metrics.json); name" in message(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert "its run is not finished" in message(tmp_path)
+    assert f"did you mean --workdir={sweep}?" in message(sweep.parent)
+    every = [(point, seed) for point in POINTS for seed in range(3)]
+    failed = fake_sweep.make(tmp_path / "failed", POINTS, fail=tuple(every))
+    assert "none of its 21 runs is finished, 21 failed, first hmm seed 0: step 12: the loss is not" in message(failed)
+    run_of_its_own = sweep / "runs/hmm/seed-0"
+    assert "--reference=wm: " in (error := message(run_of_its_own, "--reference=wm")) and "is a single run" in error
