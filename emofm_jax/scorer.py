@@ -164,7 +164,8 @@ def _load_run(workdir: Path, step: int | None, calibrated: bool) -> Scorer:
     module = models.make_model(schema, options, compute_dtype=config.compute_dtype)
     directory = workdir / "checkpoints"
     if step is None:
-        step = kept_step(config, *checkpoint.read_info(directory))
+        last, info = checkpoint.read_info(directory)
+        step = checkpoint.kept_step(last, info["best_step"], config.train.monitor)
     params = _restore(directory, step, module, schema)
     if calibrated:
         fitted = calibration.load(workdir, step)
@@ -188,11 +189,6 @@ def _load_run(workdir: Path, step: int | None, calibrated: bool) -> Scorer:
         return score(params, embed(params, features))
 
     return Scorer(schema, params, fn, embed, score, workdir, (str(workdir),))
-
-
-def kept_step(config, step: int, info: Mapping) -> int:
-    """The best step if the run had a monitor, else the last one."""
-    return info["best_step"] if config.train.monitor and info["best_step"] >= 0 else step
 
 
 def _restore(directory: Path, step: int, module, schema: Schema) -> dict:

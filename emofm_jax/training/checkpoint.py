@@ -115,6 +115,11 @@ def latest(directory: Path) -> int | None:
     return max(steps(directory), default=None)
 
 
+def kept_step(step: int, best_step: int, monitor: str) -> int:
+    """The step that a run is judged by: the best if it had a monitor, and that a value (else -1), otherwise the last."""
+    return best_step if monitor and best_step >= 0 else step
+
+
 def read_info(directory: Path, step: int | None = None) -> tuple[int, dict]:
     """Step and `info` of a checkpoint without its arrays; which one, and the errors, as for `restore`."""
     body = _newest_good(Path(directory), step, _read_json)

@@ -1,0 +1,87 @@
+"""`predict` by way of the scorer: runs, exports and ensembles, several devices, a kill; test_train.py has its files."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+import emofm_jax
+from emofm_jax import export, predict
+from emofm_jax.data import features as features_lib
+from emofm_jax.data import shards
+
+
+def run(*flags):
+    return predict.main(["predict", *map(str, flags)])
+
+
+@pytest.fixture(scope="module")
+def wanted(runs):
+    """The scores of the test split by hmm and by an ensemble."""
+    split = shards.open_split(runs / "data", "test")
+    table = split.read_row_group(0, [slot.name for slot in split.schema.slots])
+    features = features_lib.from_table(table, split.schema)
+    one = emofm_jax.load_scorer(runs / "hmm")(features)
+    both = emofm_jax.load_scorer([runs / "hmm", runs / "wm"], combine="p")(features)
+    return {"one": np.asarray(one["p"]), "both": np.asarray(both["p"])}
+
+
+def test_an_ensemble_and_an_export(runs, wanted, tmp_path, capsys):
+    source = f"--input={runs / 'data' / 'test'}"
+    both = f"--workdir={runs / 'hmm'},{runs / 'wm'}"
+    assert run(both, "--combine=p", source, f"--output={tmp_path / 'both.parquet'}") == 0
+    assert "hmm + " in capsys.readouterr().out
+    np.testing.assert_allclose(pq.read_table(tmp_path / "both.parquet")["p"].to_numpy(), wanted["both"], atol=1e-6)
+    assert export.main(["export", f"--workdir={runs / 'hmm'}", f"--output={tmp_path / 'exported'}"]) == 0
+    assert run(f"--workdir={tmp_path / 'exported'}", source, f"--output={tmp_path / 'one.csv'}") == 0
+    np.testing.assert_allclose(pa.csv.read_csv(tmp_path / "one.csv")["p"].to_numpy(), wanted["one"], atol=1e-6)
+
+
+def test_several_devices_score_the_same(runs, wanted, tmp_path):
+    command = [sys.executable, "-m", "emofm_jax.predict", f"--workdir={runs / 'hmm'}"]
+    command += [f"--input={runs / 'data' / 'test'}", f"--output={tmp_path / 'out.parquet'}"]
+    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}  # 4,096 rows do not divide over them
+    subprocess.run(command, check=True, env=os.environ | devices, capture_output=True)
+    np.testing.assert_allclose(pq.read_table(tmp_path / "out.parquet")["p"].to_numpy(), wanted["one"], atol=1e-6)
+
+
+def test_a_killed_run_leaves_no_output_and_starts_over(runs, wanted, tmp_path):
+    """Killed while it writes: many copies of the rows, as raw files, take it a while."""
+    (tmp_path / "raw").mkdir()
+    text = (runs / "mine.py").read_text().split('.prepare.source, c.prepare.split, c.data.dir = "')[1].split('"')[0]
+    header, *rows = Path(text).read_text().splitlines()
+    for i in range(6):
+        (tmp_path / "raw" / f"{i}.csv").write_text("\n".join([header, *rows * 100]) + "\n")
+    command = [sys.executable, "-m", "emofm_jax.predict", f"--workdir={runs / 'mine'}"]
+    command += [f"--input={tmp_path / 'raw'}", f"--output={tmp_path / 'out.parquet'}"]
+    partial = tmp_path / ".out.parquet.partial"
+    process = subprocess.Popen(command)
+    while process.poll() is None and not (partial.exists() and partial.stat().st_size):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL and partial.exists() and not (tmp_path / "out.parquet").exists()
+    subprocess.run(command, check=True, capture_output=True)
+    assert pq.read_table(tmp_path / "out.parquet").num_rows == 6 * 100 * len(rows) and not partial.exists()
+
+
+def test_mistakes(runs, tmp_path, capsys):
+    source, output = f"--input={runs / 'data' / 'test'}", f"--output={tmp_path / 'x.parquet'}"
+    for flags, message in (
+        ([f"--workdir={runs / 'hmm'},{runs / 'mine'}"], "differ in their schemas"),
+        ([f"--workdir={runs / 'hmm'}", "--calibrated"], "the run has no calibration; run"),
+        ([f"--workdir={runs / 'hmm'},{runs / 'wm'}", "--combine=max"], "'max' is not known; choose one of logit, p"),
+        ([f"--workdir={runs / 'mine'}"], "schema"),
+    ):
+        assert run(*flags, source, output) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
