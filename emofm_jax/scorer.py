@@ -165,7 +165,7 @@ def _load_run(workdir: Path, step: int | None, calibrated: bool) -> Scorer:
     directory = workdir / "checkpoints"
     if step is None:
         last, info = checkpoint.read_info(directory)
-        step = checkpoint.kept_step(last, info["best_step"], config.train.monitor)
+        step = info["best_step"] if config.train.monitor and info["best_step"] >= 0 else last
     params = _restore(directory, step, module, schema)
     if calibrated:
         fitted = calibration.load(workdir, step)

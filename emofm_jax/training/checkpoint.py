@@ -115,11 +115,6 @@ def latest(directory: Path) -> int | None:
     return max(steps(directory), default=None)
 
 
-def kept_step(step: int, best_step: int, monitor: str) -> int:
-    """The step that a run is judged by: the best if it had a monitor, and that a value (else -1), otherwise the last."""
-    return best_step if monitor and best_step >= 0 else step
-
-
 def read_info(directory: Path, step: int | None = None) -> tuple[int, dict]:
     """Step and `info` of a checkpoint without its arrays; which one, and the errors, as for `restore`."""
     body = _newest_good(Path(directory), step, _read_json)
@@ -134,8 +129,7 @@ def restore(directory: Path, like: Any, *, step: int | None = None, exclude: tup
       like: tree whose leaves have the shapes and dtypes that are expected (arrays, `jax.ShapeDtypeStruct` or
         Python numbers).
       step: which one; by default the newest that is undamaged, saying on stderr which were not.
-      exclude: as for `save`; these leaves come back as they are in `like`, and what the checkpoint has of them is
-        neither looked at nor read into memory.
+      exclude: as for `save`; these leaves come back as they are in `like`, and the checkpoint's are not read.
 
     Raises:
       UserError: no checkpoint; none that is undamaged, or not the one asked for; one of another model, with the
@@ -232,9 +226,8 @@ def _read_json(path: Path) -> dict:
     if found != wanted:
         raise _DamagedError("state.json has another hash than it was written with")
     if body["format_version"] != FORMAT_VERSION:
-        raise UserError(
-            f"{path}: format version {body['format_version']}, this program reads {FORMAT_VERSION}; train again"
-        )
+        found = body["format_version"]
+        raise UserError(f"{path}: format version {found}, this program reads {FORMAT_VERSION}; train again")
     return body
 
 
@@ -256,9 +249,9 @@ def _read_arrays(path: Path, tree: dict, digest: str, wanted: Collection[str]) -
     if _hash(path) != digest:
         raise _DamagedError(f"{path.name} has another hash than it was written with")
     with safetensors.safe_open(path, "numpy") as file:
-        there = set(file.keys())
-        arrays = {name: file.get_tensor(name) for name in wanted if name in there}
-    if there != tree.keys() or any(_dtype_and_shape(array) != tree[name] for name, array in arrays.items()):
+        names = set(file.keys())
+        arrays = {name: file.get_tensor(name) for name in wanted if name in names}
+    if names != tree.keys() or any(_dtype_and_shape(array) != tree[name] for name, array in arrays.items()):
         raise _DamagedError(f"{path.name} holds other arrays than state.json names")
     return arrays
 

@@ -181,7 +181,7 @@ def restore_kept(config: ConfigDict, workdir: Path, program: Program) -> tuple[s
 
 def kept_step(config: ConfigDict, progress: Progress) -> int:
     """Of the best state if there is a monitor and it ever had a value, else of the last."""
-    return checkpoint.kept_step(progress.step, progress.best_step, config.train.monitor)
+    return progress.best_step if config.train.monitor and progress.best_step >= 0 else progress.step
 
 
 def score(
