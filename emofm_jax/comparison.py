@@ -96,8 +96,9 @@ def together(differences: np.ndarray, rows: Interval, level: float = 0.95) -> In
     of_seeds = differences.var(axis=-1, ddof=1) / k
     quantile = special.ndtri((1 + level) / 2)
     of_rows = ((np.asarray(rows.high) - rows.low) / 2 / quantile) ** 2
-    freedom = (k - 1) * (1 + of_rows / np.maximum(of_seeds, 1e-300)) ** 2
-    return _interval(differences.mean(axis=-1), np.sqrt(of_seeds + of_rows), freedom, level)
+    total = of_seeds + of_rows
+    share = np.where(total > 0, of_seeds / np.where(total > 0, total, 1.0), 1.0)
+    return _interval(differences.mean(axis=-1), np.sqrt(total), (k - 1) / np.maximum(share**2, 1e-9), level)
 
 
 def verdict(interval: Interval, higher_is_better: bool) -> str:

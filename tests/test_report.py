@@ -75,12 +75,27 @@ def test_the_verdicts_are_what_the_numbers_say(sweep):
     assert [rows[point][-1] for point in ("strong", "same", "weak")] == ["better", "not distinguishable", "worse"]
     difference = aucs(sweep, "weak") - aucs(sweep, "hmm")
     assert rows["weak"][1] == f"{difference.mean():+.5f}"
-    # Its two seeds alone count on both sides.
+    assert set(rows) == {"point", *POINTS} - {"hmm"}
+    # Its two seeds alone count on both sides, over rows too.
+    assert sum(map(float, rows["d32"][4].split(" to "))) / 2 == pytest.approx(float(rows["d32"][1]), abs=1.1e-5)
     assert rows["d32"][1] == f"{(aucs(sweep, 'd32') - aucs(sweep, 'hmm')[:2]).mean():+.5f}"
     summary = text.split("## Summary")[1].split("## ")[0]
     assert "Of 7 points **`strong` has the highest mean test AUC" in summary
     assert re.search(r"Against the reference `hmm`: better is `strong`; worse .*`weak`", summary)
     assert "1 of 21 runs failed" in summary and "loss is not finite; lower the learning rate" in text
+
+
+def test_the_verdict_is_over_seeds_and_rows_together(tmp_path):
+    """Seeds that always differ by the same, on rows that are too few to tell."""
+    made = fake_sweep.make(tmp_path / "few", {"a": (0.9, {}), "b": (0.95, {})}, num_rows=300, seed_noise=0.0)
+    lines = [json.loads(line) for line in (made / "results.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["metrics"]["test"]["auc"] = 0.7 + 0.01 * (line["point"] == "b") + 1e-4 * line["seed"]
+    (made / "results.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert run(made) == 0
+    row = rows_of((made / "report.md").read_text(), "Against a")["b"]
+    assert row[3] == "better" and row[5] == row[7] == "not distinguishable"
+    assert "Not distinguishable from it: `a`." in (made / "report.md").read_text()
 
 
 def test_the_comparison_over_rows_centres_on_the_mean_of_the_seeds_aucs(sweep):
