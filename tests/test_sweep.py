@@ -42,7 +42,7 @@ def table(workdir):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A directory with data and a finished sweep (`done`); `compiled` counts what each of its runs compiled."""
+    """A directory with data and a finished sweep, `done`."""
     home, before = tmp_path_factory.mktemp("home"), os.getcwd()
     os.chdir(home)
     assert sweep.main(arguments("done")) == 0
@@ -253,46 +253,6 @@ def test_a_search_is_reproducible_and_says_what_was_best(home, capsys, monkeypat
     assert (
         capsys.readouterr().err == "error: --search=tpe: Optuna is not installed; `pip install 'emofm_jax[search]'`\n"
     )
-
-
-MISTAKES = {
-    "no sweep": ([f"--config={SWEEP.with_name('tiny.py')}"], "tiny.py: it has no sweep(); define one that yields"),
-    "twice": ([f"--config={SWEEP}:twice"], "tiny_sweep.py: two points are called 'HM'; give each its own name"),
-    "unknown": (
-        [f"--config={SWEEP}:unknown"],
-        "point 'x': there is no field 'model.mixer.knd'; did you mean 'model.mixer.kind'?",
-    ),
-    "clash": (
-        [f"--config={SWEEP}:clash"],
-        "prepare.synthetic.drift is 1.0, that of 'hm' 0.0, and both have their data",
-    ),
-    "idle": ([f"--config={SWEEP}:idle"], "point 'x': model.hidden has no effect on hm; leave it out"),
-    "name": ([f"--config={SWEEP}:name"], "the point 'a/b' cannot name a directory"),
-    "broken": ([f"--config={SWEEP}:broken"], "tiny_sweep.py:40: ZeroDivisionError: division by zero; correct the file"),
-    "model": ([f"--config={SWEEP}:model"], "point 'x': config.model.name: 'hmmm' is not known; choose one of wm"),
-    "jobs": ([f"--config={SWEEP}", "--jobs=0"], "--jobs=0: it must be at least 1"),
-    "trials alone": ([f"--config={SWEEP}", "--trials=3"], "--trials=3: it has no meaning without a search"),
-    "search alone": ([f"--config={SWEEP}", "--search=tpe"], "--search=tpe: it needs --trials=N"),
-    "search": ([f"--config={SWEEP}", "--search=grid", "--trials=3"], "--search=grid: it is not known; choose tpe"),
-    "no ranges": (
-        [f"--config={SWEEP.with_name('tiny.py')}", "--search=tpe", "--trials=3"],
-        "--search needs `ranges`, and it has none",
-    ),
-    "seed": ([f"--config={SWEEP}", "--config.seed=4"], "has seeds (0, 1) of its own; leave it out"),
-    "set twice": (
-        [f"--config={SWEEP}:failing", "--config.model.stage2=(3,)"],
-        "--config.model.stage2=(3,): ",
-    ),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_one_line_before_anything_is_trained(home, capsys, mistake):
-    flags, message = MISTAKES[mistake]
-    assert sweep.main(["sweep", *flags, "--workdir=mistake"]) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.startswith("error: ") and error.count("\n") == 1
-    assert not (home / "mistake").exists()
 
 
 def test_a_workdir_that_holds_something_else(home, capsys):

@@ -1,0 +1,59 @@
+"""The paper's claims on CTI-like data: every model, both ablations, each type's predictor removed in turn.
+
+    python -m emofm_jax.sweep --config=experiments/claims.py --workdir=runs/claims
+    python -m emofm_jax.report --workdir=runs/claims
+
+Claim (EMOFM, section 4): predictors of their own for the types and the types themselves raise AUC with the types
+hidden at test time; HMM >= HM, WM >= the baselines. Varied: the model; `_shared`: one predictor for all types
+(type_predictors); `_untyped`: no use of the types (use_ftype); `_typed`: a baseline with a copy a type; `_drop_t1` ..:
+without the predictor of that type. WM, HM, HMM and their ablations on the quickstart's 400,000 rows; everything, WM,
+HM and HMM too, on 100,000 rows (`_100k`): compare within one size. 5 seeds. Data and settings are the quickstart's,
+which were tuned on its validation split for DNN (untyped) and HMM (typed). What a perfect auxiliary model would bring
+stands in each typed run's metrics.json as `test.true_am`.
+
+34 points, 170 runs, about 2 hours on two cores. Result: docs/results/claims.md.
+"""
+
+from pathlib import Path
+
+from emofm_jax import points
+
+quickstart, tiny = (points.load(Path(__file__).with_name(f"{name}.py")) for name in ("quickstart", "tiny"))
+reference = "hmm"
+EMOFM = ("wm", "hm", "hmm")
+BASELINES = ("lr", "fm", "deepfm", "dnn", "dcnv2", "edcn", "final", "finalmlp", "destine")
+ABLATIONS = {"shared": {"model.type_predictors": "shared"}, "untyped": {"model.use_ftype": False}}
+PART = {"prepare.synthetic.rows": (100_000, 50_000, 50_000), "data.dir": "data/rows_100000"}
+OF_TINY = ("hmm", "wm_untyped", "lr_100k")
+
+
+def get_config(arg: str = ""):
+    return _config(arg, "hmm")
+
+
+def seeds(arg=""):
+    return range(2 if arg == "tiny" else 5)
+
+
+def sweep(arg=""):
+    return [(name, _config(arg, *what)) for name, what in _points() if arg != "tiny" or name in OF_TINY]
+
+
+def _points():
+    """(name, (model, overrides)) of each point."""
+    for model in EMOFM:
+        yield model, (model, {})
+        for ablation, changes in ABLATIONS.items():
+            yield f"{model}_{ablation}", (model, changes)
+    for model in EMOFM + BASELINES:
+        yield f"{model}_100k", (model, PART)
+    for model in BASELINES:
+        yield f"{model}_typed_100k", (f"{model}_typed", PART)
+    for name in ("t1", "t2", "t3", "t4"):
+        yield f"hmm_drop_{name}_100k", ("hmm", PART | {"model.drop_type": name})
+
+
+def _config(arg, model, changes=None):
+    c = points.apply(quickstart.get_config(model), changes or {}, f"claims: {model}")
+    c.name = "claims"
+    return tiny.shrink(c) if arg == "tiny" else c

@@ -1,0 +1,42 @@
+"""Every model on Frappe with three seeds, early stopping, published settings (experiments/frappe.py has them).
+
+    python -m emofm_jax.prepare --config=experiments/frappe.py --config.prepare.source=DIR
+    python -m emofm_jax.sweep --config=experiments/frappe_baselines.py --workdir=runs/frappe --config.prepare.source=DIR
+    python -m emofm_jax.report --workdir=runs/frappe
+
+Question: which differences between models on this file are larger than those between seeds? Varied: the model, each
+with its own settings. Without prepared data the sweep names the command that prepares them.
+
+12 points, 36 runs, about 2 hours on two cores. Result: docs/results/frappe_baselines.md.
+"""
+
+from pathlib import Path
+
+from emofm_jax import points
+
+frappe, tiny = (points.load(Path(__file__).with_name(f"{name}.py")) for name in ("frappe", "tiny"))
+reference = "wm"
+
+
+def get_config(arg: str = ""):
+    return _config(arg, "wm")
+
+
+def seeds(arg=""):
+    return range(2 if arg == "tiny" else 3)
+
+
+def sweep(arg=""):
+    return [(model, _config(arg, model)) for model in (("lr", "wm") if arg == "tiny" else frappe.MODELS)]
+
+
+def _config(arg, model):
+    c = frappe.get_config(model)
+    c.name = "frappe_baselines"
+    if arg == "tiny":  # of other data: what Frappe's are not
+        tiny.shrink(c)
+        c.prepare.groups = ()
+        c.prepare.gauc_key = "user_id"
+        c.prepare.synthetic.num_types = 0
+        c.train.epochs = 2
+    return c

@@ -1,0 +1,43 @@
+"""Mixers, one thing at a time: kind, stage, width of the attention, width of the embeddings, around HMM.
+
+    python -m emofm_jax.sweep --config=experiments/mixers.py --workdir=runs/mixers
+    python -m emofm_jax.report --workdir=runs/mixers
+
+Question (EMOFM, section 4.4): does it matter how towers exchange what they know, in which stage, and how sensitive is
+the result to d_att (8 to 256) and embedding_dim (4 to 64)? Everything else is the quickstart's HMM on 100,000 of its
+rows; the learning rates are those of d_att 64 and embedding_dim 16 throughout. `kind=none` is HM, `stages` has effect
+with the default kind. 5 seeds; differences of points are to be read as differences of seeds' pairs (the report).
+
+18 points, 90 runs, about 1 hour on two cores. Result: docs/results/mixers.md.
+"""
+
+from pathlib import Path
+
+from emofm_jax import points
+
+quickstart, tiny = (points.load(Path(__file__).with_name(f"{name}.py")) for name in ("quickstart", "tiny"))
+FACTORS = {
+    "model.mixer.kind": ("self_attention", "graph", "mlp", "none"),
+    "model.mixer.stages": ((1,), (2,)),
+    "model.mixer.d_att": (8, 16, 32, 128, 256),
+    "model.mixer.num_heads": (1,),
+    "model.mixer.norm": ("layer",),
+    "model.embedding_dim": (4, 8, 32, 64),
+}
+
+
+def get_config(arg: str = ""):
+    c = quickstart.get_config("hmm")
+    c.name = "mixers"
+    c.prepare.synthetic.rows = (100_000, 50_000, 50_000)
+    c.data.dir = "data/rows_100000"
+    return tiny.shrink(c) if arg == "tiny" else c
+
+
+def seeds(arg=""):
+    return range(2 if arg == "tiny" else 5)
+
+
+def sweep(arg=""):
+    yield "hmm", {}
+    yield from points.one_at_a_time({"model.mixer.kind": ("none",)} if arg == "tiny" else FACTORS)

@@ -1,0 +1,82 @@
+"""Every sweep of experiments/: its whole plan is sound, and its `tiny` runs end to end."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emofm_jax import config, points, sweep
+from emofm_jax.errors import UserError
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+# Sweep -> points, seeds.
+PLANS = {"claims": (34, 5), "mixers": (18, 5), "shift": (56, 3), "scaling": (21, 3), "frappe_baselines": (12, 3)}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home, before = tmp_path_factory.mktemp("home"), os.getcwd()
+    os.chdir(home)
+    yield home
+    os.chdir(before)
+
+
+def plan(name, arg=None):
+    path = EXPERIMENTS / f"{name}.py"
+    return points.read(path, arg, points.load(path).get_config(), {}, search=False)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_the_whole_plan_is_sound(home, name):
+    found = plan(name)
+    assert (len(found.points), len(found.seeds)) == PLANS[name]
+    if name == "frappe_baselines":
+        with pytest.raises(UserError, match="data/frappe: no prepared data; run `python -m emofm_jax.prepare"):
+            sweep._check_points(found.points)
+    else:
+        sweep._check_points(found.points)
+    texts = [point.config.to_json() for point in found.points]
+    assert len(set(texts)) == len(texts), "no two points are the same"
+    assert plan(name, "tiny").reference in {point.name for point in plan(name, "tiny").points}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_tiny_runs_in_seconds(home, name):
+    assert sweep.main(["sweep", f"--config={EXPERIMENTS / name}.py:tiny", f"--workdir=runs/{name}"]) == 0
+    lines = [json.loads(line) for line in (home / f"runs/{name}/results.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 * len(plan(name, "tiny").points) >= 4
+    assert all(line["metrics"]["test"]["bayes"]["auc"] > 0.5 for line in lines)
+
+
+def test_factors_vary_alone():
+    base = plan("mixers").points[0].config
+    for point in plan("mixers").points[1:]:
+        assert len(config.difference(point.config, base)) == 1
+    of = {point.name: point.config for point in plan("shift").points}
+    assert of["hmm"].prepare.synthetic.rows == (100_000, 50_000, 50_000)
+    for name in of:
+        model = name.split("_")[0]
+        changed = config.difference(of[name], of[model]).keys() - {"data.dir"}
+        assert len(changed) == (name != model), name
+
+
+def test_slopes_are_those_of_the_results(tmp_path):
+    lines = []
+    for exponent, rows in ((5, 100_000), (6, 1_000_000)):
+        for seed in (0, 1):
+            test = {"auc": 0.6 + 0.03 * (exponent - 5) + 0.001 * seed, "bayes": {"auc": 0.8}}
+            metrics = {"test": test, "train": {"rows_per_s": 1000.0}}
+            lines.append({"point": f"wm_rows_{rows}", "seed": seed, "status": "ok", "metrics": metrics})
+    metrics = {"test": test, "train": {"rows_per_s": 2800.0}}
+    lines.append({"point": "wm_slots_10", "seed": 0, "status": "ok", "metrics": metrics})
+    lines.append({"point": "hmm_slots_10", "seed": 0, "status": "failed", "metrics": None})
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = [sys.executable, EXPERIMENTS / "scaling.py", tmp_path]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    error = np.sqrt(4 * (0.001 / 0.6) ** 2 / 2 / 1)  # residuals of half the seeds' difference, in share
+    assert out[0] == f"wm: share 0.100 +/- {error:.3f} per tenfold of rows"
+    assert out[1].startswith("wm: rows/s ~ slots ** -1.000 +/- 0.000") and len(out) == 2
