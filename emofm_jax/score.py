@@ -25,8 +25,8 @@ def load(directory, check=True):
     signature = json.loads((directory / "signature.json").read_text())
     if (version := signature["format_version"]) > FORMAT_VERSION:
         raise ValueError(f"{directory}: format version {version}, this loader reads {FORMAT_VERSION}; use its score.py")
-    for line in (directory / "checksums.sha256").read_text().splitlines() if check else ():
-        digest, name = line.split("  ", 1)
+    lines = (directory / "checksums.sha256").read_text().splitlines() if check else []
+    for digest, name in (line.split("  ", 1) for line in lines):
         with open(directory / name, "rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                 raise ValueError(f"{directory / name}: not the file that was exported; copy it again")
@@ -48,8 +48,7 @@ def load(directory, check=True):
             raise ValueError("an exported program has no vmap and no jvp; give it a batch, or use jax.grad") from None
         return {k: x[:0] for k, x in scores.items()} if empty else scores
 
-    compiled = jax.jit(call)
-    score = lambda features: compiled(weights, features)
+    score = lambda features, compiled=jax.jit(call): compiled(weights, features)
     score.call, score.weights, score.signature = call, weights, signature
     example = signature["example"]
     features = {k: np.array(v, signature["inputs"][k]["dtype"]) for k, v in example["features"].items()}
@@ -71,6 +70,10 @@ def read_weights(path):
 
 
 if __name__ == "__main__":
-    scores = load(Path(__file__).parent)(dict(np.load(sys.argv[1])))
-    np.savez(sys.argv[2], **{name: np.asarray(x) for name, x in scores.items()})
-    print(f"{len(scores['p']):,} rows scored; written: {sys.argv[2]}")
+    source, target = sys.argv[1:] if len(sys.argv) == 3 else sys.exit(__doc__)
+    try:
+        scores = load(Path(__file__).parent)(dict(np.load(source)))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    np.savez(target, **{name: np.asarray(x) for name, x in scores.items()})
+    print(f"{len(scores['p']):,} rows scored; written: {target}")

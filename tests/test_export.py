@@ -69,6 +69,10 @@ def test_it_scores_without_this_package(artefact, scorer, features, tmp_path):
     np.testing.assert_allclose(found["grad"], grad["embedding"], atol=1e-5)
     script = [sys.executable, artefact / "score.py", tmp_path / "in.npz", tmp_path / "scores.npz"]
     said = subprocess.run(list(map(str, script)), check=True, capture_output=True, text=True).stdout
+    np.savez(tmp_path / "less.npz", gender=np.zeros(3, np.int32))
+    script[2] = tmp_path / "less.npz"
+    wrong = subprocess.run(list(map(str, script)), capture_output=True, text=True)
+    assert wrong.returncode == 1 and wrong.stderr.startswith("error: features: slots that are absent")
     assert said.startswith("300 rows scored") and np.load(tmp_path / "scores.npz")["p"].shape == (300,)
 
 
