@@ -99,7 +99,7 @@ def read(path: str | Path, arg: str | None, base: ConfigDict, given: Mapping[str
     if search:
         ranges = _value(path, module, "ranges", arg, None)
         if not isinstance(ranges, Mapping) or not ranges:
-            raise UserError(f"{path}: --search needs `ranges`, and it has none; docs/cookbook.md shows them")
+            raise UserError(f"{path}: --search needs `ranges`, and it has none; emofm_jax/points.py shows them")
         return Plan((), seeds, "", {field: tuple(drawn) for field, drawn in ranges.items()})
     if not callable(getattr(module, "sweep", None)):
         raise UserError(f"{path}: it has no sweep(); define one that yields (name, overrides), or run it with train")

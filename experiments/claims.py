@@ -32,11 +32,11 @@ def get_config(arg: str = ""):
 
 
 def seeds(arg=""):
-    return range(2 if arg == "tiny" else 5)
+    return range(2 if tiny.wanted(arg) else 5)
 
 
 def sweep(arg=""):
-    return [(name, _config(arg, *what)) for name, what in _points() if arg != "tiny" or name in OF_TINY]
+    return [(name, _config(arg, *what)) for name, what in _points() if not tiny.wanted(arg) or name in OF_TINY]
 
 
 def _points():
@@ -56,4 +56,4 @@ def _points():
 def _config(arg, model, changes=None):
     c = points.apply(quickstart.get_config(model), changes or {}, f"claims: {model}")
     c.name = "claims"
-    return tiny.shrink(c) if arg == "tiny" else c
+    return tiny.shrink(c) if tiny.wanted(arg) else c

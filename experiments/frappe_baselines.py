@@ -1,7 +1,7 @@
 """Every model on Frappe with three seeds, early stopping, published settings (experiments/frappe.py has them).
 
     python -m emofm_jax.prepare --config=experiments/frappe.py --config.prepare.source=DIR
-    python -m emofm_jax.sweep --config=experiments/frappe_baselines.py --workdir=runs/frappe --config.prepare.source=DIR
+    python -m emofm_jax.sweep --config=experiments/frappe_baselines.py --workdir=runs/frappe
     python -m emofm_jax.report --workdir=runs/frappe
 
 Question: which differences between models on this file are larger than those between seeds? Varied: the model, each
@@ -23,17 +23,17 @@ def get_config(arg: str = ""):
 
 
 def seeds(arg=""):
-    return range(2 if arg == "tiny" else 3)
+    return range(2 if tiny.wanted(arg) else 3)
 
 
 def sweep(arg=""):
-    return [(model, _config(arg, model)) for model in (("lr", "wm") if arg == "tiny" else frappe.MODELS)]
+    return [(model, _config(arg, model)) for model in (("lr", "wm") if tiny.wanted(arg) else frappe.MODELS)]
 
 
 def _config(arg, model):
     c = frappe.get_config(model)
     c.name = "frappe_baselines"
-    if arg == "tiny":  # of other data: what Frappe's are not
+    if tiny.wanted(arg):  # of other data: what Frappe's are not
         tiny.shrink(c)
         c.prepare.groups = ()
         c.prepare.gauc_key = "user_id"

@@ -31,13 +31,13 @@ def get_config(arg: str = ""):
     c.name = "mixers"
     c.prepare.synthetic.rows = (100_000, 50_000, 50_000)
     c.data.dir = "data/rows_100000"
-    return tiny.shrink(c) if arg == "tiny" else c
+    return tiny.shrink(c) if tiny.wanted(arg) else c
 
 
 def seeds(arg=""):
-    return range(2 if arg == "tiny" else 5)
+    return range(2 if tiny.wanted(arg) else 5)
 
 
 def sweep(arg=""):
     yield "hmm", {}
-    yield from points.one_at_a_time({"model.mixer.kind": ("none",)} if arg == "tiny" else FACTORS)
+    yield from points.one_at_a_time({"model.mixer.kind": ("none",)} if tiny.wanted(arg) else FACTORS)

@@ -32,11 +32,11 @@ def get_config(arg: str = ""):
 
 
 def seeds(arg=""):
-    return range(2 if arg == "tiny" else 3)
+    return range(2 if tiny.wanted(arg) else 3)
 
 
 def sweep(arg=""):
-    return [(name, _config(arg, *what)) for name, what in _points() if arg != "tiny" or name in OF_TINY]
+    return [(name, _config(arg, *what)) for name, what in _points() if not tiny.wanted(arg) or name in OF_TINY]
 
 
 def _points():
@@ -54,7 +54,7 @@ def _config(arg, model, rows, of_groups):
     c.name = "scaling"
     c.data.dir = f"data/rows_{rows}" + f"_slots_{sum(of_groups)}" * bool(of_groups)
     c.prepare.synthetic.rows = (rows, 50_000, 50_000)
-    if arg == "tiny":
+    if tiny.wanted(arg):
         c.data.dir = c.data.dir.replace("rows", "scaling")
         tiny.shrink(c).prepare.synthetic.rows = (rows // 200, 300, 300)
     c.prepare.synthetic.group_slots = of_groups

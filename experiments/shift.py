@@ -43,11 +43,11 @@ def get_config(arg: str = ""):
 
 
 def seeds(arg=""):
-    return range(2 if arg == "tiny" else 3)
+    return range(2 if tiny.wanted(arg) else 3)
 
 
 def sweep(arg=""):
-    return [(name, _config(arg, *what)) for name, what in _points() if arg != "tiny" or name in OF_TINY]
+    return [(name, _config(arg, *what)) for name, what in _points() if not tiny.wanted(arg) or name in OF_TINY]
 
 
 def _points():
@@ -70,4 +70,4 @@ def _config(arg, model, changes):
     c.prepare.synthetic.rows = (100_000, 50_000, 50_000)
     c.data.dir = "data/rows_100000"
     c = points.apply(c, changes, f"shift: {model}")
-    return tiny.shrink(c) if arg == "tiny" else c
+    return tiny.shrink(c) if tiny.wanted(arg) else c

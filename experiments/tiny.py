@@ -11,6 +11,13 @@ WIDTHS = {
 }
 
 
+def wanted(arg: str) -> bool:
+    """Whether the argument asks for it; there is no other one."""
+    if arg not in ("", "tiny"):
+        raise ValueError(f"{arg!r} is not known; give `tiny`, or no argument")
+    return arg == "tiny"
+
+
 def shrink(c: ConfigDict) -> ConfigDict:
     """The config itself, with synthetic data of a few hundred rows and narrow layers."""
     c.prepare.format = "synthetic"

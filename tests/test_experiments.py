@@ -80,3 +80,10 @@ def test_slopes_are_those_of_the_results(tmp_path):
     error = np.sqrt(4 * (0.001 / 0.6) ** 2 / 2 / 1)  # residuals of half the seeds' difference, in share
     assert out[0] == f"wm: share 0.100 +/- {error:.3f} per tenfold of rows"
     assert out[1].startswith("wm: rows/s ~ slots ** -1.000 +/- 0.000") and len(out) == 2
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_there_is_no_other_argument(home, capsys, name):
+    assert sweep.main(["sweep", f"--config={EXPERIMENTS / name}.py:tini", "--workdir=runs/tini"]) == 2
+    error = capsys.readouterr().err
+    assert "'tini' is not known; give `tiny`, or no argument" in error and error.count("\n") == 1
