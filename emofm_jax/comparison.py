@@ -3,8 +3,8 @@
     over seeds  t interval of the paired per-seed differences d_s: what training again would give on these test rows
     over rows   AUC: DeLong's interval; logloss: normal interval of the mean paired difference: what other test rows
                 would give these very models
-    together    variance var(d)/k + rows' variance, t with Satterthwaite's degrees of freedom: training again AND other
-                rows; the verdict comes from this one
+    together    variance var(d)/k + rows' variance, t with Satterthwaite's degrees of freedom, and never narrower than
+                over seeds: training again AND other rows; the verdict comes from this one
 
 A bootstrap over 3 to 5 seeds covers far less than it says, so seeds get the t interval. For rows, DeLong's variance is
 what a bootstrap of an AUC converges to, exactly and in one sort. With several seeds its components are averaged over
@@ -87,6 +87,10 @@ def over_rows(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], level: f
 def together(differences: np.ndarray, rows: Interval, level: float = 0.95) -> Interval:
     """Of the mean of paired per-seed differences f64[..., k], over seeds and over rows.
 
+    Satterthwaite's interval alone covers 0.88 with two seeds and 0.92 with three where the rows add a tenth to a third
+    of the seeds' deviation, since it then trusts an estimate from one or two degrees of freedom. Not to be narrower
+    than over seeds mends it: 0.945 to 0.976 at any ratio, for 2, 3 and 5 seeds (40,000 simulations each).
+
     Args:
       differences: of k >= 2 seeds.
       rows: from `over_rows` at the same level.
@@ -98,7 +102,10 @@ def together(differences: np.ndarray, rows: Interval, level: float = 0.95) -> In
     of_rows = ((np.asarray(rows.high) - rows.low) / 2 / quantile) ** 2
     total = of_seeds + of_rows
     share = np.where(total > 0, of_seeds / np.where(total > 0, total, 1.0), 1.0)
-    return _interval(differences.mean(axis=-1), np.sqrt(total), (k - 1) / np.maximum(share**2, 1e-9), level)
+    both = _interval(differences.mean(axis=-1), np.sqrt(total), (k - 1) / np.maximum(share**2, 1e-9), level)
+    alone = t_interval(differences, level)
+    low, high = np.minimum(both.low, alone.low)[()], np.maximum(both.high, alone.high)[()]
+    return Interval(both.mean, low, high, np.maximum(both.p, alone.p)[()])
 
 
 def verdict(interval: Interval, higher_is_better: bool) -> str:

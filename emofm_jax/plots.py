@@ -13,6 +13,7 @@ from emofm_jax import axes
 _WIDTH, _HEIGHT, _SQUARE = 600, 290, 340  # pixels of a chart, of a plot within it, of a square plot
 _LEFT, _RIGHT = 84, 24  # beside the plot
 _ROW = 22  # of a bar
+_MOST_LED = 60  # marks of a scatter whose names may stand away from them
 # Of a name beside its mark, the nearest first: where its text begins (ends, if left of it) and its base line.
 _PLACES = ((9, 4), (-9, 4), (0, -9), (0, 18)) + tuple(
     (side * (9 + far / 3), 4 + updown * far) for far in (12, 24, 38, 56) for updown in (-1, 1) for side in (1, -1)
@@ -160,7 +161,7 @@ def scatter(title: str, names: list[str], points: Series, *, x: str, y: str, log
         parts.append(axes.marker(a, b, 0, note))
         name = axes.shorten(names[i], 150)
         width = axes.text_width(name)
-        for x0, y0 in _PLACES:
+        for x0, y0 in _PLACES if len(names) <= _MOST_LED else _PLACES[:4]:
             box = (a + x0 - (width if x0 < 0 else width / 2 if x0 == 0 else 0), b + y0 - 10)
             box = (*box, box[0] + width, box[1] + 13)
             inside = box[0] >= across.start and box[2] <= _WIDTH - 4 and box[1] >= top and box[3] <= top + _HEIGHT

@@ -31,7 +31,7 @@ def _main(flags: absl_flags.FlagValues) -> None:
         title, lead, sections = f"Sweep: {found.name}", sweep_view.lead(view), sweep_page.sections(view)
         table, said = sweep_page.results_table(view), sweep_view.summary(view)
         if (missing := len(found.points) * len(found.seeds) - len(found.runs)) > 0:
-            said.insert(0, f"Unfinished: {missing} of {missing + len(found.runs)} runs are not in yet.")
+            said.insert(0, f"Unfinished: {len(found.runs)} of {missing + len(found.runs)} runs are in.")
     else:
         if flags.reference:
             raise UserError(f"--reference={flags.reference}: {workdir} is a single run, without points; leave it out")

@@ -140,7 +140,10 @@ def test_over_rows_of_logloss_a_known_difference_is_covered_and_none_is_not_inve
         assert called_different(interval) <= 0.07
 
 
-@pytest.mark.parametrize("seeds, of_seeds, of_rows", [(3, 1.0, 1.0), (5, 1.0, 0.3), (5, 0.3, 1.0), (40, 6.0, 1.0)])
+@pytest.mark.parametrize(
+    "seeds, of_seeds, of_rows",
+    [(2, 1.0, 0.1), (3, 1.0, 0.1), (3, 1.0, 0.3), (3, 1.0, 1.0), (5, 1.0, 0.3), (5, 0.3, 1.0), (40, 6.0, 1.0)],
+)
 def test_together_covers_where_both_seeds_and_rows_move_the_difference(seeds, of_seeds, of_rows):
     """The rows' part is shared by all seeds, so that neither interval alone would do."""
     rng = np.random.default_rng(7)

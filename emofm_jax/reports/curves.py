@@ -8,7 +8,7 @@ from emofm_jax import comparison, plots
 from emofm_jax.reports import results
 
 _MOST = 80  # points of a curve
-_BEHIND = 24  # nameless curves behind the named ones
+BEHIND = 24  # nameless curves behind the named ones
 
 
 def training(runs: Sequence[results.Run], name: str, key: str) -> plots.Series | None:
@@ -40,7 +40,7 @@ def calibration(runs: Sequence[results.Run], name: str, split: str) -> plots.Ser
 def gather(make: Callable, named: Sequence[tuple[str, list]], others: Sequence[list]) -> list[plots.Series]:
     """`make(runs, name)` of the named points, then of some others without their names; those without data left out."""
     series = [found for name, runs in named if (found := make(runs, name)) is not None]
-    return series + [found for runs in others[:_BEHIND] if (found := make(runs, "")) is not None]
+    return series + [found for runs in others[:BEHIND] if (found := make(runs, "")) is not None]
 
 
 def _mean(curves: list[dict[int, float | None]], name: str) -> plots.Series | None:

@@ -5,7 +5,6 @@ A matrix has a row per point and a column per seed, NaN where a run is missing.
 
 import functools
 import math
-import os.path
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -41,20 +40,6 @@ class Comparison(NamedTuple):
     def best_interval(self) -> comparison.Interval | None:
         """The one that the verdict comes from."""
         return {"seeds and rows": self.both, "rows": self.rows, "seeds": self.seeds}.get(self.basis)
-
-
-class Line(NamedTuple):
-    """Points that differ from the reference in one number only.
-
-    Attributes:
-      field: dotted path, with an index if one entry of a tuple varies.
-      points: by rising x, the reference among them.
-      x: its values.
-    """
-
-    field: str
-    points: list[str]
-    x: list[float]
 
 
 def share(part: dict) -> float | None:
@@ -162,67 +147,22 @@ def differences(sweep: results.Sweep) -> dict[str, dict[str, tuple]]:
 
     `...` stands for a field that a side does not set.
     """
-    settings = {point: _settings(sweep, point) for point in sweep.points}
-    found, theirs = {}, settings[sweep.reference]
-    for point, ours in settings.items():
-        kind = 0 if ours[0] and theirs[0] else 1
-        found[point] = {k: v for k, v in config.difference(ours[kind], theirs[kind]).items() if k not in _IDLE}
-    return found
-
-
-def sensitivity(sweep: results.Sweep, changed: dict[str, dict[str, tuple]]) -> list[Line]:
-    """The numeric fields that take at least three values in points which differ from the reference in nothing else.
-
-    Several fields that are set to one number together (the rows of every slot, say) count as one.
-
-    Args:
-      changed: from `differences`.
-    """
-    varied = set().union(*(config.flatten(run.overrides) for run in sweep.runs.values()))
-    lines: dict[str, dict[str, float]] = {}
+    found = {}
     for point in sweep.points:
-        # What the sweep did not set itself follows from what it set.
-        pairs = {k: v for k, v in changed[point].items() if k in varied} or changed[point]
-        numbers = {_number(key, *pair) for key, pair in pairs.items()}
-        fields = sorted(n[0] for n in numbers if n)
-        same = len({n[1:] for n in numbers if n}) == 1 and None not in numbers
-        if same and sweep.done(point) and len({field.rsplit(".", 1)[-1] for field in fields}) == 1:
-            field = fields[0] if len(fields) == 1 else f"{_common(fields)}*.{fields[0].rsplit('.', 1)[-1]}"
-            _, ours, theirs = next(iter(numbers))
-            lines.setdefault(field, {sweep.reference: theirs} if sweep.done(sweep.reference) else {})[point] = ours
-    found = []
-    for field, values in lines.items():
-        if len(set(values.values())) > 2:
-            points = sorted(values, key=values.get)
-            found.append(Line(field, points, [float(values[p]) for p in points]))
+        ours, theirs = settings(sweep, (point, sweep.reference)).values() if point != sweep.reference else ({}, {})
+        found[point] = config.difference(ours, theirs)
     return found
 
 
-def slope(x: Sequence[float], y: np.ndarray, per_decade: bool) -> tuple[float, comparison.Interval | None]:
-    """Slope of y f64[points, seeds] per factor of ten of x, or per unit of it; `comparison.slope`."""
-    return comparison.slope(np.log10(x) if per_decade else x, y)
-
-
-def _settings(sweep, point) -> tuple[dict | None, dict]:
-    """(fields of the first config.json of the point's runs, its overrides)."""
-    runs = [sweep.runs[point, seed] for seed in sweep.seeds if (point, seed) in sweep.runs]
-    fields = next((found for run in runs if (found := results.fields(run)) is not None), None)
-    return fields, config.flatten(runs[0].overrides) if runs else {}
-
-
-def _number(key: str, ours, theirs) -> tuple[str, float, float] | None:
-    """(field, our number, their number) if one number is all that differs."""
-    if isinstance(ours, tuple) and isinstance(theirs, tuple) and len(ours) == len(theirs):
-        (i, *more) = (i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b)
-        return None if more else _number(f"{key}[{i}]", ours[i], theirs[i])
-    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (ours, theirs))
-    return (key, ours, theirs) if numeric else None
-
-
-def _common(fields: list[str]) -> str:
-    """The sections that all of the fields begin with."""
-    start = os.path.commonprefix(fields)
-    return start[: start.rfind(".") + 1]
+def settings(sweep: results.Sweep, points: Sequence[str]) -> dict[str, dict]:
+    """{point: {field: value}} of config.json, if all of the points have one, else of the overrides."""
+    runs = {p: [sweep.runs[p, seed] for seed in sweep.seeds if (p, seed) in sweep.runs] for p in points}
+    found = {
+        p: next((f for run in of_point if (f := results.fields(run)) is not None), None) for p, of_point in runs.items()
+    }
+    if None in found.values():
+        found = {p: config.flatten(of_point[0].overrides) if of_point else {} for p, of_point in runs.items()}
+    return {p: {k: v for k, v in fields.items() if k not in _IDLE} for p, fields in found.items()}
 
 
 def listed(names: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 
 from emofm_jax import axes, plots
 from emofm_jax.reports import curves, findings, page, sweep_view
+from emofm_jax.reports import sensitivity as sensitivity_lib
 from emofm_jax.reports.page import Cell
 from emofm_jax.reports.sweep_view import View
 
@@ -21,36 +22,42 @@ def sensitivity(v: View) -> list:
     # Where the points have other data, what is attainable differs too: its share is what can be compared.
     name = "share" if np.isfinite(truth).any() and np.nanstd(truth) > 1e-9 else v.metric
     label = {"share": "share of the attainable lift"}.get(name) or f"{v.split} {sweep_view.NAMES[name]}"
-    for line in findings.sensitivity(v.sweep, v.changed):
-        at = [v.sweep.points.index(point) for point in line.points]
+    for field, lines in sensitivity_lib.lines(v.sweep).items():
         for key, what in ((name, label), ("rows_per_s", "rows/s in training")):
-            values = v.figures[key][at]
-            found = [findings.spread(row) for row in values]
-            known = [i for i, s in enumerate(found) if math.isfinite(s[0])]
-            if len(known) < 3:
-                continue
-            x = [line.x[i] for i in known]
-            log = min(x) > 0
-            ends = [[None if found[i][2] is None else float(found[i][2][k]) for i in known] for k in (1, 2)]
-            series = plots.Series(what, x, [found[i][0] for i in known], *ends)
-            wide = log and max(x) / min(x) > _WIDE
-            title = f"{what[0].upper()}{what[1:]} against {line.field}"
-            charts.append(plots.lines(title, [series], x=line.field, y=what, log_x=wide))
-            rows.append(_slope_row(line.field, what, x, values[known], as_factor=key == "rows_per_s" and log))
+            series = []
+            for line in lines[: axes.NUM_STYLES]:
+                values = v.figures[key][[v.sweep.points.index(point) for point in line.points]]
+                found = [findings.spread(row) for row in values]
+                known = [i for i, s in enumerate(found) if math.isfinite(s[0])]
+                if len(known) < 3:
+                    continue
+                x = [line.x[i] for i in known]
+                ends = [[None if found[i][2] is None else float(found[i][2][k]) for i in known] for k in (1, 2)]
+                series.append(plots.Series(line.name or what, x, [found[i][0] for i in known], *ends))
+                rows.append(_slope_row(line, what, x, values[known], as_factor=key == "rows_per_s" and min(x) > 0))
+            if series:
+                every = [value for one in series for value in one.x]
+                wide = min(every) > 0 and max(every) / min(every) > _WIDE
+                title = f"{what[0].upper()}{what[1:]} against {field}"
+                charts.append(plots.lines(title, series, x=field, y=what, log_x=wide))
     if not rows:
         return []
-    heads = ["field", "of", "range", "points", "slope", "95% interval", "per"]
+    heads = ["field", "with", "of", "range", "points", "slope", "95% interval", "per"]
+    if not any(row[1].text for row in rows):
+        heads, rows = [heads[0], *heads[2:]], [[row[0], *row[2:]] for row in rows]
     text = (
-        f"Points that differ from `{v.sweep.reference}` in one number only. The slope is a least-squares fit for each "
-        "seed, with a t interval over the seeds."
+        "Points that differ from each other in one number only. The slope is a least-squares fit for each seed, with a "
+        "t interval over the seeds."
     )
     return [page.Text(text), page.Table(heads, rows), page.Charts(charts)]
 
 
-def _slope_row(field: str, what: str, x: list[float], values: np.ndarray, as_factor: bool) -> list[Cell]:
+def _slope_row(
+    line: sensitivity_lib.Line, what: str, x: list[float], values: np.ndarray, as_factor: bool
+) -> list[Cell]:
     """Slope per factor of ten of x, or per unit where x reaches 0; a cost is multiplied, anything else added to."""
     log = min(x) > 0
-    slope, interval = findings.slope(x, np.log10(values) if as_factor else values, log)
+    slope, interval = sensitivity_lib.slope(x, np.log10(values) if as_factor else values, log)
     if as_factor:
         cells = [Cell(f"x {10**slope:.3f}", slope), Cell("-")]
         if interval is not None:
@@ -59,7 +66,7 @@ def _slope_row(field: str, what: str, x: list[float], values: np.ndarray, as_fac
         cells = [page.number(slope, DIGITS, sign=True), page.ends(interval, DIGITS)]
     span = Cell(f"{axes.number(min(x))} to {axes.number(max(x))}")
     per = "per factor of ten" if log else "per unit"
-    return [Cell(f"`{field}`"), Cell(what), span, Cell(str(len(x)), len(x)), *cells, Cell(per)]
+    return [Cell(f"`{line.field}`"), Cell(line.name), Cell(what), span, Cell(str(len(x)), len(x)), *cells, Cell(per)]
 
 
 def by_type(v: View) -> list:
@@ -166,7 +173,9 @@ def learning(v: View) -> list:
         charts.append(plots.lines(title, series, x="training steps", y="logloss (nats)", marks=False))
     if not charts:
         return []
-    more = f" Named are the best and the reference; up to {len(others)} others are grey." if others else ""
+    more, grey = "", min(len(others), curves.BEHIND)
+    if others:
+        more = f" The best points and the reference have names; {grey} of the {len(others)} others are grey."
     return [page.Text(f"Means over seeds.{more}"), page.Charts(charts)]
 
 

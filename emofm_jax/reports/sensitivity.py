@@ -1,0 +1,95 @@
+"""Which numbers a sweep varies while everything else stays: lines of points, for "how sensitive is it to x?".
+
+Points whose configs are equal but for one number lie on a line of that number; a sweep of several models over the same
+values gives a line per model. Fields that always change together count as one, as do the entries of a tuple: if one
+entry varies it is that entry, else their sum (widths of layers, slots of groups).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from emofm_jax import comparison
+from emofm_jax.reports import findings, results
+
+_LEAST = 3  # values that make a line
+
+
+class Line(NamedTuple):
+    """Points that differ in one number only.
+
+    Attributes:
+      field: dotted path of the number.
+      name: what tells this line from the field's others; empty if it is the only one.
+      points: by rising x.
+      x: values of the field.
+    """
+
+    field: str
+    name: str
+    points: list[str]
+    x: list[float]
+
+
+def lines(sweep: results.Sweep) -> dict[str, list[Line]]:
+    """{field: its lines, that of the reference first}."""
+    settings = findings.settings(sweep, [point for point in sweep.points if sweep.done(point)])
+    fields = _varied(settings)
+    found: dict[str, list] = {}
+    for field, values in fields.items():
+        others = [f for f in fields if f != field]
+        groups: dict[tuple, list[str]] = {}
+        for point in settings:
+            groups.setdefault(tuple(fields[f][point] for f in others), []).append(point)
+        for same, points in groups.items():
+            label, x = _numbers(field, {point: values[point] for point in points})
+            if len(set(x.values())) >= _LEAST:
+                found.setdefault(label, []).append((dict(zip(others, same)), x))
+    return {label: _named(label, groups, sweep.reference) for label, groups in found.items()}
+
+
+def slope(x: Sequence[float], y: np.ndarray, per_decade: bool) -> tuple[float, comparison.Interval | None]:
+    """Slope of y f64[points, seeds] per factor of ten of x, or per unit of it; `comparison.slope`."""
+    return comparison.slope(np.log10(x) if per_decade else x, y)
+
+
+def _varied(settings: dict[str, dict]) -> dict[str, dict]:
+    """{field: {point: value}} of what is not the same everywhere; of fields that change together, the first."""
+    fields, seen = {}, set()
+    for field in sorted(set().union(*settings.values())):
+        values = {point: of_point.get(field, ...) for point, of_point in settings.items()}
+        alike = tuple(map(repr, values.values()))
+        if len(set(alike)) > 1 and alike not in seen:
+            seen.add(alike)
+            fields[field] = values
+    return fields
+
+
+def _numbers(field: str, values: dict) -> tuple[str, dict[str, float]]:
+    """What the number is called, and {point: number} of the points that have one."""
+    if not all(isinstance(v, tuple) for v in values.values()):
+        return field, {point: float(v) for point, v in values.items() if _is_number(v)}
+    lengths = {len(v) for v in values.values() if v}
+    values = {point: v for point, v in values.items() if v and all(map(_is_number, v))}
+    if len(lengths) != 1:
+        return field, {}
+    at = [i for i, column in enumerate(zip(*values.values())) if len(set(column)) > 1]
+    if len(at) == 1:
+        return f"{field}[{at[0]}]", {point: float(v[at[0]]) for point, v in values.items()}
+    return f"sum of {field}", {point: float(sum(v)) for point, v in values.items()}
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _named(label: str, groups: list[tuple[dict, dict]], reference: str) -> list[Line]:
+    """Names lines by the fields in which they differ."""
+    telling = [f for f in groups[0][0] if len({repr(same[f]) for same, _ in groups}) > 1]
+    found = []
+    for same, x in groups:
+        name = ", ".join("default" if same[f] is ... else str(same[f]) for f in telling)
+        points = sorted({value: point for point, value in reversed(x.items())}.items())
+        found.append(Line(label, name, [point for _, point in points], [value for value, _ in points]))
+    return sorted(found, key=lambda line: reference not in line.points)
