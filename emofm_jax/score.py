@@ -7,6 +7,7 @@
 An id that is out of its slot's range makes the scores of its row NaN.
 """
 
+import functools
 import hashlib
 import json
 import sys
@@ -25,11 +26,10 @@ def load(directory, check=True):
     signature = json.loads((directory / "signature.json").read_text())
     if (version := signature["format_version"]) > FORMAT_VERSION:
         raise ValueError(f"{directory}: format version {version}, this loader reads {FORMAT_VERSION}; use its score.py")
-    lines = (directory / "checksums.sha256").read_text().splitlines() if check else []
-    for digest, name in (line.split("  ", 1) for line in lines):
-        with open(directory / name, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                raise ValueError(f"{directory / name}: not the file that was exported; copy it again")
+    for line in (directory / "checksums.sha256").read_text().splitlines() if check else ():
+        digest, name = line.split("  ", 1)
+        if hashlib.sha256(np.memmap(directory / name, np.uint8, "r")).hexdigest() != digest:
+            raise ValueError(f"{directory / name}: not the file that was exported; copy it again")
     weights, metadata = read_weights(directory / "weights.safetensors")
     if metadata["export"] != signature["export"]:
         raise ValueError(f"{directory}: weights.safetensors and signature.json are of two exports; copy both again")
@@ -48,7 +48,7 @@ def load(directory, check=True):
             raise ValueError("an exported program has no vmap and no jvp; give it a batch, or use jax.grad") from None
         return {k: x[:0] for k, x in scores.items()} if empty else scores
 
-    score = lambda features, compiled=jax.jit(call): compiled(weights, features)
+    score = functools.partial(jax.jit(call), weights)
     score.call, score.weights, score.signature = call, weights, signature
     example = signature["example"]
     features = {k: np.array(v, signature["inputs"][k]["dtype"]) for k, v in example["features"].items()}
