@@ -3,7 +3,7 @@
     python benchmarks/report.py --points=200 --seeds=3 --rows=50000
 
 Makes the sweep in a temporary directory (minutes), then times `emofm_jax.report` as a process of its own. Measured at
-these sizes on 2 cores (AMD EPYC) that other work kept busy, November 2026: 9 to 12 seconds, 0.6 MB, 150 MB of memory.
+these sizes on 2 cores (AMD EPYC) that other work kept busy, November 2026: 4 to 6 seconds, 0.6 MB, 150 MB of memory.
 """
 
 import importlib.util

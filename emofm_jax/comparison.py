@@ -64,11 +64,22 @@ def row_parts(metric: str, label: np.ndarray, p: np.ndarray) -> tuple[np.ndarray
     if metric == "logloss":
         q = np.clip(p.astype(np.float64), np.finfo(p.dtype).eps, 1 - np.finfo(p.dtype).eps)
         return (-np.log(np.where(clicked, q, 1 - q)),)
-    clicks, rest = p[clicked], p[~clicked]
-    if not len(clicks) or not len(rest):
+    num_clicks = int(np.count_nonzero(clicked))
+    if not 0 < num_clicks < len(clicked):
         raise ValueError("one class only: no AUC")
-    below, above = _wins(clicks, np.sort(rest)), _wins(rest, np.sort(clicks))
-    return below, 1.0 - above
+    # One sort, and counts along it: several times as fast as searching each row among the other class.
+    order = np.argsort(p)
+    scores, is_click = p[order], clicked[order]
+    starts = np.flatnonzero(np.concatenate([[True], scores[1:] != scores[:-1]]))  # of runs of ties
+    ends = np.append(starts[1:], len(scores))
+    run = np.repeat(np.arange(len(starts)), ends - starts)
+    parts = []
+    for mine, others in ((is_click, ~is_click), (~is_click, is_click)):
+        below = np.concatenate([[0], np.cumsum(others)])
+        share = np.empty(len(scores))
+        share[order[mine]] = ((below[starts] + below[ends]) / (2.0 * below[-1]))[run[mine]]
+        parts.append(share)
+    return parts[0][clicked], 1.0 - parts[1][~clicked]
 
 
 def over_rows(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], level: float = 0.95) -> Interval:
@@ -151,12 +162,6 @@ def rate_interval(rate: float, rows: int, level: float = 0.95) -> tuple[float, f
     middle = (rate + z * z / (2 * rows)) / (1 + z * z / rows)
     half = z / (1 + z * z / rows) * np.sqrt(rate * (1 - rate) / rows + z * z / (4 * rows * rows))
     return float(middle - half), float(middle + half)
-
-
-def _wins(scores: np.ndarray, ordered: np.ndarray) -> np.ndarray:
-    """For each score the share of the `ordered` ones below it, a tie counting one half."""
-    below, up_to = (np.searchsorted(ordered, scores, side) for side in ("left", "right"))
-    return (below + up_to) / (2.0 * len(ordered))
 
 
 def _interval(mean, error, freedom, level) -> Interval:
