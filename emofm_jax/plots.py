@@ -108,7 +108,16 @@ def dots(title: str, names: list[str], series: list[Series], *, unit: str, line:
     return axes.svg(_WIDTH, bottom + 48, title, parts)
 
 
-def lines(title: str, series: list[Series], *, x: str, y: str, log_x: bool = False, marks: bool = True) -> str:
+def lines(
+    title: str,
+    series: list[Series],
+    *,
+    x: str,
+    y: str,
+    log_x: bool = False,
+    marks: bool = True,
+    level: float | None = None,
+) -> str:
     """Curves over common axes.
 
     Args:
@@ -116,9 +125,12 @@ def lines(title: str, series: list[Series], *, x: str, y: str, log_x: bool = Fal
       x, y: labels of the axes, with units.
       log_x: of a logarithmic axis; values <= 0 are left out.
       marks: draws the points and their intervals, not only the line through them.
+      level: of a dashed line across, as of what would be perfect.
     """
     legend, top = axes.legend([s.name for s in series if s.name and len(series) > 1], _LEFT, _WIDTH - 24)
-    across, up, parts = _frame(series, top, x, y, log_x)
+    across, up, parts = _frame(series, top, x, y, log_x, level)
+    if level is not None:
+        parts.append(axes.line(across.start, up(level), across.stop, up(level), "a d"))
     for j, one in reversed(list(enumerate(series))):
         known = [i for i, (a, b) in enumerate(zip(one.x, one.y)) if b is not None and not (log_x and a <= 0)]
         path = " ".join(f"{across(one.x[i]):.1f},{up(one.y[i]):.1f}" for i in known)
@@ -209,10 +221,10 @@ def _interval(series: Series, i: int) -> tuple[float | None, float | None]:
     return (series.low[i], series.high[i]) if series.low else (None, None)
 
 
-def _frame(series: list[Series], top: float, x: str, y: str, log_x: bool) -> tuple[axes.Scale, axes.Scale, list[str]]:
+def _frame(series: list[Series], top: float, x: str, y: str, log_x: bool, level: float | None = None):
     """Both scales of a chart, and its grid."""
     across = axes.scale([v for s in series for v in s.x if v is not None], _LEFT, _WIDTH - _RIGHT, log=log_x)
-    up = axes.scale(_all(series), top + _HEIGHT, top)
+    up = axes.scale([*_all(series), level], top + _HEIGHT, top)
     return across, up, _grid(across, up, x, y)
 
 

@@ -185,6 +185,15 @@ def test_the_page_is_whole_and_asks_the_network_for_nothing(sweep):
     assert text.count("<script>") == 1 and "nan" not in re.sub(r"distinguish\w+", "", text.split("<main>")[1])
 
 
+def test_two_hundred_points_make_a_small_page(tmp_path):
+    """The rows add nothing to it; benchmarks/report.py times the real size."""
+    made = fake_sweep.many(tmp_path / "many", 200, 1, 100)
+    assert run(made) == 0
+    assert len(page_of(made).encode()) < 5e6
+    assert len(rows_of((made / "report.md").read_text(), "Results")) == 201
+    assert "the best 40 of 200 points" in page_of(made)
+
+
 def test_another_reference_and_metric(copy, capsys):
     assert run(copy, "--reference=weak", "--metric=logloss") == 0
     rows = rows_of((copy / "report.md").read_text(), "Against weak")

@@ -37,6 +37,16 @@ def calibration(runs: Sequence[results.Run], name: str, split: str) -> plots.Ser
     return plots.Series(name, p, rate, [low for low, _ in ends], [high for _, high in ends])
 
 
+def ratio_chart(series: Sequence[plots.Series]) -> str:
+    """Clicks over predicted clicks of each part of `calibration`'s series: where predictions are too low or high."""
+    ratios = []
+    for one in series:
+        parts = [[v / p if p else None for v, p in zip(values, one.x)] for values in one[2:]]
+        ratios.append(plots.Series(one.name, one.x, *parts))
+    title, x = "Clicks over predicted clicks, part by part", "mean prediction (probability)"
+    return plots.lines(title, ratios, x=x, y="clicks / predicted clicks", log_x=True, level=1.0)
+
+
 def gather(make: Callable, named: Sequence[tuple[str, list]], others: Sequence[list]) -> list[plots.Series]:
     """`make(runs, name)` of the named points, then of some others without their names; those without data left out."""
     series = [found for name, runs in named if (found := make(runs, name)) is not None]

@@ -152,7 +152,8 @@ def _calibration(run: results.Run, split: str) -> list:
         for part in run.metrics[split]["calibration"]
     ]
     chart = plots.calibration(f"Calibration on the {split} split", [series])
-    return [page.Text(text), page.Charts([chart]), page.Table(["rows", "mean prediction", "click rate"], rows)]
+    blocks = [page.Text(text), page.Charts([chart, curves.ratio_chart([series])])]
+    return [*blocks, page.Table(["rows", "mean prediction", "click rate"], rows)]
 
 
 def _importance(run: results.Run) -> list:

@@ -175,7 +175,8 @@ def learning(v: View) -> list:
         return []
     more, grey = "", min(len(others), curves.BEHIND)
     if others:
-        more = f" The best points and the reference have names; {grey} of the {len(others)} others are grey."
+        which = f"the {grey} others" if grey == len(others) else f"{grey} of the {len(others)} others"
+        more = f" The best points and the reference have names; {which} are grey."
     return [page.Text(f"Means over seeds.{more}"), page.Charts(charts)]
 
 
@@ -187,7 +188,7 @@ def calibration(v: View) -> list:
     title = f"Calibration on the {v.split} split"
     more = " of the points named above" if others else ""
     text = f"Tenths of the rows by prediction, means over seeds{more}. On the dashed line predictions and rates agree."
-    return [page.Text(text), page.Charts([plots.calibration(title, series)])]
+    return [page.Text(text), page.Charts([plots.calibration(title, series), curves.ratio_chart(series)])]
 
 
 def _mean_sd(values: np.ndarray) -> Cell:

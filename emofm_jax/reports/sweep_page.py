@@ -17,6 +17,7 @@ _HOW = (
     "**together**: both at once, other seeds and other rows. The verdict comes from this one where there are two "
     "seeds or more, else from the rows alone.",
     "**not distinguishable** means that the interval holds 0: the difference may be either way, or none.",
+    "**the best** was chosen for its result, which flatters it: of points that are alike the luckiest comes first.",
     "**share of lift**: (AUC - 0.5) / (AUC of the true probabilities - 0.5), for made-up data whose truth is known.",
     "**PCOC**: predicted clicks over clicks; 1 is calibrated. **logloss** in nats.",
 )
