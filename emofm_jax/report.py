@@ -41,7 +41,7 @@ def _main(flags: absl_flags.FlagValues) -> None:
         ("report.html", page.as_html(title, lead, sections)),
         ("report.md", page.as_markdown(title, lead, sections)),
     ):
-        (workdir / f"{name}.tmp").write_text(text)
+        (workdir / f"{name}.tmp").write_text(text, encoding="utf-8")
         (workdir / f"{name}.tmp").replace(workdir / name)
     print(page.as_text(table))
     print("\n" + "\n".join(text.replace("`", "").replace("**", "") for text in said))
