@@ -1,8 +1,9 @@
 """Trains the runs of a sweep one after another, in this process or in N others; each leaves result.json in its workdir.
 
-A run is a dict that JSON can hold: {"point", "seed", "overrides", "config", "workdir", "place"} (`workdir` from where
-the program was started, `place` from the workdir of the sweep). Its record, also in result.json, is {"line": its line
-of results.jsonl, "config": {dotted field: value}}. What training prints goes to train.log.
+A run is a dict that JSON can hold: {"point", "seed", "overrides", "config", "workdir", "place", "keep"} (`workdir` from
+where the program was started, `place` from the workdir of the sweep; `keep`: checkpoints stay). Its record, also in
+result.json, is {"line": its line of results.jsonl, "config": {dotted field: value}}. What training prints goes to
+train.log.
 
 `python -m emofm_jax.runs` is one of the N others: it reads a run a line on stdin and answers with a record a line.
 """
@@ -11,6 +12,7 @@ import contextlib
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,7 +56,10 @@ def execute(run: dict) -> dict:
             error = f"{type(bug).__name__}: {bug}"
         if error:
             print("error:", error)
-    return record(run, metrics, error, time.monotonic() - start)
+    found = record(run, metrics, error, time.monotonic() - start)
+    if not error and not run["keep"]:
+        shutil.rmtree(workdir / "checkpoints")
+    return found
 
 
 def record(run: dict, metrics: dict | None, error: str | None, seconds: float) -> dict:

@@ -2,7 +2,8 @@
 
     python -m emofm_jax.sweep --config=experiments/mixers.py --workdir=runs/mixers
     python -m emofm_jax.sweep --config=experiments/mixers.py --workdir=runs/mixers --jobs=2     # two at a time
-    python -m emofm_jax.sweep --config=experiments/mixers.py --workdir=runs/search --search=tpe --trials=30
+    python -m emofm_jax.sweep --config=experiments/mixers.py --workdir=runs/mixers --nocheckpoints       # less on disk
+    python -m emofm_jax.sweep --config=FILE --workdir=runs/search --search=tpe --trials=30         # FILE has `ranges`
 
 The file defines get_config as for train, and sweep(), which yields named points (emofm_jax/points.py has an example).
 All points are checked before the first is trained. A point that fails is reported and the others go on. The same
@@ -58,7 +59,7 @@ def _sweep(flags: absl_flags.FlagValues) -> bool:
 def _run(groups: Sequence[Sequence[dict]], results: table.Table, flags: absl_flags.FlagValues, lock: int) -> None:
     """Trains what has no record yet, and prints a line per run; a group is a point's runs."""
     todo, old = [], []
-    for run in [run for group in groups for run in group]:
+    for run in [run | {"keep": flags.checkpoints} for group in groups for run in group]:
         found = runs.recorded(run)
         again = found is not None and flags.retry and found["line"]["status"] != "ok"
         old += [found] if found and not again else []
@@ -205,6 +206,8 @@ def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
     cli.define_config(flags, argv)
     absl_flags.DEFINE_string("workdir", None, "Directory of the sweep; made if missing.", flag_values=flags)
     absl_flags.DEFINE_integer("jobs", 1, "Processes that train at a time, each a run.", flag_values=flags)
+    kept = "Whether the checkpoints of finished runs stay; evaluate, predict and export need them."
+    absl_flags.DEFINE_bool("checkpoints", True, kept, flag_values=flags)
     absl_flags.DEFINE_bool("retry", False, "Whether runs that failed are tried again.", flag_values=flags)
     where = "tpe: points are drawn from the file's `ranges` by Optuna, for the best validation AUC (train.monitor)."
     absl_flags.DEFINE_string("search", "", where, flag_values=flags)

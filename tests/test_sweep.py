@@ -143,7 +143,8 @@ def test_a_killed_sweep_goes_on_to_the_same_results(home, capsys):
 
 
 def test_two_processes_give_the_same_results(home):
-    assert sweep.main(arguments("two", "--jobs=2")) == 0
+    assert sweep.main(arguments("two", "--jobs=2", "--nocheckpoints")) == 0
+    assert not list(home.glob("two/runs/*/*/checkpoints")) and len(list(home.glob("done/runs/*/*/checkpoints"))) == 4
     assert results("two") == results("done") and table("two") == table("done")
 
 
