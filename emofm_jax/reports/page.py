@@ -10,6 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+NOT_POSSIBLE = "not possible"
+_NOTHING = ("", "-", NOT_POSSIBLE)
 _LONG = 28  # characters of a cell that may be broken into lines
 
 
@@ -73,6 +75,12 @@ def ends(interval: Sequence[float] | None, digits: int, sign: bool = True) -> Ce
         return Cell("-")
     low, high = (f"{end:{'+' if sign else ''}.{digits}f}" for end in interval[1:3])
     return Cell(f"{low} to {high}", float(interval[1]))
+
+
+def compact(table: Table) -> Table:
+    """The table without the columns that say nothing in any row."""
+    kept = [i for i in range(len(table.heads)) if any(row[i].text not in _NOTHING for row in table.rows)]
+    return Table([table.heads[i] for i in kept], [[row[i] for i in kept] for row in table.rows], table.strong)
 
 
 def as_html(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:

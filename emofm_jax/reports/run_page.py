@@ -81,9 +81,7 @@ def figures(run: results.Run) -> page.Table:
                 ]
                 rows.append([Cell(split), Cell(name), *cells, page.number(found.get("rows"), 0)])
     heads = ["split", "predictor", "AUC", "logloss", "PCOC", "GAUC", "rows"]
-    if all(row[5].key is None for row in rows):
-        heads, rows = [*heads[:5], heads[6]], [[*row[:5], row[6]] for row in rows]
-    return page.Table(heads, rows, 0)
+    return page.compact(page.Table(heads, rows, 0))
 
 
 def _by_type(run: results.Run, split: str) -> list:
@@ -102,17 +100,15 @@ def _by_type(run: results.Run, split: str) -> list:
         for t in part["types"]
     ]
     heads = ["type", "AUC", "logloss", "PCOC", "rows", "clicks", "attainable AUC"]
-    if all(row[-1].key is None for row in rows):
-        heads, rows = heads[:-1], [row[:-1] for row in rows]
     series = [plots.Series("model", (), [t["auc"] for t in part["types"]])]
-    if heads[-1] == "attainable AUC":
+    if any(t.get("bayes") for t in part["types"]):
         series.append(plots.Series("attainable", (), [(t.get("bayes") or {}).get("auc") for t in part["types"]]))
     chart = plots.dots(
         f"{split.capitalize()} AUC by type", [t["name"] for t in part["types"]], series, unit="AUC, the type given"
     )
     blocks = [
         page.Text("Within the rows of each type, the type given to the model."),
-        page.Table(heads, rows),
+        page.compact(page.Table(heads, rows)),
         page.Charts([chart]),
     ]
     if am := part.get("am"):

@@ -43,13 +43,11 @@ def sensitivity(v: View) -> list:
     if not rows:
         return []
     heads = ["field", "with", "of", "range", "points", "slope", "95% interval", "per"]
-    if not any(row[1].text for row in rows):
-        heads, rows = [heads[0], *heads[2:]], [[row[0], *row[2:]] for row in rows]
     text = (
         "Points that differ from each other in one number only. The slope is a least-squares fit for each seed, with a "
         "t interval over the seeds."
     )
-    return [page.Text(text), page.Table(heads, rows), page.Charts(charts)]
+    return [page.Text(text), page.compact(page.Table(heads, rows)), page.Charts(charts)]
 
 
 def _slope_row(
@@ -125,10 +123,8 @@ def auxiliary(v: View) -> list:
         "AUC gained by it",
         "95% interval",
     ]
-    if all(row[-2].key is None for row in rows):
-        heads, rows = heads[:-2], [row[:-2] for row in rows]
     text = "How well the auxiliary model guesses the type, and what the AUC would gain if it knew the true p(t|x)."
-    return [page.Text(text), page.Table(heads, rows)]
+    return [page.Text(text), page.compact(page.Table(heads, rows))]
 
 
 def cost(v: View) -> list:

@@ -76,7 +76,8 @@ def results_table(v: View) -> page.Table:
     columns = [f"{v.split} AUC", "95% interval", "logloss", "PCOC", *(heads[name] for name in known), "runs"]
     order = [*v.order, *(i for i in range(len(sweep.points)) if i not in v.order)]
     strong = order.index(sweep.points.index(sweep.reference))
-    return page.Table(["point", *columns, f"against the best{'' if v.metric == 'auc' else ' logloss'}"], rows, strong)
+    columns = ["point", *columns, f"against the best{'' if v.metric == 'auc' else ' logloss'}"]
+    return page.compact(page.Table(columns, rows, strong))
 
 
 def _results_chart(v: View) -> list:
@@ -84,10 +85,10 @@ def _results_chart(v: View) -> list:
     found = [findings.spread(v.figures[v.metric][i]) for i in shown]
     if len(shown) < 2 or not v.compared:
         return []
-    low, high = ([None if s[2] is None else s[2][k] for s in found] for k in (1, 2))
+    low, high = ([None if s[2] is None else float(s[2][k]) for s in found] for k in (1, 2))
     series = plots.Series("", (), [s[0] for s in found], low, high)
     few = "" if len(shown) == len(v.order) else f", the best {len(shown)} of {len(v.order)} points"
-    title = f"{v.split.capitalize()} {name}: mean and 95% interval over seeds{few}"
+    title = f"{v.split.capitalize()} {name}{': mean and 95% interval over seeds' if any(low) else ''}{few}"
     unit = f"{name} ({'nats, lower' if v.metric == 'logloss' else 'higher'} is better)"
     return [page.Charts([plots.dots(title, [v.sweep.points[i] for i in shown], [series], unit=unit)])]
 
@@ -106,19 +107,18 @@ def _against(v: View) -> list:
         mean = next((i.mean for i in (c.seeds, c.rows) if i is not None), None)
         cells = [page.number(mean, DIGITS, sign=True)]
         for interval in (c.seeds, c.rows, c.both):
-            cells += [page.ends(interval, DIGITS), Cell(_verdict(v, interval) if interval else "not possible")]
+            cells += [page.ends(interval, DIGITS), Cell(_verdict(v, interval) if interval else page.NOT_POSSIBLE)]
         rows.append([Cell(f"`{c.point}`"), *cells, Cell(c.why)])
     name = sweep_view.NAMES[v.metric]
     heads = ["point", f"{name} difference"]
     heads += [head for kind in ("over seeds", "over rows", "together") for head in (kind, "verdict")] + ["note"]
-    if all(not row[-1].text for row in rows):
-        heads, rows = heads[:-1], [row[:-1] for row in rows]
     better = "higher" if comparison.HIGHER_IS_BETTER[v.metric] else "lower"
     blocks = [
         page.Text(
             f"Each point minus `{v.sweep.reference}`, in {v.split} {name} ({better} is better), with 95% intervals."
         ),
-        page.Table(heads, rows),
+        *_impossible(group),
+        page.compact(page.Table(heads, rows)),
     ]
     shown = [c for c in group if c.seeds or c.rows][:MOST_ROWS]
     series = []
@@ -132,6 +132,16 @@ def _against(v: View) -> list:
         unit = f"difference in {name}{' (nats)' if v.metric == 'logloss' else ''}"
         blocks.append(page.Charts([plots.dots(title, [c.point for c in shown], series, unit=unit, line=0.0)]))
     return blocks
+
+
+def _impossible(group: list[findings.Comparison]) -> list[page.Text]:
+    """Which kinds of interval no comparison has, and why."""
+    texts = []
+    if not any(c.seeds for c in group):
+        texts.append("Over seeds it is not possible to compare: that takes two seeds that both points have.")
+    if not any(c.rows for c in group):
+        texts.append("Over rows it is not possible to compare: that takes predictions of the same test rows.")
+    return [page.Text(text) for text in texts]
 
 
 def _configurations(v: View) -> list:
