@@ -32,7 +32,7 @@ def get_config(arg: str = "hmm"):
 
     c.model.norm = "layer" if name == "edcn" else "none"  # without it EDCN's products of small embeddings never grow
 
-    # FM's sum over all pairs of slots and DESTINE's attention ask for smaller steps; tuned on validation, as the others.
+    # FM's sum over all pairs of slots and DESTINE's attention ask for smaller steps; all were tuned on validation.
     c.optim.embedding.learning_rate = {"fm": 0.005, "deepfm": 0.002, "destine": 0.005}.get(name, 0.02)
     c.optim.embedding.schedule = "cosine"
     c.optim.network.learning_rate = 2e-3 if typed or name in ("wm", "hm", "hmm") else 1e-3
