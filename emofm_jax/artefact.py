@@ -38,11 +38,13 @@ def write(scorer: "Scorer", directory: Path) -> None:
     """Writes the artefact into a directory, which is made whole and then renamed.
 
     Raises:
-      UserError: the directory is there and holds other files than an artefact's.
+      UserError: the directory is there and holds files that no export has written.
     """
-    directory = Path(directory)
-    if directory.exists() and not (directory / PROGRAM).exists() and any(directory.iterdir()):
-        raise UserError(f"{directory}: it holds other files; choose a directory that is empty or not there")
+    directory = Path(directory).absolute()
+    if directory.is_file():
+        raise UserError(f"{directory}: it is a file; name a directory")
+    if other := _other_files(directory):
+        raise UserError(f"{directory}: it holds {other[0]}, which is of no export; choose an empty or a new directory")
     temporary = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -63,12 +65,13 @@ def load(directory: Path) -> tuple[Schema, dict, Callable[[Any, Mapping], dict]]
     """
     try:
         loaded = score.load(directory)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise UserError(
             f"{Path(directory) / 'signature.json'}: not readable ({error}); copy the artefact again"
         ) from None
     except ValueError as error:
-        raise UserError(" ".join(str(error).split())) from None
+        text = " ".join(str(error).split())
+        raise UserError(text if str(directory) in text else f"{directory}: damaged ({text}); copy it again") from None
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no such file; copy the whole artefact again") from None
     schema = schema_lib.load(directory)
@@ -82,6 +85,14 @@ def load(directory: Path) -> tuple[Schema, dict, Callable[[Any, Mapping], dict]]
             raise UserError(f"{directory}: {error}") from None
 
     return schema, loaded.weights, call
+
+
+def _other_files(directory: Path) -> list[str]:
+    """Names of the files that an export would delete and that no export has written."""
+    listed = directory / "checksums.sha256"
+    known = {line.split("  ", 1)[-1] for line in listed.read_text().splitlines()} if listed.exists() else set()
+    found = (file.relative_to(directory).as_posix() for file in directory.rglob("*") if file.is_file())
+    return sorted(name for name in found if name not in known | {listed.name} and "__pycache__" not in name)
 
 
 def _write_files(scorer: "Scorer", path: Path) -> None:

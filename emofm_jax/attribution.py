@@ -7,8 +7,9 @@ each segment of the path. What a segment's logits at its ends and its attributio
 of a row add up to more than the tolerance, the segments with the large ones (a ReLU that switches, say) are halved.
 """
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +26,36 @@ _CHUNK = 256  # segments that are taken together
 _POINTS = 0.5 + np.array([-0.5, 0.5]) / np.sqrt(3)  # of Gauss-Legendre in [0, 1], of weight 1/2 each
 
 
+class Measure(NamedTuple):
+    """The programs of one scorer: embed(features) -> e, logit(e), and segment(start, end, row, at, width), below."""
+
+    embed: Callable
+    logit: Callable
+    segment: Callable
+
+
+def make_measure(scorer: "Scorer") -> Measure:
+    """Builds the programs; each is compiled once for every number of rows."""
+    params = _uncalibrated(scorer.params)
+    embed, segment = jax.jit(scorer.embed), jax.jit(_make_segment(scorer.fn_from_embeddings))
+    logit = jax.jit(lambda params, e: scorer.fn_from_embeddings(params, e)["logit"])
+    return Measure(*(functools.partial(program, params) for program in (embed, logit, segment)))
+
+
 def explain(
-    scorer: "Scorer", features: Mapping, reference: Mapping | None = None, *, tolerance: float = 1e-3
+    scorer: "Scorer",
+    measure: Measure,
+    features: Mapping,
+    reference: Mapping | None = None,
+    *,
+    tolerance: float = 1e-3,
 ) -> dict[str, np.ndarray]:
     """Attributes the logit of each row to its slots.
 
     Args:
-      scorer: of a run, or of an ensemble of runs. Of typed models the logit is the mixture's.
+      scorer: of a run, or of an ensemble of runs. Of typed models the logit is the mixture's; a calibration is left
+        out, since isotonic regression has steps, which no gradient sees.
+      measure: of the scorer.
       features: of B rows.
       reference: features of B rows, or of one, to compare with; None: e = 0, where no slot says anything.
       tolerance: of completeness, in units of the logit.
@@ -39,33 +63,35 @@ def explain(
     Returns:
       "attribution" f32[B, S] in the order of the schema's slots, "logit" and "reference_logit" f32[B], and "gap"
       f32[B], what is left of logit - reference_logit - the sum of the attributions. It exceeds `tolerance` only where
-      float32 does not resolve the path any finer.
+      the precision of the network (float32, bfloat16) does not resolve the path any finer.
 
     Raises:
       UserError: features or a reference that do not fit, an exported scorer.
     """
     num_rows = len(scorer(features)["logit"])  # checks them
-    embed = jax.jit(scorer.embed)
-    end = embed(scorer.params, features)
+    end = measure.embed(features)
     if reference is None:
         start = jax.tree.map(jnp.zeros_like, end)
     else:
         if (given := len(scorer(reference)["logit"])) not in (1, num_rows):
             raise UserError(f"reference: it has {given} rows, the features have {num_rows}; give 1 or {num_rows}")
-        start = jax.tree.map(lambda x, like: jnp.broadcast_to(x, like.shape), embed(scorer.params, reference), end)
-    logit_of = lambda params, e: scorer.fn_from_embeddings(params, e)["logit"]
-    ends = [np.asarray(jax.jit(logit_of)(scorer.params, e)) for e in (start, end)]
-    measure = jax.jit(_make_measure(logit_of))
-    attribution, gap = _refine(
-        lambda *segments: _measure_all(measure, scorer.params, start, end, segments), num_rows, tolerance
-    )
-    shape = (num_rows, scorer.schema.num_slots)
+        start = jax.tree.map(lambda x, like: jnp.broadcast_to(x, like.shape), measure.embed(reference), end)
+    ends = [np.asarray(measure.logit(e)) for e in (start, end)]
+    all_of = functools.partial(_measure_all, measure.segment, start, end)
+    attribution, gap = _refine(all_of, num_rows, tolerance)
     return {
-        "attribution": attribution.reshape(shape).astype(np.float32),
+        "attribution": attribution.reshape(num_rows, scorer.schema.num_slots).astype(np.float32),
         "logit": ends[1],
         "reference_logit": ends[0],
         "gap": gap.astype(np.float32),
     }
+
+
+def _uncalibrated(params):
+    """The parameters of a run, or of each member of an ensemble, without the calibration."""
+    if isinstance(params, tuple):
+        return tuple(_uncalibrated(member) for member in params)
+    return {name: x for name, x in params.items() if name != "calibration"}
 
 
 def _refine(measure: Callable, num_rows: int, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
@@ -92,21 +118,23 @@ def _refine(measure: Callable, num_rows: int, tolerance: float) -> tuple[np.ndar
         parts, gaps = np.concatenate([parts[~split], new_parts]), np.concatenate([gaps[~split], new_gaps])
 
 
-def _measure_all(measure, params, start, end, segments) -> tuple[np.ndarray, np.ndarray]:
+def _measure_all(segment, start, end, *segments) -> tuple[np.ndarray, np.ndarray]:
     """The segments in chunks of one shape, so that the program is compiled once."""
     found = []
     for first in range(0, len(segments[0]), _CHUNK):
         chunk = [np.resize(x[first : first + _CHUNK], _CHUNK) for x in segments]  # repeated up to the full size
         row, at, width = chunk[0].astype(np.int32), chunk[1].astype(np.float32), chunk[2].astype(np.float32)
-        found.append(measure(params, start, end, row, at, width))
+        found.append(segment(start, end, row, at, width))
     parts, gaps = (np.concatenate(x)[: len(segments[0])].astype(np.float64) for x in zip(*jax.device_get(found)))
     return parts, gaps
 
 
-def _make_measure(logit_of: Callable) -> Callable:
-    """Makes measure(params, start, end, row i32[K], at, width f32[K]) -> (attributions f32[K, S], gaps f32[K])."""
+def _make_segment(score: Callable) -> Callable:
+    """Makes segment(params, start, end, row i32[K], at, width f32[K]) -> (attributions f32[K, S], gaps f32[K])."""
 
-    def measure(params, start, end, row, at, width):
+    logit_of = lambda params, e: score(params, e)["logit"]
+
+    def segment(params, start, end, row, at, width):
         start, end = (jax.tree.map(lambda x: x[row], e) for e in (start, end))
         difference = jax.tree.map(jnp.subtract, end, start)
         place = lambda a: jax.tree.map(lambda s, d: s + a[:, None, None] * d, start, difference)
@@ -117,4 +145,4 @@ def _make_measure(logit_of: Callable) -> Callable:
         parts = sum(jax.tree.leaves(parts))  # of an ensemble: over its members
         return parts, logit_of(params, place(at + width)) - logit_of(params, place(at)) - parts.sum(axis=1)
 
-    return measure
+    return segment

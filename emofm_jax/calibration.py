@@ -93,6 +93,7 @@ def save(workdir: Path, calibration: Calibration, step: int, fit: Mapping) -> Pa
     path = Path(workdir) / "calibration.json"
     arrays = {name: array.tolist() for name, array in calibration.arrays.items()}
     body = {"format_version": FORMAT_VERSION, "method": calibration.method, "step": step, "arrays": arrays, "fit": fit}
+    body["state"] = _state(workdir, step)
     temporary = path.with_suffix(".json.tmp")
     temporary.write_text(json.dumps(body, indent=1) + "\n")
     temporary.replace(path)
@@ -113,7 +114,7 @@ def load(workdir: Path, step: int) -> Calibration:
     again = f"run `python -m emofm_jax.evaluate --workdir={workdir} --calibrate=platt`"
     try:
         body = json.loads(path.read_text())
-        version, fitted_for = body["format_version"], body["step"]
+        version, fitted_for, state = body["format_version"], body["step"], body.get("state")
         if version == FORMAT_VERSION:
             method = body["method"]
             arrays = {name: np.asarray(body["arrays"][name], np.float64) for name in _ARRAYS[method]}
@@ -126,7 +127,15 @@ def load(workdir: Path, step: int) -> Calibration:
         raise UserError(f"{path}: format version {version}, this program reads {FORMAT_VERSION}; {again} again")
     if fitted_for != step:
         raise UserError(f"{path}: fitted for step {fitted_for}, the run's checkpoint is of step {step}; {again} again")
+    if state != _state(workdir, step):
+        raise UserError(f"{path}: fitted for another state of step {step} than the run's; {again} again")
     return Calibration(method, arrays)
+
+
+def _state(workdir: Path, step: int) -> str:
+    """The hash of a checkpoint's arrays, as it stands in the checkpoint: steps of two runs have one number."""
+    path = Path(workdir) / "checkpoints" / f"step_{step}" / "state.json"
+    return json.loads(path.read_text())["xxh3"]["state.safetensors"]
 
 
 def _check(x: np.ndarray, y: np.ndarray) -> None:

@@ -92,7 +92,10 @@ def define_scorer(flags: absl_flags.FlagValues) -> None:
 
 def workdirs(flags: absl_flags.FlagValues) -> str | list[str]:
     """The run of --workdir, or the runs."""
-    return flags.workdir.split(",") if "," in flags.workdir else flags.workdir
+    names = flags.workdir.split(",")
+    if "" in names:
+        raise UserError(f"--workdir={flags.workdir}: it names no run between, before or after a comma; correct it")
+    return names if len(names) > 1 else names[0]
 
 
 def overrides(flags: absl_flags.FlagValues) -> dict:

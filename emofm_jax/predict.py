@@ -11,6 +11,7 @@ Output: one row per row of the input, in its order: `row_id` (the run's row id c
 appears when it is whole: after a kill the same command starts over.
 """
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,23 +64,25 @@ def _main(flags: absl_flags.FlagValues) -> None:
     try:
         with tqdm(unit=" rows", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
             for chunk, scores in _ahead(scorer, batches.prefetch(chunks, 2)):
-                table = _table(scores, chunk.kept, chunk.reasons, chunk.row_id)
-                if writer is None:
-                    writer = _open(temporary, table.schema, output.suffix)
-                writer.write_table(table)
                 unknown.add(chunk.features)
+                chunk, scores = _finite(chunk, scores)
+                table = _table(scores, chunk.kept, chunk.reasons, chunk.row_id)
+                with _writing(output):
+                    if writer is None:
+                        writer = _open(temporary, table.schema, output.suffix)
+                    writer.write_table(table)
                 num_rows, num_bad = num_rows + len(chunk.kept), num_bad + int((~chunk.kept).sum())
                 bar.update(len(chunk.kept))
-        if writer is None:
+        if not num_rows:
             raise UserError(f"--input={source}: it has no rows")
-        writer.close()
-        temporary.replace(output)
-    except OSError as error:
-        raise UserError(f"--output={output}: cannot be written ({error.strerror or error})") from None
+        with _writing(output):
+            writer.close()
+            temporary.replace(output)
     finally:
         temporary.unlink(missing_ok=True)
     bad = f"; {num_bad:,} of {num_rows:,} could not be read (column `reason`)" if num_bad else ""
-    print(summary.unknown(unknown.shares()))
+    if shares := summary.unknown(unknown.shares()):
+        print(shares)
     print(f"{num_rows - num_bad:,} rows scored with {' + '.join(scorer.names)}{bad}; written: {output}")
 
 
@@ -97,16 +100,33 @@ def _ahead(scorer, chunks: Iterator[Chunk]) -> Iterator[tuple[Chunk, dict[str, n
     for chunk in chunks:
         started = scorer.start(chunk.features, BATCH_ROWS)
         if pending is not None:
-            yield pending[0], _finished(pending[1]())
+            yield pending[0], pending[1]()
         pending = chunk, started
     if pending is not None:
-        yield pending[0], _finished(pending[1]())
+        yield pending[0], pending[1]()
 
 
-def _finished(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    if not np.isfinite(scores["logit"]).all():
-        raise UserError("a score is not finite: the run has diverged; lower its learning rate and train again")
-    return scores
+def _finite(chunk: Chunk, scores: dict[str, np.ndarray]) -> tuple[Chunk, dict[str, np.ndarray]]:
+    """Without the scores that are not finite, whose rows get a reason; raises UserError if all are so."""
+    finite = np.isfinite(scores["logit"])
+    if finite.all():
+        return chunk, scores
+    if not finite.any():
+        raise UserError("no score is finite: the run has diverged; lower its learning rate and train again")
+    rows, kept, reasons = np.flatnonzero(chunk.kept), chunk.kept.copy(), list(chunk.reasons)
+    kept[rows[~finite]] = False
+    for row in rows[~finite]:
+        reasons[row] = "its score is not finite: a number far outside those of training, or a run that has diverged"
+    return chunk._replace(kept=kept, reasons=reasons), {name: x[finite] for name, x in scores.items()}
+
+
+@contextlib.contextmanager
+def _writing(output: Path):
+    """An error of the disk is one of the output."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--output={output}: cannot be written ({error.strerror or error})") from None
 
 
 def _raw_chunks(source: Path, schema: Schema, directory: Path) -> Iterator[Chunk]:

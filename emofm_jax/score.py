@@ -3,9 +3,7 @@
     score = load("DIR"); score({"user_id": np.array([17, 4], np.int32), ...})["p"]     signature.json says what goes in
     score.call(score.weights, features)                   for other JAX code: jit, reverse-mode grad; not vmap, not jvp
     python DIR/score.py features.npz scores.npz           one array per slot in, scores out
-
-An id that is out of its slot's range makes the scores of its row NaN.
-"""
+An id that is out of its slot's range makes the scores of its row NaN."""
 
 import functools
 import hashlib
@@ -18,6 +16,7 @@ import numpy as np
 from jax import export
 
 FORMAT_VERSION = 1
+FILES = {"model.stablehlo", "weights.safetensors", "signature.json", "schema.json"}
 
 
 def load(directory, check=True):
@@ -26,9 +25,9 @@ def load(directory, check=True):
     signature = json.loads((directory / "signature.json").read_text())
     if (version := signature["format_version"]) > FORMAT_VERSION:
         raise ValueError(f"{directory}: format version {version}, this loader reads {FORMAT_VERSION}; use its score.py")
-    for line in (directory / "checksums.sha256").read_text().splitlines() if check else ():
-        digest, name = line.split("  ", 1)
-        if hashlib.sha256(np.memmap(directory / name, np.uint8, "r")).hexdigest() != digest:
+    listed = dict(line.split("  ", 1)[::-1] for line in (directory / "checksums.sha256").read_text().splitlines())
+    for name in sorted(listed.keys() | FILES) if check else ():
+        if hashlib.sha256((directory / name).read_bytes()).hexdigest() != listed.get(name):
             raise ValueError(f"{directory / name}: not the file that was exported; copy it again")
     weights, metadata = read_weights(directory / "weights.safetensors")
     if metadata["export"] != signature["export"]:
@@ -38,7 +37,7 @@ def load(directory, check=True):
     def call(weights, features):
         if wrong := set(features) ^ set(signature["inputs"]):
             raise ValueError(f"features: slots that are absent, or one too many: {sorted(wrong)}; see signature.json")
-        empty = len(next(iter(features.values()))) == 0  # a program takes one row at least
+        empty = next(iter(features.values())).shape[0] == 0  # a program takes one row at least
         features = {k: np.zeros((1, *x.shape[1:]), x.dtype) if empty else x for k, x in features.items()}
         try:
             scores = program.call(weights, features)

@@ -104,7 +104,7 @@ class Scorer:
 
     def explain(self, features: Mapping, reference: Mapping | None = None, **options) -> dict[str, np.ndarray]:
         """Integrated gradients of the logit over the slots' embeddings; see `attribution.explain`."""
-        return attribution.explain(self, features, reference, **options)
+        return attribution.explain(self, self._measure, features, reference, **options)
 
     @functools.cached_property
     def signature(self) -> dict:
@@ -117,6 +117,10 @@ class Scorer:
     @functools.cached_property
     def _compiled(self) -> Callable:
         return ahead.jit(self.fn)
+
+    @functools.cached_property
+    def _measure(self) -> attribution.Measure:
+        return attribution.make_measure(self)
 
     @functools.cached_property
     def _encoder(self) -> encode_lib.Encoder:
@@ -149,11 +153,14 @@ def load_scorer(path: str | Path | Sequence, *, calibrated: bool = False, combin
 
 
 def _load_one(path: Path, calibrated: bool) -> Scorer:
+    if path.is_file():
+        raise UserError(f"{path}: it is a file; name the directory of a run, of a checkpoint or of an export")
     if (path / artefact.PROGRAM).exists():
         return _load_artefact(path, calibrated)
-    step = path.name.removeprefix("step_")
-    if path.parent.name == "checkpoints" and step.isdecimal():
-        return _load_run(path.parent.parent, int(step), calibrated)
+    place = path.absolute()
+    step = place.name.removeprefix("step_")
+    if place.parent.name == "checkpoints" and step.isdecimal():
+        return _load_run(place.parent.parent, int(step), calibrated)
     return _load_run(path, None, calibrated)
 
 
@@ -255,6 +262,7 @@ def _combine(scores: Sequence[dict], combine: str) -> dict:
     """One answer of several: what all of them have."""
     mean = lambda values: sum(values) / len(scores)
     odds = lambda p: jnp.log(p) - jnp.log1p(-p)
+    inside = lambda p: jnp.clip(p, 1e-30, 1 - 2.0**-24)  # f32 p is 1 from a logit of 17 on
     if combine == "logit":
         logit = mean([s["logit"] for s in scores])
         combined = {"p": jax.nn.sigmoid(logit), "logit": logit}
@@ -268,5 +276,7 @@ def _combine(scores: Sequence[dict], combine: str) -> dict:
     if all("p_type" in s for s in scores):
         given = [s["p_given_type"] for s in scores]
         combined["p_type"] = mean([s["p_type"] for s in scores])
-        combined["p_given_type"] = mean(given) if combine == "p" else jax.nn.sigmoid(mean([odds(p) for p in given]))
+        combined["p_given_type"] = (
+            mean(given) if combine == "p" else jax.nn.sigmoid(mean([odds(inside(p)) for p in given]))
+        )
     return combined

@@ -138,17 +138,37 @@ def test_an_unknown_method_is_named():
         calibration.fit("beta", np.zeros(2), np.arange(2))
 
 
+@pytest.fixture
+def workdir(tmp_path):
+    """Of a run with checkpoints of step 1 and 32."""
+    for step in (1, 32):
+        (tmp_path / "checkpoints" / f"step_{step}").mkdir(parents=True)
+        write_state(tmp_path, step, f"hash of {step}")
+    return tmp_path
+
+
+def write_state(workdir, step, digest):
+    path = workdir / "checkpoints" / f"step_{step}" / "state.json"
+    path.write_text(json.dumps({"xxh3": {"state.safetensors": digest}}))
+
+
 @pytest.mark.parametrize("method", calibration.METHODS)
-def test_what_is_saved_is_loaded(method, tmp_path):
+def test_what_is_saved_is_loaded(method, workdir):
     fitted = calibration.fit(method, *rows(8, 1_000))
-    path = calibration.save(tmp_path, fitted, 32, {"split": "valid"})
-    again = calibration.load(tmp_path, 32)
+    path = calibration.save(workdir, fitted, 32, {"split": "valid"})
+    again = calibration.load(workdir, 32)
     assert again.method == method and again.arrays.keys() == fitted.arrays.keys()
     for name in again.arrays:
         np.testing.assert_array_equal(again.arrays[name], fitted.arrays[name])
-    assert json.loads(path.read_text())["fit"] == {"split": "valid"} and [p.name for p in tmp_path.iterdir()] == [
-        path.name
-    ]
+    assert json.loads(path.read_text())["fit"] == {"split": "valid"}
+    assert sorted(p.name for p in workdir.iterdir()) == [path.name, "checkpoints"]
+
+
+def test_a_calibration_of_another_run_with_as_many_steps(workdir):
+    calibration.save(workdir, calibration.fit("platt", *rows(8, 1_000)), 32, {})
+    write_state(workdir, 32, "another hash")
+    with pytest.raises(UserError, match="fitted for another state of step 32 than the run's; run `python"):
+        calibration.load(workdir, 32)
 
 
 @pytest.mark.parametrize(
@@ -166,20 +186,20 @@ def test_what_is_saved_is_loaded(method, tmp_path):
         (lambda body: body["arrays"]["y"].__setitem__(0, float("nan")), "not finite"),
     ],
 )
-def test_a_file_that_is_none_of_this_run(damage, message, tmp_path):
-    path = calibration.save(tmp_path, calibration.fit("isotonic", *rows(9, 500)), 32, {})
+def test_a_file_that_is_none_of_this_run(damage, message, workdir):
+    path = calibration.save(workdir, calibration.fit("isotonic", *rows(9, 500)), 32, {})
     body = json.loads(path.read_text())
     damage(body)
     path.write_text(json.dumps(body))
     with pytest.raises(UserError, match=message) as error:
-        calibration.load(tmp_path, 32)
-    assert str(error.value).startswith(f"{path}: ") and f"--workdir={tmp_path} --calibrate=platt" in str(error.value)
+        calibration.load(workdir, 32)
+    assert str(error.value).startswith(f"{path}: ") and f"--workdir={workdir} --calibrate=platt" in str(error.value)
 
 
-def test_a_missing_cut_or_foreign_file(tmp_path):
+def test_a_missing_cut_or_foreign_file(workdir):
     with pytest.raises(UserError, match="the run has no calibration; run `python -m emofm_jax.evaluate --workdir="):
-        calibration.load(tmp_path, 1)
-    path = calibration.save(tmp_path, calibration.fit("platt", *rows(10, 500)), 1, {})
+        calibration.load(workdir, 1)
+    path = calibration.save(workdir, calibration.fit("platt", *rows(10, 500)), 1, {})
     text = path.read_text()
     for other in (
         text[:50],
@@ -189,7 +209,7 @@ def test_a_missing_cut_or_foreign_file(tmp_path):
     ):
         path.write_text(other)
         with pytest.raises(UserError, match="not a calibration"):
-            calibration.load(tmp_path, 1)
+            calibration.load(workdir, 1)
     path.write_text(text.replace('"intercept": ', '"intercept": [1], "was": '))
     with pytest.raises(UserError, match="not a calibration"):
-        calibration.load(tmp_path, 1)
+        calibration.load(workdir, 1)

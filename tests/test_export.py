@@ -12,11 +12,11 @@ import pytest
 import safetensors.numpy
 
 import emofm_jax
-from emofm_jax import export
+from emofm_jax import calibration, export
 from emofm_jax.data import features as features_lib
 from emofm_jax.errors import UserError
 
-BATCHES = (0, 1, 7, 300)
+BATCHES = (0, 1, 7, 4096)
 # Runs where nothing but jax, numpy and what these need can be imported.
 ALONE = """
 import importlib.abc, sys
@@ -73,7 +73,7 @@ def test_it_scores_without_this_package(artefact, scorer, features, tmp_path):
     script[2] = tmp_path / "less.npz"
     wrong = subprocess.run(list(map(str, script)), capture_output=True, text=True)
     assert wrong.returncode == 1 and wrong.stderr.startswith("error: features: slots that are absent")
-    assert said.startswith("300 rows scored") and np.load(tmp_path / "scores.npz")["p"].shape == (300,)
+    assert said.startswith("4,096 rows scored") and np.load(tmp_path / "scores.npz")["p"].shape == (4096,)
 
 
 def test_the_package_loads_it_too(artefact, scorer, features):
@@ -91,7 +91,7 @@ def test_the_package_loads_it_too(artefact, scorer, features):
 
 def test_what_an_exported_program_cannot_do_is_said(artefact, features):
     loaded = emofm_jax.load_scorer(artefact)
-    stacked = {k: x.reshape(3, 100, *x.shape[1:]) for k, x in features.items()}
+    stacked = {k: x.reshape(4, 1024, *x.shape[1:]) for k, x in features.items()}
     with pytest.raises(UserError, match="an exported program has no vmap and no jvp; give it a batch, or use jax.grad"):
         jax.vmap(loaded.fn, (None, 0))(loaded.params, stacked)
     with pytest.raises(UserError, match="no vmap and no jvp"):
@@ -112,15 +112,27 @@ def test_the_table_is_mapped_and_first(artefact, scorer):
 
 
 def test_an_ensemble_and_a_calibrated_run_are_exported(runs, features, tmp_path):
-    shutil.copytree(runs / "hmm", tmp_path / "run")
-    (tmp_path / "run" / "calibration.json").write_text(
-        json.dumps({"format_version": 1, "method": "platt", "step": 16, "arrays": {"slope": 0.5, "intercept": -1.0}})
-    )
-    flags = [f"--workdir={tmp_path / 'run'},{tmp_path / 'run'}", "--calibrated", f"--output={tmp_path / 'out'}"]
+    for name, slope in (("hmm", 0.5), ("wm", 2.0)):
+        shutil.copytree(runs / name, tmp_path / name)
+        platt = calibration.Calibration("platt", {"slope": np.array(slope), "intercept": np.array(-1.0)})
+        calibration.save(tmp_path / name, platt, 16, {})
+    flags = [f"--workdir={tmp_path / 'hmm'},{tmp_path / 'wm'}", "--calibrated", f"--output={tmp_path / 'out'}"]
     assert export.main(["export", *flags]) == 0
-    plain, found = emofm_jax.load_scorer(runs / "hmm")(features), emofm_jax.load_scorer(tmp_path / "out")(features)
-    p = 1 / (1 + np.exp(-(0.5 * np.asarray(plain["logit"], np.float64) - 1)))
-    np.testing.assert_allclose(found["p"], p, atol=1e-6)
+    one, two = (np.asarray(emofm_jax.load_scorer(runs / n)(features)["logit"], np.float64) for n in ("hmm", "wm"))
+    p = 1 / (1 + np.exp(-((0.5 * one - 1) + (2 * two - 1)) / 2))
+    np.testing.assert_allclose(emofm_jax.load_scorer(tmp_path / "out")(features)["p"], p, atol=1e-6)
+
+
+def test_bags_and_numbers_of_an_untyped_run_and_an_export_of_an_export(runs, tmp_path):
+    """The second one holds the program of the first."""
+    scorer = emofm_jax.load_scorer(runs / "mine")
+    features = features_lib.example(scorer.schema, 9)
+    for source, output in (("mine", "once"), (tmp_path / "once", "twice")):
+        assert export.main(["export", f"--workdir={runs / source}", f"--output={tmp_path / output}"]) == 0
+        loaded = emofm_jax.load_scorer(tmp_path / output)
+        np.testing.assert_allclose(loaded(features)["p"], scorer(features)["p"], atol=1e-6)
+    raw = {slot.name: [None] for slot in scorer.schema.slots} | {"price": [3.5], "tags": ["film|news"]}
+    np.testing.assert_array_equal(loaded.encode(raw)["tags"], scorer.encode(raw)["tags"])
 
 
 def test_the_readme_and_the_checksums(artefact):
@@ -160,6 +172,9 @@ def unchecked(path):
         (lambda p: (edit(p / "signature.json", schema="x"), unchecked(p)), "schema.json is not of the run"),
         (lambda p: (flip(p / "weights.safetensors", -1, 64), unchecked(p)), "its worked example gives another"),
         (lambda p: (p / "signature.json").write_text("{"), "signature.json: not readable"),
+        (lambda p: (p / "signature.json").write_bytes(b"\xff"), "signature.json: not readable"),
+        (lambda p: (p / "weights.safetensors").write_bytes(b""), "weights.safetensors: not the file that"),
+        (lambda p: (p / "checksums.sha256").write_text(""), "model.stablehlo: not the file that was exported"),
     ],
 )
 def test_a_damaged_artefact_is_refused(artefact, tmp_path, damage, message):
@@ -175,5 +190,13 @@ def test_the_command_line(runs, artefact, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("precious")
     assert export.main(["export", f"--workdir={runs / 'hmm'}", f"--output={tmp_path / 'mine'}"]) == 2
-    assert "holds other files; choose a directory that is empty" in capsys.readouterr().err
+    assert "it holds thesis.tex, which is of no export; choose an empty or a new" in capsys.readouterr().err
     assert [f.name for f in tmp_path.iterdir()] == ["mine"]  # nothing half-written
+    shutil.copytree(artefact, tmp_path / "again")
+    assert export.main(["export", f"--workdir={runs / 'hmm'}", f"--output={tmp_path / 'again'}"]) == 0
+    (tmp_path / "again" / "notes.txt").write_text("mine")
+    for output, message in (("again", "it holds notes.txt"), ("mine/thesis.tex", "it is a file; name a directory")):
+        assert export.main(["export", f"--workdir={runs / 'hmm'}", f"--output={tmp_path / output}"]) == 2
+        assert message in capsys.readouterr().err
+    assert export.main(["export", "--workdir=a,", f"--output={tmp_path / 'x'}"]) == 2
+    assert "--workdir=a,: it names no run" in capsys.readouterr().err

@@ -24,7 +24,7 @@ SCHEMA = Schema(
         Slot("price", "item", "numeric", rows=2, transform="log1p"),
         Slot("hour", "scene", encoding="identity", rows=25),
     ),
-    recipe=config.default().prepare.to_dict() | {"null_values": ("", "NA"), "ignore": ("note",)},
+    recipe=config.default().prepare.to_dict() | {"null_values": ("", "NA", "-1"), "ignore": ("note",)},
 )
 RAW = {
     "user": ["a", None, "NA", "b"],
@@ -56,7 +56,9 @@ def test_every_kind_of_slot():
     features.check(SCHEMA, made)
 
 
-@pytest.mark.parametrize("form", ["numpy", "table", "batch", "chunked", "with roles", "dictionary"])
+@pytest.mark.parametrize(
+    "form", ["numpy", "table", "batch", "chunked", "with roles", "dictionary", "large", "binary", "null number"]
+)
 def test_every_form_of_raw_values_gives_the_same(form):
     columns = {name: pa.array(values) for name, values in raw().items()}
     given = {
@@ -66,9 +68,22 @@ def test_every_form_of_raw_values_gives_the_same(form):
         "chunked": lambda: pa.concat_tables([pa.table(columns).slice(0, 1), pa.table(columns).slice(1)]),
         "with roles": lambda: raw(label=[0, 1, 0, 1], note=[None] * 4),
         "dictionary": lambda: pa.table(columns | {"user": columns["user"].dictionary_encode()}),
+        "large": lambda: pa.table(columns | {"user": columns["user"].cast(pa.large_string())}),
+        "binary": lambda: pa.table(columns | {"user": columns["user"].cast(pa.binary())}),
+        "null number": lambda: raw(hour=[23, 0, -1, 7], price=[1.5, -1.0, -2.0, 0.0]),
     }[form]()
     for name, wanted in features.encode(encoder(), raw()).items():
         np.testing.assert_array_equal(features.encode(encoder(), given)[name], wanted, err_msg=name)
+
+
+def test_a_column_may_not_stand_twice():
+    twice = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["hour", "hour"])
+    with pytest.raises(UserError, match="data: column 'hour' stands twice"):
+        features.encode(encoder(), twice)
+    with pytest.raises(UserError, match="data: a list is no mapping"):
+        features.encode(encoder(), [1])
+    with pytest.raises(UserError, match="features: a NoneType is no mapping"):
+        features.check(SCHEMA, None)
 
 
 def test_threads_change_nothing():
@@ -152,6 +167,7 @@ def test_raw_values_that_do_not_fit_are_named(changes, message):
         ({"hour": None}, r"are absent: 'hour'"),
         ({"other": np.zeros(4)}, r"'other' is no slot"),
         ({"hour": np.zeros(4)}, r"slot 'hour' is float64\[4\], it must be i32\[b\]"),
+        ({"hour": np.zeros(4, np.int64)}, r"slot 'hour' is int64\[4\], it must be i32\[b\]"),
         ({"price": np.zeros(4, np.int32)}, r"slot 'price' is int32\[4\], it must be f32\[b\]"),
         ({"user": np.array(list("abcd"))}, r"slot 'user' is <U1\[4\], it must be an array i32\[b\]; .*encode"),
         ({"tags": [[1], [1, 2], [], [3]]}, r"slot 'tags' is list, it must be an array i32\[b, 3\]"),
@@ -174,6 +190,7 @@ def test_features_that_do_not_fit_are_named(changes, message):
         ("user", 0, -1, r"slot 'user', row 0: the id -1"),
         ("tags", (3, 1), 6, r"slot 'tags', row 3: the id 6 .* 0 .. 5, -1 for padding"),
         ("words", (1, 0), -2, r"slot 'words', row 1: the id -2"),
+        ("price", 2, np.inf, r"slot 'price', row 2: inf is not finite; a missing number is NaN"),
     ],
 )
 def test_an_id_out_of_range_is_named(slot, place, bad, message):

@@ -1,5 +1,6 @@
 """The scorer: the figures of `evaluate`, pure under every transformation, ensembles, calibration, explanations."""
 
+import dataclasses
 import json
 import shutil
 
@@ -11,6 +12,7 @@ import pytest
 
 import emofm_jax
 from emofm_jax import calibration, evaluate
+from emofm_jax import scorer as scorer_lib
 from emofm_jax.data import features as features_lib
 from emofm_jax.data import shards
 from emofm_jax.errors import UserError
@@ -150,6 +152,17 @@ def test_an_ensemble_is_an_average_and_a_scorer(runs, features, combine):
     )
 
 
+def test_an_ensemble_of_sure_types_is_finite(runs, features):
+    """In float32 p is 1 where the logit is above 17."""
+    both = emofm_jax.load_scorer([runs / "hmm", runs / "wm"])
+    sure = lambda p: dict(
+        logit=jnp.zeros(1), p=jnp.full(1, 0.5), p_type=jnp.ones((1, 1)), p_given_type=jnp.full((1, 1), p)
+    )
+    members = [dataclasses.replace(both, fn=lambda _, f, p=p: sure(p), params=()) for p in (1.0, 0.0)]
+    scores = scorer_lib._ensemble(members, "logit").fn(((), ()), features)
+    assert np.isfinite(scores["p_given_type"]).all() and 0 <= scores["p_given_type"][0, 0] <= 1
+
+
 def test_a_typed_and_an_untyped_run_have_the_click_in_common(runs, features):
     both = emofm_jax.load_scorer([runs / "hmm", runs / "dnn"])
     assert both(features).keys() == {"p", "logit"}
@@ -195,6 +208,21 @@ def test_attributions_are_a_path_integral(runs, features):
         np.testing.assert_allclose(found["attribution"][row], total.reshape(e.shape[1:]).sum(1), atol=2e-4)
 
 
+def test_numbers_and_a_calibration_are_explained_without_compiling_again(runs, tmp_path):
+    shutil.copytree(runs / "mine", tmp_path / "run")
+    steps = {"x": np.array([-9.0, -1.5, -1.49, 9.0]), "y": np.array([0.0, 0.1, 0.7, 1.0])}
+    step = int(next((runs / "mine" / "checkpoints").glob("step_*")).name[5:])
+    calibration.save(tmp_path / "run", calibration.Calibration("isotonic", steps), step, {})
+    scorer = emofm_jax.load_scorer(tmp_path / "run", calibrated=True)
+    features = features_lib.example(scorer.schema, 20)
+    found = scorer.explain(features)
+    assert np.isnan(features["price"]).any() and np.abs(found["gap"]).max() <= 1e-3
+    np.testing.assert_allclose(found["logit"], emofm_jax.load_scorer(runs / "mine")(features)["logit"], atol=1e-6)
+    compiled = scorer._measure.segment.func._cache_size()
+    scorer.explain(features)
+    assert scorer._measure.segment.func._cache_size() == compiled == 1
+
+
 def test_attributions_against_other_rows(scorer, features):
     one, other = ({k: x[rows] for k, x in features.items()} for rows in ([0, 1, 2], [7]))
     found = scorer.explain(one, other)
@@ -220,6 +248,8 @@ def test_raw_values_to_scores(runs):
 def test_what_cannot_be_loaded(runs, tmp_path):
     with pytest.raises(UserError, match="nowhere: holds no run"):
         emofm_jax.load_scorer(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="config.json: it is a file; name the directory"):
+        emofm_jax.load_scorer(runs / "wm" / "config.json")
     with pytest.raises(UserError, match="the list of runs is empty"):
         emofm_jax.load_scorer([])
     with pytest.raises(UserError, match="combine: 'mean' is not known; choose one of logit, p"):

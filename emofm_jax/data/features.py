@@ -15,7 +15,6 @@ from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from emofm_jax.data import batches
 from emofm_jax.data.encode import Encoder
@@ -50,18 +49,20 @@ def encode(encoder: Encoder, data: Mapping[str, Sequence] | pa.Table | pa.Record
         no number, an id that is no integer below the rows of the slot.
     """
     schema = encoder.schema
-    named = dict(zip(data.schema.names, data.columns)) if isinstance(data, pa.Table | pa.RecordBatch) else dict(data)
+    if isinstance(data, pa.Table | pa.RecordBatch):
+        names = data.schema.names
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"data: column {twice[0]!r} stands twice; leave one out")
+        data = dict(zip(names, data.columns))
+    named = _as_mapping("data", data)
     _check_names("data", schema, named, _known_columns(schema.recipe))
     columns = {slot.name: _as_arrow(slot, named[slot.name]) for slot in schema.slots}
     _check_lengths("data", {name: len(column) for name, column in columns.items()})
-    nulls = pa.array(schema.recipe.get("null_values", ()), pa.string())
     bad: dict[int, tuple[str, str]] = {}
 
     def one(slot: Slot) -> np.ndarray:
-        column = columns[slot.name]
-        if len(nulls) and pa.types.is_string(column.type):
-            column = pc.if_else(pc.is_in(column, nulls), pa.scalar(None, pa.string()), column)
-        column = tabular.plain_columns("data", schema.recipe, {slot.name: column}, schema.slots)[slot.name]
+        raw = {slot.name: columns[slot.name]}
+        column = tabular.plain_columns("data", schema.recipe, raw, schema.slots)[slot.name]
         return _as_feature(encoder.slot(slot, column, bad), slot)
 
     if sum(len(column) for column in columns.values()) < _THREAD_CELLS:
@@ -87,14 +88,14 @@ def check(schema: Schema, features: Mapping) -> int:
     Raises:
       UserError: an absent slot or one too many, another dtype or shape than `signature` has.
     """
-    _check_names("features", schema, features, ())
+    _check_names("features", schema, _as_mapping("features", features), ())
     for slot in schema.slots:
         x, wanted = features[slot.name], _in_words(slot)
         kind = getattr(getattr(x, "dtype", None), "kind", None)
         where = f"features: slot {slot.name!r}"
         if kind is None or kind in "OSUT":
             raise UserError(f"{where} is {_type_of(x)}, it must be an array {wanted}; scorer.encode takes raw values")
-        if (kind not in "fV") if slot.is_numeric else (kind not in "iu"):  # V: bfloat16
+        if x.dtype != (np.float32 if slot.is_numeric else np.int32):
             raise UserError(
                 f"{where} is {_type_of(x)}, it must be {wanted}; convert it, or give scorer.encode raw values"
             )
@@ -105,12 +106,14 @@ def check(schema: Schema, features: Mapping) -> int:
 
 
 def check_ids(schema: Schema, features: Mapping, valid: np.ndarray) -> None:
-    """Raises a UserError that names the first id out of range, by what `pack` found."""
+    """Raises a UserError that names the first id out of range or infinite number, by what `pack` found."""
     if valid.all():
         return
     row, column = (int(x) for x in np.argwhere(~valid)[0])
     slot = schema.slots[schema.column_slots[column]]
     found = np.ravel(features[slot.name][row])[column - int(np.sum(schema.column_slots < schema.column_slots[column]))]
+    if slot.is_numeric:
+        raise UserError(f"features: slot {slot.name!r}, row {row}: {found} is not finite; a missing number is NaN")
     padding = ", -1 for padding" if slot.kind == "multi" else ""
     raise UserError(
         f"features: slot {slot.name!r}, row {row}: the id {found} is out of range; its ids are 0 .. {slot.rows - 1}"
@@ -128,7 +131,7 @@ def pack(schema: Schema, features: Mapping, xp: ModuleType = np) -> tuple:
 
     Returns:
       ids i32[B, N], global rows of the table, V = padding or out of range; value f32[B, N], or None if the schema needs
-      none; valid bool[B, N], False where an id is out of its slot's range.
+      none; valid bool[B, N], False where an id is out of its slot's range, or a number infinite.
     """
     columns = [_columns(slot, features[slot.name], xp) for slot in schema.slots]
     local = columns[0] if len(columns) == 1 else xp.concatenate(columns, axis=1)
@@ -191,9 +194,9 @@ def example(schema: Schema, num_rows: int, seed: int = 0) -> dict[str, np.ndarra
 
 
 def _columns(slot, x, xp):
-    """Local ids [B, columns of the slot]; of a number 0 if it is missing, else 1."""
+    """Local ids [B, columns of the slot]; of a number 0 if it is missing, -2 if it is infinite, else 1."""
     if slot.is_numeric:
-        return xp.where(xp.isnan(x), 0, 1).astype(np.int32)[:, None]
+        return xp.where(xp.isnan(x), 0, xp.where(xp.isinf(x), -2, 1)).astype(np.int32)[:, None]
     return x if slot.kind == "multi" else x[:, None]
 
 
@@ -235,6 +238,12 @@ def _as_arrow(slot: Slot, values) -> pa.Array:
     if pa.types.is_null(column.type):
         return column.cast(pa.list_(pa.string()) if slot.kind == "multi" else pa.string())
     return column
+
+
+def _as_mapping(where: str, given) -> Mapping:
+    if not isinstance(given, Mapping):
+        raise UserError(f"{where}: a {type(given).__name__} is no mapping; give an array for each slot, by its name")
+    return given
 
 
 def _check_names(where: str, schema: Schema, given: Mapping, passed_over: Sequence[str]) -> None:

@@ -9,7 +9,8 @@ their order. Every column must be a slot, have a role, or be left out on purpose
 
 import csv
 import functools
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from emofm_jax.data.schema import Slot
 from emofm_jax.errors import UserError
 
 _PARQUET_ROWS = 1 << 16
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
 # Roles that a row to predict may lack.
 _ONLY_TRAINING = ("label", "ftype", "weight", "gauc_key", "_day")
 
@@ -163,7 +165,7 @@ def _parquet_tasks(recipe, path, labelled, progress, slots) -> Iterator[Callable
 def plain_columns(
     where: str, recipe: Mapping, columns: Mapping[str, pa.Array], slots: tuple[Slot, ...]
 ) -> dict[str, pa.Array]:
-    """Arrow columns of any type as integers, floats, text and, for bags, lists of these.
+    """Arrow columns of any type as integers, floats, text and, for bags, lists of these; null for `null_values`.
 
     Raises:
       UserError: a type that cannot be used, lists in a column of single values.
@@ -171,11 +173,23 @@ def plain_columns(
     plain = {}
     for name, column in columns.items():
         try:
-            plain[name] = column.cast(_plain_type(column.type))
+            plain[name] = _without_nulls(column.cast(_plain_type(column.type)), recipe["null_values"])
         except pa.ArrowException as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{where}: column {name!r} of type {column.type} cannot be used ({reason})") from None
     return _split_bags(recipe, plain, slots)
+
+
+def _without_nulls(column: pa.Array, spellings: Sequence[str]) -> pa.Array:
+    """Null for the spellings of a missing value, of a number too: "-1" is -1 and -1.0."""
+    if pa.types.is_list(column.type):
+        return column
+    if pa.types.is_string(column.type):
+        missing = pc.is_in(column, pa.array(spellings, pa.string()))
+    else:
+        numbers = [float(text) for text in spellings if _NUMBER.fullmatch(text)]
+        missing = pc.is_in(column.cast(pa.float64(), safe=False), pa.array(numbers, pa.float64()))
+    return pc.if_else(missing, pa.scalar(None, column.type), column)
 
 
 def _parquet_chunk(recipe, file, lines, columns, slots) -> Chunk:
