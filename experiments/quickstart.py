@@ -6,8 +6,8 @@
 
 Claim: typed predictors come close to what is attainable when the type is hidden at test time, and mixers make up for
 the split into groups. Expected on the test split, mean +/- sd of seeds 0, 1, 2, share of the attainable AUC lift: hmm
-0.896 +/- 0.008, wm 0.897 +/- 0.006, hm 0.882 +/- 0.002, dnn (no types) 0.876 +/- 0.005 (commit 0ed9065; one seed of
-every model: docs/results/baselines.md). hmm takes 1.5 minutes on two cores (AMD EPYC, AVX2), November 2026. Rates and
+0.899 +/- 0.008, wm 0.897 +/- 0.005, hm 0.879 +/- 0.003, dnn (no types) 0.873 +/- 0.004; every model, typed and
+untyped: docs/results/baselines.md. hmm takes 1.5 minutes on two cores (AMD EPYC, AVX2), November 2026. Rates and
 widths were tuned on the validation split, dnn's rates apart.
 """
 
