@@ -1,5 +1,6 @@
 """Compiling pmapped functions ahead of their first call, since pmap itself takes no compiler options."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -46,12 +47,37 @@ def _compile(lowered):
 
 
 def jit(function: Callable) -> Callable:
-    """`jax.jit` that compiles for a CPU as `compile_ahead` does (its docstring says why and when not).
+    """`jax.jit` that compiles for a CPU as `compile_ahead` does: with `CPU_OPTIONS`, unless there are batched products.
+
+    The first call decides; from then on a call is jax.jit's own. For top-level calls only: JAX takes compiler options
+    nowhere else, so inside another program call the function itself.
 
     Args:
-      function: of arguments whose shapes decide the program: each new set of shapes is compiled once.
+      function: of arrays, compiled once for each set of shapes; whether it batches products must not depend on them.
     """
-    if jax.default_backend() != "cpu":
-        return jax.jit(function)
-    plain, fast = jax.jit(function), jax.jit(function, compiler_options=CPU_OPTIONS)
-    return fast
+    plain = jax.jit(function)
+    if jax.default_backend() != "cpu" or not _knows_options():
+        return plain
+    chosen = None
+
+    def call(*args):
+        nonlocal chosen
+        if chosen is None:
+            batched = "batching_dims" in plain.lower(*args).as_text()
+            chosen = plain if batched else jax.jit(function, compiler_options=CPU_OPTIONS)
+        return chosen(*args)
+
+    call._cache_size = lambda: chosen._cache_size() if chosen else 0  # as of jax.jit, for tests
+    return call
+
+
+@functools.cache
+def _knows_options() -> bool:
+    """Whether this jaxlib takes `CPU_OPTIONS`."""
+    try:
+        jax.jit(lambda x: x).lower(0.0).compile(compiler_options=CPU_OPTIONS)
+    except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" not in str(error):
+            raise
+        return False
+    return True
