@@ -14,6 +14,7 @@ _COLOURS = ("#0b5fa5", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#0e7490", "#
 _DARK = ("#6cb6ff", "#ff9b6a", "#6fd08c", "#c9a2ff", "#f2cc60", "#5fd4e0", "#ff8ac1", "#b0b8c4")
 DASHES = ("", "8 3", "2 3", "10 3 2 3", "5 3", "12 3 2 3 2 3", "4 2 1 2", "1 4")
 SHAPES = ("circle", "square", "triangle", "diamond", "down", "cross", "plus", "ring")
+_LEAST, _LEAST_LOG = 1e-4, 0.02  # spans below which a scale does not go: of the largest value, of a decade
 NUM_STYLES = len(SHAPES)  # series that can be told apart, in greyscale too
 
 
@@ -109,20 +110,25 @@ class Scale:
     def ticks(self, count: int = 6) -> list[tuple[float, str]]:
         """At most about `count` round values within the scale, and how they are written."""
         values = _log_ticks(self.low, self.high, count) if self.log else _round_ticks(self.low, self.high, count)
-        if self.log and len(values) < 2:
-            values = _round_ticks(self.low, self.high, count)
-        if self.log or max(map(abs, values), default=0) >= 10_000:
+        if self.log and len(values) >= 2:
             return [(value, number(value)) for value in values]
-        step = abs(values[1] - values[0]) if len(values) > 1 else abs(values[0]) or 1.0
-        return [(value, _fixed(value, step)) for value in values]
+        values = _round_ticks(self.low, self.high, count) if self.log else values
+        return list(zip(values, _apart(values)))
 
 
 def scale(values: list[float], start: float, stop: float, *, log: bool = False, include: tuple = ()) -> Scale:
-    """A scale with room around the values, also around a single one; `include` is always on it and needs no room."""
+    """A scale with room around the values, also around a single one; `include` is always on it and needs no room.
+
+    Values that are alike to four digits, or on a logarithmic scale to 5%, get room as if they were not: what noise does
+    shall not fill the chart.
+    """
     found = [v for v in (*values, *include) if v is not None and math.isfinite(v) and (v > 0 or not log)]
     low, high = (min(found), max(found)) if found else (1.0, 2.0)
     edges = [math.log10(v) if log else v for v in (low, high)]
-    if not (spread := edges[1] - edges[0]):
+    least = _LEAST_LOG if log else _LEAST * max(abs(low), abs(high))
+    if 0 < (spread := edges[1] - edges[0]) < least:
+        edges = [e + side * 0.5 * (least - spread) for e, side in zip(edges, (-1, 1))]
+    elif not spread:
         room = 0.3 if log else abs(high) * 0.05 or 1.0
         edges = [edges[0] - room, edges[1] + room]
     else:
@@ -190,6 +196,16 @@ def number(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:.3g}{letter}"
     return f"{value:.3g}"
+
+
+def _apart(values: list[float]) -> list[str]:
+    """Evenly spaced values with the decimals that tell them apart; thousands by a letter where that is short."""
+    step = abs(values[1] - values[0]) if len(values) > 1 else abs(values[0]) or 1.0
+    largest = max(map(abs, values), default=0)
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if largest >= max(size, 10_000) and step / size >= 0.01:
+            return [_fixed(value / size, step / size) + (letter if abs(value) > step / 1e6 else "") for value in values]
+    return [_fixed(value, step) for value in values]
 
 
 def _round_ticks(low: float, high: float, count: int) -> list[float]:

@@ -6,7 +6,8 @@
 
 Of a sweep: means with intervals over the seeds; every point against the reference, over seeds and over test rows, with
 "not distinguishable" as an answer; the number that a sweep varies against the metric; by type, cost, learning curves,
-calibration, configurations. Of a run: its figures, curves, calibration and slots. Writes report.html, which stands
+calibration, configurations. Points are ranked and compared within the same data only; on data without the reference
+its like takes its place. Of a run: its figures, curves, calibration and slots. Writes report.html, which stands
 alone and asks the network for nothing, and report.md into the workdir. A sweep that is under way is reported as far as
 it has come.
 """
@@ -19,7 +20,7 @@ from absl import flags as absl_flags
 
 from emofm_jax import cli
 from emofm_jax.errors import UserError, check_choice
-from emofm_jax.reports import page, results, run_page, sweep_page, sweep_view
+from emofm_jax.reports import page, results, run_page, sweep_page, sweep_summary, sweep_view
 
 
 def _main(flags: absl_flags.FlagValues) -> None:
@@ -29,21 +30,22 @@ def _main(flags: absl_flags.FlagValues) -> None:
     if isinstance(found, results.Sweep):
         view = sweep_view.view(found, flags.metric, _reference(found, flags.reference))
         title, lead, sections = f"Sweep: {found.name}", sweep_view.lead(view), sweep_page.sections(view)
-        table, said = sweep_page.results_table(view), sweep_view.summary(view)
+        tables = sweep_page.results_tables(view)
+        said = [*sweep_summary.summary(view), *sweep_summary.by_data(view)]
         if (missing := len(found.points) * len(found.seeds) - len(found.runs)) > 0:
             said.insert(0, f"Unfinished: {len(found.runs)} of {missing + len(found.runs)} runs are in.")
     else:
         if flags.reference:
             raise UserError(f"--reference={flags.reference}: {workdir} is a single run, without points; leave it out")
         title, lead, sections = run_page.title(found), run_page.lead(found), run_page.sections(found)
-        table, said = run_page.figures(found), [run_page.summary(found)]
+        tables, said = [("", run_page.figures(found))], [run_page.summary(found)]
     for name, text in (
         ("report.html", page.as_html(title, lead, sections)),
         ("report.md", page.as_markdown(title, lead, sections)),
     ):
         (workdir / f"{name}.tmp").write_text(text, encoding="utf-8")
         (workdir / f"{name}.tmp").replace(workdir / name)
-    print(page.as_text(table))
+    print("\n\n".join("\n".join(filter(None, [name, page.as_text(table)])) for name, table in tables))
     print("\n" + "\n".join(text.replace("`", "").replace("**", "") for text in said))
     print(f"written: {workdir / 'report.html'}, {workdir / 'report.md'}")
 

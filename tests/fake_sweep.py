@@ -27,7 +27,9 @@ def make(
     skip: tuple[tuple[str, int], ...] = (),
     fail: tuple[tuple[str, int], ...] = (),
 ) -> Path:
-    """Writes a sweep of `points`, {name: (strength of its signal, overrides)}, whose runs all see the same rows.
+    """Writes a sweep of `points`, {name: (strength of its signal, overrides)}.
+
+    Overrides of `prepare` give other test rows, but for `hash_rows`, which only changes how rows are encoded.
 
     Args:
       reference: by default the first point.
@@ -36,22 +38,27 @@ def make(
       fail: (point, seed) of runs that failed.
     """
     rng = np.random.default_rng(0)
-    truth = _truth(rng, num_rows)
+    truths = {"{}": _truth(rng, num_rows)}
     workdir.mkdir(parents=True)
     names = list(points)
     plan = {"experiment": "experiments/fake.py", "name": workdir.name, "points": names, "seeds": list(seeds)}
     (workdir / "sweep.json").write_text(json.dumps(plan | {"reference": reference or names[0]}))
     lines = []
     for name, (strength, overrides) in points.items():
+        of_rows = {k: v for k, v in overrides.items() if k.startswith("prepare.") and "hash_rows" not in k}
+        if (rows := repr(of_rows)) not in truths:
+            truths[rows] = _truth(np.random.default_rng(len(truths)), num_rows)
         for seed in seeds:
             if (name, seed) in skip:
                 continue
             run = {"point": name, "seed": seed, "status": "ok", "error": "", "overrides": overrides, "seconds": 61.5}
             run |= {"metrics": None, "workdir": f"runs/{name}/seed-{seed}"}
+            run["peak_memory_mib"] = 900.0 * 2**strength + seed
             if (name, seed) in fail:
                 run |= {"status": "failed", "error": "step 12: the loss is not finite; lower the learning rate"}
             else:
-                run["metrics"] = _run(workdir / run["workdir"], rng, truth, strength, overrides, seed, seed_noise)
+                place = workdir / run["workdir"]
+                run["metrics"] = _run(place, rng, truths[rows], strength, overrides, seed, seed_noise)
             lines.append(json.dumps(run) + "\n")
     (workdir / "results.jsonl").write_text("".join(lines))
     return workdir

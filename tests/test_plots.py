@@ -140,8 +140,8 @@ def test_ticks_are_round_within_the_scale_and_written_apart(low, span, count):
     scale = axes.Scale(low, low + span, 0, 100)
     values, labels = zip(*scale.ticks(count))
     assert 1 <= len(values) <= count + 1 and all(low - 1e-9 * span <= v <= low + span * (1 + 1e-9) for v in values)
+    assert len(set(labels)) == len(labels)
     if abs(low) + span < 10_000:
-        assert len(set(labels)) == len(labels)
         np.testing.assert_allclose([float(x) for x in labels], values, atol=span * 1e-6, rtol=1e-9)
     steps = np.diff(values)
     if len(steps):
@@ -155,7 +155,25 @@ def test_logarithmic_ticks(low, factor):
     scale = axes.Scale(low, low * factor, 0, 100, log=True)
     values = [value for value, _ in scale.ticks()]
     assert 2 <= len(values) <= 9 and all(low * 0.999 <= v <= low * factor * 1.001 for v in values)
+    labels = [label for _, label in scale.ticks()]
+    assert len(set(labels)) == len(labels)
     np.testing.assert_allclose(scale(math.sqrt(low * low * factor)), 50, atol=1e-6)
+
+
+def test_labels_tell_large_and_close_numbers_apart():
+    written = lambda low, high, log=False: [label for _, label in axes.Scale(low, high, 0, 100, log).ticks()]
+    assert written(153_800, 156_100) == ["154.0k", "154.5k", "155.0k", "155.5k", "156.0k"]
+    assert written(0, 40_000) == ["0", "10k", "20k", "30k", "40k"]
+    assert written(0.31601, 0.31634, log=True) == ["0.3161", "0.3162", "0.3163"]
+    assert written(0, 3_000_000)[-1] == "3.0M" and written(1_000_000, 1_000_100)[1] == "1000.02k"
+
+
+@pytest.mark.parametrize("values, log, least", [([0.7, 0.7 + 1e-9], False, 6e-5), ([0.316, 0.3161], True, 0.01)])
+def test_a_scale_is_not_filled_by_noise(values, log, least):
+    scale = axes.scale(values, 0, 100, log=log)
+    assert scale.high - scale.low > least and scale.low < values[0] < values[1] < scale.high
+    shown = [scale(v) for v in values]
+    assert 0 < shown[1] - shown[0] < 20 and 40 < shown[0] < 60
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -66,7 +66,7 @@ def test_the_table_has_the_means_and_their_spread(sweep):
         low, high = map(float, rows[point][2].split(" to "))
         np.testing.assert_allclose((low, high), (found.mean() - half, found.mean() + half), atol=1.1e-5)
     assert list(rows)[0] == "weak" and list(rows)[-2] == "strong"  # the best first, read from the end
-    assert rows["d32"][8] == "2 of 3, 1 failed" and rows["hmm"][8] == "3 of 3"
+    assert rows["d32"][9] == "2 of 3, 1 failed" and rows["hmm"][9] == "3 of 3"
 
 
 def test_the_verdicts_are_what_the_numbers_say(sweep):
@@ -82,6 +82,9 @@ def test_the_verdicts_are_what_the_numbers_say(sweep):
     summary = text.split("## Summary")[1].split("## ")[0]
     assert "Of 7 points **`strong` has the highest mean test AUC" in summary
     assert re.search(r"Against the reference `hmm`: better is `strong`; worse .*`weak`", summary)
+    assert re.search(r"Too few seeds to tell: `d32` \(2 seeds, 0\.\d{5} behind\)", summary)
+    assert rows_of(text, "Results")["d32"][-1] == rows["d32"][7] == "not distinguishable (2 seeds)"
+    assert "With 3 seeds it asks the clearest of 6 comparisons for 11 standard errors" in summary
     assert "1 of 21 runs failed" in summary and "loss is not finite; lower the learning rate" in text
 
 
@@ -220,15 +223,6 @@ def test_without_predictions_the_seeds_are_left(copy):
     assert "Over rows it is not possible to compare" in (copy / "report.md").read_text()
 
 
-def test_other_test_rows_are_not_compared_row_by_row(copy):
-    path = copy / "runs/weak/seed-1/predictions/test.parquet"
-    for seed in range(3):
-        path = copy / f"runs/weak/seed-{seed}/predictions/test.parquet"
-        pq.write_table(pq.read_table(path).slice(0, 2000), path)
-    assert run(copy) == 0
-    assert rows_of((copy / "report.md").read_text(), "Against hmm")["weak"][8] == "other test rows"
-
-
 def test_a_sweep_of_which_only_the_results_were_kept(copy):
     shutil.rmtree(copy / "runs")
     assert run(copy) == 0
@@ -241,7 +235,7 @@ def test_a_half_finished_sweep_is_reported_as_far_as_it_is(tmp_path, capsys):
     assert run(made) == 0
     assert "Unfinished: 8 of 21 runs are in." in capsys.readouterr().out
     text = (made / "report.md").read_text()
-    assert "**Unfinished: 8 of 21 runs are in.**" in text and rows_of(text, "Results")["d8"][8] == "0 of 3"
+    assert "**Unfinished: 8 of 21 runs are in.**" in text and rows_of(text, "Results")["d8"][9] == "0 of 3"
 
 
 def test_labels_of_one_class_have_no_auc_and_no_comparison(copy, capsys):
@@ -275,3 +269,16 @@ def test_a_run_of_its_own(sweep, tmp_path, capsys):
     ):
         assert f'aria-label="{chart}"' in page_of(made), chart
     assert "model" in capsys.readouterr().out
+
+
+def test_a_single_evaluation_is_no_curve(copy):
+    lines = [json.loads(line) for line in (copy / "results.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["metrics"]:
+            del line["metrics"]["train"]["evaluations"][1:]
+            log = copy / line["workdir"] / "log.jsonl"
+            log.write_text(log.read_text().splitlines()[0] + "\n")
+            (copy / line["workdir"] / "metrics.json").write_text(json.dumps(line["metrics"]))
+    (copy / "results.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for workdir in (copy, copy / "runs/hmm/seed-0"):
+        assert run(workdir) == 0 and "Learning curves" not in page_of(workdir)

@@ -34,6 +34,17 @@ def test_an_entry_of_a_tuple_or_the_sum_of_what_changes_in_it():
     assert lines(slots) == {("sum of group_slots", ""): (["s1", "s2", "s4"], [3.0, 6.0, 12.0])}
 
 
+def test_zero_is_no_number_among_factors():
+    line = sensitivity.Line("hash_rows", "", ["none", "a", "b", "c"], [0.0, 1e3, 1e4, 1e6])
+    (kept,), left_out = sensitivity.without_sentinel([line])
+    assert left_out and kept.points == ["a", "b", "c"] and kept.x == [1e3, 1e4, 1e6]
+    drift = sensitivity.Line("drift", "", ["a", "b", "c"], [0.0, 0.5, 2.0])
+    assert sensitivity.without_sentinel([drift]) == ([drift], False)
+    short = line._replace(points=line.points[:3], x=line.x[:3])
+    assert sensitivity.without_sentinel([short]) == ([], True)  # two values are no line
+    assert [sensitivity.is_wide(x) for x in ([4, 64], [1, 5], [0, 64], [])] == [True, False, False, False]
+
+
 def test_fields_that_always_change_together_are_one():
     points = {f"p{n}": {"prepare.slots": {s: {"rows": n} for s in ("ad", "user")}} for n in (10, 1000, 100)}
     assert lines(points) == {("prepare.slots.ad.rows", ""): (["p10", "p100", "p1000"], [10.0, 100.0, 1000.0])}

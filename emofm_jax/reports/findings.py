@@ -15,6 +15,7 @@ from emofm_jax.reports import results
 
 # Fields that follow from the point or the machine, and are no reason for a difference.
 _IDLE = ("name", "seed", "data.dir")
+_OTHER_ROWS = "other test rows"
 _NAMED = 8  # points that a sentence lists at most
 
 
@@ -23,6 +24,7 @@ class Comparison(NamedTuple):
 
     Attributes:
       point: ours.
+      num_seeds: that both have.
       seeds, rows, both: intervals of comparison.py, None where it is not possible.
       basis: which interval the verdict comes from: "seeds and rows", "rows", "seeds" or "".
       verdict: of `comparison.VERDICTS`; empty without an interval.
@@ -30,6 +32,7 @@ class Comparison(NamedTuple):
     """
 
     point: str
+    num_seeds: int
     seeds: comparison.Interval | None
     rows: comparison.Interval | None
     both: comparison.Interval | None
@@ -48,13 +51,13 @@ def share(part: dict) -> float | None:
     return None if part.get("auc") is None or best in (None, 0.5) else (part["auc"] - 0.5) / (best - 0.5)
 
 
-def matrix(sweep: results.Sweep, value: Callable[[dict], float | None]) -> np.ndarray:
-    """f64[points, seeds] of a value of metrics.json."""
+def matrix(sweep: results.Sweep, value: Callable[[results.Run], float | None]) -> np.ndarray:
+    """f64[points, seeds] of a value of each run that has metrics."""
     found = np.full((len(sweep.points), len(sweep.seeds)), np.nan)
     for i, point in enumerate(sweep.points):
         for j, seed in enumerate(sweep.seeds):
             run = sweep.runs.get((point, seed))
-            if run is not None and run.metrics is not None and (number := value(run.metrics)) is not None:
+            if run is not None and run.metrics is not None and (number := value(run)) is not None:
                 found[i, j] = number
     return found
 
@@ -67,19 +70,19 @@ def spread(values: np.ndarray) -> tuple[float, float, comparison.Interval | None
     return float(values.mean()), float(values.std(ddof=1)), comparison.t_interval(values)
 
 
-def best(means: np.ndarray, metric: str) -> int:
-    """Index of the best mean."""
-    return int(np.nanargmax(means) if comparison.HIGHER_IS_BETTER[metric] else np.nanargmin(means))
+def compare(
+    sweep: results.Sweep, split: str, metric: str, figures: np.ndarray, points: Sequence[str], against: Sequence[str]
+) -> dict[str, list[Comparison]]:
+    """Each of some points against each point of `against`.
 
-
-def compare(sweep: results.Sweep, metric: str, figures: np.ndarray, against: Sequence[str]) -> dict:
-    """Every point against each point of `against`.
-
-    Reads each run's predictions once. Rows are compared where both sides have predictions of the same labels.
+    Reads each run's predictions once. Rows are compared where both sides have predictions of the same labels; where
+    the labels are other ones, nothing is compared.
 
     Args:
+      split: whose rows the figures are of.
       metric: a key of `comparison.HIGHER_IS_BETTER`.
       figures: its matrix.
+      points: that share their data.
       against: points that have runs.
 
     Returns:
@@ -88,12 +91,12 @@ def compare(sweep: results.Sweep, metric: str, figures: np.ndarray, against: Seq
 
     @functools.lru_cache(maxsize=2 * len(against) + 2)
     def parts(point: str, seeds: tuple[int, ...]):
-        return _parts(sweep, metric, point, seeds)
+        return _parts(sweep, split, metric, point, seeds)
 
     finished = {p: [s for s, v in zip(sweep.seeds, row) if np.isfinite(v)] for p, row in zip(sweep.points, figures)}
     found = {theirs: [] for theirs in against}
-    for ours in sweep.points:
-        for theirs in against:
+    for ours in points:
+        for theirs in found:
             if ours == theirs:
                 continue
             shared = tuple(s for s in finished[ours] if s in finished[theirs])
@@ -102,38 +105,41 @@ def compare(sweep: results.Sweep, metric: str, figures: np.ndarray, against: Seq
 
 
 def _compare(sweep, metric, figures, ours, theirs, shared, finished, parts) -> Comparison:
+    nothing = Comparison(ours, len(shared), None, None, None, "", "", "")
     if not finished[ours]:
-        return Comparison(ours, None, None, None, "", "", "no run is finished")
+        return nothing._replace(why="no run is finished")
     a, b = (parts(point, shared or tuple(finished[point])) for point in (ours, theirs))
+    if _OTHER_ROWS in (a, b) or not (isinstance(a, str) or isinstance(b, str) or np.array_equal(a[0], b[0])):
+        return nothing._replace(why=_OTHER_ROWS)  # means of other rows differ for other reasons too
     rows, why = None, ""
     if isinstance(a, str) or isinstance(b, str):
         why = a if isinstance(a, str) else b
-    elif not np.array_equal(a[0], b[0]):
-        why = "other test rows"
     else:
         rows = comparison.over_rows(a[1], b[1])
+    higher = comparison.HIGHER_IS_BETTER[metric]
     if len(shared) < 2:
         why = "; ".join(filter(None, [why, f"{len(shared) or 'no'} seed in common"]))
-        basis = "rows" if rows else ""
-        verdict = comparison.verdict(rows, comparison.HIGHER_IS_BETTER[metric]) if rows else ""
-        return Comparison(ours, None, rows, None, basis, verdict, why)
+        if rows is None:
+            return nothing._replace(why=why)
+        return nothing._replace(rows=rows, basis="rows", verdict=comparison.verdict(rows, higher), why=why)
     columns = [sweep.seeds.index(seed) for seed in shared]
     differences = figures[sweep.points.index(ours), columns] - figures[sweep.points.index(theirs), columns]
     seeds = comparison.t_interval(differences)
     both = comparison.together(differences, rows) if rows else None
-    verdict = comparison.verdict(both or seeds, comparison.HIGHER_IS_BETTER[metric])
-    return Comparison(ours, seeds, rows, both, "seeds and rows" if both else "seeds", verdict, why)
+    verdict = comparison.verdict(both or seeds, higher)
+    basis = "seeds and rows" if both else "seeds"
+    return nothing._replace(seeds=seeds, rows=rows, both=both, basis=basis, verdict=verdict, why=why)
 
 
-def _parts(sweep, metric, point, seeds):
+def _parts(sweep, split, metric, point, seeds):
     """(labels, row parts averaged over the seeds), or why there are none."""
     label, total = None, None
     for seed in seeds:
-        found = results.predictions(sweep.runs[point, seed])
+        found = results.predictions(sweep.runs[point, seed], split)
         if found is None:
             return "no predictions"
         if label is not None and not np.array_equal(label, found[0]):
-            return "seeds have other test rows"
+            return _OTHER_ROWS
         label = found[0]
         if metric == "auc" and not 0 < np.count_nonzero(label) < len(label):
             return "one class only"
@@ -154,15 +160,15 @@ def differences(sweep: results.Sweep) -> dict[str, dict[str, tuple]]:
     return found
 
 
-def settings(sweep: results.Sweep, points: Sequence[str]) -> dict[str, dict]:
-    """{point: {field: value}} of config.json, if all of the points have one, else of the overrides."""
+def settings(sweep: results.Sweep, points: Sequence[str], idle: Sequence[str] = _IDLE) -> dict[str, dict]:
+    """{point: {field: value}} of config.json, if all of the points have one, else of the overrides; without `idle`."""
     runs = {p: [sweep.runs[p, seed] for seed in sweep.seeds if (p, seed) in sweep.runs] for p in points}
     found = {
         p: next((f for run in of_point if (f := results.fields(run)) is not None), None) for p, of_point in runs.items()
     }
     if None in found.values():
         found = {p: config.flatten(of_point[0].overrides) if of_point else {} for p, of_point in runs.items()}
-    return {p: {k: v for k, v in fields.items() if k not in _IDLE} for p, fields in found.items()}
+    return {p: {k: v for k, v in fields.items() if k not in idle} for p, fields in found.items()}
 
 
 def listed(names: Sequence[str]) -> str:

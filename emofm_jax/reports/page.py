@@ -186,7 +186,7 @@ p{max-width:82ch;margin:10px 0}main li{max-width:100ch;margin:2px 0}
 code{font:.9em ui-monospace,'SF Mono',Menlo,'DejaVu Sans Mono',monospace}
 .scroll,.charts{display:inline-block;vertical-align:top;max-width:100%;margin:10px 24px 10px 0}.scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}
-th,td{padding:4px 10px 4px 6px;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
+th,td{padding:4px 6px 4px 5px;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
 td{white-space:nowrap}td.n{text-align:right}td.w{white-space:normal;min-width:30ch}
 th{background:var(--band);vertical-align:bottom}
 th button{all:unset;cursor:pointer;font-weight:600}th button:focus-visible{outline:2px solid var(--mark)}

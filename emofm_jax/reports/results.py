@@ -31,6 +31,7 @@ class Run(NamedTuple):
       error: why it failed; empty if it did not.
       overrides: {dotted field: value} of the point.
       seconds: of the whole run, None if unknown.
+      memory: the most that its process held, in MiB, None if unknown.
     """
 
     point: str
@@ -40,6 +41,7 @@ class Run(NamedTuple):
     error: str = ""
     overrides: dict = {}
     seconds: float | None = None
+    memory: float | None = None
 
 
 class Sweep(NamedTuple):
@@ -138,9 +140,9 @@ def training_log(run: Run) -> list[dict]:
     return lines
 
 
-def predictions(run: Run) -> tuple[np.ndarray, np.ndarray] | None:
-    """Label i8[n] and p f32[n] of the test split."""
-    path = run.workdir / "predictions" / "test.parquet"
+def predictions(run: Run, split: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Label i8[n] and p f32[n] of a split; None where none were kept."""
+    path = run.workdir / "predictions" / f"{split}.parquet"
     if not path.exists():
         return None
     try:
@@ -177,7 +179,8 @@ def _sweep(workdir: Path) -> Sweep:
         ok = body["status"] == "ok"
         error = "" if ok else str(body.get("error") or "it says no error")
         figures = body["metrics"] if ok else None
-        run = Run(body["point"], body["seed"], place, figures, error, body["overrides"], body.get("seconds"))
+        cost = (body.get("seconds"), body.get("peak_memory_mib"))
+        run = Run(body["point"], body["seed"], place, figures, error, body["overrides"], *cost)
         runs[run.point, run.seed] = run
     sweep = Sweep(workdir, plan["name"], plan["experiment"], points, plan["seeds"], plan["reference"], runs, left_out)
     if not sweep.all_done():

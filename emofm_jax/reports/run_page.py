@@ -125,7 +125,8 @@ def _learning(run: results.Run) -> list:
     charts = []
     for key, unit in (("auc", "AUC"), ("logloss", "logloss (nats)")):
         found = [curves.training([run], "training, the last steps", key), curves.validation([run], "validation", key)]
-        if series := [s for s in found if s]:
+        series = [s for s in found if s]
+        if series and max(len(s.x) for s in series) > 1:  # one evaluation is no curve
             charts.append(
                 plots.lines(
                     f"{'AUC' if key == 'auc' else 'Logloss'} during training",

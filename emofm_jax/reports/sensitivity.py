@@ -13,7 +13,8 @@ import numpy as np
 from emofm_jax import comparison
 from emofm_jax.reports import findings, results
 
-_LEAST = 3  # values that make a line
+LEAST = 3  # values that make a line
+_WIDE = 5  # a larger ratio of values asks for factors: a logarithmic axis, a slope per tenfold
 
 
 class Line(NamedTuple):
@@ -44,9 +45,26 @@ def lines(sweep: results.Sweep) -> dict[str, list[Line]]:
             groups.setdefault(tuple(fields[f][point] for f in others), []).append(point)
         for same, points in groups.items():
             label, x = _numbers(field, {point: values[point] for point in points})
-            if len(set(x.values())) >= _LEAST:
+            if len(set(x.values())) >= LEAST:
                 found.setdefault(label, []).append((dict(zip(others, same)), x))
     return {label: _named(label, groups, sweep.reference) for label, groups in found.items()}
+
+
+def is_wide(x: Sequence[float]) -> bool:
+    """Whether the values are to be read as factors."""
+    return bool(x) and min(x) > 0 and max(x) / min(x) > _WIDE
+
+
+def without_sentinel(found: list[Line]) -> tuple[list[Line], bool]:
+    """The lines of a field without x = 0 where the others of its values span factors, and whether that left any out.
+
+    There 0 is seldom a number like the others (`hash_rows` = 0 hashes nothing), and has no place among factors.
+    """
+    if not is_wide([x for line in found for x in line.x if x]) or all(all(line.x) for line in found):
+        return found, False
+    kept = [[(p, x) for p, x in zip(line.points, line.x) if x] for line in found]
+    kept = [line._replace(points=[p for p, _ in k], x=[x for _, x in k]) for line, k in zip(found, kept)]
+    return [line for line in kept if len(line.x) >= LEAST], True
 
 
 def slope(x: Sequence[float], y: np.ndarray, per_decade: bool) -> tuple[float, comparison.Interval | None]:

@@ -3,11 +3,21 @@
 import numpy as np
 
 from emofm_jax import comparison, plots
-from emofm_jax.reports import findings, page, sweep_details, sweep_view
+from emofm_jax.reports import findings, page, sweep_details, sweep_sensitivity, sweep_summary, sweep_view
+from emofm_jax.reports.groups import Group
 from emofm_jax.reports.page import Cell
-from emofm_jax.reports.sweep_details import DIGITS, MOST_ROWS
+from emofm_jax.reports.sweep_details import MOST_ROWS
+from emofm_jax.reports.sweep_sensitivity import DIGITS
 from emofm_jax.reports.sweep_view import View
 
+_FIGURES = {  # of the table of results, and their heads
+    "share": "share of lift",
+    "parameters": "parameters",
+    "rows_per_s": "rows/s",
+    "memory": "peak memory (MiB)",
+}
+_FEWEST = 4  # points of the same data that get charts where there are several data
+_NOT = Cell(page.NOT_POSSIBLE)
 _HOW = (
     "**mean +/- sd** is over seeds; the **95% interval** of a mean is Student's t over the same seeds.",
     "**over seeds**: t interval of the paired differences, seed by seed: what other seeds would give on these rows.",
@@ -15,10 +25,12 @@ _HOW = (
     "seeds' AUCs; logloss: of the mean paired difference. Rows count as independent, so where one user has many rows "
     "the interval is too narrow. Sample weights are not read.",
     "**together**: both at once, other seeds and other rows. The verdict comes from this one where there are two "
-    "seeds or more, else from the rows alone.",
+    "seeds or more, else from the rows alone. With two seeds it is rather too wide (it covers 95 to 98%).",
     "**not distinguishable** means that the interval holds 0: the difference may be either way, or none.",
     "**the best** was chosen for its result, which flatters it: of points that are alike the luckiest comes first.",
     "**share of lift**: (AUC - 0.5) / (AUC of the true probabilities - 0.5), for made-up data whose truth is known.",
+    "**data**: points are of the same data if `prepare.*`, `data.dir` and the test rows are the same. Only these are "
+    "ranked and compared: an AUC says as much about the rows as about the model.",
     "**PCOC**: predicted clicks over clicks; 1 is calibrated. **logloss** in nats.",
 )
 
@@ -38,10 +50,11 @@ def sections(v: View) -> list[page.Section]:
         state.append(page.Text(text))
     errors = [[Cell(f"`{run.point}`"), Cell(str(run.seed), run.seed), Cell(run.error)] for run in failed]
     return [
-        page.Section("Summary", [*state, *(page.Text(text) for text in sweep_view.summary(v))]),
-        page.Section("Results", [results_table(v), *_results_chart(v)]),
-        page.Section(f"Against {sweep.reference}", _against(v)),
-        page.Section("Sensitivity", sweep_details.sensitivity(v)),
+        page.Section("Summary", [*state, *_summary(v)]),
+        page.Section("Results", _results(v)),
+        page.Section("Across data", sweep_sensitivity.across(v)),
+        page.Section(f"Against {sweep.reference}" if len(v.groups) == 1 else "Comparisons", _comparisons(v)),
+        page.Section("Sensitivity", sweep_sensitivity.sensitivity(v)),
         page.Section("By type", sweep_details.by_type(v)),
         page.Section("Auxiliary model", sweep_details.auxiliary(v)),
         page.Section("Cost", sweep_details.cost(v)),
@@ -53,82 +66,122 @@ def sections(v: View) -> list[page.Section]:
     ]
 
 
-def results_table(v: View) -> page.Table:
-    """A row per point, the best first, those without a finished run last."""
-    sweep, best = v.sweep, v.best()
-    verdicts = {c.point: c.verdict or c.why for c in v.compared.get(best, [])} | {best: "best"}
-    known = [name for name in ("share", "parameters", "rows_per_s") if np.isfinite(v.figures[name]).any()]
-    heads = {"share": "share of lift", "parameters": "parameters", "rows_per_s": "rows/s"}
+def results_tables(v: View) -> list[tuple[str, page.Table]]:
+    """(which data, its table): a row per point, the best first; without other data, those not finished last."""
+    found = []
+    for group in v.groups:
+        points = [*group.order, *(v.rest() if len(v.groups) == 1 else [])]
+        found.append((group.name, _results_table(v, group, points)))
+    return found
+
+
+def _results_table(v: View, group: Group, points: list[int]) -> page.Table:
+    sweep, best = v.sweep, v.sweep.points[group.order[0]]
+    verdicts = {c.point: sweep_summary.told(v, c) for c in group.rivals}
+    if group.rivals:
+        verdicts[best] = "best"
+    known = [name for name in _FIGURES if np.isfinite(v.figures[name]).any()]
     rows = []
-    for i in [*v.order, *(i for i in range(len(sweep.points)) if i not in v.order)]:
+    for i in points:
         point = sweep.points[i]
         failed = sum(1 for run in sweep.failed() if run.point == point)
         done = f"{len(sweep.done(point))} of {len(sweep.seeds)}{f', {failed} failed' if failed else ''}"
         auc = findings.spread(v.figures["auc"][i])
-        cells = [Cell(f"`{point}`"), page.mean_sd(*auc[:2], DIGITS), page.ends(auc[2], DIGITS, sign=False)]
-        cells += [
+        mark = " (reference)" if point == sweep.reference else " (compared to)" if point == group.partner else ""
+        cells = [
+            Cell(f"`{point}`{mark if group.compared else ''}"),
+            page.mean_sd(*auc[:2], DIGITS),
+            page.ends(auc[2], DIGITS, sign=False),
             page.mean_sd(*findings.spread(v.figures["logloss"][i])[:2], DIGITS),
             page.number(v.mean("pcoc", i), 3),
         ]
         cells += [page.number(v.mean(name, i), 3 if name == "share" else 0) for name in known]
-        cells[0] = Cell(f"{cells[0].text} (reference)") if point == sweep.reference else cells[0]
         rows.append([*cells, Cell(done, len(sweep.done(point))), Cell(verdicts.get(point, ""))])
-    columns = [f"{v.split} AUC", "95% interval", "logloss", "PCOC", *(heads[name] for name in known), "runs"]
-    order = [*v.order, *(i for i in range(len(sweep.points)) if i not in v.order)]
-    strong = order.index(sweep.points.index(sweep.reference))
-    columns = ["point", *columns, f"against the best{'' if v.metric == 'auc' else ' logloss'}"]
+    strong = points.index(sweep.points.index(group.partner))
+    columns = [
+        "point",
+        f"{v.split} AUC",
+        "95% interval",
+        "logloss",
+        "PCOC",
+        *(_FIGURES[name] for name in known),
+        "runs",
+    ]
+    columns.append(f"against the best{'' if v.metric == 'auc' else ' logloss'}")
     return page.compact(page.Table(columns, rows, strong))
 
 
-def _results_chart(v: View) -> list:
-    name, shown = sweep_view.NAMES[v.metric], v.order[:MOST_ROWS]
+def _summary(v: View) -> list:
+    others = sweep_summary.by_data(v)
+    blocks = [page.Text(text) for text in sweep_summary.summary(v)]
+    return [*blocks, page.Text("On the other data:"), page.Items(others)] if others else blocks
+
+
+def _results(v: View) -> list:
+    blocks = []
+    for group, (name, table) in zip(v.groups, results_tables(v)):
+        if name:
+            why = f"; the point compared to is {group.why}" if group.why and group.compared else ""
+            blocks.append(page.Text(f"**{name}**{why}"))
+        blocks += [table, *_results_chart(v, group)]
+    if len(v.groups) > 1 and v.rest():
+        blocks.append(page.Text(f"Without a finished run: {findings.listed([v.sweep.points[i] for i in v.rest()])}."))
+    return blocks
+
+
+def _results_chart(v: View, group: Group) -> list:
+    name, shown = sweep_view.NAMES[v.metric], group.order[:MOST_ROWS]
     found = [findings.spread(v.figures[v.metric][i]) for i in shown]
-    if len(shown) < 2 or not v.compared:
+    if len(shown) < (2 if len(v.groups) == 1 else _FEWEST) or not v.known:
         return []
     low, high = ([None if s[2] is None else float(s[2][k]) for s in found] for k in (1, 2))
     series = plots.Series("", (), [s[0] for s in found], low, high)
-    few = "" if len(shown) == len(v.order) else f", the best {len(shown)} of {len(v.order)} points"
-    title = f"{v.split.capitalize()} {name}{': mean and 95% interval over seeds' if any(low) else ''}{few}"
+    few = "" if len(shown) == len(group.order) else f", the best {len(shown)} of {len(group.order)} points"
+    of = f" ({group.name})" if group.name else ""
+    title = f"{v.split.capitalize()} {name}{': mean and 95% interval over seeds' if any(low) else ''}{few}{of}"
     unit = f"{name} ({'nats, lower' if v.metric == 'logloss' else 'higher'} is better)"
     return [page.Charts([plots.dots(title, [v.sweep.points[i] for i in shown], [series], unit=unit)])]
 
 
-def _against(v: View) -> list:
-    group = v.compared.get(v.sweep.reference)
-    if not group:
-        missing = not v.sweep.done(v.sweep.reference)
-        return (
-            [page.Text(f"`{v.sweep.reference}` has no finished run, so nothing is compared to it.")] if missing else []
-        )
-    rank = {v.sweep.points[i]: n for n, i in enumerate(v.order)}
-    group = sorted(group, key=lambda c: rank.get(c.point, len(rank)))
+def _comparisons(v: View) -> list:
+    """Every group against its partner."""
+    blocks = []
+    if v.known and not v.sweep.done(v.sweep.reference):
+        blocks.append(page.Text(f"`{v.sweep.reference}` has no finished run, so nothing is compared to it."))
+    every = [c for group in v.groups for c in group.compared]
+    blocks += _impossible(every) if every else []
+    return blocks + [block for group in v.groups if group.compared for block in _against(v, group)]
+
+
+def _against(v: View, group: Group) -> list:
+    rank = {v.sweep.points[i]: n for n, i in enumerate(group.order)}
+    compared = sorted(group.compared, key=lambda c: rank.get(c.point, len(rank)))
     rows = []
-    for c in group:
+    for c in compared:
         mean = next((i.mean for i in (c.seeds, c.rows) if i is not None), None)
         cells = [page.number(mean, DIGITS, sign=True)]
-        for interval in (c.seeds, c.rows, c.both):
-            cells += [page.ends(interval, DIGITS), Cell(_verdict(v, interval) if interval else page.NOT_POSSIBLE)]
+        for kind in ("seeds", "rows", "both"):
+            interval = getattr(c, kind)
+            cells += [page.ends(interval, DIGITS), _verdict(v, c, interval, kind) if interval else _NOT]
         rows.append([Cell(f"`{c.point}`"), *cells, Cell(c.why)])
     name = sweep_view.NAMES[v.metric]
     heads = ["point", f"{name} difference"]
     heads += [head for kind in ("over seeds", "over rows", "together") for head in (kind, "verdict")] + ["note"]
     better = "higher" if comparison.HIGHER_IS_BETTER[v.metric] else "lower"
-    blocks = [
-        page.Text(
-            f"Each point minus `{v.sweep.reference}`, in {v.split} {name} ({better} is better), with 95% intervals."
-        ),
-        *_impossible(group),
-        page.compact(page.Table(heads, rows)),
-    ]
-    shown = [c for c in group if c.seeds or c.rows][:MOST_ROWS]
+    text = f"Each point minus `{group.partner}`, in {v.split} {name} ({better} is better), with 95% intervals."
+    if group.why:
+        text += f" Why this one: it is {group.why}."
+    text = f"**{group.name}**: {text[0].lower()}{text[1:]}" if group.name else text
+    blocks = [page.Text(text), page.compact(page.Table(heads, rows))]
+    shown = [c for c in compared if c.seeds or c.rows][:MOST_ROWS]
     series = []
     for label, kind in (("over seeds", "seeds"), ("over rows", "rows"), ("together", "both")):
         found = [getattr(c, kind) for c in shown]
         if any(found):
             values = [[None if i is None else float(i[k]) for i in found] for k in range(3)]
             series.append(plots.Series(label, (), *values))
-    if series:
-        title = f"{v.split.capitalize()} {name} minus that of {v.sweep.reference}, with 95% intervals"
+    if series and (len(v.groups) == 1 or len(group.order) >= _FEWEST):
+        title = f"{v.split.capitalize()} {name} minus that of {group.partner}, with 95% intervals"
         unit = f"difference in {name}{' (nats)' if v.metric == 'logloss' else ''}"
         blocks.append(page.Charts([plots.dots(title, [c.point for c in shown], series, unit=unit, line=0.0)]))
     return blocks
@@ -157,5 +210,7 @@ def _configurations(v: View) -> list:
     return [page.Table(["point", f"fields that differ from {v.sweep.reference} (its values)"], rows)]
 
 
-def _verdict(v: View, interval: comparison.Interval) -> str:
-    return comparison.verdict(interval, comparison.HIGHER_IS_BETTER[v.metric])
+def _verdict(v: View, c: findings.Comparison, interval: comparison.Interval, kind: str) -> Cell:
+    """In words; with the seeds that it stands on, where the point lacks some."""
+    said = comparison.verdict(interval, comparison.HIGHER_IS_BETTER[v.metric])
+    return Cell(said if kind == "rows" else sweep_summary.told(v, c._replace(verdict=said)))
