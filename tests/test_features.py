@@ -9,7 +9,7 @@ import pytest
 from xxhash import xxh3_64_intdigest
 
 from emofm_jax import config
-from emofm_jax.data import batches, encode, features, shards
+from emofm_jax.data import batches, encode, features, flat, shards
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.errors import UserError
@@ -201,3 +201,22 @@ def test_an_id_out_of_range_is_named(slot, place, bad, message):
     assert ids.min() >= 0 and ids.max() <= SCHEMA.num_rows  # never another slot's row
     with pytest.raises(UserError, match=message):
         features.check_ids(SCHEMA, made, valid)
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 5])
+def test_flat_features_come_back_and_what_does_not_fit_is_refused(num_rows):
+    made, names = features.example(SCHEMA, num_rows), tuple(slot.name for slot in SCHEMA.slots)
+    layout = flat.layout(SCHEMA, num_rows)
+    packed = flat.flatten(made, names, layout)
+    assert packed.shape == (num_rows * SCHEMA.num_columns,) and packed.dtype == np.int32
+    again = flat.unflatten(packed, SCHEMA, lambda x: x.view(np.float32))
+    for name in names:
+        np.testing.assert_array_equal(again[name], made[name])
+    wrong = [{k: made[k] for k in names[1:]}, made | {"more": made["user"]}, made | {"user": made["user"][None]}]
+    wrong += [made | {"hour": made["hour"].astype(np.int64)}, made | {"hour": list(made["hour"])}]
+    for slot, bad in (("hour", 25), ("hour", -1), ("tags", 6), ("words", -2), ("price", np.inf), ("price", -np.inf)):
+        if num_rows:
+            changed = made[slot].copy()
+            changed[-1] = bad
+            wrong.append(made | {slot: changed})
+    assert all(flat.flatten(x, names, layout) is None for x in wrong)

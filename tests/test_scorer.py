@@ -97,9 +97,9 @@ def test_the_second_call_compiles_nothing(runs, features):
     other = {k: x[::-1].copy() for k, x in features.items()}
     fast(scorer.params, features), scorer(features)
     with jax.log_compiles(False), jax.check_tracer_leaks(False):
-        before = fast._cache_size(), scorer._compiled._cache_size()
+        before = fast._cache_size(), scorer._call.program._cache_size()
         fast(scorer.params, other), scorer(other)
-    assert before == (fast._cache_size(), scorer._compiled._cache_size()) == (1, 1)
+    assert before == (fast._cache_size(), scorer._call.program._cache_size()) == (1, 1)
 
 
 def test_the_signature_is_what_goes_in_and_comes_out(scorer, features):

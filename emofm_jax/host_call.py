@@ -1,0 +1,58 @@
+"""A compiled call from host arrays to scores that costs little beside its products, for one row as for thousands.
+
+Features go in as one array (data/flat.py), which is checked in the same pass: 28 arguments cost more than a small
+network. Small parameters are constants of the program, so that XLA takes slices of stacked weights when it compiles
+instead of at each call (HMM, one row: 250 us instead of 335); large ones, as the table, stay arguments.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emofm_jax.data import flat as flat_lib
+from emofm_jax.data.schema import Schema
+from emofm_jax.training import ahead
+
+_CONSTANT = 1 << 21  # numbers of an array that may be a constant; all constants together may have eight times that
+
+
+def make(schema: Schema, params: Any, fn: Callable) -> Callable[[Mapping], dict | None]:
+    """Makes call(features) -> scores, or None where the features do not fit: their mistake is then to be named.
+
+    Args:
+      schema: of the rows.
+      params: tree of arrays.
+      fn: `fn(params, features)`, pure.
+    """
+    large, unite = _partition(params)
+    as_float = lambda x: jax.lax.bitcast_convert_type(x, jnp.float32)
+    program = ahead.jit(lambda large, flat: fn(unite(large), flat_lib.unflatten(flat, schema, as_float)))
+    names, layouts = tuple(slot.name for slot in schema.slots), {}
+
+    def call(features):
+        first = features.get(names[0]) if isinstance(features, Mapping) else None
+        if not isinstance(first, np.ndarray) or not first.ndim:
+            return None
+        if len(first) not in layouts:  # as many as there are compiled programs
+            layouts[len(first)] = flat_lib.layout(schema, len(first))
+        flat = flat_lib.flatten(features, names, layouts[len(first)])
+        return None if flat is None else program(large, flat)
+
+    call.program = program
+    return call
+
+
+def _partition(params: Any) -> tuple[list[jax.Array], Callable[[list], Any]]:
+    """The large parameters, and the function from these to all of them."""
+    leaves, structure = jax.tree.flatten(params)
+    few = sum(x.size for x in leaves if x.size <= _CONSTANT) <= 8 * _CONSTANT
+    is_large = [x.size > _CONSTANT or not few for x in leaves]
+
+    def unite(large):
+        rest = iter(large)
+        return structure.unflatten([next(rest) if is_argument else x for x, is_argument in zip(leaves, is_large)])
+
+    return [x for x, is_argument in zip(leaves, is_large) if is_argument], unite
