@@ -1,6 +1,6 @@
 """A compiled call from host arrays to scores that costs little beside its products, for one row as for thousands.
 
-Features go in as one array (data/flat.py), which is checked in the same pass: 28 arguments cost more than a small
+Features go in as one array (data/matrix.py), which is checked in the same pass: 28 arguments cost more than a small
 network. Small parameters are constants of the program, so that XLA takes slices of stacked weights when it compiles
 instead of at each call (HMM, one row: 250 us instead of 335); large ones, as the table, stay arguments.
 """
@@ -10,9 +10,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from emofm_jax.data import flat as flat_lib
+from emofm_jax.data import matrix as matrix_lib
 from emofm_jax.data.schema import Schema
 from emofm_jax.training import ahead
 
@@ -29,17 +28,12 @@ def make(schema: Schema, params: Any, fn: Callable) -> Callable[[Mapping], dict 
     """
     large, unite = _partition(params)
     as_float = lambda x: jax.lax.bitcast_convert_type(x, jnp.float32)
-    program = ahead.jit(lambda large, flat: fn(unite(large), flat_lib.unflatten(flat, schema, as_float)))
-    names, layouts = tuple(slot.name for slot in schema.slots), {}
+    layout = matrix_lib.layout(schema)
+    program = ahead.jit(lambda large, matrix: fn(unite(large), matrix_lib.to_features(matrix, layout, as_float)))
 
     def call(features):
-        first = features.get(names[0]) if isinstance(features, Mapping) else None
-        if not isinstance(first, np.ndarray) or not first.ndim:
-            return None
-        if len(first) not in layouts:  # as many as there are compiled programs
-            layouts[len(first)] = flat_lib.layout(schema, len(first))
-        flat = flat_lib.flatten(features, names, layouts[len(first)])
-        return None if flat is None else program(large, flat)
+        matrix = matrix_lib.of_features(features, layout) if isinstance(features, Mapping) else None
+        return None if matrix is None else program(large, matrix)
 
     call.program = program
     return call

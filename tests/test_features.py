@@ -9,7 +9,7 @@ import pytest
 from xxhash import xxh3_64_intdigest
 
 from emofm_jax import config
-from emofm_jax.data import batches, encode, features, flat, shards
+from emofm_jax.data import batches, encode, features, matrix, shards
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.errors import UserError
@@ -204,19 +204,24 @@ def test_an_id_out_of_range_is_named(slot, place, bad, message):
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 5])
-def test_flat_features_come_back_and_what_does_not_fit_is_refused(num_rows):
-    made, names = features.example(SCHEMA, num_rows), tuple(slot.name for slot in SCHEMA.slots)
-    layout = flat.layout(SCHEMA, num_rows)
-    packed = flat.flatten(made, names, layout)
-    assert packed.shape == (num_rows * SCHEMA.num_columns,) and packed.dtype == np.int32
-    again = flat.unflatten(packed, SCHEMA, lambda x: x.view(np.float32))
-    for name in names:
+def test_a_matrix_of_features_and_back_and_what_does_not_fit_is_refused(num_rows):
+    made, layout = features.example(SCHEMA, num_rows), matrix.layout(SCHEMA)
+    packed = matrix.of_features(made, layout)
+    assert packed.shape == (num_rows, SCHEMA.num_columns) and packed.dtype == np.int32
+    again = matrix.to_features(packed, layout, lambda x: np.ascontiguousarray(x).view(np.float32))
+    assert again.keys() == made.keys()
+    for name in made:
         np.testing.assert_array_equal(again[name], made[name])
-    wrong = [{k: made[k] for k in names[1:]}, made | {"more": made["user"]}, made | {"user": made["user"][None]}]
+    wrong = [
+        {k: x for k, x in made.items() if k != "user"},
+        made | {"more": made["user"]},
+        made | {"user": np.int32(1)},
+    ]
     wrong += [made | {"hour": made["hour"].astype(np.int64)}, made | {"hour": list(made["hour"])}]
+    wrong += [made | {"hour": np.zeros(num_rows + 1, np.int32)}, made | {"tags": made["tags"][:, :2]}]
     for slot, bad in (("hour", 25), ("hour", -1), ("tags", 6), ("words", -2), ("price", np.inf), ("price", -np.inf)):
         if num_rows:
             changed = made[slot].copy()
             changed[-1] = bad
             wrong.append(made | {slot: changed})
-    assert all(flat.flatten(x, names, layout) is None for x in wrong)
+    assert all(matrix.of_features(x, layout) is None for x in wrong)
