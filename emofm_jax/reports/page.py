@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 NOT_POSSIBLE = "not possible"
 _NOTHING = ("", "-", NOT_POSSIBLE)
-_LONG = 28  # characters of a cell that may be broken into lines
+_LONG = 36  # characters of a cell that may be broken into lines
 
 
 class Cell(NamedTuple):
@@ -192,7 +192,7 @@ th{background:var(--band);vertical-align:bottom}
 th button{all:unset;cursor:pointer;font-weight:600}th button:focus-visible{outline:2px solid var(--mark)}
 th button::after{content:"\\2195";color:var(--soft);padding-left:4px;font-weight:400}
 th[aria-sort=ascending] button::after{content:"\\2191"}th[aria-sort=descending] button::after{content:"\\2193"}
-tr.strong td{background:var(--band);font-weight:600}tbody tr:hover td{background:var(--band)}
+tr.strong td{background:var(--band)}tr.strong td:first-child{font-weight:600}tbody tr:hover td{background:var(--band)}
 .charts{display:inline-flex;flex-wrap:wrap;gap:16px;align-items:flex-start}.charts svg{max-width:100%;height:auto}
 @media print{nav,th button::after{display:none}section{break-inside:avoid-page}}
 """.strip().replace("\n", "")

@@ -50,9 +50,9 @@ def lines(sweep: results.Sweep) -> dict[str, list[Line]]:
     return {label: _named(label, groups, sweep.reference) for label, groups in found.items()}
 
 
-def is_wide(x: Sequence[float]) -> bool:
+def is_wide(x: Sequence[float], factor: float = _WIDE) -> bool:
     """Whether the values are to be read as factors."""
-    return bool(x) and min(x) > 0 and max(x) / min(x) > _WIDE
+    return bool(x) and min(x) > 0 and max(x) / min(x) > factor
 
 
 def without_sentinel(found: list[Line]) -> tuple[list[Line], bool]:

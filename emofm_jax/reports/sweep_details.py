@@ -12,6 +12,7 @@ from emofm_jax.reports.sweep_sensitivity import DIGITS
 from emofm_jax.reports.sweep_view import View
 
 MOST_ROWS = 40  # of a chart with a row per point
+_CLUMPED = 3  # a larger ratio of costs asks for a logarithmic axis: most points stand at its small end
 _FEWEST = 4  # points of a group that get a chart of their own
 
 
@@ -112,7 +113,7 @@ def cost(v: View) -> list:
                     points,
                     x=label,
                     y=f"{v.split} {name}",
-                    log_x=sensitivity_lib.is_wide(known),
+                    log_x=sensitivity_lib.is_wide(known, _CLUMPED),
                 )
             )
     return [page.Charts(charts)] if charts else []

@@ -150,37 +150,68 @@ def _comparisons(v: View) -> list:
         blocks.append(page.Text(f"`{v.sweep.reference}` has no finished run, so nothing is compared to it."))
     every = [c for group in v.groups for c in group.compared]
     blocks += _impossible(every) if every else []
-    return blocks + [block for group in v.groups if group.compared for block in _against(v, group)]
+    large = [g for g in v.groups if g.compared and (g is v.groups[0] or len(g.order) >= _FEWEST)]
+    for group in large:
+        blocks += _against(v, group)
+    if small := [group for group in v.groups if group.compared and group not in large]:
+        whys = list(dict.fromkeys(group.why for group in small))
+        text = f"**On other data**, each point minus the one that stands for the reference, in {_measure(v)}."
+        if len(whys) == 1:
+            text += f" What is subtracted is {whys[0]}."
+        rows = [
+            [Cell(group.name), row[0], Cell(f"`{group.partner}`"), *row[1:], Cell(group.why if len(whys) > 1 else "")]
+            for group in small
+            for row in _rows(v, group, short=True)
+        ]
+        heads = ["data", "point", "minus", *_heads(v, short=True)[1:], "what is subtracted"]
+        blocks += [page.Text(text), page.compact(page.Table(heads, rows))]
+    return blocks
 
 
-def _against(v: View, group: Group) -> list:
-    rank = {v.sweep.points[i]: n for n, i in enumerate(group.order)}
-    compared = sorted(group.compared, key=lambda c: rank.get(c.point, len(rank)))
-    rows = []
-    for c in compared:
+def _heads(v: View, short: bool = False) -> list[str]:
+    """Of `_rows`."""
+    kinds = [("over seeds", "verdict"), ("over rows", "verdict"), ("together", "verdict")]
+    kinds = [head for kind in kinds for head in kind[: 1 if short else 2]] + ["verdict"] * short
+    return ["point", f"{sweep_view.NAMES[v.metric]} difference", *kinds, "note"]
+
+
+def _rows(v: View, group: Group, short: bool = False) -> list[list[Cell]]:
+    """A row per comparison with the group's partner, the best first; if short, with the last verdict only."""
+    rank, rows = {v.sweep.points[i]: n for n, i in enumerate(group.order)}, []
+    for c in sorted(group.compared, key=lambda c: rank.get(c.point, len(rank))):
         mean = next((i.mean for i in (c.seeds, c.rows) if i is not None), None)
         cells = [page.number(mean, DIGITS, sign=True)]
         for kind in ("seeds", "rows", "both"):
             interval = getattr(c, kind)
-            cells += [page.ends(interval, DIGITS), _verdict(v, c, interval, kind) if interval else _NOT]
+            cells += [page.ends(interval, DIGITS)]
+            cells += [] if short else [_verdict(v, c, interval, kind) if interval else _NOT]
+        if short:
+            cells.append(Cell(sweep_summary.told(v, c) if c.verdict else ""))
         rows.append([Cell(f"`{c.point}`"), *cells, Cell(c.why)])
-    name = sweep_view.NAMES[v.metric]
-    heads = ["point", f"{name} difference"]
-    heads += [head for kind in ("over seeds", "over rows", "together") for head in (kind, "verdict")] + ["note"]
+    return rows
+
+
+def _measure(v: View) -> str:
     better = "higher" if comparison.HIGHER_IS_BETTER[v.metric] else "lower"
-    text = f"Each point minus `{group.partner}`, in {v.split} {name} ({better} is better), with 95% intervals."
+    return f"{v.split} {sweep_view.NAMES[v.metric]} ({better} is better), with 95% intervals"
+
+
+def _against(v: View, group: Group) -> list:
+    """Of one group: words, table, chart."""
+    text = f"Each point minus `{group.partner}`, in {_measure(v)}."
     if group.why:
-        text += f" Why this one: it is {group.why}."
+        text += f" `{group.partner}` is {group.why}."
     text = f"**{group.name}**: {text[0].lower()}{text[1:]}" if group.name else text
-    blocks = [page.Text(text), page.compact(page.Table(heads, rows))]
-    shown = [c for c in compared if c.seeds or c.rows][:MOST_ROWS]
-    series = []
+    blocks = [page.Text(text), page.compact(page.Table(_heads(v), _rows(v, group)))]
+    rank, series = {v.sweep.points[i]: n for n, i in enumerate(group.order)}, []
+    shown = sorted((c for c in group.compared if c.seeds or c.rows), key=lambda c: rank[c.point])[:MOST_ROWS]
     for label, kind in (("over seeds", "seeds"), ("over rows", "rows"), ("together", "both")):
         found = [getattr(c, kind) for c in shown]
         if any(found):
             values = [[None if i is None else float(i[k]) for i in found] for k in range(3)]
             series.append(plots.Series(label, (), *values))
-    if series and (len(v.groups) == 1 or len(group.order) >= _FEWEST):
+    if series:
+        name = sweep_view.NAMES[v.metric]
         title = f"{v.split.capitalize()} {name} minus that of {group.partner}, with 95% intervals"
         unit = f"difference in {name}{' (nats)' if v.metric == 'logloss' else ''}"
         blocks.append(page.Charts([plots.dots(title, [c.point for c in shown], series, unit=unit, line=0.0)]))
