@@ -186,5 +186,5 @@ def test_without_a_point_of_the_references_settings_its_model_then_the_first_sta
 def test_the_reference_may_have_failed(tmp_path):
     points = {"hmm": (1.0, {}), "wm": (0.5, {"model.name": "wm"}), "lr": (0.2, {"model.name": "lr"})}
     made = fake_sweep.make(tmp_path / "few", points, num_rows=500, fail=(("hmm", 0), ("hmm", 1), ("hmm", 2)))
-    found = section(run(made), "Against hmm")
+    found = section(run(made), "Against wm")
     assert "`hmm` has no finished run" in found and "Each point minus `wm`" in found and "the first point" in found

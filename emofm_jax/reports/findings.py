@@ -82,7 +82,7 @@ def compare(
       split: whose rows the figures are of.
       metric: a key of `comparison.HIGHER_IS_BETTER`.
       figures: its matrix.
-      points: that share their data.
+      points: that have runs and share their data.
       against: points that have runs.
 
     Returns:
@@ -106,8 +106,6 @@ def compare(
 
 def _compare(sweep, metric, figures, ours, theirs, shared, finished, parts) -> Comparison:
     nothing = Comparison(ours, len(shared), None, None, None, "", "", "")
-    if not finished[ours]:
-        return nothing._replace(why="no run is finished")
     a, b = (parts(point, shared or tuple(finished[point])) for point in (ours, theirs))
     if _OTHER_ROWS in (a, b) or not (isinstance(a, str) or isinstance(b, str) or np.array_equal(a[0], b[0])):
         return nothing._replace(why=_OTHER_ROWS)  # means of other rows differ for other reasons too

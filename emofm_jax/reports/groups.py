@@ -67,8 +67,7 @@ def groups(sweep: results.Sweep, split: str, metric: str, figures: np.ndarray) -
         group = Group(name, order, partner, why, [], [])
         if known:
             best = sweep.points[order[0]]
-            unfinished = [p for p in sweep.points if not sweep.done(p)] if len(keys) == 1 else []
-            pairs = findings.compare(sweep, split, metric, figures, [*members[key], *unfinished], (partner, best))
+            pairs = findings.compare(sweep, split, metric, figures, members[key], (partner, best))
             group = group._replace(compared=pairs[partner], rivals=pairs[best])
         found.append(group)
     return found

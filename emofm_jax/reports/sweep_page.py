@@ -53,7 +53,7 @@ def sections(v: View) -> list[page.Section]:
         page.Section("Summary", [*state, *_summary(v)]),
         page.Section("Results", _results(v)),
         page.Section("Across data", sweep_sensitivity.across(v)),
-        page.Section(f"Against {sweep.reference}" if len(v.groups) == 1 else "Comparisons", _comparisons(v)),
+        page.Section(f"Against {v.groups[0].partner}" if len(v.groups) == 1 else "Comparisons", _comparisons(v)),
         page.Section("Sensitivity", sweep_sensitivity.sensitivity(v)),
         page.Section("By type", sweep_details.by_type(v)),
         page.Section("Auxiliary model", sweep_details.auxiliary(v)),
@@ -147,7 +147,7 @@ def _comparisons(v: View) -> list:
     """Every group against its partner."""
     blocks = []
     if v.known and not v.sweep.done(v.sweep.reference):
-        blocks.append(page.Text(f"`{v.sweep.reference}` has no finished run, so nothing is compared to it."))
+        blocks.append(page.Text(f"`{v.sweep.reference}` has no finished run: the points are compared to another one."))
     every = [c for group in v.groups for c in group.compared]
     blocks += _impossible(every) if every else []
     large = [g for g in v.groups if g.compared and (g is v.groups[0] or len(g.order) >= _FEWEST)]

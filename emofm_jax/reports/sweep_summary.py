@@ -122,7 +122,7 @@ def _against(v: View, group: Group) -> str:
 def _chance(v: View, compared: list[Comparison]) -> str:
     """How many verdicts chance alone would give, and which stay when that is accounted for, data by data."""
     called = [c.point for c in compared if c.verdict != _EQUAL]
-    with_what = "with the reference" if len(v.groups) == 1 else "of all data"
+    with_what = f"with `{v.groups[0].partner}`" if len(v.groups) == 1 else "of all data"
     if not called:
         return f"None of the {len(compared)} comparisons {with_what} shows a difference."
     kept, asked = [], []
