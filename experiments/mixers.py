@@ -9,8 +9,8 @@ rows; the learning rates are those of d_att 64 and embedding_dim 16 throughout. 
 with the default kind. 5 seeds; differences of points are to be read as differences of seeds' pairs (the report).
 
 18 points, 90 runs, half an hour on two cores (AMD EPYC), November 2026. Result: kind, stage, d_att and heads are not
-distinguishable from each other nor from no mixers (test AUC 0.742 to 0.744, sd over seeds 0.001 to 0.002); LayerNorm in the
-mixers costs 0.014; each tenfold of embedding_dim brings 0.007. docs/results/mixers.md.
+distinguishable from each other nor from no mixers (test AUC 0.742 to 0.744, sd over seeds 0.001 to 0.002); LayerNorm
+in the mixers costs 0.014; each tenfold of embedding_dim brings 0.007. docs/results/mixers.md.
 """
 
 from pathlib import Path
