@@ -49,7 +49,7 @@ class Plan(NamedTuple):
     points: tuple[Point, ...]
     seeds: tuple[int, ...]
     reference: str
-    ranges: dict[str, tuple]
+    ranges: dict[str, Sequence]
 
 
 def grid(fields: Mapping[str, Sequence]) -> Iterator[tuple[str, dict]]:
@@ -100,7 +100,9 @@ def read(path: str | Path, arg: str | None, base: ConfigDict, given: Mapping[str
         ranges = _value(path, module, "ranges", arg, None)
         if not isinstance(ranges, Mapping) or not ranges:
             raise UserError(f"{path}: --search needs `ranges`, and it has none; emofm_jax/points.py shows them")
-        return Plan((), seeds, "", {field: tuple(drawn) for field, drawn in ranges.items()})
+        if both := [field for field in ranges if field in given]:
+            raise UserError(f"--config.{both[0]}={given[both[0]]}: {path} has a range of it; leave it out")
+        return Plan((), seeds, "", dict(ranges))
     if not callable(getattr(module, "sweep", None)):
         raise UserError(f"{path}: it has no sweep(); define one that yields (name, overrides), or run it with train")
     points, known = [], {}
@@ -116,6 +118,10 @@ def read(path: str | Path, arg: str | None, base: ConfigDict, given: Mapping[str
         if name.lower() in known:  # some file systems know no case
             raise UserError(f"{path}: two points are called {name!r}; give each its own name")
         points.append(_point(f"{path}: point {name!r}", name, what, base, given))
+        if points[-1].config.seed != base.seed:
+            raise UserError(
+                f"{path}: point {name!r} has a seed of its own; `seeds` of the file are those of every point"
+            )
         known[name.lower()] = name
     if not points:
         raise UserError(f"{path}: sweep() yields no point; let it yield (name, overrides)")
@@ -131,6 +137,16 @@ def apply(config: ConfigDict, overrides: Mapping[str, Any], where: str) -> Confi
     Raises:
       UserError: beginning with `where`: an unknown field, a value of another type or out of range.
     """
+    config = put(config, overrides, where)
+    try:
+        config_lib.validate(config)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return config
+
+
+def put(config: ConfigDict, overrides: Mapping[str, Any], where: str) -> ConfigDict:
+    """As `apply`, but any value of the field's type will do."""
     config = copy.deepcopy(config)
     for path, value in _leaves(overrides):
         *parents, field = path.split(".")
@@ -146,10 +162,6 @@ def apply(config: ConfigDict, overrides: Mapping[str, Any], where: str) -> Confi
         except TypeError:
             kind = type(section[field]).__name__
             raise UserError(f"{where}: {path} = {value!r} is no {kind}; give a value of the field's type") from None
-    try:
-        config_lib.validate(config)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
     return config
 
 
@@ -175,7 +187,9 @@ def _leaves(overrides: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _seeds(path: Path, seeds: Any, given: Mapping[str, Any]) -> tuple[int, ...]:
-    seeds = tuple(seeds) if isinstance(seeds, Sequence | range) and not isinstance(seeds, str) else (seeds,)
+    if not isinstance(seeds, Sequence) or isinstance(seeds, str):
+        raise UserError(f"{path}: seeds = {seeds!r:.80} is no list of seeds; write seeds = (0, 1, 2), or range(3)")
+    seeds = tuple(seeds)
     whole = all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**32 for seed in seeds)
     if not seeds or not whole or len(set(seeds)) < len(seeds):
         raise UserError(f"{path}: seeds {seeds} must be different whole numbers, from 0 to 2**32 - 1")
@@ -204,7 +218,7 @@ def _guard(path: Path, work: Callable) -> Any:
         return work()
     except UserError:
         raise
-    except Exception as error:  # anything: an experiment file is a program of the user's
+    except (Exception, SystemExit) as error:  # anything: an experiment file is a program of the user's
         frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path]
         line = error.lineno if isinstance(error, SyntaxError) else frames[-1] if frames else None
         where = path if line is None else f"{path}:{line}"

@@ -1,32 +1,23 @@
-"""Trains the runs of a sweep one after another, in this process or in N others; each leaves result.json in its workdir.
+"""Trains a run of a sweep, and knows from its workdir whether that is done: each leaves result.json there.
 
 A run is a dict that JSON can hold: {"point", "seed", "overrides", "config", "workdir", "place", "keep"} (`workdir` from
 where the program was started, `place` from the workdir of the sweep; `keep`: checkpoints stay). Its record, also in
 result.json, is {"line": its line of results.jsonl, "config": {dotted field: value}}. What training prints goes to
-train.log.
-
-`python -m emofm_jax.runs` is one of the N others: it reads a run a line on stdin and answers with a record a line.
+train.log; attempt.json counts the deaths of processes, so that no run can hold up a sweep for ever.
 """
 
 import contextlib
 import json
-import os
-import queue
 import shutil
-import signal
-import subprocess
-import sys
-import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from emofm_jax import config as config_lib
 from emofm_jax import train
 from emofm_jax.errors import UserError
 
-_STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)  # exit codes of a process that was told to stop
+_DEATHS = 2  # of processes, at one step of a run, after which it has failed
 
 
 def execute(run: dict) -> dict:
@@ -36,17 +27,28 @@ def execute(run: dict) -> dict:
       SystemExit: after SIGTERM or SIGINT, with the state saved; there is no record then.
       OSError: the workdir cannot be written.
     """
+    from emofm_jax.training import checkpoint  # loads jax
+
     workdir, start = Path(run["workdir"]), time.monotonic()
+    if outdated(run):
+        shutil.rmtree(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    metrics = error = None
+    before, can_reset = _attempt(workdir), _reset_peak()
+    step, metrics, error = checkpoint.latest(workdir / "checkpoints"), None, None
+    deaths = before["deaths"] if before["step"] == step else 0
+    _write(workdir / "attempt.json", before | {"step": step, "deaths": deaths + 1})  # unless the end below is reached
     with (
         open(workdir / "train.log", "a", buffering=1) as log,
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):
         try:
-            config = config_lib.from_dict(json.loads(json.dumps(run["config"])))
-            metrics = train.run(config, workdir)
+            if deaths == _DEATHS:
+                raise UserError(
+                    f"{workdir}: its process was killed {deaths} times after step {step or 0:,}, perhaps for want of "
+                    "memory; choose a smaller model, or try again with --retry"
+                )
+            metrics = train.run(_config(run), workdir)
         except UserError as mistake:
             error = str(mistake)
         except OSError:
@@ -54,16 +56,29 @@ def execute(run: dict) -> dict:
         except Exception as bug:  # whatever it is, the other runs can go on
             traceback.print_exc()
             error = f"{type(bug).__name__}: {bug}"
+        finally:
+            seconds = before["seconds"] + time.monotonic() - start
+            _write(workdir / "attempt.json", {"step": step, "deaths": deaths, "seconds": seconds})
         if error:
             print("error:", error)
-    found = record(run, metrics, error, time.monotonic() - start)
+    found = record(run, metrics, error, seconds, _peak_mib() if can_reset else None)
     if not error and not run["keep"]:
         shutil.rmtree(workdir / "checkpoints")
     return found
 
 
-def record(run: dict, metrics: dict | None, error: str | None, seconds: float) -> dict:
-    """Makes the record of a run that has ended, and keeps it in the run's workdir."""
+def record(
+    run: dict, metrics: dict | None, error: str | None, seconds: float = 0.0, peak_mib: float | None = None
+) -> dict:
+    """Makes the record of a run that has ended, and keeps it in the run's workdir.
+
+    Args:
+      run: see above.
+      metrics: content of its metrics.json; None if it failed.
+      error: why it failed; None if it did not.
+      seconds: of all attempts, those apart whose process was killed.
+      peak_mib: the most main memory that the process held during the last attempt; None where it is not known.
+    """
     line = {
         "point": run["point"],
         "seed": run["seed"],
@@ -72,30 +87,59 @@ def record(run: dict, metrics: dict | None, error: str | None, seconds: float) -
         "overrides": run["overrides"],
         "metrics": metrics,
         "seconds": round(seconds, 3),
+        "peak_memory_mib": peak_mib,
         "workdir": run["place"],
     }
     found = {"line": line, "config": as_json(run["config"])}
     workdir = Path(run["workdir"])
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "result.json.tmp").write_text(json.dumps(found) + "\n")
-    (workdir / "result.json.tmp").replace(workdir / "result.json")
+    _write(workdir / "attempt.json", _attempt(workdir) | {"deaths": 0})
+    _write(workdir / "result.json", found)
     return found
 
 
 def recorded(run: dict) -> dict | None:
-    """The record of a run that has ended, if it was of this config."""
-    path = Path(run["workdir"]) / "result.json"
+    """The record of a run that has ended, if it was of this config, fields that change no number apart."""
+    found = _result(Path(run["workdir"]))
+    if found is None:
+        return None
+    theirs, ours = as_json(config_lib.default()) | found["config"], as_json(run["config"])
+    if {k for k in theirs.keys() | ours.keys() if theirs.get(k) != ours.get(k)} - set(train.FREE):
+        return None
+    # Older records know of no memory; what the sweep's base is, and where the workdir lies, may have changed since.
+    line = found["line"] | {"overrides": json.loads(json.dumps(run["overrides"])), "workdir": run["place"]}
+    line.setdefault("peak_memory_mib", None)
+    return {"line": line, "config": ours}
+
+
+def outdated(run: dict) -> bool:
+    """Whether the run's workdir holds one of another config that failed, to be begun anew.
+
+    Raises:
+      UserError: it holds one of another config that did not fail.
+    """
+    workdir = Path(run["workdir"])
+    try:
+        if (workdir / "config.json").exists():
+            train.check_same_run(_config(run), workdir)
+    except UserError:
+        found = _result(workdir)
+        if found is None or found["line"]["status"] == "ok" or (workdir / "metrics.json").exists():
+            raise
+        return True
+    return False
+
+
+def _result(workdir: Path) -> dict | None:
+    path = workdir / "result.json"
     if not path.exists():
         return None
     try:
         found = json.loads(path.read_text())
-        same = found["config"] == as_json(run["config"])
+        if found["line"]["status"] not in ("ok", "failed") or "seed" not in found["config"]:
+            raise ValueError("it is no record of a run")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged ({error!r}); delete it, the run is then looked at again") from None
-    if not same:
-        return None
-    # What the base of the sweep is, and where the workdir lies, may have changed since.
-    found["line"] |= {"overrides": json.loads(json.dumps(run["overrides"])), "workdir": run["place"]}
     return found
 
 
@@ -104,133 +148,31 @@ def as_json(config) -> dict:
     return json.loads(json.dumps(config_lib.flatten(config)))
 
 
-def execute_all(groups: Sequence[Sequence[dict]], jobs: int, lock: int) -> Iterator[dict]:
-    """The records of all runs, as they end.
+def _config(run: dict):
+    return config_lib.from_dict(json.loads(json.dumps(run["config"])))
 
-    Args:
-      groups: of runs; those of a group share what is compiled, so one process takes them one after another.
-      jobs: processes; with 1 it is this one.
-      lock: descriptor that the processes keep open: a sweep's workdir is free when all of them have ended.
 
-    Raises:
-      SystemExit: told to stop; runs that had begun have saved their state.
-    """
-    if jobs == 1:
-        for group in groups:
-            for run in group:
-                yield execute(run)
-        return
-    todo, done, stop = queue.SimpleQueue(), queue.SimpleQueue(), threading.Event()
-    for group in groups:
-        todo.put(group)
-    processes: set[subprocess.Popen] = set()
-    threads = [threading.Thread(target=_feed, args=(todo, done, stop, processes, jobs, lock)) for _ in range(jobs)]
-    before = _on_terminate(lambda *_: sys.exit(143))
+def _attempt(workdir: Path) -> dict:
+    """{"step": its checkpoint when a process last began, "deaths": of processes since it had that, "seconds"}."""
+    path = workdir / "attempt.json"
+    return json.loads(path.read_text()) if path.exists() else {"step": None, "deaths": 0, "seconds": 0.0}
+
+
+def _write(path: Path, content: dict) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content) + "\n")
+    temporary.replace(path)
+
+
+def _reset_peak() -> bool:
+    """Lets the process's peak of memory begin anew; whether the system can (Linux)."""
     try:
-        for thread in threads:
-            thread.start()
-        for _ in range(sum(map(len, groups))):
-            found = done.get()
-            if isinstance(found, int):
-                sys.exit(found)
-            if isinstance(found, BaseException):
-                raise found
-            yield found
-    finally:
-        stop.set()
-        for process in list(processes):  # they save what they have
-            process.terminate()
-        for thread in threads:
-            thread.join()
-        _on_terminate(before)
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
 
 
-def _feed(todo, done, stop, processes, jobs, lock) -> None:
-    """Gives one process group after group, and starts another where it dies; runs in a thread."""
-    process = None
-    try:
-        while not stop.is_set():
-            try:
-                group = todo.get_nowait()
-            except queue.Empty:
-                break
-            for run in group:
-                if process is None:
-                    process = _start(jobs, lock)
-                    processes.add(process)
-                    if stop.is_set():
-                        process.terminate()
-                start, line = time.monotonic(), ""
-                with contextlib.suppress(BrokenPipeError):
-                    process.stdin.write(json.dumps(run) + "\n")
-                    process.stdin.flush()
-                    line = process.stdout.readline()
-                if line:
-                    done.put(json.loads(line))
-                    continue
-                code = process.wait()
-                processes.discard(process)
-                process = None
-                if stop.is_set() or code in _STOPPED:
-                    done.put(abs(code))
-                    return
-                if code == 2:  # it has said why on stderr: the disk, not the run
-                    raise UserError(f"{run['workdir']}: its process could not write; free space and sweep again")
-                done.put(record(run, None, _death(run, code), time.monotonic() - start))
-    except Exception as error:  # raised where the records are read
-        done.put(error)
-    finally:
-        if process is not None:
-            with contextlib.suppress(OSError):
-                process.stdin.close()
-            process.wait()
-            processes.discard(process)
-
-
-def _death(run: dict, code: int) -> str:
-    why = "killed, perhaps for want of memory" if code == -signal.SIGKILL else "see what it printed"
-    return f"{run['workdir']}: its process ended with exit code {code} ({why}); choose a smaller model or fewer --jobs"
-
-
-def _start(jobs: int, lock: int) -> subprocess.Popen:
-    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # of a GPU that they share
-    command = [sys.executable, "-m", "emofm_jax.runs"]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment, pass_fds=(lock,))
-
-
-def _on_terminate(handler):
-    """Sets the handler of SIGTERM and returns the one before; does nothing outside the main thread."""
-    if threading.current_thread() is threading.main_thread():
-        return signal.signal(signal.SIGTERM, handler)
-    return None
-
-
-def main() -> int:
-    """Runs what stdin names until it ends; if it ends within a run, the sweep has died, and so the run stops too."""
-    runs, busy = queue.SimpleQueue(), threading.Event()
-
-    def read():
-        for line in sys.stdin:
-            busy.set()
-            runs.put(json.loads(line))
-        runs.put(None)
-        if busy.is_set():
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=read, daemon=True).start()
-    try:
-        while (run := runs.get()) is not None:
-            found = execute(run)
-            busy.clear()
-            print(json.dumps(found), flush=True)
-    except KeyboardInterrupt:
-        return 130
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _peak_mib() -> float:
+    status = Path("/proc/self/status").read_text()
+    return round(int(status.split("VmHWM:")[1].split()[0]) / 1024, 1)

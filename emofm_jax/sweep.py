@@ -17,6 +17,7 @@ Exit code: 0; 1 if a run failed; 2 for a mistake in the sweep itself.
 
 import contextlib
 import json
+import shutil
 import statistics
 import sys
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from pathlib import Path
 from absl import flags as absl_flags
 from ml_collections import ConfigDict
 
-from emofm_jax import cli, points, runs, search, table, train
+from emofm_jax import cli, points, runs, search, table, train, workers
 from emofm_jax import config as config_lib
 from emofm_jax.errors import UserError
 
@@ -48,10 +49,14 @@ def _sweep(flags: absl_flags.FlagValues) -> bool:
         (workdir / "sweep.json.tmp").write_text(json.dumps(header, indent=1) + "\n")
         (workdir / "sweep.json.tmp").replace(workdir / "sweep.json")
         results, last = table.Table(workdir, names, plan.seeds), ""
-        if flags.search:
-            last = _search(flags, plan, base, workdir, names, results, lock)
-        else:
-            _run(groups, results, flags, lock)
+        try:
+            if flags.search:
+                last = _search(flags, plan, base, workdir, names, results, lock)
+            else:
+                _run(groups, results, flags, lock)
+        except SystemExit:
+            print("stopped, with the state of its runs saved; the same command goes on", file=sys.stderr)
+            raise
     print(f"\n{results.as_text()}\n{last}written: {workdir}/ (results.csv, results.jsonl, runs/)")
     return not results.failed()
 
@@ -64,15 +69,17 @@ def _run(groups: Sequence[Sequence[dict]], results: table.Table, flags: absl_fla
         again = found is not None and flags.retry and found["line"]["status"] != "ok"
         old += [found] if found and not again else []
         todo += [run] if not found or again else []
+        if found and found["line"]["status"] == "ok" and not flags.checkpoints:  # a kill may have left them
+            shutil.rmtree(Path(run["workdir"]) / "checkpoints", ignore_errors=True)
     results.add(old)
     impossible = _make_data(todo)
     for run in [run for run in todo if run["config"]["data"]["dir"] in impossible]:
-        _end(results, runs.record(run, None, impossible[run["config"]["data"]["dir"]], 0.0))
+        _end(results, runs.record(run, None, impossible[run["config"]["data"]["dir"]]))
     todo = [run for run in todo if run["config"]["data"]["dir"] not in impossible]
     groups = [[run for run in todo if run["point"] == name] for name in dict.fromkeys(run["point"] for run in todo)]
     if len(groups) < flags.jobs:  # then several processes take the seeds of a point
         groups = [[run] for run in todo]
-    with contextlib.closing(runs.execute_all(groups, flags.jobs, lock)) as records:
+    with contextlib.closing(workers.execute_all(groups, flags.jobs, lock)) as records:
         for record in records:
             _end(results, record)
 
@@ -95,7 +102,7 @@ def _search(flags, plan: points.Plan, base: ConfigDict, workdir: Path, names, re
         group = _runs_of(points.Point(name, config, {}), plan.seeds, base, workdir)
         if refused:
             for run in group:
-                _end(results, runs.record(run | {"overrides": values}, None, refused, 0.0))
+                _end(results, runs.record(run | {"overrides": values}, None, refused))
         else:
             _run([group], results, flags, lock)
         ended = [line for line in results.lines() if line["point"] == name]
@@ -120,17 +127,16 @@ def _objective(report: dict, monitor: str) -> float | None:
 
 
 def _runs_of(point: points.Point, seeds: Sequence[int], base: ConfigDict, workdir: Path) -> list[dict]:
-    """The runs of a point (runs.py); raises UserError where a workdir holds one of another config."""
+    """The runs of a point (runs.py); raises UserError where a workdir holds one of another config, unless it failed."""
     found = []
     changed = config_lib.difference(point.config, base)
     overrides = {k: None if ours is ... else ours for k, (ours, _) in changed.items() if k != "seed"}
     for seed in seeds:
         config = points.apply(point.config, {"seed": seed}, f"point {point.name!r}")
         place = Path("runs") / point.name / f"seed-{seed}"
-        if (workdir / place / "config.json").exists():
-            train.check_same_run(config, workdir / place)
         run = {"point": point.name, "seed": seed, "overrides": overrides, "config": config.to_dict()}
         found.append(run | {"workdir": str(workdir / place), "place": str(place)})
+        runs.outdated(found[-1])
     return found
 
 
@@ -143,6 +149,8 @@ def _check_flags(flags: absl_flags.FlagValues) -> None:
         raise UserError(f"--trials={flags.trials}: it has no meaning without a search; add --search=tpe")
     if flags.search and flags.trials < 1:
         raise UserError(f"--search={flags.search}: it needs --trials=N, how many points it may try")
+    if flags.search and flags.retry:  # they would be drawn again, and all after them
+        raise UserError("--retry: trials of a search follow from those that failed; choose another --workdir instead")
 
 
 def _check_points(declared: Sequence[points.Point]) -> None:
@@ -173,8 +181,9 @@ def _check_workdir(workdir: Path, header: dict) -> None:
     """Raises UserError on a workdir that holds anything but this sweep; notes what has gone from the experiment."""
     path = workdir / "sweep.json"
     if not path.exists():
-        found = {file.name for file in workdir.iterdir()} if workdir.is_dir() else set()
-        if found - {".writable", "sweep.json.tmp"}:
+        found = [file.name for file in workdir.iterdir()] if workdir.is_dir() else []
+        of_sweep = (".writable", "sweep.json.", "results.", "report.")
+        if not all(name == "runs" or name.startswith(of_sweep) for name in found):
             raise UserError(f"{workdir}: holds files but no sweep (no sweep.json); choose an empty --workdir")
         return
     try:
@@ -221,11 +230,7 @@ def main(argv: list[str] | None = None) -> int:
     def program(flags):
         well.append(_sweep(flags))
 
-    try:
-        return cli.run(program, _define, argv) or int(well == [False])
-    except SystemExit as stop:
-        print("stopped, with the state of its runs saved; the same command goes on", file=sys.stderr)
-        return stop.code
+    return cli.run(program, _define, argv) or int(well == [False])
 
 
 if __name__ == "__main__":

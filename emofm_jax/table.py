@@ -24,6 +24,7 @@ _COLUMNS = (
     "rows_per_s",
     "steps",
     "seconds",
+    "peak_memory_mib",
     "error",
 )
 
@@ -116,7 +117,7 @@ def figures(metrics: dict) -> dict:
 
 
 def _row(line: dict) -> dict:
-    row = {key: line[key] for key in ("point", "seed", "status", "seconds", "error")}
+    row = {key: line[key] for key in ("point", "seed", "status", "seconds", "peak_memory_mib", "error")}
     if line["metrics"] is None:
         return row
     metrics, found = line["metrics"], figures(line["metrics"])

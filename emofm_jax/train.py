@@ -30,24 +30,25 @@ from emofm_jax.data import schema as schema_lib
 from emofm_jax.data import shards
 from emofm_jax.errors import UserError
 
-# Fields that a run may go on with after a change; all others decide its numbers. `train.epochs` and `train.max_steps`
-# join the latter where a schedule depends on the number of steps.
+# Fields that change no number of a run.
 FREE = (
     "name",
     "data.dir",
     "data.prefetch",
     "prepare.source",
     "prepare.max_rejected",
-    "train.epochs",
-    "train.max_steps",
-    "train.patience",
     "train.log_every_steps",
     "train.save_every_steps",
 )
+# Where a run ends: it may go on to a later one, unless a schedule depends on the number of steps.
+END = ("train.epochs", "train.max_steps")
 
 # What a kill may leave in a workdir that is not yet a run.
 _BEFORE_CONFIG = {".writable", "vocabulary", "schema.json", "environment.json", "config.json.tmp"}
-_BEFORE_CONFIG |= {"train.log", "result.json", "result.json.tmp"}  # what a sweep writes there
+_BEFORE_CONFIG |= {
+    "train.log",
+    *(f"{name}.json{end}" for name in ("result", "attempt") for end in ("", ".tmp")),
+}  # what a sweep writes there
 
 
 def _main(flags: absl_flags.FlagValues) -> None:
@@ -212,11 +213,13 @@ def _lock(directory: int) -> None:
 def check_same_run(config: ConfigDict, workdir: Path) -> None:
     """Raises UserError if the run in the workdir is of another config, fields that may change apart."""
     fixed = [key for key in ("embedding", "network") if config.optim[key].schedule == "cosine"]
-    free = [field for field in FREE if not (fixed and field in ("train.epochs", "train.max_steps"))]
+    free = FREE + (() if fixed else END)
     differ = config_lib.difference(config_lib.load(workdir), config)
     differ = [f"{k} {a!r} there, {b!r} now" for k, (a, b) in differ.items() if k not in free]
     if differ:
-        raise UserError(f"{workdir}: holds a run of another config ({'; '.join(differ)}); choose another --workdir")
+        raise UserError(
+            f"{workdir}: holds a run of another config ({'; '.join(differ)}); delete it, or choose another --workdir"
+        )
 
 
 def _open_workdir(config: ConfigDict, workdir: Path, schema: schema_lib.Schema) -> None:

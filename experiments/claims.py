@@ -24,7 +24,7 @@ EMOFM = ("wm", "hm", "hmm")
 BASELINES = ("lr", "fm", "deepfm", "dnn", "dcnv2", "edcn", "final", "finalmlp", "destine")
 ABLATIONS = {"shared": {"model.type_predictors": "shared"}, "untyped": {"model.use_ftype": False}}
 PART = {"prepare.synthetic.rows": (100_000, 50_000, 50_000), "data.dir": "data/rows_100000"}
-OF_TINY = ("hmm", "wm_untyped", "lr_100k")
+OF_TINY = ("hmm", "lr_100k")
 
 
 def get_config(arg: str = ""):

@@ -1,22 +1,17 @@
 """What more rows and more slots bring, and what they cost.
 
     python -m emofm_jax.sweep --config=experiments/scaling.py --workdir=runs/scaling
-    python experiments/scaling.py runs/scaling          # the fitted slopes
-    python -m emofm_jax.report --workdir=runs/scaling
+    python -m emofm_jax.report --workdir=runs/scaling          # has the fitted slopes
 
 Questions: how much of the attainable lift does each tenfold of training rows bring (1e5 to 3e6), and how do rows/s and
-parameters follow the number of slots (10 to 100)? Data and settings are the quickstart's but for that number. 10 slots
+memory follow the number of slots (10 to 100)? Data and settings are the quickstart's but for that number. 10 slots
 are the first ones of each group, so that part of the truth is out of reach; beyond 28, further slots are noise. 3
 seeds.
 
 21 points, 63 runs, about 2 hours on two cores (3e6 rows: most of it). Result: docs/results/scaling.md.
 """
 
-import json
-import sys
 from pathlib import Path
-
-import numpy as np
 
 from emofm_jax import points
 
@@ -24,7 +19,7 @@ quickstart, tiny = (points.load(Path(__file__).with_name(f"{name}.py")) for name
 MODELS = ("dnn", "wm", "hmm")
 ROWS = (100_000, 300_000, 1_000_000, 3_000_000)
 SLOTS = {10: (2, 2, 3, 3), 50: (12, 12, 13, 13), 100: (25, 25, 25, 25)}  # 28, the default, is ROWS[0]
-OF_TINY = ("dnn_rows_100000", "dnn_rows_300000", "dnn_slots_10")
+OF_TINY = ("dnn_rows_300000", "dnn_slots_10")
 
 
 def get_config(arg: str = ""):
@@ -59,42 +54,3 @@ def _config(arg, model, rows, of_groups):
         tiny.shrink(c).prepare.synthetic.rows = (rows // 200, 300, 300)
     c.prepare.synthetic.group_slots = of_groups
     return c
-
-
-def slopes(workdir: Path) -> list[str]:
-    """A line per model: share of the attainable lift per tenfold of rows, and rows/s as a power of the slots.
-
-    Args:
-      workdir: of the sweep.
-    """
-    lines = [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
-    found = []
-    for model in MODELS:
-        rows, share, slots, speed = [], [], [], []
-        for line in [x for x in lines if x["status"] == "ok" and x["point"].startswith(f"{model}_")]:
-            kind, number = line["point"].split("_")[1:]
-            test, rate = line["metrics"]["test"], line["metrics"]["train"]["rows_per_s"]
-            if kind == "rows":
-                rows.append(np.log10(int(number)))
-                share.append((test["auc"] - 0.5) / (test["bayes"]["auc"] - 0.5))
-            if kind == "slots" or number == str(ROWS[0]):
-                slots.append(np.log10(int(number) if kind == "slots" else 28))
-                speed.append(np.log10(rate))
-        if len(set(rows)) > 1:
-            found.append(f"{model}: share {_slope(rows, share)} per tenfold of rows")
-        if len(set(slots)) > 1:
-            found.append(f"{model}: rows/s ~ slots ** {_slope(slots, speed)}")
-    return found
-
-
-def _slope(x, y) -> str:
-    """Least squares' slope and its standard error over the runs."""
-    x, y = np.array(x) - np.mean(x), np.array(y)
-    slope = (x @ y) / (x @ x)
-    residual = y - y.mean() - slope * x
-    error = np.sqrt(residual @ residual / max(len(x) - 2, 1) / (x @ x))
-    return f"{slope:.3f} +/- {error:.3f}"
-
-
-if __name__ == "__main__":
-    print("\n".join(slopes(Path(sys.argv[1]))))

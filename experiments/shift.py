@@ -35,7 +35,7 @@ DIALS = {
         ("wm", "hm", "hmm"),
     ),
 }
-OF_TINY = ("hmm", "dnn_hash_1e3", "hm_1+7+7+40")
+OF_TINY = ("hmm", "dnn_hash_1e3")
 
 
 def get_config(arg: str = ""):

@@ -2,11 +2,8 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from emofm_jax import config, points, sweep
@@ -48,7 +45,7 @@ def test_the_whole_plan_is_sound(home, name):
 def test_tiny_runs_in_seconds(home, name):
     assert sweep.main(["sweep", f"--config={EXPERIMENTS / name}.py:tiny", f"--workdir=runs/{name}"]) == 0
     lines = [json.loads(line) for line in (home / f"runs/{name}/results.jsonl").read_text().splitlines()]
-    assert len(lines) == 2 * len(plan(name, "tiny").points) >= 4
+    assert len(lines) == 2 * len(plan(name, "tiny").points) == 4
     assert all(line["metrics"]["test"]["bayes"]["auc"] > 0.5 for line in lines)
 
 
@@ -62,24 +59,6 @@ def test_factors_vary_alone():
         model = name.split("_")[0]
         changed = config.difference(of[name], of[model]).keys() - {"data.dir"}
         assert len(changed) == (name != model), name
-
-
-def test_slopes_are_those_of_the_results(tmp_path):
-    lines = []
-    for exponent, rows in ((5, 100_000), (6, 1_000_000)):
-        for seed in (0, 1):
-            test = {"auc": 0.6 + 0.03 * (exponent - 5) + 0.001 * seed, "bayes": {"auc": 0.8}}
-            metrics = {"test": test, "train": {"rows_per_s": 1000.0}}
-            lines.append({"point": f"wm_rows_{rows}", "seed": seed, "status": "ok", "metrics": metrics})
-    metrics = {"test": test, "train": {"rows_per_s": 2800.0}}
-    lines.append({"point": "wm_slots_10", "seed": 0, "status": "ok", "metrics": metrics})
-    lines.append({"point": "hmm_slots_10", "seed": 0, "status": "failed", "metrics": None})
-    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    command = [sys.executable, EXPERIMENTS / "scaling.py", tmp_path]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    error = np.sqrt(4 * (0.001 / 0.6) ** 2 / 2 / 1)  # residuals of half the seeds' difference, in share
-    assert out[0] == f"wm: share 0.100 +/- {error:.3f} per tenfold of rows"
-    assert out[1].startswith("wm: rows/s ~ slots ** -1.000 +/- 0.000") and len(out) == 2
 
 
 @pytest.mark.parametrize("name", PLANS)

@@ -5,9 +5,12 @@ import pytest
 from emofm_jax import config, points, search
 from emofm_jax.errors import UserError
 
+BASE = config.default()
+BASE.data.dir = "data"
+
 
 def test_a_search_finds_what_is_better_and_avoids_what_fails():
-    base = config.default()
+    base = BASE
     ranges = {
         "model.dropout": ("uniform", 0.0, 0.9),
         "model.embedding_dim": ("log", 2, 64),
@@ -30,16 +33,32 @@ def test_a_search_finds_what_is_better_and_avoids_what_fails():
     ("drawn", "message"),
     [
         ({"model.x": ("log", 1, 2)}, "'model.x' is no field"),
-        ({"model.dropout": ("normal", 0, 1)}, "'normal' is not known; choose one of log, uniform, choice"),
+        (
+            {"model.dropout": ("normal", 0, 1)},
+            "('normal', 0, 1) is not known; write (kind, ...), kind one of log",
+        ),
         ({"model.dropout": ("log", 0, 1)}, "write ('log', low, high) with low < high, above 0"),
         ({"model.dropout": ("uniform", 1, 0)}, "write ('uniform', low, high) with low < high"),
         ({"model.name": ("choice", "wm")}, "write ('choice', [value, ...])"),
+        ({"model.name": ("choice", 5)}, "write ('choice', [value, ...])"),
+        ({"model.name": ("choice", ["wm", 5])}, "ranges: model.name = 5 is no str"),
+        ({"model.name": ("uniform", 0, 1)}, "it is 'hmm', and only numbers have a range"),
+        ({"model.dropout": 5}, "5 is not known; write (kind, ...)"),
+        ({"model.dropout": ()}, "() is not known; write (kind, ...)"),
+        ({"model.dropout": ("uniform", 0, float("inf"))}, "is no range of numbers"),
+        ({"model.embedding_dim": ("log", 1.5, 8)}, "is no range of whole numbers"),
+        ({"seed": ("uniform", 0, 9)}, "'seed': every trial has all seeds"),
+        ({"model.mixer.d_att": ("log", 8, 64), "model.name": ("choice", ["wm", "hm"])}, "d_att' has no effect on hm"),
     ],
 )
 def test_ranges_are_checked(drawn, message):
     with pytest.raises(UserError) as error:
-        search.check(drawn, config.default())
+        search.check(drawn, BASE)
     assert message in str(error.value)
+
+
+def test_a_range_may_have_its_effect_through_another():
+    search.check({"model.mixer.d_att": ("log", 8, 64), "model.name": ("choice", ["wm", "hmm"])}, BASE)
 
 
 def test_one_point_and_grids_have_names_that_tell_them_apart():

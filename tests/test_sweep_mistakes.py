@@ -20,7 +20,7 @@ MISTAKES = {
     ),
     "idle": ([f"--config={SWEEP}:idle"], "point 'x': model.hidden has no effect on hm; leave it out"),
     "name": ([f"--config={SWEEP}:name"], "the point 'a/b' cannot name a directory"),
-    "broken": ([f"--config={SWEEP}:broken"], "tiny_sweep.py:39: ZeroDivisionError: division by zero; correct the file"),
+    "broken": ([f"--config={SWEEP}:broken"], "tiny_sweep.py:43: ZeroDivisionError: division by zero; correct the file"),
     "model": ([f"--config={SWEEP}:model"], "point 'x': config.model.name: 'hmmm' is not known; choose one of wm"),
     "jobs": ([f"--config={SWEEP}", "--jobs=0"], "--jobs=0: it must be at least 1"),
     "trials alone": ([f"--config={SWEEP}", "--trials=3"], "--trials=3: it has no meaning without a search"),
@@ -29,6 +29,17 @@ MISTAKES = {
     "no ranges": (
         [f"--config={SWEEP.with_name('tiny.py')}", "--search=tpe", "--trials=3"],
         "--search needs `ranges`, and it has none",
+    ),
+    "exit": ([f"--config={SWEEP}:exit"], "tiny_sweep.py:45: SystemExit: no more; correct the file"),
+    "seeds": ([f"--config={SWEEP}:three"], "seeds = 3 is no list of seeds; write seeds = (0, 1, 2), or range(3)"),
+    "seed of a point": ([f"--config={SWEEP}:seed"], "point 'x' has a seed of its own; `seeds` of the file are those"),
+    "range set": (
+        [f"--config={SWEEP}", "--search=tpe", "--trials=3", "--config.model.activation=tanh"],
+        f"--config.model.activation=tanh: {SWEEP} has a range of it; leave it out",
+    ),
+    "retry": (
+        [f"--config={SWEEP}", "--search=tpe", "--trials=3", "--retry"],
+        "--retry: trials of a search follow from",
     ),
     "seed": ([f"--config={SWEEP}", "--config.seed=4"], "has seeds (0, 1) of its own; leave it out"),
     "set twice": (

@@ -203,12 +203,15 @@ def test_a_finished_run_goes_on_when_it_is_given_more_steps(home, monkeypatch, c
         np.testing.assert_array_equal(one[0][name], other[0][name], err_msg=name)
 
 
-def test_fewer_steps_than_were_taken_give_the_metrics_of_the_state_that_there_is(home, monkeypatch):
+def test_a_run_may_end_where_it_stands_but_not_before(home, monkeypatch, capsys):
     with monkeypatch.context() as patch:  # a run that has saved and not yet evaluated
         patch.setattr(loop, "_evaluate", lambda *_: sys.exit(9))
         with pytest.raises(SystemExit):
             train.main(arguments("fewer"))
-    assert train.main(arguments("fewer", "--config.train.max_steps=2")) == 0
+    for done in (False, True):
+        assert train.main(arguments("fewer", "--config.train.max_steps=2")) == 2, done
+        assert "fewer: its run has taken 12 steps, and config.train.epochs and max_steps end" in capsys.readouterr().err
+        assert train.main(arguments("fewer", "--config.train.max_steps=12")) == 0
     result = json.loads((home / "fewer/metrics.json").read_text())
     assert result["train"]["steps"] == 12 and result["valid"]["rows"] == 1000
 

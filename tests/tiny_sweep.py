@@ -5,17 +5,21 @@ from pathlib import Path
 from emofm_jax import points
 
 tiny = points.load(Path(__file__).with_name("tiny.py"))
-seeds = (0, 1)
 ranges = {
     "optim.network.learning_rate": ("log", 1e-3, 1e-1),
     "model.activation": ("choice", ["sine", "relu", "tanh"]),  # no sine
 }
 
 
+def seeds(arg=""):
+    return 3 if arg == "three" else (0, 1)
+
+
 def get_config(arg=""):
     c = tiny.get_config("hm")
     c.prepare.synthetic.rows = (600, 300, 300)
     c.model.embedding_dim = 2
+    c.model.dropout = 0.1
     return c
 
 
@@ -37,6 +41,10 @@ def sweep(arg=""):
         yield "a/b", {}
     if arg == "broken":
         yield "x", {"model.name": 1 / 0}
+    if arg == "exit":
+        raise SystemExit("no more")
+    if arg == "seed":
+        yield "x", {"seed": 3}
     if arg == "model":
         yield "x", {"model.name": "hmmm"}
     wm = tiny.get_config("wm")

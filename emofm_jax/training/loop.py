@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from emofm_jax import verdict
 from emofm_jax.data import batches, shards
+from emofm_jax.errors import UserError
 from emofm_jax.training import checkpoint, evaluation
 from emofm_jax.training import program as program_lib
 from emofm_jax.training import step as step_lib
@@ -45,7 +46,8 @@ def run(config: ConfigDict, workdir: Path, splits: dict[str, shards.Split]) -> d
       The content of metrics.json.
 
     Raises:
-      UserError: the batch does not divide over the devices, the loss is not finite, the disk fails.
+      UserError: the batch does not divide over the devices, the run has passed its end, the loss is not
+        finite, the disk fails.
       SystemExit: 128 + the signal after SIGTERM or SIGINT, with the state saved.
     """
     num_steps = config.train.epochs * math.ceil(splits["train"].num_rows / config.data.batch_size)
@@ -54,10 +56,15 @@ def run(config: ConfigDict, workdir: Path, splits: dict[str, shards.Split]) -> d
     result = workdir / "metrics.json"
     if result.exists() and checkpoint.latest(workdir / "checkpoints") is not None:
         progress = Progress(**checkpoint.read_info(workdir / "checkpoints")[1])
-        if _is_done(config, progress, num_steps):
+        if progress.step <= num_steps and _is_done(config, progress, num_steps):
             print(f"{workdir}: the run is finished ({progress.step:,} steps), this is its result")
             return json.loads(result.read_text())
     state, progress = program_lib.restore_or_init(workdir, program)
+    if progress.step > num_steps:
+        raise UserError(
+            f"{workdir}: its run has taken {progress.step:,} steps, and config.train.epochs and max_steps end it at "
+            f"{num_steps:,} now; let it end later, delete it, or choose another --workdir"
+        )
     if not _is_done(config, progress, num_steps):
         if progress.step:
             print(f"{workdir}: goes on from step {progress.step:,} of {num_steps:,}")
@@ -177,7 +184,7 @@ def _evaluate(config, split, program, state, progress, log) -> tuple[step_lib.Tr
 def _finish(config, workdir, splits, program, state, progress) -> dict:
     """Evaluates the kept state on the test split; writes metrics.json and the predictions."""
     kept = program_lib.kept_step(config, progress)
-    if kept not in [entry["step"] for entry in progress.evaluations]:  # max_steps was lowered to a step before this
+    if kept not in [entry["step"] for entry in progress.evaluations]:  # max_steps was lowered to this step
         progress.report = program_lib.score(config, splits["valid"], program, state)[1]
     result = {"valid": progress.report}
     if "test" in splits and splits["test"].num_rows:

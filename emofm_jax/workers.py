@@ -1,0 +1,156 @@
+"""Trains the runs of a sweep one after another, in this process or in N others.
+
+`python -m emofm_jax.workers` is one of the N others: it reads a run a line on stdin and answers with a record a line
+(runs.py).
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+from emofm_jax import runs
+from emofm_jax.errors import UserError
+
+_STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)  # exit codes of a process that was told to stop
+
+
+def execute_all(groups: Sequence[Sequence[dict]], jobs: int, lock: int) -> Iterator[dict]:
+    """The records of all runs, as they end.
+
+    Args:
+      groups: of runs; those of a group share what is compiled, so one process takes them one after another.
+      jobs: processes; with 1 it is this one, whose compiled programs the next runs share too.
+      lock: descriptor that the processes keep open: a sweep's workdir is free when all of them have ended.
+
+    Raises:
+      SystemExit: told to stop; runs that had begun have saved their state.
+    """
+    before = _on_terminate(lambda *_: sys.exit(143))
+    try:
+        yield from map(runs.execute, itertools.chain(*groups)) if jobs == 1 else _in_processes(groups, jobs, lock)
+    finally:
+        _on_terminate(before)
+
+
+def _in_processes(groups: Sequence[Sequence[dict]], jobs: int, lock: int) -> Iterator[dict]:
+    todo, done, stop = queue.SimpleQueue(), queue.SimpleQueue(), threading.Event()
+    for group in groups:
+        todo.put(group)
+    processes: set[subprocess.Popen] = set()
+    threads = [threading.Thread(target=_feed, args=(todo, done, stop, processes, jobs, lock)) for _ in range(jobs)]
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in range(sum(map(len, groups))):
+            found = done.get()
+            if isinstance(found, int):
+                sys.exit(found)
+            if isinstance(found, BaseException):
+                raise found
+            yield found
+    finally:
+        stop.set()
+        for process in list(processes):  # they save what they have
+            process.terminate()
+        for thread in threads:
+            thread.join()
+
+
+def _feed(todo, done, stop, processes, jobs, lock) -> None:
+    """Gives one process group after group, and starts another where it dies; runs in a thread."""
+    process = None
+    try:
+        while not stop.is_set():
+            try:
+                group = todo.get_nowait()
+            except queue.Empty:
+                break
+            for run in group:
+                if process is None:
+                    process = _start(jobs, lock)
+                    processes.add(process)
+                    if stop.is_set():
+                        process.terminate()
+                start, line = time.monotonic(), ""
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.write(json.dumps(run) + "\n")
+                    process.stdin.flush()
+                    line = process.stdout.readline()
+                if line:
+                    done.put(json.loads(line))
+                    continue
+                code = process.wait()
+                processes.discard(process)
+                process = None
+                if stop.is_set() or code in _STOPPED:
+                    done.put(abs(code))
+                    return
+                if code == 2:  # it has said why on stderr: the disk, not the run
+                    raise UserError(f"{run['workdir']}: its process could not write; free space and sweep again")
+                done.put(runs.record(run, None, _death(run, code), time.monotonic() - start))
+    except Exception as error:  # raised where the records are read
+        done.put(error)
+    finally:
+        if process is not None:
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+            process.wait()
+            processes.discard(process)
+
+
+def _death(run: dict, code: int) -> str:
+    why = "killed, perhaps for want of memory" if code == -signal.SIGKILL else "see what it printed"
+    return f"{run['workdir']}: its process ended with exit code {code} ({why}); choose a smaller model or fewer --jobs"
+
+
+def _start(jobs: int, lock: int) -> subprocess.Popen:
+    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # of a GPU that they share
+    command = [sys.executable, "-m", "emofm_jax.workers"]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment, pass_fds=(lock,))
+
+
+def _on_terminate(handler):
+    """Sets the handler of SIGTERM and returns the one before; does nothing outside the main thread."""
+    if threading.current_thread() is threading.main_thread():
+        return signal.signal(signal.SIGTERM, handler)
+    return None
+
+
+def main() -> int:
+    """Runs what stdin names until it ends; if it ends within a run, the sweep has died, and so the run stops too."""
+    todo, busy = queue.SimpleQueue(), threading.Event()
+
+    def read():
+        for line in sys.stdin:
+            busy.set()
+            todo.put(json.loads(line))
+        todo.put(None)
+        if busy.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    _on_terminate(lambda *_: sys.exit(143))
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        while (run := todo.get()) is not None:
+            found = runs.execute(run)
+            busy.clear()
+            print(json.dumps(found), flush=True)
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
