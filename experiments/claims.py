@@ -11,7 +11,7 @@ HM and HMM too, on 100,000 rows (`_100k`): compare within one size. 5 seeds. Dat
 which were tuned on its validation split for DNN (untyped) and HMM (typed). What a perfect auxiliary model would bring
 stands in each typed run's metrics.json as `test.true_am`.
 
-34 points, 170 runs, about 2 hours on two cores. Result: docs/results/claims.md.
+34 points, 170 runs, about 2 hours on two cores. Not yet run as a whole.
 """
 
 from pathlib import Path

@@ -7,7 +7,7 @@
 Question: which differences between models on this file are larger than those between seeds? Varied: the model, each
 with its own settings. Without prepared data the sweep names the command that prepares them.
 
-12 points, 36 runs, about 2 hours on two cores. Result: docs/results/frappe_baselines.md.
+12 points, 36 runs, about 2 hours on two cores. Not yet run as a whole.
 """
 
 from pathlib import Path

@@ -8,7 +8,7 @@ memory follow the number of slots (10 to 100)? Data and settings are the quickst
 are the first ones of each group, so that part of the truth is out of reach; beyond 28, further slots are noise. 3
 seeds.
 
-21 points, 63 runs, about 2 hours on two cores (3e6 rows: most of it). Result: docs/results/scaling.md.
+21 points, 63 runs, about 2 hours on two cores (3e6 rows: most of it). Not yet run as a whole.
 """
 
 from pathlib import Path

@@ -14,7 +14,7 @@ Data: the quickstart's with one dial moved, 100,000 rows, types hidden at test t
 Each dial makes its own truth: compare shares of the attainable lift, and models within a dial. 3 seeds of training;
 the data have one seed.
 
-56 points, 168 runs, about 1.5 hours on two cores. Result: docs/results/shift.md.
+56 points, 168 runs, about 1.5 hours on two cores. Not yet run as a whole.
 """
 
 from pathlib import Path
