@@ -1,10 +1,11 @@
 """Trains the runs of a sweep one after another, in this process or in N others.
 
-`python -m emofm_jax.workers` is one of the N others: it reads a run a line on stdin and answers with a record a line
-(runs.py).
+`python -m emofm_jax.workers CPU ...` is one of the N others, on these processors: it reads a run a line on stdin and
+answers with a record a line (runs.py).
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -19,7 +20,8 @@ from collections.abc import Iterator, Sequence
 from emofm_jax import runs
 from emofm_jax.errors import UserError
 
-_STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)  # exit codes of a process that was told to stop
+_STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM, -signal.SIGALRM)  # exit codes of a process told to stop
+_PATIENCE = 10  # seconds in which a process that was told to stop leaves its run, before it is ended
 
 
 def execute_all(groups: Sequence[Sequence[dict]], jobs: int, lock: int) -> Iterator[dict]:
@@ -45,7 +47,8 @@ def _in_processes(groups: Sequence[Sequence[dict]], jobs: int, lock: int) -> Ite
     for group in groups:
         todo.put(group)
     processes: set[subprocess.Popen] = set()
-    threads = [threading.Thread(target=_feed, args=(todo, done, stop, processes, jobs, lock)) for _ in range(jobs)]
+    start = [functools.partial(_start, cpus, lock) for cpus in _shares(jobs)]
+    threads = [threading.Thread(target=_feed, args=(todo, done, stop, processes, begin)) for begin in start]
     try:
         for thread in threads:
             thread.start()
@@ -64,7 +67,7 @@ def _in_processes(groups: Sequence[Sequence[dict]], jobs: int, lock: int) -> Ite
             thread.join()
 
 
-def _feed(todo, done, stop, processes, jobs, lock) -> None:
+def _feed(todo, done, stop, processes, start) -> None:
     """Gives one process group after group, and starts another where it dies; runs in a thread."""
     process = None
     try:
@@ -74,12 +77,14 @@ def _feed(todo, done, stop, processes, jobs, lock) -> None:
             except queue.Empty:
                 break
             for run in group:
+                if stop.is_set():
+                    return
                 if process is None:
-                    process = _start(jobs, lock)
+                    process = start()
                     processes.add(process)
                     if stop.is_set():
                         process.terminate()
-                start, line = time.monotonic(), ""
+                began, line = time.monotonic(), ""
                 with contextlib.suppress(BrokenPipeError):
                     process.stdin.write(json.dumps(run) + "\n")
                     process.stdin.flush()
@@ -95,7 +100,7 @@ def _feed(todo, done, stop, processes, jobs, lock) -> None:
                     return
                 if code == 2:  # it has said why on stderr: the disk, not the run
                     raise UserError(f"{run['workdir']}: its process could not write; free space and sweep again")
-                done.put(runs.record(run, None, _death(run, code), time.monotonic() - start))
+                done.put(runs.record(run, None, _death(run, code), time.monotonic() - began))
     except Exception as error:  # raised where the records are read
         done.put(error)
     finally:
@@ -111,11 +116,27 @@ def _death(run: dict, code: int) -> str:
     return f"{run['workdir']}: its process ended with exit code {code} ({why}); choose a smaller model or fewer --jobs"
 
 
-def _start(jobs: int, lock: int) -> subprocess.Popen:
+def _shares(jobs: int) -> list[set[int]]:
+    """The processors of each process: its own where there are enough, since two that share theirs slow each other."""
+    if not hasattr(os, "sched_getaffinity"):  # not Linux
+        return [set()] * jobs
+    mine = sorted(os.sched_getaffinity(0))
+    return [set(mine[i::jobs] if len(mine) >= jobs else mine) for i in range(jobs)]
+
+
+def _start(cpus: set[int], lock: int) -> subprocess.Popen:
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # of a GPU that they share
-    command = [sys.executable, "-m", "emofm_jax.workers"]
+    command = [sys.executable, "-m", "emofm_jax.workers", *map(str, cpus)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment, pass_fds=(lock,))
+
+
+def _leave(*_) -> None:
+    """Handler of SIGTERM: leaves what runs; an exception that comes up in a callback of the garbage collector, or of
+    C++, is lost, so an alarm sees to it.
+    """
+    signal.alarm(_PATIENCE)
+    sys.exit(143)
 
 
 def _on_terminate(handler):
@@ -127,6 +148,8 @@ def _on_terminate(handler):
 
 def main() -> int:
     """Runs what stdin names until it ends; if it ends within a run, the sweep has died, and so the run stops too."""
+    if cpus := {int(cpu) for cpu in sys.argv[1:]}:
+        os.sched_setaffinity(0, cpus)  # before jax is loaded, which counts them
     todo, busy = queue.SimpleQueue(), threading.Event()
 
     def read():
@@ -137,7 +160,7 @@ def main() -> int:
         if busy.is_set():
             os.kill(os.getpid(), signal.SIGTERM)
 
-    _on_terminate(lambda *_: sys.exit(143))
+    _on_terminate(_leave)
     threading.Thread(target=read, daemon=True).start()
     try:
         while (run := todo.get()) is not None:

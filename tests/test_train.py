@@ -137,21 +137,22 @@ def test_a_stop_saves_and_the_same_command_goes_on(home, monkeypatch, capsys):
 
         def stepped(state, batch):
             count[0] += 1
-            if count[0] == 9:
+            if count[0] == 8:
                 os.kill(os.getpid(), signal.SIGTERM)
             return program.train_step(state, batch)
 
         return program._replace(train_step=stepped)
 
     monkeypatch.setattr(loop.program_lib, "make_program", stopping)
-    for seen in (9, 18, 27):  # three runs, each stopped after nine steps
+    for seen in (8, 16, 24, STEPS):  # in the middle of an epoch, at its end, and in the last step
         with pytest.raises(SystemExit) as stop:
             train.main(arguments("stopped"))
         assert stop.value.code == 143
-        assert f"step {seen} is saved" in capsys.readouterr().err
+        said = capsys.readouterr()
+        assert f"step {seen} is saved" in said.err and (f"goes on from step {seen - 8}" in said.out) == (seen > 8)
     monkeypatch.undo()
+    assert not (home / "stopped" / "metrics.json").exists()
     assert train.main(arguments("stopped")) == 0
-    assert "goes on from step 27" in capsys.readouterr().out
     one, other = files(home / "run"), files(home / "stopped")
     assert one[1] == other[1]
     for name in one[0]:

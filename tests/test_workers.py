@@ -1,10 +1,18 @@
-"""The processes of a sweep: what they do when one of them is killed."""
+"""The processes of a sweep: what they do when one of them is killed, or when all are told to stop."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
-from emofm_jax import workers
+import pytest
+
+from emofm_jax import train, workers
+
+SWEEP = Path(__file__).parent / "tiny_sweep.py"
 
 
 def test_a_process_that_dies_fails_its_run_and_another_takes_over(tmp_path, monkeypatch):
@@ -26,3 +34,60 @@ def test_a_process_that_dies_fails_its_run_and_another_takes_over(tmp_path, monk
         }
     assert [found[p, 0]["status"] for p in "ab"] == ["ok", "ok"]
     assert all("exit code -9 (killed, perhaps for want of memory)" in found[p, 1]["error"] for p in "ab")
+
+
+def test_a_sweep_that_is_stopped_ends_with_its_processes(tmp_path):
+    command = [sys.executable, "-m", "emofm_jax.sweep", f"--config={SWEEP}", "--workdir=stopped", "--jobs=2"]
+    command.append("--config.train.epochs=100000")
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            while process.poll() is None and not list(tmp_path.glob("stopped/runs/*/*/log.jsonl")):
+                time.sleep(0.05)
+            process.terminate()
+            assert "the same command goes on" in process.communicate(timeout=60)[1]
+        finally:
+            process.kill()  # else a failure would wait for ever
+    assert process.returncode == 143
+    with train.alone(tmp_path / "stopped"):  # no process is left that holds it
+        assert not list(tmp_path.glob("stopped/runs/*/*/result.json"))
+    attempts = [json.loads(path.read_text()) for path in tmp_path.glob("stopped/runs/*/*/attempt.json")]
+    assert attempts and all(attempt["seconds"] > 0 for attempt in attempts)
+
+
+LOST = """
+import gc, os, signal, sys
+from emofm_jax import runs, workers
+
+def execute(run):  # is told to stop within a callback, where the exception of the handler is lost
+    def collected(phase, info):
+        gc.callbacks.remove(collected)
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):
+            pass
+    gc.callbacks.append(collected)
+    gc.collect()
+    print("goes on", flush=True)
+    while True:
+        pass
+
+runs.execute, workers._PATIENCE = execute, 1
+sys.exit(workers.main())
+"""
+
+
+def test_a_process_ends_though_the_order_to_stop_is_lost():
+    command = [sys.executable, "-c", LOST]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            process.stdin.write("{}\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "goes on\n"
+            assert process.wait(timeout=60) == -signal.SIGALRM
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(("jobs", "shares"), [(1, [{3, 5, 6}]), (2, [{3, 6}, {5}]), (4, [{3, 5, 6}] * 4)])
+def test_processes_have_processors_of_their_own_where_there_are_enough(monkeypatch, jobs, shares):
+    monkeypatch.setattr(workers.os, "sched_getaffinity", lambda _: {5, 3, 6}, raising=False)
+    assert workers._shares(jobs) == shares

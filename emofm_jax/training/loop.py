@@ -134,8 +134,6 @@ def _train(config, workdir, splits, program, state, progress, num_steps) -> step
                         window.restart()
                     elif progress.step % train.log_every_steps == 0:
                         window.close()
-                    if progress.finished:
-                        break
                     if stop.signal:
                         saver.wait()
                         name = signal.Signals(stop.signal).name
@@ -144,6 +142,8 @@ def _train(config, workdir, splits, program, state, progress, num_steps) -> step
                         )
                         print(text, file=sys.stderr)
                         sys.exit(128 + stop.signal)
+                    if progress.finished:
+                        break
     return state
 
 
