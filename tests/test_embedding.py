@@ -19,11 +19,17 @@ def test_row_0_of_each_slot_starts_at_zero_and_the_others_do_not():
     assert abs(drawn.mean()) < 4 * 0.02 / np.sqrt(drawn.size)
 
 
-def test_lookup_gives_zero_out_of_range_and_the_last_row_right():
+@pytest.mark.parametrize("times", [0, 1, 7])
+def test_lookup_gives_zero_out_of_range_and_the_last_row_right(times):
+    """Few rows are copied one by one, many at once."""
+    assert 6 <= embedding._FEW < 7 * 6
     table = jnp.arange(1.0, 13.0).reshape(6, 2)
-    found = embedding.lookup(table, jnp.array([[0, 5, 6], [2**31 - 1, 6, 3]], jnp.int32))
-    expected = [[[1, 2], [11, 12], [0, 0]], [[0, 0], [0, 0], [7, 8]]]
-    np.testing.assert_array_equal(found, expected)
+    ids = jnp.array([[0, 5, 6], [2**31 - 1, 6, 3]] * times, jnp.int32).reshape(-1, 3)
+    expected = np.array([[[1, 2], [11, 12], [0, 0]], [[0, 0], [0, 0], [7, 8]]] * times).reshape(-1, 3, 2)
+    np.testing.assert_array_equal(embedding.lookup(table, ids), expected)
+    np.testing.assert_array_equal(jax.vmap(embedding.lookup, (None, 0))(table, ids), expected)
+    grad = jax.grad(lambda table: embedding.lookup(table, ids)[..., 1].sum())(table)
+    np.testing.assert_array_equal(grad, times * np.array([[0, x] for x in (1, 0, 0, 1, 0, 1)]))
 
 
 @pytest.mark.parametrize("slot_widths", [(1, 1, 1), (3,), (1, 1, 4, 4, 1, 2), (2, 1, 1, 5), (4, 4, 4)])
