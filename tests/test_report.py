@@ -236,6 +236,7 @@ def test_a_half_finished_sweep_is_reported_as_far_as_it_is(tmp_path, capsys):
     assert "Unfinished: 8 of 21 runs are in." in capsys.readouterr().out
     text = (made / "report.md").read_text()
     assert "**Unfinished: 8 of 21 runs are in.**" in text and rows_of(text, "Results")["d8"][9] == "0 of 3"
+    assert rows_of(text, "Configurations")["d8"][1] == "no finished run"
 
 
 def test_labels_of_one_class_have_no_auc_and_no_comparison(copy, capsys):

@@ -235,9 +235,9 @@ def _configurations(v: View) -> list:
         fields = "; ".join(
             f"{key} = {write(ours)} ({write(theirs)})" for key, (ours, theirs) in v.changed[point].items()
         )
-        rows.append(
-            [Cell(f"`{point}`"), Cell(fields or ("reference" if point == v.sweep.reference else "no difference"))]
-        )
+        same = "no difference" if v.sweep.done(point) else "no finished run"
+        same = "reference" if point == v.sweep.reference else same
+        rows.append([Cell(f"`{point}`"), Cell(fields or same)])
     return [page.Table(["point", f"fields that differ from {v.sweep.reference} (its values)"], rows)]
 
 
