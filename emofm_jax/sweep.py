@@ -77,8 +77,6 @@ def _run(groups: Sequence[Sequence[dict]], results: table.Table, flags: absl_fla
         _end(results, runs.record(run, None, impossible[run["config"]["data"]["dir"]]))
     todo = [run for run in todo if run["config"]["data"]["dir"] not in impossible]
     groups = [[run for run in todo if run["point"] == name] for name in dict.fromkeys(run["point"] for run in todo)]
-    if len(groups) < flags.jobs:  # then several processes take the seeds of a point
-        groups = [[run] for run in todo]
     with contextlib.closing(workers.execute_all(groups, flags.jobs, lock)) as records:
         for record in records:
             _end(results, record)

@@ -15,7 +15,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 
 from emofm_jax import runs
 from emofm_jax.errors import UserError
@@ -28,27 +29,26 @@ def execute_all(groups: Sequence[Sequence[dict]], jobs: int, lock: int) -> Itera
     """The records of all runs, as they end.
 
     Args:
-      groups: of runs; those of a group share what is compiled, so one process takes them one after another.
+      groups: of runs; those of a group share what is compiled, so a process takes them one after another.
       jobs: processes; with 1 it is this one, whose compiled programs the next runs share too.
       lock: descriptor that the processes keep open: a sweep's workdir is free when all of them have ended.
 
     Raises:
       SystemExit: told to stop; runs that had begun have saved their state.
     """
-    before = _on_terminate(lambda *_: sys.exit(143))
+    before = _on_terminate(_leave if jobs == 1 else lambda *_: sys.exit(143))  # which waits for the others
     try:
         yield from map(runs.execute, itertools.chain(*groups)) if jobs == 1 else _in_processes(groups, jobs, lock)
     finally:
+        signal.alarm(0)
         _on_terminate(before)
 
 
 def _in_processes(groups: Sequence[Sequence[dict]], jobs: int, lock: int) -> Iterator[dict]:
-    todo, done, stop = queue.SimpleQueue(), queue.SimpleQueue(), threading.Event()
-    for group in groups:
-        todo.put(group)
+    take, done, stop = _share_out(groups), queue.SimpleQueue(), threading.Event()
     processes: set[subprocess.Popen] = set()
     start = [functools.partial(_start, cpus, lock) for cpus in _shares(jobs)]
-    threads = [threading.Thread(target=_feed, args=(todo, done, stop, processes, begin)) for begin in start]
+    threads = [threading.Thread(target=_feed, args=(take, done, stop, processes, begin)) for begin in start]
     try:
         for thread in threads:
             thread.start()
@@ -64,43 +64,57 @@ def _in_processes(groups: Sequence[Sequence[dict]], jobs: int, lock: int) -> Ite
         for process in list(processes):  # they save what they have
             process.terminate()
         for thread in threads:
-            thread.join()
+            if thread.ident:  # else the stop came before its start
+                thread.join()
 
 
-def _feed(todo, done, stop, processes, start) -> None:
-    """Gives one process group after group, and starts another where it dies; runs in a thread."""
-    process = None
+def _share_out(groups: Sequence[Sequence[dict]]) -> Callable[[deque | None], tuple[dict | None, deque | None]]:
+    """take(group the process is at) -> its next run, and the group it is at then; no run when none is left.
+
+    A process stays with a group while it has runs, then begins the next one; when all are begun it helps where most is
+    left, so that none is idle while another has hours to go.
+    """
+    left, lock = [deque(group) for group in groups], threading.Lock()
+    fresh = iter(left)
+
+    def take(group):
+        with lock:
+            group = group or next(fresh, None) or max(left, key=len, default=None)
+            return (group.popleft() if group else None), group
+
+    return take
+
+
+def _feed(take, done, stop, processes, start) -> None:
+    """Gives one process run after run, and starts another where it dies; runs in a thread."""
+    process = group = None
     try:
         while not stop.is_set():
-            try:
-                group = todo.get_nowait()
-            except queue.Empty:
+            run, group = take(group)
+            if run is None:
                 break
-            for run in group:
+            if process is None:
+                process = start()
+                processes.add(process)
                 if stop.is_set():
-                    return
-                if process is None:
-                    process = start()
-                    processes.add(process)
-                    if stop.is_set():
-                        process.terminate()
-                began, line = time.monotonic(), ""
-                with contextlib.suppress(BrokenPipeError):
-                    process.stdin.write(json.dumps(run) + "\n")
-                    process.stdin.flush()
-                    line = process.stdout.readline()
-                if line:
-                    done.put(json.loads(line))
-                    continue
-                code = process.wait()
-                processes.discard(process)
-                process = None
-                if stop.is_set() or code in _STOPPED:
-                    done.put(abs(code))
-                    return
-                if code == 2:  # it has said why on stderr: the disk, not the run
-                    raise UserError(f"{run['workdir']}: its process could not write; free space and sweep again")
-                done.put(runs.record(run, None, _death(run, code), time.monotonic() - began))
+                    process.terminate()
+            began, line = time.monotonic(), ""
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(json.dumps(run) + "\n")
+                process.stdin.flush()
+                line = process.stdout.readline()
+            if line:
+                done.put(json.loads(line))
+                continue
+            code = process.wait()
+            processes.discard(process)
+            process = None
+            if stop.is_set() or code in _STOPPED:
+                done.put(abs(code))
+                return
+            if code == 2:  # it has said why on stderr: the disk, not the run
+                raise UserError(f"{run['workdir']}: its process could not write; free space and sweep again")
+            done.put(runs.record(run, None, _death(run, code), time.monotonic() - began))
     except Exception as error:  # raised where the records are read
         done.put(error)
     finally:

@@ -91,3 +91,20 @@ def test_a_process_ends_though_the_order_to_stop_is_lost():
 def test_processes_have_processors_of_their_own_where_there_are_enough(monkeypatch, jobs, shares):
     monkeypatch.setattr(workers.os, "sched_getaffinity", lambda _: {5, 3, 6}, raising=False)
     assert workers._shares(jobs) == shares
+
+
+def test_processes_take_points_and_help_where_most_is_left():
+    take = workers._share_out([["a0", "a1", "a2"], ["b0"], ["c0", "c1", "c2", "c3"]])
+    (one, mine), (other, theirs) = take(None), take(None)
+    assert (one, other) == ("a0", "b0")
+    taken = []
+    for _ in range(3):  # the other one is through with its point: it begins the last
+        run, theirs = take(theirs)
+        taken.append(run)
+    assert taken == ["c0", "c1", "c2"]
+    run, mine = take(mine)
+    assert run == "a1"
+    for wanted in ("c3", "a2", None, None):
+        run, theirs = take(theirs)
+        assert run == wanted
+    assert take(mine)[0] is None
