@@ -1,8 +1,9 @@
 """A compiled call from host arrays to scores that costs little beside its products, for one row as for thousands.
 
 Features go in as one array (data/matrix.py), which is checked in the same pass: 28 arguments cost more than a small
-network. For few rows small parameters are constants of the program, so that XLA takes slices of stacked weights when
-it compiles instead of at each call (HMM, one row: a third of the time); large ones, as a table, stay arguments.
+network. For few rows the network's parameters are constants of the program, so that XLA takes slices of stacked
+weights when it compiles instead of at each call (HMM: 0.45 of the time for one row, 0.8 for four); each number of
+rows then holds a copy of them.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,8 +16,8 @@ from emofm_jax.data import matrix as matrix_lib
 from emofm_jax.data.schema import Schema
 from emofm_jax.training import ahead
 
-_FEW = 64  # rows; for more the weights are a small part of the work, and constants would only fill memory
-_CONSTANT = 1 << 21  # numbers of an array that may be a constant; all constants together may have eight times that
+_FEW = 8  # rows
+_CONSTANT = 1 << 24  # numbers that all constants together may have
 
 
 def make(schema: Schema, params: Any, fn: Callable) -> Callable[[Mapping], dict | None]:
@@ -30,8 +31,9 @@ def make(schema: Schema, params: Any, fn: Callable) -> Callable[[Mapping], dict 
     large, unite = _partition(params)
     as_float = lambda x: jax.lax.bitcast_convert_type(x, jnp.float32)
     layout = matrix_lib.layout(schema)
-    of_few = ahead.jit(lambda large, matrix: fn(unite(large), matrix_lib.to_features(matrix, layout, as_float)))
-    of_many = ahead.jit(lambda params, matrix: fn(params, matrix_lib.to_features(matrix, layout, as_float)))
+    to_features = lambda matrix: matrix_lib.to_features(matrix, layout, as_float)
+    of_few = ahead.jit(lambda large, matrix: fn(unite(large), to_features(matrix)), few_rows=True)
+    of_many = ahead.jit(lambda params, matrix: fn(params, to_features(matrix)))
 
     def call(features):
         matrix = matrix_lib.of_features(features, layout) if isinstance(features, Mapping) else None
@@ -44,13 +46,13 @@ def make(schema: Schema, params: Any, fn: Callable) -> Callable[[Mapping], dict 
 
 
 def _partition(params: Any) -> tuple[list[jax.Array], Callable[[list], Any]]:
-    """The large parameters, and the function from these to all of them."""
-    leaves, structure = jax.tree.flatten(params)
-    few = sum(x.size for x in leaves if x.size <= _CONSTANT) <= 8 * _CONSTANT
-    is_large = [x.size > _CONSTANT or not few for x in leaves]
+    """The parameters that stay arguments (tables, or all where they are many), and the function from these to all."""
+    found, structure = jax.tree.flatten_with_path(params)
+    is_table = [any(getattr(key, "key", None) == "embedding" for key in path) for path, _ in found]
+    many = sum(x.size for (_, x), table in zip(found, is_table) if not table) > _CONSTANT
 
-    def unite(large):
-        rest = iter(large)
-        return structure.unflatten([next(rest) if is_argument else x for x, is_argument in zip(leaves, is_large)])
+    def unite(arguments):
+        rest = iter(arguments)
+        return structure.unflatten([next(rest) if many or table else x for (_, x), table in zip(found, is_table)])
 
-    return [x for x, is_argument in zip(leaves, is_large) if is_argument], unite
+    return [x for (_, x), table in zip(found, is_table) if many or table], unite

@@ -36,7 +36,7 @@ def execute_all(groups: Sequence[Sequence[dict]], jobs: int, lock: int) -> Itera
     Raises:
       SystemExit: told to stop; runs that had begun have saved their state.
     """
-    before = _on_terminate(_leave if jobs == 1 else lambda *_: sys.exit(143))  # which waits for the others
+    before = _on_terminate(_leave if jobs == 1 else lambda *_: sys.exit(143))  # no alarm: the others need their time
     try:
         yield from map(runs.execute, itertools.chain(*groups)) if jobs == 1 else _in_processes(groups, jobs, lock)
     finally:
@@ -45,6 +45,7 @@ def execute_all(groups: Sequence[Sequence[dict]], jobs: int, lock: int) -> Itera
 
 
 def _in_processes(groups: Sequence[Sequence[dict]], jobs: int, lock: int) -> Iterator[dict]:
+    jobs = min(jobs, sum(map(len, groups)))
     take, done, stop = _share_out(groups), queue.SimpleQueue(), threading.Event()
     processes: set[subprocess.Popen] = set()
     start = [functools.partial(_start, cpus, lock) for cpus in _shares(jobs)]
@@ -110,7 +111,7 @@ def _feed(take, done, stop, processes, start) -> None:
             processes.discard(process)
             process = None
             if stop.is_set() or code in _STOPPED:
-                done.put(abs(code))
+                done.put(code if code > 0 else 128 - code)
                 return
             if code == 2:  # it has said why on stderr: the disk, not the run
                 raise UserError(f"{run['workdir']}: its process could not write; free space and sweep again")
@@ -142,7 +143,9 @@ def _start(cpus: set[int], lock: int) -> subprocess.Popen:
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # of a GPU that they share
     command = [sys.executable, "-m", "emofm_jax.workers", *map(str, cpus)]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment, pass_fds=(lock,))
+    # A group of its own: what the terminal or `timeout` sends to all would else come twice, from them and from here.
+    more = {"pass_fds": (lock,), "process_group": 0}
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment, **more)
 
 
 def _leave(*_) -> None:

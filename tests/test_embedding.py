@@ -27,6 +27,9 @@ def test_lookup_gives_zero_out_of_range_and_the_last_row_right(times):
     ids = jnp.array([[0, 5, 6], [2**31 - 1, 6, 3]] * times, jnp.int32).reshape(-1, 3)
     expected = np.array([[[1, 2], [11, 12], [0, 0]], [[0, 0], [0, 0], [7, 8]]] * times).reshape(-1, 3, 2)
     np.testing.assert_array_equal(embedding.lookup(table, ids), expected)
+    compiled = embedding.lookup._cache_size()
+    np.testing.assert_array_equal(embedding.lookup(table, ids[::-1]), expected[::-1])
+    assert embedding.lookup._cache_size() == compiled
     np.testing.assert_array_equal(jax.vmap(embedding.lookup, (None, 0))(table, ids), expected)
     grad = jax.grad(lambda table: embedding.lookup(table, ids)[..., 1].sum())(table)
     np.testing.assert_array_equal(grad, times * np.array([[0, x] for x in (1, 0, 0, 1, 0, 1)]))

@@ -236,7 +236,9 @@ def test_a_half_finished_sweep_is_reported_as_far_as_it_is(tmp_path, capsys):
     assert "Unfinished: 8 of 21 runs are in." in capsys.readouterr().out
     text = (made / "report.md").read_text()
     assert "**Unfinished: 8 of 21 runs are in.**" in text and rows_of(text, "Results")["d8"][9] == "0 of 3"
-    assert rows_of(text, "Configurations")["d8"][1] == "no finished run"
+    for more in ((), ("--reference=strong",)):  # which has options of its own
+        assert run(made, *more) == 0
+        assert rows_of((made / "report.md").read_text(), "Configurations")["d8"][1] == "no run yet"
 
 
 def test_labels_of_one_class_have_no_auc_and_no_comparison(copy, capsys):

@@ -159,6 +159,26 @@ def test_a_stop_saves_and_the_same_command_goes_on(home, monkeypatch, capsys):
         np.testing.assert_array_equal(one[0][name], other[0][name], err_msg=name)
 
 
+@pytest.mark.parametrize("place", ["log", "checkpoint"])
+def test_a_stop_outside_of_a_step_is_not_lost(home, monkeypatch, capsys, place):
+    owner, name = {"log": (loop.Window, "close"), "checkpoint": (loop.checkpoint.Saver, "__exit__")}[place]
+    real, calls = getattr(owner, name), []
+
+    def stopping(*args):
+        calls.append(args)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args)
+
+    monkeypatch.setattr(owner, name, stopping)
+    workdir = home / f"stopped_at_{place}"
+    with pytest.raises(SystemExit) as stop:
+        train.main(arguments(workdir.name))
+    step = int(re.search(r"step (\d+) is saved", capsys.readouterr().err)[1])
+    assert stop.value.code == 143 and (step == STEPS) == (place == "checkpoint")
+    assert (workdir / "checkpoints" / f"step_{step}").is_dir() and not (workdir / "metrics.json").exists()
+
+
 KILLED = """
 import glob, os, signal, sys, time
 from emofm_jax import train

@@ -1,6 +1,5 @@
 """The processes of a sweep: what they do when one of them is killed, or when all are told to stop."""
 
-import json
 import os
 import signal
 import subprocess
@@ -36,22 +35,31 @@ def test_a_process_that_dies_fails_its_run_and_another_takes_over(tmp_path, monk
     assert all("exit code -9 (killed, perhaps for want of memory)" in found[p, 1]["error"] for p in "ab")
 
 
+def test_a_process_that_is_stopped_stops_the_sweep(tmp_path, monkeypatch):
+    code, start = "import os\ninput()\nos.kill(os.getpid(), 15)", subprocess.Popen
+    monkeypatch.setattr(workers.subprocess, "Popen", lambda command, **kw: start([sys.executable, "-c", code], **kw))
+    with open(os.devnull) as lock, pytest.raises(SystemExit) as stop:
+        list(workers.execute_all([[{}], [{}]], 2, lock.fileno()))
+    assert stop.value.code == 128 + signal.SIGTERM
+
+
 def test_a_sweep_that_is_stopped_ends_with_its_processes(tmp_path):
     command = [sys.executable, "-m", "emofm_jax.sweep", f"--config={SWEEP}", "--workdir=stopped", "--jobs=2"]
     command.append("--config.train.epochs=100000")
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes, end = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}, time.monotonic() + 120
+    with subprocess.Popen(command, cwd=tmp_path, process_group=0, **pipes) as process:
         try:
-            while process.poll() is None and not list(tmp_path.glob("stopped/runs/*/*/log.jsonl")):
+            while not (begun := list(tmp_path.glob("stopped/runs/*/*/log.jsonl"))):
+                assert process.poll() is None and time.monotonic() < end
                 time.sleep(0.05)
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)  # as `timeout` does
             assert "the same command goes on" in process.communicate(timeout=60)[1]
         finally:
             process.kill()  # else a failure would wait for ever
     assert process.returncode == 143
     with train.alone(tmp_path / "stopped"):  # no process is left that holds it
         assert not list(tmp_path.glob("stopped/runs/*/*/result.json"))
-    attempts = [json.loads(path.read_text()) for path in tmp_path.glob("stopped/runs/*/*/attempt.json")]
-    assert attempts and all(attempt["seconds"] > 0 for attempt in attempts)
+    assert all(list(path.parent.glob("checkpoints/step_*")) for path in begun)
 
 
 LOST = """
@@ -66,7 +74,7 @@ def execute(run):  # is told to stop within a callback, where the exception of t
             pass
     gc.callbacks.append(collected)
     gc.collect()
-    print("goes on", flush=True)
+    print("goes on", *os.sched_getaffinity(0), flush=True)
     while True:
         pass
 
@@ -75,13 +83,14 @@ sys.exit(workers.main())
 """
 
 
-def test_a_process_ends_though_the_order_to_stop_is_lost():
-    command = [sys.executable, "-c", LOST]
+def test_a_process_stays_on_its_processor_and_ends_though_the_order_to_stop_is_lost():
+    cpu = min(os.sched_getaffinity(0))
+    command = [sys.executable, "-c", LOST, str(cpu)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             process.stdin.write("{}\n")
             process.stdin.flush()
-            assert process.stdout.readline() == "goes on\n"
+            assert process.stdout.readline() == f"goes on {cpu}\n"
             assert process.wait(timeout=60) == -signal.SIGALRM
         finally:
             process.kill()

@@ -43,6 +43,7 @@ def _init_table(key, zero_rows, num_rows, embedding_dim, init_scale):
     return table.at[zero_rows].set(0.0)
 
 
+@functools.partial(jax.jit, inline=True)  # else each call outside of a program would compile its loop anew
 def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
     """Gathers rows; an id that is out of range, as padding is, gives the zero vector.
 

@@ -232,12 +232,12 @@ def _configurations(v: View) -> list:
     write = lambda value: "default" if value is ... else f"`{value}`"
     rows = []
     for point in v.sweep.points:
-        fields = "; ".join(
-            f"{key} = {write(ours)} ({write(theirs)})" for key, (ours, theirs) in v.changed[point].items()
-        )
-        same = "no difference" if v.sweep.done(point) else "no finished run"
-        same = "reference" if point == v.sweep.reference else same
-        rows.append([Cell(f"`{point}`"), Cell(fields or same)])
+        said = "; ".join(f"{key} = {write(ours)} ({write(theirs)})" for key, (ours, theirs) in v.changed[point].items())
+        if point == v.sweep.reference:
+            said = "reference"
+        elif not any((point, seed) in v.sweep.runs for seed in v.sweep.seeds):
+            said = "no run yet"
+        rows.append([Cell(f"`{point}`"), Cell(said or "no difference")])
     return [page.Table(["point", f"fields that differ from {v.sweep.reference} (its values)"], rows)]
 
 

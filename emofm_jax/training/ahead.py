@@ -11,6 +11,11 @@ import jax.extend
 CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
+# For programs of a few microseconds an operation: one after another, not handed to threads (HMM, one row: 0.8 of the
+# time).
+ONE_BY_ONE = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+
+
 def compile_ahead(mapped: Callable, devices: Sequence[jax.Device]) -> Callable:
     """The pmapped function, on CPU compiled with `CPU_OPTIONS`, unless it has batched products.
 
@@ -47,7 +52,7 @@ def _compile(lowered):
         return lowered.compile()  # a jaxlib that has outgrown it
 
 
-def jit(function: Callable) -> Callable:
+def jit(function: Callable, few_rows: bool = False) -> Callable:
     """`jax.jit` that on CPU compiles with `CPU_OPTIONS`, unless rows go through batched products.
 
     With the options HMM scored in 0.75 to 0.95 of the time, DESTINE in 1.2. A batched product of weights alone, as
@@ -58,10 +63,12 @@ def jit(function: Callable) -> Callable:
 
     Args:
       function: of arrays, the rows' in its last argument; compiled once for each set of shapes.
+      few_rows: whether to add `ONE_BY_ONE`.
     """
-    plain = jax.jit(function)
+    always = ONE_BY_ONE if few_rows else {}
     if jax.default_backend() != "cpu" or not _knows_options():
-        return plain
+        return jax.jit(function)
+    plain = jax.jit(function, compiler_options=always)
     chosen = None
 
     def call(*args):
@@ -69,7 +76,7 @@ def jit(function: Callable) -> Callable:
         if chosen is None:
             jaxpr = plain.trace(*args).jaxpr.jaxpr
             batched = _has_batched_product(jaxpr, jaxpr.invars[-len(jax.tree.leaves(args[-1])) :])
-            chosen = plain if batched else jax.jit(function, compiler_options=CPU_OPTIONS)
+            chosen = plain if batched else jax.jit(function, compiler_options=CPU_OPTIONS | always)
         return chosen(*args)
 
     call._cache_size = lambda: chosen._cache_size() if chosen else 0  # as of jax.jit, for tests
@@ -93,9 +100,9 @@ def _has_batched_product(jaxpr, rows) -> bool:
 
 @functools.cache
 def _knows_options() -> bool:
-    """Whether this jaxlib takes `CPU_OPTIONS`."""
+    """Whether this jaxlib takes `CPU_OPTIONS` and `ONE_BY_ONE`."""
     try:
-        jax.jit(lambda x: x).lower(0.0).compile(compiler_options=CPU_OPTIONS)
+        jax.jit(lambda x: x).lower(0.0).compile(compiler_options=CPU_OPTIONS | ONE_BY_ONE)
     except jax.errors.JaxRuntimeError as error:
         if "No such compile option" not in str(error):
             raise

@@ -92,8 +92,8 @@ def _train(config, workdir, splits, program, state, progress, num_steps) -> step
         Log(workdir, progress) as log,
         jax.transfer_guard("disallow"),
     ):
-        window = Window(log, bar, progress, num_rows)
-        while not progress.finished:
+        window, stopping = Window(log, bar, progress, num_rows), 0
+        while not (progress.finished or stopping):
             epoch = progress.epoch
             source = batches.read(
                 splits["train"],
@@ -119,8 +119,8 @@ def _train(config, workdir, splits, program, state, progress, num_steps) -> step
                         state, worth_saving = _evaluate(config, splits["valid"], program, state, progress, log)
                         window.restart()
                     progress.finished = last or _out_of_patience(config, progress)
-                    due = progress.step % train.save_every_steps == 0
-                    if worth_saving or progress.finished or due or stop.signal:
+                    due, stopping = progress.step % train.save_every_steps == 0, stop.signal
+                    if worth_saving or progress.finished or due or stopping:
                         window.close()
                         progress.log_bytes = log.size()
                         best = progress.best_step if train.monitor else None
@@ -134,16 +134,13 @@ def _train(config, workdir, splits, program, state, progress, num_steps) -> step
                         window.restart()
                     elif progress.step % train.log_every_steps == 0:
                         window.close()
-                    if stop.signal:
-                        saver.wait()
-                        name = signal.Signals(stop.signal).name
-                        text = (
-                            f"{workdir}: stopped by {name}; step {progress.step:,} is saved, the same command goes on"
-                        )
-                        print(text, file=sys.stderr)
-                        sys.exit(128 + stop.signal)
-                    if progress.finished:
+                    if progress.finished or stopping:
                         break
+    if stop.signal:  # perhaps while the last checkpoint was written
+        name = signal.Signals(stop.signal).name
+        text = f"{workdir}: stopped by {name}; step {progress.step:,} is saved, the same command goes on"
+        print(text, file=sys.stderr)
+        sys.exit(128 + stop.signal)
     return state
 
 
