@@ -141,26 +141,25 @@ def test_over_rows_of_logloss_a_known_difference_is_covered_and_none_is_not_inve
 
 
 @pytest.mark.parametrize(
-    "seeds, of_seeds, of_rows",
+    "seeds, of_seeds, of_rows, most",
     [
-        (2, 1.0, 0.1),
-        (2, 1.0, 1.0),
-        (3, 1.0, 0.1),
-        (3, 1.0, 0.3),
-        (3, 1.0, 1.0),
-        (5, 1.0, 0.3),
-        (5, 0.3, 1.0),
-        (40, 6.0, 1.0),
+        (2, 1.0, 0.1, 0.97),
+        (2, 1.0, 1.0, 0.985),  # with two seeds, rows and seeds alike, it is conservative: 0.977
+        (3, 1.0, 0.1, 0.97),
+        (3, 1.0, 0.3, 0.97),
+        (3, 1.0, 1.0, 0.97),
+        (5, 1.0, 0.3, 0.97),
+        (5, 0.3, 1.0, 0.97),
+        (40, 6.0, 1.0, 0.97),
     ],
 )
-def test_together_covers_where_both_seeds_and_rows_move_the_difference(seeds, of_seeds, of_rows):
+def test_together_covers_where_both_seeds_and_rows_move_the_difference(seeds, of_seeds, of_rows, most):
     """The rows' part is shared by all seeds, so that neither interval alone would do."""
     rng = np.random.default_rng(7)
     shared = rng.normal(0, of_rows, REPETITIONS)
     differences = 0.7 + shared[:, None] + rng.normal(0, of_seeds, (REPETITIONS, seeds))
     mean = differences.mean(axis=1)
     rows = comparison.Interval(mean, mean - 1.959964 * of_rows, mean + 1.959964 * of_rows, mean)
-    most = 0.985 if seeds == of_rows + 1 else 0.97  # with two seeds, rows and seeds alike, it is conservative: 0.977
     assert 0.93 <= covered(comparison.together(differences, rows), 0.7) <= most
     assert called_different(comparison.together(differences - 0.7, rows)) <= 0.07
     if seeds == 40:

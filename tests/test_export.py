@@ -17,14 +17,16 @@ from emofm_jax.data import features as features_lib
 from emofm_jax.errors import UserError
 
 BATCHES = (0, 1, 7, 4096)
-# Runs where nothing but jax, numpy and what these need can be imported.
+# Runs where nothing but jax, numpy, flatbuffers and what these need can be imported.
 ALONE = """
 import importlib.abc, sys
 
+THERE = {"jax", "jaxlib", "numpy", "flatbuffers", "scipy", "ml_dtypes", "opt_einsum", "score", *sys.stdlib_module_names}
+
 class Refuse(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"emofm_jax", "flax", "optax", "pyarrow", "chex", "absl", "xxhash", "safetensors"}:
-            raise ImportError(f"{name} is not there")
+        if name.split(".")[0] not in THERE and not name.startswith("_"):  # parts of Python's own
+            raise ModuleNotFoundError(f"{name} is not there", name=name)
 
 sys.meta_path.insert(0, Refuse())
 sys.path.insert(0, sys.argv[1])

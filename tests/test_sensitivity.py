@@ -15,14 +15,19 @@ def lines(points, reference="a"):
 
 def test_a_line_for_each_model_that_of_the_reference_first():
     points = {
-        f"{model}{drift}": {"model.name": model, "prepare.synthetic.drift": drift, "data.dir": f"data/{drift}"}
-        for model in ("dnn", "hmm")
+        f"{model}{drift}": {
+            "model.name": model,
+            "optim.network.learning_rate": len(model) / 1e3,
+            "prepare.synthetic.drift": drift,
+            "data.dir": f"data/{drift}",
+        }
+        for model in ("mlp4", "hmm")
         for drift in (2.0, 0.0, 1.0)
     }
-    found = lines(points | {"hmm_deep": {"model.name": "hmm", "prepare.synthetic.drift": 0.0, "x": 3}}, "hmm1.0")
+    found = lines(points | {"hmm_deep": points["hmm0.0"] | {"x": 3}}, "hmm1.0")
     assert found == {
         ("prepare.synthetic.drift", "hmm"): (["hmm0.0", "hmm1.0", "hmm2.0"], [0.0, 1.0, 2.0]),
-        ("prepare.synthetic.drift", "dnn"): (["dnn0.0", "dnn1.0", "dnn2.0"], [0.0, 1.0, 2.0]),
+        ("prepare.synthetic.drift", "mlp4"): (["mlp40.0", "mlp41.0", "mlp42.0"], [0.0, 1.0, 2.0]),
     }
     assert list(found)[0] == ("prepare.synthetic.drift", "hmm")
 

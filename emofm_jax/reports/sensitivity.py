@@ -104,8 +104,11 @@ def _is_number(value) -> bool:
 
 def _named(label: str, groups: list[tuple[dict, dict]], reference: str) -> list[Line]:
     """Names lines by the fields in which they differ."""
-    telling = [f for f in groups[0][0] if len({repr(same[f]) for same, _ in groups}) > 1]
-    found = []
+    found, telling = [], []
+    several = lambda fields: len({tuple(repr(same[f]) for f in fields) for same, _ in groups})
+    for f in groups[0][0]:  # one that follows from those before it tells nothing
+        if several([*telling, f]) > several(telling):
+            telling.append(f)
     for same, x in groups:
         name = ", ".join("default" if same[f] is ... else str(same[f]) for f in telling)
         points = sorted({value: point for point, value in reversed(x.items())}.items())
