@@ -19,16 +19,18 @@ from emofm_jax.errors import UserError
 BATCHES = (0, 1, 7, 4096)
 # Runs where nothing but jax, numpy, flatbuffers and what these need can be imported.
 ALONE = """
-import importlib.abc, sys
+import sys
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 
 THERE = {"jax", "jaxlib", "numpy", "flatbuffers", "scipy", "ml_dtypes", "opt_einsum", "score", *sys.stdlib_module_names}
 
-class Refuse(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] not in THERE and not name.startswith("_"):  # parts of Python's own
-            raise ModuleNotFoundError(f"{name} is not there", name=name)
+class Only(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        known = name.split(".")[0] in THERE or name.startswith("_")  # parts of Python's own
+        return super().find_spec(name, path, target) if known else None
 
-sys.meta_path.insert(0, Refuse())
+sys.meta_path[:] = [BuiltinImporter, FrozenImporter, Only]
 sys.path.insert(0, sys.argv[1])
 import jax, numpy as np
 from score import load
