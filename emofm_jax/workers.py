@@ -149,9 +149,10 @@ def _start(cpus: set[int], lock: int) -> subprocess.Popen:
 
 
 def _leave(*_) -> None:
-    """Handler of SIGTERM: leaves what runs; an exception that comes up in a callback of the garbage collector, or of
-    C++, is lost, so an alarm sees to it.
+    """Handler of SIGTERM: leaves what runs. The exception is lost if it comes up in a callback of the garbage collector
+    or of C++; an alarm sees to that.
     """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would only disturb the end
     signal.alarm(_PATIENCE)
     sys.exit(143)
 
