@@ -10,7 +10,6 @@ import jax.extend
 # of it where many small products are batched, as in DESTINE's attention.
 CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
-
 # For programs of a few microseconds an operation: one after another, not handed to threads (HMM, one row: 0.8 of the
 # time).
 ONE_BY_ONE = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
