@@ -16,6 +16,7 @@ from emofm_jax import points
 
 frappe, tiny = (points.load(Path(__file__).with_name(f"{name}.py")) for name in ("frappe", "tiny"))
 reference = "wm"
+LAST = ("destine", "fm", "lr")  # the longest, and those whose seeds hardly differ
 
 
 def get_config(arg: str = ""):
@@ -27,7 +28,8 @@ def seeds(arg=""):
 
 
 def sweep(arg=""):
-    return [(model, _config(arg, model)) for model in (("lr", "wm") if tiny.wanted(arg) else frappe.MODELS)]
+    models = ("lr", "wm") if tiny.wanted(arg) else sorted(frappe.MODELS, key=LAST.__contains__)
+    return [(model, _config(arg, model)) for model in models]
 
 
 def _config(arg, model):
