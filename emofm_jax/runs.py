@@ -9,6 +9,7 @@ train.log; attempt.json counts the deaths of processes, so that no run can hold 
 import contextlib
 import json
 import shutil
+import sys
 import time
 import traceback
 from pathlib import Path
@@ -33,7 +34,7 @@ def execute(run: dict) -> dict:
     if outdated(run):
         shutil.rmtree(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    before, can_reset = _attempt(workdir), _reset_peak()
+    before, is_first = _attempt(workdir), "emofm_jax.training.loop" not in sys.modules  # of its process
     step, metrics, error = checkpoint.latest(workdir / "checkpoints"), None, None
     deaths = before["deaths"] if before["step"] == step else 0
     _write(workdir / "attempt.json", before | {"step": step, "deaths": deaths + 1})  # unless the end below is reached
@@ -61,7 +62,7 @@ def execute(run: dict) -> dict:
             _write(workdir / "attempt.json", {"step": step, "deaths": deaths, "seconds": seconds})
         if error:
             print("error:", error)
-    found = record(run, metrics, error, seconds, _peak_mib() if can_reset else None)
+    found = record(run, metrics, error, seconds, _peak_mib() if is_first else None)
     if not error and not run["keep"]:
         shutil.rmtree(workdir / "checkpoints")
     return found
@@ -77,7 +78,7 @@ def record(
       metrics: content of its metrics.json; None if it failed.
       error: why it failed; None if it did not.
       seconds: of all attempts, those apart whose process was killed.
-      peak_mib: the most main memory that the process held during the last attempt; None where it is not known.
+      peak_mib: the most main memory that the process held; None where that is not known, or not of this run alone.
     """
     line = {
         "point": run["point"],
@@ -164,15 +165,10 @@ def _write(path: Path, content: dict) -> None:
     temporary.replace(path)
 
 
-def _reset_peak() -> bool:
-    """Lets the process's peak of memory begin anew; whether the system can (Linux)."""
+def _peak_mib() -> float | None:
+    """The most main memory that this process has held; None where the system does not tell (it is not Linux)."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        status = Path("/proc/self/status").read_text()
     except OSError:
-        return False
-    return True
-
-
-def _peak_mib() -> float:
-    status = Path("/proc/self/status").read_text()
+        return None
     return round(int(status.split("VmHWM:")[1].split()[0]) / 1024, 1)
