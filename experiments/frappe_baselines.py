@@ -16,7 +16,7 @@ from emofm_jax import points
 
 frappe, tiny = (points.load(Path(__file__).with_name(f"{name}.py")) for name in ("frappe", "tiny"))
 reference = "wm"
-LAST = ("destine", "fm", "lr")  # the longest, and those whose seeds hardly differ
+ORDER = ("wm", "hm", "hmm", "final", "finalmlp", "dcnv2", "dnn", "deepfm", "edcn", "destine", "fm", "lr")  # long ones last
 
 
 def get_config(arg: str = ""):
@@ -28,8 +28,7 @@ def seeds(arg=""):
 
 
 def sweep(arg=""):
-    models = ("lr", "wm") if tiny.wanted(arg) else sorted(frappe.MODELS, key=LAST.__contains__)
-    return [(model, _config(arg, model)) for model in models]
+    return [(model, _config(arg, model)) for model in (("lr", "wm") if tiny.wanted(arg) else ORDER)]
 
 
 def _config(arg, model):
