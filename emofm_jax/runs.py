@@ -171,4 +171,5 @@ def _peak_mib() -> float | None:
         status = Path("/proc/self/status").read_text()
     except OSError:
         return None
-    return round(int(status.split("VmHWM:")[1].split()[0]) / 1024, 1)
+    peak = status.partition("VmHWM:")[2].split()
+    return round(int(peak[0]) / 1024, 1) if peak else None

@@ -15,10 +15,10 @@ Each dial makes its own truth: compare shares of the attainable lift, and models
 the data have one seed.
 
 54 points, 162 runs, 41 minutes with --jobs=2 on two cores (AMD EPYC), November 2026. Result, in shares of the
-attainable lift: drift costs DNN, WM and HMM alike (0.27 to 0.28 per unit), new ids 0.01, an unseen type 0.09 (0.30 of
-the rows) and 0.04 (0.10); where types say nothing HMM is 0.019 and WM 0.032 behind DNN; two epochs bring HMM 0.006 AUC
-and no logloss, three are 0.016 AUC worse than one; collisions cost nothing; noise in one group costs a hierarchy half
-of what noise in all groups does. docs/results/shift.md.
+attainable lift: full drift costs DNN, WM and HMM 0.27 to 0.29, new ids 0.01, an unseen type 0.09 (0.30 of the rows) and
+0.03 to 0.04 (0.10); where types say nothing HMM is 0.019 and WM 0.032 behind DNN; two epochs bring HMM 0.006 AUC and
+no logloss, three are 0.016 AUC worse than one; collisions cost nothing; noise in one group costs HMM 0.6 of what noise
+in all groups does. docs/results/shift.md.
 """
 
 from pathlib import Path

@@ -17,6 +17,7 @@ def test_a_line_for_each_model_that_of_the_reference_first():
     points = {
         f"{model}{drift}": {
             "model.name": model,
+            "data.batch_size": 128 * len(model),
             "optim.network.learning_rate": len(model) / 1e3,
             "prepare.synthetic.drift": drift,
             "data.dir": f"data/{drift}",

@@ -106,7 +106,8 @@ def _named(label: str, groups: list[tuple[dict, dict]], reference: str) -> list[
     """Names lines by the fields in which they differ."""
     found, telling = [], []
     several = lambda fields: len({tuple(repr(same[f]) for f in fields) for same, _ in groups})
-    for f in groups[0][0]:  # one that follows from those before it tells nothing
+    # The model first; a field that follows from those before it tells nothing.
+    for f in sorted(groups[0][0], key=lambda field: field != "model.name"):
         if several([*telling, f]) > several(telling):
             telling.append(f)
     for same, x in groups:
