@@ -7,8 +7,8 @@
 Question: which differences between models on this file are larger than those between seeds? Varied: the model, each
 with its own settings. Without prepared data the sweep names the command that prepares them.
 
-12 points, 36 runs, about an hour with --jobs=2 on two cores. Not yet run as a whole; three seeds of most models, run one
-by one, stand in docs/results/baselines.md.
+12 points, 36 runs, about an hour with --jobs=2 on two cores. Not yet run as a whole; three seeds of most models, run
+one by one, stand in docs/results/baselines.md.
 """
 
 from pathlib import Path
