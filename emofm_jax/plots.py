@@ -13,6 +13,7 @@ from emofm_jax import axes
 _WIDTH, _HEIGHT, _SQUARE = 600, 290, 340  # pixels of a chart, of a plot within it, of a square plot
 _LEFT, _RIGHT = 84, 24  # beside the plot
 _ROW = 22  # of a bar
+_BESIDE = 210  # most room for names beside bars or dots
 _MOST_LED = 60  # marks of a scatter whose names may stand away from them
 # Of a name beside its mark, the nearest first: where its text begins (ends, if left of it) and its base line.
 _PLACES = ((9, 4), (-9, 4), (0, -9), (0, 18)) + tuple(
@@ -49,7 +50,7 @@ def bars(title: str, names: list[str], values: list[float], *, unit: str, errors
       A whole <svg>, which can stand in a page or a file.
     """
     errors = [None] * len(names) if errors is None else errors
-    left = min(24 + max([axes.text_width(name) for name in names] or [0]), 210)
+    left = min(24 + max([axes.text_width(name) for name in names] or [0]), _BESIDE)
     top = 40
     bottom = top + _ROW * len(names)
     ends = [v + side * (e or 0) for v, e in zip(values, errors) if v is not None for side in (-1, 1)]
@@ -84,9 +85,11 @@ def dots(title: str, names: list[str], series: list[Series], *, unit: str, line:
       line: a value that is marked by an upright line.
     """
     named = [s for s in series if s.name]
-    left = min(24 + max([axes.text_width(name) for name in names] or [0]), 210)
+    left = 24 + max([axes.text_width(name) for name in names] or [0])
+    above = 16 if left > _BESIDE else 0  # long names stand over their rows
+    left = 24 if above else left
     legend, top = axes.legend([s.name for s in named] if len(series) > 1 else [], left, _WIDTH - 24)
-    row = max(_ROW, 9 * len(series) + 8)
+    row = max(_ROW, 9 * len(series) + 8) + above
     bottom = top + row * len(names)
     x = axes.scale(_all(series), left + 8, _WIDTH - 32, include=() if line is None else (line,))
     if line in (x.low, x.high):  # at the edge it would look like an axis
@@ -95,8 +98,11 @@ def dots(title: str, names: list[str], series: list[Series], *, unit: str, line:
     if line is not None:
         parts.append(axes.line(x(line), top, x(line), bottom, "a"))
     for i, name in enumerate(names):
-        middle = top + row * (i + 0.5)
-        parts.append(axes.text(left - 8, middle + 4, axes.shorten(name, left - 20), "e", name))
+        middle = top + row * (i + 0.5) + above / 2
+        if above:
+            parts.append(axes.text(left + 4, top + row * i + 13, axes.shorten(name, _WIDTH - 60), "", name))
+        else:
+            parts.append(axes.text(left - 8, middle + 4, name, "e"))
         for j, one in enumerate(series):
             if one.y[i] is None:
                 continue

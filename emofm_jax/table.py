@@ -64,7 +64,8 @@ class Table:
             return f"{text}failed: {line['error']}"
         found = figures(line["metrics"])
         parts = [f"{name} {_cell(found[key], 6)}" for name, key in (("AUC", "auc"), ("logloss", "logloss"))]
-        parts += [f"share {found['share']:.3f}"] * (found["share"] is not None)
+        if found["share"] is not None:
+            parts.append(f"share {found['share']:.3f}")
         return f"{text}{', '.join(parts)}, {found['rows_per_s']:,.0f} rows/s, {line['seconds']:.0f} s"
 
     def as_text(self) -> str:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from emofm_jax import config, points, sweep, train
+from emofm_jax import config, points, report, sweep, train
 
 SWEEP = Path(__file__).parent / "tiny_sweep.py"
 TIMES = ("rows_per_s", "input_wait", "seconds", "peak_memory_mib")
@@ -297,3 +298,24 @@ def test_a_workdir_that_holds_something_else(home, capsys):
     ):
         assert sweep.main(arguments(workdir, arg="failing")) == 2
         assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_ones_own_rows_have_no_share(home, runs, capsys):
+    """Of rows whose truth nobody knows."""
+    Path("mine_sweep.py").write_text(
+        f"""
+from emofm_jax import points
+get_config = points.load({str(runs / "mine.py")!r}).get_config
+small = {{"model.hidden": (8,), "model.embedding_dim": 4, "data.batch_size": 64}}
+def sweep(arg=""):
+    yield "dnn", small | {{"model.name": "dnn"}}
+    yield "lr", {{"model.name": "lr"}}
+"""
+    )
+    assert sweep.main(["sweep", "--config=mine_sweep.py", "--workdir=mine"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"\[2/2\] lr seed 0: AUC 0\.\d{6}, logloss 0\.\d{6}, [\d,]+ rows/s, \d+ s\n", out)
+    assert re.search(r"^lr +1 +0\.\d{6} +0\.\d{6} +- +[\d,]+$", out, re.M)
+    assert [row["share"] for row in table("mine")] == ["", ""]
+    assert report.main(["report", "--workdir=mine"]) == 0
+    assert "attainable" not in Path("mine/report.md").read_text()

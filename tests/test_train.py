@@ -291,6 +291,9 @@ def test_patience_plateau_and_the_best_state(home):
     assert not [line for line in lines if line["event"] == "plateau" and line["section"] == "embedding"]
     assert evaluate.main(["evaluate", "--workdir=best", "--split=valid"]) == 0
     assert json.loads((home / "best/predictions/valid.json").read_text()) == result["valid"]
+    for steps in (["--config.train.max_steps=4"], []):  # the second goes on, and then goes back to the best state
+        assert train.main([*arguments("best_of_two"), *more, *steps]) == 0
+    assert_same_run(home / "best", home / "best_of_two")
 
 
 @pytest.mark.parametrize(

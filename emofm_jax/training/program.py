@@ -161,7 +161,8 @@ def restore(workdir: Path, program: Program, step: int | None = None) -> tuple[s
       UserError: no checkpoint, or none that is whole and of this model.
     """
     like = jax.eval_shape(program.init)
-    like = like.replace(owner=np.zeros(like.owner.shape, np.int32), key=jax.random.key_data(program.key))
+    key = np.array(jax.random.key_data(program.key))  # a copy: steps delete the arrays of the state they get
+    like = like.replace(owner=np.zeros(like.owner.shape, np.int32), key=key)
     restored = checkpoint.restore(workdir / "checkpoints", like, step=step, exclude=EXCLUDED)
     return step_lib.put_state(restored.state, program.devices), Progress(**restored.info)
 
