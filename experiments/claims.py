@@ -51,7 +51,7 @@ def _points():
             yield f"{model}_{ablation}", (model, changes)
     for model in EMOFM + BASELINES:
         yield f"{model}_100k", (model, PART)
-    for model in BASELINES[:-1]:  # typed DESTINE, 3 minutes a run, is in docs/results/baselines.md
+    for model in BASELINES:
         yield f"{model}_typed_100k", (f"{model}_typed", PART)
     for name in ("t1", "t2", "t3", "t4"):
         yield f"hmm_drop_{name}_100k", ("hmm", PART | {"model.drop_type": name})

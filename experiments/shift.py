@@ -63,7 +63,7 @@ def _points():
             for model in models:
                 data = f"data/rows_100000_{name}"
                 yield f"{model}_{name}", (model, {f"prepare.synthetic.{dial}": value, "data.dir": data})
-    for epochs in (2, 3, 5):
+    for epochs in (2, 3, 4, 5):
         for model in ("dnn", "hmm"):
             yield f"{model}_epochs_{epochs}", (model, {"train.epochs": epochs})
 
