@@ -158,7 +158,7 @@ def default() -> ConfigDict:
         o[key].eps = 1e-8  # adam, adamw, adagrad
         o[key].momentum = 0.0  # sgd
         o[key].initial_accumulator = 0.1  # adagrad
-    o.embedding.update = "lazy"  # lazy: rows of the batch move | dense: every row moves, every step
+    o.embedding.updates = "lazy"  # lazy: rows of the batch move | dense: every row moves, every step
     o.clip = "none"  # gradient norm: none | group (table and network apart) | global (together)
     o.clip_norm = 10.0  # the norm that is not exceeded
 

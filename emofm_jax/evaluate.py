@@ -6,7 +6,8 @@
     python -m emofm_jax.evaluate --workdir=runs/quickstart --importance
 
 Uses the best checkpoint if the run had a monitor, else the last. Writes predictions/SPLIT.parquet (row, label, ftype,
-p, p_type, p_given_type) and predictions/SPLIT.json (the metrics) into the workdir.
+p, p_type, p_given_type) and predictions/SPLIT.json (the metrics) into the workdir; of other data, --data=DIR, they are
+SPLIT@NAME.parquet and .json, NAME being the last part of DIR: reports read those of the run's own.
 
 --calibrate fits p = f(logit) on the validation split of the run's data, by logistic (platt) or isotonic regression,
 stores it in calibration.json for the scorer and shows PCOC, expected calibration error and log-loss of SPLIT before and
@@ -43,7 +44,8 @@ def _main(flags: absl_flags.FlagValues) -> None:
     program = program_lib.make_program(config, schema, num_steps=1)
     state, progress = program_lib.restore_kept(config, workdir, program)
     predictions, report = program_lib.score(config, split, program, state)
-    path = workdir / "predictions" / f"{flags.split}.parquet"
+    of_data = "" if not flags.data or _same(flags.data, config.data.dir) else f"@{Path(flags.data).resolve().name}"
+    path = workdir / "predictions" / f"{flags.split}{of_data}.parquet"
     written = [path, path.with_suffix(".json")]
     if valid is not None:
         fitted_on = predictions if valid.path == split.path else program_lib.score(config, valid, program, state)[0]
@@ -92,6 +94,11 @@ def _check(flags: absl_flags.FlagValues) -> None:
         raise UserError(f"--importance_rows={flags.importance_rows}: no effect without --importance; add that")
     if flags.importance_rows < 1:
         raise UserError(f"--importance_rows={flags.importance_rows}: it must be at least 1; give a number of rows")
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether both name one directory."""
+    return Path(one).resolve() == Path(other).resolve()
 
 
 def _before_and_after(report: dict, predictions, fitted: calibration.Calibration) -> dict:

@@ -202,7 +202,7 @@ def auxiliary(
             true = true_p_type[rows][chosen]
             sums[2] += np.dot(w, np.log(true[:, kept].sum(axis=1) / np.maximum(true[np.arange(len(t)), t], 1e-300)))
     if not masses.sum():
-        notes.append("no row of known type: no am")
+        notes.append("no row of known type that counts: no am")
         return None
     accuracy, nats, true_nats = (float(x) for x in sums / masses.sum())
     shares = masses[masses > 0] / masses.sum()
@@ -210,7 +210,7 @@ def auxiliary(
         "accuracy": accuracy,
         "majority": float(shares.max()),
         "logloss": nats,
-        "marginal_entropy": float(-np.dot(shares, np.log(shares))),
+        "marginal_entropy": float(np.dot(shares, -np.log(shares))) + 0.0,  # 0, not -0, of a single type
         "bayes_logloss": None if true_p_type is None else true_nats,
     }
 

@@ -40,6 +40,7 @@ def _sweep(flags: absl_flags.FlagValues) -> bool:
     names = [point.name for point in plan.points] or [f"trial-{number:03d}" for number in range(flags.trials)]
     if flags.search:
         search.check(plan.ranges, base)
+        _check_data(base)
     _check_points(plan.points)
     header = {"experiment": experiment, "name": base.name, "points": names, "seeds": list(plan.seeds)}
     header |= {"reference": plan.reference or names[0], "search": flags.search}
@@ -54,9 +55,11 @@ def _sweep(flags: absl_flags.FlagValues) -> bool:
                 last = _search(flags, plan, base, workdir, names, results, lock)
             else:
                 _run(groups, results, flags, lock)
-        except SystemExit:
+        except (SystemExit, KeyboardInterrupt):
             print("stopped, with the state of its runs saved; the same command goes on", file=sys.stderr)
             raise
+    if results.failed() and not flags.search:  # later trials follow from those that failed
+        last = "(--retry tries those that failed again)\n"
     print(f"\n{results.as_text()}\n{last}written: {workdir}/ (results.csv, results.jsonl, runs/)")
     return not results.failed()
 
@@ -109,7 +112,9 @@ def _search(flags, plan: points.Plan, base: ConfigDict, workdir: Path, names, re
         history.append((values, statistics.fmean(reached) if whole else None))
     reached = {i: value for i, (_, value) in enumerate(history) if value is not None}
     if not reached:
-        return "no trial was without an error\n"
+        if len(results.failed()) == len(results.lines()):
+            return "no trial was without an error\n"
+        return f"no trial has a validation {monitor} with every seed: rows of one class have none\n"
     best = max(reached, key=reached.get)
     chosen = ", ".join(f"{field}={value!r}" for field, value in history[best][0].items())
     value = -reached[best] if monitor == "logloss" else reached[best]
@@ -171,8 +176,14 @@ def _check_points(declared: Sequence[points.Point]) -> None:
                 f"{where}: prepare.{field} is {ours!r}, that of {made.name!r} {theirs!r}, and both have their data in "
                 f"{directory}; give one of them another data.dir"
             )
-        if made is point and ((directory / "schema.json").exists() or config.prepare.format != "synthetic"):
-            train.open_data(config)
+        if made is point:
+            _check_data(config)
+
+
+def _check_data(config: ConfigDict) -> None:
+    """Opens data that are there, or that the sweep cannot make."""
+    if (Path(config.data.dir) / "schema.json").exists() or config.prepare.format != "synthetic":
+        train.open_data(config)
 
 
 def _check_workdir(workdir: Path, header: dict) -> None:

@@ -78,9 +78,7 @@ class Table:
             found = [figures(line["metrics"]) for line in ok]
             cells = [_mean([f[key] for f in found if f[key] is not None], digits) for _, key, digits in shown]
             lines.append(f"{point:<{width}}  {len(ok):>5}" + "".join(f"{cell:>22}" for cell in cells))
-        failed = self.failed()
-        lines += [f"failed: {line['point']} seed {line['seed']}: {line['error']}" for line in failed]
-        lines += ["(--retry tries those that failed again)"] * bool(failed)
+        lines += [f"failed: {line['point']} seed {line['seed']}: {line['error']}" for line in self.failed()]
         return "\n".join(lines)
 
     def _ordered(self) -> list[dict]:

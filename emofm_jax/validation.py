@@ -15,7 +15,7 @@ _CHOICES = {
     "model.head_bias": ("rate", "zero"),
     "model.mixer.norm": ("none", "layer"),
     "model.type_predictors": ("per_type", "shared"),
-    "optim.embedding.update": ("lazy", "dense"),
+    "optim.embedding.updates": ("lazy", "dense"),
     "optim.clip": ("none", "group", "global"),
     "train.monitor": ("", "auc", "logloss", "auc - logloss"),
     **{f"optim.{k}.schedule": ("constant", "cosine", "plateau") for k in ("embedding", "network")},

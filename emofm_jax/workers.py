@@ -185,6 +185,7 @@ def main() -> int:
             found = runs.execute(run)
             busy.clear()
             print(json.dumps(found), flush=True)
+        _on_terminate(signal.SIG_IGN)  # it comes when all runs are done, and would only disturb the end
     except KeyboardInterrupt:
         return 130
     except OSError as error:

@@ -85,7 +85,7 @@ def get_config(arg: str = "wm"):
     c.model.update(MODELS[name])
 
     # As the published runs: every row of the table moves, under L2 of the whole table.
-    c.optim.embedding.update = "lazy" if lazy else "dense"
+    c.optim.embedding.updates = "lazy" if lazy else "dense"
     c.optim.embedding.l2 = EMBEDDING_L2.get(name, 0.05)
     c.optim.network.l2 = NETWORK_L2.get(name, 0.0)
     c.optim.embedding.schedule = "plateau"

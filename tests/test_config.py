@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from ml_collections import ConfigDict
 
 from emofm_jax import config as config_lib
 from emofm_jax.errors import UserError
@@ -49,6 +50,12 @@ def test_a_value_that_is_refused(field, value, message):
     with pytest.raises(UserError) as error:
         config_lib.validate(config)
     assert message in str(error.value)
+
+
+def test_every_field_can_be_set_by_a_flag():
+    """A flag of a name that a ConfigDict has as a method finds the method."""
+    names = {name for field in config_lib.flatten(config_lib.default()) for name in field.split(".")}
+    assert not [name for name in names if hasattr(ConfigDict, name)]
 
 
 def test_a_config_comes_back_as_it_was(tmp_path):

@@ -167,3 +167,12 @@ def test_mistakes_are_one_line_and_leave_no_file(home, capsys, flags, message):
 def test_importance_where_no_row_is_a_click(home, capsys):
     assert run("--workdir=run_dull", "--split=valid", "--importance") == 2
     assert "--importance: the 1,000 rows have one class" in capsys.readouterr().err
+
+
+def test_other_data_leave_the_runs_own_predictions_alone(home, capsys):
+    own = (home / "run/predictions/test.parquet").read_bytes()
+    assert run("--data=dull", "--split=test") == 0
+    assert "written: run/predictions/test@dull.parquet, run/predictions/test@dull.json" in capsys.readouterr().out
+    assert (home / "run/predictions/test.parquet").read_bytes() == own
+    assert run("--data=./data") == 0
+    assert "written: run/predictions/test.parquet" in capsys.readouterr().out

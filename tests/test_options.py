@@ -46,7 +46,7 @@ OPTIONS = {
     "model.am_joint": (True, {}),
     "optim.clip": ("group", {}),
     "optim.clip_norm": (0.5, {"optim.clip": "global"}),
-    "optim.embedding.update": ("dense", {}),
+    "optim.embedding.updates": ("dense", {}),
     **{
         f"optim.{section}.{field}": (value, {f"optim.{section}.{k}": v for k, v in more.items()})
         for section in step_lib.SECTIONS

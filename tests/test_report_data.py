@@ -159,6 +159,25 @@ def test_a_point_without_the_test_split_takes_all_to_the_validation_split(sweep,
     assert "valid AUC" in text and "Over rows it is not possible to compare" in text  # test.parquet holds other rows
 
 
+def test_points_without_a_value_or_a_rate(sweep, tmp_path, recwarn):
+    """Of rows of one class, and of runs of one step."""
+    copy = shutil.copytree(sweep, tmp_path / "copy")
+    lines = [json.loads(line) for line in (copy / "results.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["metrics"]["train"]["rows_per_s"] = 0.0
+        if line["point"].endswith("_drift_2"):
+            line["metrics"]["test"]["auc"] = None
+    lines = [line for line in lines if line["point"] != "hmm_fast"]
+    (copy / "results.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    words = section(run(copy), "Results")
+    assert (
+        "Without a value of AUC (their test rows are of one class): `dnn_drift_2`, `hmm_drift_2` and `wm_drift_2`."
+        in words
+    )
+    assert "Without a finished run: `hmm_fast`." in words and "rows/s" not in words
+    assert not [w for w in recwarn if w.category is RuntimeWarning]
+
+
 def test_without_a_point_of_the_references_settings_its_model_then_the_first_stands_for_it(tmp_path):
     slow, data = {"optim.network.learning_rate": 1e-4}, {DRIFT: 1.0, "data.dir": "other"}
     made = fake_sweep.make(

@@ -109,7 +109,7 @@ def test_types_without_rows_clicks_or_knowledge():
     assert (no_rows["rows"], no_rows["auc"], no_rows["logloss"], no_rows["notes"][0]) == (0, None, None, "no rows")
     a["ftype"][:] = -1
     report = split_report.make(**a)
-    assert report["am"] is None and "no row of known type: no am" in report["notes"]
+    assert report["am"] is None and "no row of known type that counts: no am" in report["notes"]
     no_truth = split_report.make(**{k: v for k, v in a.items() if k != "truth"})
     assert "true_am" not in no_truth and "types" in no_truth
     untyped = {k: v for k, v in a.items() if k in ("label", "p", "weight", "key", "ftype", "type_names")}

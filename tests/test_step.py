@@ -84,7 +84,7 @@ CASES = {
 )
 def test_step_equals_a_loop(case, update):
     embedding, network, options = CASES[case]  # 65 occurrences: no multiple of the chunk
-    state, step, optim_config = make(None, embedding, network, update=update, **options)
+    state, step, optim_config = make(None, embedding, network, updates=update, **options)
     start = step_lib.fetch(state.params)
     end, records = run(state, step, BATCHES)
     end = step_lib.fetch(end.params)
@@ -115,7 +115,7 @@ def test_step_equals_a_loop(case, update):
 @pytest.mark.parametrize("name", ["adam", "adagrad"])
 def test_dense_update_equals_optax_on_the_whole_table(name):
     section = {"name": name, "l2": 0.1}
-    state, step, optim_config = make(None, section, section, update="dense", clip="global", clip_norm=0.2)
+    state, step, optim_config = make(None, section, section, updates="dense", clip="global", clip_norm=0.2)
     params = step_lib.fetch(state.params)
     transform = optax.chain(
         optax.add_decayed_weights(0.1),
@@ -144,7 +144,7 @@ def test_dense_update_equals_optax_on_the_whole_table(name):
 def test_lazy_equals_dense_for_plain_sgd():
     ends = []
     for update in ("lazy", "dense"):
-        state, step, _ = make(None, {"name": "sgd"}, {"name": "sgd"}, update=update)
+        state, step, _ = make(None, {"name": "sgd"}, {"name": "sgd"}, updates=update)
         ends.append(step_lib.fetch(run(state, step, BATCHES)[0].params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *ends)
 
@@ -261,6 +261,6 @@ def test_eval_step_scores_as_the_model_does():
 
 def test_unknown_choices_are_refused():
     with pytest.raises(ValueError, match="sparse"):
-        make(update="sparse")
+        make(updates="sparse")
     with pytest.raises(ValueError, match="norm"):
         make(clip="norm")

@@ -30,7 +30,7 @@ def one_device():
 def make(update="lazy"):
     options = dict(table_width=DIM, init_scale=0.5, devices=one_device())
     state = step_lib.make_init(Linear(), make_schema(), OPTIMIZERS, **options)(jax.random.key(0))
-    return state, step_lib.make_train_step(Linear(), make_schema(), OPTIMIZERS, update=update, devices=one_device())
+    return state, step_lib.make_train_step(Linear(), make_schema(), OPTIMIZERS, updates=update, devices=one_device())
 
 
 def test_state_is_donated_nothing_recompiles_and_nothing_is_sent_unasked():
@@ -57,7 +57,7 @@ def test_memory_of_a_step_does_not_follow_the_table():
     init = step_lib.make_init(Linear(), schema, OPTIMIZERS, **options)
     state = jax.eval_shape(init, jax.random.key(0))
     for update, smaller in (("lazy", True), ("dense", False)):
-        step = step_lib.make_train_step(Linear(), schema, OPTIMIZERS, update=update, devices=one_device())
+        step = step_lib.make_train_step(Linear(), schema, OPTIMIZERS, updates=update, devices=one_device())
         memory = step.lower(state, batch).compile().memory_analysis()
         assert (memory.temp_size_in_bytes < 4 * rows) == smaller
         assert memory.alias_size_in_bytes > 3 * 4 * DIM * rows
@@ -108,7 +108,7 @@ def compare_devices(module, schema, update):
     first, ends, sums, equal = step_lib.fetch(first), [], [], True
     for devices in (both[:1], both):
         state, count = step_lib.put_state(first, devices), len(devices)
-        options = dict(update=update, clip="global", clip_norm=1.0, chunk=32, devices=devices)
+        options = dict(updates=update, clip="global", clip_norm=1.0, chunk=32, devices=devices)
         step = step_lib.make_train_step(module, schema, optimizers, **options)
         records = []
         for i in range(20):

@@ -191,8 +191,9 @@ def test_what_changes_no_number_starts_nothing_and_another_end_does(home, monkey
     assert results("ends")[:2] == results("done")[:2]
 
 
-def test_two_processes_give_the_same_results(home):
+def test_two_processes_give_the_same_results(home, capfd):
     assert sweep.main(arguments("two", "--jobs=2", "--nocheckpoints")) == 0
+    assert not capfd.readouterr().err
     assert not list(home.glob("two/runs/*/*/checkpoints")) and len(list(home.glob("done/runs/*/*/checkpoints"))) == 4
     assert results("two") == results("done") and table("two") == table("done")
 
@@ -271,6 +272,9 @@ def test_a_search_is_reproducible_and_says_what_was_best(home, capsys, monkeypat
     (home / "search/results.jsonl").unlink()
     assert sweep.main(arguments("search", "--search=tpe", "--trials=3")) == 1
     assert results("search") == lines
+    monkeypatch.setattr(sweep, "_objective", lambda *_: None)  # as with one class
+    assert sweep.main(arguments("search", "--search=tpe", "--trials=3")) == 1
+    assert "no trial has a validation auc with every seed: rows of one class have none\n" in capsys.readouterr().out
     assert sweep.main(arguments("search")) == 2
     assert "(a search); choose another --workdir" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "optuna", None)

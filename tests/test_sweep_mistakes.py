@@ -41,6 +41,10 @@ MISTAKES = {
         [f"--config={SWEEP}", "--search=tpe", "--trials=3", "--retry"],
         "--retry: trials of a search follow from",
     ),
+    "no data": (
+        [f"--config={SWEEP}", "--search=tpe", "--trials=3", "--config.prepare.format=tabular"],
+        "data: no prepared data; run `python -m emofm_jax.prepare",
+    ),
     "seed": ([f"--config={SWEEP}", "--config.seed=4"], "has seeds (0, 1) of its own; leave it out"),
     "set twice": (
         [f"--config={SWEEP}:failing", "--config.model.stage2=(3,)"],

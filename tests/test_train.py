@@ -293,6 +293,8 @@ def test_patience_plateau_and_the_best_state(home):
     assert json.loads((home / "best/predictions/valid.json").read_text()) == result["valid"]
     for steps in (["--config.train.max_steps=4"], []):  # the second goes on, and then goes back to the best state
         assert train.main([*arguments("best_of_two"), *more, *steps]) == 0
+        assert not (home / "best_of_two/predictions/valid.parquet").exists(), "it was of an earlier state"
+        assert evaluate.main(["evaluate", "--workdir=best_of_two", "--split=valid"]) == 0
     assert_same_run(home / "best", home / "best_of_two")
 
 
@@ -402,6 +404,17 @@ def test_broken_data_are_named(home, capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_without_a_test_split_the_predictions_are_of_the_validation(home, tmp_path):
+    shutil.copytree("data", tmp_path / "data", ignore=shutil.ignore_patterns("test"))
+    assert train.main(arguments(tmp_path / "run", f"--config.data.dir={tmp_path / 'data'}")) == 0
+    result = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert "test" not in result and result["valid"] == json.loads((home / "run/metrics.json").read_text())["valid"]
+    (path,) = (tmp_path / "run/predictions").iterdir()
+    assert path.name == "valid.parquet"
+    table = pq.read_table(path)
+    assert metrics.auc(table["label"].to_numpy(), table["p"].to_numpy()) == pytest.approx(result["valid"]["auc"])
+
+
 def test_a_workdir_that_cannot_be_used(home, capsys, tmp_path):
     (tmp_path / "file").write_text("")
     assert train.main(arguments(tmp_path / "file" / "run")) == 2
@@ -416,7 +429,7 @@ def test_a_workdir_that_cannot_be_used(home, capsys, tmp_path):
     ("program", "flags", "message"),
     [
         (evaluate, ["--workdir=nowhere"], "nowhere: holds no run"),
-        (evaluate, ["--workdir=run", "--split=tests"], "choose one of ['test', 'train', 'valid']"),
+        (evaluate, ["--workdir=run", "--split=tests"], "choose one of test, train, valid"),
         (evaluate, [], "--workdir: it is required"),
         (evaluate, ["--wrokdir=run"], "did you mean --workdir?"),
         (predict, ["--workdir=run", "--input=nowhere", "--output=x.csv"], "--input=nowhere: no such file or directory"),
@@ -445,7 +458,7 @@ def test_help_names_every_field(capsys):
         assert "Flags:" in capsys.readouterr().out
     train.main(["x", "--help"])
     out = capsys.readouterr().out
-    assert "optim.embedding.update = 'lazy'" in out and "optim.{embedding,network}.learning_rate = 0.001" in out
+    assert "optim.embedding.updates = 'lazy'" in out and "optim.{embedding,network}.learning_rate = 0.001" in out
 
 
 def test_split_of_a_whole_run_is_complete(home):

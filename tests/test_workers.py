@@ -43,7 +43,8 @@ def test_a_process_that_is_stopped_stops_the_sweep(tmp_path, monkeypatch):
     assert stop.value.code == 128 + signal.SIGTERM
 
 
-def test_a_sweep_that_is_stopped_ends_with_its_processes(tmp_path):
+@pytest.mark.parametrize("order", [signal.SIGTERM, signal.SIGINT])
+def test_a_sweep_that_is_stopped_ends_with_its_processes(tmp_path, order):
     command = [sys.executable, "-m", "emofm_jax.sweep", f"--config={SWEEP}", "--workdir=stopped", "--jobs=2"]
     command.append("--config.train.epochs=100000")
     pipes, end = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}, time.monotonic() + 120
@@ -52,11 +53,11 @@ def test_a_sweep_that_is_stopped_ends_with_its_processes(tmp_path):
             while not (begun := list(tmp_path.glob("stopped/runs/*/*/log.jsonl"))):
                 assert process.poll() is None and time.monotonic() < end
                 time.sleep(0.05)
-            os.killpg(process.pid, signal.SIGTERM)  # as `timeout` does
+            os.killpg(process.pid, order)  # as `timeout` does
             assert "the same command goes on" in process.communicate(timeout=60)[1]
         finally:
             process.kill()  # else a failure would wait for ever
-    assert process.returncode == 143
+    assert process.returncode == 128 + order
     with train.alone(tmp_path / "stopped"):  # no process is left that holds it
         assert not list(tmp_path.glob("stopped/runs/*/*/result.json"))
     assert all(list(path.parent.glob("checkpoints/step_*")) for path in begun)

@@ -167,7 +167,7 @@ def open_split(directory: Path, split: str, schema: Schema | None = None) -> Spl
     if schema is not None and (differs := schema_lib.difference(schema, ours)):
         raise UserError(f"{directory}: its shards have another schema ({differs}); prepare again or name another run")
     if not path.is_dir():
-        raise UserError(f"{path}: no such split; prepare it, or choose one of {_splits(directory)}")
+        raise UserError(f"{path}: no such split; prepare it, or choose one of {', '.join(_splits(directory))}")
     try:
         counts = json.loads((path / "_SUCCESS").read_text())
         num_rows, file_rows = counts["rows"], counts["files"]

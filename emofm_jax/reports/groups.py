@@ -174,5 +174,5 @@ def _written(label: str, values: list) -> tuple[str, list[str]]:
         at = [i for i, column in enumerate(zip(*values)) if len(set(map(repr, column))) > 1]
         if len(at) == 1:
             label, values = f"{label}[{at[0]}]", [v[at[0]] for v in values]
-    plain = lambda v: f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else str(v)
+    plain = lambda v: f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else str(v) or "none"
     return label, ["default" if v is ... else plain(v) for v in values]

@@ -152,9 +152,9 @@ def predictions(run: Run, split: str) -> tuple[np.ndarray, np.ndarray] | None:
     return table["label"].to_numpy(), table["p"].to_numpy()
 
 
-def importance(run: Run) -> dict | None:
-    """Content of predictions/test.importance.json, by `evaluate --importance`."""
-    path = run.workdir / "predictions" / "test.importance.json"
+def importance(run: Run, split: str) -> dict | None:
+    """Content of predictions/SPLIT.importance.json, by `evaluate --importance`."""
+    path = run.workdir / "predictions" / f"{split}.importance.json"
     return _json(path) if path.exists() else None
 
 

@@ -39,7 +39,7 @@ def sections(run: results.Run) -> list[page.Section]:
         page.Section("By type", _by_type(run, split)),
         page.Section("Learning curves", _learning(run)),
         page.Section("Calibration", _calibration(run, split)),
-        page.Section("Importance of the slots", _importance(run)),
+        page.Section("Importance of the slots", _importance(run, split)),
         page.Section("Configuration", _configuration(run)),
     ]
 
@@ -153,8 +153,8 @@ def _calibration(run: results.Run, split: str) -> list:
     return [*blocks, page.Table(["rows", "mean prediction", "click rate"], rows)]
 
 
-def _importance(run: results.Run) -> list:
-    found = results.importance(run)
+def _importance(run: results.Run, split: str) -> list:
+    found = results.importance(run, split)
     if not found:
         return []
     slots = sorted(found["slots"], key=lambda slot: -slot["auc_drop"])

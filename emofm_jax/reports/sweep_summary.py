@@ -46,7 +46,7 @@ def summary(v: View) -> list[str]:
         )
     elif basis == {"seeds"}:
         texts.append(
-            "The verdicts are about other seeds on these very test rows: the predictions cannot be compared row by row."
+            "The verdicts are about other seeds on these very rows: the predictions cannot be compared row by row."
         )
     return texts
 
@@ -139,7 +139,8 @@ def _chance(v: View, compared: list[Comparison]) -> str:
     if not kept:
         text += f" None of these stays when {right} shall be right together (Holm): take them with care."
     else:
-        which = "All" if len(kept) == len(called) else f"Of these, {findings.listed(kept)}"
+        every = "This" if len(kept) == 1 else "All"
+        which = every if len(kept) == len(called) else f"Of these, {findings.listed(kept)}"
         text += f" {which} {'stays' if len(kept) == 1 else 'stay'} when {right} shall be right together (Holm)."
     number, seeds = max(asked, default=(0, 0))
     if number >= _MANY and 2 <= seeds <= 3:

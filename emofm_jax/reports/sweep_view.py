@@ -41,7 +41,7 @@ class View(NamedTuple):
         return [self.sweep.points[i] for i in group.order]
 
     def rest(self) -> list[int]:
-        """Indices of the points without a finished run."""
+        """Indices of the points in no group: without a finished run, or without the metric where others have it."""
         grouped = {i for group in self.groups for i in group.order}
         return [i for i in range(len(self.sweep.points)) if i not in grouped]
 
@@ -59,7 +59,7 @@ def view(sweep: results.Sweep, metric: str, reference: str) -> View:
         "share": lambda run: findings.share(run.metrics[split]),
         "bayes": lambda run: (run.metrics[split].get("bayes") or {}).get("auc"),
         "parameters": lambda run: (run.metrics.get("parameters") or {}).get("total"),
-        "rows_per_s": lambda run: (run.metrics.get("train") or {}).get("rows_per_s"),
+        "rows_per_s": lambda run: (run.metrics.get("train") or {}).get("rows_per_s") or None,  # 0: of one step only
         "memory": lambda run: run.memory,
     }
     figures = {name: findings.matrix(sweep, value) for name, value in values.items()}

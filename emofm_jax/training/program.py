@@ -82,7 +82,7 @@ def _make_training(schema: Schema, model: str, compute_dtype: str, optim_options
         module,
         schema,
         optimizers,
-        update=sections["embedding"]["update"],
+        updates=sections["embedding"]["updates"],
         l2={key: sections[key]["l2"] for key in step_lib.SECTIONS},
         clip=sections["clip"],
         clip_norm=sections["clip_norm"],
@@ -107,7 +107,7 @@ def check_memory(config: ConfigDict, schema: Schema, program: Program) -> str:
       UserError: it is more than the machine (an accelerator: the device) has.
     """
     state = jax.eval_shape(program.init)
-    moved = state.params["network"] if config.optim.embedding["update"] == "lazy" else state.params
+    moved = state.params["network"] if config.optim.embedding.updates == "lazy" else state.params
     module = models.make_model(schema, config.model.to_dict(), compute_dtype=config.compute_dtype)
     rows = config.data.batch_size // len(program.devices)
     e = jax.ShapeDtypeStruct((rows, schema.num_slots, models.table_width(module)), np.float32)

@@ -114,7 +114,7 @@ def make_train_step(
     schema: Schema,
     optimizers: Mapping[str, optax.GradientTransformation],
     *,
-    update: str = "lazy",
+    updates: str = "lazy",
     l2: Mapping[str, float] | None = None,
     clip: str = "none",
     clip_norm: float = 10.0,
@@ -129,7 +129,7 @@ def make_train_step(
       module: the network.
       schema: of the batches.
       optimizers: {"embedding", "network"}: row-wise transformations (training/optim.py).
-      update: `lazy` or `dense`.
+      updates: `lazy` or `dense`.
       l2: {"embedding", "network"}: l2 * parameter is added to the gradient; by default none.
       clip: by gradient norm: `none`, `group` (table and network apart), `global` (together).
       clip_norm: the norm that is not exceeded.
@@ -146,7 +146,7 @@ def make_train_step(
       of the batch; lazy), `nonfinite` (i32: 0, or 1 + index into NONFINITE), the same on every device; and per
       row `p`, `label`, `weight` f32[P, b], p being what the row's loss was taken of.
     """
-    for name, value, known in (("update", update, ("lazy", "dense")), ("clip", clip, ("none", "group", "global"))):
+    for name, value, known in (("updates", updates, ("lazy", "dense")), ("clip", clip, ("none", "group", "global"))):
         if value not in known:
             raise ValueError(f"{name} {value!r} is none of {known}")
     l2 = l2 or dict.fromkeys(SECTIONS, 0.0)
@@ -186,7 +186,7 @@ def make_train_step(
             ids, grads = jax.lax.all_gather((ids, grads), AXIS, tiled=True)
 
         owner = state.owner
-        if update == "lazy":
+        if updates == "lazy":
             rows, grads, num_rows, owner = sparse.sum_rows(ids, grads, owner, chunk)
         else:
             grads = jnp.zeros_like(table).at[ids].add(grads, mode="drop")
@@ -196,7 +196,7 @@ def make_train_step(
         clipping = _clipping(norms, clip, clip_norm)
 
         network, network_state = _apply(optimizers["network"], state, "network", network_grads, clipping)
-        if update == "lazy":
+        if updates == "lazy":
             new_table, table_state = sparse.update_rows(
                 optimizers["embedding"],
                 table,
