@@ -16,6 +16,8 @@ from ml_collections import ConfigDict
 from emofm_jax.errors import UserError
 from emofm_jax.validation import get, validate
 
+_RENAMED = {"optim.embedding.update": "optim.embedding.updates"}  # the older name is in runs of before 2026-11-26
+
 __all__ = ["default", "load", "get", "flatten", "difference", "validate"]
 
 
@@ -200,10 +202,18 @@ def from_dict(body: dict) -> ConfigDict:
       UserError: a value is out of range.
     """
     config = default()
+    section = body.get("optim", {}).get("embedding", {})
+    if "update" in section:  # see _RENAMED
+        section["updates"] = section.pop("update")
     config.prepare.slots = body["prepare"].pop("slots")
     config.update(body)  # locked, but for the names of slots
     validate(config)
     return config
+
+
+def renamed(flat: dict) -> dict:
+    """{dotted path: value} with the names that fields have now."""
+    return {_RENAMED.get(path, path): value for path, value in flat.items()}
 
 
 def flatten(config, prefix: str = "") -> dict:

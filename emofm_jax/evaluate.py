@@ -44,8 +44,10 @@ def _main(flags: absl_flags.FlagValues) -> None:
     program = program_lib.make_program(config, schema, num_steps=1)
     state, progress = program_lib.restore_kept(config, workdir, program)
     predictions, report = program_lib.score(config, split, program, state)
-    of_data = "" if not flags.data or _same(flags.data, config.data.dir) else f"@{Path(flags.data).resolve().name}"
-    path = workdir / "predictions" / f"{flags.split}{of_data}.parquet"
+    path = workdir / "predictions" / f"{flags.split}.parquet"
+    if flags.data and Path(flags.data).resolve() != Path(config.data.dir).resolve():
+        path = path.with_stem(f"{flags.split}@{Path(flags.data).resolve().name}")
+        report["data"] = str(split.path)
     written = [path, path.with_suffix(".json")]
     if valid is not None:
         fitted_on = predictions if valid.path == split.path else program_lib.score(config, valid, program, state)[0]
@@ -94,11 +96,6 @@ def _check(flags: absl_flags.FlagValues) -> None:
         raise UserError(f"--importance_rows={flags.importance_rows}: no effect without --importance; add that")
     if flags.importance_rows < 1:
         raise UserError(f"--importance_rows={flags.importance_rows}: it must be at least 1; give a number of rows")
-
-
-def _same(one: str, other: str) -> bool:
-    """Whether both name one directory."""
-    return Path(one).resolve() == Path(other).resolve()
 
 
 def _before_and_after(report: dict, predictions, fitted: calibration.Calibration) -> dict:

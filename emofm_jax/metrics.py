@@ -210,7 +210,7 @@ def auxiliary(
         "accuracy": accuracy,
         "majority": float(shares.max()),
         "logloss": nats,
-        "marginal_entropy": float(np.dot(shares, -np.log(shares))) + 0.0,  # 0, not -0, of a single type
+        "marginal_entropy": float(-np.dot(shares, np.log(shares)) + 0.0),  # of a single type 0, not -0
         "bayes_logloss": None if true_p_type is None else true_nats,
     }
 

@@ -104,7 +104,7 @@ def recorded(run: dict) -> dict | None:
     found = _result(Path(run["workdir"]))
     if found is None:
         return None
-    theirs, ours = as_json(config_lib.default()) | found["config"], as_json(run["config"])
+    theirs, ours = as_json(config_lib.default()) | config_lib.renamed(found["config"]), as_json(run["config"])
     if {k for k in theirs.keys() | ours.keys() if theirs.get(k) != ours.get(k)} - set(train.FREE):
         return None
     # Older records know of no memory; what the sweep's base is, and where the workdir lies, may have changed since.

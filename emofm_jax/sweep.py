@@ -40,7 +40,8 @@ def _sweep(flags: absl_flags.FlagValues) -> bool:
     names = [point.name for point in plan.points] or [f"trial-{number:03d}" for number in range(flags.trials)]
     if flags.search:
         search.check(plan.ranges, base)
-        _check_data(base)
+        if "data.dir" not in plan.ranges:
+            _check_data(base)
     _check_points(plan.points)
     header = {"experiment": experiment, "name": base.name, "points": names, "seeds": list(plan.seeds)}
     header |= {"reference": plan.reference or names[0], "search": flags.search}
@@ -112,9 +113,7 @@ def _search(flags, plan: points.Plan, base: ConfigDict, workdir: Path, names, re
         history.append((values, statistics.fmean(reached) if whole else None))
     reached = {i: value for i, (_, value) in enumerate(history) if value is not None}
     if not reached:
-        if len(results.failed()) == len(results.lines()):
-            return "no trial was without an error\n"
-        return f"no trial has a validation {monitor} with every seed: rows of one class have none\n"
+        return f"no trial has a validation {monitor} with every seed: runs failed, or its rows are of one class\n"
     best = max(reached, key=reached.get)
     chosen = ", ".join(f"{field}={value!r}" for field, value in history[best][0].items())
     value = -reached[best] if monitor == "logloss" else reached[best]

@@ -5,7 +5,8 @@
 
 The same command again goes on where it stopped, or shows the result of a finished run. The workdir then holds
 config.json, schema.json, vocabulary/, environment.json, log.jsonl, TensorBoard events, checkpoints/, metrics.json
-and predictions/test.parquet; evaluate, predict and other programs take `--workdir` and find everything there.
+and predictions/test.parquet (without a test split valid.parquet); evaluate, predict and other programs take
+`--workdir` and find everything there.
 """
 
 import contextlib

@@ -115,7 +115,7 @@ def test_a_step_by_number_and_info_without_arrays(tmp_path):
     assert checkpoint.restore(tmp_path, {"x": np.zeros(2, int)}, step=1).state["x"].tolist() == [1, 1]
     (tmp_path / "step_2" / "state.safetensors").unlink()
     assert checkpoint.read_info(tmp_path) == (2, {"n": 2}) and checkpoint.read_info(tmp_path, 1) == (1, {"n": 1})
-    with pytest.raises(UserError, match=r"no checkpoint of step 3"):
+    with pytest.raises(UserError, match=r"no checkpoint of step 3; choose one of 1, 2"):
         checkpoint.restore(tmp_path, {"x": np.zeros(2)}, step=3)
     with pytest.raises(UserError, match=r"step_2: damaged checkpoint .*remove it"):
         checkpoint.restore(tmp_path, {"x": np.zeros(2, int)}, step=2)
@@ -124,7 +124,10 @@ def test_a_step_by_number_and_info_without_arrays(tmp_path):
 def test_nothing_saved(tmp_path):
     assert checkpoint.latest(tmp_path / "none") is None
     with pytest.raises(UserError, match="no checkpoint; train first"):
-        checkpoint.restore(tmp_path, {})
+        checkpoint.restore(tmp_path / "checkpoints", {})
+    (tmp_path / "metrics.json").touch()
+    with pytest.raises(UserError, match="no checkpoint; sweep --nocheckpoints keeps none; train it again"):
+        checkpoint.restore(tmp_path / "checkpoints", {})
 
 
 def test_another_model_is_told_with_both_sides(tmp_path):

@@ -208,3 +208,12 @@ def test_a_long_name_keeps_its_ends_and_shows_whole_under_the_pointer():
     short = axes.shorten("group_user_interaction_sequence_length", 100)
     assert short.startswith("group") and short.endswith("gth") and axes.text_width(short) <= 100
     assert "<title>a &lt; b" in axes.text(0, 0, "a…", "", "a < b")
+
+
+@pytest.mark.parametrize(("name", "down"), [("group_slots = (12, 12, 13, 13), rows[0] = 100,000", 14), ("a", -4)])
+def test_names_too_long_to_stand_beside_their_dots_stand_above_them(name, down):
+    chart = ET.fromstring(plots.dots("AUC", [name, "b"], [Series("", (), [0.5, 0.6])], unit="AUC"))
+    rows = [float(text.get("y")) for text in chart.iter() if text.text in (name, "b")]
+    marks = [float(mark.get("cy")) for mark in chart.iter() if mark.get("cy")]
+    assert len(rows) == 2, "whole"
+    assert [round(mark - row) for mark, row in zip(marks, rows)] == [down] * 2, "from the base line of the name"

@@ -272,6 +272,11 @@ def test_a_run_of_its_own(sweep, tmp_path, capsys):
     ):
         assert f'aria-label="{chart}"' in page_of(made), chart
     assert "model" in capsys.readouterr().out
+    body = json.loads((made / "metrics.json").read_text())
+    (made / "metrics.json").write_text(json.dumps({k: v for k, v in body.items() if k != "test"}))
+    (made / "predictions/valid.importance.json").write_text(json.dumps({"slots": slots[:1], "rows": 7, "seed": 0}))
+    assert run(made) == 0
+    assert "over 7 rows" in (made / "report.md").read_text(), "of the split that is shown"
 
 
 def test_a_single_evaluation_is_no_curve(copy):

@@ -107,6 +107,8 @@ def test_types_without_rows_clicks_or_knowledge():
     assert no_click["notes"][0] == "one class only: no AUC and no PCOC" and no_click["logloss"] > 0
     assert some["auc"] > 0.5
     assert (no_rows["rows"], no_rows["auc"], no_rows["logloss"], no_rows["notes"][0]) == (0, None, None, "no rows")
+    a["ftype"][:] = 1
+    assert str(split_report.make(**a)["am"]["marginal_entropy"]) == "0.0"
     a["ftype"][:] = -1
     report = split_report.make(**a)
     assert report["am"] is None and "no row of known type that counts: no am" in report["notes"]

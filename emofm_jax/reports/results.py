@@ -106,7 +106,7 @@ def split_of(runs: Sequence[Run]) -> str:
 def fields(run: Run) -> dict | None:
     """{dotted path: value} of the run's config."""
     path = run.workdir / "config.json"
-    return config_lib.flatten(_json(path)) if path.exists() else None
+    return config_lib.renamed(config_lib.flatten(_json(path))) if path.exists() else None
 
 
 def machine(run: Run) -> str:

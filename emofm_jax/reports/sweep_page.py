@@ -68,9 +68,9 @@ def sections(v: View) -> list[page.Section]:
 
 def results_tables(v: View) -> list[tuple[str, page.Table]]:
     """(which data, its table): a row per point, the best first; without other data, those not finished last."""
-    found, only = [], len(v.groups) == 1
+    found = []
     for group in v.groups:
-        points = [*group.order, *([i for i in v.rest() if not v.sweep.done(v.sweep.points[i])] if only else [])]
+        points = [*group.order, *(v.rest()[0] if len(v.groups) == 1 else [])]
         found.append((group.name, _results_table(v, group, points)))
     return found
 
@@ -124,14 +124,12 @@ def _results(v: View) -> list:
             why = f"; the point compared to is {group.why}" if group.why and group.compared else ""
             blocks.append(page.Text(f"**{name}**{why}"))
         blocks += [table, *_results_chart(v, group)]
-    rest = [v.sweep.points[i] for i in v.rest()]
-    without = [point for point in rest if v.sweep.done(point)]
-    for why, points in (
-        (f"a value of {sweep_view.NAMES[v.metric]} (their {v.split} rows are of one class)", without),
-        ("a finished run", [point for point in rest if point not in without] if len(v.groups) > 1 else []),
-    ):
-        if points:
-            blocks.append(page.Text(f"Without {why}: {findings.listed(points)}."))
+    unfinished, without = ([v.sweep.points[i] for i in found] for found in v.rest())
+    if unfinished and len(v.groups) > 1:
+        blocks.append(page.Text(f"Without a finished run: {findings.listed(unfinished)}."))
+    if without:
+        why = f"their {v.split} rows are of one class, or have no weight"
+        blocks.append(page.Text(f"Without a value of {sweep_view.NAMES[v.metric]}: {findings.listed(without)}; {why}."))
     return blocks
 
 

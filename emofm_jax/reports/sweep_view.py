@@ -40,10 +40,12 @@ class View(NamedTuple):
         """Of its points, the best first."""
         return [self.sweep.points[i] for i in group.order]
 
-    def rest(self) -> list[int]:
-        """Indices of the points in no group: without a finished run, or without the metric where others have it."""
+    def rest(self) -> tuple[list[int], list[int]]:
+        """Indices of the points without a finished run, and of those without the metric where others have it."""
         grouped = {i for group in self.groups for i in group.order}
-        return [i for i in range(len(self.sweep.points)) if i not in grouped]
+        rest = [i for i in range(len(self.sweep.points)) if i not in grouped]
+        done = [i for i in rest if self.sweep.done(self.sweep.points[i])]
+        return [i for i in rest if i not in done], done
 
     def placed(self) -> list[tuple[Group, int]]:
         """(group, index of a point), group by group, the best of each first."""

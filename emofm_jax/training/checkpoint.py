@@ -142,8 +142,10 @@ def _newest_good(directory: Path, step: int | None, read):
     """`read` of the step's directory, or of the newest one that it does not find damaged."""
     candidates = [step] if step is not None else steps(directory)[::-1]
     if not set(candidates) & set(steps(directory)):
-        done = (directory.parent / "metrics.json").exists()
-        hint = "sweep --nocheckpoints keeps none; train it again" if done else "train first"
+        hint = f"choose one of {', '.join(map(str, steps(directory)))}"
+        if not steps(directory):
+            done = (directory.parent / "metrics.json").exists()
+            hint = "sweep --nocheckpoints keeps none; train it again" if done else "train first"
         raise UserError(f"{directory}: no checkpoint{'' if step is None else f' of step {step}'}; {hint}")
     problems = []
     for candidate in candidates:

@@ -71,7 +71,6 @@ def run(config: ConfigDict, workdir: Path, splits: dict[str, shards.Split]) -> d
             print(f"{workdir}: goes on from step {progress.step:,} of {num_steps:,}")
         progress.finished, progress.schema = False, splits["train"].schema.fingerprint()
         result.unlink(missing_ok=True)  # of a run that was to end earlier
-        shutil.rmtree(workdir / "predictions", ignore_errors=True)  # of a state before those that follow
         state = _train(config, workdir, splits, program, state, progress, num_steps)
     if config.train.monitor and progress.best_step < 0:
         print(f"config.train.monitor: {config.train.monitor!r} never had a value here, so the last state is kept")
@@ -184,8 +183,9 @@ def _finish(config, workdir, splits, program, state, progress) -> dict:
     """Evaluates the kept state; writes metrics.json, and the predictions of the test split, else of the validation."""
     kept, result = program_lib.kept_step(config, progress), {"valid": progress.report}
     split = "test" if "test" in splits and splits["test"].num_rows else "valid"
-    if kept not in [entry["step"] for entry in progress.evaluations]:  # max_steps was lowered to this step
+    if split == "test" and kept not in [entry["step"] for entry in progress.evaluations]:  # max_steps was lowered
         result["valid"] = program_lib.score(config, splits["valid"], program, state)[1]
+    shutil.rmtree(workdir / "predictions", ignore_errors=True)  # of earlier states, by evaluate
     predictions, result[split] = program_lib.score(config, splits[split], program, state)
     evaluation.write_predictions(workdir / "predictions" / f"{split}.parquet", predictions)
     seconds = max(progress.seconds, 1e-9)
