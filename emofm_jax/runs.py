@@ -34,8 +34,9 @@ def execute(run: dict) -> dict:
     if outdated(run):
         shutil.rmtree(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    before, is_first = _attempt(workdir), "emofm_jax.training.loop" not in sys.modules  # of its process
     step, metrics, error = checkpoint.latest(workdir / "checkpoints"), None, None
+    alone = step is None and "emofm_jax.training.loop" not in sys.modules  # what its process holds is of it, whole
+    before = _attempt(workdir)
     deaths = before["deaths"] if before["step"] == step else 0
     _write(workdir / "attempt.json", before | {"step": step, "deaths": deaths + 1})  # unless the end below is reached
     with (
@@ -62,7 +63,7 @@ def execute(run: dict) -> dict:
             _write(workdir / "attempt.json", {"step": step, "deaths": deaths, "seconds": seconds})
         if error:
             print("error:", error)
-    found = record(run, metrics, error, seconds, _peak_mib() if is_first else None)
+    found = record(run, metrics, error, seconds, _peak_mib() if alone else None)
     if not error and not run["keep"]:
         shutil.rmtree(workdir / "checkpoints")
     return found
@@ -78,7 +79,7 @@ def record(
       metrics: content of its metrics.json; None if it failed.
       error: why it failed; None if it did not.
       seconds: of all attempts, those apart whose process was killed.
-      peak_mib: the most main memory that the process held; None where that is not known, or not of this run alone.
+      peak_mib: the most main memory that the process held; None where that is not known, or not of this run.
     """
     line = {
         "point": run["point"],

@@ -65,6 +65,8 @@ def view(sweep: results.Sweep, metric: str, reference: str) -> View:
         "memory": lambda run: run.memory,
     }
     figures = {name: findings.matrix(sweep, value) for name, value in values.items()}
+    if np.isfinite(figures["memory"]).any(axis=1).mean() < 0.5:  # it is known of the first run of each process only
+        figures["memory"][:] = np.nan
     known = bool(np.isfinite(figures[metric]).any())
     found = groups_lib.groups(sweep, split, metric, figures[metric])
     return View(sweep, metric, split, figures, found, findings.differences(sweep), known)
