@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn import metrics as sk
 
-from emofm_jax import report
+from emofm_jax import plots, report
+from emofm_jax.reports import curves
 
 POINTS = {
     "hmm": (0.5, {}),
@@ -186,6 +187,22 @@ def test_the_page_is_whole_and_asks_the_network_for_nothing(sweep):
     without = text.replace('xmlns="http://www.w3.org/2000/svg"', "")
     assert not re.search(r"//\w|@import|url\(|fetch\(|XMLHttpRequest|<(img|iframe|object|embed)\b", without)
     assert text.count("<script>") == 1 and "nan" not in re.sub(r"distinguish\w+", "", text.split("<main>")[1])
+
+
+def test_a_point_far_behind_does_not_shrink_the_charts_of_the_others(tmp_path):
+    points = {name: (strength, {}) for name, strength in zip("abcdef", (1.0, 1.03, 1.06, 1.1, 1.2, 0.0))}
+    assert run(fake_sweep.make(tmp_path / "far", points)) == 0
+    page = page_of(tmp_path / "far")
+    assert "over seeds, the best 5 of 6 points" in page and "minus that of a, with 95% intervals, 4 of 5 points" in page
+    table = rows_of((tmp_path / "far/report.md").read_text(), "Results")
+    assert set(table) >= set("abcdef"), "it is left out of charts only"
+
+
+def test_parts_far_off_are_left_to_the_logarithmic_chart():
+    series = [plots.Series("x", [1e-9, 0.1, 0.5], [0.01, 0.2, 0.5], [0.005, 0.1, 0.4], [0.02, 0.3, 0.6])]
+    chart = curves.ratio_chart(series)
+    assert "part by part, up to 10 times off" in chart and chart.count("95% interval") == 2
+    assert "times off" not in curves.ratio_chart([plots.Series("x", [0.1, 0.5], [0.2, 0.4])])
 
 
 def test_two_hundred_points_make_a_small_page(tmp_path):

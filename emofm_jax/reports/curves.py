@@ -8,6 +8,7 @@ from emofm_jax import comparison, plots
 from emofm_jax.reports import results
 
 _MOST = 80  # points of a curve
+_FURTHEST = 10  # times as many clicks as predicted, or as few
 BEHIND = 24  # nameless curves behind the named ones
 
 
@@ -38,12 +39,18 @@ def calibration(runs: Sequence[results.Run], name: str, split: str) -> plots.Ser
 
 
 def ratio_chart(series: Sequence[plots.Series]) -> str:
-    """Clicks over predicted clicks of each part of `calibration`'s series: where predictions are too low or high."""
-    ratios = []
+    """Clicks over predicted clicks of each part of `calibration`'s series: where predictions are too low or high.
+
+    Parts that are further off than `_FURTHEST` are left to the other chart, which is logarithmic.
+    """
+    ratios, near = [], lambda rate, p: p > 0 and 1 / _FURTHEST <= rate / p <= _FURTHEST
     for one in series:
-        parts = [[v / p if p else None for v, p in zip(values, one.x)] for values in one[2:]]
-        ratios.append(plots.Series(one.name, one.x, *parts))
-    title, x = "Clicks over predicted clicks, part by part", "mean prediction (probability)"
+        kept = [i for i, (rate, p) in enumerate(zip(one.y, one.x)) if near(rate, p)]
+        parts = [[values[i] / one.x[i] for i in kept] for values in one[2:] if values]
+        ratios.append(plots.Series(one.name, [one.x[i] for i in kept], *parts))
+    left_out = any(len(one.x) < len(all_of.x) for one, all_of in zip(ratios, series))
+    title = f"Clicks over predicted clicks, part by part{f', up to {_FURTHEST} times off' if left_out else ''}"
+    x = "mean prediction (probability)"
     return plots.lines(title, ratios, x=x, y="clicks / predicted clicks", log_x=True, level=1.0)
 
 

@@ -7,13 +7,30 @@ import numpy as np
 from emofm_jax import axes, plots
 from emofm_jax.reports import curves, findings, page, sweep_view
 from emofm_jax.reports import sensitivity as sensitivity_lib
+from emofm_jax.reports.groups import Group
 from emofm_jax.reports.page import Cell
 from emofm_jax.reports.sweep_sensitivity import DIGITS
 from emofm_jax.reports.sweep_view import View
 
-MOST_ROWS = 40  # of a chart with a row per point
+_MOST_ROWS = 40  # of a chart with a row per point
+_CROWD = 4  # the fewest points for which others are left out of a chart
+_SPOT = 5  # times the width of the crowd, in which it would shrink to a spot
 _CLUMPED = 3  # a larger ratio of costs asks for a logarithmic axis: most points stand at its small end
 _FEWEST = 4  # points of a group that get a chart of their own
+
+
+def drawn(v: View, group: Group) -> list[int]:
+    """The points of a group that a chart with a row per point shows, the best first.
+
+    Without those behind a gap so wide that the others, with their intervals, would shrink to a spot.
+    """
+    found = [findings.spread(v.figures[v.metric][i]) for i in group.order]
+    ends = [(mean, mean) if interval is None else interval[1:3] for mean, _, interval in found]
+    width = lambda n: max(high for _, high in ends[:n]) - min(low for low, _ in ends[:n])
+    for n in range(_CROWD, len(ends)):
+        if abs(found[n][0] - found[n - 1][0]) > width(n) and width(len(ends)) > _SPOT * width(n):
+            return group.order[: min(n, _MOST_ROWS)]
+    return group.order[:_MOST_ROWS]
 
 
 def by_type(v: View) -> list:
@@ -98,7 +115,7 @@ def cost(v: View) -> list:
         y = [v.mean(v.metric, i) for i in group.order]
         ends = [findings.spread(v.figures[v.metric][i])[2] for i in group.order]
         low, high = ([None if e is None else float(e[k]) for e in ends] for k in (1, 2))
-        few = len(group.order) <= MOST_ROWS  # intervals of many points hide each other
+        few = len(group.order) <= _MOST_ROWS  # intervals of many points hide each other
         for key, (short, label) in costs.items():
             x = [value if math.isfinite(value := v.mean(key, i)) else None for i in group.order]
             known = [value for value in x if value]

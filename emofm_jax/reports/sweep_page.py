@@ -6,7 +6,6 @@ from emofm_jax import comparison, plots
 from emofm_jax.reports import findings, page, sweep_details, sweep_sensitivity, sweep_summary, sweep_view
 from emofm_jax.reports.groups import Group
 from emofm_jax.reports.page import Cell
-from emofm_jax.reports.sweep_details import MOST_ROWS
 from emofm_jax.reports.sweep_sensitivity import DIGITS
 from emofm_jax.reports.sweep_view import View
 
@@ -134,7 +133,7 @@ def _results(v: View) -> list:
 
 
 def _results_chart(v: View, group: Group) -> list:
-    name, shown = sweep_view.NAMES[v.metric], group.order[:MOST_ROWS]
+    name, shown = sweep_view.NAMES[v.metric], sweep_details.drawn(v, group)
     found = [findings.spread(v.figures[v.metric][i]) for i in shown]
     if len(shown) < (2 if len(v.groups) == 1 else _FEWEST) or not v.known:
         return []
@@ -207,8 +206,8 @@ def _against(v: View, group: Group) -> list:
         text += f" `{group.partner}` is {group.why}."
     text = f"**{group.name}**: {text[0].lower()}{text[1:]}" if group.name else text
     blocks = [page.Text(text), page.compact(page.Table(_heads(v), _rows(v, group)))]
-    rank, series = {v.sweep.points[i]: n for n, i in enumerate(group.order)}, []
-    shown = sorted((c for c in group.compared if c.seeds or c.rows), key=lambda c: rank[c.point])[:MOST_ROWS]
+    compared, series = {c.point: c for c in group.compared if c.seeds or c.rows}, []
+    shown = [compared[p] for i in sweep_details.drawn(v, group) if (p := v.sweep.points[i]) in compared]
     for label, kind in (("over seeds", "seeds"), ("over rows", "rows"), ("together", "both")):
         found = [getattr(c, kind) for c in shown]
         if any(found):
@@ -216,7 +215,8 @@ def _against(v: View, group: Group) -> list:
             series.append(plots.Series(label, (), *values))
     if series:
         name = sweep_view.NAMES[v.metric]
-        title = f"{v.split.capitalize()} {name} minus that of {group.partner}, with 95% intervals"
+        few = "" if len(shown) == len(compared) else f", {len(shown)} of {len(compared)} points"
+        title = f"{v.split.capitalize()} {name} minus that of {group.partner}, with 95% intervals{few}"
         unit = f"difference in {name}{' (nats)' if v.metric == 'logloss' else ''}"
         blocks.append(page.Charts([plots.dots(title, [c.point for c in shown], series, unit=unit, line=0.0)]))
     return blocks
