@@ -14,7 +14,7 @@ Data: the quickstart's with one dial moved, 100,000 rows, types hidden at test t
 Each dial makes its own truth: compare shares of the attainable lift, and models within a dial. 3 seeds of training;
 the data have one seed.
 
-54 points, 162 runs, 41 minutes with --jobs=2 on two cores (AMD EPYC), November 2026. Result, in shares of the
+56 points, 168 runs, 45 minutes with --jobs=2 on two cores (AMD EPYC), November 2026. Result, in shares of the
 attainable lift: full drift costs DNN, WM and HMM 0.27 to 0.29, new ids 0.01, an unseen type 0.09 (0.30 of the rows) and
 0.03 to 0.04 (0.10); where types say nothing HMM is 0.019 and WM 0.032 behind DNN; two epochs bring HMM 0.006 AUC and
 no logloss, three are 0.016 AUC worse than one; collisions cost nothing; noise in one group costs HMM 0.6 of what noise
