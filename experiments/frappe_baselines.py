@@ -8,9 +8,9 @@ Question: which differences between models on this file are larger than those be
 with its own settings. Without prepared data the sweep names the command that prepares them.
 
 12 points, 36 runs, 75 minutes with --jobs=2 on two cores (AMD EPYC) that tests shared, November 2026. Result: FinalMLP,
-DESTINE, WM, DCNv2, FINAL, DNN and DeepFM (0.9845 to 0.9851) cannot be told apart in AUC, FINAL is ahead in logloss
-(0.1375, the next 0.1492), HM 0.0009 and HMM 0.0016 are behind WM, FM and LR far; EDCN depends on when its plateau
-schedule strikes. docs/results/frappe.md.
+DESTINE, WM, DCNv2, FINAL, DNN and DeepFM (0.9845 to 0.9851) cannot be told apart in AUC, FINAL has the lowest
+logloss (0.1375, WM 0.1492), HM is 0.0009 and HMM 0.0016 behind WM, FM and LR are far behind; EDCN's seeds differ by
+0.0017. docs/results/frappe.md.
 """
 
 from pathlib import Path

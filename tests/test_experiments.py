@@ -11,7 +11,7 @@ from emofm_jax.errors import UserError
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 # Sweep -> points, seeds.
-PLANS = {"claims": (33, 5), "mixers": (18, 5), "shift": (54, 3), "scaling": (20, 3), "frappe_baselines": (12, 3)}
+PLANS = {"claims": (34, 5), "mixers": (18, 5), "shift": (56, 3), "scaling": (21, 3), "frappe_baselines": (12, 3)}
 
 
 @pytest.fixture(scope="module")
