@@ -11,7 +11,7 @@ HM and HMM too, on 100,000 rows (`_100k`): compare within one size. 5 seeds. Dat
 which were tuned on its validation split for DNN (untyped) and HMM (typed). What a perfect auxiliary model would bring
 stands in each typed run's metrics.json as `test.true_am`.
 
-33 points, 165 runs, 50 minutes with --jobs=2 on two cores (AMD EPYC), November 2026. Result: without the types WM, HM
+34 points, 170 runs, 56 minutes with --jobs=2 on two cores (AMD EPYC), November 2026. Result: without the types WM, HM
 and HMM lose 0.008 to 0.013 AUC, with one predictor for all of them HM and HMM 0.006 and 0.007, WM nothing that could
 be told; HMM and WM are level, HM 0.006 behind; a perfect auxiliary model would bring 0.003; every predictor is missed,
 by 0.016 to 0.040. On 100,000 rows HMM is ahead of every baseline without types, DCNv2 with them 0.011 ahead of HMM.
