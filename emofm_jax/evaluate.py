@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags as absl_flags
-from ml_collections import ConfigDict
 
 from emofm_jax import calibration, cli, metrics, plots, summary
 from emofm_jax import config as config_lib
@@ -49,6 +48,14 @@ def _main(flags: absl_flags.FlagValues) -> None:
         path = path.with_stem(f"{flags.split}@{Path(flags.data).resolve().name}")
         report["data"] = str(split.path)
     written = [path, path.with_suffix(".json")]
+    if flags.importance:  # before anything is written: one class has none
+
+        def score(rows) -> dict:
+            arguments = (program.eval_step, state.params, state.stats, rows, schema, config.data.eval_batch_size)
+            return evaluation.score_rows(*arguments, devices=program.devices)
+
+        rows = importance_lib.sample(split, flags.importance_rows, config.seed)
+        found = importance_lib.importance(score, rows, schema, config.seed, progress=sys.stderr.isatty())
     if valid is not None:
         fitted_on = predictions if valid.path == split.path else program_lib.score(config, valid, program, state)[0]
         fitted = calibration.fit(flags.calibrate, fitted_on.logit, fitted_on.label, fitted_on.weight)
@@ -61,12 +68,9 @@ def _main(flags: absl_flags.FlagValues) -> None:
     if valid is not None:
         print(f"\n{summary.calibration(report['calibration_fit'], flags.split)}")
     if flags.importance:
-
-        def score(rows) -> dict:
-            arguments = (program.eval_step, state.params, state.stats, rows, schema, config.data.eval_batch_size)
-            return evaluation.score_rows(*arguments, devices=program.devices)
-
-        written += _importance(config, split, score, flags.importance_rows, path)
+        print(f"\nslots by the AUC that is lost when their values are permuted over {found['rows']:,} rows")
+        print(summary.importance(found))
+        written += _write_importance(found, path, f"{config.name}, {split.path.name} split: importance of the slots")
     print(f"step {progress.step:,} of {workdir}; written: {', '.join(map(str, written))}")
 
 
@@ -111,17 +115,11 @@ def _before_and_after(report: dict, predictions, fitted: calibration.Calibration
     return {"before": {key: report[key] for key in after}, "after": after}
 
 
-def _importance(config: ConfigDict, split: shards.Split, score, num_rows: int, predictions: Path) -> list[Path]:
-    """Computes, prints and writes the importance of the slots; returns the files."""
-    schema = split.schema
-    rows = importance_lib.sample(split, num_rows, config.seed)
-    found = importance_lib.importance(score, rows, schema, config.seed, progress=sys.stderr.isatty())
-    print(f"\nslots by the AUC that is lost when their values are permuted over {found['rows']:,} rows")
-    print(summary.importance(found))
+def _write_importance(found: dict, predictions: Path, title: str) -> list[Path]:
+    """Writes the importance of the slots, and its chart, beside the predictions; returns the files."""
     paths = [predictions.with_suffix(".importance.json"), predictions.with_suffix(".importance.svg")]
     _write(paths[0], json.dumps(found, indent=1) + "\n")
     names, drops = ([slot[key] for slot in found["slots"]] for key in ("name", "auc_drop"))
-    title = f"{config.name}, {split.path.name} split: importance of the slots"
     _write(paths[1], plots.bars(title, names, drops, unit="AUC lost when permuted"))
     return paths
 

@@ -167,6 +167,7 @@ def test_mistakes_are_one_line_and_leave_no_file(home, capsys, flags, message):
 def test_importance_where_no_row_is_a_click(home, capsys):
     assert run("--workdir=run_dull", "--split=valid", "--importance") == 2
     assert "--importance: the 1,000 rows have one class" in capsys.readouterr().err
+    assert not (home / "run_dull/predictions/valid.json").exists(), "nothing is written"
 
 
 def test_other_data_leave_the_runs_own_predictions_alone(home, capsys):

@@ -93,6 +93,8 @@ def test_directories_without_results(tmp_path, capsys, sweep):
     assert "holds no sweep (no sweep.json) and no run (no metrics.json); name" in message(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     assert "its run is not finished" in message(tmp_path)
+    (tmp_path / "result.json").write_text(json.dumps({"line": {"status": "failed", "error": "no memory"}}))
+    assert "its run failed (no memory); mend that" in message(tmp_path)
     assert f"did you mean --workdir={sweep}?" in message(sweep.parent)
     every = [(point, seed) for point in POINTS for seed in range(3)]
     failed = fake_sweep.make(tmp_path / "failed", POINTS, fail=tuple(every))

@@ -76,3 +76,10 @@ def test_the_tables_of_calibration_and_importance():
     assert summary.calibration(fit, "valid").endswith("of the valid split, the same rows")
     slots = [{"name": "item", "group": "ad", "auc_drop": 0.125, "logloss_rise": -0.25}]
     assert summary.importance({"slots": slots}).splitlines()[1].split() == ["item", "ad", "0.125000", "-0.250000"]
+
+
+def test_one_step_has_no_rate():
+    parameters = {"embedding": 2000, "network": 30}
+    train = {"rows_per_s": 0.0, "input_wait": 0.0, "steps": 1, "epochs": 1, "seconds": 0.0}
+    assert "training: one step, too few for a rate, " in summary.footer({"parameters": parameters, "train": train})
+    assert "training: 5 rows/s, " in summary.footer({"parameters": parameters, "train": train | {"rows_per_s": 5.0}})

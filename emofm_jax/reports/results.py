@@ -92,6 +92,9 @@ def load(workdir: Path) -> Sweep | Run:
     if (workdir / "metrics.json").exists():
         return Run("", _seed(workdir), workdir, _json(workdir / "metrics.json"))
     if (workdir / "config.json").exists():
+        record = _json(workdir / "result.json") if (workdir / "result.json").exists() else {}
+        if error := (record.get("line") or {}).get("error"):
+            raise UserError(f"{workdir}: its run failed ({error}); mend that, and `sweep --retry` tries it again")
         raise UserError(f"{workdir}: its run is not finished (no metrics.json); the same train command goes on with it")
     inside = sorted(str(p.parent) for p in workdir.glob("*/*.json") if p.name in ("sweep.json", "metrics.json"))
     hint = f"did you mean --workdir={inside[0]}?" if inside else "name the --workdir of sweep or train"
