@@ -7,10 +7,10 @@
 Question: which differences between models on this file are larger than those between seeds? Varied: the model, each
 with its own settings. Without prepared data the sweep names the command that prepares them.
 
-12 points, 36 runs, 75 minutes with --jobs=2 on two cores (AMD EPYC) that tests shared, November 2026. Result: FinalMLP,
-DESTINE, WM, DCNv2, FINAL, DNN and DeepFM (0.9845 to 0.9851) cannot be told apart in AUC, FINAL has the lowest
-logloss (0.1375, WM 0.1492), HM is 0.0009 and HMM 0.0016 behind WM, FM and LR are far behind; EDCN's seeds differ by
-0.0017. docs/results/frappe.md.
+12 points, 36 runs, 77 minutes with --jobs=2 on two cores (AMD EPYC) that tests shared, November 2026. Result:
+FinalMLP, DESTINE, WM, DCNv2, FINAL, DNN and DeepFM (0.9845 to 0.9851) cannot be told apart in AUC, FINAL has the
+lowest logloss (0.1375, WM, not told from it, 0.1492), HM is 0.0009 and HMM 0.0016 behind WM, FM and LR are far behind;
+EDCN's seeds differ by 0.0017. docs/results/frappe.md.
 """
 
 from pathlib import Path

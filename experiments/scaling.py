@@ -8,7 +8,7 @@ memory follow the number of slots (10 to 100)? Data and settings are the quickst
 are the first ones of each group, so that part of the truth is out of reach; beyond 28, further slots are noise. 3
 seeds.
 
-21 points, 63 runs, 73 minutes with --jobs=2 on two cores (AMD EPYC), November 2026. Result: from 100,000 to 1,000,000
+21 points, 63 runs, 77 minutes with --jobs=2 on two cores (AMD EPYC), November 2026. Result: from 100,000 to 1,000,000
 rows 0.17 (HMM) to 0.19 (DNN, WM) of the attainable lift, 0.09 to 0.11 from 300,000 to 3,000,000; WM overtakes HMM and
 reaches 0.975 (HMM 0.960, DNN 0.957); 72 slots of noise cost 0.04; ten times the slots cost DNN and WM 3.6 to 4 times
 the time, HMM 1.3. docs/results/scaling.md.
