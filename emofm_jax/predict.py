@@ -45,6 +45,8 @@ def _main(flags: absl_flags.FlagValues) -> None:
     source, output = Path(flags.input), Path(flags.output)
     if output.suffix not in (".parquet", ".csv"):
         raise UserError(f"--output={output}: the ending must be .parquet or .csv")
+    if not output.parent.is_dir():
+        raise UserError(f"--output={output}: there is no directory {output.parent}; make it, or name another")
     if not source.exists():
         raise UserError(f"--input={source}: no such file or directory")
     if (source / "schema.json").exists():

@@ -270,7 +270,7 @@ def _check_replaceable(target: Path) -> None:
 def _main(flags) -> None:
     config = flags.config
     if (Path(config.data.dir) / "schema.json").exists() and config.data.dir:
-        print(f"{config.data.dir} holds shards already; they are replaced")
+        print(f"{config.data.dir} holds shards already; they are replaced when the new ones are whole")
     report = prepare(config)
     print(tally.as_text(report))
     print(f"The shards are in {config.data.dir}")

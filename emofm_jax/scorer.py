@@ -35,7 +35,7 @@ from emofm_jax.training import ahead, checkpoint
 COMBINE = ("logit", "p")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # jax.jit and pmap ask what they are given for a hash
 class Scorer:
     """A trained model, or an ensemble, with what it needs to read raw rows. Made by `load_scorer`.
 
@@ -102,7 +102,8 @@ class Scorer:
         return features_lib.encode(self._encoder, data)
 
     def unknown_share(self, features: Mapping) -> dict[str, float]:
-        """{slot: share of its values that are missing or unknown}."""
+        """{slot: share of its values that are missing or unknown}; raises UserError as a call does."""
+        features_lib.check(self.schema, features)
         counter = features_lib.UnknownCounter(self.schema)
         counter.add(features)
         return counter.shares()

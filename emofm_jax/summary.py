@@ -45,12 +45,12 @@ def table(metrics: dict, split: str = "test") -> str:
 def footer(metrics: dict) -> str:
     """Parameters and speed of the run."""
     parameters, train = metrics["parameters"], metrics["train"]
+    counted = lambda n, what: f"{n:,} {what}{'s' if n != 1 else ''}"
     rate = f"{train['rows_per_s']:,.0f} rows/s" if train["rows_per_s"] else "one step, too few for a rate"
     return (
         f"parameters: {parameters['embedding']:,} in the embedding table, {parameters['network']:,} in the network\n"
         f"training: {rate}, {train['input_wait']:.1%} of the time waiting for input; "
-        f"{train['steps']:,} steps, {train['epochs']} epoch{'s' if train['epochs'] != 1 else ''}, "
-        f"{train['seconds']:.0f} seconds"
+        f"{counted(train['steps'], 'step')}, {counted(train['epochs'], 'epoch')}, {train['seconds']:.0f} seconds"
     )
 
 

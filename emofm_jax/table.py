@@ -66,7 +66,9 @@ class Table:
         parts = [f"{name} {_cell(found[key], 6)}" for name, key in (("AUC", "auc"), ("logloss", "logloss"))]
         if found["share"] is not None:
             parts.append(f"share {found['share']:.3f}")
-        return f"{text}{', '.join(parts)}, {found['rows_per_s']:,.0f} rows/s, {line['seconds']:.0f} s"
+        if found["rows_per_s"] is not None:
+            parts.append(f"{found['rows_per_s']:,.0f} rows/s")
+        return f"{text}{', '.join(parts)}, {line['seconds']:.0f} s"
 
     def as_text(self) -> str:
         """A line per point, mean +/- sd over its seeds, and how many runs are not in it."""
@@ -112,7 +114,7 @@ def figures(metrics: dict) -> dict:
     best = (report.get("bayes") or {}).get("auc")
     known = None not in (found["auc"], best) and best != 0.5
     share = (found["auc"] - 0.5) / (best - 0.5) if known else None
-    return found | {"share": share, "rows_per_s": metrics["train"]["rows_per_s"]}
+    return found | {"share": share, "rows_per_s": metrics["train"]["rows_per_s"] or None}  # 0: of one step only
 
 
 def _row(line: dict) -> dict:

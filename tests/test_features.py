@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -84,6 +85,12 @@ def test_a_column_may_not_stand_twice():
         features.encode(encoder(), [1])
     with pytest.raises(UserError, match="features: a NoneType is no mapping"):
         features.check(SCHEMA, None)
+
+
+def test_arrays_of_jax_are_read_as_numpys():
+    prices = np.array([1.5, np.nan, -2.0, 0.0], np.float32)
+    ours, theirs = (features.encode(encoder(), raw(price=x))["price"] for x in (prices, jnp.asarray(prices)))
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def test_threads_change_nothing():

@@ -103,7 +103,7 @@ def test_prepared_again_it_replaces_and_says_so(shop, tmp_path, capsys):
     before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
     (tmp_path / "out" / "train" / "part-00001.parquet").write_text("left over")
     assert shop() == 0
-    assert "holds shards already; they are replaced" in capsys.readouterr().out
+    assert "holds shards already; they are replaced when" in capsys.readouterr().out
     assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "raw", "shop.py"]
 

@@ -244,6 +244,14 @@ def test_raw_values_to_scores(runs):
     features = scorer.encode(raw | dict(tags=["science", None], hour=[1, 30], device=["tablet", "phone"]))
     assert np.isfinite(scorer(features)["p"]).all()
     assert scorer.unknown_share(features)["user"] == 0.5 and scorer.unknown_share(features)["tags"] == 0
+    with pytest.raises(UserError, match="slot 'user' is list, it must be an array"):
+        scorer.unknown_share(raw | dict(tags=["a", "b"], hour=[1, 30], device=["tablet", "phone"]))
+
+
+def test_a_scorer_can_be_jitted_and_compared(scorer, features):
+    few = {name: x[:3] for name, x in features.items()}
+    np.testing.assert_allclose(jax.jit(scorer)(few)["p"], scorer(few)["p"], rtol=1e-5)
+    assert scorer == scorer and len({scorer, scorer}) == 1
 
 
 def test_what_cannot_be_loaded(runs, tmp_path):

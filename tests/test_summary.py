@@ -81,5 +81,8 @@ def test_the_tables_of_calibration_and_importance():
 def test_one_step_has_no_rate():
     parameters = {"embedding": 2000, "network": 30}
     train = {"rows_per_s": 0.0, "input_wait": 0.0, "steps": 1, "epochs": 1, "seconds": 0.0}
-    assert "training: one step, too few for a rate, " in summary.footer({"parameters": parameters, "train": train})
+    assert (
+        "training: one step, too few for a rate, 0.0% of the time waiting for input; 1 step, 1 epoch, "
+        in summary.footer({"parameters": parameters, "train": train})
+    )
     assert "training: 5 rows/s, " in summary.footer({"parameters": parameters, "train": train | {"rows_per_s": 5.0}})

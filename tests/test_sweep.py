@@ -325,5 +325,11 @@ def sweep(arg=""):
     assert re.search(r"\[2/2\] lr seed 0: AUC 0\.\d{6}, logloss 0\.\d{6}, [\d,]+ rows/s, \d+ s\n", out)
     assert re.search(r"^lr +1 +0\.\d{6} +0\.\d{6} +- +[\d,]+$", out, re.M)
     assert [row["share"] for row in table("mine")] == ["", ""]
+    rates = [row["rows_per_s"] for row in csv.DictReader((home / "mine/results.csv").read_text().splitlines())]
+    assert float(rates[0]) > 0 and float(rates[1]) > 0
+    assert sweep.main(["sweep", "--config=mine_sweep.py", "--workdir=one", "--config.train.max_steps=1"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"\[2/2\] lr seed 0: AUC 0\.\d{6}, logloss 0\.\d{6}, \d+ s\n", out), "one step has no rate"
+    assert re.search(r"^lr +1 +0\.\d{6} +0\.\d{6} +- +-$", out, re.M)
     assert report.main(["report", "--workdir=mine"]) == 0
     assert "attainable" not in Path("mine/report.md").read_text()

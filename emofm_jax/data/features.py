@@ -227,6 +227,8 @@ def _as_arrow(slot: Slot, values) -> pa.Array:
         return values.dictionary_decode() if isinstance(values, pa.DictionaryArray) else values
     if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
         raise UserError(f"{where} is {values!r}; give a list or an array, one entry a row")
+    if hasattr(values, "__dlpack__"):  # an array of jax, say
+        values = np.asarray(values)
     if isinstance(values, np.ndarray) and values.ndim > 1:
         values = list(values)  # rows of a matrix are bags
     try:

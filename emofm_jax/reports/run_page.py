@@ -24,8 +24,9 @@ def lead(run: results.Run) -> list[str]:
             f"{parameters['embedding']:,} parameters in the embedding table, {parameters['network']:,} in the network"
         )
     if train:
+        rate = f"{train['rows_per_s']:,.0f} rows/s" if train["rows_per_s"] else "one step, too few for a rate"
         facts.append(
-            f"{train['steps']:,} steps in {train['seconds']:.0f} seconds, {train['rows_per_s']:,.0f} rows/s, "
+            f"{train['steps']:,} step{'s' if train['steps'] != 1 else ''} in {train['seconds']:.0f} seconds, {rate}, "
             f"{train['input_wait']:.1%} of the time waiting for input"
         )
     return [fact for fact in facts if fact]
