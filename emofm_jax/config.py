@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 from emofm_jax.errors import UserError
 from emofm_jax.validation import get, validate
 
-_RENAMED = {"optim.embedding.update": "optim.embedding.updates"}  # the older name is in runs of before 2026-11-26
-
 __all__ = ["default", "load", "get", "flatten", "difference", "validate"]
+
+_RENAMED = {"optim.embedding.update": "optim.embedding.updates"}  # the older name is in runs of before 2026-11-26
 
 
 def default() -> ConfigDict:
@@ -202,11 +202,8 @@ def from_dict(body: dict) -> ConfigDict:
       UserError: a value is out of range.
     """
     config = default()
-    section = body.get("optim", {}).get("embedding", {})
-    if "update" in section:  # see _RENAMED
-        section["updates"] = section.pop("update")
     config.prepare.slots = body["prepare"].pop("slots")
-    config.update(body)  # locked, but for the names of slots
+    config.update_from_flattened_dict(renamed(flatten(body)))  # locked, but for the names of slots
     validate(config)
     return config
 

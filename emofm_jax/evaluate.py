@@ -43,9 +43,9 @@ def _main(flags: absl_flags.FlagValues) -> None:
     program = program_lib.make_program(config, schema, num_steps=1)
     state, progress = program_lib.restore_kept(config, workdir, program)
     predictions, report = program_lib.score(config, split, program, state)
-    path = workdir / "predictions" / f"{flags.split}.parquet"
-    if flags.data and Path(flags.data).resolve() != Path(config.data.dir).resolve():
-        path = path.with_stem(f"{flags.split}@{Path(flags.data).resolve().name}")
+    path, directory = workdir / "predictions" / f"{flags.split}.parquet", split.path.parent.resolve()
+    if directory != Path(config.data.dir).resolve():
+        path = path.with_stem(f"{flags.split}@{directory.name}")
         report["data"] = str(split.path)
     written = [path, path.with_suffix(".json")]
     if flags.importance:  # before anything is written: one class has none

@@ -85,9 +85,9 @@ def dots(title: str, names: list[str], series: list[Series], *, unit: str, line:
       line: a value that is marked by an upright line.
     """
     named = [s for s in series if s.name]
-    left = 24 + max([axes.text_width(name) for name in names] or [0])
-    above = 16 if left > _BESIDE else 0  # long names stand over their rows
-    left = 24 if above else left
+    beside = 24 + max([axes.text_width(name) for name in names] or [0])
+    above = 16 if beside > _BESIDE else 0  # long names stand over their rows
+    left = 24 if above else beside
     legend, top = axes.legend([s.name for s in named] if len(series) > 1 else [], left, _WIDTH - 24)
     row = max(_ROW, 9 * len(series) + 8) + above
     bottom = top + row * len(names)

@@ -50,17 +50,16 @@ def _sweep(flags: absl_flags.FlagValues) -> bool:
     with train.alone(workdir) as lock:
         (workdir / "sweep.json.tmp").write_text(json.dumps(header, indent=1) + "\n")
         (workdir / "sweep.json.tmp").replace(workdir / "sweep.json")
-        results, last = table.Table(workdir, names, plan.seeds), ""
+        results = table.Table(workdir, names, plan.seeds)
         try:
             if flags.search:
                 last = _search(flags, plan, base, workdir, names, results, lock)
             else:
                 _run(groups, results, flags, lock)
+                last = "(--retry tries those that failed again)\n" if results.failed() else ""
         except (SystemExit, KeyboardInterrupt):
             print("stopped, with the state of its runs saved; the same command goes on", file=sys.stderr)
             raise
-    if results.failed() and not flags.search:  # later trials follow from those that failed
-        last = "(--retry tries those that failed again)\n"
     print(f"\n{results.as_text()}\n{last}written: {workdir}/ (results.csv, results.jsonl, runs/)")
     return not results.failed()
 

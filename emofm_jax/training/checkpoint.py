@@ -140,12 +140,12 @@ def restore(directory: Path, like: Any, *, step: int | None = None, exclude: tup
 
 def _newest_good(directory: Path, step: int | None, read):
     """`read` of the step's directory, or of the newest one that it does not find damaged."""
-    candidates = [step] if step is not None else steps(directory)[::-1]
-    if not set(candidates) & set(steps(directory)):
-        hint = f"choose one of {', '.join(map(str, steps(directory)))}"
-        if not steps(directory):
-            done = (directory.parent / "metrics.json").exists()
-            hint = "sweep --nocheckpoints keeps none; train it again" if done else "train first"
+    known = steps(directory)
+    candidates = [step] if step is not None else known[::-1]
+    if not set(candidates) & set(known):
+        done = (directory.parent / "metrics.json").exists()
+        hint = "sweep --nocheckpoints keeps none; train it again" if done else "train first"
+        hint = f"choose one of {', '.join(map(str, known))}" if known else hint
         raise UserError(f"{directory}: no checkpoint{'' if step is None else f' of step {step}'}; {hint}")
     problems = []
     for candidate in candidates:
