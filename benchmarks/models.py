@@ -24,10 +24,11 @@ import numpy as np
 from absl import flags as absl_flags
 from ml_collections import ConfigDict
 
-from emofm_jax import cli, models
+from emofm_jax import cli
 from emofm_jax.data import batches, shards
 from emofm_jax.errors import UserError
-from emofm_jax.training import program as program_lib
+from emofm_jax.models import build as model_lib
+from emofm_jax.training import build
 from emofm_jax.training import step as step_lib
 
 NUM_BATCHES = 8
@@ -76,14 +77,14 @@ class Case:
     def __init__(self, config: ConfigDict):
         split = shards.open_split(Path(config.data.dir), "train")
         self.batch_size = config.data.batch_size
-        self.program = program_lib.make_program(config, split.schema, 1000)
+        self.program = build.make_program(config, split.schema, 1000)
         source = batches.read(split, self.batch_size, shuffle_rows=config.data.shuffle_rows, seed=0)
         host = itertools.islice((b.batch for b in source if b.num_rows == self.batch_size), NUM_BATCHES)
         self.batches = [step_lib.put_batch(batch, self.program.devices) for batch in host]
         if not self.batches:
             raise UserError(f"{config.data.dir}: fewer rows than a batch of {self.batch_size}; take a smaller one")
         self.state = self.program.init()
-        module = models.make_model(split.schema, config.model.to_dict())
+        module = model_lib.make_model(split.schema, config.model.to_dict())
         variables = {"params": self.state.params["network"], "batch_stats": self.state.stats}
         self.multiply_adds = multiply_adds(module, variables, split.schema.num_slots)
         self.run()  # compiles
@@ -101,7 +102,7 @@ class Case:
 
 def multiply_adds(module, variables, num_slots: int) -> int:
     """Of a row: what a second row adds, so that products made once a batch are left out."""
-    rows = [jax.ShapeDtypeStruct((n, num_slots, models.table_width(module)), np.float32) for n in (1, 2)]
+    rows = [jax.ShapeDtypeStruct((n, num_slots, model_lib.table_width(module)), np.float32) for n in (1, 2)]
     one, two = (count_multiply_adds(jax.make_jaxpr(module.apply)(variables, e).jaxpr) for e in rows)
     return two - one
 
@@ -156,8 +157,8 @@ def _mixers(path: str) -> dict[str, ConfigDict]:
 
 
 def _multiply_adds(schema, options) -> int:
-    module = models.make_model(schema, options)
-    variables = jax.eval_shape(lambda key: models.init(module, key, schema), jax.random.key(0))
+    module = model_lib.make_model(schema, options)
+    variables = jax.eval_shape(lambda key: model_lib.init(module, key, schema), jax.random.key(0))
     return multiply_adds(module, variables, schema.num_slots)
 
 

@@ -33,12 +33,14 @@ import numpy as np
 import pyarrow as pa
 
 from emofm_jax import config as config_lib
-from emofm_jax import models
 from emofm_jax import predict as predict_lib
-from emofm_jax import scorer as scorer_lib
 from emofm_jax.data import features as features_lib
-from emofm_jax.data import population, shards, synthetic
+from emofm_jax.data import shards
 from emofm_jax.data.schema import Schema, Slot
+from emofm_jax.data.synthetic import population
+from emofm_jax.data.synthetic import write as synthetic
+from emofm_jax.models import build as model_lib
+from emofm_jax.scoring import scorer as scorer_lib
 from emofm_jax.training import checkpoint
 
 TOLERANCE = 1e-4  # of logits
@@ -142,12 +144,12 @@ def write_run(name: str, workdir: Path) -> None:
     else:
         config.model.hidden = (400, 400, 400)
         schema = flat_schema(75_000)
-    module = models.make_model(schema, config.model.to_dict())
+    module = model_lib.make_model(schema, config.model.to_dict())
     rng = np.random.default_rng(0)
     noise = lambda shape, scale: scale * rng.standard_normal(shape).astype(np.float32)
-    network = models.init(module, jax.random.key(0), schema)["params"]
+    network = model_lib.init(module, jax.random.key(0), schema)["params"]
     network = jax.tree.map(lambda x: np.asarray(x) + noise(x.shape, 0.02), network)
-    params = {"embedding": noise((schema.num_rows, models.table_width(module)), 0.3), "network": network}
+    params = {"embedding": noise((schema.num_rows, model_lib.table_width(module)), 0.3), "network": network}
     info = {"best_step": -1, "schema": schema.fingerprint()}
     checkpoint.save(workdir / "checkpoints", 1, {"params": params, "stats": {}}, info)
     (workdir / "config.json").write_text(config.to_json())

@@ -20,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags as absl_flags
 
-from emofm_jax import cli, config, models
+from emofm_jax import cli, config
 from emofm_jax.data.batches import Batch
 from emofm_jax.data.schema import Schema, Slot
+from emofm_jax.models import build as model_lib
 from emofm_jax.training import optim, step
 
 EXPONENT = 1.05
@@ -88,7 +89,7 @@ def make_step(schema: Schema, embedding_dim: int):
     """(state, train step) of the MLP with lazy Adam."""
     defaults = config.default()
     options = {**defaults.model.to_dict(), "name": "wm", "embedding_dim": embedding_dim, "hidden": HIDDEN}
-    module = models.make_model(schema, options)
+    module = model_lib.make_model(schema, options)
     optimizers = {k: optim.make_optimizer(defaults.optim[k].to_dict(), 1) for k in step.SECTIONS}
     init = step.make_init(module, schema, optimizers, table_width=embedding_dim, init_scale=0.01)
     return init(jax.random.key(0)), step.make_train_step(module, schema, optimizers)

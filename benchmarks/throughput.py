@@ -23,8 +23,7 @@ from absl import flags as absl_flags
 
 from emofm_jax import cli
 from emofm_jax.data import batches, shards
-from emofm_jax.training import loop
-from emofm_jax.training import program as program_lib
+from emofm_jax.training import build, loop
 from emofm_jax.training import step as step_lib
 
 
@@ -35,7 +34,7 @@ def main(flags: absl_flags.FlagValues) -> None:
         config.train.max_steps = flags.steps
         config.train.epochs = 1 + flags.steps * config.data.batch_size // splits["train"].num_rows
         config.train.eval_every_steps = 10**9  # the last step evaluates all the same; not part of the rate
-    program = program_lib.make_program(config, splits["train"].schema, flags.steps)
+    program = build.make_program(config, splits["train"].schema, flags.steps)
     source = batches.read(splits["train"], config.data.batch_size, shuffle_rows=config.data.shuffle_rows)
     host = [b.batch for b in itertools.islice(source, 64) if b.num_rows == config.data.batch_size]
     made = [step_lib.put_batch(batch, program.devices) for batch in host]
@@ -57,7 +56,7 @@ def main(flags: absl_flags.FlagValues) -> None:
     print(f"ratio program/bare: {ratio:.2f}")
 
 
-def bare(program: program_lib.Program, made: list, steps: int, batch_size: int) -> float:
+def bare(program: build.Program, made: list, steps: int, batch_size: int) -> float:
     """Rows/s of the step alone, over batches on the device."""
     state = program.init()
     state, metrics = program.train_step(state, made[-1])

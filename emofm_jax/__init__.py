@@ -7,8 +7,13 @@ import importlib
 
 __version__ = "0.1.0"
 
-_HOMES = {"Schema": "emofm_jax.data.schema", "load_scorer": "emofm_jax.scorer", "make_model": "emofm_jax.models"}
-__all__ = ["Schema", "__version__", "load_scorer", "make_model"]
+_HOMES = {
+    "Schema": "emofm_jax.data.schema",
+    "Scorer": "emofm_jax.scoring.scorer",
+    "load_scorer": "emofm_jax.scoring.scorer",
+    "make_model": "emofm_jax.models.build",
+}
+__all__ = ["Schema", "Scorer", "__version__", "load_scorer", "make_model"]
 
 
 def __getattr__(name: str):

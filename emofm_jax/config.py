@@ -64,7 +64,7 @@ def default() -> ConfigDict:
     p.slot.transform = "none"  # numeric: none | log1p | standardize | bucket
     p.slot.share = ""  # slot whose table rows this one uses
     p.slots = ConfigDict()  # {slot: {field of `slot`: value}}: the exceptions
-    p.synthetic = ConfigDict()  # format=synthetic (emofm_jax/data/synthetic.py)
+    p.synthetic = ConfigDict()  # format=synthetic (emofm_jax/data/synthetic/write.py)
     p.synthetic.rows = (400_000, 50_000, 50_000)  # of train, valid, test
     p.synthetic.num_types = 4  # T, interaction types; 0 = untyped
     p.synthetic.type_strength = 1.0  # how much the label's weights differ between the types

@@ -22,12 +22,14 @@ from pathlib import Path
 import numpy as np
 from absl import flags as absl_flags
 
-from emofm_jax import calibration, cli, metrics, plots, summary
+from emofm_jax import cli
 from emofm_jax import config as config_lib
-from emofm_jax import importance as importance_lib
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data import shards
 from emofm_jax.errors import UserError, check_choice
+from emofm_jax.evaluation import calibration, metrics, summary
+from emofm_jax.evaluation import importance as importance_lib
+from emofm_jax.reports import plots
 
 
 def _main(flags: absl_flags.FlagValues) -> None:
@@ -37,12 +39,12 @@ def _main(flags: absl_flags.FlagValues) -> None:
     schema = schema_lib.load(workdir)
     split = shards.open_split(flags.data or config.data.dir, flags.split, schema)
     valid = shards.open_split(config.data.dir, "valid", schema) if flags.calibrate else None
-    from emofm_jax.training import evaluation  # loads jax: after the cheap checks
-    from emofm_jax.training import program as program_lib
+    from emofm_jax.training import build
+    from emofm_jax.training import predictions as predictions_lib  # loads jax: after the cheap checks
 
-    program = program_lib.make_program(config, schema, num_steps=1)
-    state, progress = program_lib.restore_kept(config, workdir, program)
-    predictions, report = program_lib.score(config, split, program, state)
+    program = build.make_program(config, schema, num_steps=1)
+    state, progress = build.restore_kept(config, workdir, program)
+    predictions, report = build.score(config, split, program, state)
     path, directory = workdir / "predictions" / f"{flags.split}.parquet", split.path.parent.resolve()
     if directory != Path(config.data.dir).resolve():
         path = path.with_stem(f"{flags.split}@{directory.name}")
@@ -52,17 +54,17 @@ def _main(flags: absl_flags.FlagValues) -> None:
 
         def score(rows) -> dict:
             arguments = (program.eval_step, state.params, state.stats, rows, schema, config.data.eval_batch_size)
-            return evaluation.score_rows(*arguments, devices=program.devices)
+            return predictions_lib.score_rows(*arguments, devices=program.devices)
 
         rows = importance_lib.sample(split, flags.importance_rows, config.seed)
         found = importance_lib.importance(score, rows, schema, config.seed, progress=sys.stderr.isatty())
     if valid is not None:
-        fitted_on = predictions if valid.path == split.path else program_lib.score(config, valid, program, state)[0]
+        fitted_on = predictions if valid.path == split.path else build.score(config, valid, program, state)[0]
         fitted = calibration.fit(flags.calibrate, fitted_on.logit, fitted_on.label, fitted_on.weight)
         facts = {"method": flags.calibrate, "split": "valid", "rows": len(fitted_on.label), "evaluated": flags.split}
         report["calibration_fit"] = facts | _before_and_after(report, predictions, fitted)
         written.append(calibration.save(workdir, fitted, progress.step, report["calibration_fit"]))
-    evaluation.write_predictions(path, predictions)
+    predictions_lib.write_predictions(path, predictions)
     _write(written[1], json.dumps(report, indent=1) + "\n")
     print(summary.table({flags.split: report}, flags.split))
     if valid is not None:

@@ -16,10 +16,11 @@ from emofm_jax import cli
 
 
 def _main(flags: absl_flags.FlagValues) -> None:
-    from emofm_jax import artefact, scorer  # load jax: after the flags were checked
+    from emofm_jax.scoring import artefact
+    from emofm_jax.scoring import scorer as scorer_lib  # load jax: after the flags were checked
 
     directory = Path(flags.output)
-    loaded = scorer.load_scorer(cli.workdirs(flags), calibrated=flags.calibrated, combine=flags.combine)
+    loaded = scorer_lib.load_scorer(cli.workdirs(flags), calibrated=flags.calibrated, combine=flags.combine)
     artefact.write(loaded, directory)
     artefact.load(directory)  # its worked example comes out here, too
     size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())

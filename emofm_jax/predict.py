@@ -24,10 +24,11 @@ import pyarrow.parquet as pq
 from absl import flags as absl_flags
 from tqdm import tqdm
 
-from emofm_jax import cli, summary
+from emofm_jax import cli
 from emofm_jax.data import batches, encode, features, shards
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
+from emofm_jax.evaluation import summary
 
 BATCH_ROWS = 4096  # rows of a step, over all devices
 
@@ -53,7 +54,7 @@ def _main(flags: absl_flags.FlagValues) -> None:
         raise UserError(f"--input={source}: it holds splits of shards; name one, as in --input={source / 'test'}")
     if output.exists() and output.samefile(source):
         raise UserError(f"--output={output}: it is the input; name another file")
-    from emofm_jax import scorer as scorer_lib  # loads jax: after the cheap checks
+    from emofm_jax.scoring import scorer as scorer_lib  # loads jax: after the cheap checks
 
     scorer = scorer_lib.load_scorer(cli.workdirs(flags), calibrated=flags.calibrated, combine=flags.combine)
     schema = scorer.schema

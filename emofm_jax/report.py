@@ -20,17 +20,20 @@ from absl import flags as absl_flags
 
 from emofm_jax import cli
 from emofm_jax.errors import UserError, check_choice
-from emofm_jax.reports import page, results, run_page, sweep_page, sweep_summary, sweep_view
+from emofm_jax.reports import document, read, run_page
+from emofm_jax.reports.sweep import page
+from emofm_jax.reports.sweep import summary as sweep_summary
+from emofm_jax.reports.sweep import view as view_lib
 
 
 def _main(flags: absl_flags.FlagValues) -> None:
-    check_choice("--metric", flags.metric, sweep_view.NAMES)
+    check_choice("--metric", flags.metric, view_lib.NAMES)
     workdir = Path(flags.workdir)
-    found = results.load(workdir)
-    if isinstance(found, results.Sweep):
-        view = sweep_view.view(found, flags.metric, _reference(found, flags.reference))
-        title, lead, sections = f"Sweep: {found.name}", sweep_view.lead(view), sweep_page.sections(view)
-        tables = sweep_page.results_tables(view)
+    found = read.load(workdir)
+    if isinstance(found, read.Sweep):
+        view = view_lib.view(found, flags.metric, _reference(found, flags.reference))
+        title, lead, sections = f"Sweep: {found.name}", view_lib.lead(view), page.sections(view)
+        tables = page.results_tables(view)
         said = [*sweep_summary.summary(view), *sweep_summary.by_data(view)]
         if (missing := len(found.points) * len(found.seeds) - len(found.runs)) > 0:
             said.insert(0, f"Unfinished: {len(found.runs)} of {missing + len(found.runs)} runs are in.")
@@ -40,17 +43,17 @@ def _main(flags: absl_flags.FlagValues) -> None:
         title, lead, sections = run_page.title(found), run_page.lead(found), run_page.sections(found)
         tables, said = [("", run_page.figures(found))], [run_page.summary(found)]
     for name, text in (
-        ("report.html", page.as_html(title, lead, sections)),
-        ("report.md", page.as_markdown(title, lead, sections)),
+        ("report.html", document.as_html(title, lead, sections)),
+        ("report.md", document.as_markdown(title, lead, sections)),
     ):
         (workdir / f"{name}.tmp").write_text(text, encoding="utf-8")
         (workdir / f"{name}.tmp").replace(workdir / name)
-    print("\n\n".join("\n".join(filter(None, [name, page.as_text(table)])) for name, table in tables))
+    print("\n\n".join("\n".join(filter(None, [name, document.as_text(table)])) for name, table in tables))
     print("\n" + "\n".join(text.replace("`", "").replace("**", "") for text in said))
     print(f"written: {workdir / 'report.html'}, {workdir / 'report.md'}")
 
 
-def _reference(sweep: results.Sweep, wanted: str) -> str:
+def _reference(sweep: read.Sweep, wanted: str) -> str:
     """The point that others are compared to: the flag's, else the sweep's own."""
     point = wanted or sweep.reference
     where = f"--reference={wanted}" if wanted else f"{sweep.workdir / 'sweep.json'}: reference {point!r}"

@@ -26,9 +26,14 @@ from pathlib import Path
 from absl import flags as absl_flags
 from ml_collections import ConfigDict
 
-from emofm_jax import cli, points, runs, search, table, train, workers
+from emofm_jax import cli, points
 from emofm_jax import config as config_lib
 from emofm_jax.errors import UserError
+from emofm_jax.sweeping import processes, search
+from emofm_jax.sweeping import results as results_lib
+from emofm_jax.sweeping import run as sweep_run
+from emofm_jax.training import run as run_lib
+from emofm_jax.training import workdir as workdir_lib
 
 
 def _sweep(flags: absl_flags.FlagValues) -> bool:
@@ -47,10 +52,10 @@ def _sweep(flags: absl_flags.FlagValues) -> bool:
     header |= {"reference": plan.reference or names[0], "search": flags.search}
     _check_workdir(workdir, header)
     groups = [_runs_of(point, plan.seeds, base, workdir) for point in plan.points]
-    with train.alone(workdir) as lock:
+    with workdir_lib.alone(workdir) as lock:
         (workdir / "sweep.json.tmp").write_text(json.dumps(header, indent=1) + "\n")
         (workdir / "sweep.json.tmp").replace(workdir / "sweep.json")
-        results = table.Table(workdir, names, plan.seeds)
+        results = results_lib.Table(workdir, names, plan.seeds)
         try:
             if flags.search:
                 last = _search(flags, plan, base, workdir, names, results, lock)
@@ -64,11 +69,11 @@ def _sweep(flags: absl_flags.FlagValues) -> bool:
     return not results.failed()
 
 
-def _run(groups: Sequence[Sequence[dict]], results: table.Table, flags: absl_flags.FlagValues, lock: int) -> None:
+def _run(groups: Sequence[Sequence[dict]], results: results_lib.Table, flags: absl_flags.FlagValues, lock: int) -> None:
     """Trains what has no record yet, and prints a line per run; a group is a point's runs."""
     todo, old = [], []
     for run in [run | {"keep": flags.checkpoints} for group in groups for run in group]:
-        found = runs.recorded(run)
+        found = sweep_run.recorded(run)
         again = found is not None and flags.retry and found["line"]["status"] != "ok"
         old += [found] if found and not again else []
         todo += [run] if not found or again else []
@@ -77,33 +82,35 @@ def _run(groups: Sequence[Sequence[dict]], results: table.Table, flags: absl_fla
     results.add(old)
     impossible = _make_data(todo)
     for run in [run for run in todo if run["config"]["data"]["dir"] in impossible]:
-        _end(results, runs.record(run, None, impossible[run["config"]["data"]["dir"]]))
+        _end(results, sweep_run.record(run, None, impossible[run["config"]["data"]["dir"]]))
     todo = [run for run in todo if run["config"]["data"]["dir"] not in impossible]
     groups = [[run for run in todo if run["point"] == name] for name in dict.fromkeys(run["point"] for run in todo)]
-    with contextlib.closing(workers.execute_all(groups, flags.jobs, lock)) as records:
+    with contextlib.closing(processes.execute_all(groups, flags.jobs, lock)) as records:
         for record in records:
             _end(results, record)
 
 
-def _end(results: table.Table, record: dict) -> None:
+def _end(results: results_lib.Table, record: dict) -> None:
     results.add([record])
     print(results.said(record), flush=True)
 
 
-def _search(flags, plan: points.Plan, base: ConfigDict, workdir: Path, names, results: table.Table, lock: int) -> str:
+def _search(
+    flags, plan: points.Plan, base: ConfigDict, workdir: Path, names, results: results_lib.Table, lock: int
+) -> str:
     """Trial after trial, each drawn from the results of those before; says which was best."""
     monitor, history = base.train.monitor or "auc", []
     for name in names:
         values, refused = search.next_trial(plan.ranges, base, history, base.seed), ""
         try:
             config = points.apply(base, values, name)
-            train.check(config)
+            run_lib.check(config)
         except UserError as error:  # options that do not go together
             config, refused = base, str(error)
         group = _runs_of(points.Point(name, config, {}), plan.seeds, base, workdir)
         if refused:
             for run in group:
-                _end(results, runs.record(run | {"overrides": values}, None, refused))
+                _end(results, sweep_run.record(run | {"overrides": values}, None, refused))
         else:
             _run([group], results, flags, lock)
         ended = [line for line in results.lines() if line["point"] == name]
@@ -137,7 +144,7 @@ def _runs_of(point: points.Point, seeds: Sequence[int], base: ConfigDict, workdi
         place = Path("runs") / point.name / f"seed-{seed}"
         run = {"point": point.name, "seed": seed, "overrides": overrides, "config": config.to_dict()}
         found.append(run | {"workdir": str(workdir / place), "place": str(place)})
-        runs.outdated(found[-1])
+        sweep_run.outdated(found[-1])
     return found
 
 
@@ -160,10 +167,10 @@ def _check_points(declared: Sequence[points.Point]) -> None:
     for point in declared:
         where, config = f"point {point.name!r}", point.config
         try:
-            train.check(config)
+            run_lib.check(config)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
-        for field, what in train.without_effect(config).items():
+        for field, what in run_lib.without_effect(config).items():
             if field in point.given:
                 raise UserError(f"{where}: {field} has no effect on {what}; leave it out")
         made, directory = first.setdefault(config.data.dir, point), Path(config.data.dir)
@@ -181,7 +188,7 @@ def _check_points(declared: Sequence[points.Point]) -> None:
 def _check_data(config: ConfigDict) -> None:
     """Opens data that are there, or that the sweep cannot make."""
     if (Path(config.data.dir) / "schema.json").exists() or config.prepare.format != "synthetic":
-        train.open_data(config)
+        run_lib.open_data(config)
 
 
 def _check_workdir(workdir: Path, header: dict) -> None:
@@ -212,7 +219,7 @@ def _make_data(todo: Sequence[dict]) -> dict[str, str]:
     for directory, run in {run["config"]["data"]["dir"]: run for run in todo}.items():
         if not (Path(directory) / "schema.json").exists():
             try:
-                train.open_data(config_lib.from_dict(json.loads(json.dumps(run["config"]))))
+                run_lib.open_data(config_lib.from_dict(json.loads(json.dumps(run["config"]))))
             except UserError as error:
                 impossible[directory] = str(error)
     return impossible

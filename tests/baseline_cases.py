@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emofm_jax import config, models
+from emofm_jax import config
+from emofm_jax.models import build as model_lib
 from tests import model_cases as cases
 
 # Widths that compile quickly; tanh, so that no unit can be dead.
@@ -51,7 +52,7 @@ def options_of(name, changes=None):
 
 
 def make(name, changes=None, types=cases.TYPES, **more):
-    return models.make_model(cases.schema_of(types), options_of(name, changes), **more)
+    return model_lib.make_model(cases.schema_of(types), options_of(name, changes), **more)
 
 
 @functools.cache
@@ -67,14 +68,14 @@ def rich(name, typed=False, norm="batch", compute_dtype="float32"):
 
 def start(module):
     """The variables of `models.init`."""
-    e = jnp.zeros((1, sum(cases.SIZES), models.table_width(module)))
+    e = jnp.zeros((1, sum(cases.SIZES), model_lib.table_width(module)))
     return jax.jit(lambda key: module.init(key, e), compiler_options=QUICK)(jax.random.key(0))
 
 
 def rows_of(module, seed=0):
     """[e f32[B, S, table_width], label, ftype, weight], as of `cases.random_rows`."""
     rows = cases.random_rows(seed)
-    rng, width = np.random.default_rng(seed + 100), models.table_width(module)
+    rng, width = np.random.default_rng(seed + 100), model_lib.table_width(module)
     return [rng.normal(size=(*rows[0].shape[:2], width)).astype(np.float32), *rows[1:]]
 
 
@@ -90,13 +91,13 @@ def forward(module, variables, e, weight=None, key=None):
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def predict(module, variables, e):
-    return models.predict(module, variables, e)
+    return model_lib.predict(module, variables, e)
 
 
 def traced(name, changes, train=True, types=()):
     """The text of start and forward, in training or as `predict` has it; nothing is lowered or compiled."""
     module = make(name, changes, types)
-    e = jnp.zeros((cases.ROWS, sum(cases.SIZES), models.table_width(module)))
+    e = jnp.zeros((cases.ROWS, sum(cases.SIZES), model_lib.table_width(module)))
 
     def of(key, e):
         return module.init_with_output({"params": key, "dropout": key}, e, train=train)

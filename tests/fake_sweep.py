@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from emofm_jax import config, split_report
+from emofm_jax import config
+from emofm_jax.evaluation import split_report
 
 TYPES = ("click", "cart", "buy")
 

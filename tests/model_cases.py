@@ -5,8 +5,9 @@ import functools
 import jax
 import numpy as np
 
-from emofm_jax import config, models
+from emofm_jax import config
 from emofm_jax.data.schema import Schema, Slot
+from emofm_jax.models import build as model_lib
 from emofm_jax.nn import losses
 
 SHALLOW = dict(stage1=(8,), stage2=(7,), am_hidden=(6,))  # one layer and one mixer a stage: quick to compile
@@ -35,7 +36,7 @@ def options_of(name="hmm", **changes):
 def random_variables(module, schema, seed=1):
     """None of them zero, none of them as at the start."""
     leaves, structure = jax.tree.flatten(
-        jax.eval_shape(lambda key: models.init(module, key, schema), jax.random.key(0))
+        jax.eval_shape(lambda key: model_lib.init(module, key, schema), jax.random.key(0))
     )
     rng = np.random.default_rng(seed)
     return jax.tree.unflatten(structure, [rng.uniform(-0.8, 0.8, x.shape).astype(np.float32) for x in leaves])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emofm_jax.training import ahead
+from emofm_jax.training import compilation
 
 WEIGHTS = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
 ROWS = np.random.default_rng(1).normal(size=(7, 4)).astype(np.float32)
@@ -25,17 +25,17 @@ def test_only_batched_products_of_rows_go_without_the_options(name, monkeypatch)
     function, is_batched = FUNCTIONS[name]
     options, jit = [], jax.jit
     monkeypatch.setattr(jax, "jit", lambda f, **given: options.append(given) or jit(f, **given))
-    found = ahead.jit(function)
+    found = compilation.jit(function)
     for num_rows in (7, 1):
         np.testing.assert_allclose(found(WEIGHTS, ROWS[:num_rows]), function(WEIGHTS, ROWS[:num_rows]), rtol=1e-5)
-    assert ({"compiler_options": ahead.CPU_OPTIONS} in options) == (not is_batched)
+    assert ({"compiler_options": compilation.CPU_OPTIONS} in options) == (not is_batched)
     assert found._cache_size() == 2
 
 
 def test_a_jaxlib_that_does_not_know_the_options_compiles_without_them(monkeypatch):
-    monkeypatch.setattr(ahead, "CPU_OPTIONS", {"xla_cpu_no_such_option": ""})
-    ahead._knows_options.cache_clear()
+    monkeypatch.setattr(compilation, "CPU_OPTIONS", {"xla_cpu_no_such_option": ""})
+    compilation._knows_options.cache_clear()
     try:
-        np.testing.assert_allclose(ahead.jit(jnp.add)(ROWS, ROWS), 2 * ROWS)
+        np.testing.assert_allclose(compilation.jit(jnp.add)(ROWS, ROWS), 2 * ROWS)
     finally:
-        ahead._knows_options.cache_clear()
+        compilation._knows_options.cache_clear()

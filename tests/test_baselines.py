@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emofm_jax import models
+from emofm_jax.models import build as model_lib
 from emofm_jax.models import final as final_lib
 from emofm_jax.nn import embedding
 from tests import baseline_cases as baselines
@@ -38,7 +38,7 @@ def _with_numeric_slot():
 def test_lr_and_fm_agree_with_loops_over_slots_and_pairs():
     ours, e = _with_numeric_slot()
     fm, lr = baselines.make("fm"), baselines.make("lr")
-    assert (models.table_width(lr), models.table_width(fm)) == (1, cases.DIM + 1)
+    assert (model_lib.table_width(lr), model_lib.table_width(fm)) == (1, cases.DIM + 1)
     bias = {"params": {"bias": np.float32(0.3)}}
     close(_logits(fm, bias, ours), reference.fm(e[..., :-1], e[..., -1], 0.3))
     close(_logits(lr, bias, ours[..., -1:]), reference.fm(0 * e[..., :-1], e[..., -1], 0.3))
@@ -135,7 +135,7 @@ def test_two_devices_agree_with_one_whatever_stands_in_padding(name, typed):
     e, _, _, weight = baselines.rows_of(module)
     weight[7:] = 0.0  # the second device has one real row
     outputs, stats = baselines.forward(module, variables, e, weight)
-    many = models.with_axis(module, "data")
+    many = model_lib.with_axis(module, "data")
     local = lambda e, weight: many.apply(variables, e, weight, train=True, mutable=["batch_stats"])
     e[7:] = 1e3
     halves = [x.reshape(2, cases.ROWS // 2, *x.shape[1:]) for x in (e, weight)]
@@ -148,9 +148,9 @@ def test_two_devices_agree_with_one_whatever_stands_in_padding(name, typed):
 def test_every_batch_norm_sums_over_devices():
     for name in baselines.NORMED:
         module, variables = baselines.rich(name)
-        many = models.with_axis(module, "data")
+        many = model_lib.with_axis(module, "data")
         local = lambda e, w, m=many, v=variables: m.apply(v, e, w, train=True, mutable=["batch_stats"])
-        e = jnp.zeros((2, 1, sum(cases.SIZES), models.table_width(module)))
+        e = jnp.zeros((2, 1, sum(cases.SIZES), model_lib.table_width(module)))
         text = str(jax.make_jaxpr(jax.vmap(local, axis_name="data"))(e, jnp.ones((2, 1))))
         sums, stats = text.count("psum"), jax.tree.leaves(variables["batch_stats"])
         assert 2 * sums == 3 * len(stats) > 0, name  # weight, mean and variance, of which two are kept
@@ -161,7 +161,7 @@ def test_bfloat16_stays_near_float32(name):
     module, variables = baselines.rich(name, norm=_norm(name))
     half, _ = baselines.rich(name, norm=_norm(name), compute_dtype="bfloat16")
     rows = baselines.rows_of(module)
-    made = jax.eval_shape(lambda key: models.init(half, key, cases.schema_of()), jax.random.key(0))
+    made = jax.eval_shape(lambda key: model_lib.init(half, key, cases.schema_of()), jax.random.key(0))
     assert {x.dtype for x in jax.tree.leaves(made)} == {jnp.dtype("float32")}
     _, (full, _) = baselines.gradients(module, variables, *rows)[0]
     low, _ = baselines.forward(half, variables, rows[0], rows[3])
@@ -172,7 +172,7 @@ def test_bfloat16_stays_near_float32(name):
 def test_baselines_lower_for_accelerators():
     for name in baselines.RICH:
         module = baselines.make(name, baselines.RICH[name], compute_dtype="bfloat16")
-        variables = jax.eval_shape(lambda key, m=module: models.init(m, key, cases.schema_of()), jax.random.key(0))
+        variables = jax.eval_shape(lambda key, m=module: model_lib.init(m, key, cases.schema_of()), jax.random.key(0))
         apply = jax.jit(lambda v, e, m=module: m.apply(v, e, train=True, mutable=["batch_stats"]))
         e, *_ = baselines.rows_of(module)
         text = apply.trace(variables, e).lower(lowering_platforms=("cuda", "tpu")).as_text()

@@ -9,8 +9,8 @@ import pytest
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from emofm_jax import calibration
 from emofm_jax.errors import UserError
+from emofm_jax.evaluation import calibration
 
 GRID = np.concatenate([np.linspace(-9, 9, 1801), [-1e4, -50, 50, 1e4]])  # beyond every logit, too
 

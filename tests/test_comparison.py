@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
-from emofm_jax import comparison
+from emofm_jax.evaluation import comparison
 
 REPETITIONS = 1000
 

@@ -77,4 +77,4 @@ def test_the_counterfactual_is_a_loop_over_ads(names):
 def test_each_row_is_scored_by_its_arm(names):
     first, second = (np.asarray(arm(names["features"])["p"]) for arm in names["arms"])
     np.testing.assert_allclose(names["p_7"], np.where(names["arm"] == 0, first, second), atol=1e-6)
-    assert np.abs(first - second).max() > 1e-4 and isinstance(names["arms"][1], emofm_jax.scorer.Scorer)
+    assert np.abs(first - second).max() > 1e-4 and isinstance(names["arms"][1], emofm_jax.Scorer)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from emofm_jax import models
+from emofm_jax.models import build as model_lib
 from emofm_jax.nn import losses
 from tests import baseline_cases as baselines
 from tests import model_cases as cases
@@ -78,7 +78,7 @@ def test_a_dropped_type_has_no_copy_and_no_column():
     changes = {"type_aware": True, "drop_type": "cart"}
     module = baselines.make("deepfm", changes)
     variables = cases.random_variables(module, cases.schema_of())
-    assert models.table_width(module) == D + T - 1
+    assert model_lib.table_width(module) == D + T - 1
     assert {x.shape[0] for x in jax.tree.leaves(variables["params"]["network"]["copies"])} == {T - 1}
     e, *_ = baselines.rows_of(module)
     ours = baselines.predict(module, variables, e)
@@ -128,6 +128,6 @@ def test_dropout_differs_between_copies():
 def test_copies_of_a_network_without_batch_norm_have_no_statistics():
     changes = {"type_aware": True, "norm": "batch", "dcnv2.structure": "cross"}  # no MLP, so nothing is normed
     module = baselines.make("dcnv2", changes)
-    assert jax.eval_shape(lambda key: models.init(module, key, cases.schema_of()), jax.random.key(0)).keys() == {
+    assert jax.eval_shape(lambda key: model_lib.init(module, key, cases.schema_of()), jax.random.key(0)).keys() == {
         "params"
     }

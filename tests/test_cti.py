@@ -7,8 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from emofm_jax import prepare
+from emofm_jax.data import counts as counts_lib
 from emofm_jax.data import schema as schema_lib
-from emofm_jax.data import shards, tally
+from emofm_jax.data import shards
 
 
 def test_cti_sample_and_its_counts(tmp_path, monkeypatch, capsys):
@@ -84,10 +85,10 @@ def test_files_of_another_number_of_types_and_options_without_effect(tmp_path, m
 
 def test_moments_of_pieces_are_those_of_the_whole():
     numbers = np.random.default_rng(0).normal(1e6, 1.0, 1000)
-    moments = tally.Moments()
+    moments = counts_lib.Moments()
     for piece in np.array_split(numbers, 9):
         moments.add(np.append(piece, np.nan))
     mean, std = moments.mean_and_std()
     assert mean == pytest.approx(numbers.mean(), rel=1e-12) and std == pytest.approx(numbers.std(), rel=1e-6)
     assert moments.count == 1000 and moments.largest == numbers.max()
-    assert tally.Moments().mean_and_std() == (0.0, 1.0)
+    assert counts_lib.Moments().mean_and_std() == (0.0, 1.0)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emofm_jax import models
+from emofm_jax.models import build as model_lib
 from emofm_jax.nn import losses
 from tests import model_cases as cases
 from tests.reference import emofm as reference
@@ -16,7 +16,7 @@ def _batch_normed(name="hmm", type_predictors="per_type", compute_dtype="float32
     options = cases.options_of(
         name, norm="batch", activation="tanh", type_predictors=type_predictors, hidden=(8,), **cases.SHALLOW
     )
-    module = models.make_model(cases.schema_of(), options, compute_dtype=compute_dtype)
+    module = model_lib.make_model(cases.schema_of(), options, compute_dtype=compute_dtype)
     variables = cases.random_variables(module, cases.schema_of())
     return module, {**variables, "batch_stats": jax.tree.map(np.abs, variables["batch_stats"])}
 
@@ -26,9 +26,9 @@ def _batch_normed(name="hmm", type_predictors="per_type", compute_dtype="float32
 @pytest.mark.parametrize("name", ["wm", "hm", "hmm"])
 def test_typed_models_agree_with_numpy(name, type_predictors, drop_type):
     schema = cases.schema_of()
-    module = models.make_model(schema, cases.options_of(name, type_predictors=type_predictors, drop_type=drop_type))
+    module = model_lib.make_model(schema, cases.options_of(name, type_predictors=type_predictors, drop_type=drop_type))
     variables, (e, *_) = cases.random_variables(module, schema), cases.random_rows()
-    ours = jax.jit(lambda v, e: models.predict(module, v, e))(variables, e)
+    ours = jax.jit(lambda v, e: model_lib.predict(module, v, e))(variables, e)
 
     params = jax.tree.map(lambda x: np.array(x, np.float64), variables["params"])
     e = np.array(e, np.float64)
@@ -50,9 +50,9 @@ def test_typed_models_agree_with_numpy(name, type_predictors, drop_type):
 @pytest.mark.parametrize("name", ["wm", "hm", "hmm"])
 def test_untyped_models_agree_with_numpy(name, types):
     schema = cases.schema_of(types)
-    module = models.make_model(schema, cases.options_of(name, use_ftype=not types))  # typed data: switched off
+    module = model_lib.make_model(schema, cases.options_of(name, use_ftype=not types))  # typed data: switched off
     variables, (e, *_) = cases.random_variables(module, schema), cases.random_rows()
-    ours = jax.jit(lambda v, e: models.predict(module, v, e))(variables, e)
+    ours = jax.jit(lambda v, e: model_lib.predict(module, v, e))(variables, e)
     params = jax.tree.map(lambda x: np.array(x, np.float64), variables["params"])
     logit = reference.network(params, np.array(e, np.float64), None if name == "wm" else cases.SIZES, num_heads=2)[:, 0]
     assert ours.keys() == {"p", "logit"} and "auxiliary" not in params and "type_embedding" not in params["type_dense"]
@@ -62,12 +62,12 @@ def test_untyped_models_agree_with_numpy(name, types):
 
 def test_hmm_is_hm_where_its_mixers_are_the_identity():
     schema, (e, *_) = cases.schema_of(), cases.random_rows()
-    hm, hmm = (models.make_model(schema, cases.options_of(name)) for name in ("hm", "hmm"))
+    hm, hmm = (model_lib.make_model(schema, cases.options_of(name)) for name in ("hm", "hmm"))
     params = cases.random_variables(hmm, schema)["params"]
     without = {"params": params | {"network": {k: _without_mixers(v) for k, v in params["network"].items()}}}
     zero = jax.tree_util.tree_map_with_path(lambda path, x: 0 * x if path[-1].key == "out" else x, params)
-    p = jax.jit(lambda v, e: models.predict(hm, v, e)["p"])(without, e)
-    mixed = jax.jit(lambda v, e: models.predict(hmm, v, e)["p"])
+    p = jax.jit(lambda v, e: model_lib.predict(hm, v, e)["p"])(without, e)
+    mixed = jax.jit(lambda v, e: model_lib.predict(hmm, v, e)["p"])
     np.testing.assert_allclose(mixed({"params": zero}, e), p, rtol=1e-6)
     assert np.abs(np.array(mixed({"params": params}, e)) - np.array(p)).max() > 1e-3
 
@@ -100,7 +100,7 @@ def test_every_parameter_has_moved_after_two_steps(name, type_predictors):
 @pytest.mark.parametrize("am_joint", [False, True])
 def test_the_auxiliary_loss_moves_the_embeddings_only_if_joint(am_joint):
     schema, rows = cases.schema_of(), cases.random_rows()
-    module = models.make_model(schema, cases.options_of("hm", am_joint=am_joint, **cases.SHALLOW))
+    module = model_lib.make_model(schema, cases.options_of("hm", am_joint=am_joint, **cases.SHALLOW))
     variables = cases.random_variables(module, schema)
     (_, _), (params, e) = cases.gradients(module, variables, *rows, am_weight=3.0)
     (_, _), (params_without, e_without) = cases.gradients(module, variables, *rows, am_weight=0.0)
@@ -141,7 +141,7 @@ def test_the_order_of_rows_does_not_matter():
 def test_two_devices_agree_with_one():
     rows, (module, variables) = cases.random_rows(), _batch_normed()
     rows[3][7:] = 0.0  # the second device has one real row
-    many = models.with_axis(module, "data")
+    many = model_lib.with_axis(module, "data")
     (loss, (_, stats)), (params, e) = cases.gradients(module, variables, *rows)
 
     def local(*rows):
@@ -162,7 +162,7 @@ def test_two_devices_agree_with_one():
 def test_bfloat16_stays_near_float32():
     rows, (full, variables) = cases.random_rows(), _batch_normed()
     half, _ = _batch_normed(compute_dtype="bfloat16")
-    made = jax.eval_shape(lambda key: models.init(half, key, cases.schema_of()), jax.random.key(0))
+    made = jax.eval_shape(lambda key: model_lib.init(half, key, cases.schema_of()), jax.random.key(0))
     assert {x.dtype for x in jax.tree.leaves(made)} == {jnp.dtype("float32")}
     (loss, (outputs, _)), (params, _) = cases.gradients(full, variables, *rows)
     (loss_half, (outputs_half, _)), (params_half, _) = cases.gradients(half, variables, *rows)
@@ -175,7 +175,7 @@ def test_bfloat16_stays_near_float32():
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
 def test_models_lower_for_accelerators(compute_dtype):
     schema, rows = cases.schema_of(), cases.random_rows()
-    module = models.make_model(schema, cases.options_of(norm="batch", **cases.SHALLOW), compute_dtype=compute_dtype)
+    module = model_lib.make_model(schema, cases.options_of(norm="batch", **cases.SHALLOW), compute_dtype=compute_dtype)
     variables = cases.random_variables(module, schema)
     step = jax.jit(jax.value_and_grad(lambda v: cases.loss_of(module, v, *rows)[0]))
     text = step.trace(variables).lower(lowering_platforms=("cuda", "tpu")).as_text()

@@ -12,8 +12,9 @@ import pytest
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from emofm_jax import calibration, evaluate, metrics, train
+from emofm_jax import evaluate, train
 from emofm_jax.data import schema, shards
+from emofm_jax.evaluation import calibration, metrics
 
 TINY = Path(__file__).parent / "tiny.py"
 

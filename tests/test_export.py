@@ -12,9 +12,10 @@ import pytest
 import safetensors.numpy
 
 import emofm_jax
-from emofm_jax import calibration, export
+from emofm_jax import export
 from emofm_jax.data import features as features_lib
 from emofm_jax.errors import UserError
+from emofm_jax.evaluation import calibration
 
 BATCHES = (0, 1, 7, 4096)
 # Runs where nothing but jax, numpy, flatbuffers and what these need can be imported.

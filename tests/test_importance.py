@@ -7,11 +7,12 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from emofm_jax import config as config_lib
-from emofm_jax import importance, models
 from emofm_jax.data import batches, shards
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.errors import UserError
-from emofm_jax.training import evaluation
+from emofm_jax.evaluation import importance as importance_lib
+from emofm_jax.models import build as model_lib
+from emofm_jax.training import predictions as predictions_lib
 from emofm_jax.training import step as step_lib
 
 ROWS = 3_000
@@ -56,14 +57,14 @@ def planted(slots, seed=1):
 def score():
     """`score(weights) -> rows -> scores`: the LR of the package with these weights, through the evaluation step."""
     options = config_lib.default().model.to_dict() | {"name": "lr"}
-    module = models.make_model(SCHEMA, options)
-    variables = models.init(module, jax.random.key(0), SCHEMA)
+    module = model_lib.make_model(SCHEMA, options)
+    variables = model_lib.init(module, jax.random.key(0), SCHEMA)
     devices = jax.local_devices()
     step = step_lib.make_eval_step(module, SCHEMA, devices=devices)
 
     def of(weights):
         params = {"embedding": weights, "network": variables["params"]}
-        return lambda rows: evaluation.score_rows(step, params, {}, rows, SCHEMA, 1024, devices=devices)
+        return lambda rows: predictions_lib.score_rows(step, params, {}, rows, SCHEMA, 1024, devices=devices)
 
     return of
 
@@ -79,7 +80,7 @@ def rows_of(score, seed=2):
 def test_only_the_slot_that_the_model_reads_matters(score, slot):
     model = score(planted([slot]))
     rows = rows_of(model)
-    found = importance.importance(model, rows, SCHEMA, 0)
+    found = importance_lib.importance(model, rows, SCHEMA, 0)
     assert found["slots"][0]["name"] == SCHEMA.slots[slot].name
     assert found["slots"][0]["auc_drop"] == pytest.approx(found["auc"] - 0.5, abs=0.03), "all that was known"
     assert found["slots"][0]["logloss_rise"] > 0.1
@@ -99,7 +100,7 @@ def test_slots_that_share_their_rows_are_permuted_apart(score):
         column = int(np.flatnonzero(SCHEMA.column_slots == slot)[0])
         # The labels follow one slot; the other, of the same table, is noise that the model reads as well.
         label = (weights[rows.ids[:, column], 0] > 0).astype(np.float32)
-        found = importance.importance(model, rows._replace(label=label), SCHEMA, 0)
+        found = importance_lib.importance(model, rows._replace(label=label), SCHEMA, 0)
         drops = {s["name"]: s["auc_drop"] for s in found["slots"]}
         assert drops[SCHEMA.slots[slot].name] > 0.2 and abs(drops[SCHEMA.slots[other].name]) < 0.05
 
@@ -107,19 +108,19 @@ def test_slots_that_share_their_rows_are_permuted_apart(score):
 def test_the_order_is_by_what_is_lost_and_a_seed_is_repeatable(score):
     model = score(planted([USER, AGE, TAGS, ITEM]))
     rows = rows_of(model)
-    found = importance.importance(model, rows, SCHEMA, 5)
+    found = importance_lib.importance(model, rows, SCHEMA, 5)
     drops = [slot["auc_drop"] for slot in found["slots"]]
     assert drops == sorted(drops, reverse=True) and drops[-1] > 0
     assert {s["name"]: s["group"] for s in found["slots"]} == {s.name: s.group for s in SCHEMA.slots}
     assert (found["rows"], found["seed"]) == (ROWS, 5)
-    assert importance.importance(model, rows, SCHEMA, 5) == found
-    assert importance.importance(model, rows, SCHEMA, 6)["slots"] != found["slots"]
+    assert importance_lib.importance(model, rows, SCHEMA, 5) == found
+    assert importance_lib.importance(model, rows, SCHEMA, 6)["slots"] != found["slots"]
 
 
 def test_a_permuted_slot_moves_as_a_whole_and_nothing_else_moves():
     rows = batches.to_rows(table(4, 200), SCHEMA)
     before = [None if a is None else a.copy() for a in rows]
-    moved = importance.permuted(rows, SCHEMA, TAGS, 0)
+    moved = importance_lib.permuted(rows, SCHEMA, TAGS, 0)
     own = np.flatnonzero(SCHEMA.column_slots == TAGS)
     rest = np.flatnonzero(SCHEMA.column_slots != TAGS)
     for name in ("ids", "value"):
@@ -148,23 +149,23 @@ def split(tmp_path_factory):
 
 def test_a_sample_is_drawn_from_all_rows_in_their_order(split):
     assert len(split.row_groups) == 5
-    every = importance.sample(split, 10**9, 0)
+    every = importance_lib.sample(split, 10**9, 0)
     expected = batches.to_rows(table(7), SCHEMA)
     for name in ("ids", "value", "label", "ftype", "weight"):
         np.testing.assert_array_equal(getattr(every, name), getattr(expected, name))
-    some = importance.sample(split, 1_000, 3)
+    some = importance_lib.sample(split, 1_000, 3)
     place = {row.tobytes(): i for i, row in enumerate(expected.weight[:, None])}
     drawn = np.array([place[w.tobytes()] for w in some.weight[:, None]])
     assert len(drawn) == 1_000 and (np.diff(drawn) > 0).all()
     np.testing.assert_array_equal(some.ids, expected.ids[drawn])
     np.testing.assert_allclose(np.histogram(drawn, 3, (0, ROWS))[0], 333, atol=60)
-    np.testing.assert_array_equal(importance.sample(split, 1_000, 3).ids, some.ids)
-    assert (importance.sample(split, 1_000, 4).ids != some.ids).any()
+    np.testing.assert_array_equal(importance_lib.sample(split, 1_000, 3).ids, some.ids)
+    assert (importance_lib.sample(split, 1_000, 4).ids != some.ids).any()
 
 
 def test_rows_without_an_auc_are_an_error(score, split):
     rows = batches.to_rows(table(5), SCHEMA)
     with pytest.raises(UserError, match="--importance: the 3,000 rows have one class"):
-        importance.importance(score(planted([])), rows._replace(label=np.zeros_like(rows.label)), SCHEMA, 0)
+        importance_lib.importance(score(planted([])), rows._replace(label=np.zeros_like(rows.label)), SCHEMA, 0)
     with pytest.raises(UserError, match="empty: it has no rows"):
-        importance.sample(shards.open_split(split.path.parent, "empty"), 10, 0)
+        importance_lib.sample(shards.open_split(split.path.parent, "empty"), 10, 0)

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from emofm_jax import config
-from emofm_jax.training import loop, progress
-from emofm_jax.training import program as program_lib
+from emofm_jax.training import build, loop, progress
 
 
 class Log:
@@ -35,14 +34,14 @@ def evaluate(monkeypatch, reports, **train):
         found.step += 10
         counts = {"rows": 10, "clicks": 5, "constant": {"logloss": 0.7}, "notes": ["one class"]}
         report = {"auc": auc, "logloss": logloss, "gauc": None, "pcoc": 1.0, "step": found.step, **counts}
-        monkeypatch.setattr(program_lib, "score", lambda *_, report=report: (None, report))
+        monkeypatch.setattr(build, "score", lambda *_, report=report: (None, report))
         state, worth_saving = loop._evaluate(c, None, program, state, found, Log())
         saved += [found.step] * worth_saving
     return (
         found,
         saved,
         float(state.lr_scale["network"]),
-        program_lib.kept_step(c, found),
+        build.kept_step(c, found),
         loop._out_of_patience(c, found),
     )
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
-from emofm_jax import metrics, split_report
+from emofm_jax.evaluation import metrics, split_report
 
 TOLERANCE = dict(rel=0, abs=1e-9)
 

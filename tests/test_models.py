@@ -6,24 +6,24 @@ import jax
 import numpy as np
 import pytest
 
-from emofm_jax import models
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.errors import UserError
+from emofm_jax.models import build as model_lib
 from tests import baseline_cases as baselines
 from tests import model_cases as cases
 
 
 def test_models_start_at_the_rates_of_the_train_split():
     schema, e = cases.schema_of(), np.zeros((1, sum(cases.SIZES), cases.DIM), np.float32)  # biases alone speak
-    start = jax.jit(lambda module, schema: models.predict(module, models.init(module, jax.random.key(0), schema), e),
+    start = jax.jit(lambda module, schema: model_lib.predict(module, model_lib.init(module, jax.random.key(0), schema), e),
                     static_argnums=(0, 1))  # fmt: skip
-    module = models.make_model(schema, cases.options_of("hm", init_scale=0.0, **cases.SHALLOW))
+    module = model_lib.make_model(schema, cases.options_of("hm", init_scale=0.0, **cases.SHALLOW))
     out = start(module, schema)
     rate = (22 + 0.5) / (200 + 1)
     expected = [(c + rate) / (n + 1) for c, n in ((5, 100), (10, 50), (5, 10))]
     np.testing.assert_allclose(out["p_given_type"], [expected], rtol=1e-5)
     np.testing.assert_allclose(out["p_type"][0], np.array([101, 51, 11]) / 163, rtol=1e-5)
-    untyped = models.make_model(cases.schema_of(()), cases.options_of("wm", hidden=(8,)))
+    untyped = model_lib.make_model(cases.schema_of(()), cases.options_of("wm", hidden=(8,)))
     out = start(untyped, cases.schema_of(()))
     np.testing.assert_allclose(out["p"], (22 + rate) / 201, rtol=1e-5)
 
@@ -31,20 +31,20 @@ def test_models_start_at_the_rates_of_the_train_split():
 @pytest.mark.parametrize("name", ["wm", "fm"])
 def test_heads_may_start_at_even_odds(name):
     options = cases.options_of(name, head_bias="zero", type_aware=name == "fm")
-    module = models.make_model(cases.schema_of(), options)
+    module = model_lib.make_model(cases.schema_of(), options)
     assert tuple(module.network.head_bias) == (0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("clicks", [(0, 0, 0, 0), (100, 0, 10, 40)])
 def test_rates_of_0_and_1_start_at_finite_logits(clicks):
-    module = models.make_model(cases.schema_of(rows=(100, 0, 10, 40), clicks=clicks), cases.options_of())
+    module = model_lib.make_model(cases.schema_of(rows=(100, 0, 10, 40), clicks=clicks), cases.options_of())
     assert np.isfinite(module.network.head_bias).all() and np.isfinite(module.type_bias).all()
     assert (np.array(module.network.head_bias) > 0).all() == (clicks[0] > 0)
 
 
 def test_a_type_that_training_never_showed_is_legal_and_loses_the_little_mass_it_has():
     schema = cases.schema_of(rows=(100, 0, 10, 40), clicks=(5, 0, 1, 2))
-    module = models.make_model(schema, cases.options_of("hm", **cases.SHALLOW))
+    module = model_lib.make_model(schema, cases.options_of("hm", **cases.SHALLOW))
     np.testing.assert_allclose(np.exp(module.type_bias), np.array([101, 1, 11]) / 113, rtol=1e-6)
     e, label, ftype, weight = cases.random_rows()
     weight[ftype == 1] = 0.0
@@ -53,7 +53,7 @@ def test_a_type_that_training_never_showed_is_legal_and_loses_the_little_mass_it
 
 
 def test_a_schema_without_counts_starts_at_even_odds():
-    module = models.make_model(cases.schema_of(rows=(), clicks=()), cases.options_of("wm"))
+    module = model_lib.make_model(cases.schema_of(rows=(), clicks=()), cases.options_of("wm"))
     np.testing.assert_allclose(module.network.head_bias, [0.0] * 3, atol=1e-12)
     np.testing.assert_allclose(np.exp(module.type_bias), [1 / 3] * 3)
 
@@ -90,7 +90,7 @@ def test_every_option_changes_the_predictions(name, change):
 def _predictions(name, **change):
     schema, (e, *_) = cases.schema_of(), cases.random_rows()
     options = cases.options_of(name, **{"hidden": (8,), **cases.SHALLOW, **change})
-    module = models.make_model(schema, options)
+    module = model_lib.make_model(schema, options)
     variables, rngs = cases.random_variables(module, schema), {"dropout": jax.random.key(0)}
     apply = jax.jit(lambda v, e: module.apply(v, e, train=True, rngs=rngs, mutable=["batch_stats"])[0])
     return [np.array(x) for x in apply(variables, e) if x is not None]
@@ -168,14 +168,14 @@ def test_every_kind_of_mixer_and_type_awareness_change_the_model():
 def test_init_scale_is_that_of_the_type_embedding():
     schema = cases.schema_of()
     options = cases.options_of("wm", hidden=(8,), am_hidden=(), init_scale=0.5)
-    variables = models.init(models.make_model(schema, options), jax.random.key(0), schema)
+    variables = model_lib.init(model_lib.make_model(schema, options), jax.random.key(0), schema)
     embedding = np.array(variables["params"]["network"]["type_dense"]["type_embedding"])
     assert 0.5 / 2 < np.sqrt((embedding**2).mean()) < 0.5 * 2
 
 
 def test_options_may_hold_lists_as_a_config_read_back_does():
     from_json = cases.options_of(stage1=[8, 6], mixer_stages=[1])
-    assert models.make_model(cases.schema_of(), from_json) == models.make_model(
+    assert model_lib.make_model(cases.schema_of(), from_json) == model_lib.make_model(
         cases.schema_of(), cases.options_of(mixer_stages=(1,))
     )
 
@@ -199,7 +199,7 @@ def test_options_may_hold_lists_as_a_config_read_back_does():
 )
 def test_a_users_mistake_gets_one_line(changes, message):
     with pytest.raises(UserError) as error:
-        models.make_model(cases.schema_of(), cases.options_of(**changes))
+        model_lib.make_model(cases.schema_of(), cases.options_of(**changes))
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -242,7 +242,7 @@ def test_a_mistake_in_a_baseline_gets_one_line(name, changes, message):
 def test_destine_needs_two_slots():
     schema = Schema("one", (Slot("a", "a", rows=5),), ())
     with pytest.raises(UserError, match="'destine' attends from slot to slot, and 'one' has one slot; choose another"):
-        models.make_model(schema, baselines.options_of("destine"))
+        model_lib.make_model(schema, baselines.options_of("destine"))
 
 
 def test_an_odd_width_of_final_is_no_mistake_where_nothing_is_halved():
@@ -252,17 +252,17 @@ def test_an_odd_width_of_final_is_no_mistake_where_nothing_is_halved():
 @pytest.mark.parametrize("types,message", [((), "untyped"), (("buy",), "is the only type")])
 def test_dropping_a_type_needs_two(types, message):
     with pytest.raises(UserError, match=message):
-        models.make_model(
+        model_lib.make_model(
             cases.schema_of(types, (10,) * (1 + len(types)), (1,) * (1 + len(types))), cases.options_of(drop_type="buy")
         )
 
 
 def test_types_are_asked_of_data_that_have_none():
     with pytest.raises(UserError, match="config.model.type_aware: 'shop' has no interaction types; leave it False"):
-        models.make_model(cases.schema_of(()), cases.options_of("dnn", type_aware=True))
+        model_lib.make_model(cases.schema_of(()), cases.options_of("dnn", type_aware=True))
 
 
 def test_sections_of_other_models_are_not_judged():
     options = cases.options_of("dnn", mixer_num_heads=3)
     options["destine"] |= dict(d_att=7, num_heads=2)
-    models.make_model(cases.schema_of(), options)
+    model_lib.make_model(cases.schema_of(), options)

@@ -8,8 +8,10 @@ import functools
 import jax
 import pytest
 
-from emofm_jax import config, models, train
-from emofm_jax.training import program as program_lib
+from emofm_jax import config
+from emofm_jax.models import build as model_lib
+from emofm_jax.training import build
+from emofm_jax.training import run as run_lib
 from emofm_jax.training import step as step_lib
 from tests.linear_model import make_batch, make_schema
 
@@ -67,7 +69,7 @@ def make(changes):
 @functools.cache
 def lowered(changes, start):
     """The text of the start, or of the step, of a config; nothing is compiled."""
-    program = program_lib.make_program(make(dict(changes)), SCHEMA, num_steps=10)
+    program = build.make_program(make(dict(changes)), SCHEMA, num_steps=10)
     if start:
         return jax.jit(program.init).lower().as_text()
     return program.train_step.lower(jax.eval_shape(program.init), make_batch(0, types=3)).as_text()
@@ -124,11 +126,11 @@ def test_no_option_of_optim_is_without_a_test():
     ],
 )
 def test_unread_fields_are_named_with_what_they_need(changes, unread, read):
-    found = models.unread(make({f"model.{key}": value for key, value in changes.items()}).model.to_dict())
+    found = model_lib.unread(make({f"model.{key}": value for key, value in changes.items()}).model.to_dict())
     assert unread.items() <= found.items()
     assert not found.keys() & {*read, "name"}
     assert found.keys() <= {path.removeprefix("model.") for path in config.flatten(config.default())}
 
 
 def test_unread_fields_of_an_optimizer_are_named():
-    assert train.without_effect(make({}))["optim.network.momentum"] == "adam"
+    assert run_lib.without_effect(make({}))["optim.network.momentum"] == "adam"

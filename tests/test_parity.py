@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from emofm_jax import models
 from emofm_jax.data.schema import Schema, Slot
+from emofm_jax.models import build as model_lib
 from emofm_jax.models import final as final_lib
 from tests import model_cases as cases
 
@@ -253,14 +253,14 @@ def test_logits_agree_with_the_public_implementation(case):
     name, settings = case.split("_")[0], golden["settings"]
     options = options_of(name, settings)
     schema = Schema("golden", tuple(Slot(slot, "all", rows=6) for slot in SLOTS), ())
-    module = models.make_model(schema, options)
+    module = model_lib.make_model(schema, options)
     weights = {key: np.array(value, np.float32) for key, value in golden["weights"].items()}
     params, stats = NETWORKS[name](weights, settings)
     variables = {"params": params, "batch_stats": stats} if stats else {"params": params}
-    wanted = jax.eval_shape(lambda key: models.init(module, key, schema), jax.random.key(0))
+    wanted = jax.eval_shape(lambda key: model_lib.init(module, key, schema), jax.random.key(0))
     assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, wanted)  # every weight of ours is theirs
-    e = np.float32(inputs_of(name, golden, options, models.table_width(module)))
-    logits = jax.jit(lambda v, e: models.predict(module, v, e)["logit"])(variables, e)
+    e = np.float32(inputs_of(name, golden, options, model_lib.table_width(module)))
+    logits = jax.jit(lambda v, e: model_lib.predict(module, v, e)["logit"])(variables, e)
     np.testing.assert_allclose(logits, golden["logits"], rtol=1e-5, atol=1e-5)
 
 

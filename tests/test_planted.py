@@ -6,29 +6,30 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from emofm_jax.data import planted, synthetic
-from emofm_jax.data.population import SLOTS, Dials
+from emofm_jax.data.synthetic import truth as truth_lib
+from emofm_jax.data.synthetic import write as synthetic
+from emofm_jax.data.synthetic.population import SLOTS, Dials
 
 SMALL = (9_000, 300, 9_000)  # a chunk of 8192 rows and a part of one
 
 
 @functools.cache
 def _world(**dials):
-    return planted.make_world(Dials(**{"rows": SMALL, **dials}))
+    return truth_lib.make_world(Dials(**{"rows": SMALL, **dials}))
 
 
 def _rows(split, **dials):
     """All rows of a split: ids (lists for bags) and the arrays of `planted.Rows`, joined over the chunks."""
     ids, chunks = {slot.name: [] for slot in SLOTS}, []
-    for chunk in planted.make_rows(_world(**dials), split):
+    for chunk in truth_lib.make_rows(_world(**dials), split):
         chunks.append(chunk)
         for name, value in chunk.ids.items():
             bags = isinstance(value, tuple)
             ids[name] += np.split(value[0], value[1][1:-1]) if bags else [value]
     ids = {slot.name: ids[slot.name] if slot.bag else np.concatenate(ids[slot.name]) for slot in SLOTS}
-    joined = [np.concatenate([getattr(c, field) for c in chunks]) for field in planted.Rows._fields[1:6]]
+    joined = [np.concatenate([getattr(c, field) for c in chunks]) for field in truth_lib.Rows._fields[1:6]]
     parts = tuple(np.concatenate(part) for part in zip(*(c.parts for c in chunks)))
-    return planted.Rows(ids, *joined, parts)
+    return truth_lib.Rows(ids, *joined, parts)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def rows():
 
 def test_interactions_stay_when_main_effects_are_fitted_away(world, rows):
     # By least squares on an indicator of every id of the slots that interact: what is left no sum of effects explains.
-    names = {name for pair in planted._WITHIN + planted._ACROSS for name in pair}
+    names = {name for pair in truth_lib._WITHIN + truth_lib._ACROSS for name in pair}
     columns = [np.ones((len(rows.p), 1))]
     for slot in SLOTS:
         if slot.name in names:
@@ -82,10 +83,10 @@ def test_truth_follows_the_formula(world, rows):
             return total
 
         label, types = world.label, world.types
-        crosses = [(planted._WITHIN, label.within), (planted._ACROSS, label.across)]
+        crosses = [(truth_lib._WITHIN, label.within), (truth_lib._ACROSS, label.across)]
         given = [1 / (1 + np.exp(-score(label.main, crosses, t) - label.bias[t])) for t in range(4)]
         weight = [
-            np.exp(score(types.main, [(planted._TYPE_CROSSES, types.pairs)], t) + types.bias[t]) for t in range(4)
+            np.exp(score(types.main, [(truth_lib._TYPE_CROSSES, types.pairs)], t) + types.bias[t]) for t in range(4)
         ]
         np.testing.assert_allclose(rows.p_given_type[i], given, rtol=1e-9)
         np.testing.assert_allclose(rows.p_type[i], np.array(weight) / sum(weight), rtol=1e-9)
@@ -112,7 +113,7 @@ def test_noise_is_averaged_over():
     logits, noise = np.array([-6.0, -2.0, 0.0, 3.0]), 1.5
     grid = np.linspace(-12, 12, 20_001)
     density = np.exp(-(grid**2) / 2) / np.sqrt(2 * np.pi)
-    for logit, ours in zip(logits, planted.expected_sigmoid(logits, noise)):
+    for logit, ours in zip(logits, truth_lib.expected_sigmoid(logits, noise)):
         assert ours == pytest.approx(np.trapezoid(density / (1 + np.exp(-logit - noise * grid)), grid), abs=1e-7)
 
 
@@ -135,7 +136,7 @@ def test_cross_strength_scales_interactions_across_groups_only(rows):
         np.testing.assert_allclose(other.parts[2], strength * rows.parts[2], atol=1e-12)
         np.testing.assert_allclose(other.parts[1], rows.parts[1], atol=1e-12)
     pairs = {
-        kind: [tuple(_group(n) for n in pair) for pair in getattr(planted, kind)] for kind in ("_WITHIN", "_ACROSS")
+        kind: [tuple(_group(n) for n in pair) for pair in getattr(truth_lib, kind)] for kind in ("_WITHIN", "_ACROSS")
     }
     assert all(a == b for a, b in pairs["_WITHIN"]) and all(a != b for a, b in pairs["_ACROSS"])
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emofm_jax import axes, plots
-from emofm_jax.plots import Series
+from emofm_jax.reports import axes, plots
+from emofm_jax.reports.plots import Series
 
 NAMES = ["hmm", "wm <&\"'>", "a_very_long_name_of_a_point_with+mixer.kind=self_attention", "d_att=128"]
 Y = [0.757, 0.7571, None, 0.75]

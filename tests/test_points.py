@@ -2,8 +2,9 @@
 
 import pytest
 
-from emofm_jax import config, points, search
+from emofm_jax import config, points
 from emofm_jax.errors import UserError
+from emofm_jax.sweeping import search
 
 BASE = config.default()
 BASE.data.dir = "data"

@@ -10,8 +10,9 @@ import pytest
 import xxhash
 
 from emofm_jax import prepare
+from emofm_jax.data import counts as counts_lib
 from emofm_jax.data import schema as schema_lib
-from emofm_jax.data import shards, tally
+from emofm_jax.data import shards
 
 HEADER = "label,user,item,tags,price,day"
 EXPERIMENT = """
@@ -274,7 +275,7 @@ def test_an_interrupt_leaves_what_was_there(shop, tmp_path, monkeypatch):
     def interrupt(self, *_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tally.Tally, "add", interrupt)
+    monkeypatch.setattr(counts_lib.Tally, "add", interrupt)
     assert shop() == 130
     assert (tmp_path / "out" / "schema.json").stat().st_mtime_ns == before
     assert not (tmp_path / "out.partial").exists()

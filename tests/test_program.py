@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from emofm_jax import config
-from emofm_jax.training import checkpoint
-from emofm_jax.training import program as program_lib
+from emofm_jax.training import build, checkpoint
 from emofm_jax.training.progress import Progress
 from tests.linear_model import make_schema
 
@@ -17,7 +16,7 @@ SCHEMA = make_schema(("click", "cart", "buy"))
 def make(num_steps=10, schema=SCHEMA, **changes):
     c = config.default()
     c.update_from_flattened_dict({"model.name": "wm", "model.hidden": (6,), "model.am_hidden": (), **changes})
-    return program_lib.make_program(c, schema, num_steps)
+    return build.make_program(c, schema, num_steps)
 
 
 def test_seeds_share_a_program_and_differ_in_their_key():
@@ -54,8 +53,8 @@ def test_a_restored_state_has_the_key_of_its_seed(tmp_path):
     program = make(seed=7)
     state = program.init()
     info = dataclasses.asdict(Progress(step=3))
-    checkpoint.save(tmp_path / "checkpoints", 3, state, info, exclude=program_lib.EXCLUDED)
-    restored, progress = program_lib.restore(tmp_path, program)
+    checkpoint.save(tmp_path / "checkpoints", 3, state, info, exclude=build.EXCLUDED)
+    restored, progress = build.restore(tmp_path, program)
     assert progress.step == 3
     np.testing.assert_array_equal(restored.key, state.key)
     np.testing.assert_array_equal(restored.params["embedding"], state.params["embedding"])

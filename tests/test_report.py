@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn import metrics as sk
 
-from emofm_jax import plots, report
-from emofm_jax.reports import curves
+from emofm_jax import report
+from emofm_jax.reports import curves, plots
 
 POINTS = {
     "hmm": (0.5, {}),

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from emofm_jax import report
-from emofm_jax.reports import findings, results
+from emofm_jax.reports import read
+from emofm_jax.reports.sweep import findings
 
 DRIFT, HASH = "prepare.synthetic.drift", "prepare.synthetic.hash_rows"
 
@@ -142,7 +143,7 @@ def test_labels_that_differ_between_two_points_or_seeds_leave_no_interval(sweep,
     copy = shutil.copytree(sweep, tmp_path / "copy")
     path = copy / "runs/dnn/seed-2/predictions/test.parquet"
     pq.write_table(pq.read_table(path).slice(0, 1000), path)
-    found = results.load(copy)
+    found = read.load(copy)
     figures = findings.matrix(found, lambda run: run.metrics["test"]["auc"])
     for pair in (("dnn", "hmm"), ("hmm_drift_2", "hmm")):
         ((other,),) = [findings.compare(found, "test", "auc", figures, [pair[0]], [pair[1]])[pair[1]]]

@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import emofm_jax
-from emofm_jax import calibration, evaluate
-from emofm_jax import scorer as scorer_lib
+from emofm_jax import evaluate
 from emofm_jax.data import features as features_lib
 from emofm_jax.data import shards
 from emofm_jax.errors import UserError
+from emofm_jax.evaluation import calibration
+from emofm_jax.scoring import scorer as scorer_lib
 
 
 @pytest.fixture(scope="module")

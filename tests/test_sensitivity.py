@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-from emofm_jax.reports import results, sensitivity
+from emofm_jax.reports import read
+from emofm_jax.reports.sweep import lines as lines_lib
 
 
 def lines(points, reference="a"):
     """{(field, name): (points, x)} of a sweep of {point: overrides}, whose runs left no config.json."""
-    runs = {(p, 0): results.Run(p, 0, Path("gone"), {"test": {}}, "", o) for p, o in points.items()}
-    sweep = results.Sweep(Path("gone"), "x", "x.py", list(points), [0], reference, runs)
-    found = sensitivity.lines(sweep)
+    runs = {(p, 0): read.Run(p, 0, Path("gone"), {"test": {}}, "", o) for p, o in points.items()}
+    sweep = read.Sweep(Path("gone"), "x", "x.py", list(points), [0], reference, runs)
+    found = lines_lib.lines(sweep)
     return {(f, line.name): (line.points, line.x) for f, of_field in found.items() for line in of_field}
 
 
@@ -41,14 +42,14 @@ def test_an_entry_of_a_tuple_or_the_sum_of_what_changes_in_it():
 
 
 def test_zero_is_no_number_among_factors():
-    line = sensitivity.Line("hash_rows", "", ["none", "a", "b", "c"], [0.0, 1e3, 1e4, 1e6])
-    (kept,), left_out = sensitivity.without_sentinel([line])
+    line = lines_lib.Line("hash_rows", "", ["none", "a", "b", "c"], [0.0, 1e3, 1e4, 1e6])
+    (kept,), left_out = lines_lib.without_sentinel([line])
     assert left_out and kept.points == ["a", "b", "c"] and kept.x == [1e3, 1e4, 1e6]
-    drift = sensitivity.Line("drift", "", ["a", "b", "c"], [0.0, 0.5, 2.0])
-    assert sensitivity.without_sentinel([drift]) == ([drift], False)
+    drift = lines_lib.Line("drift", "", ["a", "b", "c"], [0.0, 0.5, 2.0])
+    assert lines_lib.without_sentinel([drift]) == ([drift], False)
     short = line._replace(points=line.points[:3], x=line.x[:3])
-    assert sensitivity.without_sentinel([short]) == ([], True)  # two values are no line
-    assert [sensitivity.is_wide(x) for x in ([4, 64], [1, 5], [0, 64], [])] == [True, False, False, False]
+    assert lines_lib.without_sentinel([short]) == ([], True)  # two values are no line
+    assert [lines_lib.is_wide(x) for x in ([4, 64], [1, 5], [0, 64], [])] == [True, False, False, False]
 
 
 def test_fields_that_always_change_together_are_one():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from emofm_jax import metrics, split_report
+from emofm_jax.evaluation import metrics, split_report
 
 
 def close(value):

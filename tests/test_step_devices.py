@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from benchmarks import step as benchmark
-from emofm_jax import cli, config, models
+from emofm_jax import cli, config
 from emofm_jax.data.schema import Schema, Slot
+from emofm_jax.models import build as model_lib
 from emofm_jax.training import optim
 from emofm_jax.training import step as step_lib
 from tests.linear_model import DIM, SECTION, Linear, make_batch, make_schema
@@ -135,7 +136,7 @@ def compare_devices(module, schema, update):
 def main():
     typed = make_schema(("click", "cart", "buy"))
     changes = {"name": "wm", "embedding_dim": DIM, "hidden": (8,), "am_hidden": (), "norm": "batch"}
-    wm = models.make_model(typed, config.default().model.to_dict() | changes)
+    wm = model_lib.make_model(typed, config.default().model.to_dict() | changes)
     found = {"wm, lazy": compare_devices(wm, typed, "lazy"), "dense": compare_devices(Linear(), make_schema(), "dense")}
     print(json.dumps(found))
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from emofm_jax import split_report, summary
+from emofm_jax.evaluation import split_report, summary
 
 
 def report(label, ftype, true_p, types):

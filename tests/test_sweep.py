@@ -14,6 +14,7 @@ import jax
 import pytest
 
 from emofm_jax import config, points, report, sweep, train
+from emofm_jax.training import run as run_lib
 
 SWEEP = Path(__file__).parent / "tiny_sweep.py"
 TIMES = ("rows_per_s", "input_wait", "seconds", "peak_memory_mib")
@@ -91,7 +92,7 @@ def test_memory_is_that_of_the_first_run_of_a_process(home):
 
 def test_the_same_command_starts_nothing_and_shows_the_table(home, monkeypatch, capsys):
     before = (home / "done/results.jsonl").read_bytes(), (home / "done/results.csv").read_bytes()
-    monkeypatch.setattr(train, "run", None)  # would fail
+    monkeypatch.setattr(run_lib, "run", None)  # would fail
     assert sweep.main(arguments("done")) == 0
     out = capsys.readouterr().out
     aucs = [line["metrics"]["test"]["auc"] for line in results("done")[:2]]
@@ -119,7 +120,7 @@ def test_runs_of_one_shape_share_what_is_compiled(home):
     for seed in (5, 6, 7):
         before = len(compilations)
         c = points.apply(points.load(SWEEP).get_config(), {"seed": seed, "model.am_hidden": (5,)}, "")
-        train.run(c, home / f"shared-{seed}")
+        run_lib.run(c, home / f"shared-{seed}")
         counts.append(len(compilations) - before)
     assert counts[0] >= 3, "start, step, evaluation"
     assert counts[1:] == [0, 0]
@@ -127,10 +128,10 @@ def test_runs_of_one_shape_share_what_is_compiled(home):
 
 KILLED = """
 import os, signal, sys
-from emofm_jax import runs, sweep, train
+from emofm_jax import sweep
 from emofm_jax.training import loop
 
-make, count = loop.program_lib.make_program, [0]
+make, count = loop.build.make_program, [0]
 def dying(*args, **kwargs):
     program = make(*args, **kwargs)
     def stepped(state, batch):
@@ -139,7 +140,7 @@ def dying(*args, **kwargs):
             os.kill(os.getpid(), signal.SIGKILL)
         return program.train_step(state, batch)
     return program._replace(train_step=stepped)
-loop.program_lib.make_program = dying
+loop.build.make_program = dying
 sys.exit(sweep.main(["sweep", *sys.argv[2:]]))
 """
 
@@ -181,7 +182,7 @@ def test_what_changes_no_number_starts_nothing_and_another_end_does(home, monkey
         body["optim"]["embedding"]["update"] = body["optim"]["embedding"].pop("updates")
         (path.parent / "config.json").write_text(json.dumps(body))
     with monkeypatch.context() as patch:
-        patch.setattr(train, "run", None)
+        patch.setattr(run_lib, "run", None)
         assert sweep.main(arguments("ends", "--config.train.log_every_steps=3", "--nocheckpoints")) == 0
     assert results("ends") == results("done") and not list(home.glob("ends/runs/*/*/checkpoints"))
     shutil.copytree(home / "done/runs/hm", "ends/runs/hm", dirs_exist_ok=True)
@@ -215,7 +216,7 @@ def test_what_fails_is_reported_and_the_rest_goes_on(home, capsys, monkeypatch):
     assert found["wm", 1]["status"] == found["hm", 0]["status"] == "ok"
     assert [row["status"] for row in table("failing")].count("failed") == 6
     with monkeypatch.context() as patch:  # kept, unless they are asked for
-        patch.setattr(train, "run", None)
+        patch.setattr(run_lib, "run", None)
         assert sweep.main(arguments("failing", "--config.train.max_steps=3", arg="failing")) == 1
     shutil.copy(SWEEP.with_name("tiny.py"), "tiny.py")
     mend = lambda text, field, value: text.replace(f'"optim.{field}.learning_rate": 1e30', f'"model.{value}')
@@ -229,7 +230,7 @@ def test_what_fails_is_reported_and_the_rest_goes_on(home, capsys, monkeypatch):
     assert sweep.main(arguments("failing", "--config.train.max_steps=3", arg="failing")) == 2, "it is a whole run now"
     assert "failing/runs/nan/seed-0: holds a run of another config (" in capsys.readouterr().err
     monkeypatch.setattr(
-        train, "run", lambda c, workdir: results("done")[0]["metrics"] | {"train": {"rows_per_s": 1, "steps": 1}}
+        run_lib, "run", lambda c, workdir: results("done")[0]["metrics"] | {"train": {"rows_per_s": 1, "steps": 1}}
     )
     monkeypatch.setattr(sweep, "_make_data", lambda todo: {})
     assert sweep.main([*mended, "--retry"]) == 0
@@ -237,7 +238,7 @@ def test_what_fails_is_reported_and_the_rest_goes_on(home, capsys, monkeypatch):
 
 def test_a_bug_fails_one_run_with_its_traceback_in_the_log(home, monkeypatch, capsys):
     monkeypatch.setattr(
-        train, "run", lambda c, workdir: 1 / 0 if c.seed else json.loads((home / "single/metrics.json").read_text())
+        run_lib, "run", lambda c, workdir: 1 / 0 if c.seed else json.loads((home / "single/metrics.json").read_text())
     )
     assert sweep.main(arguments("bug")) == 1
     assert "hm seed 1: failed: ZeroDivisionError: division by zero" in capsys.readouterr().out
@@ -295,7 +296,7 @@ def test_a_damaged_plan_may_be_deleted(home, capsys, monkeypatch):
     assert sweep.main(arguments("damaged")) == 2
     assert "damaged/sweep.json: damaged (" in capsys.readouterr().err
     (home / "damaged/sweep.json").unlink()
-    monkeypatch.setattr(train, "run", None)
+    monkeypatch.setattr(run_lib, "run", None)
     assert sweep.main(arguments("damaged")) == 0 and results("damaged") == results("done")
 
 

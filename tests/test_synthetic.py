@@ -10,9 +10,11 @@ import xxhash
 from sklearn.metrics import roc_auc_score
 
 from emofm_jax import config
-from emofm_jax.data import planted, shards, synthetic
 from emofm_jax.data import schema as schema_lib
-from emofm_jax.data.population import Dials
+from emofm_jax.data import shards
+from emofm_jax.data.synthetic import truth as truth_lib
+from emofm_jax.data.synthetic import write as synthetic
+from emofm_jax.data.synthetic.population import Dials
 from emofm_jax.errors import UserError
 
 SMALL = (9_000, 300, 9_000)  # a chunk of 8192 rows and a part of one
@@ -82,7 +84,7 @@ def test_written_shards_hold_the_rows_and_their_truth(tmp_path):
             assert report["slots"]["user_id"]["distinct"] == len(np.unique(table["user_id"].to_numpy()))
     truth, start = pq.read_table(tmp_path / "test" / "truth.parquet"), 0
     assert truth.num_rows == table.num_rows == SMALL[2]
-    for rows in planted.make_rows(planted.make_world(Dials(rows=SMALL)), "test"):
+    for rows in truth_lib.make_rows(truth_lib.make_world(Dials(rows=SMALL)), "test"):
         part, true = (t.slice(start, len(rows.p)) for t in (table, truth))
         for name in ("p", "p_type", "p_given_type"):
             np.testing.assert_array_equal(np.array(true[name].to_pylist()), getattr(rows, name))

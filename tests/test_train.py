@@ -16,9 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from emofm_jax import evaluate, metrics, predict, prepare, train
+from emofm_jax import evaluate, predict, prepare, train
 from emofm_jax.data import shards
+from emofm_jax.evaluation import metrics
 from emofm_jax.training import loop
+from emofm_jax.training import workdir as workdir_lib
 
 TINY = Path(__file__).parent / "tiny.py"
 FRAPPE = Path(__file__).parent.parent / "experiments" / "frappe.py"
@@ -130,7 +132,7 @@ def test_predict_scores_shards_as_evaluate_does(home, capsys):
 
 
 def test_a_stop_saves_and_the_same_command_goes_on(home, monkeypatch, capsys):
-    make = loop.program_lib.make_program
+    make = loop.build.make_program
 
     def stopping(*args, **kwargs):
         program, count = make(*args, **kwargs), [0]
@@ -143,7 +145,7 @@ def test_a_stop_saves_and_the_same_command_goes_on(home, monkeypatch, capsys):
 
         return program._replace(train_step=stepped)
 
-    monkeypatch.setattr(loop.program_lib, "make_program", stopping)
+    monkeypatch.setattr(loop.build, "make_program", stopping)
     for seen in (8, 16, 24, STEPS):  # in the middle of an epoch, at its end, and in the last step
         with pytest.raises(SystemExit) as stop:
             train.main(arguments("stopped"))
@@ -239,7 +241,7 @@ def test_a_run_may_end_where_it_stands_but_not_before(home, monkeypatch, capsys)
 
 def test_a_kill_before_the_first_step_is_no_obstacle(home, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_environment", lambda: sys.exit(9))
+        patch.setattr(workdir_lib, "_environment", lambda: sys.exit(9))
         with pytest.raises(SystemExit):
             train.main(arguments("early"))
     assert [p.name for p in (home / "early").iterdir()] == ["schema.json"]
@@ -252,7 +254,7 @@ def test_a_kill_before_the_first_step_is_no_obstacle(home, monkeypatch):
 
 
 def test_a_workdir_takes_one_program_at_a_time(home, capsys):
-    with train.alone(home / "run"):
+    with workdir_lib.alone(home / "run"):
         assert train.main(arguments("run")) == 2
     assert "run: another program trains there now" in capsys.readouterr().err
     assert train.main(arguments("run")) == 0
@@ -260,7 +262,7 @@ def test_a_workdir_takes_one_program_at_a_time(home, capsys):
 
 def test_a_machine_without_git_trains(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    assert train._environment()["git_commit"] is None
+    assert workdir_lib._environment()["git_commit"] is None
 
 
 @pytest.mark.parametrize("where", ["step", "checkpoint"])

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from emofm_jax import train, workers
+from emofm_jax.sweeping import processes
+from emofm_jax.training import workdir as workdir_lib
 
 SWEEP = Path(__file__).parent / "tiny_sweep.py"
 
@@ -19,7 +20,7 @@ def test_a_process_that_dies_fails_its_run_and_another_takes_over(tmp_path, monk
     code += " if run['seed']: os.kill(os.getpid(), 9)\n"
     code += " print(json.dumps({'line': {'point': run['point'], 'seed': run['seed'], 'status': 'ok'}}), flush=True)"
     start = subprocess.Popen
-    monkeypatch.setattr(workers.subprocess, "Popen", lambda command, **kw: start([sys.executable, "-c", code], **kw))
+    monkeypatch.setattr(processes.subprocess, "Popen", lambda command, **kw: start([sys.executable, "-c", code], **kw))
     groups = [
         [
             {"point": p, "seed": s, "overrides": {}, "config": {}, "workdir": str(tmp_path / f"{p}-{s}"), "place": ""}
@@ -29,7 +30,7 @@ def test_a_process_that_dies_fails_its_run_and_another_takes_over(tmp_path, monk
     ]
     with open(os.devnull) as lock:
         found = {
-            (r["line"]["point"], r["line"]["seed"]): r["line"] for r in workers.execute_all(groups, 2, lock.fileno())
+            (r["line"]["point"], r["line"]["seed"]): r["line"] for r in processes.execute_all(groups, 2, lock.fileno())
         }
     assert [found[p, 0]["status"] for p in "ab"] == ["ok", "ok"]
     assert all("exit code -9 (killed, perhaps for want of memory)" in found[p, 1]["error"] for p in "ab")
@@ -37,9 +38,9 @@ def test_a_process_that_dies_fails_its_run_and_another_takes_over(tmp_path, monk
 
 def test_a_process_that_is_stopped_stops_the_sweep(tmp_path, monkeypatch):
     code, start = "import os\ninput()\nos.kill(os.getpid(), 15)", subprocess.Popen
-    monkeypatch.setattr(workers.subprocess, "Popen", lambda command, **kw: start([sys.executable, "-c", code], **kw))
+    monkeypatch.setattr(processes.subprocess, "Popen", lambda command, **kw: start([sys.executable, "-c", code], **kw))
     with open(os.devnull) as lock, pytest.raises(SystemExit) as stop:
-        list(workers.execute_all([[{}], [{}]], 2, lock.fileno()))
+        list(processes.execute_all([[{}], [{}]], 2, lock.fileno()))
     assert stop.value.code == 128 + signal.SIGTERM
 
 
@@ -58,7 +59,7 @@ def test_a_sweep_that_is_stopped_ends_with_its_processes(tmp_path, order):
         finally:
             process.kill()  # else a failure would wait for ever
     assert process.returncode == 128 + order
-    with train.alone(tmp_path / "stopped"):  # no process is left that holds it
+    with workdir_lib.alone(tmp_path / "stopped"):  # no process is left that holds it
         assert not list(tmp_path.glob("stopped/runs/*/*/result.json"))
     assert all(list(path.parent.glob("checkpoints/step_*")) for path in begun)
 
@@ -99,12 +100,12 @@ def test_a_process_stays_on_its_processor_and_ends_though_the_order_to_stop_is_l
 
 @pytest.mark.parametrize(("jobs", "shares"), [(1, [{3, 5, 6}]), (2, [{3, 6}, {5}]), (4, [{3, 5, 6}] * 4)])
 def test_processes_have_processors_of_their_own_where_there_are_enough(monkeypatch, jobs, shares):
-    monkeypatch.setattr(workers.os, "sched_getaffinity", lambda _: {5, 3, 6}, raising=False)
-    assert workers._shares(jobs) == shares
+    monkeypatch.setattr(processes.os, "sched_getaffinity", lambda _: {5, 3, 6}, raising=False)
+    assert processes._shares(jobs) == shares
 
 
 def test_processes_take_points_and_help_where_most_is_left():
-    take = workers._share_out([["a0", "a1", "a2"], ["b0"], ["c0", "c1", "c2", "c3"]])
+    take = processes._share_out([["a0", "a1", "a2"], ["b0"], ["c0", "c1", "c2", "c3"]])
     (one, mine), (other, theirs) = take(None), take(None)
     assert (one, other) == ("a0", "b0")
     taken = []

@@ -4,26 +4,26 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from emofm_jax import comparison, plots
-from emofm_jax.reports import results
+from emofm_jax.evaluation import comparison
+from emofm_jax.reports import plots, read
 
 _MOST = 80  # points of a curve
 _FURTHEST = 10  # times as many clicks as predicted, or as few
 BEHIND = 24  # nameless curves behind the named ones
 
 
-def training(runs: Sequence[results.Run], name: str, key: str) -> plots.Series | None:
+def training(runs: Sequence[read.Run], name: str, key: str) -> plots.Series | None:
     """A figure of log.jsonl (`logloss`, `auc`) against the step; None without lines."""
-    return _mean([{line["step"]: line[key] for line in results.training_log(run)} for run in runs], name)
+    return _mean([{line["step"]: line[key] for line in read.training_log(run)} for run in runs], name)
 
 
-def validation(runs: Sequence[results.Run], name: str, key: str) -> plots.Series | None:
+def validation(runs: Sequence[read.Run], name: str, key: str) -> plots.Series | None:
     """A figure of the evaluations on the validation split against the step; None without any."""
     evaluations = ((run.metrics.get("train") or {}).get("evaluations") or [] for run in runs)
     return _mean([{line["step"]: line[key] for line in of_run} for of_run in evaluations], name)
 
 
-def calibration(runs: Sequence[results.Run], name: str, split: str) -> plots.Series | None:
+def calibration(runs: Sequence[read.Run], name: str, split: str) -> plots.Series | None:
     """Click rates against mean predictions: of one run with their intervals, of several their means part by part."""
     parts = [run.metrics[split].get("calibration") or [] for run in runs]
     parts = [p for p in parts if len(p) == len(parts[0]) and None not in [v for part in p for v in part.values()]]

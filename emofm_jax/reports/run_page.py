@@ -1,24 +1,24 @@
 """The report of a single run (page.py): its figures, by type, learning curves, calibration, slots, configuration."""
 
-from emofm_jax import config, plots
-from emofm_jax.reports import curves, page, results
-from emofm_jax.reports.page import Cell
+from emofm_jax import config
+from emofm_jax.reports import curves, document, plots, read
+from emofm_jax.reports.document import Cell
 
 _DIGITS = 5
 _MOST_SLOTS = 40  # bars of a chart
 
 
-def title(run: results.Run) -> str:
+def title(run: read.Run) -> str:
     """The name of its experiment and its model, as far as they are known."""
-    fields = results.fields(run) or {}
+    fields = read.fields(run) or {}
     named = [str(fields[key]) for key in ("name", "model.name") if key in fields]
     typed = ", a copy a type" if fields.get("model.type_aware") else ""
     return f"{': '.join(named) or run.workdir.name}{typed}, seed {run.seed}"
 
 
-def lead(run: results.Run) -> list[str]:
+def lead(run: read.Run) -> list[str]:
     """What was run, where and when."""
-    facts, train = [results.machine(run), results.day(run)], run.metrics.get("train")
+    facts, train = [read.machine(run), read.day(run)], run.metrics.get("train")
     if parameters := run.metrics.get("parameters"):
         facts.append(
             f"{parameters['embedding']:,} parameters in the embedding table, {parameters['network']:,} in the network"
@@ -32,22 +32,22 @@ def lead(run: results.Run) -> list[str]:
     return [fact for fact in facts if fact]
 
 
-def sections(run: results.Run) -> list[page.Section]:
+def sections(run: read.Run) -> list[document.Section]:
     """Of the whole report."""
-    split = results.split_of([run])
+    split = read.split_of([run])
     return [
-        page.Section("Result", [page.Text(summary(run)), figures(run)]),
-        page.Section("By type", _by_type(run, split)),
-        page.Section("Learning curves", _learning(run)),
-        page.Section("Calibration", _calibration(run, split)),
-        page.Section("Importance of the slots", _importance(run, split)),
-        page.Section("Configuration", _configuration(run)),
+        document.Section("Result", [document.Text(summary(run)), figures(run)]),
+        document.Section("By type", _by_type(run, split)),
+        document.Section("Learning curves", _learning(run)),
+        document.Section("Calibration", _calibration(run, split)),
+        document.Section("Importance of the slots", _importance(run, split)),
+        document.Section("Configuration", _configuration(run)),
     ]
 
 
-def summary(run: results.Run) -> str:
+def summary(run: read.Run) -> str:
     """The result in a sentence or two."""
-    split = results.split_of([run])
+    split = read.split_of([run])
     part, constant = run.metrics[split], run.metrics[split].get("constant") or {}
     if part.get("auc") is None:
         return f"The {split} split has no AUC: {'; '.join(part.get('notes') or ['one class only'])}."
@@ -67,25 +67,25 @@ def summary(run: results.Run) -> str:
     return text + "."
 
 
-def figures(run: results.Run) -> page.Table:
+def figures(run: read.Run) -> document.Table:
     """The model beside what is attainable and a constant, on every split that was evaluated."""
     rows = []
-    for split in results.SPLITS:
+    for split in read.SPLITS:
         if (part := run.metrics.get(split)) is None:
             continue
         kinds = {"model": part, "true p(y|x)": part.get("bayes"), "model with the true p(t|x)": part.get("true_am")}
         for name, found in (kinds | {"constant": part.get("constant")}).items():
             if found:
                 cells = [
-                    page.number(found.get(key), n)
+                    document.number(found.get(key), n)
                     for key, n in (("auc", _DIGITS), ("logloss", _DIGITS), ("pcoc", 3), ("gauc", _DIGITS))
                 ]
-                rows.append([Cell(split), Cell(name), *cells, page.number(found.get("rows"), 0)])
+                rows.append([Cell(split), Cell(name), *cells, document.number(found.get("rows"), 0)])
     heads = ["split", "predictor", "AUC", "logloss", "PCOC", "GAUC", "rows"]
-    return page.compact(page.Table(heads, rows, 0))
+    return document.compact(document.Table(heads, rows, 0))
 
 
-def _by_type(run: results.Run, split: str) -> list:
+def _by_type(run: read.Run, split: str) -> list:
     part = run.metrics[split]
     if not part.get("types"):
         return []
@@ -93,10 +93,10 @@ def _by_type(run: results.Run, split: str) -> list:
         [
             Cell(t["name"]),
             *(
-                page.number(t.get(key), n)
+                document.number(t.get(key), n)
                 for key, n in (("auc", _DIGITS), ("logloss", _DIGITS), ("pcoc", 3), ("rows", 0), ("clicks", 0))
             ),
-            page.number((t.get("bayes") or {}).get("auc"), _DIGITS),
+            document.number((t.get("bayes") or {}).get("auc"), _DIGITS),
         ]
         for t in part["types"]
     ]
@@ -108,9 +108,9 @@ def _by_type(run: results.Run, split: str) -> list:
         f"{split.capitalize()} AUC by type", [t["name"] for t in part["types"]], series, unit="AUC, the type given"
     )
     blocks = [
-        page.Text("Within the rows of each type, the type given to the model."),
-        page.compact(page.Table(heads, rows)),
-        page.Charts([chart]),
+        document.Text("Within the rows of each type, the type given to the model."),
+        document.compact(document.Table(heads, rows)),
+        document.Charts([chart]),
     ]
     if am := part.get("am"):
         text = (
@@ -118,11 +118,11 @@ def _by_type(run: results.Run, split: str) -> list:
             f"{am['majority']:.4f}) and logloss {am['logloss']:.4f} nats"
         )
         true = am.get("bayes_logloss")
-        blocks.insert(1, page.Text(text + (f"; the true p(t|x) has {true:.4f}." if true is not None else ".")))
+        blocks.insert(1, document.Text(text + (f"; the true p(t|x) has {true:.4f}." if true is not None else ".")))
     return blocks
 
 
-def _learning(run: results.Run) -> list:
+def _learning(run: read.Run) -> list:
     charts = []
     for key, unit in (("auc", "AUC"), ("logloss", "logloss (nats)")):
         found = [curves.training([run], "training, the last steps", key), curves.validation([run], "validation", key)]
@@ -137,30 +137,31 @@ def _learning(run: results.Run) -> list:
                     marks=max(len(s.x) for s in series) < 30,
                 )
             )
-    return [page.Charts(charts)] if charts else []
+    return [document.Charts(charts)] if charts else []
 
 
-def _calibration(run: results.Run, split: str) -> list:
+def _calibration(run: read.Run, split: str) -> list:
     series = curves.calibration([run], "model", split)
     if series is None:
         return []
     text = "Tenths of the rows by prediction, rates with 95% intervals (Wilson). On the dashed line both agree."
     rows = [
-        [page.number(part["rows"], 0), page.number(part["mean_p"], 5), page.number(part["rate"], 5)]
+        [document.number(part["rows"], 0), document.number(part["mean_p"], 5), document.number(part["rate"], 5)]
         for part in run.metrics[split]["calibration"]
     ]
     chart = plots.calibration(f"Calibration on the {split} split", [series])
-    blocks = [page.Text(text), page.Charts([chart, curves.ratio_chart([series])])]
-    return [*blocks, page.Table(["rows", "mean prediction", "click rate"], rows)]
+    blocks = [document.Text(text), document.Charts([chart, curves.ratio_chart([series])])]
+    return [*blocks, document.Table(["rows", "mean prediction", "click rate"], rows)]
 
 
-def _importance(run: results.Run, split: str) -> list:
-    found = results.importance(run, split)
+def _importance(run: read.Run, split: str) -> list:
+    found = read.importance(run, split)
     if not found:
         return []
     slots = sorted(found["slots"], key=lambda slot: -slot["auc_drop"])
     rows = [
-        [Cell(s["name"]), page.number(s["auc_drop"], 6, True), page.number(s["logloss_rise"], 6, True)] for s in slots
+        [Cell(s["name"]), document.number(s["auc_drop"], 6, True), document.number(s["logloss_rise"], 6, True)]
+        for s in slots
     ]
     text = f"What is lost when the values of a slot are dealt anew over {found['rows']:,} rows (seed {found['seed']})."
     if len(slots) > _MOST_SLOTS:
@@ -172,16 +173,20 @@ def _importance(run: results.Run, split: str) -> list:
         [s["auc_drop"] for s in shown],
         unit="AUC lost when the slot is permuted",
     )
-    return [page.Text(text), page.Charts([chart]), page.Table(["slot", "AUC lost", "logloss risen (nats)"], rows)]
+    return [
+        document.Text(text),
+        document.Charts([chart]),
+        document.Table(["slot", "AUC lost", "logloss risen (nats)"], rows),
+    ]
 
 
-def _configuration(run: results.Run) -> list:
-    fields = results.fields(run)
+def _configuration(run: read.Run) -> list:
+    fields = read.fields(run)
     if fields is None:
         return []
     changed = config.difference(fields, config.default())
     write = lambda value: "-" if value is ... else repr(value)
     rows = [[Cell(f"`{key}`"), Cell(write(a)), Cell(write(b))] for key, (a, b) in changed.items()]
     if not rows:
-        return [page.Text("Every field has its default.")]
-    return [page.Text("What differs from the defaults."), page.Table(["field", "this run", "default"], rows)]
+        return [document.Text("Every field has its default.")]
+    return [document.Text("What differs from the defaults."), document.Table(["field", "this run", "default"], rows)]

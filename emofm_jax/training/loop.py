@@ -19,11 +19,11 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from emofm_jax import verdict
 from emofm_jax.data import batches, shards
 from emofm_jax.errors import UserError
-from emofm_jax.training import checkpoint, evaluation
-from emofm_jax.training import program as program_lib
+from emofm_jax.evaluation import verdict
+from emofm_jax.training import build, checkpoint
+from emofm_jax.training import predictions as predictions_lib
 from emofm_jax.training import step as step_lib
 from emofm_jax.training.progress import Log, Progress, Window
 
@@ -53,14 +53,14 @@ def run(config: ConfigDict, workdir: Path, splits: dict[str, shards.Split]) -> d
     """
     num_steps = config.train.epochs * math.ceil(splits["train"].num_rows / config.data.batch_size)
     num_steps = min(num_steps, config.train.max_steps or num_steps)
-    program = program_lib.make_program(config, splits["train"].schema, num_steps)
+    program = build.make_program(config, splits["train"].schema, num_steps)
     result = workdir / "metrics.json"
     if result.exists() and checkpoint.latest(workdir / "checkpoints") is not None:
         progress = Progress(**checkpoint.read_info(workdir / "checkpoints")[1])
         if progress.step <= num_steps and _is_done(config, progress, num_steps):
             print(f"{workdir}: the run is finished ({progress.step:,} steps), this is its result")
             return json.loads(result.read_text())
-    state, progress = program_lib.restore_or_init(workdir, program)
+    state, progress = build.restore_or_init(workdir, program)
     if progress.step > num_steps:
         raise UserError(
             f"{workdir}: its run has taken {progress.step:,} steps, and config.train.epochs and max_steps end it at "
@@ -74,9 +74,9 @@ def run(config: ConfigDict, workdir: Path, splits: dict[str, shards.Split]) -> d
         state = _train(config, workdir, splits, program, state, progress, num_steps)
     if config.train.monitor and progress.best_step < 0:
         print(f"config.train.monitor: {config.train.monitor!r} never had a value here, so the last state is kept")
-    if (kept := program_lib.kept_step(config, progress)) != progress.step:
+    if (kept := build.kept_step(config, progress)) != progress.step:
         del state  # two tables at a time would not fit where one just does
-        state, _ = program_lib.restore(workdir, program, kept)
+        state, _ = build.restore(workdir, program, kept)
     return _finish(config, workdir, splits, program, state, progress)
 
 
@@ -130,7 +130,7 @@ def _train(config, workdir, splits, program, state, progress, num_steps) -> step
                             state,
                             dataclasses.asdict(progress),
                             best_step=best,
-                            exclude=program_lib.EXCLUDED,
+                            exclude=build.EXCLUDED,
                         )
                         window.restart()
                     elif progress.step % train.log_every_steps == 0:
@@ -147,7 +147,7 @@ def _train(config, workdir, splits, program, state, progress, num_steps) -> step
 
 def _evaluate(config, split, program, state, progress, log) -> tuple[step_lib.TrainState, bool]:
     """Evaluates the validation split; keeps history, best step and plateau. Returns the state, and whether to save."""
-    report = program_lib.score(config, split, program, state)[1]
+    report = build.score(config, split, program, state)[1]
     entry = {key: report[key] for key in ("auc", "logloss", "gauc", "pcoc")}
     entry = {"step": progress.step, "epoch": progress.epoch, **entry}
     progress.evaluations.append(entry)
@@ -181,13 +181,13 @@ def _evaluate(config, split, program, state, progress, log) -> tuple[step_lib.Tr
 
 def _finish(config, workdir, splits, program, state, progress) -> dict:
     """Evaluates the kept state; writes metrics.json, and the predictions of the test split, else of the validation."""
-    kept, result = program_lib.kept_step(config, progress), {"valid": progress.report}
+    kept, result = build.kept_step(config, progress), {"valid": progress.report}
     split = "test" if "test" in splits and splits["test"].num_rows else "valid"
     if split == "test" and kept not in [entry["step"] for entry in progress.evaluations]:  # max_steps was lowered
-        result["valid"] = program_lib.score(config, splits["valid"], program, state)[1]
+        result["valid"] = build.score(config, splits["valid"], program, state)[1]
     shutil.rmtree(workdir / "predictions", ignore_errors=True)  # of earlier states, by evaluate
-    predictions, result[split] = program_lib.score(config, splits[split], program, state)
-    evaluation.write_predictions(workdir / "predictions" / f"{split}.parquet", predictions)
+    predictions, result[split] = build.score(config, splits[split], program, state)
+    predictions_lib.write_predictions(workdir / "predictions" / f"{split}.parquet", predictions)
     seconds = max(progress.seconds, 1e-9)
     result["train"] = {
         "rows_per_s": progress.rows / seconds,

@@ -16,8 +16,8 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from emofm_jax import metrics
 from emofm_jax.errors import UserError
+from emofm_jax.evaluation import metrics
 from emofm_jax.training import step as step_lib
 
 

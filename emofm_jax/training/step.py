@@ -21,11 +21,11 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from emofm_jax import models
 from emofm_jax.data.batches import Batch
 from emofm_jax.data.schema import Schema
+from emofm_jax.models import build as model_lib
 from emofm_jax.nn import embedding, losses, typewise
-from emofm_jax.training import ahead, sparse
+from emofm_jax.training import compilation, sparse
 
 AXIS = "data"
 SECTIONS = ("embedding", "network")  # keys of params, opt_state and lr_scale
@@ -77,7 +77,7 @@ def make_init(
 
     def init(key):
         table_key, network_key = jax.random.split(key)
-        variables = models.init(module, network_key, schema)
+        variables = model_lib.init(module, network_key, schema)
         table = embedding.init_table(table_key, schema.offsets, schema.num_rows, table_width, init_scale)
         params = {"embedding": table, "network": variables["params"]}
         return TrainState(
@@ -150,7 +150,7 @@ def make_train_step(
         if value not in known:
             raise ValueError(f"{name} {value!r} is none of {known}")
     l2 = l2 or dict.fromkeys(SECTIONS, 0.0)
-    module = models.with_axis(module, AXIS)
+    module = model_lib.with_axis(module, AXIS)
     many = len(_devices(devices)) * jax.process_count() > 1
 
     def step(state: TrainState, batch: Batch):
@@ -236,7 +236,7 @@ def make_train_step(
     mapped = jax.pmap(
         step, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, 0), donate_argnums=0, devices=_devices(devices)
     )
-    return ahead.compile_ahead(mapped, _devices(devices))
+    return compilation.compile_ahead(mapped, _devices(devices))
 
 
 def make_eval_step(
@@ -246,10 +246,10 @@ def make_eval_step(
 
     def predict(params: dict, stats: dict, batch: Batch) -> dict:
         e = embedding.pool(embedding.lookup(params["embedding"], batch.ids), batch.value, schema.slot_widths)
-        return models.predict(module, {"params": params["network"], "batch_stats": stats}, e)
+        return model_lib.predict(module, {"params": params["network"], "batch_stats": stats}, e)
 
     mapped = jax.pmap(predict, axis_name=AXIS, in_axes=(None, None, 0), devices=_devices(devices))
-    return ahead.compile_ahead(mapped, _devices(devices))
+    return compilation.compile_ahead(mapped, _devices(devices))
 
 
 def _weights(batch: Batch, drop_type: int) -> dict:

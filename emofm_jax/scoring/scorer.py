@@ -22,15 +22,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from emofm_jax import artefact, attribution, calibration, host_call, models
 from emofm_jax import config as config_lib
 from emofm_jax.data import encode as encode_lib
 from emofm_jax.data import features as features_lib
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError, check_choice
+from emofm_jax.evaluation import calibration
+from emofm_jax.models import build as model_lib
 from emofm_jax.nn import embedding
-from emofm_jax.training import ahead, checkpoint
+from emofm_jax.scoring import artefact, attribution, compiled
+from emofm_jax.training import checkpoint, compilation
 
 COMBINE = ("logit", "p")
 
@@ -122,11 +124,11 @@ class Scorer:
 
     @functools.cached_property
     def _compiled_batch(self) -> Callable:
-        return ahead.jit(self.fn)
+        return compilation.jit(self.fn)
 
     @functools.cached_property
     def _call(self) -> Callable[[Mapping], dict | None]:
-        return host_call.make(self.schema, self.params, self.fn)
+        return compiled.make(self.schema, self.params, self.fn)
 
     @functools.cached_property
     def _measure(self) -> attribution.Measure:
@@ -178,7 +180,7 @@ def _load_run(workdir: Path, step: int | None, calibrated: bool) -> Scorer:
     config, schema = config_lib.load(workdir), schema_lib.load(workdir)
     # In training the auxiliary model's gradient may end at the embeddings; here the gradient of a score is whole.
     options = config.model.to_dict() | {"am_joint": True}
-    module = models.make_model(schema, options, compute_dtype=config.compute_dtype)
+    module = model_lib.make_model(schema, options, compute_dtype=config.compute_dtype)
     directory = workdir / "checkpoints"
     if step is None:
         last, info = checkpoint.read_info(directory)
@@ -195,7 +197,7 @@ def _load_run(workdir: Path, step: int | None, calibrated: bool) -> Scorer:
     def score(params, e):
         if e.shape[0] == 0:  # layers divide by the number of rows; of none there is nothing to compute
             return {name: x[:0] for name, x in score(params, jnp.zeros((1, *e.shape[1:]), e.dtype)).items()}
-        scores = models.predict(module, {"params": params["network"], "batch_stats": params["stats"]}, e)
+        scores = model_lib.predict(module, {"params": params["network"], "batch_stats": params["stats"]}, e)
         if "calibration" in params:
             p = calibration.apply(params["calibration"], scores["logit"], jnp)
             scores |= {"p": p, "logit": jnp.log(p) - jnp.log1p(-p)}
@@ -210,8 +212,8 @@ def _load_run(workdir: Path, step: int | None, calibrated: bool) -> Scorer:
 
 def _restore(directory: Path, step: int, module, schema: Schema) -> dict:
     """The part of a checkpoint that scores: {"embedding", "network", "stats"}, numpy."""
-    variables = jax.eval_shape(lambda: models.init(module, jax.random.key(0), schema))
-    table = jax.ShapeDtypeStruct((schema.num_rows, models.table_width(module)), np.float32)
+    variables = jax.eval_shape(lambda: model_lib.init(module, jax.random.key(0), schema))
+    table = jax.ShapeDtypeStruct((schema.num_rows, model_lib.table_width(module)), np.float32)
     like = {
         "params": {"embedding": table, "network": variables["params"]},
         "stats": variables.get("batch_stats", {}),

@@ -15,8 +15,9 @@ import traceback
 from pathlib import Path
 
 from emofm_jax import config as config_lib
-from emofm_jax import train
 from emofm_jax.errors import UserError
+from emofm_jax.training import run as run_lib
+from emofm_jax.training import workdir as workdir_lib
 
 _DEATHS = 2  # of processes, at one step of a run, after which it has failed
 
@@ -50,7 +51,7 @@ def execute(run: dict) -> dict:
                     f"{workdir}: its process was killed {deaths} times after step {step or 0:,}, perhaps for want of "
                     "memory; choose a smaller model, or try again with --retry"
                 )
-            metrics = train.run(_config(run), workdir)
+            metrics = run_lib.run(_config(run), workdir)
         except UserError as mistake:
             error = str(mistake)
         except OSError:
@@ -106,7 +107,7 @@ def recorded(run: dict) -> dict | None:
     if found is None:
         return None
     theirs, ours = as_json(config_lib.default()) | config_lib.renamed(found["config"]), as_json(run["config"])
-    if {k for k in theirs.keys() | ours.keys() if theirs.get(k) != ours.get(k)} - set(train.FREE):
+    if {k for k in theirs.keys() | ours.keys() if theirs.get(k) != ours.get(k)} - set(workdir_lib.FREE):
         return None
     # Older records know of no memory; what the sweep's base is, and where the workdir lies, may have changed since.
     line = found["line"] | {"overrides": json.loads(json.dumps(run["overrides"])), "workdir": run["place"]}
@@ -123,7 +124,7 @@ def outdated(run: dict) -> bool:
     workdir = Path(run["workdir"])
     try:
         if (workdir / "config.json").exists():
-            train.check_same_run(_config(run), workdir)
+            workdir_lib.check_same_run(_config(run), workdir)
     except UserError:
         found = _result(workdir)
         if found is None or found["line"]["status"] == "ok" or (workdir / "metrics.json").exists():

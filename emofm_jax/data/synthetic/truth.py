@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from emofm_jax.data import shards
-from emofm_jax.data.population import (
+from emofm_jax.data.synthetic.population import (
     SLOTS,
     Dials,
     Population,

@@ -8,7 +8,7 @@ import html
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from emofm_jax import axes
+from emofm_jax.reports import axes
 
 _WIDTH, _HEIGHT, _SQUARE = 600, 290, 340  # pixels of a chart, of a plot within it, of a square plot
 _LEFT, _RIGHT = 84, 24  # beside the plot

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from emofm_jax import split_report
 from emofm_jax.data import batches, shards
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
+from emofm_jax.evaluation import split_report
 from emofm_jax.training import step as step_lib
 
 _WRITE_ROWS = 1 << 18  # rows of a prediction file that are put together at a time

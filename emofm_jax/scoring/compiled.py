@@ -1,6 +1,6 @@
 """A compiled call from host arrays to scores that costs little beside its products, for one row as for thousands.
 
-Features go in as one array (data/matrix.py), which is checked in the same pass: 28 arguments cost more than a small
+Features go in as one array (scoring/matrix.py), which is checked in the same pass: 28 arguments cost more than a small
 network. For few rows the network's parameters are constants of the program, so that XLA takes slices of stacked
 weights when it compiles instead of at each call (HMM: 0.45 of the time for one row, 0.8 for four); each number of
 rows then holds a copy of them.
@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from emofm_jax.data import matrix as matrix_lib
 from emofm_jax.data.schema import Schema
-from emofm_jax.training import ahead
+from emofm_jax.scoring import matrix as matrix_lib
+from emofm_jax.training import compilation
 
 _FEW = 8  # rows
 _CONSTANT = 1 << 24  # numbers that all constants together may have
@@ -32,8 +32,8 @@ def make(schema: Schema, params: Any, fn: Callable) -> Callable[[Mapping], dict 
     as_float = lambda x: jax.lax.bitcast_convert_type(x, jnp.float32)
     layout = matrix_lib.layout(schema)
     to_features = lambda matrix: matrix_lib.to_features(matrix, layout, as_float)
-    of_few = ahead.jit(lambda large, matrix: fn(unite(large), to_features(matrix)), few_rows=True)
-    of_many = ahead.jit(lambda params, matrix: fn(params, to_features(matrix)))
+    of_few = compilation.jit(lambda large, matrix: fn(unite(large), to_features(matrix)), few_rows=True)
+    of_many = compilation.jit(lambda params, matrix: fn(params, to_features(matrix)))
 
     def call(features):
         matrix = matrix_lib.of_features(features, layout) if isinstance(features, Mapping) else None

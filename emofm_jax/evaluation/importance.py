@@ -12,10 +12,10 @@ from collections.abc import Callable
 import numpy as np
 from tqdm import tqdm
 
-from emofm_jax import metrics
 from emofm_jax.data import batches, shards
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
+from emofm_jax.evaluation import metrics
 
 
 def sample(split: shards.Split, num_rows: int, seed: int) -> batches.Rows:

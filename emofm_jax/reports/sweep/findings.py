@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emofm_jax import comparison, config
-from emofm_jax.reports import results
+from emofm_jax import config
+from emofm_jax.evaluation import comparison
+from emofm_jax.reports import read
 
 # Fields that follow from the point or the machine, and are no reason for a difference.
 _IDLE = ("name", "seed", "data.dir")
@@ -51,7 +52,7 @@ def share(part: dict) -> float | None:
     return None if part.get("auc") is None or best in (None, 0.5) else (part["auc"] - 0.5) / (best - 0.5)
 
 
-def matrix(sweep: results.Sweep, value: Callable[[results.Run], float | None]) -> np.ndarray:
+def matrix(sweep: read.Sweep, value: Callable[[read.Run], float | None]) -> np.ndarray:
     """f64[points, seeds] of a value of each run that has metrics."""
     found = np.full((len(sweep.points), len(sweep.seeds)), np.nan)
     for i, point in enumerate(sweep.points):
@@ -71,7 +72,7 @@ def spread(values: np.ndarray) -> tuple[float, float, comparison.Interval | None
 
 
 def compare(
-    sweep: results.Sweep, split: str, metric: str, figures: np.ndarray, points: Sequence[str], against: Sequence[str]
+    sweep: read.Sweep, split: str, metric: str, figures: np.ndarray, points: Sequence[str], against: Sequence[str]
 ) -> dict[str, list[Comparison]]:
     """Each of some points against each point of `against`.
 
@@ -133,7 +134,7 @@ def _parts(sweep, split, metric, point, seeds):
     """(labels, row parts averaged over the seeds), or why there are none."""
     label, total = None, None
     for seed in seeds:
-        found = results.predictions(sweep.runs[point, seed], split)
+        found = read.predictions(sweep.runs[point, seed], split)
         if found is None:
             return "no predictions"
         if label is not None and not np.array_equal(label, found[0]):
@@ -146,7 +147,7 @@ def _parts(sweep, split, metric, point, seeds):
     return label, [a / len(seeds) for a in total]
 
 
-def differences(sweep: results.Sweep) -> dict[str, dict[str, tuple]]:
+def differences(sweep: read.Sweep) -> dict[str, dict[str, tuple]]:
     """{point: {field: (its value, the reference's)}}, of config.json, or where one has none, of the overrides.
 
     `...` stands for a field that a side does not set.
@@ -158,11 +159,11 @@ def differences(sweep: results.Sweep) -> dict[str, dict[str, tuple]]:
     return found
 
 
-def settings(sweep: results.Sweep, points: Sequence[str], idle: Sequence[str] = _IDLE) -> dict[str, dict]:
+def settings(sweep: read.Sweep, points: Sequence[str], idle: Sequence[str] = _IDLE) -> dict[str, dict]:
     """{point: {field: value}} of config.json, if all of the points have one, else of the overrides; without `idle`."""
     runs = {p: [sweep.runs[p, seed] for seed in sweep.seeds if (p, seed) in sweep.runs] for p in points}
     found = {
-        p: next((f for run in of_point if (f := results.fields(run)) is not None), None) for p, of_point in runs.items()
+        p: next((f for run in of_point if (f := read.fields(run)) is not None), None) for p, of_point in runs.items()
     }
     if None in found.values():
         found = {p: config.flatten(of_point[0].overrides) if of_point else {} for p, of_point in runs.items()}

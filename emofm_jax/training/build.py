@@ -12,11 +12,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from emofm_jax import models
 from emofm_jax.data import shards
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
-from emofm_jax.training import checkpoint, evaluation, optim
+from emofm_jax.models import build as model_lib
+from emofm_jax.training import checkpoint, optim
+from emofm_jax.training import predictions as predictions_lib
 from emofm_jax.training import step as step_lib
 from emofm_jax.training.progress import Progress
 
@@ -40,7 +41,7 @@ def check(config: ConfigDict) -> None:
     Raises:
       UserError: an unknown model, mixer or optimizer.
     """
-    models.check(config.model.to_dict())
+    model_lib.check(config.model.to_dict())
     for key in step_lib.SECTIONS:
         optim.make_optimizer(config.optim[key].to_dict(), 1)
 
@@ -73,10 +74,10 @@ def make_program(config: ConfigDict, schema: Schema, num_steps: int) -> Program:
 def _make_training(schema: Schema, model: str, compute_dtype: str, optim_options: str, num_steps: int):
     """(start, train step) of options as JSON text: all that decides them but for the shape of a batch."""
     options, sections = json.loads(model), json.loads(optim_options)
-    module = models.make_model(schema, options, compute_dtype=compute_dtype)
+    module = model_lib.make_model(schema, options, compute_dtype=compute_dtype)
     optimizers = {key: optim.make_optimizer(sections[key], num_steps) for key in step_lib.SECTIONS}
     start = step_lib.make_init(
-        module, schema, optimizers, table_width=models.table_width(module), init_scale=options["init_scale"]
+        module, schema, optimizers, table_width=model_lib.table_width(module), init_scale=options["init_scale"]
     )
     train_step = step_lib.make_train_step(
         module,
@@ -87,14 +88,14 @@ def _make_training(schema: Schema, model: str, compute_dtype: str, optim_options
         clip=sections["clip"],
         clip_norm=sections["clip_norm"],
         am_weight=options["am_weight"],
-        drop_type=models.dropped_type(schema, options),
+        drop_type=model_lib.dropped_type(schema, options),
     )
     return start, train_step
 
 
 @functools.lru_cache(maxsize=_KEPT)
 def _make_eval_step(schema: Schema, model: str, compute_dtype: str) -> Callable:
-    module = models.make_model(schema, json.loads(model), compute_dtype=compute_dtype)
+    module = model_lib.make_model(schema, json.loads(model), compute_dtype=compute_dtype)
     return step_lib.make_eval_step(module, schema)
 
 
@@ -108,9 +109,9 @@ def check_memory(config: ConfigDict, schema: Schema, program: Program) -> str:
     """
     state = jax.eval_shape(program.init)
     moved = state.params["network"] if config.optim.embedding.updates == "lazy" else state.params
-    module = models.make_model(schema, config.model.to_dict(), compute_dtype=config.compute_dtype)
+    module = model_lib.make_model(schema, config.model.to_dict(), compute_dtype=config.compute_dtype)
     rows = config.data.batch_size // len(program.devices)
-    e = jax.ShapeDtypeStruct((rows, schema.num_slots, models.table_width(module)), np.float32)
+    e = jax.ShapeDtypeStruct((rows, schema.num_slots, model_lib.table_width(module)), np.float32)
 
     def kept(network, stats, e):
         def forward(network, e):
@@ -187,9 +188,9 @@ def kept_step(config: ConfigDict, progress: Progress) -> int:
 
 def score(
     config: ConfigDict, split: shards.Split, program: Program, state: step_lib.TrainState
-) -> tuple[evaluation.Predictions, dict]:
+) -> tuple[predictions_lib.Predictions, dict]:
     """Predictions of a split and its part of metrics.json."""
-    predictions = evaluation.predict_split(
+    predictions = predictions_lib.predict_split(
         program.eval_step,
         state.params,
         state.stats,
@@ -198,4 +199,4 @@ def score(
         devices=program.devices,
         progress=sys.stderr.isatty(),
     )
-    return predictions, evaluation.report(predictions, split)
+    return predictions, predictions_lib.report(predictions, split)

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emofm_jax import comparison
-from emofm_jax.reports import findings, results
+from emofm_jax.evaluation import comparison
+from emofm_jax.reports import read
+from emofm_jax.reports.sweep import findings
 
 _MOST_FIELDS = 3  # of a group's name
 
@@ -39,7 +40,7 @@ class Group(NamedTuple):
     rivals: list
 
 
-def groups(sweep: results.Sweep, split: str, metric: str, figures: np.ndarray) -> list[Group]:
+def groups(sweep: read.Sweep, split: str, metric: str, figures: np.ndarray) -> list[Group]:
     """Every group, that of the reference first, with its comparisons.
 
     Args:
@@ -73,7 +74,7 @@ def groups(sweep: results.Sweep, split: str, metric: str, figures: np.ndarray) -
     return found
 
 
-def across(sweep: results.Sweep, found: Sequence[Group]) -> dict[str, list[str | None]]:
+def across(sweep: read.Sweep, found: Sequence[Group]) -> dict[str, list[str | None]]:
     """{name: its point in each group, or None}: points that differ from each other in nothing but the data.
 
     Those that at least two groups have; named by their model, or where this does not tell them apart, by a point.
@@ -110,9 +111,9 @@ def _rest(fields: dict) -> tuple:
     return tuple(sorted((k, repr(v)) for k, v in fields.items() if not _is_data(k)))
 
 
-def _by_rows(sweep: results.Sweep, split: str, points: list[str]) -> dict[tuple, list[str]]:
+def _by_rows(sweep: read.Sweep, split: str, points: list[str]) -> dict[tuple, list[str]]:
     """The points by their test rows: by the labels, if all of them have predictions."""
-    kept = {p: results.predictions(sweep.done(p)[0], split) for p in points}
+    kept = {p: read.predictions(sweep.done(p)[0], split) for p in points}
     if None not in kept.values():
         labels = {p: np.ascontiguousarray(found[0]) for p, found in kept.items()}
         keys = {p: (len(y), int(np.count_nonzero(y)), hashlib.sha256(y).hexdigest()) for p, y in labels.items()}

@@ -1,13 +1,8 @@
 """From a schema and options to a model, its parameters, and its predictions.
 
-    module = models.make_model(schema, options)              # options: config.model as a plain dict
-    variables = models.init(module, key, schema)
-    models.predict(module, variables, e)["p"]                # f32[B], the type unknown
-
-To add a model: a linen module from e to `losses.Outputs` of one predictor, whose fields are named as those of
-`config.model`, of its own section `config.model.NAME`, or of `_derive` below; and one line in `MODELS` (with options of
-its own, in `CHECKS` and `UNREAD`). Columns that it reads beside D it declares as `shared_columns` and `own_columns`
-(models/ensemble.py).
+module = model_lib.make_model(schema, options)              # options: config.model as a plain dict
+variables = model_lib.init(module, key, schema)
+model_lib.predict(module, variables, e)["p"]                # f32[B], the type unknown
 """
 
 import dataclasses
@@ -21,32 +16,11 @@ from flax import linen as nn
 
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError, check_choice, check_heads
-from emofm_jax.models import dcnv2, deepfm, destine, dnn, edcn, emofm, final, finalmlp, fm
-from emofm_jax.models.ensemble import Copies, Typed, table_width, with_axis
+from emofm_jax.models import CHECKS, EMOFM, MODELS, UNREAD
+from emofm_jax.models.typed import Copies, Typed, table_width, with_axis
 from emofm_jax.nn import layers, mixers, typewise
 
-__all__ = ["MODELS", "make_model", "init", "predict", "check", "unread", "dropped_type", "table_width", "with_axis"]
-EMOFM = {"wm": emofm.WM, "hm": emofm.HM, "hmm": emofm.HMM}  # typed by nature; the baselines are if `type_aware`
-MODELS = EMOFM | {
-    "lr": fm.LR,
-    "fm": fm.FM,
-    "deepfm": deepfm.DeepFM,
-    "dnn": dnn.DNN,
-    "dcnv2": dcnv2.DCNv2,
-    "edcn": edcn.EDCN,
-    "final": final.FINAL,
-    "finalmlp": finalmlp.FinalMLP,
-    "destine": destine.DESTINE,
-}
-# Of models with options of their own: what these may be, and which of them switch others off.
-CHECKS = {
-    "dcnv2": dcnv2.check,
-    "edcn": edcn.check,
-    "final": final.check,
-    "finalmlp": finalmlp.check,
-    "destine": destine.check,
-}
-UNREAD = {"dcnv2": dcnv2.unread, "finalmlp": finalmlp.unread, "destine": destine.unread}
+__all__ = ["make_model", "init", "predict", "check", "unread", "dropped_type", "table_width", "with_axis"]
 
 
 def make_model(schema: Schema, options: Mapping, *, compute_dtype: str = "float32") -> nn.Module:

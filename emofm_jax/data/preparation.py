@@ -1,10 +1,7 @@
-"""Turns raw click logs into shards: `python -m emofm_jax.prepare --config=experiments/frappe.py`.
+"""Raw click logs -> shards: two passes over the files of `config.prepare` (docs/data.md).
 
-Reads what `config.prepare` describes, counts vocabularies over the training rows where a slot needs one, encodes
-every row, and writes Parquet shards, schema.json and prepare.json to `config.data.dir`, replacing what an earlier
-run left there. Prints, for each split, rows, rejected rows and click rates, and for each slot its distinct values,
-the share of values that training never saw, and the share of the most frequent one. docs/data.md explains the
-formats, with a walk from a csv to a trained model.
+    count    vocabularies, means and largest buckets, over the training rows, where a slot needs them
+    encode   every row -> Parquet shards, schema.json, prepare.json
 
 Nothing half-written is left behind: everything is made in a `.partial` directory beside and moved at the end.
 """
@@ -24,8 +21,8 @@ import pyarrow as pa
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from emofm_jax import cli
-from emofm_jax.data import encode, formats, shards, tally, vocabulary
+from emofm_jax.data import counts as counts_lib
+from emofm_jax.data import encode, formats, shards, vocabulary
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.formats import cti, tabular
 from emofm_jax.data.schema import Schema, Slot
@@ -61,7 +58,7 @@ def prepare(config: ConfigDict, progress: bool = True) -> dict:
     show = progress and sys.stderr.isatty()
     try:
         if recipe["format"] == "synthetic":
-            from emofm_jax.data import synthetic
+            from emofm_jax.data.synthetic import write as synthetic
 
             synthetic.write(recipe, partial, config.name, show)
         else:
@@ -100,14 +97,14 @@ def _write(recipe: dict, directory: Path, name: str, show: bool) -> None:
         recipe=schema_recipe,
     )
     encoder = encode.Encoder(schema, vocabularies)
-    tallies = tally.Tally(schema)
+    tallies = counts_lib.Tally(schema)
     rejects = _Rejects(recipe["max_rejected"])
 
     def work(task: Callable[[], formats.Chunk]):
         chunk = task()
         table, bad = encoder.encode(chunk.columns)
         # Here, on a thread, if all rows of the table go to one split.
-        return chunk, table, bad, None if "" in files else tally.count_ids(schema, table)
+        return chunk, table, bad, None if "" in files else counts_lib.count_ids(schema, table)
 
     with ExitStack() as stack:
         writers = {s: stack.enter_context(shards.Writer(directory, s, schema)) for s in files if s}
@@ -134,7 +131,7 @@ def _write(recipe: dict, directory: Path, name: str, show: bool) -> None:
                 "check config.prepare.day_column and day_length"
             )
     schema = tallies.with_counts(schema)
-    tally.save(tallies.report(schema), directory)
+    counts_lib.save(tallies.report(schema), directory)
     schema.save(directory)
 
 
@@ -156,7 +153,7 @@ def _learn(
     counted = [s for s in slots if s.encoding == "vocabulary" and s.kind != "numeric"]
     measured = [s for s in slots if s.transform == "standardize" or (s.transform == "bucket" and not s.rows)]
     counters = {s.name: vocabulary.Counter() for s in counted if not s.share}
-    moments = {s.name: tally.Moments() for s in measured}
+    moments = {s.name: counts_lib.Moments() for s in measured}
     if counted or measured:
         split = "train" if "train" in files else ""
         for chunk in _ahead(recipe, files[split], lambda task: task(), "counting", show):
@@ -265,21 +262,3 @@ def _check_replaceable(target: Path) -> None:
             f"config.data.dir: {target} is not a directory of shards ({strange[0]}), and is not replaced; "
             "name another, or remove it"
         )
-
-
-def _main(flags) -> None:
-    config = flags.config
-    if (Path(config.data.dir) / "schema.json").exists() and config.data.dir:
-        print(f"{config.data.dir} holds shards already; they are replaced when the new ones are whole")
-    report = prepare(config)
-    print(tally.as_text(report))
-    print(f"The shards are in {config.data.dir}")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The program: exit code 0, or 2 after one line of error."""
-    return cli.run(_main, cli.define_config, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,7 +18,7 @@ import numpy as np
 from emofm_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from emofm_jax.scorer import Scorer
+    from emofm_jax.scoring.scorer import Scorer
 
 _FIRST_SEGMENTS = 16  # of a row
 _SMALLEST = 2.0**-15  # of a segment, as a share of the path: f32 tells its ends apart

@@ -4,13 +4,14 @@ import math
 
 import numpy as np
 
-from emofm_jax import axes, plots
-from emofm_jax.reports import curves, findings, page, sweep_view
-from emofm_jax.reports import sensitivity as sensitivity_lib
-from emofm_jax.reports.groups import Group
-from emofm_jax.reports.page import Cell
-from emofm_jax.reports.sweep_sensitivity import DIGITS
-from emofm_jax.reports.sweep_view import View
+from emofm_jax.reports import axes, curves, document, plots
+from emofm_jax.reports.document import Cell
+from emofm_jax.reports.sweep import findings
+from emofm_jax.reports.sweep import lines as lines_lib
+from emofm_jax.reports.sweep import view as view_lib
+from emofm_jax.reports.sweep.same_data import Group
+from emofm_jax.reports.sweep.sensitivity import DIGITS
+from emofm_jax.reports.sweep.view import View
 
 _MOST_ROWS = 40  # of a chart with a row per point
 _CROWD = 4  # the fewest points for which others are left out of a chart
@@ -57,7 +58,7 @@ def by_type(v: View) -> list:
             for name in types
         ]
         if typed and all(len(found) == 1 for found in bayes):
-            rows.append([data, Cell("attainable"), *(page.number(min(found), DIGITS) for found in bayes)])
+            rows.append([data, Cell("attainable"), *(document.number(min(found), DIGITS) for found in bayes)])
     text = "AUC within the rows of each type, the type given; of points that have predictors by type."
     series = [
         plots.Series(v.sweep.points[i], (), [float(x.mean()) if len(x := of(i, name)) else None for name in types])
@@ -66,7 +67,11 @@ def by_type(v: View) -> list:
     chart = plots.dots(
         f"{v.split.capitalize()} AUC by type, mean over seeds", types, series, unit="AUC, the type given"
     )
-    return [page.Text(text), page.compact(page.Table(["data", "point", *types], rows)), page.Charts([chart])]
+    return [
+        document.Text(text),
+        document.compact(document.Table(["data", "point", *types], rows)),
+        document.Charts([chart]),
+    ]
 
 
 def auxiliary(v: View) -> list:
@@ -80,8 +85,8 @@ def auxiliary(v: View) -> list:
         gain = findings.spread(np.array(gain))
         cells = [_mean_sd(np.array([f["am"][key] for f in found])) for key in ("accuracy", "majority", "logloss")]
         true = [f["am"].get("bayes_logloss") for f in found]
-        cells.append(page.number(None if None in true else float(np.mean(true)), DIGITS))
-        cells += [page.mean_sd(*gain[:2], DIGITS, sign=True), page.ends(gain[2], DIGITS)]
+        cells.append(document.number(None if None in true else float(np.mean(true)), DIGITS))
+        cells += [document.mean_sd(*gain[:2], DIGITS, sign=True), document.ends(gain[2], DIGITS)]
         rows.append([Cell(group.name), Cell(f"`{v.sweep.points[i]}`"), *cells])
     if not rows:
         return []
@@ -96,12 +101,12 @@ def auxiliary(v: View) -> list:
         "95% interval",
     ]
     text = "How well the auxiliary model guesses the type, and what the AUC would gain if it knew the true p(t|x)."
-    return [page.Text(text), page.compact(page.Table(heads, rows))]
+    return [document.Text(text), document.compact(document.Table(heads, rows))]
 
 
 def cost(v: View) -> list:
     """What parameters, speed and memory buy: of each group of some size, and of that of the reference."""
-    name, charts = sweep_view.NAMES[v.metric], []
+    name, charts = view_lib.NAMES[v.metric], []
     costs = {
         "parameters": ("parameters", "parameters (table and network)"),
         "rows_per_s": ("rows/s", "training speed (rows/s)"),
@@ -130,10 +135,10 @@ def cost(v: View) -> list:
                     points,
                     x=label,
                     y=f"{v.split} {name}",
-                    log_x=sensitivity_lib.is_wide(known, _CLUMPED),
+                    log_x=lines_lib.is_wide(known, _CLUMPED),
                 )
             )
-    return [page.Charts(charts)] if charts else []
+    return [document.Charts(charts)] if charts else []
 
 
 def _chosen(v: View) -> tuple[list, list]:
@@ -154,7 +159,7 @@ def learning(v: View) -> list:
     for key, unit in (("auc", "AUC"), ("logloss", "logloss (nats)")):
         series = curves.gather(lambda runs, name, key=key: curves.validation(runs, name, key), named, others)
         if series and max(len(s.x) for s in series) > 1:
-            title = f"Validation {sweep_view.NAMES[key]} during training"
+            title = f"Validation {view_lib.NAMES[key]} during training"
             charts.append(
                 plots.lines(title, series, x="training steps", y=unit, marks=max(len(s.x) for s in series) < 12)
             )
@@ -168,7 +173,7 @@ def learning(v: View) -> list:
     if others:
         which = f"the {grey} others" if grey == len(others) else f"{grey} of the {len(others)} others"
         more = f" The best points and the reference have names; {which} are grey."
-    return [page.Text(f"Means over seeds.{_of_data(v)}{more}"), page.Charts(charts)]
+    return [document.Text(f"Means over seeds.{_of_data(v)}{more}"), document.Charts(charts)]
 
 
 def calibration(v: View) -> list:
@@ -180,17 +185,17 @@ def calibration(v: View) -> list:
     more = " of the points named above" if others else ""
     text = f"Tenths of the rows by prediction, means over seeds{more}. On the dashed line predictions and rates agree."
     blocks = [
-        page.Text(text + _of_data(v)),
-        page.Charts([plots.calibration(title, series), curves.ratio_chart(series)]),
+        document.Text(text + _of_data(v)),
+        document.Charts([plots.calibration(title, series), curves.ratio_chart(series)]),
     ]
     partners = [(group.name, v.sweep.done(group.partner)) for group in v.groups[: axes.NUM_STYLES]]
     series = curves.gather(lambda runs, name: curves.calibration(runs, name, v.split), partners, [])
     if len(series) > 1:
         text = f"The reference `{v.sweep.reference}`, and on other data the point that stands for it."
         charts = [plots.calibration("Calibration on other data", series), curves.ratio_chart(series)]
-        blocks += [page.Text(text), page.Charts(charts)]
+        blocks += [document.Text(text), document.Charts(charts)]
     return blocks
 
 
 def _mean_sd(values: np.ndarray) -> Cell:
-    return page.mean_sd(*findings.spread(values)[:2], DIGITS)
+    return document.mean_sd(*findings.spread(values)[:2], DIGITS)

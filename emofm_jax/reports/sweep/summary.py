@@ -1,10 +1,10 @@
 """What a sweep's report says in plain words, from the numbers alone: a paragraph or two, and a line per other data."""
 
-from emofm_jax import comparison
-from emofm_jax.reports import findings
-from emofm_jax.reports.findings import Comparison
-from emofm_jax.reports.groups import Group
-from emofm_jax.reports.sweep_view import NAMES, View
+from emofm_jax.evaluation import comparison
+from emofm_jax.reports.sweep import findings
+from emofm_jax.reports.sweep.findings import Comparison
+from emofm_jax.reports.sweep.same_data import Group
+from emofm_jax.reports.sweep.view import NAMES, View
 
 _EQUAL = "not distinguishable"
 _FEW = 2  # seeds whose interval says little: it is 12.7 standard errors to each side

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from emofm_jax import metrics
+from emofm_jax.evaluation import metrics
 
 
 def make(

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emofm_jax import comparison
-from emofm_jax.reports import findings, results
+from emofm_jax.evaluation import comparison
+from emofm_jax.reports import read
+from emofm_jax.reports.sweep import findings
 
 LEAST = 3  # values that make a line
 _WIDE = 5  # a larger ratio of values asks for factors: a logarithmic axis, a slope per tenfold
@@ -33,7 +34,7 @@ class Line(NamedTuple):
     x: list[float]
 
 
-def lines(sweep: results.Sweep) -> dict[str, list[Line]]:
+def lines(sweep: read.Sweep) -> dict[str, list[Line]]:
     """{field: its lines, that of the reference first}."""
     settings = findings.settings(sweep, [point for point in sweep.points if sweep.done(point)])
     fields = _varied(settings)

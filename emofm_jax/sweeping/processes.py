@@ -1,7 +1,7 @@
 """Trains the runs of a sweep one after another, in this process or in N others.
 
-`python -m emofm_jax.workers CPU ...` is one of the N others, on these processors: it reads a run a line on stdin and
-answers with a record a line (runs.py).
+`python -m emofm_jax.sweeping.processes CPU ...` is one of the N others, on these processors: it reads a run a line on
+stdin and answers with a record a line (run.py).
 """
 
 import contextlib
@@ -18,8 +18,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-from emofm_jax import runs
 from emofm_jax.errors import UserError
+from emofm_jax.sweeping import run as sweep_run
 
 _STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM, -signal.SIGALRM)  # exit codes of a process told to stop
 _PATIENCE = 10  # seconds in which a process that was told to stop leaves its run, before it is ended
@@ -38,7 +38,7 @@ def execute_all(groups: Sequence[Sequence[dict]], jobs: int, lock: int) -> Itera
     """
     before = _on_terminate(_leave if jobs == 1 else lambda *_: sys.exit(143))  # no alarm: the others need their time
     try:
-        yield from map(runs.execute, itertools.chain(*groups)) if jobs == 1 else _in_processes(groups, jobs, lock)
+        yield from map(sweep_run.execute, itertools.chain(*groups)) if jobs == 1 else _in_processes(groups, jobs, lock)
     finally:
         signal.alarm(0)
         _on_terminate(before)
@@ -115,7 +115,7 @@ def _feed(take, done, stop, processes, start) -> None:
                 return
             if code == 2:  # it has said why on stderr: the disk, not the run
                 raise UserError(f"{run['workdir']}: its process could not write; free space and sweep again")
-            done.put(runs.record(run, None, _death(run, code), time.monotonic() - began))
+            done.put(sweep_run.record(run, None, _death(run, code), time.monotonic() - began))
     except Exception as error:  # raised where the records are read
         done.put(error)
     finally:
@@ -141,7 +141,7 @@ def _shares(jobs: int) -> list[set[int]]:
 
 def _start(cpus: set[int], lock: int) -> subprocess.Popen:
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # of a GPU that they share
-    command = [sys.executable, "-m", "emofm_jax.workers", *map(str, cpus)]
+    command = [sys.executable, "-m", "emofm_jax.sweeping.processes", *map(str, cpus)]
     pipe = subprocess.PIPE
     # A group of its own: what the terminal or `timeout` sends to all would else come twice, from them and from here.
     more = {"pass_fds": (lock,), "process_group": 0}
@@ -182,7 +182,7 @@ def main() -> int:
     threading.Thread(target=read, daemon=True).start()
     try:
         while (run := todo.get()) is not None:
-            found = runs.execute(run)
+            found = sweep_run.execute(run)
             busy.clear()
             print(json.dumps(found), flush=True)
         _on_terminate(signal.SIG_IGN)  # it comes when all runs are done, and would only disturb the end

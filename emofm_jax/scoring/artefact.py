@@ -19,14 +19,14 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from emofm_jax import score
 from emofm_jax.data import features as features_lib
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
+from emofm_jax.scoring import score
 
 if TYPE_CHECKING:
-    from emofm_jax.scorer import Scorer
+    from emofm_jax.scoring.scorer import Scorer
 
 PROGRAM = "model.stablehlo"
 PLATFORMS = ("cpu", "cuda", "tpu")

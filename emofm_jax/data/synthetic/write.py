@@ -1,7 +1,7 @@
 """Made-up click logs of the CTI kind, whose true probabilities are known.
 
-    ids        Zipf (exponent 1.05 to 1.2 in the large slots), nested as in a real log       data/population.py
-    type t     ~ softmax_t(main effects and interactions of a few well-populated slots)       data/planted.py
+    ids        Zipf (exponent 1.05 to 1.2 in the large slots), nested as in a real log      data/synthetic/population.py
+    type t     ~ softmax_t(main effects and interactions of a few well-populated slots)       data/synthetic/truth.py
     label      ~ sigmoid(bias_t + main effects_t + interactions_t within and across groups)
 
 The data sets of the paper cannot be had, so their structure is simulated: 28 slots in the groups user, scene, ad and
@@ -36,10 +36,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from emofm_jax.data import planted, population, shards, tally
-from emofm_jax.data.planted import Rows
-from emofm_jax.data.population import Dials, SlotPlan
+from emofm_jax.data import counts as counts_lib
+from emofm_jax.data import shards
 from emofm_jax.data.schema import Schema, Slot
+from emofm_jax.data.synthetic import population
+from emofm_jax.data.synthetic import truth as truth_lib
+from emofm_jax.data.synthetic.population import Dials, SlotPlan
+from emofm_jax.data.synthetic.truth import Rows
 from emofm_jax.data.vocabulary import hash_values
 from emofm_jax.errors import UserError
 
@@ -62,15 +65,15 @@ def write(recipe: Mapping, directory: Path, name: str, progress: bool) -> Schema
       UserError: a dial is out of range, or `gauc_key` names no slot with one id per row.
     """
     dials = Dials(**recipe["synthetic"])
-    world, schema = planted.make_world(dials), make_schema(dials, name, recipe)
+    world, schema = truth_lib.make_world(dials), make_schema(dials, name, recipe)
     key = recipe.get("gauc_key", "")
     if key and key not in [s.name for s in schema.slots if s.kind == "categorical"]:
         raise UserError(f"config.prepare.gauc_key: {key!r} is no slot of single ids; choose one, such as 'user_id'")
-    tallies, done = tally.Tally(schema), 0
+    tallies, done = counts_lib.Tally(schema), 0
     hashes = _hashes(schema, world)
     for split in shards.SPLITS:
         with shards.Writer(directory, split, schema) as writer, _TruthWriter(writer.path, split, dials) as truth:
-            for chunk, rows in enumerate(planted.make_rows(world, split)):
+            for chunk, rows in enumerate(truth_lib.make_rows(world, split)):
                 noise = _noise(schema, dials, split, chunk, len(rows.label))
                 table = _table(rows, schema, key, noise, hashes)
                 writer.write(table)
@@ -82,7 +85,7 @@ def write(recipe: Mapping, directory: Path, name: str, progress: bool) -> Schema
     if progress:
         print(file=sys.stderr)
     schema = tallies.with_counts(schema)
-    tally.save(tallies.report(schema), directory)
+    counts_lib.save(tallies.report(schema), directory)
     schema.save(directory)
     return schema
 
@@ -108,8 +111,8 @@ def facts(dials: Dials) -> dict[str, float]:
       interactions: their share of the variance of the row's logit, and across_groups: the share of that; distinct_ids:
       that occur in train; share_t1, rate_t1, ...: share and click rate of each type (typed data only).
     """
-    world = planted.make_world(dials)
-    chunks = list(planted.make_rows(world, "test"))
+    world = truth_lib.make_world(dials)
+    chunks = list(truth_lib.make_rows(world, "test"))
     p, p_type, p_given_type = (np.concatenate([getattr(c, k) for c in chunks]) for k in Rows._fields[3:6])
     ftype = np.concatenate([c.ftype for c in chunks])[:, None]
     main, within, across = (np.concatenate(part) for part in zip(*(c.parts for c in chunks)))
@@ -124,7 +127,7 @@ def facts(dials: Dials) -> dict[str, float]:
         "across_groups": np.var(row(across)) / (np.var(row(across)) + np.var(row(within))),
     }
     seen = {plan.name: np.zeros(len(world.latents[plan.name]), bool) for plan in population.SLOTS}
-    for chunk in planted.make_rows(world, "train"):
+    for chunk in truth_lib.make_rows(world, "train"):
         for slot, ids in chunk.ids.items():
             seen[slot][ids[0] if isinstance(ids, tuple) else ids] = True
     out["distinct_ids"] = sum(int(s[1:].sum()) for s in seen.values())
@@ -163,11 +166,11 @@ def _noise(schema: Schema, dials: Dials, split: str, chunk: int, num_rows: int) 
     size, zipf = _NOISE_IDS
     rng = np.random.default_rng([dials.seed, population.STREAMS["noise"], shards.SPLITS.index(split), chunk])
     cumulative = np.cumsum((np.arange(size) + 1.0) ** -zipf)
-    draw = lambda: 1 + np.searchsorted(cumulative[:-1] / cumulative[-1], rng.random(planted.CHUNK_ROWS), side="right")
+    draw = lambda: 1 + np.searchsorted(cumulative[:-1] / cumulative[-1], rng.random(truth_lib.CHUNK_ROWS), side="right")
     return {slot.name: draw()[:num_rows].astype(np.int32) for slot in schema.slots if _NOISE in slot.name}
 
 
-def _hashes(schema: Schema, world: planted.World) -> dict[str, np.ndarray]:
+def _hashes(schema: Schema, world: truth_lib.World) -> dict[str, np.ndarray]:
     """Of hashed slots, i32: the table row of each id, as the encoding of raw value k = id - 1; 0 stays missing."""
     found = {}
     for slot in schema.slots:

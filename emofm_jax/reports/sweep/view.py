@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emofm_jax.reports import findings, results
-from emofm_jax.reports import groups as groups_lib
-from emofm_jax.reports.groups import Group
+from emofm_jax.reports import read
+from emofm_jax.reports.sweep import findings, same_data
+from emofm_jax.reports.sweep.same_data import Group
 
 NAMES = {"auc": "AUC", "logloss": "logloss"}
 
@@ -24,7 +24,7 @@ class View(NamedTuple):
       known: whether the metric has a value anywhere.
     """
 
-    sweep: results.Sweep
+    sweep: read.Sweep
     metric: str
     split: str
     figures: dict[str, np.ndarray]
@@ -52,10 +52,10 @@ class View(NamedTuple):
         return [(group, i) for group in self.groups for i in group.order]
 
 
-def view(sweep: results.Sweep, metric: str, reference: str) -> View:
+def view(sweep: read.Sweep, metric: str, reference: str) -> View:
     """Reads and compares everything; `reference` replaces that of sweep.json."""
     sweep = sweep._replace(reference=reference)
-    split = results.split_of(sweep.all_done())
+    split = read.split_of(sweep.all_done())
     values = {key: lambda run, key=key: run.metrics[split].get(key) for key in ("auc", "logloss", "pcoc")}
     values |= {
         "share": lambda run: findings.share(run.metrics[split]),
@@ -68,7 +68,7 @@ def view(sweep: results.Sweep, metric: str, reference: str) -> View:
     if np.isfinite(figures["memory"]).any(axis=1).mean() < 0.5:  # it is known of the first run of each process only
         figures["memory"][:] = np.nan
     known = bool(np.isfinite(figures[metric]).any())
-    found = groups_lib.groups(sweep, split, metric, figures[metric])
+    found = same_data.groups(sweep, split, metric, figures[metric])
     return View(sweep, metric, split, figures, found, findings.differences(sweep), known)
 
 
@@ -79,9 +79,9 @@ def lead(v: View) -> list[str]:
         f"experiment `{sweep.experiment}`: {len(sweep.points)} points, seeds {', '.join(map(str, sweep.seeds))}, "
         f"reference `{sweep.reference}`"
     ]
-    if machine := results.machine(runs[0]):
+    if machine := read.machine(runs[0]):
         facts.append(machine)
-    if days := sorted(day for run in runs if (day := results.day(run))):
+    if days := sorted(day for run in runs if (day := read.day(run))):
         seconds = sum(run.seconds or 0 for run in sweep.runs.values())
         facts.append(
             " to ".join(dict.fromkeys((days[0], days[-1]))) + (f"; {_time(seconds)} in all" if seconds else "")

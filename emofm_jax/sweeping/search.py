@@ -12,8 +12,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from emofm_jax import config as config_lib
-from emofm_jax import points, train
+from emofm_jax import points
 from emofm_jax.errors import UserError
+from emofm_jax.training import run as run_lib
 
 KINDS = ("log", "uniform", "choice")
 _TRIED = 256  # combinations of the ends of ranges, to see which have an effect
@@ -92,10 +93,12 @@ def _idle(ranges: Mapping[str, Sequence], base: ConfigDict) -> dict[str, str]:
     for values in itertools.islice(trials, _TRIED):
         try:
             config = points.apply(base, dict(zip(ends, values)), "")
-            train.check(config)
+            run_lib.check(config)
         except UserError:  # options that do not go together
             continue
-        idle = {f: what for f, what in train.without_effect(config).items() if f in (ranges if idle is None else idle)}
+        idle = {
+            f: what for f, what in run_lib.without_effect(config).items() if f in (ranges if idle is None else idle)
+        }
         if not idle:
             return {}
     return idle if idle and next(trials, None) is None else {}
