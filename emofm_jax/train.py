@@ -1,0 +1,63 @@
+"""Trains a model on prepared shards, evaluates it and writes everything into a workdir.
+
+    python -m emofm_jax.train --config=experiments/quickstart.py --workdir=runs/quickstart
+    python -m emofm_jax.train --config=experiments/frappe.py:wm --workdir=runs/wm --config.seed=1
+
+The same command again goes on where it stopped, or shows the result of a finished run. The workdir then holds
+config.json, schema.json, vocabulary/, environment.json, log.jsonl, TensorBoard events, checkpoints/, metrics.json
+and predictions/test.parquet (without a test split valid.parquet); evaluate, predict and other programs take
+`--workdir` and find everything there.
+"""
+
+import sys
+import textwrap
+from pathlib import Path
+
+from absl import flags as absl_flags
+
+from emofm_jax import cli
+from emofm_jax.errors import UserError
+from emofm_jax.evaluation import summary
+from emofm_jax.training import run as run_lib
+
+
+def _main(flags: absl_flags.FlagValues) -> None:
+    config, workdir = flags.config, Path(flags.workdir)
+    run_lib.check(config)
+    given = cli.overrides(flags)
+    for path, what in run_lib.without_effect(config).items():
+        if path in given:
+            raise UserError(f"--config.{path}={given[path]}: it has no effect on {what}; leave it out")
+    metrics = run_lib.run(config, workdir)
+    print()
+    print(summary.table(metrics, "test" if "test" in metrics else "valid"))
+    print()
+    print(summary.footer(metrics))
+    print(f"written: {workdir}/ (metrics.json, predictions/, checkpoints/, log.jsonl, TensorBoard events)")
+
+
+def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
+    cli.define_config(flags, argv)
+    absl_flags.DEFINE_string("workdir", None, "Directory of the run; made if missing.", flag_values=flags)
+
+
+def _describe_models() -> str:
+    """What the files of models/ say of themselves, under the names of the models."""
+    from emofm_jax import models
+
+    names = {}
+    for name, model in models.MODELS.items():
+        names.setdefault(model.__module__, []).append(name)
+    lines = ["Models (--config.model.name; docs/model.md: stated by the papers, and our choices):"]
+    for module, of_module in names.items():
+        lines += ["", f"  {', '.join(of_module)}", textwrap.indent(sys.modules[module].__doc__.strip(), "    ")]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The program: exit code 0, or 2 after one line of error."""
+    return cli.run(_main, _define, argv, more_help=_describe_models)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
