@@ -54,7 +54,9 @@ def measure(arguments: list[str], directory: Path) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", default="2000000,4000000", help="numbers of rows, with commas")
     parser.add_argument("--output", default="", help="JSON file for the figures")
     args = parser.parse_args()
@@ -74,11 +76,16 @@ def main() -> None:
             }.items():
                 seconds, peak = measure([f"emofm_jax.{name}", *flags], directory)
                 figures.setdefault(name, {})[rows] = peak
-                print(f"{rows:>10,} rows  {name:9s} {seconds:7.1f} s  peak {peak:7,.0f} MiB", flush=True)
+                print(
+                    f"{rows:>10,} rows  {name:9s} {seconds:7.1f} s  peak {peak:7,.0f} MiB",
+                    flush=True,
+                )
     print(f"table and moments: {_TABLE_MIB:.0f} MiB")
     for name, peaks in figures.items():
         first, last = list(peaks.values())[0], list(peaks.values())[-1]
-        print(f"{name:9s} {last / first:.2f} times the memory for {max(peaks) / min(peaks):.0f} times the rows")
+        print(
+            f"{name:9s} {last / first:.2f} times the memory for {max(peaks) / min(peaks):.0f} times the rows"
+        )
     if args.output:
         Path(args.output).write_text(json.dumps(figures) + "\n")
 

@@ -59,11 +59,15 @@ def compare(configs: dict[str, ConfigDict], turns: int) -> None:
     rate = statistics.median(peak)
     first = next(iter(cases.values()))
     print(f"B = {first.batch_size:,}; matrix product on this machine {rate / 1e9:.0f} GFLOP/s")
-    print(f"{'model':>16}  {'multiply-adds':>13}  {'ms/step':>8}  {'rows/s':>8}  {'of peak':>7}  {'against first':>13}")
+    print(
+        f"{'model':>16}  {'multiply-adds':>13}  {'ms/step':>8}  {'rows/s':>8}  {'of peak':>7}  {'against first':>13}"
+    )
     base = statistics.median(next(iter(times.values())))
     for name, case in cases.items():
         seconds = statistics.median(times[name])
-        share = 6 * case.multiply_adds * case.batch_size / seconds / rate  # forward and twice backward, two FLOP each
+        share = (
+            6 * case.multiply_adds * case.batch_size / seconds / rate
+        )  # forward and twice backward, two FLOP each
         print(
             f"{name:>16}  {case.multiply_adds:13,}  {seconds * 1e3:8.1f}  {case.batch_size / seconds:8,.0f}  "
             f"{share:7.0%}  {base / seconds:13.2f}",
@@ -79,10 +83,14 @@ class Case:
         self.batch_size = config.data.batch_size
         self.program = build.make_program(config, split.schema, 1000)
         source = batches.read(split, self.batch_size, shuffle_rows=config.data.shuffle_rows, seed=0)
-        host = itertools.islice((b.batch for b in source if b.num_rows == self.batch_size), NUM_BATCHES)
+        host = itertools.islice(
+            (b.batch for b in source if b.num_rows == self.batch_size), NUM_BATCHES
+        )
         self.batches = [step_lib.put_batch(batch, self.program.devices) for batch in host]
         if not self.batches:
-            raise UserError(f"{config.data.dir}: fewer rows than a batch of {self.batch_size}; take a smaller one")
+            raise UserError(
+                f"{config.data.dir}: fewer rows than a batch of {self.batch_size}; take a smaller one"
+            )
         self.state = self.program.init()
         module = model_lib.make_model(split.schema, config.model.to_dict())
         variables = {"params": self.state.params["network"], "batch_stats": self.state.stats}
@@ -102,7 +110,10 @@ class Case:
 
 def multiply_adds(module, variables, num_slots: int) -> int:
     """Of a row: what a second row adds, so that products made once a batch are left out."""
-    rows = [jax.ShapeDtypeStruct((n, num_slots, model_lib.table_width(module)), np.float32) for n in (1, 2)]
+    rows = [
+        jax.ShapeDtypeStruct((n, num_slots, model_lib.table_width(module)), np.float32)
+        for n in (1, 2)
+    ]
     one, two = (count_multiply_adds(jax.make_jaxpr(module.apply)(variables, e).jaxpr) for e in rows)
     return two - one
 
@@ -114,14 +125,22 @@ def count_multiply_adds(jaxpr) -> int:
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
-            count += equation.outvars[0].aval.size * int(np.prod([shape[axis] for axis in contracted]))
-        count += sum(count_multiply_adds(inner) for inner in jax.extend.core.jaxprs_in_params(equation.params))
+            count += equation.outvars[0].aval.size * int(
+                np.prod([shape[axis] for axis in contracted])
+            )
+        count += sum(
+            count_multiply_adds(inner)
+            for inner in jax.extend.core.jaxprs_in_params(equation.params)
+        )
     return count
 
 
 def matrix_rate() -> float:
     """FLOP/s of float32 products [4096, 512] [512, 512]."""
-    x, kernel = (jnp.asarray(np.random.default_rng(0).normal(size=(n, 512)), jnp.float32) for n in (4096, 512))
+    x, kernel = (
+        jnp.asarray(np.random.default_rng(0).normal(size=(n, 512)), jnp.float32)
+        for n in (4096, 512)
+    )
     product = jax.jit(jnp.matmul)
     product(x, kernel).block_until_ready()
     start = time.perf_counter()
@@ -150,7 +169,9 @@ def _mixers(path: str) -> dict[str, ConfigDict]:
     schema = shards.open_split(Path(hmm.data.dir), "train").schema
     wm = _load(path, "wm")
     target = _multiply_adds(schema, hmm.model.to_dict())
-    enough = lambda width: _multiply_adds(schema, wm.model.to_dict() | {"hidden": (width,) * 4}) >= target
+    enough = lambda width: (
+        _multiply_adds(schema, wm.model.to_dict() | {"hidden": (width,) * 4}) >= target
+    )
     width = bisect.bisect_left(range(4096), True, key=enough)
     wm.model.hidden = (width,) * 4
     return {f"wm 4 x {width}": wm} | configs
@@ -167,7 +188,9 @@ def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
     absl_flags.DEFINE_list("models", [], "Its arguments, one a model.", flag_values=flags)
     absl_flags.DEFINE_bool("mixers", False, "Compare mixers and WM instead.", flag_values=flags)
     absl_flags.DEFINE_list("batch_sizes", [], "Instead of the experiment's.", flag_values=flags)
-    absl_flags.DEFINE_integer("turns", 3, f"Turns of {NUM_BATCHES} steps of each.", flag_values=flags)
+    absl_flags.DEFINE_integer(
+        "turns", 3, f"Turns of {NUM_BATCHES} steps of each.", flag_values=flags
+    )
 
 
 if __name__ == "__main__":

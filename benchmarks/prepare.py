@@ -51,16 +51,22 @@ def write_csv(path: Path, num_rows: int, seed: int = 0) -> None:
             text = np.full((n, 2 + 9 * NUM_COLUMNS), ord(","), np.uint8)
             text[:, 0] = ord("0") + (rng.random(n) < 0.25)
             for i, edge in enumerate(edges):
-                rank = np.minimum(np.searchsorted(edge, rng.random(n)), len(edge) - 1).astype(np.uint64)
+                rank = np.minimum(np.searchsorted(edge, rng.random(n)), len(edge) - 1).astype(
+                    np.uint64
+                )
                 value = (rank * np.uint64(2654435761) + np.uint64(i)) & np.uint64(0xFFFFFFFF)
                 digits = (value[:, None] >> np.arange(28, -4, -4, dtype=np.uint64)) & np.uint64(15)
-                text[:, 2 + 9 * i : 10 + 9 * i] = np.frombuffer(b"0123456789abcdef", np.uint8)[digits]
+                text[:, 2 + 9 * i : 10 + 9 * i] = np.frombuffer(b"0123456789abcdef", np.uint8)[
+                    digits
+                ]
             text[:, -1:] = ord("\n")
             file.write(text.tobytes())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--hash-rows", type=int, default=1_000_000, help="table rows of each slot")
     parser.add_argument("--encoding", default="hash", choices=("hash", "vocabulary"))
@@ -70,7 +76,12 @@ def main() -> None:
         source.mkdir()
         write_csv(source / "train.csv", args.rows)
         size = (source / "train.csv").stat().st_size
-        fields = {"source": str(source), "target": str(target), "hash_rows": args.hash_rows, "encoding": args.encoding}
+        fields = {
+            "source": str(source),
+            "target": str(target),
+            "hash_rows": args.hash_rows,
+            "encoding": args.encoding,
+        }
         experiment = Path(temporary) / "experiment.py"
         experiment.write_text(_EXPERIMENT.format(**fields))
         start = time.perf_counter()

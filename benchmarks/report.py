@@ -30,7 +30,9 @@ def _main(flags: absl_flags.FlagValues) -> None:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start
         size = (workdir / "report.html").stat().st_size / 1e6
-    print(f"{flags.points} points, {flags.seeds} seeds, {flags.rows:,} rows: {seconds:.1f} seconds, {size:.2f} MB")
+    print(
+        f"{flags.points} points, {flags.seeds} seeds, {flags.rows:,} rows: {seconds:.1f} seconds, {size:.2f} MB"
+    )
 
 
 def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:

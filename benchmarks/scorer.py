@@ -48,11 +48,15 @@ ENCODE_ROWS, ENCODE_CALLS = 65_536, 7
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", default="hmm,dnn")
     parser.add_argument("--batch_sizes", default="1,64,4096")
     parser.add_argument("--turns", type=int, default=8)
-    parser.add_argument("--asynchronous", action="store_true", help="leave JAX's asynchronous dispatch on")
+    parser.add_argument(
+        "--asynchronous", action="store_true", help="leave JAX's asynchronous dispatch on"
+    )
     parser.add_argument("--encode", action="store_true")
     parser.add_argument("--predict", action="store_true")
     parser.add_argument("--workdir", help="predict: a trained run")
@@ -80,12 +84,17 @@ def compare(names: list[str], batch_sizes: list[int], turns: int) -> None:
     import torch
 
     torch.set_num_threads(os.cpu_count())
-    print(f"jax {jax.__version__}, torch {torch.__version__}, {os.cpu_count()} threads each", flush=True)
+    print(
+        f"jax {jax.__version__}, torch {torch.__version__}, {os.cpu_count()} threads each",
+        flush=True,
+    )
     for name in names:
         with tempfile.TemporaryDirectory() as workdir:
             write_run(name, Path(workdir))
             scorer = scorer_lib.load_scorer(workdir)
-        print(f"{name}: {scorer.schema.num_slots} slots, {scorer.schema.num_rows:,} rows of the table")
+        print(
+            f"{name}: {scorer.schema.num_slots} slots, {scorer.schema.num_rows:,} rows of the table"
+        )
         for batch_size in batch_sizes:
             features = features_lib.example(scorer.schema, batch_size)
             calls = our_calls(scorer, features) | scorer_torch.calls(name, scorer, features)
@@ -94,7 +103,10 @@ def compare(names: list[str], batch_sizes: list[int], turns: int) -> None:
 
 def our_calls(scorer: scorer_lib.Scorer, features: dict) -> dict:
     fast = jax.jit(scorer.fn)
-    return {"scorer(features)": lambda: scorer(features), "jit(scorer.fn)": lambda: fast(scorer.params, features)}
+    return {
+        "scorer(features)": lambda: scorer(features),
+        "jit(scorer.fn)": lambda: fast(scorer.params, features),
+    }
 
 
 def measure(calls: dict, turns: int, tolerance: float) -> dict[str, list[float]]:
@@ -113,7 +125,9 @@ def measure(calls: dict, turns: int, tolerance: float) -> dict[str, list[float]]
                 start = time.perf_counter()
                 jax.block_until_ready(call())
                 seconds.append(time.perf_counter() - start)
-            times[name].append(statistics.median(seconds[2:]))  # the first ones wake threads and caches up
+            times[name].append(
+                statistics.median(seconds[2:])
+            )  # the first ones wake threads and caches up
     return times
 
 
@@ -123,7 +137,9 @@ def show(batch_size: int, times: dict[str, list[float]]) -> None:
     for name, turns in times.items():
         middle = statistics.median(turns)
         rate = batch_size / middle
-        print(f"{batch_size:6,}  {name:24}{1e6 * middle:10,.0f}{1e6 * min(turns):11,.0f}{rate:11,.0f}")
+        print(
+            f"{batch_size:6,}  {name:24}{1e6 * middle:10,.0f}{1e6 * min(turns):11,.0f}{rate:11,.0f}"
+        )
     ours = next(iter(times.values()))
     for kind in ("eager", "compiled"):
         theirs = [turns for name, turns in times.items() if name.startswith(kind)]
@@ -149,7 +165,10 @@ def write_run(name: str, workdir: Path) -> None:
     noise = lambda shape, scale: scale * rng.standard_normal(shape).astype(np.float32)
     network = model_lib.init(module, jax.random.key(0), schema)["params"]
     network = jax.tree.map(lambda x: np.asarray(x) + noise(x.shape, 0.02), network)
-    params = {"embedding": noise((schema.num_rows, model_lib.table_width(module)), 0.3), "network": network}
+    params = {
+        "embedding": noise((schema.num_rows, model_lib.table_width(module)), 0.3),
+        "network": network,
+    }
     info = {"best_step": -1, "schema": schema.fingerprint()}
     checkpoint.save(workdir / "checkpoints", 1, {"params": params, "stats": {}}, info)
     (workdir / "config.json").write_text(config.to_json())
@@ -195,18 +214,28 @@ def encode() -> None:
 def predict(workdir: str, split: Path, turns: int = 3) -> None:
     """Prints rows/s of `predict` on a split, of the scorer alone, and their ratio."""
     scorer = scorer_lib.load_scorer(workdir)
-    scorer_lib.load_scorer = lambda *args, **options: scorer  # predict gets it loaded and, after a first turn, compiled
+    scorer_lib.load_scorer = lambda *args, **options: (
+        scorer
+    )  # predict gets it loaded and, after a first turn, compiled
     source = shards.open_split(split.parent, split.name, scorer.schema)
     names = [slot.name for slot in scorer.schema.slots]
     groups = range(len(source.row_groups))
     features = features_lib.from_table(
-        pa.concat_tables([source.read_row_group(group, names) for group in groups]).combine_chunks(), scorer.schema
+        pa.concat_tables(
+            [source.read_row_group(group, names) for group in groups]
+        ).combine_chunks(),
+        scorer.schema,
     )
     num_rows, times = len(features[names[0]]), {"predict": [], "scorer alone": []}
     with tempfile.TemporaryDirectory() as directory:
         output = Path(directory) / "scores.parquet"
-        program = lambda: run_predict([f"--workdir={workdir}", f"--input={split}", f"--output={output}"])
-        calls = {"predict": program, "scorer alone": lambda: scorer.start(features, predict_lib.BATCH_ROWS)()}
+        program = lambda: run_predict(
+            [f"--workdir={workdir}", f"--input={split}", f"--output={output}"]
+        )
+        calls = {
+            "predict": program,
+            "scorer alone": lambda: scorer.start(features, predict_lib.BATCH_ROWS)(),
+        }
         for turn in range(-1, turns):  # the first compiles
             for name, call in calls.items():
                 start = time.perf_counter()
@@ -216,7 +245,9 @@ def predict(workdir: str, split: Path, turns: int = 3) -> None:
     rates = {name: num_rows / statistics.median(seconds) for name, seconds in times.items()}
     print(f"{num_rows:,} rows, batches of {predict_lib.BATCH_ROWS:,}, {turns} turns: {workdir}")
     for name, rate in rates.items():
-        print(f"{name}: {rate:,.0f} rows/s (of turns {', '.join(f'{num_rows / s:,.0f}' for s in times[name])})")
+        print(
+            f"{name}: {rate:,.0f} rows/s (of turns {', '.join(f'{num_rows / s:,.0f}' for s in times[name])})"
+        )
     print(f"predict / scorer alone: {rates['predict'] / rates['scorer alone']:.2f}")
 
 

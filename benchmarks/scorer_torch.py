@@ -22,7 +22,9 @@ def calls(name: str, scorer, features: dict[str, np.ndarray]) -> dict:
     params, found = _as_numpy(scorer.params), {}
     for attention in ATTENTION[name]:
         make = lambda attention=attention: Scorer(
-            params, scorer.schema, HMM(params, scorer.schema, attention) if attention else DNN(params)
+            params,
+            scorer.schema,
+            HMM(params, scorer.schema, attention) if attention else DNN(params),
         )
         compiled = torch.compile(make().eval(), dynamic=False)
         found[f"eager {attention}".strip()] = _call(_bare(make().eval()).forward, inputs)
@@ -35,12 +37,17 @@ def _call(forward, inputs):
     def call():
         return forward(*pack(inputs))
 
-    kinds = [name for name, x in inputs.items() if x.ndim == 1], [name for name, x in inputs.items() if x.ndim == 2]
+    kinds = (
+        [name for name, x in inputs.items() if x.ndim == 1],
+        [name for name, x in inputs.items() if x.ndim == 2],
+    )
 
     def pack(inputs):
         """Outside of the compiled part, where each array more would cost a guard: [B, slots], [B, bags, L] or None."""
         single, bags = kinds
-        return torch.stack([inputs[k] for k in single], 1), torch.stack([inputs[k] for k in bags], 1) if bags else None
+        return torch.stack([inputs[k] for k in single], 1), torch.stack(
+            [inputs[k] for k in bags], 1
+        ) if bags else None
 
     return call
 
@@ -53,7 +60,9 @@ def _bare(model):
 
 
 def _as_numpy(tree):
-    return {k: _as_numpy(v) for k, v in tree.items()} if isinstance(tree, dict) else np.asarray(tree)
+    return (
+        {k: _as_numpy(v) for k, v in tree.items()} if isinstance(tree, dict) else np.asarray(tree)
+    )
 
 
 class Module(nn.Module):
@@ -61,7 +70,9 @@ class Module(nn.Module):
 
     def keep(self, **arrays):
         for name, x in arrays.items():
-            self.register_parameter(name, nn.Parameter(torch.tensor(np.ascontiguousarray(x)), requires_grad=False))
+            self.register_parameter(
+                name, nn.Parameter(torch.tensor(np.ascontiguousarray(x)), requires_grad=False)
+            )
 
 
 class Scorer(Module):
@@ -76,15 +87,21 @@ class Scorer(Module):
         self.first_bag = int(bags[0]) if len(bags) else len(is_bag)
         padding = np.zeros_like(params["embedding"][:1])
         self.keep(table=np.concatenate([params["embedding"], padding]))
-        self.register_buffer("single_offsets", torch.tensor(schema.offsets[~is_bag], dtype=torch.int32))
-        self.register_buffer("bag_offsets", torch.tensor(schema.offsets[is_bag], dtype=torch.int32)[:, None])
+        self.register_buffer(
+            "single_offsets", torch.tensor(schema.offsets[~is_bag], dtype=torch.int32)
+        )
+        self.register_buffer(
+            "bag_offsets", torch.tensor(schema.offsets[is_bag], dtype=torch.int32)[:, None]
+        )
 
     def forward(self, single, bags):
         e = F.embedding(single + self.single_offsets, self.table)
         if bags is not None:
             batch, num_bags, length = bags.shape
             ids = torch.where(bags < 0, self.num_rows, bags + self.bag_offsets).view(-1, length)
-            pooled = F.embedding_bag(ids, self.table, mode="mean", padding_idx=self.num_rows).view(batch, num_bags, -1)
+            pooled = F.embedding_bag(ids, self.table, mode="mean", padding_idx=self.num_rows).view(
+                batch, num_bags, -1
+            )
             e = torch.cat([e[:, : self.first_bag], pooled, e[:, self.first_bag :]], 1)
         return self.network.forward(e)
 
@@ -94,7 +111,10 @@ class MLP(Module):
 
     def __init__(self, params):
         super().__init__()
-        layers = [params["hidden_0"], *(params["tower"][f"hidden_{i + 1}"] for i in range(len(params["tower"])))]
+        layers = [
+            params["hidden_0"],
+            *(params["tower"][f"hidden_{i + 1}"] for i in range(len(params["tower"]))),
+        ]
         self.layers = [(f"kernel_{i}", f"bias_{i}") for i in range(len(layers))]
         for (kernel, bias), layer in zip(self.layers, layers):
             self.keep(**{kernel: layer["kernel"][0].T, bias: layer["bias"][0]})
@@ -127,7 +147,9 @@ class Mixer(Module):
         self.attention, self.num_heads = attention, num_heads
         self.keep(kernel=params["query_key_value"], out=params["out"])
         n = len(params["out"])
-        self.register_buffer("others", torch.zeros(n, n).masked_fill(torch.eye(n, dtype=torch.bool), -torch.inf))
+        self.register_buffer(
+            "others", torch.zeros(n, n).masked_fill(torch.eye(n, dtype=torch.bool), -torch.inf)
+        )
 
     def forward(self, u):
         n, batch, _ = u.shape
@@ -135,7 +157,9 @@ class Mixer(Module):
         projected = torch.bmm(u, self.kernel).view(n, batch, 3, self.num_heads, width)
         if self.attention == "fused":
             q, k, v = projected.permute(2, 1, 3, 0, 4).unbind(0)  # [B, H, n, width]
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self.others).permute(2, 0, 1, 3)
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self.others).permute(
+                2, 0, 1, 3
+            )
         else:
             q, k, v = projected.unbind(2)  # [n, B, H, width]
             scores = (q[:, None] * k[None]).sum(-1) / width**0.5 + self.others[:, :, None, None]
@@ -149,10 +173,14 @@ class HMM(Module):
     def __init__(self, params, schema, attention):
         super().__init__()
         network, auxiliary = params["network"]["network"], params["network"]["auxiliary"]
-        group, stage1, stage2, types = (network[k] for k in ("group_dense", "stage1", "stage2", "type_dense"))
+        group, stage1, stage2, types = (
+            network[k] for k in ("group_dense", "stage1", "stage2", "type_dense")
+        )
         self.num_groups, self.num_types = len(schema.group_sizes), len(types["type_embedding"])
         width = types["kernel"].shape[1] - types["type_embedding"].shape[1]
-        bias = types["bias"] + np.einsum("td,tdf->tf", types["type_embedding"], types["kernel"][:, width:])
+        bias = types["bias"] + np.einsum(
+            "td,tdf->tf", types["type_embedding"], types["kernel"][:, width:]
+        )
         self.keep(
             group_kernel=group["kernel"].reshape(self.num_groups, -1, group["kernel"].shape[1]),
             group_bias=group["bias"][:, None],
@@ -177,8 +205,15 @@ class HMM(Module):
         x = self.mixer_0.forward(F.relu(x))
         x = self.mixer_1.forward(F.relu(torch.baddbmm(self.hidden_bias, x, self.hidden_kernel)))
         logits = torch.baddbmm(self.head_bias, x, self.head_kernel)[..., 0].T  # [B, T]
-        type_logits = F.linear(self.auxiliary.forward(e.flatten(1)), self.auxiliary_kernel, self.auxiliary_bias)
+        type_logits = F.linear(
+            self.auxiliary.forward(e.flatten(1)), self.auxiliary_kernel, self.auxiliary_bias
+        )
         log_type = type_logits.log_softmax(1)
         log_p = torch.logsumexp(log_type + F.logsigmoid(logits), 1)
         logit = log_p - torch.logsumexp(log_type + F.logsigmoid(-logits), 1)
-        return {"p": log_p.exp(), "logit": logit, "p_type": log_type.exp(), "p_given_type": torch.sigmoid(logits)}
+        return {
+            "p": log_p.exp(),
+            "logit": logit,
+            "p_type": log_type.exp(),
+            "p_given_type": torch.sigmoid(logits),
+        }

@@ -36,19 +36,27 @@ SIZES = {
 
 
 def define(flags: absl_flags.FlagValues, argv) -> None:
-    absl_flags.DEFINE_enum("size", "full", list(SIZES), "full, or tiny to see that it runs", flag_values=flags)
-    absl_flags.DEFINE_integer("steps", 0, "timed steps of each case; 0 = as `size` has it", flag_values=flags)
+    absl_flags.DEFINE_enum(
+        "size", "full", list(SIZES), "full, or tiny to see that it runs", flag_values=flags
+    )
+    absl_flags.DEFINE_integer(
+        "steps", 0, "timed steps of each case; 0 = as `size` has it", flag_values=flags
+    )
     absl_flags.DEFINE_string("output", "", "JSON file for the figures", flag_values=flags)
 
 
 def make_schema(num_rows: int, num_slots: int) -> Schema:
     """num_slots slots that share num_rows table rows evenly."""
     bounds = np.linspace(0, num_rows, num_slots + 1).astype(int)
-    slots = (Slot(f"C{i}", "all", encoding="hash", rows=int(n)) for i, n in enumerate(np.diff(bounds)))
+    slots = (
+        Slot(f"C{i}", "all", encoding="hash", rows=int(n)) for i, n in enumerate(np.diff(bounds))
+    )
     return Schema(f"{num_rows} rows", tuple(slots), rows_per_type=(1000,), clicks_per_type=(100,))
 
 
-def make_batches(schema: Schema, kind: str, count: int, batch_size: int, num_devices: int) -> list[Batch]:
+def make_batches(
+    schema: Schema, kind: str, count: int, batch_size: int, num_devices: int
+) -> list[Batch]:
     """Random batches whose ids follow `kind`, zipf or uniform."""
     rng = np.random.default_rng(0)
     ids = np.empty((count, batch_size, schema.num_slots), np.int32)
@@ -67,7 +75,8 @@ def make_batches(schema: Schema, kind: str, count: int, batch_size: int, num_dev
 
     unknown, ones = np.full(batch_size, -1, np.int32), np.ones(batch_size, np.float32)
     return [
-        Batch(split(ids[i]), None, split(label[i]), split(unknown.copy()), split(ones.copy())) for i in range(count)
+        Batch(split(ids[i]), None, split(label[i]), split(unknown.copy()), split(ones.copy()))
+        for i in range(count)
     ]
 
 
@@ -88,7 +97,12 @@ def gemm(size: int):
 def make_step(schema: Schema, embedding_dim: int):
     """(state, train step) of the MLP with lazy Adam."""
     defaults = config.default()
-    options = {**defaults.model.to_dict(), "name": "wm", "embedding_dim": embedding_dim, "hidden": HIDDEN}
+    options = {
+        **defaults.model.to_dict(),
+        "name": "wm",
+        "embedding_dim": embedding_dim,
+        "hidden": HIDDEN,
+    }
     module = model_lib.make_model(schema, options)
     optimizers = {k: optim.make_optimizer(defaults.optim[k].to_dict(), 1) for k in step.SECTIONS}
     init = step.make_init(module, schema, optimizers, table_width=embedding_dim, init_scale=0.01)
@@ -136,7 +150,10 @@ def measure(sizes, batch_size, num_slots, embedding_dim, num_batches, num_steps)
             }
         )
     small, large = sizes
-    ratio = {k: float(np.median(times[large, k]) / np.median(times[small, k])) for k in ("zipf", "uniform")}
+    ratio = {
+        k: float(np.median(times[large, k]) / np.median(times[small, k]))
+        for k in ("zipf", "uniform")
+    }
     return {
         "device": f"{num_devices} x {jax.local_devices()[0].device_kind}",
         "jax": jax.__version__,
@@ -151,9 +168,13 @@ def measure(sizes, batch_size, num_slots, embedding_dim, num_batches, num_steps)
 def main(flags) -> None:
     sizes, *shape, num_steps = SIZES[flags.size]
     found = measure(sizes, *shape, flags.steps or num_steps)
-    print(f"{found['device']}, jax {found['jax']}, B={found['batch_size']}, {found['steps']} steps of each case")
+    print(
+        f"{found['device']}, jax {found['jax']}, B={found['batch_size']}, {found['steps']} steps of each case"
+    )
     print(f"f32 GEMM peak in this run: {found['gemm_gflops']:.0f} GFLOP/s")
-    print(f"{'table rows':>10}  {'ids':8}{'ms/step':>8}{'quartiles':>14}{'rows/s':>10}{'distinct':>10}{'of peak':>9}")
+    print(
+        f"{'table rows':>10}  {'ids':8}{'ms/step':>8}{'quartiles':>14}{'rows/s':>10}{'distinct':>10}{'of peak':>9}"
+    )
     for case in found["cases"]:
         quartiles = "-".join(f"{q:.1f}" for q in case["ms_quartiles"])
         print(

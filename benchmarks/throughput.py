@@ -33,9 +33,13 @@ def main(flags: absl_flags.FlagValues) -> None:
     with config.unlocked():
         config.train.max_steps = flags.steps
         config.train.epochs = 1 + flags.steps * config.data.batch_size // splits["train"].num_rows
-        config.train.eval_every_steps = 10**9  # the last step evaluates all the same; not part of the rate
+        config.train.eval_every_steps = (
+            10**9
+        )  # the last step evaluates all the same; not part of the rate
     program = build.make_program(config, splits["train"].schema, flags.steps)
-    source = batches.read(splits["train"], config.data.batch_size, shuffle_rows=config.data.shuffle_rows)
+    source = batches.read(
+        splits["train"], config.data.batch_size, shuffle_rows=config.data.shuffle_rows
+    )
     host = [b.batch for b in itertools.islice(source, 64) if b.num_rows == config.data.batch_size]
     made = [step_lib.put_batch(batch, program.devices) for batch in host]
     figures = {"bare": [], "program": []}
@@ -52,7 +56,9 @@ def main(flags: absl_flags.FlagValues) -> None:
         )
     ratio = statistics.median(figures["program"]) / statistics.median(figures["bare"])
     if flags.output:
-        Path(flags.output).write_text(json.dumps({**figures, "ratio": ratio, "steps": flags.steps}) + "\n")
+        Path(flags.output).write_text(
+            json.dumps({**figures, "ratio": ratio, "steps": flags.steps}) + "\n"
+        )
     print(f"ratio program/bare: {ratio:.2f}")
 
 

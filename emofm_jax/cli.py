@@ -30,7 +30,10 @@ _HELP = ("--help", "-help", "-h", "--helpfull")
 
 
 def run(
-    main: Callable, define: Callable, argv: Sequence[str] | None = None, more_help: Callable[[], str] | None = None
+    main: Callable,
+    define: Callable,
+    argv: Sequence[str] | None = None,
+    more_help: Callable[[], str] | None = None,
 ) -> int:
     """Parses flags, calls `main(flags)` and returns the exit code.
 
@@ -55,7 +58,9 @@ def run(
             main(_parse(flags, define, argv))
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains as it ends
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # else Python complains as it ends
         return 141
     except (UserError, OSError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
@@ -87,14 +92,18 @@ def define_scorer(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string("workdir", None, where, flag_values=flags)
     calibrated = "Whether scores go through the calibration that `evaluate --calibrate` stored."
     absl_flags.DEFINE_bool("calibrated", False, calibrated, flag_values=flags)
-    absl_flags.DEFINE_string("combine", "logit", "What an ensemble averages: logit or p.", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "combine", "logit", "What an ensemble averages: logit or p.", flag_values=flags
+    )
 
 
 def workdirs(flags: absl_flags.FlagValues) -> str | list[str]:
     """The run of --workdir, or the runs."""
     names = flags.workdir.split(",")
     if "" in names:
-        raise UserError(f"--workdir={flags.workdir}: it names no run between, before or after a comma; correct it")
+        raise UserError(
+            f"--workdir={flags.workdir}: it names no run between, before or after a comma; correct it"
+        )
     return names if len(names) > 1 else names[0]
 
 
@@ -103,7 +112,9 @@ def overrides(flags: absl_flags.FlagValues) -> dict:
     return config_flags.get_override_values(flags["config"])
 
 
-def _parse(flags: absl_flags.FlagValues, define: Callable, argv: list[str]) -> absl_flags.FlagValues:
+def _parse(
+    flags: absl_flags.FlagValues, define: Callable, argv: list[str]
+) -> absl_flags.FlagValues:
     """Reads the flags and the experiment file; every mistake becomes a UserError."""
     try:
         define(flags, argv)
@@ -121,7 +132,9 @@ def _parse(flags: absl_flags.FlagValues, define: Callable, argv: list[str]) -> a
         raise UserError(f"--{name}: it is required; --help explains it")
     if "config" in flags:
         if not isinstance(config, ConfigDict) or config.keys() != config_lib.default().keys():
-            raise UserError("--config: its get_config must return emofm_jax.config.default() with changes; correct it")
+            raise UserError(
+                "--config: its get_config must return emofm_jax.config.default() with changes; correct it"
+            )
         config_lib.validate(config)
     return flags
 
@@ -130,14 +143,24 @@ def _last_override_first_config(argv: list[str]) -> list[str]:
     """Moves `--config=...` in front of its overrides, which fail before it; of an override given twice, the last."""
     first = [arg for arg in argv[1:] if re.match(r"--?config=", arg)]
     rest = [arg for arg in argv[1:] if arg not in first]
-    last = {arg.split("=", 1)[0].lstrip("-"): i for i, arg in enumerate(rest) if re.match(r"--?config\.", arg)}
-    return argv[:1] + first + [arg for i, arg in enumerate(rest) if last.get(arg.split("=", 1)[0].lstrip("-"), i) == i]
+    last = {
+        arg.split("=", 1)[0].lstrip("-"): i
+        for i, arg in enumerate(rest)
+        if re.match(r"--?config\.", arg)
+    }
+    return (
+        argv[:1]
+        + first
+        + [arg for i, arg in enumerate(rest) if last.get(arg.split("=", 1)[0].lstrip("-"), i) == i]
+    )
 
 
 def _check_config_argument(argv: list[str]) -> None:
     given = [arg.split("=", 1)[1] for arg in argv if re.match(r"--?config=", arg)]
     if not given:
-        raise UserError("--config: it is required; name an experiment file, as in --config=experiments/quickstart.py")
+        raise UserError(
+            "--config: it is required; name an experiment file, as in --config=experiments/quickstart.py"
+        )
     path = Path(given[-1].split(":")[0])
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
@@ -147,7 +170,9 @@ def _check_config_argument(argv: list[str]) -> None:
 
 def _reword(error: Exception, argv: list[str]) -> str:
     """One line from an error of absl, ml_collections or of the experiment file itself."""
-    config = next((arg.split("=", 1)[1].split(":")[0] for arg in argv if re.match(r"--?config=", arg)), "")
+    config = next(
+        (arg.split("=", 1)[1].split(":")[0] for arg in argv if re.match(r"--?config=", arg)), ""
+    )
     where = ""
     if isinstance(error, SyntaxError) and error.filename:
         where = f"{error.filename}:{error.lineno}: "
@@ -155,7 +180,10 @@ def _reword(error: Exception, argv: list[str]) -> str:
         for frame in traceback.extract_tb(error.__traceback__):
             if config and Path(frame.filename).resolve() == Path(config).resolve():
                 where = f"{config}:{frame.lineno}: "
-    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error) or type(error).__name__
+    text = (
+        str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+        or type(error).__name__
+    )
     text = text.replace("\\n", "\n").replace("\\'", "'")
     if "Traceback (most recent call last)" in text:  # absl wraps what an experiment file raised
         frames = re.findall(rf'File "{re.escape(config)}", line (\d+)', text)
@@ -169,7 +197,11 @@ def _reword(error: Exception, argv: list[str]) -> str:
         text = f"there is no field {text!r}"
     if not where and isinstance(error, AttributeError | KeyError):
         where = "--config: "
-    return f"{where}{text}" if "; " in text else f"{where}{text}; correct it (emofm_jax/config.py lists every field)"
+    return (
+        f"{where}{text}"
+        if "; " in text
+        else f"{where}{text}; correct it (emofm_jax/config.py lists every field)"
+    )
 
 
 def _help(main: Callable, flags: absl_flags.FlagValues, more_help: Callable[[], str] | None) -> str:
@@ -179,7 +211,10 @@ def _help(main: Callable, flags: absl_flags.FlagValues, more_help: Callable[[], 
         default = "" if flag.default in (None, "") else f" (default: {flag.default})"
         required = " (required)" if flag.default is None else ""
         lines += textwrap.wrap(
-            f"--{name}: {flag.help}{default}{required}", 100, initial_indent="  ", subsequent_indent="    "
+            f"--{name}: {flag.help}{default}{required}",
+            100,
+            initial_indent="  ",
+            subsequent_indent="    ",
         )
     if more_help is not None:
         lines += ["", more_help()]
@@ -193,13 +228,21 @@ def _fields() -> list[str]:
     source, lines = inspect.getsource(config_lib.default), []
     default = config_lib.flatten(config_lib.default())
     sections = {"c": "", **{v: f"{k}." for k, v in re.findall(r"c\.(\w+) = (\w) =", source)}}
-    for owner, path, comment in re.findall(r"^ +(\w)(?:\[key\])?\.([\w.]+) = .*?  # (.*)$", source, flags=re.MULTILINE):
+    for owner, path, comment in re.findall(
+        r"^ +(\w)(?:\[key\])?\.([\w.]+) = .*?  # (.*)$", source, flags=re.MULTILINE
+    ):
         name = sections[owner] + path
         both = f"optim.network.{path}"  # two sections with the same fields
         value = default.get(name, default.get(both))
-        if value is None and f"{owner}.{path}." not in source:  # a section that its own line says everything about
+        if (
+            value is None and f"{owner}.{path}." not in source
+        ):  # a section that its own line says everything about
             default[name] = value = config_lib.get(config_lib.default(), name).to_dict()
         if value is not None:
-            lines.append(f"  {name if name in default else f'optim.{{embedding,network}}.{path}'} = {value!r}")
-            lines += textwrap.wrap(comment, 100, initial_indent="      ", subsequent_indent="      ")
+            lines.append(
+                f"  {name if name in default else f'optim.{{embedding,network}}.{path}'} = {value!r}"
+            )
+            lines += textwrap.wrap(
+                comment, 100, initial_indent="      ", subsequent_indent="      "
+            )
     return lines

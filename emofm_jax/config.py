@@ -18,7 +18,9 @@ from emofm_jax.validation import get, validate
 
 __all__ = ["default", "load", "get", "flatten", "difference", "validate"]
 
-_RENAMED = {"optim.embedding.update": "optim.embedding.updates"}  # the older name is in runs of before 2026-11-26
+_RENAMED = {
+    "optim.embedding.update": "optim.embedding.updates"
+}  # the older name is in runs of before 2026-11-26
 
 
 def default() -> ConfigDict:
@@ -26,14 +28,18 @@ def default() -> ConfigDict:
     c = ConfigDict()
     c.name = "experiment"  # of the data set and run, for tables and titles
     c.seed = 0  # of initialisation, dropout and the order of rows
-    c.compute_dtype = "float32"  # of the network's products: float32 | bfloat16 (parameters stay float32)
+    c.compute_dtype = (
+        "float32"  # of the network's products: float32 | bfloat16 (parameters stay float32)
+    )
 
     # Raw data -> shards (`python -m emofm_jax.prepare`). docs/data.md explains each with an example.
     c.prepare = p = ConfigDict()
     p.format = "tabular"  # tabular | libsvm | cti | synthetic
     p.source = ""  # directory or file of raw data
     p.split = "files"  # files: one per split | share: by hash(seed, row) | day: by a column's value
-    p.files = ConfigDict({"train": "train.*", "valid": "valid.*", "test": "test.*"})  # globs inside `source`
+    p.files = ConfigDict(
+        {"train": "train.*", "valid": "valid.*", "test": "test.*"}
+    )  # globs inside `source`
     p.shares = (0.8, 0.1, 0.1)  # split=share: of the rows for train, valid, test
     p.day_column = ""  # split=day: column that holds the day
     p.day_length = 0  # split=day: leading characters of it that are the day; 0 = all
@@ -55,7 +61,9 @@ def default() -> ConfigDict:
     p.groups = ()  # ((group, members), ...): members are a name, a range "C1-C26", or a list of these
     p.slot = ConfigDict()  # what every slot is, unless `slots` says otherwise
     p.slot.kind = "categorical"  # categorical | multi (a bag) | numeric
-    p.slot.encoding = "vocabulary"  # vocabulary (counted) | hash | identity (integers 0 .. rows - 2)
+    p.slot.encoding = (
+        "vocabulary"  # vocabulary (counted) | hash | identity (integers 0 .. rows - 2)
+    )
     p.slot.rows = 0  # table rows of a hashed or identity slot; vocabulary: follows from the data
     p.slot.min_count = 1  # vocabulary: rarer values are unknown
     p.slot.max_length = 10  # multi: ids that are kept, the first ones
@@ -69,11 +77,15 @@ def default() -> ConfigDict:
     p.synthetic.num_types = 4  # T, interaction types; 0 = untyped
     p.synthetic.type_strength = 1.0  # how much the label's weights differ between the types
     p.synthetic.cross_strength = 1.0  # of interactions across groups
-    p.synthetic.noise = 0.0  # standard deviation of noise on the label's logit, which no model can know
+    p.synthetic.noise = (
+        0.0  # standard deviation of noise on the label's logit, which no model can know
+    )
     p.synthetic.drift = 0.0  # how far the test day's weights have moved, as a share of their size
     p.synthetic.new_id_rate = 0.0  # share of test ids that training never saw
     p.synthetic.unseen_type = ""  # type that training never shows
-    p.synthetic.hash_rows = 0  # table rows of each slot that grows (users, ads, items, terms), by hash; 0 = one an id
+    p.synthetic.hash_rows = (
+        0  # table rows of each slot that grows (users, ads, items, terms), by hash; 0 = one an id
+    )
     p.synthetic.group_slots = ()  # slots that are written of user, scene, ad, session; () = all 7, of noise beyond them
     p.synthetic.seed = 0  # of the planted truth and of the rows
 
@@ -88,10 +100,14 @@ def default() -> ConfigDict:
 
     # The network. docs/model.md has the formulas, and which model takes which field.
     c.model = m = ConfigDict()
-    m.name = "hmm"  # wm | hm | hmm | lr | fm | deepfm | dnn | dcnv2 | edcn | final | finalmlp | destine
+    m.name = (
+        "hmm"  # wm | hm | hmm | lr | fm | deepfm | dnn | dcnv2 | edcn | final | finalmlp | destine
+    )
     m.embedding_dim = 16  # D, width of a row of the embedding table
     m.init_scale = 0.01  # standard deviation of the embedding table at the start
-    m.head_bias = "rate"  # the logit at the start: rate (log-odds of the train split's, of each type) | zero
+    m.head_bias = (
+        "rate"  # the logit at the start: rate (log-odds of the train split's, of each type) | zero
+    )
     m.hidden = (512, 256, 128)  # wm, dnn, and the MLP of deepfm, dcnv2 and destine: widths
     m.stage1 = (256, 128)  # hm, hmm: widths of the tower of each group
     m.stage2 = (256, 128)  # hm, hmm: widths of the tower of each type
@@ -107,12 +123,16 @@ def default() -> ConfigDict:
     m.mixer.norm = "none"  # before queries, keys and values: none | layer
     m.type_predictors = "per_type"  # per_type | shared
     m.use_ftype = True  # False removes every use of the interaction type
-    m.type_aware = False  # True: a baseline gets a copy a type and the auxiliary model, as wm, hm, hmm have
+    m.type_aware = (
+        False  # True: a baseline gets a copy a type and the auxiliary model, as wm, hm, hmm have
+    )
     m.drop_type = ""  # name of a type that gets no predictor
     m.am_weight = 1.0  # weight of the auxiliary model's loss
     m.am_joint = False  # True: that loss moves the embeddings too
     m.dcnv2 = ConfigDict()
-    m.dcnv2.structure = "parallel"  # cross | stacked (MLP after it) | parallel (MLP beside it) | both
+    m.dcnv2.structure = (
+        "parallel"  # cross | stacked (MLP after it) | parallel (MLP beside it) | both
+    )
     m.dcnv2.num_layers = 3  # cross layers
     m.dcnv2.low_rank = 0  # rank of the experts of a cross layer; 0 = one full matrix
     m.dcnv2.num_experts = 4  # low_rank > 0: experts of a cross layer
@@ -160,7 +180,9 @@ def default() -> ConfigDict:
         o[key].eps = 1e-8  # adam, adamw, adagrad
         o[key].momentum = 0.0  # sgd
         o[key].initial_accumulator = 0.1  # adagrad
-    o.embedding.updates = "lazy"  # lazy: rows of the batch move | dense: every row moves, every step
+    o.embedding.updates = (
+        "lazy"  # lazy: rows of the batch move | dense: every row moves, every step
+    )
     o.clip = "none"  # gradient norm: none | group (table and network apart) | global (together)
     o.clip_norm = 10.0  # the norm that is not exceeded
 
@@ -172,7 +194,9 @@ def default() -> ConfigDict:
     t.monitor = ""  # auc | logloss | auc - logloss: keeps the best state; empty = keeps the last
     t.patience = 0  # evaluations without gain before the run stops; 0 = never
     t.min_delta = 1e-6  # what counts as a gain
-    t.plateau_factor = 0.1  # schedule=plateau: learning rate times this, at an evaluation without gain
+    t.plateau_factor = (
+        0.1  # schedule=plateau: learning rate times this, at an evaluation without gain
+    )
     t.plateau_min = 1e-6  # schedule=plateau: smallest factor in all
     t.log_every_steps = 100  # steps of a line of log.jsonl, and of the progress bar's figures
     t.save_every_steps = 2000  # steps between checkpoints
@@ -189,7 +213,9 @@ def load(workdir: Path) -> ConfigDict:
     try:
         return from_dict(json.loads(path.read_text()))
     except FileNotFoundError:
-        raise UserError(f"{workdir}: holds no run (no config.json); name the --workdir of a trained run") from None
+        raise UserError(
+            f"{workdir}: holds no run (no config.json); name the --workdir of a trained run"
+        ) from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: not a config of this version ({error}); train again") from None
 
@@ -228,7 +254,11 @@ def flatten(config, prefix: str = "") -> dict:
 def difference(ours, theirs) -> dict:
     """{dotted path: (our value, their value)} where two configs differ; `...` where a side has no such field."""
     a, b = flatten(ours), flatten(theirs)
-    return {k: (a.get(k, ...), b.get(k, ...)) for k in sorted(a.keys() | b.keys()) if a.get(k, ...) != b.get(k, ...)}
+    return {
+        k: (a.get(k, ...), b.get(k, ...))
+        for k in sorted(a.keys() | b.keys())
+        if a.get(k, ...) != b.get(k, ...)
+    }
 
 
 def _as_tuple(value):

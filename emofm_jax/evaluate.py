@@ -40,12 +40,17 @@ def _main(flags: absl_flags.FlagValues) -> None:
     split = shards.open_split(flags.data or config.data.dir, flags.split, schema)
     valid = shards.open_split(config.data.dir, "valid", schema) if flags.calibrate else None
     from emofm_jax.training import build
-    from emofm_jax.training import predictions as predictions_lib  # loads jax: after the cheap checks
+    from emofm_jax.training import (
+        predictions as predictions_lib,  # loads jax: after the cheap checks
+    )
 
     program = build.make_program(config, schema, num_steps=1)
     state, progress = build.restore_kept(config, workdir, program)
     predictions, report = build.score(config, split, program, state)
-    path, directory = workdir / "predictions" / f"{flags.split}.parquet", split.path.parent.resolve()
+    path, directory = (
+        workdir / "predictions" / f"{flags.split}.parquet",
+        split.path.parent.resolve(),
+    )
     if directory != Path(config.data.dir).resolve():
         path = path.with_stem(f"{flags.split}@{directory.name}")
         report["data"] = str(split.path)
@@ -53,15 +58,35 @@ def _main(flags: absl_flags.FlagValues) -> None:
     if flags.importance:  # before anything is written: one class has none
 
         def score(rows) -> dict:
-            arguments = (program.eval_step, state.params, state.stats, rows, schema, config.data.eval_batch_size)
+            arguments = (
+                program.eval_step,
+                state.params,
+                state.stats,
+                rows,
+                schema,
+                config.data.eval_batch_size,
+            )
             return predictions_lib.score_rows(*arguments, devices=program.devices)
 
         rows = importance_lib.sample(split, flags.importance_rows, config.seed)
-        found = importance_lib.importance(score, rows, schema, config.seed, progress=sys.stderr.isatty())
+        found = importance_lib.importance(
+            score, rows, schema, config.seed, progress=sys.stderr.isatty()
+        )
     if valid is not None:
-        fitted_on = predictions if valid.path == split.path else build.score(config, valid, program, state)[0]
-        fitted = calibration.fit(flags.calibrate, fitted_on.logit, fitted_on.label, fitted_on.weight)
-        facts = {"method": flags.calibrate, "split": "valid", "rows": len(fitted_on.label), "evaluated": flags.split}
+        fitted_on = (
+            predictions
+            if valid.path == split.path
+            else build.score(config, valid, program, state)[0]
+        )
+        fitted = calibration.fit(
+            flags.calibrate, fitted_on.logit, fitted_on.label, fitted_on.weight
+        )
+        facts = {
+            "method": flags.calibrate,
+            "split": "valid",
+            "rows": len(fitted_on.label),
+            "evaluated": flags.split,
+        }
         report["calibration_fit"] = facts | _before_and_after(report, predictions, fitted)
         written.append(calibration.save(workdir, fitted, progress.step, report["calibration_fit"]))
     predictions_lib.write_predictions(path, predictions)
@@ -70,23 +95,33 @@ def _main(flags: absl_flags.FlagValues) -> None:
     if valid is not None:
         print(f"\n{summary.calibration(report['calibration_fit'], flags.split)}")
     if flags.importance:
-        print(f"\nslots by the AUC that is lost when their values are permuted over {found['rows']:,} rows")
+        print(
+            f"\nslots by the AUC that is lost when their values are permuted over {found['rows']:,} rows"
+        )
         print(summary.importance(found))
-        written += _write_importance(found, path, f"{config.name}, {split.path.name} split: importance of the slots")
+        written += _write_importance(
+            found, path, f"{config.name}, {split.path.name} split: importance of the slots"
+        )
     print(f"step {progress.step:,} of {workdir}; written: {', '.join(map(str, written))}")
 
 
 def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
     absl_flags.DEFINE_string("workdir", None, "Directory of the run.", flag_values=flags)
-    absl_flags.DEFINE_string("split", "test", "Which split of the data: train, valid or test.", flag_values=flags)
-    absl_flags.DEFINE_string("data", "", "Directory of the shards, if not the run's own.", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "split", "test", "Which split of the data: train, valid or test.", flag_values=flags
+    )
+    absl_flags.DEFINE_string(
+        "data", "", "Directory of the shards, if not the run's own.", flag_values=flags
+    )
     absl_flags.DEFINE_string(
         "calibrate",
         "",
         f"Fit a calibration on the validation split: {' or '.join(calibration.METHODS)}.",
         flag_values=flags,
     )
-    absl_flags.DEFINE_bool("importance", False, "Importance of each slot, by permutation.", flag_values=flags)
+    absl_flags.DEFINE_bool(
+        "importance", False, "Importance of each slot, by permutation.", flag_values=flags
+    )
     absl_flags.DEFINE_integer(
         "importance_rows",
         100_000,
@@ -99,9 +134,13 @@ def _check(flags: absl_flags.FlagValues) -> None:
     if flags["calibrate"].present:
         check_choice("--calibrate", flags.calibrate, calibration.METHODS)
     if flags["importance_rows"].present and not flags.importance:
-        raise UserError(f"--importance_rows={flags.importance_rows}: no effect without --importance; add that")
+        raise UserError(
+            f"--importance_rows={flags.importance_rows}: no effect without --importance; add that"
+        )
     if flags.importance_rows < 1:
-        raise UserError(f"--importance_rows={flags.importance_rows}: it must be at least 1; give a number of rows")
+        raise UserError(
+            f"--importance_rows={flags.importance_rows}: it must be at least 1; give a number of rows"
+        )
 
 
 def _before_and_after(report: dict, predictions, fitted: calibration.Calibration) -> dict:
@@ -119,7 +158,10 @@ def _before_and_after(report: dict, predictions, fitted: calibration.Calibration
 
 def _write_importance(found: dict, predictions: Path, title: str) -> list[Path]:
     """Writes the importance of the slots, and its chart, beside the predictions; returns the files."""
-    paths = [predictions.with_suffix(".importance.json"), predictions.with_suffix(".importance.svg")]
+    paths = [
+        predictions.with_suffix(".importance.json"),
+        predictions.with_suffix(".importance.svg"),
+    ]
     _write(paths[0], json.dumps(found, indent=1) + "\n")
     names, drops = ([slot[key] for slot in found["slots"]] for key in ("name", "auc_drop"))
     _write(paths[1], plots.bars(title, names, drops, unit="AUC lost when permuted"))

@@ -20,12 +20,18 @@ def _main(flags: absl_flags.FlagValues) -> None:
     from emofm_jax.scoring import scorer as scorer_lib  # load jax: after the flags were checked
 
     directory = Path(flags.output)
-    loaded = scorer_lib.load_scorer(cli.workdirs(flags), calibrated=flags.calibrated, combine=flags.combine)
+    loaded = scorer_lib.load_scorer(
+        cli.workdirs(flags), calibrated=flags.calibrated, combine=flags.combine
+    )
     artefact.write(loaded, directory)
     artefact.load(directory)  # its worked example comes out here, too
     size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
-    print(f"{', '.join(loaded.names)} exported: {size / 2**20:,.1f} MiB, checksums and worked example verified")
-    print(f"written: {directory}/ (README.md says how to use it; python {directory / 'score.py'} scores files)")
+    print(
+        f"{', '.join(loaded.names)} exported: {size / 2**20:,.1f} MiB, checksums and worked example verified"
+    )
+    print(
+        f"written: {directory}/ (README.md says how to use it; python {directory / 'score.py'} scores files)"
+    )
 
 
 def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:

@@ -80,7 +80,9 @@ def load(path: str | Path) -> ModuleType:
     return module
 
 
-def read(path: str | Path, arg: str | None, base: ConfigDict, given: Mapping[str, Any], search: bool) -> Plan:
+def read(
+    path: str | Path, arg: str | None, base: ConfigDict, given: Mapping[str, Any], search: bool
+) -> Plan:
     """Reads an experiment file's points, all of them checked as far as no data or model is needed.
 
     Args:
@@ -99,16 +101,24 @@ def read(path: str | Path, arg: str | None, base: ConfigDict, given: Mapping[str
     if search:
         ranges = _value(path, module, "ranges", arg, None)
         if not isinstance(ranges, Mapping) or not ranges:
-            raise UserError(f"{path}: --search needs `ranges`, and it has none; emofm_jax/points.py shows them")
+            raise UserError(
+                f"{path}: --search needs `ranges`, and it has none; emofm_jax/points.py shows them"
+            )
         if both := [field for field in ranges if field in given]:
-            raise UserError(f"--config.{both[0]}={given[both[0]]}: {path} has a range of it; leave it out")
+            raise UserError(
+                f"--config.{both[0]}={given[both[0]]}: {path} has a range of it; leave it out"
+            )
         return Plan((), seeds, "", dict(ranges))
     if not callable(getattr(module, "sweep", None)):
-        raise UserError(f"{path}: it has no sweep(); define one that yields (name, overrides), or run it with train")
+        raise UserError(
+            f"{path}: it has no sweep(); define one that yields (name, overrides), or run it with train"
+        )
     points, known = [], {}
     for item in _guard(path, lambda: list(_call(module.sweep, arg))):
         if not (isinstance(item, Sequence) and len(item) == 2 and isinstance(item[0], str)):
-            raise UserError(f"{path}: sweep() yields {item!r:.80}; it must yield (name, overrides or config)")
+            raise UserError(
+                f"{path}: sweep() yields {item!r:.80}; it must yield (name, overrides or config)"
+            )
         name, what = item
         if not _NAME.fullmatch(name):
             raise UserError(
@@ -127,7 +137,9 @@ def read(path: str | Path, arg: str | None, base: ConfigDict, given: Mapping[str
         raise UserError(f"{path}: sweep() yields no point; let it yield (name, overrides)")
     reference = _value(path, module, "reference", arg, points[0].name)
     if reference not in known.values():
-        raise UserError(f"{path}: reference {reference!r} is no point; choose one of {', '.join(known.values())}")
+        raise UserError(
+            f"{path}: reference {reference!r} is no point; choose one of {', '.join(known.values())}"
+        )
     return Plan(tuple(points), seeds, reference, {})
 
 
@@ -155,13 +167,19 @@ def put(config: ConfigDict, overrides: Mapping[str, Any], where: str) -> ConfigD
             section = section[part] if isinstance(section, ConfigDict) and part in section else None
         if not isinstance(section, ConfigDict) or field not in section:
             near = difflib.get_close_matches(path, list(config_lib.flatten(config)), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "; emofm_jax/config.py lists every field"
+            hint = (
+                f"; did you mean {near[0]!r}?"
+                if near
+                else "; emofm_jax/config.py lists every field"
+            )
             raise UserError(f"{where}: there is no field {path!r}{hint}")
         try:
             section[field] = value
         except TypeError:
             kind = type(section[field]).__name__
-            raise UserError(f"{where}: {path} = {value!r} is no {kind}; give a value of the field's type") from None
+            raise UserError(
+                f"{where}: {path} = {value!r} is no {kind}; give a value of the field's type"
+            ) from None
     return config
 
 
@@ -171,9 +189,13 @@ def _point(where: str, name: str, what: Any, base: ConfigDict, given: Mapping[st
             raise UserError(f"{where}: it is no config; start from emofm_jax.config.default()")
         return Point(name, apply(what, given, where), {})
     if not isinstance(what, Mapping):
-        raise UserError(f"{where}: {what!r:.80} is neither overrides nor a config; give {{dotted field: value}}")
+        raise UserError(
+            f"{where}: {what!r:.80} is neither overrides nor a config; give {{dotted field: value}}"
+        )
     if both := [path for path, _ in _leaves(what) if path in given]:
-        raise UserError(f"--config.{both[0]}={given[both[0]]}: {where} sets it itself; leave it out")
+        raise UserError(
+            f"--config.{both[0]}={given[both[0]]}: {where} sets it itself; leave it out"
+        )
     return Point(name, apply(base, what, where), dict(_leaves(what)))
 
 
@@ -188,13 +210,21 @@ def _leaves(overrides: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _seeds(path: Path, seeds: Any, given: Mapping[str, Any]) -> tuple[int, ...]:
     if not isinstance(seeds, Sequence) or isinstance(seeds, str):
-        raise UserError(f"{path}: seeds = {seeds!r:.80} is no list of seeds; write seeds = (0, 1, 2), or range(3)")
+        raise UserError(
+            f"{path}: seeds = {seeds!r:.80} is no list of seeds; write seeds = (0, 1, 2), or range(3)"
+        )
     seeds = tuple(seeds)
-    whole = all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**32 for seed in seeds)
+    whole = all(
+        isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**32 for seed in seeds
+    )
     if not seeds or not whole or len(set(seeds)) < len(seeds):
-        raise UserError(f"{path}: seeds {seeds} must be different whole numbers, from 0 to 2**32 - 1")
+        raise UserError(
+            f"{path}: seeds {seeds} must be different whole numbers, from 0 to 2**32 - 1"
+        )
     if "seed" in given and seeds != (given["seed"],):
-        raise UserError(f"--config.seed={given['seed']}: {path} has seeds {seeds} of its own; leave it out")
+        raise UserError(
+            f"--config.seed={given['seed']}: {path} has seeds {seeds} of its own; leave it out"
+        )
     return seeds
 
 
@@ -218,8 +248,13 @@ def _guard(path: Path, work: Callable) -> Any:
         return work()
     except UserError:
         raise
-    except (Exception, SystemExit) as error:  # anything: an experiment file is a program of the user's
-        frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path]
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # anything: an experiment file is a program of the user's
+        frames = [
+            f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path
+        ]
         line = error.lineno if isinstance(error, SyntaxError) else frames[-1] if frames else None
         where = path if line is None else f"{path}:{line}"
         raise UserError(f"{where}: {type(error).__name__}: {error}; correct the file") from None

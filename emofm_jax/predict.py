@@ -47,19 +47,27 @@ def _main(flags: absl_flags.FlagValues) -> None:
     if output.suffix not in (".parquet", ".csv"):
         raise UserError(f"--output={output}: the ending must be .parquet or .csv")
     if not output.parent.is_dir():
-        raise UserError(f"--output={output}: there is no directory {output.parent}; make it, or name another")
+        raise UserError(
+            f"--output={output}: there is no directory {output.parent}; make it, or name another"
+        )
     if not source.exists():
         raise UserError(f"--input={source}: no such file or directory")
     if (source / "schema.json").exists():
-        raise UserError(f"--input={source}: it holds splits of shards; name one, as in --input={source / 'test'}")
+        raise UserError(
+            f"--input={source}: it holds splits of shards; name one, as in --input={source / 'test'}"
+        )
     if output.exists() and output.samefile(source):
         raise UserError(f"--output={output}: it is the input; name another file")
     from emofm_jax.scoring import scorer as scorer_lib  # loads jax: after the cheap checks
 
-    scorer = scorer_lib.load_scorer(cli.workdirs(flags), calibrated=flags.calibrated, combine=flags.combine)
+    scorer = scorer_lib.load_scorer(
+        cli.workdirs(flags), calibrated=flags.calibrated, combine=flags.combine
+    )
     schema = scorer.schema
     is_split = (source / "_SUCCESS").exists()
-    chunks = _shard_chunks(source, schema) if is_split else _raw_chunks(source, schema, scorer.directory)
+    chunks = (
+        _shard_chunks(source, schema) if is_split else _raw_chunks(source, schema, scorer.directory)
+    )
     num_rows = num_bad = 0
     unknown = features.UnknownCounter(schema)
     temporary = output.with_name(f".{output.name}.partial")
@@ -86,7 +94,9 @@ def _main(flags: absl_flags.FlagValues) -> None:
     bad = f"; {num_bad:,} of {num_rows:,} could not be read (column `reason`)" if num_bad else ""
     if shares := summary.unknown(unknown.shares()):
         print(shares)
-    print(f"{num_rows - num_bad:,} rows scored with {' + '.join(scorer.names)}{bad}; written: {output}")
+    print(
+        f"{num_rows - num_bad:,} rows scored with {' + '.join(scorer.names)}{bad}; written: {output}"
+    )
 
 
 def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
@@ -115,12 +125,18 @@ def _finite(chunk: Chunk, scores: dict[str, np.ndarray]) -> tuple[Chunk, dict[st
     if finite.all():
         return chunk, scores
     if not finite.any():
-        raise UserError("no score is finite: the run has diverged; lower its learning rate and train again")
+        raise UserError(
+            "no score is finite: the run has diverged; lower its learning rate and train again"
+        )
     rows, kept, reasons = np.flatnonzero(chunk.kept), chunk.kept.copy(), list(chunk.reasons)
     kept[rows[~finite]] = False
     for row in rows[~finite]:
-        reasons[row] = "its score is not finite: a number far outside those of training, or a run that has diverged"
-    return chunk._replace(kept=kept, reasons=reasons), {name: x[finite] for name, x in scores.items()}
+        reasons[row] = (
+            "its score is not finite: a number far outside those of training, or a run that has diverged"
+        )
+    return chunk._replace(kept=kept, reasons=reasons), {
+        name: x[finite] for name, x in scores.items()
+    }
 
 
 @contextlib.contextmanager
@@ -129,12 +145,16 @@ def _writing(output: Path):
     try:
         yield
     except OSError as error:
-        raise UserError(f"--output={output}: cannot be written ({error.strerror or error})") from None
+        raise UserError(
+            f"--output={output}: cannot be written ({error.strerror or error})"
+        ) from None
 
 
 def _raw_chunks(source: Path, schema: Schema, directory: Path) -> Iterator[Chunk]:
     for chunk in encode.read_encoded(schema, directory, source, labelled=False):
-        yield Chunk(features.from_table(chunk.table, schema), chunk.kept, chunk.reasons, chunk.row_id)
+        yield Chunk(
+            features.from_table(chunk.table, schema), chunk.kept, chunk.reasons, chunk.row_id
+        )
 
 
 def _shard_chunks(source: Path, schema: Schema) -> Iterator[Chunk]:
@@ -164,14 +184,18 @@ def _table(scores: dict[str, np.ndarray], kept: np.ndarray, reasons: list, row_i
 
 def _lists(array: np.ndarray) -> pa.ListArray:
     n, width = array.shape
-    return pa.ListArray.from_arrays(np.arange(0, n * width + 1, width, dtype=np.int32), pa.array(array.reshape(-1)))
+    return pa.ListArray.from_arrays(
+        np.arange(0, n * width + 1, width, dtype=np.int32), pa.array(array.reshape(-1))
+    )
 
 
 class _CsvWriter:
     """A csv with lists spelt `0.1^0.2`, with the interface of ParquetWriter that is used here."""
 
     def __init__(self, path: Path, schema: pa.Schema):
-        self._schema = pa.schema([pa.field(f.name, pa.string()) if pa.types.is_list(f.type) else f for f in schema])
+        self._schema = pa.schema(
+            [pa.field(f.name, pa.string()) if pa.types.is_list(f.type) else f for f in schema]
+        )
         self._writer = pa.csv.CSVWriter(path, self._schema)
 
     def write_table(self, table: pa.Table) -> None:
@@ -179,7 +203,10 @@ class _CsvWriter:
         for name in table.column_names:
             column = table[name]
             if pa.types.is_list(column.type):
-                texts = [None if v is None else "^".join(f"{x:.9g}" for x in v) for v in column.to_pylist()]
+                texts = [
+                    None if v is None else "^".join(f"{x:.9g}" for x in v)
+                    for v in column.to_pylist()
+                ]
                 column = pa.array(texts, pa.string())
             columns.append(column)
         self._writer.write_table(pa.table(columns, schema=self._schema))
@@ -189,7 +216,11 @@ class _CsvWriter:
 
 
 def _open(path: Path, schema: pa.Schema, suffix: str):
-    return _CsvWriter(path, schema) if suffix == ".csv" else pq.ParquetWriter(path, schema, compression="zstd")
+    return (
+        _CsvWriter(path, schema)
+        if suffix == ".csv"
+        else pq.ParquetWriter(path, schema, compression="zstd")
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

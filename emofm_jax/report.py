@@ -36,11 +36,19 @@ def _main(flags: absl_flags.FlagValues) -> None:
         tables = page.results_tables(view)
         said = [*sweep_summary.summary(view), *sweep_summary.by_data(view)]
         if (missing := len(found.points) * len(found.seeds) - len(found.runs)) > 0:
-            said.insert(0, f"Unfinished: {len(found.runs)} of {missing + len(found.runs)} runs are in.")
+            said.insert(
+                0, f"Unfinished: {len(found.runs)} of {missing + len(found.runs)} runs are in."
+            )
     else:
         if flags.reference:
-            raise UserError(f"--reference={flags.reference}: {workdir} is a single run, without points; leave it out")
-        title, lead, sections = run_page.title(found), run_page.lead(found), run_page.sections(found)
+            raise UserError(
+                f"--reference={flags.reference}: {workdir} is a single run, without points; leave it out"
+            )
+        title, lead, sections = (
+            run_page.title(found),
+            run_page.lead(found),
+            run_page.sections(found),
+        )
         tables, said = [("", run_page.figures(found))], [run_page.summary(found)]
     for name, text in (
         ("report.html", document.as_html(title, lead, sections)),
@@ -48,7 +56,11 @@ def _main(flags: absl_flags.FlagValues) -> None:
     ):
         (workdir / f"{name}.tmp").write_text(text, encoding="utf-8")
         (workdir / f"{name}.tmp").replace(workdir / name)
-    print("\n\n".join("\n".join(filter(None, [name, document.as_text(table)])) for name, table in tables))
+    print(
+        "\n\n".join(
+            "\n".join(filter(None, [name, document.as_text(table)])) for name, table in tables
+        )
+    )
     print("\n" + "\n".join(text.replace("`", "").replace("**", "") for text in said))
     print(f"written: {workdir / 'report.html'}, {workdir / 'report.md'}")
 
@@ -56,18 +68,30 @@ def _main(flags: absl_flags.FlagValues) -> None:
 def _reference(sweep: read.Sweep, wanted: str) -> str:
     """The point that others are compared to: the flag's, else the sweep's own."""
     point = wanted or sweep.reference
-    where = f"--reference={wanted}" if wanted else f"{sweep.workdir / 'sweep.json'}: reference {point!r}"
+    where = (
+        f"--reference={wanted}"
+        if wanted
+        else f"{sweep.workdir / 'sweep.json'}: reference {point!r}"
+    )
     if point not in sweep.points:
         near = difflib.get_close_matches(point, sweep.points, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "choose one of them"
-        raise UserError(f"{where}: there is no such point; there are {', '.join(sweep.points)}; {hint}")
+        raise UserError(
+            f"{where}: there is no such point; there are {', '.join(sweep.points)}; {hint}"
+        )
     return point
 
 
 def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
-    absl_flags.DEFINE_string("workdir", None, "Directory of a sweep or of a run.", flag_values=flags)
-    absl_flags.DEFINE_string("reference", "", "Point to compare to, if not the sweep's own.", flag_values=flags)
-    absl_flags.DEFINE_string("metric", "auc", "What points are compared by: auc or logloss.", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "workdir", None, "Directory of a sweep or of a run.", flag_values=flags
+    )
+    absl_flags.DEFINE_string(
+        "reference", "", "Point to compare to, if not the sweep's own.", flag_values=flags
+    )
+    absl_flags.DEFINE_string(
+        "metric", "auc", "What points are compared by: auc or logloss.", flag_values=flags
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

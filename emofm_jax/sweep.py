@@ -41,14 +41,23 @@ def _sweep(flags: absl_flags.FlagValues) -> bool:
     _check_flags(flags)
     experiment, base, workdir = flags["config"].config_filename, flags.config, Path(flags.workdir)
     file, colon, arg = experiment.partition(":")
-    plan = points.read(file, arg if colon else None, base, cli.overrides(flags), search=bool(flags.search))
-    names = [point.name for point in plan.points] or [f"trial-{number:03d}" for number in range(flags.trials)]
+    plan = points.read(
+        file, arg if colon else None, base, cli.overrides(flags), search=bool(flags.search)
+    )
+    names = [point.name for point in plan.points] or [
+        f"trial-{number:03d}" for number in range(flags.trials)
+    ]
     if flags.search:
         search.check(plan.ranges, base)
         if "data.dir" not in plan.ranges:
             _check_data(base)
     _check_points(plan.points)
-    header = {"experiment": experiment, "name": base.name, "points": names, "seeds": list(plan.seeds)}
+    header = {
+        "experiment": experiment,
+        "name": base.name,
+        "points": names,
+        "seeds": list(plan.seeds),
+    }
     header |= {"reference": plan.reference or names[0], "search": flags.search}
     _check_workdir(workdir, header)
     groups = [_runs_of(point, plan.seeds, base, workdir) for point in plan.points]
@@ -63,13 +72,21 @@ def _sweep(flags: absl_flags.FlagValues) -> bool:
                 _run(groups, results, flags, lock)
                 last = "(--retry tries those that failed again)\n" if results.failed() else ""
         except (SystemExit, KeyboardInterrupt):
-            print("stopped, with the state of its runs saved; the same command goes on", file=sys.stderr)
+            print(
+                "stopped, with the state of its runs saved; the same command goes on",
+                file=sys.stderr,
+            )
             raise
     print(f"\n{results.as_text()}\n{last}written: {workdir}/ (results.csv, results.jsonl, runs/)")
     return not results.failed()
 
 
-def _run(groups: Sequence[Sequence[dict]], results: results_lib.Table, flags: absl_flags.FlagValues, lock: int) -> None:
+def _run(
+    groups: Sequence[Sequence[dict]],
+    results: results_lib.Table,
+    flags: absl_flags.FlagValues,
+    lock: int,
+) -> None:
     """Trains what has no record yet, and prints a line per run; a group is a point's runs."""
     todo, old = [], []
     for run in [run | {"keep": flags.checkpoints} for group in groups for run in group]:
@@ -77,14 +94,19 @@ def _run(groups: Sequence[Sequence[dict]], results: results_lib.Table, flags: ab
         again = found is not None and flags.retry and found["line"]["status"] != "ok"
         old += [found] if found and not again else []
         todo += [run] if not found or again else []
-        if found and found["line"]["status"] == "ok" and not flags.checkpoints:  # a kill may have left them
+        if (
+            found and found["line"]["status"] == "ok" and not flags.checkpoints
+        ):  # a kill may have left them
             shutil.rmtree(Path(run["workdir"]) / "checkpoints", ignore_errors=True)
     results.add(old)
     impossible = _make_data(todo)
     for run in [run for run in todo if run["config"]["data"]["dir"] in impossible]:
         _end(results, sweep_run.record(run, None, impossible[run["config"]["data"]["dir"]]))
     todo = [run for run in todo if run["config"]["data"]["dir"] not in impossible]
-    groups = [[run for run in todo if run["point"] == name] for name in dict.fromkeys(run["point"] for run in todo)]
+    groups = [
+        [run for run in todo if run["point"] == name]
+        for name in dict.fromkeys(run["point"] for run in todo)
+    ]
     with contextlib.closing(processes.execute_all(groups, flags.jobs, lock)) as records:
         for record in records:
             _end(results, record)
@@ -96,7 +118,13 @@ def _end(results: results_lib.Table, record: dict) -> None:
 
 
 def _search(
-    flags, plan: points.Plan, base: ConfigDict, workdir: Path, names, results: results_lib.Table, lock: int
+    flags,
+    plan: points.Plan,
+    base: ConfigDict,
+    workdir: Path,
+    names,
+    results: results_lib.Table,
+    lock: int,
 ) -> str:
     """Trial after trial, each drawn from the results of those before; says which was best."""
     monitor, history = base.train.monitor or "auc", []
@@ -114,7 +142,11 @@ def _search(
         else:
             _run([group], results, flags, lock)
         ended = [line for line in results.lines() if line["point"] == name]
-        reached = [_objective(line["metrics"]["valid"], monitor) for line in ended if line["status"] == "ok"]
+        reached = [
+            _objective(line["metrics"]["valid"], monitor)
+            for line in ended
+            if line["status"] == "ok"
+        ]
         whole = len(reached) == len(plan.seeds) and None not in reached
         history.append((values, statistics.fmean(reached) if whole else None))
     reached = {i: value for i, (_, value) in enumerate(history) if value is not None}
@@ -131,18 +163,31 @@ def _objective(report: dict, monitor: str) -> float | None:
     auc, logloss = report["auc"], report["logloss"]
     if (auc is None and "auc" in monitor) or (logloss is None and "logloss" in monitor):
         return None
-    return {"auc": lambda: auc, "logloss": lambda: -logloss, "auc - logloss": lambda: auc - logloss}[monitor]()
+    return {
+        "auc": lambda: auc,
+        "logloss": lambda: -logloss,
+        "auc - logloss": lambda: auc - logloss,
+    }[monitor]()
 
 
-def _runs_of(point: points.Point, seeds: Sequence[int], base: ConfigDict, workdir: Path) -> list[dict]:
+def _runs_of(
+    point: points.Point, seeds: Sequence[int], base: ConfigDict, workdir: Path
+) -> list[dict]:
     """The runs of a point (runs.py); raises UserError where a workdir holds one of another config, unless it failed."""
     found = []
     changed = config_lib.difference(point.config, base)
-    overrides = {k: None if ours is ... else ours for k, (ours, _) in changed.items() if k != "seed"}
+    overrides = {
+        k: None if ours is ... else ours for k, (ours, _) in changed.items() if k != "seed"
+    }
     for seed in seeds:
         config = points.apply(point.config, {"seed": seed}, f"point {point.name!r}")
         place = Path("runs") / point.name / f"seed-{seed}"
-        run = {"point": point.name, "seed": seed, "overrides": overrides, "config": config.to_dict()}
+        run = {
+            "point": point.name,
+            "seed": seed,
+            "overrides": overrides,
+            "config": config.to_dict(),
+        }
         found.append(run | {"workdir": str(workdir / place), "place": str(place)})
         sweep_run.outdated(found[-1])
     return found
@@ -154,11 +199,15 @@ def _check_flags(flags: absl_flags.FlagValues) -> None:
     if flags.search not in ("", "tpe"):
         raise UserError(f"--search={flags.search}: it is not known; choose tpe")
     if flags.trials and not flags.search:
-        raise UserError(f"--trials={flags.trials}: it has no meaning without a search; add --search=tpe")
+        raise UserError(
+            f"--trials={flags.trials}: it has no meaning without a search; add --search=tpe"
+        )
     if flags.search and flags.trials < 1:
         raise UserError(f"--search={flags.search}: it needs --trials=N, how many points it may try")
     if flags.search and flags.retry:  # they would be drawn again, and all after them
-        raise UserError("--retry: trials of a search follow from those that failed; choose another --workdir instead")
+        raise UserError(
+            "--retry: trials of a search follow from those that failed; choose another --workdir instead"
+        )
 
 
 def _check_points(declared: Sequence[points.Point]) -> None:
@@ -198,19 +247,32 @@ def _check_workdir(workdir: Path, header: dict) -> None:
         found = [file.name for file in workdir.iterdir()] if workdir.is_dir() else []
         of_sweep = (".writable", "sweep.json.", "results.", "report.")
         if not all(name == "runs" or name.startswith(of_sweep) for name in found):
-            raise UserError(f"{workdir}: holds files but no sweep (no sweep.json); choose an empty --workdir")
+            raise UserError(
+                f"{workdir}: holds files but no sweep (no sweep.json); choose an empty --workdir"
+            )
         return
     try:
         before = json.loads(path.read_text())
         same = [(Path(x["experiment"]).name, x["search"]) for x in (before, header)]
-        gone = [f"{key[:-1]} {x}" for key in ("points", "seeds") for x in before[key] if x not in header[key]]
+        gone = [
+            f"{key[:-1]} {x}"
+            for key in ("points", "seeds")
+            for x in before[key]
+            if x not in header[key]
+        ]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error!r}); delete it, the runs stay as they are") from None
+        raise UserError(
+            f"{path}: damaged ({error!r}); delete it, the runs stay as they are"
+        ) from None
     if same[0] != same[1]:
         kind = " (a search)" if before["search"] else ""
-        raise UserError(f"{workdir}: holds the sweep of {before['experiment']}{kind}; choose another --workdir")
+        raise UserError(
+            f"{workdir}: holds the sweep of {before['experiment']}{kind}; choose another --workdir"
+        )
     if gone:
-        print(f"note: the sweep has no {', '.join(gone)} any more; the runs stay in {workdir}/runs, out of the results")
+        print(
+            f"note: the sweep has no {', '.join(gone)} any more; the runs stay in {workdir}/runs, out of the results"
+        )
 
 
 def _make_data(todo: Sequence[dict]) -> dict[str, str]:
@@ -227,11 +289,17 @@ def _make_data(todo: Sequence[dict]) -> dict[str, str]:
 
 def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
     cli.define_config(flags, argv)
-    absl_flags.DEFINE_string("workdir", None, "Directory of the sweep; made if missing.", flag_values=flags)
-    absl_flags.DEFINE_integer("jobs", 1, "Processes that train at a time, each a run.", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "workdir", None, "Directory of the sweep; made if missing.", flag_values=flags
+    )
+    absl_flags.DEFINE_integer(
+        "jobs", 1, "Processes that train at a time, each a run.", flag_values=flags
+    )
     kept = "Whether the checkpoints of finished runs stay; evaluate, predict and export need them."
     absl_flags.DEFINE_bool("checkpoints", True, kept, flag_values=flags)
-    absl_flags.DEFINE_bool("retry", False, "Whether runs that failed are tried again.", flag_values=flags)
+    absl_flags.DEFINE_bool(
+        "retry", False, "Whether runs that failed are tried again.", flag_values=flags
+    )
     where = "tpe: points are drawn from the file's `ranges` by Optuna, for the best validation AUC (train.monitor)."
     absl_flags.DEFINE_string("search", "", where, flag_values=flags)
     absl_flags.DEFINE_integer("trials", 0, "Points that a search tries.", flag_values=flags)

@@ -27,18 +27,24 @@ def _main(flags: absl_flags.FlagValues) -> None:
     given = cli.overrides(flags)
     for path, what in run_lib.without_effect(config).items():
         if path in given:
-            raise UserError(f"--config.{path}={given[path]}: it has no effect on {what}; leave it out")
+            raise UserError(
+                f"--config.{path}={given[path]}: it has no effect on {what}; leave it out"
+            )
     metrics = run_lib.run(config, workdir)
     print()
     print(summary.table(metrics, "test" if "test" in metrics else "valid"))
     print()
     print(summary.footer(metrics))
-    print(f"written: {workdir}/ (metrics.json, predictions/, checkpoints/, log.jsonl, TensorBoard events)")
+    print(
+        f"written: {workdir}/ (metrics.json, predictions/, checkpoints/, log.jsonl, TensorBoard events)"
+    )
 
 
 def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
     cli.define_config(flags, argv)
-    absl_flags.DEFINE_string("workdir", None, "Directory of the run; made if missing.", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "workdir", None, "Directory of the run; made if missing.", flag_values=flags
+    )
 
 
 def _describe_models() -> str:
@@ -50,7 +56,11 @@ def _describe_models() -> str:
         names.setdefault(model.__module__, []).append(name)
     lines = ["Models (--config.model.name; docs/model.md: stated by the papers, and our choices):"]
     for module, of_module in names.items():
-        lines += ["", f"  {', '.join(of_module)}", textwrap.indent(sys.modules[module].__doc__.strip(), "    ")]
+        lines += [
+            "",
+            f"  {', '.join(of_module)}",
+            textwrap.indent(sys.modules[module].__doc__.strip(), "    "),
+        ]
     return "\n".join(lines)
 
 

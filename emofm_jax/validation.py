@@ -74,14 +74,19 @@ _RANGES = {
 }
 # Widths of layers; those that may be empty are marked.
 _WIDTHS = {
-    **dict.fromkeys(("hidden", "stage1", "stage2", "final.block1", "finalmlp.mlp1", "finalmlp.mlp2"), False),
+    **dict.fromkeys(
+        ("hidden", "stage1", "stage2", "final.block1", "finalmlp.mlp1", "finalmlp.mlp2"), False
+    ),
     **dict.fromkeys(("am_hidden", "final.block2", "finalmlp.gate_hidden"), True),
 }
 # Tuples, and what their elements must be.
 _ELEMENTS = {
     **{f"model.{f}": (int, "a whole number") for f in (*_WIDTHS, "mixer.stages")},
     **{f"model.finalmlp.{f}": (str, "text, between quotes") for f in ("context1", "context2")},
-    **{f"prepare.{f}": (str, "text, between quotes") for f in ("columns", "null_values", "types", "ignore")},
+    **{
+        f"prepare.{f}": (str, "text, between quotes")
+        for f in ("columns", "null_values", "types", "ignore")
+    },
     "prepare.shares": (int | float, "a number"),
     "prepare.synthetic.rows": (int, "a whole number"),
     "prepare.synthetic.group_slots": (int, "a whole number"),
@@ -97,10 +102,16 @@ def validate(config: ConfigDict) -> None:
     for path, known in _CHOICES.items():
         value = get(config, path)
         if value not in known:
-            raise UserError(f"config.{path}: {value!r} is not known; choose one of {', '.join(map(repr, known))}")
+            raise UserError(
+                f"config.{path}: {value!r} is not known; choose one of {', '.join(map(repr, known))}"
+            )
     for path, (low, high) in _RANGES.items():
         value = get(config, path)
-        if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
+        if (
+            not math.isfinite(value)
+            or (low is not None and value < low)
+            or (high is not None and value > high)
+        ):
             bounds = f"at least {low}" if high is None else f"between {low} and {high}"
             raise UserError(f"config.{path}: {value} is out of range; it must be {bounds}")
     for path, (kind, said) in _ELEMENTS.items():
@@ -123,9 +134,13 @@ def validate(config: ConfigDict) -> None:
             )
     shares = config.prepare.shares
     if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
-        raise UserError(f"config.prepare.shares: {tuple(shares)} must be three shares that add up to 1")
+        raise UserError(
+            f"config.prepare.shares: {tuple(shares)} must be three shares that add up to 1"
+        )
     if config.train.patience and not config.train.monitor:
-        raise UserError("config.train.patience: early stopping needs config.train.monitor; choose auc or logloss")
+        raise UserError(
+            "config.train.patience: early stopping needs config.train.monitor; choose auc or logloss"
+        )
 
 
 def get(config: ConfigDict, path: str):

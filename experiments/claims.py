@@ -22,7 +22,9 @@ from pathlib import Path
 
 from emofm_jax import points
 
-quickstart, tiny = (points.load(Path(__file__).with_name(f"{name}.py")) for name in ("quickstart", "tiny"))
+quickstart, tiny = (
+    points.load(Path(__file__).with_name(f"{name}.py")) for name in ("quickstart", "tiny")
+)
 reference = "hmm"
 EMOFM = ("wm", "hm", "hmm")
 BASELINES = ("lr", "fm", "deepfm", "dnn", "dcnv2", "edcn", "final", "finalmlp", "destine")
@@ -40,7 +42,11 @@ def seeds(arg=""):
 
 
 def sweep(arg=""):
-    return [(name, _config(arg, *what)) for name, what in _points() if not tiny.wanted(arg) or name in OF_TINY]
+    return [
+        (name, _config(arg, *what))
+        for name, what in _points()
+        if not tiny.wanted(arg) or name in OF_TINY
+    ]
 
 
 def _points():

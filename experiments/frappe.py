@@ -60,14 +60,19 @@ NETWORK_L2 = {"lr": 1e-5, "fm": 5e-6}
 def get_config(arg: str = "wm"):
     name, lazy = arg.removesuffix("_lazy"), arg.endswith("_lazy")
     if name not in MODELS:
-        raise ValueError(f"{arg!r} is not known; choose one of {', '.join(MODELS)}, each also with _lazy behind it")
+        raise ValueError(
+            f"{arg!r} is not known; choose one of {', '.join(MODELS)}, each also with _lazy behind it"
+        )
     c = config.default()
     c.name = "frappe"
     c.prepare.source = "data/raw/frappe"  # RecZoo's frappe_x1: train.csv, valid.csv, test.csv
     c.prepare.groups = (
         ("user", "user"),
         ("item", "item"),
-        ("context", ("daytime", "weekday", "isweekend", "homework", "cost", "weather", "country", "city")),
+        (
+            "context",
+            ("daytime", "weekday", "isweekend", "homework", "cost", "weather", "country", "city"),
+        ),
     )
     c.prepare.gauc_key = "user"
     c.data.dir = "data/frappe"

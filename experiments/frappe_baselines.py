@@ -19,7 +19,20 @@ from emofm_jax import points
 
 frappe, tiny = (points.load(Path(__file__).with_name(f"{name}.py")) for name in ("frappe", "tiny"))
 reference = "wm"
-ORDER = ("wm", "hm", "hmm", "final", "finalmlp", "dcnv2", "dnn", "deepfm", "edcn", "destine", "fm", "lr")
+ORDER = (
+    "wm",
+    "hm",
+    "hmm",
+    "final",
+    "finalmlp",
+    "dcnv2",
+    "dnn",
+    "deepfm",
+    "edcn",
+    "destine",
+    "fm",
+    "lr",
+)
 
 
 def get_config(arg: str = ""):

@@ -17,7 +17,9 @@ from pathlib import Path
 
 from emofm_jax import points
 
-quickstart, tiny = (points.load(Path(__file__).with_name(f"{name}.py")) for name in ("quickstart", "tiny"))
+quickstart, tiny = (
+    points.load(Path(__file__).with_name(f"{name}.py")) for name in ("quickstart", "tiny")
+)
 FACTORS = {
     "model.mixer.kind": ("self_attention", "graph", "mlp", "none"),
     "model.mixer.stages": ((1,), (2,)),
@@ -42,4 +44,6 @@ def seeds(arg=""):
 
 def sweep(arg=""):
     yield "hmm", {}
-    yield from points.one_at_a_time({"model.mixer.kind": ("none",)} if tiny.wanted(arg) else FACTORS)
+    yield from points.one_at_a_time(
+        {"model.mixer.kind": ("none",)} if tiny.wanted(arg) else FACTORS
+    )

@@ -25,15 +25,21 @@ def get_config(arg: str = "hmm"):
 
     c.model.name = name
     c.model.type_aware = typed
-    c.model.am_joint = arg == "lr_typed"  # which reads no embeddings: nothing else would train those of the AM
+    c.model.am_joint = (
+        arg == "lr_typed"
+    )  # which reads no embeddings: nothing else would train those of the AM
     c.model.stage1 = (256,)
     c.model.final.block1 = c.model.final.block2 = (512, 256, 128)
     c.model.finalmlp.mlp1 = c.model.finalmlp.mlp2 = (512, 256, 128)
 
-    c.model.norm = "layer" if name == "edcn" else "none"  # without it EDCN's products of small embeddings never grow
+    c.model.norm = (
+        "layer" if name == "edcn" else "none"
+    )  # without it EDCN's products of small embeddings never grow
 
     # FM's sum over all pairs of slots and DESTINE's attention ask for smaller steps; all were tuned on validation.
-    c.optim.embedding.learning_rate = {"fm": 0.005, "deepfm": 0.002, "destine": 0.005}.get(name, 0.02)
+    c.optim.embedding.learning_rate = {"fm": 0.005, "deepfm": 0.002, "destine": 0.005}.get(
+        name, 0.02
+    )
     c.optim.embedding.schedule = "cosine"
     c.optim.network.learning_rate = 2e-3 if typed or name in ("wm", "hm", "hmm") else 1e-3
     c.optim.network.schedule = "cosine"

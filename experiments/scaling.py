@@ -18,11 +18,18 @@ from pathlib import Path
 
 from emofm_jax import points
 
-quickstart, tiny = (points.load(Path(__file__).with_name(f"{name}.py")) for name in ("quickstart", "tiny"))
+quickstart, tiny = (
+    points.load(Path(__file__).with_name(f"{name}.py")) for name in ("quickstart", "tiny")
+)
 reference = "hmm_rows_100000"
 ROWS = (100_000, 300_000, 1_000_000, 3_000_000)
 MODELS = ("dnn", "wm", "hmm")
-SLOTS = {10: (2, 2, 3, 3), 28: (7, 7, 7, 7), 50: (12, 12, 13, 13), 100: (25, 25, 25, 25)}  # of each group
+SLOTS = {
+    10: (2, 2, 3, 3),
+    28: (7, 7, 7, 7),
+    50: (12, 12, 13, 13),
+    100: (25, 25, 25, 25),
+}  # of each group
 OF_TINY = ("hmm_rows_100000", "dnn_slots_10")
 
 
@@ -35,7 +42,11 @@ def seeds(arg=""):
 
 
 def sweep(arg=""):
-    return [(name, _config(arg, *what)) for name, what in _points() if not tiny.wanted(arg) or name in OF_TINY]
+    return [
+        (name, _config(arg, *what))
+        for name, what in _points()
+        if not tiny.wanted(arg) or name in OF_TINY
+    ]
 
 
 def _points():

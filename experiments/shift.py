@@ -25,7 +25,9 @@ from pathlib import Path
 
 from emofm_jax import points
 
-quickstart, tiny = (points.load(Path(__file__).with_name(f"{name}.py")) for name in ("quickstart", "tiny"))
+quickstart, tiny = (
+    points.load(Path(__file__).with_name(f"{name}.py")) for name in ("quickstart", "tiny")
+)
 reference = "hmm"
 # Dial of prepare.synthetic -> {name of its value: value}, and the models that are compared.
 DIALS = {
@@ -35,7 +37,10 @@ DIALS = {
     "type_strength": ({"same_types": 0.0}, ("dnn", "wm", "hmm")),
     "hash_rows": ({f"hash_1e{n}": 10**n for n in (3, 4, 5, 6)}, ("dnn", "hmm")),
     "group_slots": (
-        {"+".join(map(str, s)): s for s in ((15, 15, 15, 16), (7, 7, 7, 40), (40, 7, 7, 7), (1, 7, 7, 40))},
+        {
+            "+".join(map(str, s)): s
+            for s in ((15, 15, 15, 16), (7, 7, 7, 40), (40, 7, 7, 7), (1, 7, 7, 40))
+        },
         ("wm", "hm", "hmm"),
     ),
 }
@@ -51,7 +56,11 @@ def seeds(arg=""):
 
 
 def sweep(arg=""):
-    return [(name, _config(arg, *what)) for name, what in _points() if not tiny.wanted(arg) or name in OF_TINY]
+    return [
+        (name, _config(arg, *what))
+        for name, what in _points()
+        if not tiny.wanted(arg) or name in OF_TINY
+    ]
 
 
 def _points():
@@ -62,7 +71,10 @@ def _points():
         for name, value in values.items():
             for model in models:
                 data = f"data/rows_100000_{name}"
-                yield f"{model}_{name}", (model, {f"prepare.synthetic.{dial}": value, "data.dir": data})
+                yield (
+                    f"{model}_{name}",
+                    (model, {f"prepare.synthetic.{dial}": value, "data.dir": data}),
+                )
     for epochs in (2, 3, 4, 5):
         for model in ("dnn", "hmm"):
             yield f"{model}_epochs_{epochs}", (model, {"train.epochs": epochs})

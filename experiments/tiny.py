@@ -4,7 +4,10 @@ from ml_collections import ConfigDict
 
 WIDTHS = {
     **dict.fromkeys(("hidden", "stage1", "stage2", "am_hidden"), (8,)),
-    **dict.fromkeys(("final.block1", "final.block2", "finalmlp.mlp1", "finalmlp.mlp2", "finalmlp.gate_hidden"), (4,)),
+    **dict.fromkeys(
+        ("final.block1", "final.block2", "finalmlp.mlp1", "finalmlp.mlp2", "finalmlp.gate_hidden"),
+        (4,),
+    ),
     **dict.fromkeys(("mixer.d_att", "destine.d_att"), 8),
     **dict.fromkeys(("mixer.num_heads", "destine.num_heads"), 2),
     "embedding_dim": 2,

@@ -36,12 +36,18 @@ RICH = {
     "dcnv2": {"dcnv2.structure": "both", "dcnv2.low_rank": 2, "dcnv2.num_experts": 2},
     "edcn": {"edcn.bridge": "attention"},
     "final": {"final.gate": True},
-    "finalmlp": {"finalmlp.context1": ("a0",), "finalmlp.context2": ("b0", "c1"), "finalmlp.num_heads": 2},
+    "finalmlp": {
+        "finalmlp.context1": ("a0",),
+        "finalmlp.context2": ("b0", "c1"),
+        "finalmlp.num_heads": 2,
+    },
     "destine": {"destine.relu": True},
 }
 # Of XLA: a third of the time to compile.
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-NORMED = tuple(name for name in RICH if name not in ("lr", "fm"))  # that batch norm has an effect on
+NORMED = tuple(
+    name for name in RICH if name not in ("lr", "fm")
+)  # that batch norm has an effect on
 
 
 def options_of(name, changes=None):
@@ -79,7 +85,9 @@ def rows_of(module, seed=0):
     return [rng.normal(size=(*rows[0].shape[:2], width)).astype(np.float32), *rows[1:]]
 
 
-gradients = functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)(cases.gradients.__wrapped__)
+gradients = functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)(
+    cases.gradients.__wrapped__
+)
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
@@ -102,4 +110,6 @@ def traced(name, changes, train=True, types=()):
     def of(key, e):
         return module.init_with_output({"params": key, "dropout": key}, e, train=train)
 
-    return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(of)(jax.random.key(0), e)))  # addresses of functions
+    return re.sub(
+        "0x[0-9a-f]+", "", str(jax.make_jaxpr(of)(jax.random.key(0), e))
+    )  # addresses of functions

@@ -42,24 +42,43 @@ def make(
     truths = {"{}": _truth(rng, num_rows)}
     workdir.mkdir(parents=True)
     names = list(points)
-    plan = {"experiment": "experiments/fake.py", "name": workdir.name, "points": names, "seeds": list(seeds)}
+    plan = {
+        "experiment": "experiments/fake.py",
+        "name": workdir.name,
+        "points": names,
+        "seeds": list(seeds),
+    }
     (workdir / "sweep.json").write_text(json.dumps(plan | {"reference": reference or names[0]}))
     lines = []
     for name, (strength, overrides) in points.items():
-        of_rows = {k: v for k, v in overrides.items() if k.startswith("prepare.") and "hash_rows" not in k}
+        of_rows = {
+            k: v for k, v in overrides.items() if k.startswith("prepare.") and "hash_rows" not in k
+        }
         if (rows := repr(of_rows)) not in truths:
             truths[rows] = _truth(np.random.default_rng(len(truths)), num_rows)
         for seed in seeds:
             if (name, seed) in skip:
                 continue
-            run = {"point": name, "seed": seed, "status": "ok", "error": "", "overrides": overrides, "seconds": 61.5}
+            run = {
+                "point": name,
+                "seed": seed,
+                "status": "ok",
+                "error": "",
+                "overrides": overrides,
+                "seconds": 61.5,
+            }
             run |= {"metrics": None, "workdir": f"runs/{name}/seed-{seed}"}
             run["peak_memory_mib"] = 900.0 * 2**strength + seed
             if (name, seed) in fail:
-                run |= {"status": "failed", "error": "step 12: the loss is not finite; lower the learning rate"}
+                run |= {
+                    "status": "failed",
+                    "error": "step 12: the loss is not finite; lower the learning rate",
+                }
             else:
                 place = workdir / run["workdir"]
-                run["metrics"] = _run(place, rng, truths[rows], strength, overrides, seed, seed_noise)
+                run["metrics"] = _run(
+                    place, rng, truths[rows], strength, overrides, seed, seed_noise
+                )
             lines.append(json.dumps(run) + "\n")
     (workdir / "results.jsonl").write_text("".join(lines))
     return workdir
@@ -70,7 +89,9 @@ def _truth(rng, num_rows: int) -> dict:
     z = rng.normal(size=num_rows)
     p_type = rng.dirichlet(np.ones(len(TYPES)) * 2, num_rows)
     p_given_type = 1 / (1 + np.exp(2.2 - 1.1 * z[:, None] - np.array([-0.5, 0.0, 0.6])))
-    ftype = (p_type.cumsum(axis=1) < rng.random(num_rows)[:, None]).sum(axis=1).clip(max=len(TYPES) - 1)
+    ftype = (
+        (p_type.cumsum(axis=1) < rng.random(num_rows)[:, None]).sum(axis=1).clip(max=len(TYPES) - 1)
+    )
     label = (rng.random(num_rows) < p_given_type[np.arange(num_rows), ftype]).astype(np.int8)
     p = (p_type * p_given_type).sum(axis=1)
     return {"z": z, "ftype": ftype.astype(np.int8), "label": label} | {
@@ -130,8 +151,14 @@ def _run(workdir, rng, truth, strength, overrides, seed, seed_noise) -> dict:
         for s, x in zip(steps, curve)
     ]
     (workdir / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-    environment = {"platform": "Linux", "packages": {"emofm_jax": "0.1.0", "jax": "0.10.2"}, "devices": ["cpu:0 cpu"]}
-    (workdir / "environment.json").write_text(json.dumps(environment | {"git_commit": "0123456789"}))
+    environment = {
+        "platform": "Linux",
+        "packages": {"emofm_jax": "0.1.0", "jax": "0.10.2"},
+        "devices": ["cpu:0 cpu"],
+    }
+    (workdir / "environment.json").write_text(
+        json.dumps(environment | {"git_commit": "0123456789"})
+    )
     rows = {"row": np.arange(num_rows), "label": truth["label"], "ftype": truth["ftype"], "p": p}
     pq.write_table(pa.table(rows), workdir / "predictions" / "test.parquet", compression="zstd")
     return figures
@@ -142,7 +169,11 @@ def many(workdir: Path, num_points: int, num_seeds: int, num_rows: int) -> Path:
     points = {}
     for i in range(num_points):
         strength = 0.6 + 0.5 * (1 - np.exp(-3 * i / num_points))
-        overrides = {"model.mixer.d_att": 8 * (i + 1)} if i % 3 else {"model.dropout": i / 1000, "model.norm": "layer"}
+        overrides = (
+            {"model.mixer.d_att": 8 * (i + 1)}
+            if i % 3
+            else {"model.dropout": i / 1000, "model.norm": "layer"}
+        )
         points[f"point_{i:03d}"] = (strength, overrides if i else {})
     return make(workdir, points, seeds=tuple(range(num_seeds)), num_rows=num_rows)
 

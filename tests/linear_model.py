@@ -38,7 +38,9 @@ class Linear(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, ())
         logits = bias + (nn.Dropout(self.dropout, deterministic=not train)(e) * kernel).sum((1, 2))
         if self.broken:  # the root is 0, its derivative 0 * inf
-            logits += jnp.sqrt((0.0 * {"e": e.sum((1, 2)), "kernel": kernel.sum()}[self.broken]) ** 2)
+            logits += jnp.sqrt(
+                (0.0 * {"e": e.sum((1, 2)), "kernel": kernel.sum()}[self.broken]) ** 2
+            )
         return Outputs(logits=logits, type_logits=None, aux_loss=None)
 
 
@@ -67,6 +69,12 @@ def make_batch(seed, num_rows=13, real_rows=None, num_devices=1, types=0):
     weight = rng.uniform(0.5, 2, num_rows).astype(np.float32)
     label = rng.integers(0, 2, num_rows).astype(np.float32)
     ftype = rng.integers(-1, types, num_rows).astype(np.int32)
-    ids[real:], value[real:], label[real:], ftype[real:], weight[real:] = schema.num_rows, 0, 0, -1, 0
+    ids[real:], value[real:], label[real:], ftype[real:], weight[real:] = (
+        schema.num_rows,
+        0,
+        0,
+        -1,
+        0,
+    )
     arrays = (ids, value, label, ftype, weight)
     return Batch(*(a.reshape(num_devices, num_rows // num_devices, *a.shape[1:]) for a in arrays))

@@ -10,7 +10,9 @@ from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.models import build as model_lib
 from emofm_jax.nn import losses
 
-SHALLOW = dict(stage1=(8,), stage2=(7,), am_hidden=(6,))  # one layer and one mixer a stage: quick to compile
+SHALLOW = dict(
+    stage1=(8,), stage2=(7,), am_hidden=(6,)
+)  # one layer and one mixer a stage: quick to compile
 SIZES, DIM, ROWS, TYPES = (2, 1, 3), 4, 12, ("view", "cart", "buy")
 
 
@@ -24,7 +26,9 @@ def schema_of(types=TYPES, rows=(100, 50, 10, 40), clicks=(5, 10, 5, 2)):
 def options_of(name="hmm", **changes):
     """Small widths; a key `mixer_X` changes `mixer.X`."""
     options = config.default().model.to_dict()
-    options |= dict(name=name, embedding_dim=DIM, hidden=(8, 6), stage1=(8, 6), stage2=(7, 5), am_hidden=(6, 4))
+    options |= dict(
+        name=name, embedding_dim=DIM, hidden=(8, 6), stage1=(8, 6), stage2=(7, 5), am_hidden=(6, 4)
+    )
     options["mixer"] |= dict(d_att=8, num_heads=2)
     for key, value in changes.items():
         section, key = (options["mixer"], key[6:]) if key.startswith("mixer_") else (options, key)
@@ -39,7 +43,9 @@ def random_variables(module, schema, seed=1):
         jax.eval_shape(lambda key: model_lib.init(module, key, schema), jax.random.key(0))
     )
     rng = np.random.default_rng(seed)
-    return jax.tree.unflatten(structure, [rng.uniform(-0.8, 0.8, x.shape).astype(np.float32) for x in leaves])
+    return jax.tree.unflatten(
+        structure, [rng.uniform(-0.8, 0.8, x.shape).astype(np.float32) for x in leaves]
+    )
 
 
 def random_rows(seed=0, rows=ROWS):
@@ -57,7 +63,13 @@ def loss_of(module, variables, e, label, ftype, weight, am_weight=1.0, axis_name
     outputs, updated = module.apply(variables, e, weight, train=True, mutable=["batch_stats"])
     denominators = losses.denominators(ftype, weight, axis_name, drop_type=drop_type)
     loss, _ = losses.total(
-        outputs, label, ftype, weight, am_weight=am_weight, drop_type=drop_type, denominators=denominators
+        outputs,
+        label,
+        ftype,
+        weight,
+        am_weight=am_weight,
+        drop_type=drop_type,
+        denominators=denominators,
     )
     return loss, (outputs, updated)
 

@@ -49,26 +49,43 @@ def test_lr_and_fm_agree_with_loops_over_slots_and_pairs():
 def test_destine_agrees_with_loops_over_rows_heads_and_slots(residual, scale, relu):
     own = dict(residual=residual, scale=scale, relu=relu)
     changes = own | {"num_layers": 2, "attention_dropout": 0.5}  # dropout: of training only
-    module = baselines.make("destine", {"activation": "relu", **{f"destine.{k}": v for k, v in changes.items()}})
+    module = baselines.make(
+        "destine", {"activation": "relu", **{f"destine.{k}": v for k, v in changes.items()}}
+    )
     variables, (ours, e) = cases.random_variables(module, cases.schema_of()), _with_numeric_slot()
     params = _double(variables["params"])
     expected = reference.destine(params, e[..., :-1], e[..., -1], num_layers=2, num_heads=2, **own)
     close(_logits(module, variables, ours), expected)
 
 
-@pytest.mark.parametrize("bridge,residual", [("attention", True), ("hadamard", True), ("add", False)])
+@pytest.mark.parametrize(
+    "bridge,residual", [("attention", True), ("hadamard", True), ("add", False)]
+)
 def test_edcn_agrees_with_loops_over_rows_and_slots(bridge, residual):
     own = dict(num_layers=2, bridge=bridge, residual=residual, temperature=0.5)
-    module = baselines.make("edcn", {"activation": "relu", **{f"edcn.{k}": v for k, v in own.items()}})
-    variables, (e, *_) = cases.random_variables(module, cases.schema_of()), baselines.rows_of(module)
-    close(_logits(module, variables, e), reference.edcn(_double(variables["params"]), _double(e), **own))
+    module = baselines.make(
+        "edcn", {"activation": "relu", **{f"edcn.{k}": v for k, v in own.items()}}
+    )
+    variables, (e, *_) = (
+        cases.random_variables(module, cases.schema_of()),
+        baselines.rows_of(module),
+    )
+    close(
+        _logits(module, variables, e),
+        reference.edcn(_double(variables["params"]), _double(e), **own),
+    )
 
 
 def test_attention_dropout_of_destine_is_drawn_anew_each_step():
     changes = {"deep": False, "attention_dropout": 0.5}
     module = baselines.make("destine", {f"destine.{k}": v for k, v in changes.items()})
-    variables, (e, *_) = cases.random_variables(module, cases.schema_of()), baselines.rows_of(module)
-    one, other, again = (baselines.forward(module, variables, e, key=jax.random.key(k))[0].logits for k in (0, 1, 0))
+    variables, (e, *_) = (
+        cases.random_variables(module, cases.schema_of()),
+        baselines.rows_of(module),
+    )
+    one, other, again = (
+        baselines.forward(module, variables, e, key=jax.random.key(k))[0].logits for k in (0, 1, 0)
+    )
     np.testing.assert_array_equal(one, again)
     assert np.abs(one - other).max() > 1e-3
 
@@ -89,19 +106,25 @@ def _unmoved(module, start, rows):
     for _ in range(2):
         _, (gradient, _) = baselines.gradients(module, {**start, "params": params}, *rows)
         params = jax.tree.map(lambda x, g: x - 0.1 * np.array(g), params, gradient)
-    moved = jax.tree_util.tree_map_with_path(lambda _, a, b: np.abs(a - b).max(), start["params"], params)
+    moved = jax.tree_util.tree_map_with_path(
+        lambda _, a, b: np.abs(a - b).max(), start["params"], params
+    )
     paths = jax.tree_util.tree_leaves_with_path(moved)
     return {"/".join(key.key for key in path) for path, distance in paths if distance < 1e-6}
 
 
 def _norm(name):
-    return "layer" if name == "edcn" else "batch"  # EDCN's batch norms follow its gates and undo them
+    return (
+        "layer" if name == "edcn" else "batch"
+    )  # EDCN's batch norms follow its gates and undo them
 
 
 @pytest.mark.parametrize("name", baselines.RICH)
 def test_every_parameter_has_moved_after_two_steps(name):
     module, _ = baselines.rich(name, norm=_norm(name))
-    assert _unmoved(module, baselines.start(module), baselines.rows_of(module)) == STILL.get(name, set())
+    assert _unmoved(module, baselines.start(module), baselines.rows_of(module)) == STILL.get(
+        name, set()
+    )
 
 
 def test_gates_of_finalmlp_without_context_learn_a_vector():
@@ -109,7 +132,9 @@ def test_gates_of_finalmlp_without_context_learn_a_vector():
     variables = cases.random_variables(module, cases.schema_of())
     assert not _unmoved(module, variables, baselines.rows_of(module))
     contexts = [baselines.start(module)["params"][f"gate{i}_context"] for i in (1, 2)]
-    assert all(np.abs(x).max() > 0.1 for x in contexts)  # at zero the ReLU after it would be at its corner, and stay
+    assert all(
+        np.abs(x).max() > 0.1 for x in contexts
+    )  # at zero the ReLU after it would be at its corner, and stay
 
 
 @pytest.mark.parametrize("name", baselines.RICH)
@@ -117,14 +142,20 @@ def test_rows_of_weight_0_and_the_order_of_rows_change_nothing(name):
     module, variables = baselines.rich(name, norm=_norm(name))
     e, label, ftype, weight = baselines.rows_of(module)
     weight[-3:] = 0.0
-    (loss, (outputs, stats)), (params, of_e) = baselines.gradients(module, variables, e, label, ftype, weight)
+    (loss, (outputs, stats)), (params, of_e) = baselines.gradients(
+        module, variables, e, label, ftype, weight
+    )
     assert not np.array(of_e)[-3:].any() and np.array(of_e)[:-3].any()
     junk, labels = e.copy(), label.copy()
     junk[-3:], labels[-3:] = 1e3, np.nan
-    (loss2, (_, stats2)), gradients2 = baselines.gradients(module, variables, junk, labels, ftype, weight)
+    (loss2, (_, stats2)), gradients2 = baselines.gradients(
+        module, variables, junk, labels, ftype, weight
+    )
     jax.tree.map(close, (loss, stats, (params, of_e)), (loss2, stats2, gradients2))
     order = np.random.default_rng(0).permutation(cases.ROWS)
-    permuted = baselines.gradients(module, variables, *[x[order] for x in (e, label, ftype, weight)])
+    permuted = baselines.gradients(
+        module, variables, *[x[order] for x in (e, label, ftype, weight)]
+    )
     outputs = jax.tree.map(lambda x: np.array(x)[order], outputs)
     jax.tree.map(close, ((loss, (outputs, stats)), (params, np.array(of_e)[order])), permuted)
 
@@ -139,7 +170,9 @@ def test_two_devices_agree_with_one_whatever_stands_in_padding(name, typed):
     local = lambda e, weight: many.apply(variables, e, weight, train=True, mutable=["batch_stats"])
     e[7:] = 1e3
     halves = [x.reshape(2, cases.ROWS // 2, *x.shape[1:]) for x in (e, weight)]
-    outputs2, stats2 = jax.jit(jax.vmap(local, axis_name="data"), compiler_options=baselines.QUICK)(*halves)
+    outputs2, stats2 = jax.jit(jax.vmap(local, axis_name="data"), compiler_options=baselines.QUICK)(
+        *halves
+    )
     jax.tree.map(lambda a, b: close(a[:7], np.array(b).reshape(a.shape)[:7]), outputs, outputs2)
     assert jax.tree.leaves(stats)
     jax.tree.map(lambda a, b: close(np.stack([a, a]), b), stats, stats2)
@@ -149,19 +182,27 @@ def test_every_batch_norm_sums_over_devices():
     for name in baselines.NORMED:
         module, variables = baselines.rich(name)
         many = model_lib.with_axis(module, "data")
-        local = lambda e, w, m=many, v=variables: m.apply(v, e, w, train=True, mutable=["batch_stats"])
+        local = lambda e, w, m=many, v=variables: m.apply(
+            v, e, w, train=True, mutable=["batch_stats"]
+        )
         e = jnp.zeros((2, 1, sum(cases.SIZES), model_lib.table_width(module)))
         text = str(jax.make_jaxpr(jax.vmap(local, axis_name="data"))(e, jnp.ones((2, 1))))
         sums, stats = text.count("psum"), jax.tree.leaves(variables["batch_stats"])
-        assert 2 * sums == 3 * len(stats) > 0, name  # weight, mean and variance, of which two are kept
+        assert 2 * sums == 3 * len(stats) > 0, (
+            name
+        )  # weight, mean and variance, of which two are kept
 
 
-@pytest.mark.parametrize("name", ["dcnv2", "edcn", "final", "finalmlp", "destine"])  # with products of their own
+@pytest.mark.parametrize(
+    "name", ["dcnv2", "edcn", "final", "finalmlp", "destine"]
+)  # with products of their own
 def test_bfloat16_stays_near_float32(name):
     module, variables = baselines.rich(name, norm=_norm(name))
     half, _ = baselines.rich(name, norm=_norm(name), compute_dtype="bfloat16")
     rows = baselines.rows_of(module)
-    made = jax.eval_shape(lambda key: model_lib.init(half, key, cases.schema_of()), jax.random.key(0))
+    made = jax.eval_shape(
+        lambda key: model_lib.init(half, key, cases.schema_of()), jax.random.key(0)
+    )
     assert {x.dtype for x in jax.tree.leaves(made)} == {jnp.dtype("float32")}
     _, (full, _) = baselines.gradients(module, variables, *rows)[0]
     low, _ = baselines.forward(half, variables, rows[0], rows[3])
@@ -172,7 +213,9 @@ def test_bfloat16_stays_near_float32(name):
 def test_baselines_lower_for_accelerators():
     for name in baselines.RICH:
         module = baselines.make(name, baselines.RICH[name], compute_dtype="bfloat16")
-        variables = jax.eval_shape(lambda key, m=module: model_lib.init(m, key, cases.schema_of()), jax.random.key(0))
+        variables = jax.eval_shape(
+            lambda key, m=module: model_lib.init(m, key, cases.schema_of()), jax.random.key(0)
+        )
         apply = jax.jit(lambda v, e, m=module: m.apply(v, e, train=True, mutable=["batch_stats"]))
         e, *_ = baselines.rows_of(module)
         text = apply.trace(variables, e).lower(lowering_platforms=("cuda", "tpu")).as_text()
@@ -198,10 +241,14 @@ def test_the_blocks_of_final_teach_each_other_in_training_only():
     assert jax.eval_shape(module.apply, variables, e).aux_loss is None
     y1, y2 = _heads_of_final(module, variables, e, weight)
     p = reference_emofm.sigmoid((y1 + y2) / 2)
-    entropy = lambda p, y: -p * np.log(reference_emofm.sigmoid(y)) - (1 - p) * np.log(1 - reference_emofm.sigmoid(y))
+    entropy = lambda p, y: (
+        -p * np.log(reference_emofm.sigmoid(y)) - (1 - p) * np.log(1 - reference_emofm.sigmoid(y))
+    )
     taught = entropy(p, y1) + entropy(p, y2)
     close(outputs.logits, (y1 + y2) / 2)
     close(outputs.aux_loss, taught)
     close(loss, np.sum((entropy(label, (y1 + y2) / 2) + taught) * weight) / weight.sum())
-    slope = jax.jit(jax.grad(lambda y1, y2: final_lib.distill(y1, y2).sum()))(np.float32(y1), np.float32(y2))
+    slope = jax.jit(jax.grad(lambda y1, y2: final_lib.distill(y1, y2).sum()))(
+        np.float32(y1), np.float32(y2)
+    )
     close(slope, reference_emofm.sigmoid(y1) - p)  # p teaches and does not learn

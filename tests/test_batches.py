@@ -36,7 +36,9 @@ def write(directory, num_rows, row_group=None, monkeypatch=None):
             "user": np.arange(num_rows, dtype=np.int32) % 1000,
             "tags": pa.array(tags, pa.list_(pa.int32())),
             "words": pa.array([[1, 2, 3]] * num_rows, pa.list_(pa.int32())),
-            "price": pa.array([None if i % 3 == 0 else i / 2 for i in range(num_rows)], pa.float32()),
+            "price": pa.array(
+                [None if i % 3 == 0 else i / 2 for i in range(num_rows)], pa.float32()
+            ),
             "owner": np.arange(num_rows, dtype=np.int32) % 1000,
             "label": np.arange(num_rows) % 2,
             "ftype": pa.array([None if i % 4 == 0 else i % 2 for i in range(num_rows)], pa.int8()),
@@ -56,7 +58,9 @@ def test_a_row_becomes_ids_and_values(tmp_path):
     ids, value = batch.batch.ids[0], batch.batch.value[0]
     v, tags, words, price = 1000 + 50 + 20 + 2, 1000, 1050, 1070
     assert SCHEMA.num_rows == v and SCHEMA.num_columns == 1 + 3 + 2 + 1 + 1
-    np.testing.assert_array_equal(ids[2], [2, tags + 7, tags + 7, v, words + 1, words + 2, price + 1, 2])
+    np.testing.assert_array_equal(
+        ids[2], [2, tags + 7, tags + 7, v, words + 1, words + 2, price + 1, 2]
+    )
     np.testing.assert_allclose(value[2], [1, 0.5, 0.5, 0.5, 1, 1, 1, 1])
     np.testing.assert_array_equal(ids[4, 1:4], [tags + 7] * 3)  # four tags, cut to three
     np.testing.assert_array_equal(ids[0, 1:4], [v] * 3)  # null bag
@@ -91,13 +95,19 @@ def test_every_row_once(tmp_path, monkeypatch, shuffle_rows, batch_size):
 def test_order_depends_on_seed_and_epoch_only(tmp_path, monkeypatch):
     split = write(tmp_path, 500, 64, monkeypatch)
     orders = {
-        (seed, epoch): users(batches.read(split, 32, shuffle_rows=200, seed=seed, epoch=epoch)).tolist()
+        (seed, epoch): users(
+            batches.read(split, 32, shuffle_rows=200, seed=seed, epoch=epoch)
+        ).tolist()
         for seed in (0, 1)
         for epoch in (0, 1)
     }
     assert len({tuple(order) for order in orders.values()}) == 4
-    assert users(batches.read(split, 32, shuffle_rows=200, seed=1, epoch=1)).tolist() == orders[1, 1]
-    assert users(batches.read(split, 50, shuffle_rows=200, seed=1, epoch=1)).tolist() == orders[1, 1]
+    assert (
+        users(batches.read(split, 32, shuffle_rows=200, seed=1, epoch=1)).tolist() == orders[1, 1]
+    )
+    assert (
+        users(batches.read(split, 50, shuffle_rows=200, seed=1, epoch=1)).tolist() == orders[1, 1]
+    )
 
 
 @pytest.mark.parametrize("shuffle_rows", [0, 130])
@@ -105,7 +115,9 @@ def test_goes_on_after_any_batch(tmp_path, monkeypatch, shuffle_rows):
     split = write(tmp_path, 500, 64, monkeypatch)
     whole = list(batches.read(split, 30, shuffle_rows=shuffle_rows, seed=3))
     for i, batch in enumerate(whole):
-        rest = list(batches.read(split, 30, shuffle_rows=shuffle_rows, seed=3, skip_rows=batch.rows_done))
+        rest = list(
+            batches.read(split, 30, shuffle_rows=shuffle_rows, seed=3, skip_rows=batch.rows_done)
+        )
         assert len(rest) == len(whole) - i - 1
         for a, b in zip(whole[i + 1 :], rest):
             assert a.rows_done == b.rows_done and a.num_rows == b.num_rows
@@ -144,7 +156,9 @@ def test_prefetch_keeps_order_raises_and_ends():
 
 
 def test_any_name_of_a_slot_and_a_damaged_count(tmp_path):
-    schema = Schema("test", (Slot("user.id", "u", rows=9), Slot("a/b é", "u", "multi", rows=5, max_length=2)))
+    schema = Schema(
+        "test", (Slot("user.id", "u", rows=9), Slot("a/b é", "u", "multi", rows=5, max_length=2))
+    )
     with shards.Writer(tmp_path, "train", schema) as writer:
         writer.write(pa.table({"user.id": [8, 0], "a/b é": [[4], None], "label": [0, 1]}))
     schema.save(tmp_path)

@@ -36,7 +36,9 @@ def by_scikit_learn(method, logit, label, weight, at):
 
 
 @pytest.mark.parametrize("method", calibration.METHODS)
-@pytest.mark.parametrize(("n", "decimals"), [(8, 1), (300, 1), (3_000, 7), (50_000, 2), (50_000, 7)])
+@pytest.mark.parametrize(
+    ("n", "decimals"), [(8, 1), (300, 1), (3_000, 7), (50_000, 2), (50_000, 7)]
+)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_agrees_with_scikit_learn_with_ties_and_weights(method, n, decimals, weighted):
     logit, label, weight = rows(n + decimals, n, decimals)
@@ -94,9 +96,13 @@ def test_apply_is_the_same_in_a_jax_program_and_never_certain(method):
     slopes = jax.vmap(jax.grad(lambda x: jitted(as_jax, x)))(grid)
     assert (np.asarray(slopes) >= 0).all() and np.asarray(slopes).max() > 0
     extreme = {"slope": np.asarray(100.0), "intercept": np.asarray(0.0)}
-    assert calibration.apply(extreme, np.array([-9.0, 9.0])) == pytest.approx([1e-7, 1 - 1e-7], rel=1e-6)
+    assert calibration.apply(extreme, np.array([-9.0, 9.0])) == pytest.approx(
+        [1e-7, 1 - 1e-7], rel=1e-6
+    )
     certain = {"x": np.array([-1.0, 1.0]), "y": np.array([0.0, 1.0])}
-    assert calibration.apply(certain, np.array([-2.0, 0.0, 2.0])) == pytest.approx([1e-7, 0.5, 1 - 1e-7])
+    assert calibration.apply(certain, np.array([-2.0, 0.0, 2.0])) == pytest.approx(
+        [1e-7, 0.5, 1 - 1e-7]
+    )
 
 
 def test_isotonic_of_a_model_that_ranks_the_wrong_way_is_the_rate():
@@ -118,8 +124,16 @@ def test_isotonic_of_a_model_that_ranks_the_wrong_way_is_the_rate():
         ([0.0, 1.0], [1, 1], "each of the 2 rows is a click"),
         ([0.0, np.nan, 1.0], [0, 1, 1], "the logit of row 1 is nan"),
         ([0.0, 1.0, -np.inf], [0, 1, 1], "the logit of row 2 is -inf"),
-        ([0.0, 1.0, 2.0, 3.0], [0, 0, 1, 1], "the logits separate the clicks from the rest of the 4 rows"),
-        ([0.0, 1.0, 1.0, 3.0], [0, 0, 1, 1], "the logits separate the clicks from the rest of the 4 rows"),
+        (
+            [0.0, 1.0, 2.0, 3.0],
+            [0, 0, 1, 1],
+            "the logits separate the clicks from the rest of the 4 rows",
+        ),
+        (
+            [0.0, 1.0, 1.0, 3.0],
+            [0, 0, 1, 1],
+            "the logits separate the clicks from the rest of the 4 rows",
+        ),
         ([0.0, 1.0, 2.0], [1, 0, 0], "the logits separate the clicks from the rest of the 3 rows"),
         ([0.5, 0.5, 0.5], [1, 0, 0], "each of the 3 rows has the logit 0.5"),
     ],
@@ -134,7 +148,9 @@ def test_what_cannot_be_calibrated_is_one_clear_error(method, logit, label, mess
 
 
 def test_an_unknown_method_is_named():
-    with pytest.raises(UserError, match="--calibrate: 'beta' is not known; choose one of platt, isotonic"):
+    with pytest.raises(
+        UserError, match="--calibrate: 'beta' is not known; choose one of platt, isotonic"
+    ):
         calibration.fit("beta", np.zeros(2), np.arange(2))
 
 
@@ -167,7 +183,9 @@ def test_what_is_saved_is_loaded(method, workdir):
 def test_a_calibration_of_another_run_with_as_many_steps(workdir):
     calibration.save(workdir, calibration.fit("platt", *rows(8, 1_000)), 32, {})
     write_state(workdir, 32, "another hash")
-    with pytest.raises(UserError, match="fitted for another state of step 32 than the run's; run `python"):
+    with pytest.raises(
+        UserError, match="fitted for another state of step 32 than the run's; run `python"
+    ):
         calibration.load(workdir, 32)
 
 
@@ -175,7 +193,10 @@ def test_a_calibration_of_another_run_with_as_many_steps(workdir):
     ("damage", "message"),
     [
         (lambda body: body.update(format_version=2), "format version 2, this program reads 1"),
-        (lambda body: body.update(step=16), "fitted for step 16, the run's checkpoint is of step 32"),
+        (
+            lambda body: body.update(step=16),
+            "fitted for step 16, the run's checkpoint is of step 32",
+        ),
         (lambda body: body.pop("step"), "not a calibration .KeyError: 'step'."),
         (lambda body: body.update(method="beta"), "not a calibration .KeyError: 'beta'."),
         (lambda body: body["arrays"]["x"].pop(), "not a calibration .ValueError: .* unlike length"),
@@ -193,11 +214,15 @@ def test_a_file_that_is_none_of_this_run(damage, message, workdir):
     path.write_text(json.dumps(body))
     with pytest.raises(UserError, match=message) as error:
         calibration.load(workdir, 32)
-    assert str(error.value).startswith(f"{path}: ") and f"--workdir={workdir} --calibrate=platt" in str(error.value)
+    assert str(error.value).startswith(
+        f"{path}: "
+    ) and f"--workdir={workdir} --calibrate=platt" in str(error.value)
 
 
 def test_a_missing_cut_or_foreign_file(workdir):
-    with pytest.raises(UserError, match="the run has no calibration; run `python -m emofm_jax.evaluate --workdir="):
+    with pytest.raises(
+        UserError, match="the run has no calibration; run `python -m emofm_jax.evaluate --workdir="
+    ):
         calibration.load(workdir, 1)
     path = calibration.save(workdir, calibration.fit("platt", *rows(10, 500)), 1, {})
     text = path.read_text()

@@ -29,12 +29,25 @@ def make_state(seed: int = 0, rows: int = 12) -> State:
     r = np.random.default_rng(seed)
     params = {
         "embedding": jnp.asarray(r.normal(size=(rows, 3)), jnp.float32),
-        "network": {"head": {"kernel": jnp.asarray(r.normal(size=(2, 4)), jnp.bfloat16), "bias": jnp.zeros((0,))}},
+        "network": {
+            "head": {
+                "kernel": jnp.asarray(r.normal(size=(2, 4)), jnp.bfloat16),
+                "bias": jnp.zeros((0,)),
+            }
+        },
     }
     optimizer = optax.chain(optax.clip(1.0), optax.inject_hyperparams(optax.adam)(1e-3))
     states = {key: optimizer.init(value) for key, value in params.items()}
     states = jax.tree.map(lambda x: x + jnp.asarray(r.integers(1, 5), x.dtype), states)
-    return State(jnp.int32(seed), params, states, jnp.full(rows, 7, jnp.int32), bool(seed % 2), seed, seed / 3)
+    return State(
+        jnp.int32(seed),
+        params,
+        states,
+        jnp.full(rows, 7, jnp.int32),
+        bool(seed % 2),
+        seed,
+        seed / 3,
+    )
 
 
 def same(a, b) -> bool:
@@ -56,17 +69,28 @@ def listing(directory):
 
 def test_what_was_saved_comes_back(tmp_path):
     state = make_state(1)
-    info = {"history": [{"auc": 0.1 + 0.2, "loss": float("inf")}], "position": [3, 2**40], "text": 'a, "xxh3": é'}
+    info = {
+        "history": [{"auc": 0.1 + 0.2, "loss": float("inf")}],
+        "position": [3, 2**40],
+        "text": 'a, "xxh3": é',
+    }
     checkpoint.save(tmp_path / "new" / "checkpoints", 1, state, info)
     abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if hasattr(x, "shape") else x, make_state(0)
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if hasattr(x, "shape") else x,
+        make_state(0),
     )
     back = checkpoint.restore(tmp_path / "new" / "checkpoints", abstract)
     assert back.info == info and back.step == 1 and same(back.state, state)
     like = make_state(2)
     back = checkpoint.restore(tmp_path / "new" / "checkpoints", like)
-    assert same(back.state, state) and type(back.state.opt_state["embedding"]) is type(state.opt_state["embedding"])
-    assert [type(x) for x in (back.state.done, back.state.epochs, back.state.scale)] == [bool, int, float]
+    assert same(back.state, state) and type(back.state.opt_state["embedding"]) is type(
+        state.opt_state["embedding"]
+    )
+    assert [type(x) for x in (back.state.done, back.state.epochs, back.state.scale)] == [
+        bool,
+        int,
+        float,
+    ]
     assert back.state.scale == 1 / 3 and back.state.params["embedding"].flags.writeable
 
 
@@ -76,7 +100,9 @@ def test_the_file_is_plain_safetensors_under_flat_names(tmp_path):
     tensors = safetensors.numpy.load_file(tmp_path / "step_5" / "state.safetensors")
     assert {"step", "params/embedding", "params/network/head/kernel", "scale"} < tensors.keys()
     assert not [name for name in tensors if name.startswith(("owner", "opt_state/network"))]
-    assert [name for name in tensors if name.endswith("/mu")] == ["opt_state/embedding/1/inner_state/0/mu"]
+    assert [name for name in tensors if name.endswith("/mu")] == [
+        "opt_state/embedding/1/inner_state/0/mu"
+    ]
     np.testing.assert_array_equal(tensors["params/embedding"], state.params["embedding"])
     body = json.loads((tmp_path / "step_5" / "state.json").read_text())
     assert body["tree"]["params/network/head/kernel"] == ["bfloat16", [2, 4]] and body["step"] == 5
@@ -112,9 +138,14 @@ def test_the_same_step_is_replaced(tmp_path):
 def test_a_step_by_number_and_info_without_arrays(tmp_path):
     for step in (1, 2):
         checkpoint.save(tmp_path, step, {"x": np.full(2, step)}, {"n": step})
-    assert checkpoint.restore(tmp_path, {"x": np.zeros(2, int)}, step=1).state["x"].tolist() == [1, 1]
+    assert checkpoint.restore(tmp_path, {"x": np.zeros(2, int)}, step=1).state["x"].tolist() == [
+        1,
+        1,
+    ]
     (tmp_path / "step_2" / "state.safetensors").unlink()
-    assert checkpoint.read_info(tmp_path) == (2, {"n": 2}) and checkpoint.read_info(tmp_path, 1) == (1, {"n": 1})
+    assert checkpoint.read_info(tmp_path) == (2, {"n": 2}) and checkpoint.read_info(
+        tmp_path, 1
+    ) == (1, {"n": 1})
     with pytest.raises(UserError, match=r"no checkpoint of step 3; choose one of 1, 2"):
         checkpoint.restore(tmp_path, {"x": np.zeros(2)}, step=3)
     with pytest.raises(UserError, match=r"step_2: damaged checkpoint .*remove it"):
@@ -126,17 +157,33 @@ def test_nothing_saved(tmp_path):
     with pytest.raises(UserError, match="no checkpoint; train first"):
         checkpoint.restore(tmp_path / "checkpoints", {})
     (tmp_path / "metrics.json").touch()
-    with pytest.raises(UserError, match="no checkpoint; sweep --nocheckpoints keeps none; train it again"):
+    with pytest.raises(
+        UserError, match="no checkpoint; sweep --nocheckpoints keeps none; train it again"
+    ):
         checkpoint.restore(tmp_path / "checkpoints", {})
 
 
 def test_another_model_is_told_with_both_sides(tmp_path):
-    checkpoint.save(tmp_path, 1, {"same": np.zeros(2), "wide": np.zeros((2, 3), np.float32), "old": np.zeros(1)}, {})
-    like = {"same": np.zeros(2), "wide": np.zeros((2, 4), np.float32), "new": {"a": np.zeros(1, np.int32)}}
+    checkpoint.save(
+        tmp_path,
+        1,
+        {"same": np.zeros(2), "wide": np.zeros((2, 3), np.float32), "old": np.zeros(1)},
+        {},
+    )
+    like = {
+        "same": np.zeros(2),
+        "wide": np.zeros((2, 4), np.float32),
+        "new": {"a": np.zeros(1, np.int32)},
+    }
     with pytest.raises(UserError) as caught:
         checkpoint.restore(tmp_path, like)
     message = str(caught.value)
-    for part in ("- old float64[1]", "- wide float32[2, 3]", "+ wide float32[2, 4]", "+ new/a int32[1]"):
+    for part in (
+        "- old float64[1]",
+        "- wide float32[2, 3]",
+        "+ wide float32[2, 4]",
+        "+ new/a int32[1]",
+    ):
         assert part in message
     assert "same" not in message and "\n" not in message
 
@@ -154,7 +201,9 @@ def test_saver_copies_before_the_state_is_donated(tmp_path):
         saver.save(1, {"x": x}, {})
         for _ in range(3):
             x = update(x)
-        assert x.unsafe_buffer_pointer() == address  # donated in place: nothing holds a view of the buffer
+        assert (
+            x.unsafe_buffer_pointer() == address
+        )  # donated in place: nothing holds a view of the buffer
         saver.wait()
     back = checkpoint.restore(tmp_path, {"x": np.zeros(1 << 16, np.float32)}).state["x"]
     np.testing.assert_array_equal(back, expected)
@@ -177,7 +226,9 @@ def test_saver_keeps_the_info_of_the_moment(tmp_path, monkeypatch):
 @pytest.mark.parametrize("how", ["wait", "save", "exit"])
 def test_saver_raises_at_the_next_call(tmp_path, how):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file/checkpoints/step_1: this checkpoint could not be written"):  # noqa: SIM117
+    with pytest.raises(
+        UserError, match="file/checkpoints/step_1: this checkpoint could not be written"
+    ):  # noqa: SIM117
         with checkpoint.Saver(tmp_path / "file" / "checkpoints") as saver:
             saver.save(1, {"x": np.zeros(1)}, {})
             if how == "wait":
@@ -188,6 +239,9 @@ def test_saver_raises_at_the_next_call(tmp_path, how):
 
 def test_saver_does_not_hide_what_failed_in_the_block(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ZeroDivisionError), checkpoint.Saver(tmp_path / "file" / "checkpoints") as saver:
+    with (
+        pytest.raises(ZeroDivisionError),
+        checkpoint.Saver(tmp_path / "file" / "checkpoints") as saver,
+    ):
         saver.save(1, {"x": np.zeros(1)}, {})
         raise ZeroDivisionError

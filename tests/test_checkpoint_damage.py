@@ -31,7 +31,9 @@ def other_arrays(path):
     safetensors.numpy.save_file({"x": np.zeros(5, np.float32)}, path / "state.safetensors")
     text = (path / "state.json").read_text()
     head, tail = text.split(', "xxh3": ')
-    hashes = json.loads(tail[:-2]) | {"state.safetensors": checkpoint._hash(path / "state.safetensors")}
+    hashes = json.loads(tail[:-2]) | {
+        "state.safetensors": checkpoint._hash(path / "state.safetensors")
+    }
     (path / "state.json").write_text(f'{head}, "xxh3": {json.dumps(hashes)}}}\n')
 
 
@@ -59,7 +61,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys, kind
     back = checkpoint.restore(tmp_path, {"x": np.zeros(50, np.float32)})
     assert back.step == 1 and back.info == {"n": 1} and (back.state["x"] == 1).all()
     err = capsys.readouterr().err
-    assert err.startswith(f"warning: {tmp_path}/step_2: damaged checkpoint (") and err.count("\n") == 1
+    assert (
+        err.startswith(f"warning: {tmp_path}/step_2: damaged checkpoint (") and err.count("\n") == 1
+    )
     assert err.endswith("; taking step 1 instead\n")
 
 
@@ -73,7 +77,9 @@ def test_every_byte_of_the_json_is_guarded(tmp_path):
         try:
             back = checkpoint.restore(tmp_path, {"x": np.zeros(2)})
             bodies += 1
-            assert back.info == info  # a harmless one may pass: a blank between tokens outside the hashed part
+            assert (
+                back.info == info
+            )  # a harmless one may pass: a blank between tokens outside the hashed part
         except UserError as error:
             assert "damaged checkpoint" in str(error)
         path.write_bytes(good)
@@ -84,7 +90,9 @@ def test_all_damaged(tmp_path):
     for step in (1, 2):
         checkpoint.save(tmp_path, step, {"x": np.zeros(2)}, {})
         flip(tmp_path / f"step_{step}" / "state.safetensors", -1)
-    with pytest.raises(UserError, match=r"step_2: damaged .*step_1: damaged .*; remove .* to do without") as caught:
+    with pytest.raises(
+        UserError, match=r"step_2: damaged .*step_1: damaged .*; remove .* to do without"
+    ) as caught:
         checkpoint.restore(tmp_path, {"x": np.zeros(2)})
     assert "\n" not in str(caught.value)
 
@@ -93,7 +101,9 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
     like = {"x": np.zeros(1 << 16)}
     checkpoint.save(tmp_path, 1, like, {"n": 1})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 15, hard))  # as the disk does, the kernel ends the writing
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (1 << 15, hard)
+    )  # as the disk does, the kernel ends the writing
     try:
         with pytest.raises(UserError) as caught:
             checkpoint.save(tmp_path, 2, like, {"n": 2})
@@ -144,7 +154,9 @@ KILLED = """
 )
 def test_killed_while_writing(tmp_path, moment, step):
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path), moment], capture_output=True, text=True
+        [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path), moment],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == -signal.SIGKILL and "not killed" not in done.stdout, done.stderr
     for found in checkpoint.steps(tmp_path):  # no half of one

@@ -38,7 +38,9 @@ def start(tmp_path, monkeypatch):
 def test_overrides_count_wherever_they_stand_and_the_last_one_wins(start):
     assert start(GOOD) == (0, (0, "none"))
     assert start(GOOD, "--config.seed=3", config="x.py:deep") == (0, (3, "deep"))
-    assert start(GOOD, "--config.seed=3", "--config.name=a", "--config.seed=3", "-config.seed=5") == (0, (5, "a"))
+    assert start(
+        GOOD, "--config.seed=3", "--config.name=a", "--config.seed=3", "-config.seed=5"
+    ) == (0, (5, "a"))
 
 
 @pytest.mark.parametrize(
@@ -52,7 +54,10 @@ def test_overrides_count_wherever_they_stand_and_the_last_one_wins(start):
         ("def get_config(): assert False", "x.py:1: AssertionError"),
         ("def get_config(): return {}", "must return emofm_jax.config.default() with changes"),
         (GOOD.replace("c.name", "c.nam"), "x.py:4: there is no field 'nam'; did you mean 'name'?"),
-        (GOOD.replace("c.name = arg", "c.model.hidden = 400"), "x.py:4: TypeError: Could not override field 'hidden'"),
+        (
+            GOOD.replace("c.name = arg", "c.model.hidden = 400"),
+            "x.py:4: TypeError: Could not override field 'hidden'",
+        ),
     ],
 )
 def test_a_mistake_in_the_experiment_file(tmp_path, monkeypatch, line, message):
@@ -62,7 +67,9 @@ def test_a_mistake_in_the_experiment_file(tmp_path, monkeypatch, line, message):
     program = [sys.executable, "-m", "emofm_jax.prepare", "--config=x.py"]
     ran = subprocess.run(program, capture_output=True, text=True, check=False)
     assert ran.returncode == 2
-    assert ran.stderr.startswith("error: ") and ran.stderr.count("\n") == 1 and message in ran.stderr
+    assert (
+        ran.stderr.startswith("error: ") and ran.stderr.count("\n") == 1 and message in ran.stderr
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,7 +93,9 @@ def test_help_says_what_every_field_is(capsys):
     assert cli.run(lambda flags: None, cli.define_config, ["program", "--help"]) == 0
     text = capsys.readouterr().out
     for field in config_lib.flatten(config_lib.default()):
-        field = re.sub(r"^optim\.(embedding|network)\.(?!update)", "optim.{embedding,network}.", field)
+        field = re.sub(
+            r"^optim\.(embedding|network)\.(?!update)", "optim.{embedding,network}.", field
+        )
         assert f"  {field} = " in text or f"  {field.rsplit('.', 1)[0]} = {{" in text, field
     assert "  prepare.slots = {}\n" in text
 

@@ -41,7 +41,10 @@ def test_the_t_interval_is_that_of_scipy():
 
 def test_row_parts_average_to_the_metric(rows):
     label, ours, _ = rows
-    for metric, wanted in (("auc", sk.roc_auc_score(label, ours)), ("logloss", sk.log_loss(label, ours))):
+    for metric, wanted in (
+        ("auc", sk.roc_auc_score(label, ours)),
+        ("logloss", sk.log_loss(label, ours)),
+    ):
         parts = comparison.row_parts(metric, label, ours)
         assert sum(map(len, parts)) == len(label)
         for part in parts:
@@ -93,7 +96,8 @@ def simulate(rng, difference, noise_of_rows, seeds=3, num_rows=1500):
     label = (rng.random(num_rows) < 0.15).astype(np.int8)
     shared = rng.normal(size=num_rows)
     scores = [
-        (1.2 + more) * label + shared + noise_of_rows * rng.normal(size=(seeds, num_rows)) for more in (difference, 0.0)
+        (1.2 + more) * label + shared + noise_of_rows * rng.normal(size=(seeds, num_rows))
+        for more in (difference, 0.0)
     ]
     return label, *(s.astype(np.float32) for s in scores)
 
@@ -108,7 +112,10 @@ def test_over_rows_a_known_difference_is_covered_and_none_is_not_invented(differ
     for _ in range(REPETITIONS):
         label, ours, theirs = simulate(rng, difference, noise)
         parts = [
-            [np.mean(part, axis=0) for part in zip(*(comparison.row_parts("auc", label, s) for s in model))]
+            [
+                np.mean(part, axis=0)
+                for part in zip(*(comparison.row_parts("auc", label, s) for s in model))
+            ]
             for model in (ours, theirs)
         ]
         intervals.append(comparison.over_rows(*parts))
@@ -126,7 +133,9 @@ def test_over_rows_of_logloss_a_known_difference_is_covered_and_none_is_not_inve
 
     def draw(shape):
         rate = rng.beta(1.0, 6.0, shape) * 0.9 + 0.01
-        return rate, *(np.clip(rate * np.exp(0.2 * rng.normal(size=shape) + m), 0, 0.99) for m in (more, 0.0))
+        return rate, *(
+            np.clip(rate * np.exp(0.2 * rng.normal(size=shape) + m), 0, 0.99) for m in (more, 0.0)
+        )
 
     rate, ours, theirs = draw(2_000_000)
     nats = [-(rate * np.log(p) + (1 - rate) * np.log(1 - p)).mean() for p in (ours, theirs)]
@@ -153,7 +162,9 @@ def test_over_rows_of_logloss_a_known_difference_is_covered_and_none_is_not_inve
         (40, 6.0, 1.0, 0.97),
     ],
 )
-def test_together_covers_where_both_seeds_and_rows_move_the_difference(seeds, of_seeds, of_rows, most):
+def test_together_covers_where_both_seeds_and_rows_move_the_difference(
+    seeds, of_seeds, of_rows, most
+):
     """The rows' part is shared by all seeds, so that neither interval alone would do."""
     rng = np.random.default_rng(7)
     shared = rng.normal(0, of_rows, REPETITIONS)
@@ -168,8 +179,16 @@ def test_together_covers_where_both_seeds_and_rows_move_the_difference(seeds, of
 
 def test_verdicts_in_words():
     up, down, none = (comparison.Interval(m, m - 1, m + 1, 0.0) for m in (2.0, -2.0, 0.5))
-    assert [comparison.verdict(i, True) for i in (up, down, none)] == ["better", "worse", "not distinguishable"]
-    assert [comparison.verdict(i, False) for i in (up, down, none)] == ["worse", "better", "not distinguishable"]
+    assert [comparison.verdict(i, True) for i in (up, down, none)] == [
+        "better",
+        "worse",
+        "not distinguishable",
+    ]
+    assert [comparison.verdict(i, False) for i in (up, down, none)] == [
+        "worse",
+        "better",
+        "not distinguishable",
+    ]
 
 
 def test_the_same_predictions_are_not_distinguishable(rows):

@@ -15,9 +15,17 @@ from emofm_jax.errors import UserError
         ("model.hidden", ("a",), "config.model.hidden: its element 'a' must be a whole number"),
         ("model.stage1", (8, 1.5), "config.model.stage1: its element 1.5 must be a whole number"),
         ("model.mixer.stages", (3,), "may hold 1 and 2 only"),
-        ("prepare.shares", ("a", 0.5, 0.5), "config.prepare.shares: its element 'a' must be a number"),
+        (
+            "prepare.shares",
+            ("a", 0.5, 0.5),
+            "config.prepare.shares: its element 'a' must be a number",
+        ),
         ("prepare.shares", (0.5, 0.2, 0.1), "must be three shares that add up to 1"),
-        ("prepare.types", (1, 2), "config.prepare.types: its element 1 must be text, between quotes"),
+        (
+            "prepare.types",
+            (1, 2),
+            "config.prepare.types: its element 1 must be text, between quotes",
+        ),
         ("prepare.columns", (None,), "config.prepare.columns: its element None"),
         ("prepare.day_length", -1, "config.prepare.day_length: -1 is out of range"),
         ("prepare.seed", -1, "config.prepare.seed: -1 is out of range"),
@@ -35,11 +43,19 @@ from emofm_jax.errors import UserError
         ),
         ("model.dcnv2.low_rank", -1, "config.model.dcnv2.low_rank: -1 is out of range"),
         ("model.edcn.temperature", 0.0, "config.model.edcn.temperature: 0.0 is out of range"),
-        ("model.destine.attention_dropout", 1.0, "config.model.destine.attention_dropout: 1.0 is out of range"),
+        (
+            "model.destine.attention_dropout",
+            1.0,
+            "config.model.destine.attention_dropout: 1.0 is out of range",
+        ),
         ("model.final.block1", (), "config.model.final.block1: () must be positive widths"),
         ("model.final.block2", (4, 0), "config.model.final.block2: (4, 0) must be positive widths"),
         ("model.finalmlp.mlp2", (), "config.model.finalmlp.mlp2: () must be positive widths"),
-        ("model.finalmlp.context1", (3,), "config.model.finalmlp.context1: its element 3 must be text, between quotes"),
+        (
+            "model.finalmlp.context1",
+            (3,),
+            "config.model.finalmlp.context1: its element 3 must be text, between quotes",
+        ),
         ("train.monitor", "accuracy", "choose one of '', 'auc', 'logloss', 'auc - logloss'"),
     ],
 )
@@ -54,7 +70,9 @@ def test_a_value_that_is_refused(field, value, message):
 
 def test_every_field_can_be_set_by_a_flag():
     """A flag of a name that a ConfigDict has as a method finds the method."""
-    names = {name for field in config_lib.flatten(config_lib.default()) for name in field.split(".")}
+    names = {
+        name for field in config_lib.flatten(config_lib.default()) for name in field.split(".")
+    }
     assert not [name for name in names if hasattr(ConfigDict, name)]
 
 
@@ -69,7 +87,9 @@ def test_a_config_comes_back_as_it_was(tmp_path):
     assert back.model.hidden == (7,) and back.prepare.slots.a.separator == "|"
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", "{}", '{"prepare": {"slots": {}}, "zzz": 1}', '{"prepare": 3}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", "{}", '{"prepare": {"slots": {}}, "zzz": 1}', '{"prepare": 3}']
+)
 def test_a_file_that_is_no_config(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match="config.json: not a config of this version"):

@@ -15,7 +15,9 @@ TEXT = (Path(__file__).parents[1] / "docs" / "cookbook.md").read_text()
 @pytest.fixture(scope="module")
 def names(runs):
     """What the blocks have defined."""
-    checkpoints = sorted((runs / "hmm" / "checkpoints").glob("step_*"), key=lambda p: int(p.name[5:]))
+    checkpoints = sorted(
+        (runs / "hmm" / "checkpoints").glob("step_*"), key=lambda p: int(p.name[5:])
+    )
     places = {
         "data/quickstart": runs / "data",
         "runs/quickstart-1": checkpoints[0],
@@ -27,7 +29,9 @@ def names(runs):
         for name, path in places.items():
             block = block.replace(f'"{name}', f'"{path}')
         exec(compile(block, "cookbook.md", "exec"), names)
-        names |= {f"{key}_{names.get('_block', 0)}": names[key] for key in ("p", "scores") if key in names}
+        names |= {
+            f"{key}_{names.get('_block', 0)}": names[key] for key in ("p", "scores") if key in names
+        }
         names["_block"] = names.get("_block", 0) + 1
     return names
 
@@ -35,12 +39,18 @@ def names(runs):
 def test_the_slate_is_ranked(names):
     slate = {k: np.repeat(x, 50, axis=0) for k, x in names["request"].items()} | names["ads"]
     p = np.asarray(names["scorer"](slate)["p"])
-    assert (np.diff(p[names["order"]]) <= 1e-7).all() and len(set(np.asarray(names["order"]).tolist())) == 50
+    assert (np.diff(p[names["order"]]) <= 1e-7).all() and len(
+        set(np.asarray(names["order"]).tolist())
+    ) == 50
 
 
 def test_the_diverse_slate_is_greedy(names):
     slate = {k: np.repeat(x, 50, axis=0) for k, x in names["request"].items()} | names["ads"]
-    value, category, taken = np.array(names["scorer"](slate)["p"]), np.asarray(names["ads"]["category"]), []
+    value, category, taken = (
+        np.array(names["scorer"](slate)["p"]),
+        np.asarray(names["ads"]["category"]),
+        [],
+    )
     for _ in range(5):
         best = int(np.argmax(value))
         taken.append(best)
@@ -52,7 +62,9 @@ def test_the_diverse_slate_is_greedy(names):
 def test_no_price_nearby_earns_more(names):
     shop, items, price = names["shop"], names["items"], np.asarray(names["price"])
     assert ((price >= 6) & (price <= 100)).all()
-    earn = lambda price: np.asarray(shop(items | {"price": np.log1p(price).astype(np.float32)})["p"]) * (price - 5)
+    earn = lambda price: (
+        np.asarray(shop(items | {"price": np.log1p(price).astype(np.float32)})["p"]) * (price - 5)
+    )
     np.testing.assert_allclose(earn(price), names["profit"], rtol=1e-4)
     assert (earn(price) > earn(np.full(3, 20.0))).all()
     for other in (price * 0.9, price * 1.1):

@@ -15,9 +15,17 @@ from emofm_jax.data import shards
 def test_cti_sample_and_its_counts(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(Path(__file__).parents[1])
     sample = Path("data/examples/cti")
-    assert prepare.main(["p", "--config=experiments/cti.py", f"--config.data.dir={tmp_path / 'cti'}"]) == 0
+    assert (
+        prepare.main(["p", "--config=experiments/cti.py", f"--config.data.dir={tmp_path / 'cti'}"])
+        == 0
+    )
     schema = schema_lib.load(tmp_path / "cti")
-    assert schema.types == ("t1", "t2", "t3") and schema.groups == ("user", "scene", "ad", "session")
+    assert schema.types == ("t1", "t2", "t3") and schema.groups == (
+        "user",
+        "scene",
+        "ad",
+        "session",
+    )
     lines = [line.split("\t") for line in (sample / "train.tsv").read_text().splitlines()]
     filled = [[cell != "-" for cell in row[1:4]].index(True) for row in lines]
     train = pq.ParquetFile(tmp_path / "cti" / "train" / "part-00000.parquet").read()
@@ -36,7 +44,10 @@ def test_cti_sample_and_its_counts(tmp_path, monkeypatch, capsys):
             (broken / f"{split}.tsv").write_text((sample / f"{split}.tsv").read_text() + row + "\n")
         flags = (f"--config.prepare.source={broken}", f"--config.data.dir={tmp_path / 'never'}")
         assert prepare.main(["p", "--config=experiments/cti.py", *flags]) == 2
-        assert f"train.tsv:141: t1, t2 and t3 are {said}; exactly one must be 0 or 1" in capsys.readouterr().err
+        assert (
+            f"train.tsv:141: t1, t2 and t3 are {said}; exactly one must be 0 or 1"
+            in capsys.readouterr().err
+        )
         assert not (tmp_path / "never").exists()
 
 
@@ -46,22 +57,38 @@ def test_one_cti_file_is_split_by_the_day_in_its_log_id(tmp_path, monkeypatch, c
     days = ["0601", "0602", "0603", "0602"]
     rows = [f"{days[i % 4]}-{row}" for i, row in enumerate(rows)]
     (tmp_path / "log.tsv").write_text("\n".join(rows) + "\n")
-    flags = [f"--config.prepare.source={tmp_path / 'log.tsv'}", f"--config.data.dir={tmp_path / 'out'}"]
+    flags = [
+        f"--config.prepare.source={tmp_path / 'log.tsv'}",
+        f"--config.data.dir={tmp_path / 'out'}",
+    ]
     flags += ["--config.prepare.split=day", "--config.prepare.day_length=4"]
     flags += ["--config.prepare.valid_days=('0601',)", "--config.prepare.test_days=('0603',)"]
     assert prepare.main(["p", "--config=experiments/cti.py", *flags]) == 2
-    assert "cti rows have no other day column; set day_column to 'log_id'" in capsys.readouterr().err
-    assert prepare.main(["p", "--config=experiments/cti.py", *flags, "--config.prepare.day_column=log_id"]) == 0
+    assert (
+        "cti rows have no other day column; set day_column to 'log_id'" in capsys.readouterr().err
+    )
+    assert (
+        prepare.main(
+            ["p", "--config=experiments/cti.py", *flags, "--config.prepare.day_column=log_id"]
+        )
+        == 0
+    )
     for split, ours in (("train", ["0602"]), ("valid", ["0601"]), ("test", ["0603"])):
         table = pq.ParquetFile(tmp_path / "out" / split / "part-00000.parquet").read()
-        assert table["row_id"].to_pylist() == [row.split("\t")[0] for row in rows if row[:4] in ours]
+        assert table["row_id"].to_pylist() == [
+            row.split("\t")[0] for row in rows if row[:4] in ours
+        ]
 
 
 def test_files_of_another_number_of_types_and_options_without_effect(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(Path(__file__).parents[1])
 
     def run(*flags):
-        flags = (f"--config.prepare.source={tmp_path}", f"--config.data.dir={tmp_path / 'never'}", *flags)
+        flags = (
+            f"--config.prepare.source={tmp_path}",
+            f"--config.data.dir={tmp_path / 'never'}",
+            *flags,
+        )
         assert prepare.main(["p", "--config=experiments/cti.py", *flags]) == 2
         assert not (tmp_path / "never").exists()
         return capsys.readouterr().err
@@ -72,11 +99,17 @@ def test_files_of_another_number_of_types_and_options_without_effect(tmp_path, m
         fewer = "\n".join("\t".join(row.split("\t")[:2] + row.split("\t")[3:]) for row in rows)
         (tmp_path / f"{split}.tsv").write_text(fewer if split == "valid" else "\n".join(rows))
     assert "valid.tsv:1: 2 columns of types, but the data has 3 types (t1, t2, t3)" in run()
-    assert "config.prepare.ftype: 't1' has no effect on cti rows" in run("--config.prepare.ftype=t1")
+    assert "config.prepare.ftype: 't1' has no effect on cti rows" in run(
+        "--config.prepare.ftype=t1"
+    )
     (tmp_path / "test.libsvm").write_text("1 101:5:1\n")
     libsvm = ("--config.prepare.format=libsvm", "--config.prepare.row_id=101")
     assert "config.prepare.row_id: '101' has no effect on libsvm rows" in run(*libsvm)
-    day = ("--config.prepare.split=day", "--config.prepare.day_column=log_id", "--config.prepare.valid_days=('9',)")
+    day = (
+        "--config.prepare.split=day",
+        "--config.prepare.day_column=log_id",
+        "--config.prepare.valid_days=('9',)",
+    )
     for split in ("valid", "test"):
         (tmp_path / f"{split}.tsv").unlink()
     (tmp_path / "test.libsvm").unlink()
@@ -89,6 +122,8 @@ def test_moments_of_pieces_are_those_of_the_whole():
     for piece in np.array_split(numbers, 9):
         moments.add(np.append(piece, np.nan))
     mean, std = moments.mean_and_std()
-    assert mean == pytest.approx(numbers.mean(), rel=1e-12) and std == pytest.approx(numbers.std(), rel=1e-6)
+    assert mean == pytest.approx(numbers.mean(), rel=1e-12) and std == pytest.approx(
+        numbers.std(), rel=1e-6
+    )
     assert moments.count == 1000 and moments.largest == numbers.max()
     assert counts_lib.Moments().mean_and_std() == (0.0, 1.0)

@@ -29,7 +29,9 @@ def commands() -> list[str]:
     return found.strip().splitlines()
 
 
-TINY = [f"--config.model.{x}" for x in ("name=wm", "hidden=(8,)", "embedding_dim=4")] + ["--config.data.batch_size=64"]
+TINY = [f"--config.model.{x}" for x in ("name=wm", "hidden=(8,)", "embedding_dim=4")] + [
+    "--config.data.batch_size=64"
+]
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +58,22 @@ def score(source, output="scores.parquet"):
 
 def test_ten_lines_and_three_commands():
     body = experiment().split("c = config.default()")[1].strip().splitlines()
-    assert len(experiment().strip().splitlines()) - experiment().count("\n\n") <= 10 and body[-1].strip() == "return c"
-    assert [line.split()[2] for line in commands()] == [f"emofm_jax.{p}" for p in ("prepare", "train", "evaluate")]
+    assert (
+        len(experiment().strip().splitlines()) - experiment().count("\n\n") <= 10
+        and body[-1].strip() == "return c"
+    )
+    assert [line.split()[2] for line in commands()] == [
+        f"emofm_jax.{p}" for p in ("prepare", "train", "evaluate")
+    ]
 
 
 def test_the_csv_becomes_shards(checkout):
     schema = schema_lib.load("data/mine")
     assert schema.groups == ("user", "item", "context")
-    assert {s.name: s.kind for s in schema.slots if s.kind != "categorical"} == {"tags": "multi", "price": "numeric"}
+    assert {s.name: s.kind for s in schema.slots if s.kind != "categorical"} == {
+        "tags": "multi",
+        "price": "numeric",
+    }
     rows = {split: shards.open_split("data/mine", split).num_rows for split in shards.SPLITS}
     assert sum(rows.values()) == 400 and min(rows.values()) > 15
 
@@ -87,16 +97,31 @@ def test_rows_to_predict_come_as_they_like(checkout, tmp_path, capsys):
     (parts / "1.csv").write_text(header + "".join(rows[:150]))
     (parts / "2.csv.gz").write_bytes(gzip.compress((header + "".join(rows[150:])).encode()))
     assert score(parts)["p"].to_pylist() == expected
-    bad = [*rows[:10], "too,few\n", *rows[10:200], rows[0].replace("\n", ",more\n"), *rows[200:], 'u,"18\n']
+    bad = [
+        *rows[:10],
+        "too,few\n",
+        *rows[10:200],
+        rows[0].replace("\n", ",more\n"),
+        *rows[200:],
+        'u,"18\n',
+    ]
     (tmp_path / "bad.csv").write_text(header + "".join(bad))
     capsys.readouterr()
     scores = score(tmp_path / "bad.csv")
-    assert "400 rows scored" in (said := capsys.readouterr().out) and "3 of 403 could not be read" in said
+    assert (
+        "400 rows scored" in (said := capsys.readouterr().out)
+        and "3 of 403 could not be read" in said
+    )
     found = scores["p"].to_pylist()
-    assert [i for i, p in enumerate(found) if p is None] == [10, 201, 402] and scores["row_id"][402].as_py() == 402
+    assert [i for i, p in enumerate(found) if p is None] == [10, 201, 402] and scores["row_id"][
+        402
+    ].as_py() == 402
     assert [p for p in found if p is not None] == expected
     reasons = scores["reason"].to_pylist()
-    assert "bad.csv:12: 2 columns where 8 are expected" in reasons[10] and len([r for r in reasons if r]) == 3
+    assert (
+        "bad.csv:12: 2 columns where 8 are expected" in reasons[10]
+        and len([r for r in reasons if r]) == 3
+    )
     (tmp_path / "new.csv").write_text(header + "nobody,never,i0,None,new|newer,,99,fridge\n")
     assert 0 < score(tmp_path / "new.csv")["p"][0].as_py() < 1
 
@@ -113,7 +138,12 @@ def test_what_is_not_scored(checkout, capsys, source, message):
     score("data/examples/clicks.csv")
     before = Path("scores.parquet").read_bytes()
     capsys.readouterr()
-    assert predict.main(["predict", "--workdir=runs/mine", f"--input={source}", "--output=scores.parquet"]) == 2
+    assert (
+        predict.main(
+            ["predict", "--workdir=runs/mine", f"--input={source}", "--output=scores.parquet"]
+        )
+        == 2
+    )
     assert message in capsys.readouterr().err and Path("scores.parquet").read_bytes() == before
 
 

@@ -14,7 +14,12 @@ from tests.reference import emofm as reference
 def _batch_normed(name="hmm", type_predictors="per_type", compute_dtype="float32"):
     """A model with everything that sees more than one row, and no unit that can be dead; (module, variables)."""
     options = cases.options_of(
-        name, norm="batch", activation="tanh", type_predictors=type_predictors, hidden=(8,), **cases.SHALLOW
+        name,
+        norm="batch",
+        activation="tanh",
+        type_predictors=type_predictors,
+        hidden=(8,),
+        **cases.SHALLOW,
     )
     module = model_lib.make_model(cases.schema_of(), options, compute_dtype=compute_dtype)
     variables = cases.random_variables(module, cases.schema_of())
@@ -26,7 +31,9 @@ def _batch_normed(name="hmm", type_predictors="per_type", compute_dtype="float32
 @pytest.mark.parametrize("name", ["wm", "hm", "hmm"])
 def test_typed_models_agree_with_numpy(name, type_predictors, drop_type):
     schema = cases.schema_of()
-    module = model_lib.make_model(schema, cases.options_of(name, type_predictors=type_predictors, drop_type=drop_type))
+    module = model_lib.make_model(
+        schema, cases.options_of(name, type_predictors=type_predictors, drop_type=drop_type)
+    )
     variables, (e, *_) = cases.random_variables(module, schema), cases.random_rows()
     ours = jax.jit(lambda v, e: model_lib.predict(module, v, e))(variables, e)
 
@@ -40,7 +47,12 @@ def test_typed_models_agree_with_numpy(name, type_predictors, drop_type):
     p, p_type = reference.mixture(p_given_type, reference.auxiliary(params["auxiliary"], e), index)
     if drop_type:
         p_given_type[:, index] = p
-    expected = {"p": p, "logit": np.log(p / (1 - p)), "p_type": p_type, "p_given_type": p_given_type}
+    expected = {
+        "p": p,
+        "logit": np.log(p / (1 - p)),
+        "p_type": p_type,
+        "p_given_type": p_given_type,
+    }
     assert ours.keys() == expected.keys()
     for key, value in expected.items():
         np.testing.assert_allclose(ours[key], value, atol=1e-5, rtol=1e-5, err_msg=key)
@@ -50,12 +62,20 @@ def test_typed_models_agree_with_numpy(name, type_predictors, drop_type):
 @pytest.mark.parametrize("name", ["wm", "hm", "hmm"])
 def test_untyped_models_agree_with_numpy(name, types):
     schema = cases.schema_of(types)
-    module = model_lib.make_model(schema, cases.options_of(name, use_ftype=not types))  # typed data: switched off
+    module = model_lib.make_model(
+        schema, cases.options_of(name, use_ftype=not types)
+    )  # typed data: switched off
     variables, (e, *_) = cases.random_variables(module, schema), cases.random_rows()
     ours = jax.jit(lambda v, e: model_lib.predict(module, v, e))(variables, e)
     params = jax.tree.map(lambda x: np.array(x, np.float64), variables["params"])
-    logit = reference.network(params, np.array(e, np.float64), None if name == "wm" else cases.SIZES, num_heads=2)[:, 0]
-    assert ours.keys() == {"p", "logit"} and "auxiliary" not in params and "type_embedding" not in params["type_dense"]
+    logit = reference.network(
+        params, np.array(e, np.float64), None if name == "wm" else cases.SIZES, num_heads=2
+    )[:, 0]
+    assert (
+        ours.keys() == {"p", "logit"}
+        and "auxiliary" not in params
+        and "type_embedding" not in params["type_dense"]
+    )
     np.testing.assert_allclose(ours["logit"], logit, atol=1e-5, rtol=1e-5)
     np.testing.assert_allclose(ours["p"], reference.sigmoid(logit), atol=1e-5)
 
@@ -64,8 +84,13 @@ def test_hmm_is_hm_where_its_mixers_are_the_identity():
     schema, (e, *_) = cases.schema_of(), cases.random_rows()
     hm, hmm = (model_lib.make_model(schema, cases.options_of(name)) for name in ("hm", "hmm"))
     params = cases.random_variables(hmm, schema)["params"]
-    without = {"params": params | {"network": {k: _without_mixers(v) for k, v in params["network"].items()}}}
-    zero = jax.tree_util.tree_map_with_path(lambda path, x: 0 * x if path[-1].key == "out" else x, params)
+    without = {
+        "params": params
+        | {"network": {k: _without_mixers(v) for k, v in params["network"].items()}}
+    }
+    zero = jax.tree_util.tree_map_with_path(
+        lambda path, x: 0 * x if path[-1].key == "out" else x, params
+    )
     p = jax.jit(lambda v, e: model_lib.predict(hm, v, e)["p"])(without, e)
     mixed = jax.jit(lambda v, e: model_lib.predict(hmm, v, e)["p"])
     np.testing.assert_allclose(mixed({"params": zero}, e), p, rtol=1e-6)
@@ -76,7 +101,9 @@ def _without_mixers(params):
     return {k: v for k, v in params.items() if not k.startswith("mixer_")}
 
 
-@pytest.mark.parametrize("name,type_predictors", [("hmm", "per_type"), ("hm", "shared"), ("wm", "per_type")])
+@pytest.mark.parametrize(
+    "name,type_predictors", [("hmm", "per_type"), ("hm", "shared"), ("wm", "per_type")]
+)
 def test_every_parameter_has_moved_after_two_steps(name, type_predictors):
     rows, (module, variables) = cases.random_rows(), _batch_normed(name, type_predictors)
     start = jax.tree_util.tree_map_with_path(  # mixers start as the identity
@@ -100,7 +127,9 @@ def test_every_parameter_has_moved_after_two_steps(name, type_predictors):
 @pytest.mark.parametrize("am_joint", [False, True])
 def test_the_auxiliary_loss_moves_the_embeddings_only_if_joint(am_joint):
     schema, rows = cases.schema_of(), cases.random_rows()
-    module = model_lib.make_model(schema, cases.options_of("hm", am_joint=am_joint, **cases.SHALLOW))
+    module = model_lib.make_model(
+        schema, cases.options_of("hm", am_joint=am_joint, **cases.SHALLOW)
+    )
     variables = cases.random_variables(module, schema)
     (_, _), (params, e) = cases.gradients(module, variables, *rows, am_weight=3.0)
     (_, _), (params_without, e_without) = cases.gradients(module, variables, *rows, am_weight=0.0)
@@ -113,7 +142,10 @@ def test_the_auxiliary_loss_moves_the_embeddings_only_if_joint(am_joint):
 
 @pytest.mark.parametrize("name,type_predictors", [("hmm", "per_type"), ("hm", "shared")])
 def test_rows_of_weight_0_change_nothing_whatever_they_hold(name, type_predictors):
-    (e, label, ftype, weight), (module, variables) = cases.random_rows(), _batch_normed(name, type_predictors)
+    (e, label, ftype, weight), (module, variables) = (
+        cases.random_rows(),
+        _batch_normed(name, type_predictors),
+    )
     weight[-3:] = 0.0
     results = [cases.gradients(module, variables, e, label, ftype, weight)]
     e, label, ftype = e.copy(), label.copy(), ftype.copy()
@@ -146,7 +178,9 @@ def test_two_devices_agree_with_one():
 
     def local(*rows):
         def of(params, e):
-            return cases.loss_of(many, {**variables, "params": params}, e, *rows[1:], axis_name="data")
+            return cases.loss_of(
+                many, {**variables, "params": params}, e, *rows[1:], axis_name="data"
+            )
 
         return jax.value_and_grad(of, argnums=(0, 1), has_aux=True)(variables["params"], rows[0])
 
@@ -162,20 +196,28 @@ def test_two_devices_agree_with_one():
 def test_bfloat16_stays_near_float32():
     rows, (full, variables) = cases.random_rows(), _batch_normed()
     half, _ = _batch_normed(compute_dtype="bfloat16")
-    made = jax.eval_shape(lambda key: model_lib.init(half, key, cases.schema_of()), jax.random.key(0))
+    made = jax.eval_shape(
+        lambda key: model_lib.init(half, key, cases.schema_of()), jax.random.key(0)
+    )
     assert {x.dtype for x in jax.tree.leaves(made)} == {jnp.dtype("float32")}
     (loss, (outputs, _)), (params, _) = cases.gradients(full, variables, *rows)
     (loss_half, (outputs_half, _)), (params_half, _) = cases.gradients(half, variables, *rows)
-    assert outputs_half.logits.dtype == jnp.float32 and not np.array_equal(outputs.logits, outputs_half.logits)
+    assert outputs_half.logits.dtype == jnp.float32 and not np.array_equal(
+        outputs.logits, outputs_half.logits
+    )
     np.testing.assert_allclose(loss_half, loss, rtol=0.02)
-    flat, flat_half = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(p)]) for p in (params, params_half))
+    flat, flat_half = (
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(p)]) for p in (params, params_half)
+    )
     assert np.linalg.norm(flat - flat_half) < 0.05 * np.linalg.norm(flat)
 
 
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
 def test_models_lower_for_accelerators(compute_dtype):
     schema, rows = cases.schema_of(), cases.random_rows()
-    module = model_lib.make_model(schema, cases.options_of(norm="batch", **cases.SHALLOW), compute_dtype=compute_dtype)
+    module = model_lib.make_model(
+        schema, cases.options_of(norm="batch", **cases.SHALLOW), compute_dtype=compute_dtype
+    )
     variables = cases.random_variables(module, schema)
     step = jax.jit(jax.value_and_grad(lambda v: cases.loss_of(module, v, *rows)[0]))
     text = step.trace(variables).lower(lowering_platforms=("cuda", "tpu")).as_text()

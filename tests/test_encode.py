@@ -63,13 +63,18 @@ def test_identity_and_the_ends_of_its_range():
     assert "slot 's' holds '4'; its ids are 0 .. 3" in bad[0][2]
     bag = Slot("s", "g", kind="multi", max_length=2, encoding="identity", rows=5)
     ids, bad = one(bag, pa.array([["1"], None, ["0", "9"], ["2", "3", "9"]]))
-    assert ids == [[2], [], [3, 4]] and [row for row, _, _ in bad] == [2]  # the third of the last one is cut
+    assert ids == [[2], [], [3, 4]] and [row for row, _, _ in bad] == [
+        2
+    ]  # the third of the last one is cut
 
 
 @pytest.mark.parametrize("sliced", [False, True])
 def test_bags_keep_the_first_elements(sliced):
     rng = np.random.default_rng(0)
-    bags = [None if n == 7 else [str(v) for v in rng.integers(0, 50, n)] for n in rng.integers(0, 8, 200)]
+    bags = [
+        None if n == 7 else [str(v) for v in rng.integers(0, 50, n)]
+        for n in rng.integers(0, 8, 200)
+    ]
     values = pa.array(bags)
     if sliced:
         values, bags = values.slice(3, 150), bags[3:153]
@@ -86,7 +91,10 @@ def test_numbers_and_their_transforms():
         plain, bad = one(Slot("s", "g", kind="numeric", rows=2), values)
         assert plain == NUMBERS and not bad
         logs, _ = one(Slot("s", "g", kind="numeric", rows=2, transform="log1p"), values)
-        scaled, _ = one(Slot("s", "g", kind="numeric", rows=2, transform="standardize", mean=3.0, std=2.0), values)
+        scaled, _ = one(
+            Slot("s", "g", kind="numeric", rows=2, transform="standardize", mean=3.0, std=2.0),
+            values,
+        )
         for x, log, z in zip(NUMBERS, logs, scaled):
             if x is None:
                 assert log is None and z is None
@@ -110,17 +118,26 @@ def test_bucket():
 
 def test_text_that_is_no_number():
     ids, bad = one(
-        Slot("s", "g", kind="numeric", rows=2), pa.array(["1", "x", "+2.5e1", "1_0", "inf", "nan", "1e39", ".5", "-3."])
+        Slot("s", "g", kind="numeric", rows=2),
+        pa.array(["1", "x", "+2.5e1", "1_0", "inf", "nan", "1e39", ".5", "-3."]),
     )
     assert ids == [1.0, 25.0, 0.5, -3.0]
     assert [(row, kind) for row, kind, _ in bad] == [(i, "number") for i in (1, 3, 4, 5, 6)]
     assert "holds 'x'" in bad[0][2]
     # The same cells are bad whatever else stands in the chunk.
-    assert [row for row, _, _ in one(Slot("s", "g", kind="numeric", rows=2), pa.array(["nan", "1", "inf"]))[1]] == [
+    assert [
+        row
+        for row, _, _ in one(Slot("s", "g", kind="numeric", rows=2), pa.array(["nan", "1", "inf"]))[
+            1
+        ]
+    ] == [
         0,
         2,
     ]
-    assert one(Slot("s", "g", kind="numeric", rows=2), pa.array([np.inf, np.nan, 1.0]))[0] == [None, 1.0]
+    assert one(Slot("s", "g", kind="numeric", rows=2), pa.array([np.inf, np.nan, 1.0]))[0] == [
+        None,
+        1.0,
+    ]
 
 
 def test_label_type_weight_key_and_row_id():
@@ -197,12 +214,16 @@ def test_rows_to_predict_keep_their_places(tmp_path):
 
 def test_integer_row_ids_of_text(tmp_path):
     vocabulary.Vocabulary(pa.array(["u"]), pa.array([1])).save(tmp_path, "user")
-    (tmp_path / "a.csv").write_bytes(b"id,user,age\n7,u,1\n-12,u,1\nseven,u,1\n,u,1\n%d,u,1\n" % 10**19)
+    (tmp_path / "a.csv").write_bytes(
+        b"id,user,age\n7,u,1\n-12,u,1\nseven,u,1\n,u,1\n%d,u,1\n" % 10**19
+    )
     schema = dataclasses.replace(csv_schema(row_id="id"), row_id="int64")
     (chunk,) = encode.read_encoded(schema, tmp_path, tmp_path / "a.csv")
     assert chunk.row_id.to_pylist() == [7, -12, None, None, None]
     assert chunk.kept.tolist() == [True, True, False, True, False]
-    assert "a.csv:4: the row id is 'seven'; it must be an integer, as in training" in chunk.reasons[2]
+    assert (
+        "a.csv:4: the row id is 'seven'; it must be an integer, as in training" in chunk.reasons[2]
+    )
     assert chunk.table["row_id"].to_pylist() == [7, -12, None]
 
 

@@ -62,28 +62,44 @@ def test_calibration_is_fitted_on_valid_stored_and_shown_for_test(home, capsys, 
     report = json.loads((home / "run/predictions/test.json").read_text())
     fit = report.pop("calibration_fit")
     assert report == plain, "the metrics are of the model as it is"
-    assert (fit["method"], fit["split"], fit["rows"], fit["evaluated"]) == (method, "valid", 1000, "test")
+    assert (fit["method"], fit["split"], fit["rows"], fit["evaluated"]) == (
+        method,
+        "valid",
+        1000,
+        "test",
+    )
     assert fit["before"] == {key: plain[key] for key in ("auc", "logloss", "pcoc", "ece")}
     # The same from the prediction files, by scikit-learn.
     (x, y), (x_test, y_test) = scores("valid"), scores("test")
     if method == "platt":
-        p = LogisticRegression(C=np.inf, tol=1e-10).fit(x[:, None], y).predict_proba(x_test[:, None])[:, 1]
+        p = (
+            LogisticRegression(C=np.inf, tol=1e-10)
+            .fit(x[:, None], y)
+            .predict_proba(x_test[:, None])[:, 1]
+        )
     else:
         p = IsotonicRegression(out_of_bounds="clip").fit(x, y).predict(x_test).clip(1e-7, 1 - 1e-7)
-    parts = [(p[c].mean(), y_test[c].mean()) for c in np.array_split(np.argsort(p, kind="stable"), 10)]
+    parts = [
+        (p[c].mean(), y_test[c].mean()) for c in np.array_split(np.argsort(p, kind="stable"), 10)
+    ]
     ece = np.mean([abs(a - b) for a, b in parts])
     assert fit["after"]["logloss"] == pytest.approx(metrics.logloss(y_test, p), abs=2e-5)
     assert fit["after"]["pcoc"] == pytest.approx(p.sum() / y_test.sum(), abs=1e-4)
     if method == "platt":  # isotonic p tie, so their parts are unequal
         assert fit["after"]["ece"] == pytest.approx(ece, abs=1e-5)
         assert fit["after"]["auc"] == pytest.approx(plain["auc"], abs=1e-9), "the order stays"
-    assert fit["after"]["logloss"] < fit["before"]["logloss"] and fit["after"]["ece"] < fit["before"]["ece"]
+    assert (
+        fit["after"]["logloss"] < fit["before"]["logloss"]
+        and fit["after"]["ece"] < fit["before"]["ece"]
+    )
     assert f"{method}, test split" in out and "fitted on 1,000 rows of the valid split" in out
     assert f"{fit['before']['ece']:.6f}" in out and f"{fit['after']['logloss']:.6f}" in out
     # The file beside the checkpoint gives these probabilities.
     kept = json.loads((home / "run/metrics.json").read_text())["train"]["kept_step"]
     loaded = calibration.load(home / "run", kept)
-    np.testing.assert_allclose(calibration.apply(loaded.arrays, x_test), p, atol=1e-3 if method == "isotonic" else 1e-5)
+    np.testing.assert_allclose(
+        calibration.apply(loaded.arrays, x_test), p, atol=1e-3 if method == "isotonic" else 1e-5
+    )
     assert json.loads((home / "run/calibration.json").read_text())["fit"] == fit
 
 
@@ -91,20 +107,31 @@ def test_calibrating_the_split_that_it_is_fitted_on_says_so(home, capsys):
     assert run("--split=valid", "--calibrate=isotonic") == 0
     assert "fitted on 1,000 rows of the valid split, the same rows" in capsys.readouterr().out
     fit = json.loads((home / "run/predictions/valid.json").read_text())["calibration_fit"]
-    assert fit["after"]["pcoc"] == pytest.approx(1, abs=1e-6) and fit["after"]["ece"] == pytest.approx(0, abs=1e-6)
+    assert fit["after"]["pcoc"] == pytest.approx(1, abs=1e-6) and fit["after"][
+        "ece"
+    ] == pytest.approx(0, abs=1e-6)
 
 
 def test_importance_as_table_file_and_chart(home, capsys):
     assert run("--importance", "--importance_rows=700") == 0
     out = capsys.readouterr().out
     found = json.loads((home / "run/predictions/test.importance.json").read_text())
-    assert (found["rows"], found["seed"], len(found["slots"])) == (700, 0, len(schema.load(home / "run").slots))
+    assert (found["rows"], found["seed"], len(found["slots"])) == (
+        700,
+        0,
+        len(schema.load(home / "run").slots),
+    )
     drops = [slot["auc_drop"] for slot in found["slots"]]
     assert drops == sorted(drops, reverse=True) and drops[0] > 0.005
     table = out[out.index("slots by the AUC") :].splitlines()
     assert "permuted over 700 rows" in table[0]
     for slot, line in zip(found["slots"], table[2:]):
-        expected = [slot["name"], slot["group"], f"{slot['auc_drop']:.6f}", f"{slot['logloss_rise']:.6f}"]
+        expected = [
+            slot["name"],
+            slot["group"],
+            f"{slot['auc_drop']:.6f}",
+            f"{slot['logloss_rise']:.6f}",
+        ]
         assert line.split() == expected
     svg = (home / "run/predictions/test.importance.svg").read_text()
     assert svg.startswith("<svg") and all(slot["name"] in svg for slot in found["slots"])
@@ -116,7 +143,9 @@ def test_importance_as_table_file_and_chart(home, capsys):
     every = json.loads((home / "run/predictions/test.importance.json").read_text())
     plain = json.loads((home / "run/metrics.json").read_text())["test"]
     assert every["rows"] == 1100
-    assert (every["auc"], every["logloss"]) == pytest.approx((plain["auc"], plain["logloss"]), abs=1e-6)
+    assert (every["auc"], every["logloss"]) == pytest.approx(
+        (plain["auc"], plain["logloss"]), abs=1e-6
+    )
 
 
 def test_the_share_of_unknown_values_is_that_of_the_shards(home, capsys):
@@ -124,13 +153,19 @@ def test_the_share_of_unknown_values_is_that_of_the_shards(home, capsys):
     shares = {}
     for slot in split.schema.slots:
         cells = pa.concat_arrays(
-            [c for f in split.files for c in pq.read_table(f, columns=[slot.name])[slot.name].chunks]
+            [
+                c
+                for f in split.files
+                for c in pq.read_table(f, columns=[slot.name])[slot.name].chunks
+            ]
         )
         if slot.kind == "multi":
             lists = [x[: slot.max_length] for x in cells.to_pylist() if x]
             shares[slot.name] = np.mean([i == 0 for x in lists for i in x])
         else:
-            shares[slot.name] = np.mean(np.isnan(cells.to_numpy()) if slot.is_numeric else cells.to_numpy() == 0)
+            shares[slot.name] = np.mean(
+                np.isnan(cells.to_numpy()) if slot.is_numeric else cells.to_numpy() == 0
+            )
     assert {slot.kind for slot in split.schema.slots} > {"multi"} and sum(
         share > 0.001 for share in shares.values()
     ) > 1
@@ -174,7 +209,10 @@ def test_importance_where_no_row_is_a_click(home, capsys):
 def test_other_data_leave_the_runs_own_predictions_alone(home, capsys):
     own = (home / "run/predictions/test.parquet").read_bytes()
     assert run("--data=dull", "--split=test") == 0
-    assert "written: run/predictions/test@dull.parquet, run/predictions/test@dull.json" in capsys.readouterr().out
+    assert (
+        "written: run/predictions/test@dull.parquet, run/predictions/test@dull.json"
+        in capsys.readouterr().out
+    )
     assert (home / "run/predictions/test.parquet").read_bytes() == own
     assert run("--data=./data") == 0
     assert "written: run/predictions/test.parquet" in capsys.readouterr().out

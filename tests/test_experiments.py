@@ -11,7 +11,13 @@ from emofm_jax.errors import UserError
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 # Sweep -> points, seeds.
-PLANS = {"claims": (34, 5), "mixers": (18, 5), "shift": (56, 3), "scaling": (21, 3), "frappe_baselines": (12, 3)}
+PLANS = {
+    "claims": (34, 5),
+    "mixers": (18, 5),
+    "shift": (56, 3),
+    "scaling": (21, 3),
+    "frappe_baselines": (12, 3),
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +38,9 @@ def test_the_whole_plan_is_sound(home, name):
     found = plan(name)
     assert (len(found.points), len(found.seeds)) == PLANS[name]
     if name == "frappe_baselines":
-        with pytest.raises(UserError, match="data/frappe: no prepared data; run `python -m emofm_jax.prepare"):
+        with pytest.raises(
+            UserError, match="data/frappe: no prepared data; run `python -m emofm_jax.prepare"
+        ):
             sweep._check_points(found.points)
     else:
         sweep._check_points(found.points)
@@ -43,8 +51,13 @@ def test_the_whole_plan_is_sound(home, name):
 
 @pytest.mark.parametrize("name", PLANS)
 def test_tiny_runs_in_seconds(home, name):
-    assert sweep.main(["sweep", f"--config={EXPERIMENTS / name}.py:tiny", f"--workdir=runs/{name}"]) == 0
-    lines = [json.loads(line) for line in (home / f"runs/{name}/results.jsonl").read_text().splitlines()]
+    assert (
+        sweep.main(["sweep", f"--config={EXPERIMENTS / name}.py:tiny", f"--workdir=runs/{name}"])
+        == 0
+    )
+    lines = [
+        json.loads(line) for line in (home / f"runs/{name}/results.jsonl").read_text().splitlines()
+    ]
     assert len(lines) == 2 * len(plan(name, "tiny").points) == 4
     assert all(line["metrics"]["test"]["bayes"]["auc"] > 0.5 for line in lines)
 
@@ -63,6 +76,8 @@ def test_factors_vary_alone():
 
 @pytest.mark.parametrize("name", PLANS)
 def test_there_is_no_other_argument(home, capsys, name):
-    assert sweep.main(["sweep", f"--config={EXPERIMENTS / name}.py:tini", "--workdir=runs/tini"]) == 2
+    assert (
+        sweep.main(["sweep", f"--config={EXPERIMENTS / name}.py:tini", "--workdir=runs/tini"]) == 2
+    )
     error = capsys.readouterr().err
     assert "'tini' is not known; give `tiny`, or no argument" in error and error.count("\n") == 1

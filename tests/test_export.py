@@ -63,7 +63,15 @@ def features(scorer):
 
 def test_it_scores_without_this_package(artefact, scorer, features, tmp_path):
     np.savez(tmp_path / "in.npz", **features)
-    command = [sys.executable, "-c", ALONE, artefact, tmp_path / "in.npz", tmp_path / "out.npz", *map(str, BATCHES)]
+    command = [
+        sys.executable,
+        "-c",
+        ALONE,
+        artefact,
+        tmp_path / "in.npz",
+        tmp_path / "out.npz",
+        *map(str, BATCHES),
+    ]
     subprocess.run(list(map(str, command)), check=True)
     found = np.load(tmp_path / "out.npz")
     for n in BATCHES:
@@ -77,8 +85,12 @@ def test_it_scores_without_this_package(artefact, scorer, features, tmp_path):
     np.savez(tmp_path / "less.npz", gender=np.zeros(3, np.int32))
     script[2] = tmp_path / "less.npz"
     wrong = subprocess.run(list(map(str, script)), capture_output=True, text=True)
-    assert wrong.returncode == 1 and wrong.stderr.startswith("error: features: slots that are absent")
-    assert said.startswith("4,096 rows scored") and np.load(tmp_path / "scores.npz")["p"].shape == (4096,)
+    assert wrong.returncode == 1 and wrong.stderr.startswith(
+        "error: features: slots that are absent"
+    )
+    assert said.startswith("4,096 rows scored") and np.load(tmp_path / "scores.npz")["p"].shape == (
+        4096,
+    )
 
 
 def test_the_package_loads_it_too(artefact, scorer, features):
@@ -97,10 +109,17 @@ def test_the_package_loads_it_too(artefact, scorer, features):
 def test_what_an_exported_program_cannot_do_is_said(artefact, features):
     loaded = emofm_jax.load_scorer(artefact)
     stacked = {k: x.reshape(4, 1024, *x.shape[1:]) for k, x in features.items()}
-    with pytest.raises(UserError, match="an exported program has no vmap and no jvp; give it a batch, or use jax.grad"):
+    with pytest.raises(
+        UserError,
+        match="an exported program has no vmap and no jvp; give it a batch, or use jax.grad",
+    ):
         jax.vmap(loaded.fn, (None, 0))(loaded.params, stacked)
     with pytest.raises(UserError, match="no vmap and no jvp"):
-        jax.jvp(lambda weights: loaded.fn(weights, features)["logit"], (loaded.params,), (loaded.params,))
+        jax.jvp(
+            lambda weights: loaded.fn(weights, features)["logit"],
+            (loaded.params,),
+            (loaded.params,),
+        )
     with pytest.raises(UserError, match="takes features only, not embeddings; load the run itself"):
         loaded.explain(features)
     with pytest.raises(UserError, match=r"export --calibrated"):
@@ -119,11 +138,20 @@ def test_the_table_is_mapped_and_first(artefact, scorer):
 def test_an_ensemble_and_a_calibrated_run_are_exported(runs, features, tmp_path):
     for name, slope in (("hmm", 0.5), ("wm", 2.0)):
         shutil.copytree(runs / name, tmp_path / name)
-        platt = calibration.Calibration("platt", {"slope": np.array(slope), "intercept": np.array(-1.0)})
+        platt = calibration.Calibration(
+            "platt", {"slope": np.array(slope), "intercept": np.array(-1.0)}
+        )
         calibration.save(tmp_path / name, platt, 16, {})
-    flags = [f"--workdir={tmp_path / 'hmm'},{tmp_path / 'wm'}", "--calibrated", f"--output={tmp_path / 'out'}"]
+    flags = [
+        f"--workdir={tmp_path / 'hmm'},{tmp_path / 'wm'}",
+        "--calibrated",
+        f"--output={tmp_path / 'out'}",
+    ]
     assert export.main(["export", *flags]) == 0
-    one, two = (np.asarray(emofm_jax.load_scorer(runs / n)(features)["logit"], np.float64) for n in ("hmm", "wm"))
+    one, two = (
+        np.asarray(emofm_jax.load_scorer(runs / n)(features)["logit"], np.float64)
+        for n in ("hmm", "wm")
+    )
     p = 1 / (1 + np.exp(-((0.5 * one - 1) + (2 * two - 1)) / 2))
     np.testing.assert_allclose(emofm_jax.load_scorer(tmp_path / "out")(features)["p"], p, atol=1e-6)
 
@@ -133,10 +161,16 @@ def test_bags_and_numbers_of_an_untyped_run_and_an_export_of_an_export(runs, tmp
     scorer = emofm_jax.load_scorer(runs / "mine")
     features = features_lib.example(scorer.schema, 9)
     for source, output in (("mine", "once"), (tmp_path / "once", "twice")):
-        assert export.main(["export", f"--workdir={runs / source}", f"--output={tmp_path / output}"]) == 0
+        assert (
+            export.main(["export", f"--workdir={runs / source}", f"--output={tmp_path / output}"])
+            == 0
+        )
         loaded = emofm_jax.load_scorer(tmp_path / output)
         np.testing.assert_allclose(loaded(features)["p"], scorer(features)["p"], atol=1e-6)
-    raw = {slot.name: [None] for slot in scorer.schema.slots} | {"price": [3.5], "tags": ["film|news"]}
+    raw = {slot.name: [None] for slot in scorer.schema.slots} | {
+        "price": [3.5],
+        "tags": ["film|news"],
+    }
     np.testing.assert_array_equal(loaded.encode(raw)["tags"], scorer.encode(raw)["tags"])
 
 
@@ -144,8 +178,14 @@ def test_the_readme_and_the_checksums(artefact):
     text = (artefact / "README.md").read_text()
     assert "pip install jax numpy flatbuffers" in text and "hmm" in text
     assert len((artefact / "score.py").read_text().splitlines()) < 80
-    done = subprocess.run(["sha256sum", "-c", "checksums.sha256"], cwd=artefact, capture_output=True, text=True)
-    assert done.returncode == 0 and "model.stablehlo: OK" in done.stdout and "schema.json: OK" in done.stdout
+    done = subprocess.run(
+        ["sha256sum", "-c", "checksums.sha256"], cwd=artefact, capture_output=True, text=True
+    )
+    assert (
+        done.returncode == 0
+        and "model.stablehlo: OK" in done.stdout
+        and "schema.json: OK" in done.stdout
+    )
 
 
 def flip(path, place=-5, bit=1):
@@ -161,25 +201,48 @@ def edit(path, **changes):
 def unchecked(path):
     """Writes the checksums again, as one does who edits an artefact."""
     files = sorted(f for f in path.rglob("*") if f.is_file() and f.name != "checksums.sha256")
-    lines = [f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.relative_to(path)}\n" for f in files]
+    lines = [
+        f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.relative_to(path)}\n" for f in files
+    ]
     (path / "checksums.sha256").write_text("".join(lines))
 
 
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (lambda p: flip(p / "weights.safetensors"), "weights.safetensors: not the file that was exported"),
+        (
+            lambda p: flip(p / "weights.safetensors"),
+            "weights.safetensors: not the file that was exported",
+        ),
         (lambda p: flip(p / "model.stablehlo"), "model.stablehlo: not the file that was exported"),
         (lambda p: flip(p / "schema.json"), "schema.json: not the file that was exported"),
-        (lambda p: edit(p / "signature.json", format_version=2), "format version 2, this loader reads 1"),
+        (
+            lambda p: edit(p / "signature.json", format_version=2),
+            "format version 2, this loader reads 1",
+        ),
         (lambda p: (p / "weights.safetensors").unlink(), "weights.safetensors: no such file"),
-        (lambda p: (edit(p / "signature.json", export="x"), unchecked(p)), "of two exports; copy both"),
-        (lambda p: (edit(p / "signature.json", schema="x"), unchecked(p)), "schema.json is not of the run"),
-        (lambda p: (flip(p / "weights.safetensors", -1, 64), unchecked(p)), "its worked example gives another"),
+        (
+            lambda p: (edit(p / "signature.json", export="x"), unchecked(p)),
+            "of two exports; copy both",
+        ),
+        (
+            lambda p: (edit(p / "signature.json", schema="x"), unchecked(p)),
+            "schema.json is not of the run",
+        ),
+        (
+            lambda p: (flip(p / "weights.safetensors", -1, 64), unchecked(p)),
+            "its worked example gives another",
+        ),
         (lambda p: (p / "signature.json").write_text("{"), "signature.json: not readable"),
         (lambda p: (p / "signature.json").write_bytes(b"\xff"), "signature.json: not readable"),
-        (lambda p: (p / "weights.safetensors").write_bytes(b""), "weights.safetensors: not the file that"),
-        (lambda p: (p / "checksums.sha256").write_text(""), "model.stablehlo: not the file that was exported"),
+        (
+            lambda p: (p / "weights.safetensors").write_bytes(b""),
+            "weights.safetensors: not the file that",
+        ),
+        (
+            lambda p: (p / "checksums.sha256").write_text(""),
+            "model.stablehlo: not the file that was exported",
+        ),
     ],
 )
 def test_a_damaged_artefact_is_refused(artefact, tmp_path, damage, message):
@@ -190,18 +253,33 @@ def test_a_damaged_artefact_is_refused(artefact, tmp_path, damage, message):
 
 
 def test_the_command_line(runs, artefact, tmp_path, capsys):
-    assert export.main(["export", f"--workdir={runs / 'nothing'}", f"--output={tmp_path / 'x'}"]) == 2
+    assert (
+        export.main(["export", f"--workdir={runs / 'nothing'}", f"--output={tmp_path / 'x'}"]) == 2
+    )
     assert "holds no run" in capsys.readouterr().err and not (tmp_path / "x").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("precious")
-    assert export.main(["export", f"--workdir={runs / 'hmm'}", f"--output={tmp_path / 'mine'}"]) == 2
-    assert "it holds thesis.tex, which is of no export; choose an empty or a new" in capsys.readouterr().err
+    assert (
+        export.main(["export", f"--workdir={runs / 'hmm'}", f"--output={tmp_path / 'mine'}"]) == 2
+    )
+    assert (
+        "it holds thesis.tex, which is of no export; choose an empty or a new"
+        in capsys.readouterr().err
+    )
     assert [f.name for f in tmp_path.iterdir()] == ["mine"]  # nothing half-written
     shutil.copytree(artefact, tmp_path / "again")
-    assert export.main(["export", f"--workdir={runs / 'hmm'}", f"--output={tmp_path / 'again'}"]) == 0
+    assert (
+        export.main(["export", f"--workdir={runs / 'hmm'}", f"--output={tmp_path / 'again'}"]) == 0
+    )
     (tmp_path / "again" / "notes.txt").write_text("mine")
-    for output, message in (("again", "it holds notes.txt"), ("mine/thesis.tex", "it is a file; name a directory")):
-        assert export.main(["export", f"--workdir={runs / 'hmm'}", f"--output={tmp_path / output}"]) == 2
+    for output, message in (
+        ("again", "it holds notes.txt"),
+        ("mine/thesis.tex", "it is a file; name a directory"),
+    ):
+        assert (
+            export.main(["export", f"--workdir={runs / 'hmm'}", f"--output={tmp_path / output}"])
+            == 2
+        )
         assert message in capsys.readouterr().err
     assert export.main(["export", "--workdir=a,", f"--output={tmp_path / 'x'}"]) == 2
     assert "--workdir=a,: it names no run" in capsys.readouterr().err

@@ -22,11 +22,14 @@ SCHEMA = Schema(
     (
         Slot("user", "user", encoding="hash", rows=11, seed=3),
         Slot("tags", "item", "multi", "identity", rows=6, max_length=3),
-        Slot("words", "item", "multi", "identity", rows=6, max_length=2, pooling="sum", share="tags"),
+        Slot(
+            "words", "item", "multi", "identity", rows=6, max_length=2, pooling="sum", share="tags"
+        ),
         Slot("price", "item", "numeric", rows=2, transform="log1p"),
         Slot("hour", "scene", encoding="identity", rows=25),
     ),
-    recipe=config.default().prepare.to_dict() | {"null_values": ("", "NA", "-1"), "ignore": ("note",)},
+    recipe=config.default().prepare.to_dict()
+    | {"null_values": ("", "NA", "-1"), "ignore": ("note",)},
 )
 RAW = {
     "user": ["a", None, "NA", "b"],
@@ -47,27 +50,48 @@ def raw(**changes):
 
 def test_every_kind_of_slot():
     made = features.encode(encoder(), raw())
-    assert made["user"].tolist() == [1 + xxh3_64_intdigest(b"a", 3) % 10, 0, 0, 1 + xxh3_64_intdigest(b"b", 3) % 10]
+    assert made["user"].tolist() == [
+        1 + xxh3_64_intdigest(b"a", 3) % 10,
+        0,
+        0,
+        1 + xxh3_64_intdigest(b"b", 3) % 10,
+    ]
     assert made["tags"].tolist() == [[1, 5, -1], [-1, -1, -1], [-1, -1, -1], [2, 3, 4]]
     assert made["words"].tolist() == [[2, 3], [-1, -1], [4, -1], [1, -1]]
     np.testing.assert_allclose(made["price"], [np.log(2.5), np.nan, -np.log(3), 0], rtol=1e-6)
     assert made["hour"].tolist() == [24, 1, 0, 8]
     assert {name: (x.dtype.name, x.ndim) for name, x in made.items()} == {
-        slot.name: ("float32" if slot.is_numeric else "int32", 1 + (slot.kind == "multi")) for slot in SCHEMA.slots
+        slot.name: ("float32" if slot.is_numeric else "int32", 1 + (slot.kind == "multi"))
+        for slot in SCHEMA.slots
     }
     features.check(SCHEMA, made)
 
 
 @pytest.mark.parametrize(
-    "form", ["numpy", "table", "batch", "chunked", "with roles", "dictionary", "large", "binary", "null number"]
+    "form",
+    [
+        "numpy",
+        "table",
+        "batch",
+        "chunked",
+        "with roles",
+        "dictionary",
+        "large",
+        "binary",
+        "null number",
+    ],
 )
 def test_every_form_of_raw_values_gives_the_same(form):
     columns = {name: pa.array(values) for name, values in raw().items()}
     given = {
-        "numpy": lambda: raw(user=np.array(["a", None, "NA", "b"], object), price=np.array([1.5, np.nan, -2, 0])),
+        "numpy": lambda: raw(
+            user=np.array(["a", None, "NA", "b"], object), price=np.array([1.5, np.nan, -2, 0])
+        ),
         "table": lambda: pa.table(columns),
         "batch": lambda: pa.RecordBatch.from_pydict(columns),
-        "chunked": lambda: pa.concat_tables([pa.table(columns).slice(0, 1), pa.table(columns).slice(1)]),
+        "chunked": lambda: pa.concat_tables(
+            [pa.table(columns).slice(0, 1), pa.table(columns).slice(1)]
+        ),
         "with roles": lambda: raw(label=[0, 1, 0, 1], note=[None] * 4),
         "dictionary": lambda: pa.table(columns | {"user": columns["user"].dictionary_encode()}),
         "large": lambda: pa.table(columns | {"user": columns["user"].cast(pa.large_string())}),
@@ -90,12 +114,16 @@ def test_a_column_may_not_stand_twice():
 
 def test_arrays_of_jax_are_read_as_numpys():
     prices = np.array([1.5, np.nan, -2.0, 0.0], np.float32)
-    ours, theirs = (features.encode(encoder(), raw(price=x))["price"] for x in (prices, jnp.asarray(prices)))
+    ours, theirs = (
+        features.encode(encoder(), raw(price=x))["price"] for x in (prices, jnp.asarray(prices))
+    )
     np.testing.assert_array_equal(ours, theirs)
 
 
 def test_threads_change_nothing():
-    many = {name: values * 6000 for name, values in raw().items()}  # above the number of cells that is worth them
+    many = {
+        name: values * 6000 for name, values in raw().items()
+    }  # above the number of cells that is worth them
     made, once = features.encode(encoder(), many), features.encode(encoder(), raw())
     for name in made:
         np.testing.assert_array_equal(made[name], np.concatenate([once[name]] * 6000))
@@ -145,7 +173,11 @@ def test_unknown_shares():
 def test_padding_is_a_row_of_nothing():
     padded = features.pad(features.encode(encoder(), raw()), SCHEMA, 6)
     features.check(SCHEMA, padded)
-    assert padded["tags"][5].tolist() == [-1] * 3 and padded["user"][5] == 0 and len(padded["price"]) == 6
+    assert (
+        padded["tags"][5].tolist() == [-1] * 3
+        and padded["user"][5] == 0
+        and len(padded["price"]) == 6
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,7 +187,10 @@ def test_padding_is_a_row_of_nothing():
         ({"houre": [1] * 4, "hour": None}, r"'houre' is no slot of 'shop'; did you mean 'hour'"),
         ({"other": [1] * 4}, r"'other' is no slot of 'shop'; leave it out"),
         ({"hour": [1, 2]}, r"slot 'user' has 4 rows, slot 'hour' 2"),
-        ({"hour": [1, 24, 3, 99]}, r"row 1: slot 'hour' holds .*24.*; its ids are 0 .. 23 \(2 such rows\)"),
+        (
+            {"hour": [1, 24, 3, 99]},
+            r"row 1: slot 'hour' holds .*24.*; its ids are 0 .. 23 \(2 such rows\)",
+        ),
         ({"price": ["x", "1", "2", "3"]}, r"row 0: 'price' is numeric but holds 'x'"),
         ({"user": ["a", 1, "b", 2]}, r"slot 'user' cannot be read"),
         ({"user": "abcd"}, r"slot 'user' is 'abcd'; give a list"),
@@ -177,10 +212,16 @@ def test_raw_values_that_do_not_fit_are_named(changes, message):
         ({"hour": np.zeros(4)}, r"slot 'hour' is float64\[4\], it must be i32\[b\]"),
         ({"hour": np.zeros(4, np.int64)}, r"slot 'hour' is int64\[4\], it must be i32\[b\]"),
         ({"price": np.zeros(4, np.int32)}, r"slot 'price' is int32\[4\], it must be f32\[b\]"),
-        ({"user": np.array(list("abcd"))}, r"slot 'user' is <U1\[4\], it must be an array i32\[b\]; .*encode"),
+        (
+            {"user": np.array(list("abcd"))},
+            r"slot 'user' is <U1\[4\], it must be an array i32\[b\]; .*encode",
+        ),
         ({"tags": [[1], [1, 2], [], [3]]}, r"slot 'tags' is list, it must be an array i32\[b, 3\]"),
         ({"tags": np.array([[1], [1, 2], [], [3]], object)}, r"slot 'tags' is object\[4\]"),
-        ({"tags": np.zeros((4, 2), np.int32)}, r"slot 'tags' has shape \(4, 2\), it must be i32\[b, 3\]: .* with -1"),
+        (
+            {"tags": np.zeros((4, 2), np.int32)},
+            r"slot 'tags' has shape \(4, 2\), it must be i32\[b, 3\]: .* with -1",
+        ),
         ({"hour": np.zeros((4, 1), np.int32)}, r"slot 'hour' has shape \(4, 1\)"),
         ({"hour": np.zeros(3, np.int32)}, r"slot 'user' has 4 rows, slot 'hour' 3"),
     ],
@@ -216,7 +257,9 @@ def test_a_matrix_of_features_and_back_and_what_does_not_fit_is_refused(num_rows
     made, layout = features.example(SCHEMA, num_rows), matrix_lib.layout(SCHEMA)
     packed = matrix_lib.of_features(made, layout)
     assert packed.shape == (num_rows, SCHEMA.num_columns) and packed.dtype == np.int32
-    again = matrix_lib.to_features(packed, layout, lambda x: np.ascontiguousarray(x).view(np.float32))
+    again = matrix_lib.to_features(
+        packed, layout, lambda x: np.ascontiguousarray(x).view(np.float32)
+    )
     assert again.keys() == made.keys()
     for name in made:
         np.testing.assert_array_equal(again[name], made[name])
@@ -226,8 +269,18 @@ def test_a_matrix_of_features_and_back_and_what_does_not_fit_is_refused(num_rows
         made | {"user": np.int32(1)},
     ]
     wrong += [made | {"hour": made["hour"].astype(np.int64)}, made | {"hour": list(made["hour"])}]
-    wrong += [made | {"hour": np.zeros(num_rows + 1, np.int32)}, made | {"tags": made["tags"][:, :2]}]
-    for slot, bad in (("hour", 25), ("hour", -1), ("tags", 6), ("words", -2), ("price", np.inf), ("price", -np.inf)):
+    wrong += [
+        made | {"hour": np.zeros(num_rows + 1, np.int32)},
+        made | {"tags": made["tags"][:, :2]},
+    ]
+    for slot, bad in (
+        ("hour", 25),
+        ("hour", -1),
+        ("tags", 6),
+        ("words", -2),
+        ("price", np.inf),
+        ("price", -np.inf),
+    ):
         if num_rows:
             changed = made[slot].copy()
             changed[-1] = bad

@@ -46,11 +46,15 @@ GOOD = b"label,user,item\n1,u1,i1\n0,u2,\n"
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
-@pytest.mark.parametrize("data", [GOOD, b"\xef\xbb\xbf" + GOOD, GOOD.replace(b"\n", b"\r\n"), GOOD[:-1]])
+@pytest.mark.parametrize(
+    "data", [GOOD, b"\xef\xbb\xbf" + GOOD, GOOD.replace(b"\n", b"\r\n"), GOOD[:-1]]
+)
 def test_tabular_reads_plain_compressed_bom_crlf_and_no_last_line_end(tmp_path, suffix, data):
     path = tmp_path / f"train.csv{suffix}"
     if suffix == ".gz":
-        data = gzip.compress(data[:20]) + gzip.compress(data[20:])  # two members, as `cat a.gz b.gz` makes
+        data = gzip.compress(data[:20]) + gzip.compress(
+            data[20:]
+        )  # two members, as `cat a.gz b.gz` makes
     elif suffix:
         data = pa.Codec("zstd").compress(data, asbytes=True)
     columns, at, bad = read(write(path, data))
@@ -75,7 +79,15 @@ def test_every_kind_of_bad_row_has_its_line(tmp_path):
         b"0,last,",
     ]
     columns, at, bad = read(write(tmp_path / "a.csv", b"\n".join(rows)))
-    assert bad == {3: "columns", 4: "columns", 6: "nul", 7: "encoding", 8: "line end", 9: "quote", 13: "quote"}
+    assert bad == {
+        3: "columns",
+        4: "columns",
+        6: "nul",
+        7: "encoding",
+        8: "line end",
+        9: "quote",
+        13: "quote",
+    }
     assert at == [2, 10, 12, 14]
     assert columns["user"] == ["u1", 'a,\n"b"', '5" pipe', "last"]
 
@@ -97,7 +109,9 @@ def test_blocks_cut_only_between_rows(tmp_path, monkeypatch, block_bytes):
 
 
 def test_bad_rows_cost_only_themselves_across_blocks(tmp_path, monkeypatch):
-    rows = ["label,user,item"] + [f"1,u{i},i{i}" + (",extra" if i % 7 == 0 else "") for i in range(300)]
+    rows = ["label,user,item"] + [
+        f"1,u{i},i{i}" + (",extra" if i % 7 == 0 else "") for i in range(300)
+    ]
     monkeypatch.setattr(lines, "BLOCK_BYTES", 500)
     columns, at, bad = read(write(tmp_path / "a.csv", "\n".join(rows).encode()))
     assert columns["user"] == [f"u{i}" for i in range(300) if i % 7]
@@ -125,12 +139,19 @@ def test_without_header(tmp_path):
     unlabelled = write(tmp_path / "b.csv", b"u1,i1\nu2,i2\n")
     columns, at, _ = read(unlabelled, labelled=False, **fields)
     assert columns == {"user": ["u1", "u2"], "item": ["i1", "i2"]} and at == [1, 2]
-    fields |= {"columns": ("user", "w", "kind", "label", "item"), "ftype": "kind", "types": ("a",), "weight": "w"}
+    fields |= {
+        "columns": ("user", "w", "kind", "label", "item"),
+        "ftype": "kind",
+        "types": ("a",),
+        "weight": "w",
+    }
     for row in (b"u,2,a,1,i\n", b"u,2,a,i\n", b"u,2,i\n", b"u,i\n"):
         columns, _, bad = read(write(tmp_path / "c.csv", row), labelled=False, **fields)
         assert columns["user"] == ["u"] and columns["item"] == ["i"] and not bad
         assert len(columns) == row.count(b",") + 1 and columns.get("weight", ["2"]) == ["2"]
-    assert read(write(tmp_path / "d.csv", b"u\nu,2,a,1,i\n"), labelled=False, **fields)[2] == {1: "columns"}
+    assert read(write(tmp_path / "d.csv", b"u\nu,2,a,1,i\n"), labelled=False, **fields)[2] == {
+        1: "columns"
+    }
 
 
 def test_list_cells_split_and_parquet_lists_stay(tmp_path):
@@ -181,7 +202,11 @@ def test_a_shard_is_not_taken_for_raw_rows(tmp_path):
     "data, fields, message",
     [
         (b"", {}, "the file is empty"),
-        (b"label,user\n1,u\n", {}, r"no column 'item' \(a slot of config.prepare.groups\); the file has label, user"),
+        (
+            b"label,user\n1,u\n",
+            {},
+            r"no column 'item' \(a slot of config.prepare.groups\); the file has label, user",
+        ),
         (b"user,item\nu,i\n", {}, r"no column 'label' \(config.prepare.label\)"),
         (b"label,user,item,age\n1,u,i,3\n", {}, "column 'age' is a slot in no group"),
         (b"label,user,item,user\n1,u,i,3\n", {}, "column 'user' stands twice"),
@@ -259,13 +284,25 @@ def test_cti_number_of_types_follows_from_the_columns(tmp_path):
 def test_cti_rows_to_predict_need_no_type(tmp_path):
     for rows in (b"9\t-\t-\t-\t5:1\n", b"9\t5:1\n"):
         columns, _, bad = read(write(tmp_path / "a.tsv", rows), labelled=False, **CTI)
-        assert not bad and columns["1"] == ["5"] and columns["ftype"] == [None] and columns["row_id"] == ["9"]
+        assert (
+            not bad
+            and columns["1"] == ["5"]
+            and columns["ftype"] == [None]
+            and columns["row_id"] == ["9"]
+        )
     with pytest.raises(UserError, match="no column of types"):
         read(tmp_path / "a.tsv", **CTI)
 
 
 def test_libsvm_with_field_names(tmp_path):
-    rows = ["1 user:7:1 item:3:1 item:4:1.0 x:0:2.5", "-1\titem:3:1", "+1 user:7:2", "user:1:1", "1 user:7", "1 y:1:1"]
+    rows = [
+        "1 user:7:1 item:3:1 item:4:1.0 x:0:2.5",
+        "-1\titem:3:1",
+        "+1 user:7:2",
+        "user:1:1",
+        "1 user:7",
+        "1 y:1:1",
+    ]
     fields = {
         "format": "libsvm",
         "groups": (("u", "user"), ("i", ("item", "x"))),
@@ -273,7 +310,12 @@ def test_libsvm_with_field_names(tmp_path):
     }
     path = write(tmp_path / "a.svm", "\n".join(rows).encode())
     columns, at, bad = read(path, **fields)
-    assert columns == {"user": ["7", None], "item": [["3", "4"], ["3"]], "x": ["2.5", None], "label": ["1", "0"]}
+    assert columns == {
+        "user": ["7", None],
+        "item": [["3", "4"], ["3"]],
+        "x": ["2.5", None],
+        "label": ["1", "0"],
+    }
     assert at == [1, 2] and bad == {3: "value", 4: "label", 5: "token", 6: "slot"}
     columns, _, bad = read(path, labelled=False, **fields)
     assert columns["label"] == ["1", "0", None] and columns["user"] == ["7", None, "1"]
@@ -281,8 +323,15 @@ def test_libsvm_with_field_names(tmp_path):
 
 def test_libsvm_without_field_names_is_one_bag(tmp_path):
     path = write(tmp_path / "a.svm", b"1 17:1 4012:1\n0  5:1 \n0\n")
-    fields = {"format": "libsvm", "groups": (("all", "features"),), "slots": {"features": {"kind": "multi"}}}
+    fields = {
+        "format": "libsvm",
+        "groups": (("all", "features"),),
+        "slots": {"features": {"kind": "multi"}},
+    }
     columns, _, bad = read(path, **fields)
-    assert not bad and columns == {"features": [["17", "4012"], ["5"], []], "label": ["1", "0", "0"]}
+    assert not bad and columns == {
+        "features": [["17", "4012"], ["5"], []],
+        "label": ["1", "0", "0"],
+    }
     with pytest.raises(UserError, match="exactly one slot, a bag named 'features'"):
         read(path, format="libsvm")

@@ -39,7 +39,10 @@ def table(seed=0, n=ROWS):
     bags = [r.integers(0, 9, r.integers(0, 4)).tolist() for _ in range(n)]
     columns = {slot: pa.array(r.integers(0, 7, n), pa.int32()) for slot in ("user", "item", "last")}
     columns |= {"age": pa.array(age), "tags": pa.array(bags, pa.list_(pa.int32()))}
-    columns |= {"label": pa.array(r.integers(0, 2, n), pa.int8()), "weight": pa.array(r.random(n), pa.float32())}
+    columns |= {
+        "label": pa.array(r.integers(0, 2, n), pa.int8()),
+        "weight": pa.array(r.random(n), pa.float32()),
+    }
     return pa.table(columns)
 
 
@@ -64,7 +67,9 @@ def score():
 
     def of(weights):
         params = {"embedding": weights, "network": variables["params"]}
-        return lambda rows: predictions_lib.score_rows(step, params, {}, rows, SCHEMA, 1024, devices=devices)
+        return lambda rows: predictions_lib.score_rows(
+            step, params, {}, rows, SCHEMA, 1024, devices=devices
+        )
 
     return of
 
@@ -82,12 +87,16 @@ def test_only_the_slot_that_the_model_reads_matters(score, slot):
     rows = rows_of(model)
     found = importance_lib.importance(model, rows, SCHEMA, 0)
     assert found["slots"][0]["name"] == SCHEMA.slots[slot].name
-    assert found["slots"][0]["auc_drop"] == pytest.approx(found["auc"] - 0.5, abs=0.03), "all that was known"
+    assert found["slots"][0]["auc_drop"] == pytest.approx(found["auc"] - 0.5, abs=0.03), (
+        "all that was known"
+    )
     assert found["slots"][0]["logloss_rise"] > 0.1
     for other in found["slots"][1:]:
         assert (other["auc_drop"], other["logloss_rise"]) == (0.0, 0.0), other["name"]
     logit = model(rows)["logit"].astype(np.float64)
-    assert found["auc"] == pytest.approx(roc_auc_score(rows.label, logit, sample_weight=rows.weight), abs=1e-9)
+    assert found["auc"] == pytest.approx(
+        roc_auc_score(rows.label, logit, sample_weight=rows.weight), abs=1e-9
+    )
     expected = log_loss(rows.label, 1 / (1 + np.exp(-logit)), sample_weight=rows.weight)
     assert found["logloss"] == pytest.approx(expected, abs=1e-6)
 
@@ -111,7 +120,9 @@ def test_the_order_is_by_what_is_lost_and_a_seed_is_repeatable(score):
     found = importance_lib.importance(model, rows, SCHEMA, 5)
     drops = [slot["auc_drop"] for slot in found["slots"]]
     assert drops == sorted(drops, reverse=True) and drops[-1] > 0
-    assert {s["name"]: s["group"] for s in found["slots"]} == {s.name: s.group for s in SCHEMA.slots}
+    assert {s["name"]: s["group"] for s in found["slots"]} == {
+        s.name: s.group for s in SCHEMA.slots
+    }
     assert (found["rows"], found["seed"]) == (ROWS, 5)
     assert importance_lib.importance(model, rows, SCHEMA, 5) == found
     assert importance_lib.importance(model, rows, SCHEMA, 6)["slots"] != found["slots"]
@@ -166,6 +177,8 @@ def test_a_sample_is_drawn_from_all_rows_in_their_order(split):
 def test_rows_without_an_auc_are_an_error(score, split):
     rows = batches.to_rows(table(5), SCHEMA)
     with pytest.raises(UserError, match="--importance: the 3,000 rows have one class"):
-        importance_lib.importance(score(planted([])), rows._replace(label=np.zeros_like(rows.label)), SCHEMA, 0)
+        importance_lib.importance(
+            score(planted([])), rows._replace(label=np.zeros_like(rows.label)), SCHEMA, 0
+        )
     with pytest.raises(UserError, match="empty: it has no rows"):
         importance_lib.sample(shards.open_split(split.path.parent, "empty"), 10, 0)

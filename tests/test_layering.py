@@ -16,27 +16,53 @@ BASE = {"emofm_jax.errors"}
 NETWORK = BASE | {"emofm_jax.data.schema", "emofm_jax.nn"}
 LAYERS = {
     # layer: (own modules, or beginnings of them, that it may import; packages of others)
-    "base": (BASE | {"emofm_jax.validation", "emofm_jax.evaluation.metrics"}, {"numpy", "scipy", "ml_collections"}),
+    "base": (
+        BASE | {"emofm_jax.validation", "emofm_jax.evaluation.metrics"},
+        {"numpy", "scipy", "ml_collections"},
+    ),
     "data": (BASE | {"emofm_jax.data"}, {"numpy", "pyarrow", "xxhash"}),
     "nn": (NETWORK, {"numpy", "jax", "flax", "chex", "optax"}),
     "models": (NETWORK | {"emofm_jax.models"}, {"numpy", "jax", "flax", "chex", "optax"}),
     "training": (
         NETWORK
-        | {f"emofm_jax.{name}" for name in ("data", "models", "metrics", "split_report", "verdict", "training")},
-        {"numpy", "jax", "flax", "chex", "optax", "pyarrow", "tqdm", "tensorboardX", "safetensors", "xxhash"},
+        | {
+            f"emofm_jax.{name}"
+            for name in ("data", "models", "metrics", "split_report", "verdict", "training")
+        },
+        {
+            "numpy",
+            "jax",
+            "flax",
+            "chex",
+            "optax",
+            "pyarrow",
+            "tqdm",
+            "tensorboardX",
+            "safetensors",
+            "xxhash",
+        },
     ),
     # Charts and statistics: anybody may use them.
     "charts": (BASE | {"emofm_jax.reports.axes"}, {"numpy", "scipy"}),
     # What report.py is made of: read, compare, lay out.
     "reports": (
-        BASE | {f"emofm_jax.{name}" for name in ("config", "axes", "plots", "comparison", "reports")},
+        BASE
+        | {f"emofm_jax.{name}" for name in ("config", "axes", "plots", "comparison", "reports")},
         {"numpy", "pyarrow"},
     ),
     "scorer": (
         NETWORK
         | {
             f"emofm_jax.{name}"
-            for name in ("data", "models", "config", "calibration", "artefact", "attribution", "host_call")
+            for name in (
+                "data",
+                "models",
+                "config",
+                "calibration",
+                "artefact",
+                "attribution",
+                "host_call",
+            )
         }
         | {
             "emofm_jax.scoring.score",
@@ -49,12 +75,31 @@ LAYERS = {
     "stand-alone": (set(), {"numpy", "jax"}),  # copied into every export
     # The two files below the programs that take a config.
     "loop": ({"emofm_jax"}, {"numpy", "jax", "ml_collections", "tqdm"}),
-    "programs": ({"emofm_jax"}, {"numpy", "jax", "pyarrow", "absl", "ml_collections", "tqdm", "optuna"}),
+    "programs": (
+        {"emofm_jax"},
+        {"numpy", "jax", "pyarrow", "absl", "ml_collections", "tqdm", "optuna"},
+    ),
 }
-BASE_FILES = {"errors.py", "config.py", "validation.py", "metrics.py", "split_report.py", "verdict.py", "summary.py"}
+BASE_FILES = {
+    "errors.py",
+    "config.py",
+    "validation.py",
+    "metrics.py",
+    "split_report.py",
+    "verdict.py",
+    "summary.py",
+}
 BASE_FILES |= {"table.py", "calibration.py"}
 CHART_FILES = {"axes.py", "plots.py", "comparison.py"}
-PROGRAMS = {"prepare.py", "train.py", "evaluate.py", "predict.py", "sweep.py", "report.py", "export.py"}
+PROGRAMS = {
+    "prepare.py",
+    "train.py",
+    "evaluate.py",
+    "predict.py",
+    "sweep.py",
+    "report.py",
+    "export.py",
+}
 
 
 SCORER_FILES = {"scorer.py", "host_call.py", "artefact.py", "attribution.py"}
@@ -114,7 +159,9 @@ def test_programs_do_not_import_each_other(file):
         **dict.fromkeys(("sweep.py", "runs.py", "search.py"), {"emofm_jax.train"}),
         "train.py": {"emofm_jax.prepare"},
     }.get(file, set())
-    assert not {name for name in imports(file) if within(name, programs) and not within(name, allowed)}
+    assert not {
+        name for name in imports(file) if within(name, programs) and not within(name, allowed)
+    }
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if f != "training/step.py"])
@@ -125,9 +172,17 @@ def test_only_the_step_knows_of_pmap(file):
 
 
 def test_every_folder_is_a_layer_and_the_reader_finds_imports():
-    assert {file.split("/")[0] for file in FILES if "/" in file} == {"data", "nn", "models", "training", "reports"}
+    assert {file.split("/")[0] for file in FILES if "/" in file} == {
+        "data",
+        "nn",
+        "models",
+        "training",
+        "reports",
+    }
     assert {"jax", "emofm_jax.errors.UserError"} <= imports("training/checkpoint.py")
-    assert not within("emofm_jax.database", {"emofm_jax.data"}) and within("emofm_jax.data.x", {"emofm_jax.data"})
+    assert not within("emofm_jax.database", {"emofm_jax.data"}) and within(
+        "emofm_jax.data.x", {"emofm_jax.data"}
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,7 +204,9 @@ def test_every_folder_is_a_layer_and_the_reader_finds_imports():
 )
 def test_what_must_start_fast_loads_no_jax(modules, never):
     code = f"import sys, {', '.join(f'emofm_jax.{name}' for name in modules)}; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert f"emofm_jax.{modules[0]}" in loaded
     assert not never & set(loaded)
 

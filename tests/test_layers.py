@@ -16,11 +16,15 @@ def _tokens(n, batch, width, seed=0, dtype=np.float32):
 def _random_like(tree, seed=1):
     leaves, structure = jax.tree.flatten(tree)
     rng = np.random.default_rng(seed)
-    return jax.tree.unflatten(structure, [jnp.asarray(rng.normal(size=x.shape), jnp.float32) for x in leaves])
+    return jax.tree.unflatten(
+        structure, [jnp.asarray(rng.normal(size=x.shape), jnp.float32) for x in leaves]
+    )
 
 
 def _random_params(module, *inputs, **kwargs):
-    return _random_like(jax.eval_shape(lambda key: module.init(key, *inputs, **kwargs), jax.random.key(0)))
+    return _random_like(
+        jax.eval_shape(lambda key: module.init(key, *inputs, **kwargs), jax.random.key(0))
+    )
 
 
 def test_token_dense_gives_each_token_its_own_weights():
@@ -30,11 +34,16 @@ def test_token_dense_gives_each_token_its_own_weights():
     kernel, bias = params["params"]["kernel"], params["params"]["bias"]
     assert kernel.shape == (3, 4, 2)
     for i in range(3):
-        np.testing.assert_allclose(out[i], np.array(tokens[i]) @ np.array(kernel[i]) + bias[i], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            out[i], np.array(tokens[i]) @ np.array(kernel[i]) + bias[i], rtol=1e-5, atol=1e-5
+        )
 
 
 def test_group_dense_lets_a_tower_see_its_group_only():
-    module, e = layers.GroupDense((2, 1, 3), 4), jnp.asarray(np.random.default_rng(0).normal(size=(5, 6, 2)))
+    module, e = (
+        layers.GroupDense((2, 1, 3), 4),
+        jnp.asarray(np.random.default_rng(0).normal(size=(5, 6, 2))),
+    )
     params = _random_params(module, e)
     out = jax.jit(module.apply)(params, e)
     kernel, bias = params["params"]["kernel"], params["params"]["bias"]
@@ -50,7 +59,9 @@ def test_group_dense_lets_a_tower_see_its_group_only():
 def test_group_dense_draws_each_group_for_its_own_fan_in():
     e = jnp.zeros((1, 101, 4))
     kernel = layers.GroupDense((1, 100), 512).init(jax.random.key(0), e)["params"]["kernel"]
-    np.testing.assert_allclose([kernel[:4].std(), kernel[4:].std()], [4**-0.5, 400**-0.5], rtol=0.05)
+    np.testing.assert_allclose(
+        [kernel[:4].std(), kernel[4:].std()], [4**-0.5, 400**-0.5], rtol=0.05
+    )
 
 
 def test_group_dense_refuses_groups_that_do_not_add_up():
@@ -68,14 +79,21 @@ def _batch_norm(tokens, weight, variables=None, axis_name=None, train=True):
 def test_batch_norm_is_the_weighted_formula_for_each_token():
     tokens, weight = _tokens(2, 7, 3), jnp.array([1.0, 2.0, 0.0, 0.5, 3.0, 1.0, 0.0])
     (_, _), variables = _batch_norm(tokens, weight)
-    variables = {"params": _random_like(variables["params"]), "batch_stats": variables["batch_stats"]}
+    variables = {
+        "params": _random_like(variables["params"]),
+        "batch_stats": variables["batch_stats"],
+    }
     (out, updated), _ = _batch_norm(tokens, weight, variables)
     for i, x in enumerate(np.array(t, np.float64) for t in tokens):
         mean = np.average(x, axis=0, weights=weight)
         var = np.average((x - mean) ** 2, axis=0, weights=weight)
         scale, bias = (np.array(variables["params"][k][i]) for k in ("scale", "bias"))
-        np.testing.assert_allclose(out[i], (x - mean) / np.sqrt(var + 1e-5) * scale + bias, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(updated["batch_stats"]["mean"][i], 0.1 * mean, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            out[i], (x - mean) / np.sqrt(var + 1e-5) * scale + bias, rtol=1e-4, atol=1e-5
+        )
+        np.testing.assert_allclose(
+            updated["batch_stats"]["mean"][i], 0.1 * mean, rtol=1e-4, atol=1e-6
+        )
         np.testing.assert_allclose(updated["batch_stats"]["var"][i], 0.9 + 0.1 * var, rtol=1e-4)
 
 
@@ -119,9 +137,14 @@ def test_batch_norm_over_two_devices_is_that_of_the_whole_batch_gradients_includ
 def test_batch_norm_predicts_with_its_running_statistics():
     tokens = _tokens(1, 4, 2)
     stats = {"mean": jnp.array([[1.0, -1.0]]), "var": jnp.array([[4.0, 9.0]])}
-    variables = {"params": {"scale": jnp.ones((1, 2)), "bias": jnp.zeros((1, 2))}, "batch_stats": stats}
+    variables = {
+        "params": {"scale": jnp.ones((1, 2)), "bias": jnp.zeros((1, 2))},
+        "batch_stats": stats,
+    }
     (out, after), _ = _batch_norm(tokens, None, variables, train=False)
-    np.testing.assert_allclose(out[0], (np.array(tokens[0]) - [1, -1]) / np.array([2, 3]), rtol=1e-4)
+    np.testing.assert_allclose(
+        out[0], (np.array(tokens[0]) - [1, -1]) / np.array([2, 3]), rtol=1e-4
+    )
     jax.tree.map(np.testing.assert_array_equal, after["batch_stats"], stats)
 
 
@@ -131,7 +154,9 @@ def test_layer_norm_agrees_with_numpy():
     out = jax.jit(module.apply)(params, tokens)
     for i, x in enumerate(np.array(t) for t in tokens):
         z = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
-        expected = z * np.array(params["params"]["scale"][i]) + np.array(params["params"]["bias"][i])
+        expected = z * np.array(params["params"]["scale"][i]) + np.array(
+            params["params"]["bias"][i]
+        )
         np.testing.assert_allclose(out[i], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -142,12 +167,16 @@ def test_dropout_drops_the_rate_and_keeps_the_mean(rate):
     error = np.sqrt(rate * (1 - rate) / x.size)
     assert abs((out == 0).mean() - rate) < 4 * error
     np.testing.assert_allclose(np.unique(out[out != 0]), [2 / (1 - rate)], rtol=1e-6)
-    assert abs((out[1:] == 0)[out[:-1] == 0].mean() - rate) < 6 * error  # neighbours are independent
+    assert (
+        abs((out[1:] == 0)[out[:-1] == 0].mean() - rate) < 6 * error
+    )  # neighbours are independent
 
 
 def test_a_tower_drops_in_training_only_and_each_token_apart():
     tokens, module = [jnp.ones((64, 8))] * 2, layers.Tower((), dropout=0.5)
-    run = lambda train, seed: module.apply({}, tokens, None, train=train, rngs={"dropout": jax.random.key(seed)})
+    run = lambda train, seed: module.apply(
+        {}, tokens, None, train=train, rngs={"dropout": jax.random.key(seed)}
+    )
     a, b = run(True, 0)
     assert (a == 0).any() and not jnp.array_equal(a, b)
     assert not jnp.array_equal(a, run(True, 1)[0])
@@ -163,24 +192,34 @@ def test_a_tower_goes_norm_activation_mixer_next_layer():
 
     def then(i, x):
         x = layers.TokenLayerNorm().apply({"params": params[f"norm_{i}"]}, x)
-        return mixers.CrossAttentionMixer(4, 2).apply({"params": params[f"mixer_{i}"]}, [jnp.tanh(t) for t in x])
+        return mixers.CrossAttentionMixer(4, 2).apply(
+            {"params": params[f"mixer_{i}"]}, [jnp.tanh(t) for t in x]
+        )
 
     hidden = {"params": params["hidden_1"]}
-    expected = jax.jit(lambda tokens: then(1, layers.TokenDense(5).apply(hidden, then(0, tokens))))(tokens)
+    expected = jax.jit(lambda tokens: then(1, layers.TokenDense(5).apply(hidden, then(0, tokens))))(
+        tokens
+    )
     for a, b in zip(out, expected):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("batch,width,features", [(1, 3, 1), (7, 16, 5), (33, 100, 64)])
-def test_bfloat16_products_stay_near_float32_ones_and_parameters_are_float32(batch, width, features):
+def test_bfloat16_products_stay_near_float32_ones_and_parameters_are_float32(
+    batch, width, features
+):
     tokens = _tokens(2, batch, width)
     half, full = (layers.TokenDense(features, d) for d in (jnp.bfloat16, jnp.float32))
     params = jax.jit(half.init)(jax.random.key(0), tokens)
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    grad = lambda m: jax.jit(jax.grad(lambda p: sum(jnp.sum(y.astype(jnp.float32) ** 2) for y in m.apply(p, tokens))))
+    grad = lambda m: jax.jit(
+        jax.grad(lambda p: sum(jnp.sum(y.astype(jnp.float32) ** 2) for y in m.apply(p, tokens)))
+    )
     for a, b in zip(*(jax.jit(m.apply)(params, tokens) for m in (half, full))):
         assert a.dtype == jnp.bfloat16
-        np.testing.assert_allclose(np.array(a, np.float32), b, rtol=0.02, atol=0.02 * float(jnp.abs(b).max()))
+        np.testing.assert_allclose(
+            np.array(a, np.float32), b, rtol=0.02, atol=0.02 * float(jnp.abs(b).max())
+        )
     for a, b in zip(jax.tree.leaves(grad(half)(params)), jax.tree.leaves(grad(full)(params))):
         assert a.dtype == jnp.float32
         np.testing.assert_allclose(a, b, rtol=0.05, atol=0.05 * float(jnp.abs(b).max()))

@@ -27,13 +27,22 @@ def evaluate(monkeypatch, reports, **train):
     c.optim.network.schedule = "plateau"
     c.train.update(train)
     found = progress.Progress()
-    state = types.SimpleNamespace(lr_scale={"embedding": jax.numpy.float32(1), "network": jax.numpy.float32(1)})
+    state = types.SimpleNamespace(
+        lr_scale={"embedding": jax.numpy.float32(1), "network": jax.numpy.float32(1)}
+    )
     state.replace = lambda lr_scale: types.SimpleNamespace(lr_scale=lr_scale, replace=state.replace)
     program, saved = types.SimpleNamespace(devices=jax.local_devices()[:1]), []
     for auc, logloss in reports:
         found.step += 10
         counts = {"rows": 10, "clicks": 5, "constant": {"logloss": 0.7}, "notes": ["one class"]}
-        report = {"auc": auc, "logloss": logloss, "gauc": None, "pcoc": 1.0, "step": found.step, **counts}
+        report = {
+            "auc": auc,
+            "logloss": logloss,
+            "gauc": None,
+            "pcoc": 1.0,
+            "step": found.step,
+            **counts,
+        }
         monkeypatch.setattr(build, "score", lambda *_, report=report: (None, report))
         state, worth_saving = loop._evaluate(c, None, program, state, found, Log())
         saved += [found.step] * worth_saving
@@ -51,7 +60,12 @@ REPORTS = [(0.6, 0.5), (0.7, 0.7), (0.65, 0.4), (0.7005, 0.6)]
 
 @pytest.mark.parametrize(
     ("monitor", "best", "saved"),
-    [("auc", 40, [10, 20, 40]), ("logloss", 30, [10, 30]), ("auc - logloss", 30, [10, 30]), ("", 30, [])],
+    [
+        ("auc", 40, [10, 20, 40]),
+        ("logloss", 30, [10, 30]),
+        ("auc - logloss", 30, [10, 30]),
+        ("", 30, []),
+    ],
 )
 def test_each_monitor_keeps_its_own_best(monkeypatch, monitor, best, saved):
     found, steps, _, kept, _ = evaluate(monkeypatch, REPORTS, monitor=monitor)
@@ -69,31 +83,43 @@ def test_plateau_lowers_the_rate_by_its_factor_down_to_its_smallest(monkeypatch)
     assert evaluate(monkeypatch, stale)[2] == pytest.approx(1e-3)
     assert evaluate(monkeypatch, stale, plateau_factor=0.5)[2] == pytest.approx(0.125)
     assert evaluate(monkeypatch, stale, plateau_min=0.05)[2] == pytest.approx(0.05)
-    assert evaluate(monkeypatch, REPORTS[::-1])[2] == pytest.approx(0.01), "0.6, 0.4, 0.7, 0.5: two without gain"
+    assert evaluate(monkeypatch, REPORTS[::-1])[2] == pytest.approx(0.01), (
+        "0.6, 0.4, 0.7, 0.5: two without gain"
+    )
 
 
 def test_patience_counts_evaluations_since_the_best(monkeypatch):
     for patience, ends in ((1, True), (2, True), (3, False), (0, False)):
-        found = evaluate(monkeypatch, [REPORTS[0], (0.5, 0.5), (0.5, 0.5)], monitor="auc", patience=patience)
+        found = evaluate(
+            monkeypatch, [REPORTS[0], (0.5, 0.5), (0.5, 0.5)], monitor="auc", patience=patience
+        )
         assert found[0].stale == 2 and found[-1] == ends
 
 
-@pytest.mark.parametrize(("monitor", "report"), [("auc", (None, 0.5)), ("logloss", (None, None)), ("", (None, None))])
-def test_a_monitor_that_never_has_a_value_keeps_the_last_state(monkeypatch, capsys, monitor, report):
+@pytest.mark.parametrize(
+    ("monitor", "report"), [("auc", (None, 0.5)), ("logloss", (None, None)), ("", (None, None))]
+)
+def test_a_monitor_that_never_has_a_value_keeps_the_last_state(
+    monkeypatch, capsys, monitor, report
+):
     found, saved, *_, kept, _ = evaluate(monkeypatch, [report] * 3, monitor=monitor)
     assert (kept, saved, found.report["step"]) == (30, [], 30)
     assert "validation AUC -" in capsys.readouterr().out
 
 
 def test_one_class_has_a_logloss_to_watch(monkeypatch):
-    found, saved, *_ = evaluate(monkeypatch, [(None, 0.5), (None, 0.4), (None, 0.6)], monitor="logloss")
+    found, saved, *_ = evaluate(
+        monkeypatch, [(None, 0.5), (None, 0.4), (None, 0.6)], monitor="logloss"
+    )
     assert (found.best_step, saved) == (20, [10, 20])
 
 
 def test_a_window_of_rows_without_weight_is_logged(tmp_path):
     found = progress.Progress(step=1)
     bar = types.SimpleNamespace(update=lambda rows: None, set_postfix_str=lambda text: None)
-    one = {k: np.ones((1, 4), np.float32) for k in ("label", "p")} | {"weight": np.zeros((1, 4), np.float32)}
+    one = {k: np.ones((1, 4), np.float32) for k in ("label", "p")} | {
+        "weight": np.zeros((1, 4), np.float32)
+    }
     one |= {k: np.zeros(1, np.float32) for k in ("embedding_norm", "network_norm", "nonfinite")}
     with progress.Log(tmp_path, found) as log:
         window = progress.Window(log, bar, found, 4)

@@ -15,7 +15,9 @@ TYPES, ROWS = 3, 24
 def _case(seed=0, rows=ROWS):
     """Typed outputs and rows: unknown types, padding, sample weights among them."""
     rng = np.random.default_rng(seed)
-    outputs = losses.Outputs(*(2 * rng.normal(size=(rows, TYPES)).astype(np.float32) for _ in range(2)))
+    outputs = losses.Outputs(
+        *(2 * rng.normal(size=(rows, TYPES)).astype(np.float32) for _ in range(2))
+    )
     label = rng.integers(0, 2, rows).astype(np.float32)
     ftype = rng.integers(-1, TYPES, rows).astype(np.int32)
     weight = rng.choice([0.0, 0.5, 1.0, 2.0], rows).astype(np.float32)
@@ -27,14 +29,22 @@ def _case(seed=0, rows=ROWS):
 def _total(outputs, label, ftype, weight, am_weight=0.7, drop_type=-1, axis_name=None):
     denominators = losses.denominators(ftype, weight, axis_name, drop_type=drop_type)
     return losses.total(
-        outputs, label, ftype, weight, am_weight=am_weight, drop_type=drop_type, denominators=denominators
+        outputs,
+        label,
+        ftype,
+        weight,
+        am_weight=am_weight,
+        drop_type=drop_type,
+        denominators=denominators,
     )
 
 
 @functools.partial(jax.jit, static_argnames=("am_weight", "drop_type"))
 def _gradient(outputs, label, ftype, weight, am_weight=0.7, drop_type=-1):
     """(loss, gradient of the outputs); tests share what is compiled."""
-    return jax.value_and_grad(lambda o: _total(o, label, ftype, weight, am_weight, drop_type)[0])(outputs)
+    return jax.value_and_grad(lambda o: _total(o, label, ftype, weight, am_weight, drop_type)[0])(
+        outputs
+    )
 
 
 @pytest.mark.parametrize("drop_type", [-1, 0, 1])
@@ -62,7 +72,10 @@ def test_the_parts_are_sums_that_make_up_the_loss():
     outputs, label, ftype, weight = _case()
     loss, parts = _total(outputs, label, ftype, weight)
     known = ftype >= 0
-    expected = float(parts["logloss_sum"]) / weight.sum() + 0.7 * float(parts["am_sum"]) / weight[known].sum()
+    expected = (
+        float(parts["logloss_sum"]) / weight.sum()
+        + 0.7 * float(parts["am_sum"]) / weight[known].sum()
+    )
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
@@ -72,7 +85,11 @@ def test_padding_rows_do_not_matter_whatever_they_hold(drop_type):
     junk = np.array([np.nan, np.inf, -np.inf])
     pad = lambda x: np.concatenate([x, np.broadcast_to(junk[:, None], (3, TYPES))])
     padded = losses.Outputs(*map(pad, outputs[:2]))
-    rows = (np.append(label, junk), np.append(ftype, np.array([0, -1, 2])), np.append(weight, np.zeros(3)))
+    rows = (
+        np.append(label, junk),
+        np.append(ftype, np.array([0, -1, 2])),
+        np.append(weight, np.zeros(3)),
+    )
     loss, grads = _gradient(outputs, label, ftype, weight, drop_type=drop_type)
     loss_padded, grads_padded = _gradient(padded, *rows, drop_type=drop_type)
     np.testing.assert_allclose(loss, loss_padded, rtol=1e-6)
@@ -109,7 +126,9 @@ def test_sums_over_devices_are_the_loss_of_the_whole_batch(drop_type):
     outputs, label, ftype, weight = _case()
     weight[ROWS // 2 : -1], weight[-1] = 0.0, 2.0  # halves of very different weight
     whole, grads = _gradient(outputs, label, ftype, weight, drop_type=drop_type)
-    halves = jax.tree.map(lambda x: x.reshape(2, ROWS // 2, *x.shape[1:]), (outputs, label, ftype, weight))
+    halves = jax.tree.map(
+        lambda x: x.reshape(2, ROWS // 2, *x.shape[1:]), (outputs, label, ftype, weight)
+    )
     local = lambda o, *rows: _total(o, *rows, drop_type=drop_type, axis_name="data")[0]
     loss, split = jax.jit(jax.vmap(jax.value_and_grad(local), axis_name="data"))(*halves)
     np.testing.assert_allclose(np.sum(loss), whole, rtol=1e-6)
@@ -125,7 +144,9 @@ def test_an_auxiliary_loss_is_that_of_the_rows_own_predictor():
     scored = (ftype != 1) & (weight > 0)
     w = weight[scored]
     with_rows, _ = _total(outputs._replace(aux_loss=per_row), label, ftype, weight, drop_type=1)
-    np.testing.assert_allclose(float(with_rows) - float(base), np.average(per_row[scored], weights=w), rtol=1e-4)
+    np.testing.assert_allclose(
+        float(with_rows) - float(base), np.average(per_row[scored], weights=w), rtol=1e-4
+    )
 
     padded = np.where((weight == 0)[:, None], np.nan, per_type)
     with_types, parts = _total(outputs._replace(aux_loss=padded), label, ftype, weight, drop_type=1)
@@ -134,7 +155,9 @@ def test_an_auxiliary_loss_is_that_of_the_rows_own_predictor():
         p_type = reference.softmax(np.delete(np.array(outputs.type_logits[b], np.float64), 1))
         mixed = p_type @ np.delete(np.array(per_type[b]), 1)
         expected.append(mixed if ftype[b] < 0 else per_type[b, ftype[b]])
-    np.testing.assert_allclose(float(with_types) - float(base), np.average(expected, weights=w), rtol=1e-4)
+    np.testing.assert_allclose(
+        float(with_types) - float(base), np.average(expected, weights=w), rtol=1e-4
+    )
     np.testing.assert_allclose(parts["aux_sum"], np.dot(expected, w), rtol=1e-5)
 
 

@@ -25,13 +25,20 @@ def rows(seed: int, n: int, decimals: int = 1):
 
 # Few distinct values, so that ties, equal keys and one-class groups are the rule.
 examples = st.lists(
-    st.tuples(st.integers(0, 1), st.integers(-3, 3), st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=40
+    st.tuples(st.integers(0, 1), st.integers(-3, 3), st.integers(0, 3), st.integers(0, 2)),
+    min_size=1,
+    max_size=40,
 )
 
 
 def arrays(example):
     label, score, weight, key = (np.array(column) for column in zip(*example))
-    return label.astype(np.float32), score.astype(np.float32) / 2, weight.astype(np.float32), key.astype(np.int64)
+    return (
+        label.astype(np.float32),
+        score.astype(np.float32) / 2,
+        weight.astype(np.float32),
+        key.astype(np.int64),
+    )
 
 
 def close(value):
@@ -50,7 +57,11 @@ def gauc_by_loop(label, score, key, weight):
     for k in np.unique(key[weight > 0]):
         y, s, w = (x[(key == k) & (weight > 0)].astype(np.float64) for x in (label, score, weight))
         if y.min() < y.max():
-            total, mass, used = total + w.sum() * roc_auc_score(y, s, sample_weight=w), mass + w.sum(), used + 1
+            total, mass, used = (
+                total + w.sum() * roc_auc_score(y, s, sample_weight=w),
+                mass + w.sum(),
+                used + 1,
+            )
     return (total / mass if used else None), used, len(np.unique(key[weight > 0])) - used
 
 
@@ -61,7 +72,9 @@ def test_agrees_with_scikit_learn_with_ties_and_weights(n, decimals):
     label[:2], weight[:2] = (0, 1), 1
     p = sigmoid(score)
     for w in (None, weight):
-        assert metrics.auc(label, score, w) == pytest.approx(roc_auc_score(label, score, sample_weight=w), **TOLERANCE)
+        assert metrics.auc(label, score, w) == pytest.approx(
+            roc_auc_score(label, score, sample_weight=w), **TOLERANCE
+        )
         expected = log_loss(label, p, sample_weight=w)
         assert metrics.logloss(label, p, w) == pytest.approx(expected, **TOLERANCE)
         assert metrics.logloss_from_logits(label, score, w) == pytest.approx(expected, **TOLERANCE)
@@ -69,7 +82,9 @@ def test_agrees_with_scikit_learn_with_ties_and_weights(n, decimals):
 
 def test_auc_and_gauc_over_many_blocks(monkeypatch):
     label, score, weight, key = rows(3, 5_000)
-    whole = [(metrics.auc(label, score, w), metrics.gauc(label, score, key, w)) for w in (None, weight)]
+    whole = [
+        (metrics.auc(label, score, w), metrics.gauc(label, score, key, w)) for w in (None, weight)
+    ]
     monkeypatch.setattr(metrics, "_BLOCK_ROWS", 7)
     for w, (auc, gauc) in zip((None, weight), whole):
         assert metrics.auc(label, score, w) == pytest.approx(auc, **TOLERANCE)
@@ -130,7 +145,9 @@ def test_auc_is_the_share_of_pairs_won(example):
     won = (score[:, None] > score[None, :]) + 0.5 * (score[:, None] == score[None, :])
     expected = (pairs * won).sum() / pairs.sum() if pairs.sum() else None
     assert metrics.auc(label, score, weight) == close(expected)
-    assert metrics.auc(1 - label, score, weight) == close(None if expected is None else 1 - expected)
+    assert metrics.auc(1 - label, score, weight) == close(
+        None if expected is None else 1 - expected
+    )
 
 
 def test_sums_of_two_halves_make_the_whole():
@@ -139,10 +156,14 @@ def test_sums_of_two_halves_make_the_whole():
     rest = slice(1_100, None)
     mass = [weight[part].sum(dtype=np.float64) for part in (half, rest)]
     losses = [metrics.logloss(label[part], p[part], weight[part]) for part in (half, rest)]
-    assert metrics.logloss(label, p, weight) == pytest.approx(np.dot(mass, losses) / sum(mass), **TOLERANCE)
+    assert metrics.logloss(label, p, weight) == pytest.approx(
+        np.dot(mass, losses) / sum(mass), **TOLERANCE
+    )
     clicks = [np.dot(label[part], weight[part].astype(np.float64)) for part in (half, rest)]
     ratios = [metrics.pcoc(label[part], p[part], weight[part]) for part in (half, rest)]
-    assert metrics.pcoc(label, p, weight) == pytest.approx(np.dot(clicks, ratios) / sum(clicks), **TOLERANCE)
+    assert metrics.pcoc(label, p, weight) == pytest.approx(
+        np.dot(clicks, ratios) / sum(clicks), **TOLERANCE
+    )
 
 
 def test_logloss_of_certain_predictions():
@@ -150,7 +171,9 @@ def test_logloss_of_certain_predictions():
     for dtype, worst in ((np.float32, -math.log(2.0**-23)), (np.float64, -math.log(2.0**-52))):
         p = np.array([0, 1, 0, 1], dtype)
         assert metrics.logloss(label, p) == pytest.approx(worst / 2, rel=1e-6)
-        assert metrics.logloss(label, p.astype(dtype)) == pytest.approx(log_loss(label, p), rel=1e-6)
+        assert metrics.logloss(label, p.astype(dtype)) == pytest.approx(
+            log_loss(label, p), rel=1e-6
+        )
     assert metrics.logloss_from_logits(label, np.array([-1e4, 1e4, -200, 300], np.float32)) == 125.0
     # A probability that f32 cannot tell from 1 is told by its logit.
     assert metrics.logloss_from_logits(np.zeros(1), np.full(1, 40, np.float32)) == pytest.approx(40)
@@ -169,11 +192,22 @@ def test_what_is_not_defined_is_none_and_noted():
     assert (every["auc"], every["pcoc"], every["notes"]) == (None, 0.25, ["one class only: no AUC"])
     empty = split_report.make(np.zeros(0), p[:0], key=np.zeros(0, np.int64))
     assert {empty[k] for k in ("auc", "logloss", "gauc", "pcoc")} == {None}
-    assert (empty["rows"], empty["calibration"], empty["ece"], empty["notes"][0]) == (0, [], None, "no rows")
+    assert (empty["rows"], empty["calibration"], empty["ece"], empty["notes"][0]) == (
+        0,
+        [],
+        None,
+        "no rows",
+    )
     weightless = split_report.make(np.array([0.0, 1, 0, 1]), p, weight=np.zeros(4, np.float32))
-    assert (weightless["auc"], weightless["logloss"], weightless["notes"]) == (None, None, ["no row has a weight"])
+    assert (weightless["auc"], weightless["logloss"], weightless["notes"]) == (
+        None,
+        None,
+        ["no row has a weight"],
+    )
     assert weightless["ece"] is None
-    assert metrics.constant(np.ones(3))["logloss"] == 0 and metrics.constant(np.ones(3))["auc"] is None
+    assert (
+        metrics.constant(np.ones(3))["logloss"] == 0 and metrics.constant(np.ones(3))["auc"] is None
+    )
     assert metrics.constant(np.zeros(3))["pcoc"] is None
 
 
@@ -194,7 +228,9 @@ def test_calibration_cuts_sorted_predictions_into_tenths():
     found = metrics.calibration(label, p, weight)
     assert [part["rows"] for part in found] == [400] * 10
     for part, chosen in zip(found, parts):
-        assert part["mean_p"] == pytest.approx(np.average(p[chosen].astype(float), weights=weight[chosen]))
+        assert part["mean_p"] == pytest.approx(
+            np.average(p[chosen].astype(float), weights=weight[chosen])
+        )
         assert part["rate"] == pytest.approx(np.average(label[chosen], weights=weight[chosen]))
 
 
@@ -213,7 +249,12 @@ def test_expected_calibration_error_of_parts_of_equally_many_rows():
         gaps = []
         for part in np.array_split(np.argsort(p), 10):
             own = None if w is None else w[part].astype(float)
-            gaps.append(abs(np.average(p[part].astype(float), weights=own) - np.average(label[part], weights=own)))
+            gaps.append(
+                abs(
+                    np.average(p[part].astype(float), weights=own)
+                    - np.average(label[part], weights=own)
+                )
+            )
         found = metrics.expected_calibration_error(metrics.calibration(label, p, w))
         assert found == pytest.approx(np.mean(gaps), abs=1e-6)  # equal p are not cut apart
         assert found > 0.1, "the square root is far too sure"
@@ -227,8 +268,12 @@ def test_expected_calibration_error_counts_rows_and_leaves_out_what_has_no_weigh
     assert metrics.expected_calibration_error([]) is None
     label = np.repeat([0, 1, 0, 1], [8, 2, 4, 6])
     p = np.repeat(np.array([0.2, 0.6], np.float32), 10)
-    assert metrics.expected_calibration_error(metrics.calibration(label, p)) == pytest.approx(0, abs=1e-7)
-    assert metrics.expected_calibration_error(metrics.calibration(label, 1 - p)) == pytest.approx(0.4)
+    assert metrics.expected_calibration_error(metrics.calibration(label, p)) == pytest.approx(
+        0, abs=1e-7
+    )
+    assert metrics.expected_calibration_error(metrics.calibration(label, 1 - p)) == pytest.approx(
+        0.4
+    )
 
 
 def test_memory_stays_as_documented():

@@ -12,7 +12,12 @@ from tests.reference import mixers as reference
 
 KINDS = [kind for kind, mixer in mixers.MIXERS.items() if mixer is not None]
 D_ATT, HEADS, WIDTH = 8, 2, 6
-SHARED = {"edge", "message_bias", "gru", "hidden_bias"}  # parameters without a leading axis of tokens
+SHARED = {
+    "edge",
+    "message_bias",
+    "gru",
+    "hidden_bias",
+}  # parameters without a leading axis of tokens
 # Arrays that hold several parameters side by side: how many.
 FUSED = {"query_key_value": 3, "message": 3, "gates": 2, "bias": 3, "edge": 2}
 
@@ -66,7 +71,10 @@ def _names(path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_mixer_starts_as_the_identity(kind):
     tokens = _tokens(3)
-    for module, params in ((_make(kind, "layer"), _start(kind)), (_make(kind), _without_norm(_start(kind)))):
+    for module, params in (
+        (_make(kind, "layer"), _start(kind)),
+        (_make(kind), _without_norm(_start(kind))),
+    ):
         out = _apply(module, params, tokens)
         assert len(out) == 3
         for a, b in zip(out, tokens):
@@ -85,15 +93,25 @@ def test_one_token_needs_no_parameters(kind, norm):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_of_every_token_has_moved_after_two_steps(kind):
-    tokens, target, gradients = _tokens(3), _tokens(3, seed=5), _compiled_gradients(_make(kind, "layer"))
+    tokens, target, gradients = (
+        _tokens(3),
+        _tokens(3, seed=5),
+        _compiled_gradients(_make(kind, "layer")),
+    )
     params = start = _start(kind)
     for _ in range(2):
-        params = jax.tree.map(lambda x, g: x - 0.1 * np.array(g), params, gradients(params, tokens, target)[0])
+        params = jax.tree.map(
+            lambda x, g: x - 0.1 * np.array(g), params, gradients(params, tokens, target)[0]
+        )
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(start), jax.tree.leaves(params)):
         _, *owners, name = _names(path)
         moved = np.array(b) - np.array(a)
         axis = 0 if name == "edge" else -1
-        parts = np.split(moved, FUSED[name], axis) if name in FUSED and "norm" not in owners else [moved]
+        parts = (
+            np.split(moved, FUSED[name], axis)
+            if name in FUSED and "norm" not in owners
+            else [moved]
+        )
         shared = SHARED & {*owners, name}
         for part in parts:
             rows = [part] if shared and name != "hidden_bias" else part.reshape(len(part), -1)
@@ -109,7 +127,8 @@ def test_a_mixer_agrees_with_numpy(kind, norm):
 
 
 @pytest.mark.parametrize(
-    "kind,n,num_heads", [("cross_attention", 5, 2), ("cross_attention", 3, 8), ("self_attention", 2, 1)]
+    "kind,n,num_heads",
+    [("cross_attention", 5, 2), ("cross_attention", 3, 8), ("self_attention", 2, 1)],
 )
 def test_attention_agrees_with_numpy_for_other_numbers_of_tokens_and_heads(kind, n, num_heads):
     _check_against_numpy(kind, _make(kind, num_heads=num_heads), n, num_heads)
@@ -127,10 +146,14 @@ def _check_against_numpy(kind, module, n, num_heads=HEADS, **options):
     u = np.stack([np.array(x, np.float64) for x in tokens], axis=1)
     inputs = reference.layer_norm(u, _stacked(weights["norm"])) if "norm" in weights else u
     options |= {"num_heads": num_heads} if "num_heads" in mixers.FIELDS[kind] else {}
-    expected = u + getattr(reference, kind)(inputs, weights, **options) - inputs  # the residual is not normalised
+    expected = (
+        u + getattr(reference, kind)(inputs, weights, **options) - inputs
+    )  # the residual is not normalised
     scale = np.abs(expected).max()
     assert np.abs(expected - u).max() > 0.1 * scale
-    np.testing.assert_allclose(np.stack(_apply(module, params, tokens), axis=1) / scale, expected / scale, atol=1e-5)
+    np.testing.assert_allclose(
+        np.stack(_apply(module, params, tokens), axis=1) / scale, expected / scale, atol=1e-5
+    )
 
 
 def _stacked(norm):
@@ -142,7 +165,9 @@ def test_permuting_tokens_together_with_their_weights_permutes_the_result(kind):
     tokens, module, order = _tokens(3), _make(kind, "layer"), [2, 0, 1]
     params = _random_params(module, tokens)
     permute = lambda path, x: x if SHARED & {*_names(path)} else x[jnp.array(order)]
-    permuted = _apply(module, jax.tree_util.tree_map_with_path(permute, params), [tokens[i] for i in order])
+    permuted = _apply(
+        module, jax.tree_util.tree_map_with_path(permute, params), [tokens[i] for i in order]
+    )
     out = _apply(module, params, tokens)
     for i, x in zip(order, permuted):
         np.testing.assert_allclose(x, out[i], rtol=1e-4, atol=1e-4)
@@ -180,7 +205,11 @@ def test_fields_lists_what_a_kind_reads(kind):
         params = jax.eval_shape(module.init, jax.random.key(0), tokens)
         return str(jax.make_jaxpr(module.apply)(params, tokens))
 
-    read = [field for field, value in (("d_att", 4), ("num_heads", 4)) if program(**{field: value}) != program()]
+    read = [
+        field
+        for field, value in (("d_att", 4), ("num_heads", 4))
+        if program(**{field: value}) != program()
+    ]
     assert tuple(read) == mixers.FIELDS[kind]
     assert mixers.FIELDS.keys() == mixers.MIXERS.keys()
 
@@ -189,7 +218,9 @@ def test_fields_lists_what_a_kind_reads(kind):
 def test_only_self_attention_lets_a_token_see_itself(kind, own):
     tokens, module = _tokens(3), _make(kind)
     params = _random_params(module, tokens)
-    values = params["params"]["query_key_value"].at[0, :, D_ATT:].add(1.0)  # keys and values of token 0
+    values = (
+        params["params"]["query_key_value"].at[0, :, D_ATT:].add(1.0)
+    )  # keys and values of token 0
     changed = _apply(module, {"params": params["params"] | {"query_key_value": values}}, tokens)
     same = [bool(jnp.allclose(a, b)) for a, b in zip(_apply(module, params, tokens), changed)]
     assert same == [not own, False, False]
@@ -198,7 +229,9 @@ def test_only_self_attention_lets_a_token_see_itself(kind, own):
 def test_self_attention_differs_from_cross_attention():
     tokens = _tokens(3)
     params = _random_params(_make("cross_attention"), tokens)
-    for a, b in zip(*(_apply(_make(kind), params, tokens) for kind in ("cross_attention", "self_attention"))):
+    for a, b in zip(
+        *(_apply(_make(kind), params, tokens) for kind in ("cross_attention", "self_attention"))
+    ):
         assert np.abs(np.array(a) - np.array(b)).max() > 0.1
 
 
@@ -207,7 +240,10 @@ def test_with_two_tokens_the_graph_has_one_edge_each_and_its_weight_is_one(n):
     tokens, module = _tokens(n), _make("graph")
     params = _random_params(module, tokens)
     turned = {"params": params["params"] | {"edge": -params["params"]["edge"]}}
-    same = [np.array_equal(a, b) for a, b in zip(_apply(module, params, tokens), _apply(module, turned, tokens))]
+    same = [
+        np.array_equal(a, b)
+        for a, b in zip(_apply(module, params, tokens), _apply(module, turned, tokens))
+    ]
     assert same == [n == 2] * n
 
 

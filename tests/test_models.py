@@ -14,7 +14,10 @@ from tests import model_cases as cases
 
 
 def test_models_start_at_the_rates_of_the_train_split():
-    schema, e = cases.schema_of(), np.zeros((1, sum(cases.SIZES), cases.DIM), np.float32)  # biases alone speak
+    schema, e = (
+        cases.schema_of(),
+        np.zeros((1, sum(cases.SIZES), cases.DIM), np.float32),
+    )  # biases alone speak
     start = jax.jit(lambda module, schema: model_lib.predict(module, model_lib.init(module, jax.random.key(0), schema), e),
                     static_argnums=(0, 1))  # fmt: skip
     module = model_lib.make_model(schema, cases.options_of("hm", init_scale=0.0, **cases.SHALLOW))
@@ -37,7 +40,9 @@ def test_heads_may_start_at_even_odds(name):
 
 @pytest.mark.parametrize("clicks", [(0, 0, 0, 0), (100, 0, 10, 40)])
 def test_rates_of_0_and_1_start_at_finite_logits(clicks):
-    module = model_lib.make_model(cases.schema_of(rows=(100, 0, 10, 40), clicks=clicks), cases.options_of())
+    module = model_lib.make_model(
+        cases.schema_of(rows=(100, 0, 10, 40), clicks=clicks), cases.options_of()
+    )
     assert np.isfinite(module.network.head_bias).all() and np.isfinite(module.type_bias).all()
     assert (np.array(module.network.head_bias) > 0).all() == (clicks[0] > 0)
 
@@ -48,7 +53,9 @@ def test_a_type_that_training_never_showed_is_legal_and_loses_the_little_mass_it
     np.testing.assert_allclose(np.exp(module.type_bias), np.array([101, 1, 11]) / 113, rtol=1e-6)
     e, label, ftype, weight = cases.random_rows()
     weight[ftype == 1] = 0.0
-    (_, _), (params, _) = cases.gradients(module, cases.random_variables(module, schema), e, label, ftype, weight)
+    (_, _), (params, _) = cases.gradients(
+        module, cases.random_variables(module, schema), e, label, ftype, weight
+    )
     assert params["auxiliary"]["head"]["bias"][1] > 0  # descent takes mass from it
 
 
@@ -92,7 +99,9 @@ def _predictions(name, **change):
     options = cases.options_of(name, **{"hidden": (8,), **cases.SHALLOW, **change})
     module = model_lib.make_model(schema, options)
     variables, rngs = cases.random_variables(module, schema), {"dropout": jax.random.key(0)}
-    apply = jax.jit(lambda v, e: module.apply(v, e, train=True, rngs=rngs, mutable=["batch_stats"])[0])
+    apply = jax.jit(
+        lambda v, e: module.apply(v, e, train=True, rngs=rngs, mutable=["batch_stats"])[0]
+    )
     return [np.array(x) for x in apply(variables, e) if x is not None]
 
 
@@ -147,7 +156,9 @@ def test_every_option_of_a_section_changes_its_model(name):
         changed = base | {f"{name}.{option.split('=')[0]}": value}
         assert _traced(name, tuple(base.items())) != _traced(name, tuple(changed.items())), option
         if option == "attention_dropout":
-            assert baselines.traced(name, base, train=False) == baselines.traced(name, changed, train=False)
+            assert baselines.traced(name, base, train=False) == baselines.traced(
+                name, changed, train=False
+            )
     assert {option.split("=")[0] for option in OWN[name]} == set(baselines.options_of(name)[name])
 
 
@@ -157,11 +168,21 @@ def _traced(name, changes):
 
 
 def test_every_kind_of_mixer_and_type_awareness_change_the_model():
-    shallow = {"name": "hmm", "stage1": (8,), "stage2": (7,), "mixer.d_att": 8, "mixer.num_heads": 2}
+    shallow = {
+        "name": "hmm",
+        "stage1": (8,),
+        "stage2": (7,),
+        "mixer.d_att": 8,
+        "mixer.num_heads": 2,
+    }
     kinds = ("cross_attention", "self_attention", "graph", "mlp", "none")
-    texts = {baselines.traced("hmm", shallow | {"mixer.kind": kind}, types=cases.TYPES) for kind in kinds}
+    texts = {
+        baselines.traced("hmm", shallow | {"mixer.kind": kind}, types=cases.TYPES) for kind in kinds
+    }
     assert len(texts) == len(kinds)
-    one, typed = (baselines.traced("dnn", {"type_aware": value}, types=cases.TYPES) for value in (False, True))
+    one, typed = (
+        baselines.traced("dnn", {"type_aware": value}, types=cases.TYPES) for value in (False, True)
+    )
     assert one != typed
 
 
@@ -191,7 +212,10 @@ def test_options_may_hold_lists_as_a_config_read_back_does():
             dict(mixer_kind="gnn"),
             "config.model.mixer.kind: 'gnn' is not known; choose one of cross_attention, self_attention",
         ),
-        (dict(activation="selu"), "config.model.activation: 'selu' is not known; choose one of relu"),
+        (
+            dict(activation="selu"),
+            "config.model.activation: 'selu' is not known; choose one of relu",
+        ),
         (dict(mixer_num_heads=3), "3 heads do not divide d_att = 8; choose a divisor"),
         (dict(drop_type="sale"), "'sale' is no type of 'shop'; its types: 'view', 'cart', 'buy'"),
         (dict(drop_type="buy", use_ftype=False), "'buy' has no meaning with use_ftype=False"),
@@ -206,11 +230,31 @@ def test_a_users_mistake_gets_one_line(changes, message):
 @pytest.mark.parametrize(
     "name,changes,message",
     [
-        ("dcnv2", {"dcnv2.structure": "serial"}, "config.model.dcnv2.structure: 'serial' is not known; choose one of"),
-        ("edcn", {"edcn.bridge": "sum"}, "config.model.edcn.bridge: 'sum' is not known; choose one of hadamard, add"),
-        ("final", {"final.residual": "add"}, "config.model.final.residual: 'add' is not known; choose one of concat"),
-        ("destine", {"destine.residual": "all"}, "config.model.destine.residual: 'all' is not known; choose one of"),
-        ("destine", {"destine.num_heads": 4}, "config.model.destine.num_heads: 4 heads do not divide d_att = 6"),
+        (
+            "dcnv2",
+            {"dcnv2.structure": "serial"},
+            "config.model.dcnv2.structure: 'serial' is not known; choose one of",
+        ),
+        (
+            "edcn",
+            {"edcn.bridge": "sum"},
+            "config.model.edcn.bridge: 'sum' is not known; choose one of hadamard, add",
+        ),
+        (
+            "final",
+            {"final.residual": "add"},
+            "config.model.final.residual: 'add' is not known; choose one of concat",
+        ),
+        (
+            "destine",
+            {"destine.residual": "all"},
+            "config.model.destine.residual: 'all' is not known; choose one of",
+        ),
+        (
+            "destine",
+            {"destine.num_heads": 4},
+            "config.model.destine.num_heads: 4 heads do not divide d_att = 6",
+        ),
         ("finalmlp", {"finalmlp.num_heads": 3}, "3 heads do not divide the last width of mlp1 = 4"),
         ("finalmlp", {"finalmlp.num_heads": 4}, "4 heads do not divide the last width of mlp2 = 6"),
         (
@@ -224,13 +268,21 @@ def test_a_users_mistake_gets_one_line(changes, message):
             {"finalmlp.context1": ("a0", "a0")},
             "finalmlp.context1: ('a0', 'a0') names a slot twice; name it",
         ),
-        ("final", {"final.block2": (4, 7)}, "config.model.final.block2: residual=concat halves every width, and 7 is"),
+        (
+            "final",
+            {"final.block2": (4, 7)},
+            "config.model.final.block2: residual=concat halves every width, and 7 is",
+        ),
         (
             "finalmlp",
             {"finalmlp.context2": ("z",)},
             "config.model.finalmlp.context2: 'z' is no slot of 'shop'; its slo",
         ),
-        ("dcnv2", {"drop_type": "buy"}, "'buy' has no meaning for dcnv2 without types; set type_aware=True"),
+        (
+            "dcnv2",
+            {"drop_type": "buy"},
+            "'buy' has no meaning for dcnv2 without types; set type_aware=True",
+        ),
     ],
 )
 def test_a_mistake_in_a_baseline_gets_one_line(name, changes, message):
@@ -241,7 +293,10 @@ def test_a_mistake_in_a_baseline_gets_one_line(name, changes, message):
 
 def test_destine_needs_two_slots():
     schema = Schema("one", (Slot("a", "a", rows=5),), ())
-    with pytest.raises(UserError, match="'destine' attends from slot to slot, and 'one' has one slot; choose another"):
+    with pytest.raises(
+        UserError,
+        match="'destine' attends from slot to slot, and 'one' has one slot; choose another",
+    ):
         model_lib.make_model(schema, baselines.options_of("destine"))
 
 
@@ -253,12 +308,15 @@ def test_an_odd_width_of_final_is_no_mistake_where_nothing_is_halved():
 def test_dropping_a_type_needs_two(types, message):
     with pytest.raises(UserError, match=message):
         model_lib.make_model(
-            cases.schema_of(types, (10,) * (1 + len(types)), (1,) * (1 + len(types))), cases.options_of(drop_type="buy")
+            cases.schema_of(types, (10,) * (1 + len(types)), (1,) * (1 + len(types))),
+            cases.options_of(drop_type="buy"),
         )
 
 
 def test_types_are_asked_of_data_that_have_none():
-    with pytest.raises(UserError, match="config.model.type_aware: 'shop' has no interaction types; leave it False"):
+    with pytest.raises(
+        UserError, match="config.model.type_aware: 'shop' has no interaction types; leave it False"
+    ):
         model_lib.make_model(cases.schema_of(()), cases.options_of("dnn", type_aware=True))
 
 

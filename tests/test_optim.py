@@ -35,11 +35,15 @@ def test_warm_up_rises_on_a_line_and_then_the_schedule_starts():
     rise = [0.5 * (t + 1) / 5 for t in range(4)]
     np.testing.assert_allclose(rates(10, warmup_steps=4), rise + [0.5] * 7, rtol=1e-6)
     cosine = [0.25 * (1 + np.cos(np.pi * t / 6)) for t in range(7)]
-    np.testing.assert_allclose(rates(10, warmup_steps=4, schedule="cosine"), rise + cosine, atol=1e-7)
+    np.testing.assert_allclose(
+        rates(10, warmup_steps=4, schedule="cosine"), rise + cosine, atol=1e-7
+    )
 
 
 def test_a_run_shorter_than_its_warm_up_only_rises():
-    np.testing.assert_allclose(rates(3, warmup_steps=9, schedule="cosine"), np.arange(1, 5) * 0.05, rtol=1e-6)
+    np.testing.assert_allclose(
+        rates(3, warmup_steps=9, schedule="cosine"), np.arange(1, 5) * 0.05, rtol=1e-6
+    )
 
 
 # 1 - 0.999 has 5 good digits in float32, 1 - 0.95 has 6: beta2 is not the default here.
@@ -78,7 +82,9 @@ def test_the_schedule_reaches_the_updates():
     for _ in range(5):
         update, state = optimizer.update(jnp.ones(()), state)
         moved.append(float(update))
-    np.testing.assert_allclose(moved, [-0.5 * (1 + np.cos(np.pi * t / 4)) for t in range(5)], atol=1e-6)
+    np.testing.assert_allclose(
+        moved, [-0.5 * (1 + np.cos(np.pi * t / 4)) for t in range(5)], atol=1e-6
+    )
 
 
 def test_only_counts_and_rows_are_in_the_state():
@@ -89,7 +95,11 @@ def test_only_counts_and_rows_are_in_the_state():
 
 
 def test_unknown_names_are_answered_with_the_known_ones():
-    with pytest.raises(UserError, match=r"'lamb' is not known; choose one of adam, adamw, adagrad, sgd"):
+    with pytest.raises(
+        UserError, match=r"'lamb' is not known; choose one of adam, adamw, adagrad, sgd"
+    ):
         optim.make_optimizer(section(name="lamb"), 10)
-    with pytest.raises(UserError, match=r"'step' is not known; choose one of constant, cosine, plateau"):
+    with pytest.raises(
+        UserError, match=r"'step' is not known; choose one of constant, cosine, plateau"
+    ):
         optim.make_optimizer(section(schedule="step"), 10)

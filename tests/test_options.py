@@ -56,7 +56,11 @@ OPTIONS = {
     },
 }
 # Fields that only the start depends on.
-START = {"seed", "model.init_scale", *(f"optim.{section}.initial_accumulator" for section in step_lib.SECTIONS)}
+START = {
+    "seed",
+    "model.init_scale",
+    *(f"optim.{section}.initial_accumulator" for section in step_lib.SECTIONS),
+}
 
 
 def make(changes):
@@ -89,34 +93,98 @@ def test_no_option_of_optim_is_without_a_test():
 @pytest.mark.parametrize(
     ("changes", "unread", "read"),
     [
-        ({"name": "hm"}, {"hidden": "hm", "mixer.d_att": "hm", "edcn.bridge": "hm"}, ("stage1", "am_hidden")),
-        ({"name": "hm"}, {"type_aware": "hm, which is type-aware by nature"}, ("use_ftype", "type_predictors")),
-        ({"name": "hmm", "mixer.kind": "none"}, {"mixer.d_att": "mixer.kind=none"}, ("mixer.kind",)),
-        ({"name": "hmm", "mixer.kind": "mlp"}, {"mixer.num_heads": "mixer.kind=mlp"}, ("mixer.kind", "mixer.norm")),
+        (
+            {"name": "hm"},
+            {"hidden": "hm", "mixer.d_att": "hm", "edcn.bridge": "hm"},
+            ("stage1", "am_hidden"),
+        ),
+        (
+            {"name": "hm"},
+            {"type_aware": "hm, which is type-aware by nature"},
+            ("use_ftype", "type_predictors"),
+        ),
+        (
+            {"name": "hmm", "mixer.kind": "none"},
+            {"mixer.d_att": "mixer.kind=none"},
+            ("mixer.kind",),
+        ),
+        (
+            {"name": "hmm", "mixer.kind": "mlp"},
+            {"mixer.num_heads": "mixer.kind=mlp"},
+            ("mixer.kind", "mixer.norm"),
+        ),
         ({"name": "hm", "use_ftype": False}, {"am_weight": "use_ftype=False"}, ("stage2",)),
-        ({"name": "lr"}, {"hidden": "lr", "embedding_dim": "lr", "dropout": "lr"}, ("init_scale", "type_aware")),
-        ({"name": "lr", "type_aware": True}, {"hidden": "lr"}, ("embedding_dim", "dropout", "am_joint", "use_ftype")),
+        (
+            {"name": "lr"},
+            {"hidden": "lr", "embedding_dim": "lr", "dropout": "lr"},
+            ("init_scale", "type_aware"),
+        ),
+        (
+            {"name": "lr", "type_aware": True},
+            {"hidden": "lr"},
+            ("embedding_dim", "dropout", "am_joint", "use_ftype"),
+        ),
         ({"name": "fm"}, {"hidden": "fm", "norm": "fm", "am_hidden": "fm"}, ("embedding_dim",)),
-        ({"name": "deepfm"}, {"stage1": "deepfm", "use_ftype": "deepfm without type_aware"}, ("hidden", "norm")),
-        ({"name": "dcnv2"}, {"dcnv2.num_experts": "dcnv2.low_rank=0", "mixer.kind": "dcnv2"}, ("hidden",)),
-        ({"name": "dcnv2", "dcnv2.low_rank": 2}, {"final.gate": "dcnv2"}, ("dcnv2.num_experts", "dcnv2.low_rank")),
-        ({"name": "dcnv2", "dcnv2.structure": "cross"}, {"hidden": "dcnv2.structure=cross"}, ("dcnv2.num_layers",)),
-        ({"name": "edcn"}, {"hidden": "edcn", "dcnv2.low_rank": "edcn"}, ("edcn.temperature", "activation", "norm")),
-        ({"name": "final"}, {"hidden": "final", "type_predictors": "final"}, ("final.block2", "dropout")),
-        ({"name": "finalmlp"}, {"hidden": "finalmlp"}, ("finalmlp.context1", "finalmlp.gate_hidden")),
+        (
+            {"name": "deepfm"},
+            {"stage1": "deepfm", "use_ftype": "deepfm without type_aware"},
+            ("hidden", "norm"),
+        ),
+        (
+            {"name": "dcnv2"},
+            {"dcnv2.num_experts": "dcnv2.low_rank=0", "mixer.kind": "dcnv2"},
+            ("hidden",),
+        ),
+        (
+            {"name": "dcnv2", "dcnv2.low_rank": 2},
+            {"final.gate": "dcnv2"},
+            ("dcnv2.num_experts", "dcnv2.low_rank"),
+        ),
+        (
+            {"name": "dcnv2", "dcnv2.structure": "cross"},
+            {"hidden": "dcnv2.structure=cross"},
+            ("dcnv2.num_layers",),
+        ),
+        (
+            {"name": "edcn"},
+            {"hidden": "edcn", "dcnv2.low_rank": "edcn"},
+            ("edcn.temperature", "activation", "norm"),
+        ),
+        (
+            {"name": "final"},
+            {"hidden": "final", "type_predictors": "final"},
+            ("final.block2", "dropout"),
+        ),
+        (
+            {"name": "finalmlp"},
+            {"hidden": "finalmlp"},
+            ("finalmlp.context1", "finalmlp.gate_hidden"),
+        ),
         (
             {"name": "finalmlp", "finalmlp.selection": False},
             {"finalmlp.context2": "finalmlp.selection=False"},
             ("norm",),
         ),
-        ({"name": "destine", "destine.deep": False}, {"norm": "destine.deep=False"}, ("destine.wide",)),
-        ({"name": "destine"}, {"mixer.num_heads": "destine", "am_joint": "destine"}, ("destine.num_heads", "hidden")),
+        (
+            {"name": "destine", "destine.deep": False},
+            {"norm": "destine.deep=False"},
+            ("destine.wide",),
+        ),
+        (
+            {"name": "destine"},
+            {"mixer.num_heads": "destine", "am_joint": "destine"},
+            ("destine.num_heads", "hidden"),
+        ),
         (
             {"name": "dcnv2", "type_aware": True, "dcnv2.structure": "cross"},
             {"hidden": "dcnv2.structure=cross"},
             ("activation", "dropout"),
         ),
-        ({"name": "fm", "type_aware": True, "use_ftype": False}, {"type_aware": "use_ftype=False"}, ("embedding_dim",)),
+        (
+            {"name": "fm", "type_aware": True, "use_ftype": False},
+            {"type_aware": "use_ftype=False"},
+            ("embedding_dim",),
+        ),
         ({"name": "hmm", "mixer.stages": ()}, {"mixer.kind": "mixer.stages=()"}, ("mixer.stages",)),
         (
             {"name": "hmm", "mixer.stages": (2,), "use_ftype": False},
@@ -126,10 +194,14 @@ def test_no_option_of_optim_is_without_a_test():
     ],
 )
 def test_unread_fields_are_named_with_what_they_need(changes, unread, read):
-    found = model_lib.unread(make({f"model.{key}": value for key, value in changes.items()}).model.to_dict())
+    found = model_lib.unread(
+        make({f"model.{key}": value for key, value in changes.items()}).model.to_dict()
+    )
     assert unread.items() <= found.items()
     assert not found.keys() & {*read, "name"}
-    assert found.keys() <= {path.removeprefix("model.") for path in config.flatten(config.default())}
+    assert found.keys() <= {
+        path.removeprefix("model.") for path in config.flatten(config.default())
+    }
 
 
 def test_unread_fields_of_an_optimizer_are_named():

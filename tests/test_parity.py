@@ -49,12 +49,18 @@ def mlp(weights, name, normed=True):
     """(parameters, statistics) of an MLP of hidden layers, each with a batch norm."""
     params, stats = {"tower": {}}, {"tower": {}}
     step = 3 if normed else 2
-    numbers = sorted(int(key.split(".")[-2]) for key in weights if re.fullmatch(rf"{name}\.\d+\.weight", key))
-    for i, number in enumerate(n for n in numbers if n % step == 0 and weights[f"{name}.{n}.weight"].shape[0] > 1):
+    numbers = sorted(
+        int(key.split(".")[-2]) for key in weights if re.fullmatch(rf"{name}\.\d+\.weight", key)
+    )
+    for i, number in enumerate(
+        n for n in numbers if n % step == 0 and weights[f"{name}.{n}.weight"].shape[0] > 1
+    ):
         layer = jax.tree.map(lambda x: x[None], dense(weights, f"{name}.{number}"))
         (params if i == 0 else params["tower"])[f"hidden_{i}"] = layer
         if normed:
-            params["tower"][f"norm_{i}"], stats["tower"][f"norm_{i}"] = norm(weights, f"{name}.{number + 1}")
+            params["tower"][f"norm_{i}"], stats["tower"][f"norm_{i}"] = norm(
+                weights, f"{name}.{number + 1}"
+            )
     return params, stats
 
 
@@ -95,7 +101,9 @@ def edcn(weights, settings):
     params, stats = {"head": head(weights, "fc")}, {}
     for i in range(settings["num_cross_layers"]):
         regulation, bridge = f"regulation_modules.{i}", f"bridge_modules.{i}"
-        params[f"regulation_{i}_gates"] = np.stack([weights[f"{regulation}.g1"], weights[f"{regulation}.g2"]])
+        params[f"regulation_{i}_gates"] = np.stack(
+            [weights[f"{regulation}.g1"], weights[f"{regulation}.g2"]]
+        )
         name = f"regulation_{i}_norm"
         params[name], stats[name] = norm(weights, f"{regulation}.bn1", f"{regulation}.bn2")
         params[f"deep_{i}"] = mlp(weights, f"dense_layers.{i}.mlp", normed=False)[0]
@@ -104,7 +112,9 @@ def edcn(weights, settings):
         params[f"cross_{i}_bias"] = weights[f"cross_layers.{i}.bias"]
         if f"{bridge}.concat_pooling.0.weight" in weights:
             params[f"bridge_{i}"] = dense(weights, f"{bridge}.concat_pooling.0")
-        if f"{bridge}.attention1.0.weight" in weights:  # it uses its first attention for both streams
+        if (
+            f"{bridge}.attention1.0.weight" in weights
+        ):  # it uses its first attention for both streams
             for stream in ("cross", "deep"):
                 params[f"bridge_{i}_{stream}_hidden"] = dense(weights, f"{bridge}.attention1.0")
                 params[f"bridge_{i}_{stream}_scores"] = dense(weights, f"{bridge}.attention1.2")
@@ -136,7 +146,9 @@ def finalmlp(weights, settings):
     for i in (1, 2):
         params[f"mlp{i}"], stats[f"mlp{i}"] = mlp(weights, f"mlp{i}.mlp")
         gate = f"fs_module.fs{i}_gate.mlp"
-        params[f"gate{i}"] = {"hidden_0": jax.tree.map(lambda x: x[None], dense(weights, f"{gate}.0"))}
+        params[f"gate{i}"] = {
+            "hidden_0": jax.tree.map(lambda x: x[None], dense(weights, f"{gate}.0"))
+        }
         params[f"gate{i}_out"] = dense(weights, f"{gate}.2")
         if f"fs_module.fs{i}_ctx_bias" in weights:
             params[f"gate{i}_context"] = weights[f"fs_module.fs{i}_ctx_bias"]
@@ -154,10 +166,15 @@ def destine(weights, settings):
         for ours, theirs in parts.items():
             name = f"self_attns.{i}.{theirs}"
             if f"{name}.weight" in weights:
-                params |= {f"attention_{i}_{ours}_{part}": value for part, value in dense(weights, name).items()}
+                params |= {
+                    f"attention_{i}_{ours}_{part}": value
+                    for part, value in dense(weights, name).items()
+                }
         if not settings["relu_before_att"]:  # without effect there, absent here
             del params[f"attention_{i}_query_bias"], params[f"attention_{i}_key_bias"]
-        del params[f"attention_{i}_unary_bias"]  # the same for all slots, so the softmax takes it out
+        del params[
+            f"attention_{i}_unary_bias"
+        ]  # the same for all slots, so the softmax takes it out
     if "W_res.weight" in weights:
         params |= {f"residual_{part}": value for part, value in dense(weights, "W_res").items()}
     if settings["use_wide"]:
@@ -258,7 +275,9 @@ def test_logits_agree_with_the_public_implementation(case):
     params, stats = NETWORKS[name](weights, settings)
     variables = {"params": params, "batch_stats": stats} if stats else {"params": params}
     wanted = jax.eval_shape(lambda key: model_lib.init(module, key, schema), jax.random.key(0))
-    assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, wanted)  # every weight of ours is theirs
+    assert jax.tree.map(np.shape, variables) == jax.tree.map(
+        np.shape, wanted
+    )  # every weight of ours is theirs
     e = np.float32(inputs_of(name, golden, options, model_lib.table_width(module)))
     logits = jax.jit(lambda v, e: model_lib.predict(module, v, e)["logit"])(variables, e)
     np.testing.assert_allclose(logits, golden["logits"], rtol=1e-5, atol=1e-5)

@@ -26,8 +26,12 @@ def _rows(split, **dials):
         for name, value in chunk.ids.items():
             bags = isinstance(value, tuple)
             ids[name] += np.split(value[0], value[1][1:-1]) if bags else [value]
-    ids = {slot.name: ids[slot.name] if slot.bag else np.concatenate(ids[slot.name]) for slot in SLOTS}
-    joined = [np.concatenate([getattr(c, field) for c in chunks]) for field in truth_lib.Rows._fields[1:6]]
+    ids = {
+        slot.name: ids[slot.name] if slot.bag else np.concatenate(ids[slot.name]) for slot in SLOTS
+    }
+    joined = [
+        np.concatenate([getattr(c, field) for c in chunks]) for field in truth_lib.Rows._fields[1:6]
+    ]
     parts = tuple(np.concatenate(part) for part in zip(*(c.parts for c in chunks)))
     return truth_lib.Rows(ids, *joined, parts)
 
@@ -49,7 +53,9 @@ def test_interactions_stay_when_main_effects_are_fitted_away(world, rows):
     for slot in SLOTS:
         if slot.name in names:
             bags = rows.ids[slot.name] if slot.bag else [[k] for k in rows.ids[slot.name]]
-            columns.append(np.stack([np.bincount(b, minlength=slot.size + 1) / max(len(b), 1) for b in bags]))
+            columns.append(
+                np.stack([np.bincount(b, minlength=slot.size + 1) / max(len(b), 1) for b in bags])
+            )
     design = np.concatenate(columns, 1)
     interactions, logit = rows.parts[1] + rows.parts[2], sum(rows.parts) + world.label.bias
     rest = interactions - design @ np.linalg.lstsq(design, interactions, rcond=None)[0]
@@ -86,7 +92,8 @@ def test_truth_follows_the_formula(world, rows):
         crosses = [(truth_lib._WITHIN, label.within), (truth_lib._ACROSS, label.across)]
         given = [1 / (1 + np.exp(-score(label.main, crosses, t) - label.bias[t])) for t in range(4)]
         weight = [
-            np.exp(score(types.main, [(truth_lib._TYPE_CROSSES, types.pairs)], t) + types.bias[t]) for t in range(4)
+            np.exp(score(types.main, [(truth_lib._TYPE_CROSSES, types.pairs)], t) + types.bias[t])
+            for t in range(4)
         ]
         np.testing.assert_allclose(rows.p_given_type[i], given, rtol=1e-9)
         np.testing.assert_allclose(rows.p_type[i], np.array(weight) / sum(weight), rtol=1e-9)
@@ -106,7 +113,9 @@ def test_labels_and_types_are_drawn_from_the_truth(noise):
             p = drawn.p_type[part, t]
             assert abs((drawn.ftype[part] == t).sum() - p.sum()) < 4 * np.sqrt((p * (1 - p)).sum())
     # 3,800 clicks: the standard deviation of the AUC is about 0.004.
-    assert roc_auc_score(drawn.label, drawn.p) == pytest.approx(synthetic.expected_auc(drawn.p, drawn.p), abs=0.016)
+    assert roc_auc_score(drawn.label, drawn.p) == pytest.approx(
+        synthetic.expected_auc(drawn.p, drawn.p), abs=0.016
+    )
 
 
 def test_noise_is_averaged_over():
@@ -114,12 +123,16 @@ def test_noise_is_averaged_over():
     grid = np.linspace(-12, 12, 20_001)
     density = np.exp(-(grid**2) / 2) / np.sqrt(2 * np.pi)
     for logit, ours in zip(logits, truth_lib.expected_sigmoid(logits, noise)):
-        assert ours == pytest.approx(np.trapezoid(density / (1 + np.exp(-logit - noise * grid)), grid), abs=1e-7)
+        assert ours == pytest.approx(
+            np.trapezoid(density / (1 + np.exp(-logit - noise * grid)), grid), abs=1e-7
+        )
 
 
 def test_type_strength_zero_makes_types_alike():
     alike = _rows("test", type_strength=0.0)
-    np.testing.assert_allclose(alike.p_given_type, alike.p_given_type[:, :1].repeat(4, 1), rtol=1e-9)
+    np.testing.assert_allclose(
+        alike.p_given_type, alike.p_given_type[:, :1].repeat(4, 1), rtol=1e-9
+    )
     assert alike.p_type.std(0).min() > 0.05
 
 
@@ -136,7 +149,8 @@ def test_cross_strength_scales_interactions_across_groups_only(rows):
         np.testing.assert_allclose(other.parts[2], strength * rows.parts[2], atol=1e-12)
         np.testing.assert_allclose(other.parts[1], rows.parts[1], atol=1e-12)
     pairs = {
-        kind: [tuple(_group(n) for n in pair) for pair in getattr(truth_lib, kind)] for kind in ("_WITHIN", "_ACROSS")
+        kind: [tuple(_group(n) for n in pair) for pair in getattr(truth_lib, kind)]
+        for kind in ("_WITHIN", "_ACROSS")
     }
     assert all(a == b for a, b in pairs["_WITHIN"]) and all(a != b for a, b in pairs["_ACROSS"])
 
@@ -166,7 +180,9 @@ def test_new_ids_are_in_test_only_and_as_often_as_asked(rows):
             expected = rate if slot.grows else 0.0
             assert (ids > slot.size).mean() == pytest.approx(expected, abs=0.02)
             assert ids.max() < len(_world(new_id_rate=0.2).latents[slot.name])
-    np.testing.assert_array_equal(found.ids["campaign"], rows.ids["campaign"])  # a new ad keeps its campaign
+    np.testing.assert_array_equal(
+        found.ids["campaign"], rows.ids["campaign"]
+    )  # a new ad keeps its campaign
 
 
 def test_unseen_type_is_in_test_only(rows):
@@ -233,7 +249,11 @@ def test_slots_hang_together(rows):
             assert ids[slot.name].min() >= 1
     # The session tells of the user: chi squared of segment against clicked category, about 1 if independent.
     observed = np.zeros((24, 30))
-    np.add.at(observed, (np.repeat(ids["segment"], lengths) - 1, np.concatenate(ids["clicked_categories"]) - 1), 1)
+    np.add.at(
+        observed,
+        (np.repeat(ids["segment"], lengths) - 1, np.concatenate(ids["clicked_categories"]) - 1),
+        1,
+    )
     observed = observed[:, observed.sum(0) > 0]
     expected = observed.sum(1, keepdims=True) * observed.sum(0) / observed.sum()
     assert ((observed - expected) ** 2 / expected).mean() > 3

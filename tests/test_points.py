@@ -21,11 +21,16 @@ def test_a_search_finds_what_is_better_and_avoids_what_fails():
     history = []
     for _ in range(50):
         drawn = search.next_trial(ranges, base, history, seed=1)
-        assert isinstance(drawn["model.embedding_dim"], int) and 2 <= drawn["model.embedding_dim"] <= 64
+        assert (
+            isinstance(drawn["model.embedding_dim"], int)
+            and 2 <= drawn["model.embedding_dim"] <= 64
+        )
         better = -abs(drawn["model.dropout"] - 0.3) - 0.2 * (drawn["model.mixer.stages"] != (2,))
         history.append((drawn, None if drawn["model.embedding_dim"] > 32 else better))
     late = [drawn for drawn, _ in history[-20:]]
-    assert sum(abs(drawn["model.dropout"] - 0.3) for drawn in late) / 20 < 0.15  # 0.26 if drawn uniformly
+    assert (
+        sum(abs(drawn["model.dropout"] - 0.3) for drawn in late) / 20 < 0.15
+    )  # 0.26 if drawn uniformly
     assert sum(drawn["model.mixer.stages"] == (2,) for drawn in late) > 10
     assert history[-1][0] == search.next_trial(ranges, base, history[:-1], seed=1)
 
@@ -49,7 +54,10 @@ def test_a_search_finds_what_is_better_and_avoids_what_fails():
         ({"model.dropout": ("uniform", 0, float("inf"))}, "is no range of numbers"),
         ({"model.embedding_dim": ("log", 1.5, 8)}, "is no range of whole numbers"),
         ({"seed": ("uniform", 0, 9)}, "'seed': every trial has all seeds"),
-        ({"model.mixer.d_att": ("log", 8, 64), "model.name": ("choice", ["wm", "hm"])}, "d_att' has no effect on hm"),
+        (
+            {"model.mixer.d_att": ("log", 8, 64), "model.name": ("choice", ["wm", "hm"])},
+            "d_att' has no effect on hm",
+        ),
     ],
 )
 def test_ranges_are_checked(drawn, message):
@@ -59,15 +67,21 @@ def test_ranges_are_checked(drawn, message):
 
 
 def test_a_range_may_have_its_effect_through_another():
-    search.check({"model.mixer.d_att": ("log", 8, 64), "model.name": ("choice", ["wm", "hmm"])}, BASE)
+    search.check(
+        {"model.mixer.d_att": ("log", 8, 64), "model.name": ("choice", ["wm", "hmm"])}, BASE
+    )
 
 
 def test_one_point_and_grids_have_names_that_tell_them_apart():
-    assert list(points.grid({"model.mixer.kind": ["graph"], "model.mixer.stages": [(1, 2), ()]})) == [
+    assert list(
+        points.grid({"model.mixer.kind": ["graph"], "model.mixer.stages": [(1, 2), ()]})
+    ) == [
         ("kind=graph,stages=1+2", {"model.mixer.kind": "graph", "model.mixer.stages": (1, 2)}),
         ("kind=graph,stages=none", {"model.mixer.kind": "graph", "model.mixer.stages": ()}),
     ]
-    both = points.one_at_a_time({"optim.network.name": ["sgd"], "optim.embedding.name": ["adam", "sgd"]})
+    both = points.one_at_a_time(
+        {"optim.network.name": ["sgd"], "optim.embedding.name": ["adam", "sgd"]}
+    )
     assert list(both) == [
         ("network.name=sgd", {"optim.network.name": "sgd"}),
         ("embedding.name=adam", {"optim.embedding.name": "adam"}),
@@ -92,7 +106,18 @@ def test_overrides_are_checked(overrides, message):
 
 def test_overrides_leave_the_base_and_may_name_sections():
     base = config.default()
-    c = points.apply(base, {"model.mixer": {"kind": "graph", "stages": [1]}, "optim.network.learning_rate": 1}, "w")
-    assert (c.model.mixer.kind, c.model.mixer.stages, base.model.mixer.kind) == ("graph", (1,), "cross_attention")
-    assert isinstance(c.optim.network.learning_rate, float) and c.model.mixer.d_att == base.model.mixer.d_att
+    c = points.apply(
+        base,
+        {"model.mixer": {"kind": "graph", "stages": [1]}, "optim.network.learning_rate": 1},
+        "w",
+    )
+    assert (c.model.mixer.kind, c.model.mixer.stages, base.model.mixer.kind) == (
+        "graph",
+        (1,),
+        "cross_attention",
+    )
+    assert (
+        isinstance(c.optim.network.learning_rate, float)
+        and c.model.mixer.d_att == base.model.mixer.d_att
+    )
     assert c.is_locked and c.model.is_locked

@@ -39,24 +39,42 @@ def test_an_ensemble_and_an_export(runs, wanted, tmp_path, capsys):
     both = f"--workdir={runs / 'hmm'},{runs / 'wm'}"
     assert run(both, "--combine=p", source, f"--output={tmp_path / 'both.parquet'}") == 0
     assert "hmm + " in capsys.readouterr().out
-    np.testing.assert_allclose(pq.read_table(tmp_path / "both.parquet")["p"].to_numpy(), wanted["both"], atol=1e-6)
-    assert export.main(["export", f"--workdir={runs / 'hmm'}", f"--output={tmp_path / 'exported'}"]) == 0
-    assert run(f"--workdir={tmp_path / 'exported'}", source, f"--output={tmp_path / 'one.csv'}") == 0
-    np.testing.assert_allclose(pa.csv.read_csv(tmp_path / "one.csv")["p"].to_numpy(), wanted["one"], atol=1e-6)
+    np.testing.assert_allclose(
+        pq.read_table(tmp_path / "both.parquet")["p"].to_numpy(), wanted["both"], atol=1e-6
+    )
+    assert (
+        export.main(["export", f"--workdir={runs / 'hmm'}", f"--output={tmp_path / 'exported'}"])
+        == 0
+    )
+    assert (
+        run(f"--workdir={tmp_path / 'exported'}", source, f"--output={tmp_path / 'one.csv'}") == 0
+    )
+    np.testing.assert_allclose(
+        pa.csv.read_csv(tmp_path / "one.csv")["p"].to_numpy(), wanted["one"], atol=1e-6
+    )
 
 
 def test_several_devices_score_the_same(runs, wanted, tmp_path):
     command = [sys.executable, "-m", "emofm_jax.predict", f"--workdir={runs / 'hmm'}"]
     command += [f"--input={runs / 'data' / 'test'}", f"--output={tmp_path / 'out.parquet'}"]
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}  # 4,096 rows do not divide over them
+    devices = {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=3"
+    }  # 4,096 rows do not divide over them
     subprocess.run(command, check=True, env=os.environ | devices, capture_output=True)
-    np.testing.assert_allclose(pq.read_table(tmp_path / "out.parquet")["p"].to_numpy(), wanted["one"], atol=1e-6)
+    np.testing.assert_allclose(
+        pq.read_table(tmp_path / "out.parquet")["p"].to_numpy(), wanted["one"], atol=1e-6
+    )
 
 
 def test_a_killed_run_leaves_no_output_and_starts_over(runs, wanted, tmp_path):
     """Killed while it writes: many copies of the rows, as raw files, take it a while."""
     (tmp_path / "raw").mkdir()
-    text = (runs / "mine.py").read_text().split('.prepare.source, c.prepare.split, c.data.dir = "')[1].split('"')[0]
+    text = (
+        (runs / "mine.py")
+        .read_text()
+        .split('.prepare.source, c.prepare.split, c.data.dir = "')[1]
+        .split('"')[0]
+    )
     header, *rows = Path(text).read_text().splitlines()
     for i in range(6):
         (tmp_path / "raw" / f"{i}.csv").write_text("\n".join([header, *rows * 100]) + "\n")
@@ -68,9 +86,16 @@ def test_a_killed_run_leaves_no_output_and_starts_over(runs, wanted, tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert process.returncode == -signal.SIGKILL and partial.exists() and not (tmp_path / "out.parquet").exists()
+    assert (
+        process.returncode == -signal.SIGKILL
+        and partial.exists()
+        and not (tmp_path / "out.parquet").exists()
+    )
     subprocess.run(command, check=True, capture_output=True)
-    assert pq.read_table(tmp_path / "out.parquet").num_rows == 6 * 100 * len(rows) and not partial.exists()
+    assert (
+        pq.read_table(tmp_path / "out.parquet").num_rows == 6 * 100 * len(rows)
+        and not partial.exists()
+    )
 
 
 def test_mistakes(runs, tmp_path, capsys):
@@ -78,7 +103,10 @@ def test_mistakes(runs, tmp_path, capsys):
     for flags, message in (
         ([f"--workdir={runs / 'hmm'},{runs / 'mine'}"], "differ in their schemas"),
         ([f"--workdir={runs / 'hmm'}", "--calibrated"], "the run has no calibration; run"),
-        ([f"--workdir={runs / 'hmm'},{runs / 'wm'}", "--combine=max"], "'max' is not known; choose one of logit, p"),
+        (
+            [f"--workdir={runs / 'hmm'},{runs / 'wm'}", "--combine=max"],
+            "'max' is not known; choose one of logit, p",
+        ),
         ([f"--workdir={runs / 'mine'}"], "schema"),
     ):
         assert run(*flags, source, output) == 2

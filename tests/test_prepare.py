@@ -59,7 +59,9 @@ def shop(tmp_path):
 
 
 def shard(directory, split):
-    return pa.concat_tables([pq.ParquetFile(f).read() for f in sorted((directory / split).glob("part-*.parquet"))])
+    return pa.concat_tables(
+        [pq.ParquetFile(f).read() for f in sorted((directory / split).glob("part-*.parquet"))]
+    )
 
 
 def raw_column(path, index):
@@ -79,20 +81,33 @@ def test_shards_hold_what_the_files_say(shop, tmp_path, capsys):
     prices = [float(p) if p else None for p in raw_column(tmp_path / "raw" / "train.csv", 4)]
     known = np.array([p for p in prices if p is not None])
     slot = {s.name: s for s in schema_lib.load(out).slots}
-    assert slot["price"].mean == pytest.approx(known.mean()) and slot["price"].std == pytest.approx(known.std())
+    assert slot["price"].mean == pytest.approx(known.mean()) and slot["price"].std == pytest.approx(
+        known.std()
+    )
     for p, z in zip(prices, train["price"].to_pylist()):
-        assert z is None if p is None else z == pytest.approx((p - known.mean()) / known.std(), abs=1e-5)
+        assert (
+            z is None
+            if p is None
+            else z == pytest.approx((p - known.mean()) / known.std(), abs=1e-5)
+        )
     labels = list(map(int, raw_column(tmp_path / "raw" / "train.csv", 0)))
     assert train["label"].to_pylist() == labels
     schema = schema_lib.load(out)
     assert schema.rows_per_type == (300,) and schema.clicks_per_type == (sum(labels),)
     report = json.loads((out / "prepare.json").read_text())
-    assert report["splits"]["train"] == {"rows": 300, "rejected": {}, "clicks": sum(labels), "types": {}}
+    assert report["splits"]["train"] == {
+        "rows": 300,
+        "rejected": {},
+        "clicks": sum(labels),
+        "types": {},
+    }
     found = report["slots"]["user"]
     assert found["distinct"] == len(order)
     assert found["unknown"]["test"] == pytest.approx(test_ids.count(0) / 40)
     assert found["top_share"] == pytest.approx(users.count(order[0]) / 300)
-    assert report["slots"]["price"]["max"] == pytest.approx((known.max() - known.mean()) / known.std(), abs=1e-5)
+    assert report["slots"]["price"]["max"] == pytest.approx(
+        (known.max() - known.mean()) / known.std(), abs=1e-5
+    )
     printed = capsys.readouterr().out
     assert printed.rstrip().endswith(f"The shards are in {out}")
     assert f"{sum(labels) / 300:.4f}" in printed and f"{found['top_share']:.2%}" in printed
@@ -114,11 +129,15 @@ def test_a_slot_that_shares_its_vocabulary(shop, tmp_path):
     text = experiment.read_text().replace('{"tags"', '{"item": {"share": "user"}, "tags"')
     experiment.write_text(text)
     assert shop() == 0
-    values = raw_column(tmp_path / "raw" / "train.csv", 1) + raw_column(tmp_path / "raw" / "train.csv", 2)
+    values = raw_column(tmp_path / "raw" / "train.csv", 1) + raw_column(
+        tmp_path / "raw" / "train.csv", 2
+    )
     user, item = schema_lib.load(tmp_path / "out").slots[:2]
     assert user.rows == item.rows == len(set(values)) + 1 and user.digest == item.digest
     counts = pq.read_table(tmp_path / "out" / "vocabulary" / "user.parquet")
-    assert dict(zip(counts["value"].to_pylist(), counts["count"].to_pylist())) == {v: values.count(v) for v in values}
+    assert dict(zip(counts["value"].to_pylist(), counts["count"].to_pylist())) == {
+        v: values.count(v) for v in values
+    }
 
 
 def test_min_count_and_max_length_change_the_result(shop, tmp_path):
@@ -126,7 +145,10 @@ def test_min_count_and_max_length_change_the_result(shop, tmp_path):
     users = raw_column(tmp_path / "raw" / "train.csv", 1)
     user, _, tags, _ = schema_lib.load(tmp_path / "out").slots
     assert user.rows == 1 + sum(users.count(u) >= 3 for u in set(users))
-    lengths = [min(1, len(list(filter(None, t.split("^"))))) for t in raw_column(tmp_path / "raw" / "train.csv", 3)]
+    lengths = [
+        min(1, len(list(filter(None, t.split("^")))))
+        for t in raw_column(tmp_path / "raw" / "train.csv", 3)
+    ]
     assert [len(bag) for bag in shard(tmp_path / "out", "train")["tags"].to_pylist()] == lengths
 
 
@@ -142,15 +164,24 @@ def test_hash_seed_changes_the_ids(shop, tmp_path):
 
 def test_split_by_share(shop, tmp_path):
     source = tmp_path / "raw" / "train.csv"
-    flags = (f"--config.prepare.source={source}", "--config.prepare.split=share", "--config.prepare.row_id=user")
+    flags = (
+        f"--config.prepare.source={source}",
+        "--config.prepare.split=share",
+        "--config.prepare.row_id=user",
+    )
     source.write_text("\n".join([HEADER, *[f"1,u{i},i,a,1,d" for i in range(4000)]]))
     experiment = tmp_path / "shop.py"
     experiment.write_text(
-        experiment.read_text().replace('"price": {', '"user": {"encoding": "hash", "rows": 9}, "price": {')
+        experiment.read_text().replace(
+            '"price": {', '"user": {"encoding": "hash", "rows": 9}, "price": {'
+        )
     )
     found = {}
     for seed in (0, 1):
-        assert shop(*flags, f"--config.prepare.seed={seed}", "--config.prepare.shares=(0.5,0.3,0.2)") == 0
+        assert (
+            shop(*flags, f"--config.prepare.seed={seed}", "--config.prepare.shares=(0.5,0.3,0.2)")
+            == 0
+        )
         for split, share in zip(shards.SPLITS, (0.5, 0.3, 0.2)):
             found[seed, split] = set(shard(tmp_path / "out", split)["row_id"].to_pylist())
             expected_sd = math.sqrt(4000 * share * (1 - share))
@@ -161,15 +192,24 @@ def test_split_by_share(shop, tmp_path):
 
 def test_split_by_day(shop, tmp_path):
     source = tmp_path / "raw" / "train.csv"
-    flags = ("--config.prepare.split=day", "--config.prepare.day_column=day", "--config.prepare.day_length=10")
-    days = ("--config.prepare.valid_days=('2024-01-04',)", "--config.prepare.test_days=('2024-01-05',)")
+    flags = (
+        "--config.prepare.split=day",
+        "--config.prepare.day_column=day",
+        "--config.prepare.day_length=10",
+    )
+    days = (
+        "--config.prepare.valid_days=('2024-01-04',)",
+        "--config.prepare.test_days=('2024-01-05',)",
+    )
     assert shop(f"--config.prepare.source={source}", *flags, *days) == 0
     day, users = ([v[:10] for v in raw_column(source, 5)], raw_column(source, 1))
     out = tmp_path / "out"
     assert shards.open_split(out, "test").num_rows == day.count("2024-01-05")
     train_users = [u for u, d in zip(users, day) if d < "2024-01-04"]
     vocabulary = pq.read_table(out / "vocabulary" / "user.parquet")
-    assert sum(vocabulary["count"].to_pylist()) == len(train_users)  # counted over the train rows only
+    assert sum(vocabulary["count"].to_pylist()) == len(
+        train_users
+    )  # counted over the train rows only
     assert set(vocabulary["value"].to_pylist()) == set(train_users)
 
 
@@ -178,7 +218,9 @@ def test_bad_rows_are_tolerated_counted_and_kept(shop, tmp_path, capsys):
     path.write_text(path.read_text() + "2,u,i,a,1,d\n1,u\n1,u,i,a,cheap,d\n")
     assert shop() == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {path}:302: the label is '2'; it must be 0 or 1; 3 bad rows so far in train (")
+    assert error.startswith(
+        f"error: {path}:302: the label is '2'; it must be 0 or 1; 3 bad rows so far in train ("
+    )
     assert "label: 1" in error and "columns: 1" in error and "number: 1" in error
     assert "config.prepare.max_rejected" in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
@@ -196,19 +238,39 @@ def test_bad_rows_are_tolerated_counted_and_kept(shop, tmp_path, capsys):
     [
         ("train.csv", b"", "train.csv: the file is empty"),
         ("train.csv", HEADER.encode() + b"\n", "the train split has no row"),
-        ("train.csv", HEADER.encode() + b"\n1,u,i\n", "train.csv:2: 3 columns where 6 are expected"),
-        ("valid.csv", HEADER.encode() + b"\n1,u,i,a,1,d,x\n", "valid.csv:2: 7 columns where 6 are expected"),
-        ("test.csv", HEADER.encode() + b"\nyes,u,i,a,1,d\n", "test.csv:2: the label is 'yes'; it must be 0 or 1"),
+        (
+            "train.csv",
+            HEADER.encode() + b"\n1,u,i\n",
+            "train.csv:2: 3 columns where 6 are expected",
+        ),
+        (
+            "valid.csv",
+            HEADER.encode() + b"\n1,u,i,a,1,d,x\n",
+            "valid.csv:2: 7 columns where 6 are expected",
+        ),
+        (
+            "test.csv",
+            HEADER.encode() + b"\nyes,u,i,a,1,d\n",
+            "test.csv:2: the label is 'yes'; it must be 0 or 1",
+        ),
         ("test.csv", HEADER.encode() + b"\n1,u\0,i,a,1,d\n", "test.csv:2: a NUL byte"),
         ("test.csv", HEADER.encode() + b"\n1,\xc3(,i,a,1,d\n", "test.csv:2: invalid UTF-8"),
-        ("train.csv", HEADER.encode() + b",age\n1,u,i,a,1,d,9\n", "column 'age' is a slot in no group"),
+        (
+            "train.csv",
+            HEADER.encode() + b",age\n1,u,i,a,1,d,9\n",
+            "column 'age' is a slot in no group",
+        ),
     ],
 )
 def test_bad_files_are_one_line_and_leave_nothing(shop, tmp_path, capsys, name, data, message):
     (tmp_path / "raw" / name).write_bytes(data)
     assert shop() == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith("error: ") and message in captured.err and captured.err.count("\n") == 1
+    assert (
+        captured.err.startswith("error: ")
+        and message in captured.err
+        and captured.err.count("\n") == 1
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["raw", "shop.py"]
 
 
@@ -217,7 +279,10 @@ def test_bad_files_are_one_line_and_leave_nothing(shop, tmp_path, capsys, name, 
     [
         ("source=nowhere", "config.prepare.source: 'nowhere' does not exist"),
         ("source=", "config.prepare.source: it is empty"),
-        ("files.test=best.*", "best.*: no such file (the directory holds test.csv, train.csv, valid.csv)"),
+        (
+            "files.test=best.*",
+            "best.*: no such file (the directory holds test.csv, train.csv, valid.csv)",
+        ),
         ("files.train=", "config.prepare.files.train: it is empty"),
         ("label=", "config.prepare.label: it is empty"),
         ("row_id=shop", "there is no column 'shop' (config.prepare.row_id)"),

@@ -15,7 +15,9 @@ SCHEMA = make_schema(("click", "cart", "buy"))
 
 def make(num_steps=10, schema=SCHEMA, **changes):
     c = config.default()
-    c.update_from_flattened_dict({"model.name": "wm", "model.hidden": (6,), "model.am_hidden": (), **changes})
+    c.update_from_flattened_dict(
+        {"model.name": "wm", "model.hidden": (6,), "model.am_hidden": (), **changes}
+    )
     return build.make_program(c, schema, num_steps)
 
 
@@ -46,7 +48,11 @@ def test_what_decides_a_program_makes_another(changes, evaluation):
 
 def test_the_end_of_a_schedule_decides_a_program():
     cosine = {"optim.network.schedule": "cosine"}
-    assert make(**cosine).train_step is make(**cosine).train_step is not make(num_steps=20, **cosine).train_step
+    assert (
+        make(**cosine).train_step
+        is make(**cosine).train_step
+        is not make(num_steps=20, **cosine).train_step
+    )
 
 
 def test_a_restored_state_has_the_key_of_its_seed(tmp_path):

@@ -6,7 +6,11 @@ import pytest
 
 from emofm_jax.nn import random
 
-KEYS = {"zero": jax.random.key(0), "one": jax.random.key(1), "folded": jax.random.fold_in(jax.random.key(0), 7)}
+KEYS = {
+    "zero": jax.random.key(0),
+    "one": jax.random.key(1),
+    "folded": jax.random.fold_in(jax.random.key(0), 7),
+}
 
 
 @pytest.mark.parametrize("name", KEYS)
@@ -17,9 +21,13 @@ def test_bits_are_even_and_their_neighbours_independent(name):
     assert np.abs(bits.mean(axis=0) - 0.5).max() < tolerance
     for lag in (1, 2, 16, 512):
         sign = 2 * bits - 1
-        agree = 0.5 + 0.5 * np.einsum("ni,nj->ij", sign[lag:], sign[:-lag]) / (len(x) - lag)  # [32, 32]
+        agree = 0.5 + 0.5 * np.einsum("ni,nj->ij", sign[lag:], sign[:-lag]) / (
+            len(x) - lag
+        )  # [32, 32]
         assert np.abs(agree - 0.5).max() < 1.3 * tolerance, lag  # of all pairs of bits
-    counts = np.bincount(x >> 24, minlength=256)  # chi squared of the leading byte, 255 degrees of freedom
+    counts = np.bincount(
+        x >> 24, minlength=256
+    )  # chi squared of the leading byte, 255 degrees of freedom
     assert abs(((counts - len(x) / 256) ** 2 / (len(x) / 256)).sum() - 255) < 5 * np.sqrt(2 * 255)
 
 
@@ -31,7 +39,9 @@ def test_streams_of_different_keys_have_nothing_in_common_and_the_same_key_repea
             if a != b:
                 agree = np.unpackbits((~(streams[a] ^ streams[b])).view(np.uint8)).mean()
                 assert abs(agree - 0.5) < 5 * 0.5 / np.sqrt(32 * (1 << 14))
-                assert len(np.intersect1d(streams[a], streams[b])) < 5  # one is no shifted copy of the other
+                assert (
+                    len(np.intersect1d(streams[a], streams[b])) < 5
+                )  # one is no shifted copy of the other
 
 
 def test_normal_numbers_have_the_moments_of_a_normal():

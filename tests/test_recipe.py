@@ -13,13 +13,24 @@ def test_rows_of_a_split_do_not_depend_on_the_chunks():
     c.prepare.split = "share"
     lines = np.arange(2, 500)
     whole = recipe_lib.split_of(c.prepare.to_dict(), 0, lines, None)
-    parts = [recipe_lib.split_of(c.prepare.to_dict(), 0, part, None) for part in np.array_split(lines, 7)]
+    parts = [
+        recipe_lib.split_of(c.prepare.to_dict(), 0, part, None) for part in np.array_split(lines, 7)
+    ]
     assert np.concatenate(parts).tolist() == whole.tolist()
     assert recipe_lib.split_of(c.prepare.to_dict(), 1, lines, None).tolist() != whole.tolist()
 
 
 def test_members():
-    assert recipe_lib.members(("a", "C1-C3", ("x-y", "7-9"))) == ["a", "C1", "C2", "C3", "x-y", "7", "8", "9"]
+    assert recipe_lib.members(("a", "C1-C3", ("x-y", "7-9"))) == [
+        "a",
+        "C1",
+        "C2",
+        "C3",
+        "x-y",
+        "7",
+        "8",
+        "9",
+    ]
     with pytest.raises(UserError, match="not a pair"):
         recipe_lib.slots({"groups": ("user",), "slots": {}, "slot": {}})
     with pytest.raises(UserError, match="5 is no name of a slot"):
@@ -41,5 +52,7 @@ def test_files_of_a_split(tmp_path):
     with pytest.raises(UserError, match="test.csv: it is there plain and compressed"):
         recipe_lib.files(c.prepare.to_dict())
     c.prepare.files.test = "/tmp/test.csv"
-    with pytest.raises(UserError, match="config.prepare.files.test: '/tmp/test.csv' must be relative"):
+    with pytest.raises(
+        UserError, match="config.prepare.files.test: '/tmp/test.csv' must be relative"
+    ):
         recipe_lib.files(c.prepare.to_dict())

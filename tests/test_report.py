@@ -36,14 +36,18 @@ def page_of(workdir):
 def rows_of(text, section):
     """{first cell: [cells]} of the first table of a section of the Markdown."""
     body = text.split(f"\n## {section}\n")[1].split("\n## ")[0]
-    lines = [re.split(r" \| ", line.strip("| ")) for line in body.splitlines() if line.startswith("| ")]
+    lines = [
+        re.split(r" \| ", line.strip("| ")) for line in body.splitlines() if line.startswith("| ")
+    ]
     return {line[0].strip("`").split("`")[0]: line for line in reversed(lines)}
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     """A sweep with a report, one of whose points fails with one seed."""
-    made = fake_sweep.make(tmp_path_factory.mktemp("sweep") / "fake", POINTS, num_rows=3000, fail=(("d32", 2),))
+    made = fake_sweep.make(
+        tmp_path_factory.mktemp("sweep") / "fake", POINTS, num_rows=3000, fail=(("d32", 2),)
+    )
     assert run(made) == 0
     return made
 
@@ -55,7 +59,9 @@ def copy(sweep, tmp_path):
 
 def aucs(sweep, point):
     lines = map(json.loads, (sweep / "results.jsonl").read_text().splitlines())
-    return np.array([r["metrics"]["test"]["auc"] for r in lines if r["point"] == point and r["metrics"]])
+    return np.array(
+        [r["metrics"]["test"]["auc"] for r in lines if r["point"] == point and r["metrics"]]
+    )
 
 
 def test_the_table_has_the_means_and_their_spread(sweep):
@@ -65,20 +71,30 @@ def test_the_table_has_the_means_and_their_spread(sweep):
         assert rows[point][1] == f"{found.mean():.5f} +/- {found.std(ddof=1):.5f}"
         half = {3: 4.30265, 2: 12.7062}[len(found)] * found.std(ddof=1) / np.sqrt(len(found))
         low, high = map(float, rows[point][2].split(" to "))
-        np.testing.assert_allclose((low, high), (found.mean() - half, found.mean() + half), atol=1.1e-5)
-    assert list(rows)[0] == "weak" and list(rows)[-2] == "strong"  # the best first, read from the end
+        np.testing.assert_allclose(
+            (low, high), (found.mean() - half, found.mean() + half), atol=1.1e-5
+        )
+    assert (
+        list(rows)[0] == "weak" and list(rows)[-2] == "strong"
+    )  # the best first, read from the end
     assert rows["d32"][9] == "2 of 3, 1 failed" and rows["hmm"][9] == "3 of 3"
 
 
 def test_the_verdicts_are_what_the_numbers_say(sweep):
     text = (sweep / "report.md").read_text()
     rows = rows_of(text, "Against hmm")
-    assert [rows[point][-1] for point in ("strong", "same", "weak")] == ["better", "not distinguishable", "worse"]
+    assert [rows[point][-1] for point in ("strong", "same", "weak")] == [
+        "better",
+        "not distinguishable",
+        "worse",
+    ]
     difference = aucs(sweep, "weak") - aucs(sweep, "hmm")
     assert rows["weak"][1] == f"{difference.mean():+.5f}"
     assert set(rows) == {"point", *POINTS} - {"hmm"}
     # Its two seeds alone count on both sides, over rows too.
-    assert sum(map(float, rows["d32"][4].split(" to "))) / 2 == pytest.approx(float(rows["d32"][1]), abs=1.1e-5)
+    assert sum(map(float, rows["d32"][4].split(" to "))) / 2 == pytest.approx(
+        float(rows["d32"][1]), abs=1.1e-5
+    )
     assert rows["d32"][1] == f"{(aucs(sweep, 'd32') - aucs(sweep, 'hmm')[:2]).mean():+.5f}"
     summary = text.split("## Summary")[1].split("## ")[0]
     assert "Of 7 points **`strong` has the highest mean test AUC" in summary
@@ -86,12 +102,16 @@ def test_the_verdicts_are_what_the_numbers_say(sweep):
     assert re.search(r"Too few seeds to tell: `d32` \(2 seeds, 0\.\d{5} behind\)", summary)
     assert rows_of(text, "Results")["d32"][-1] == rows["d32"][7] == "not distinguishable (2 seeds)"
     assert "With 3 seeds it asks the clearest of 6 comparisons for 11 standard errors" in summary
-    assert "1 of 21 runs failed" in summary and "loss is not finite; lower the learning rate" in text
+    assert (
+        "1 of 21 runs failed" in summary and "loss is not finite; lower the learning rate" in text
+    )
 
 
 def test_the_verdict_is_over_seeds_and_rows_together(tmp_path):
     """Seeds that always differ by the same, on rows that are too few to tell."""
-    made = fake_sweep.make(tmp_path / "few", {"a": (0.9, {}), "b": (0.95, {})}, num_rows=300, seed_noise=0.0)
+    made = fake_sweep.make(
+        tmp_path / "few", {"a": (0.9, {}), "b": (0.95, {})}, num_rows=300, seed_noise=0.0
+    )
     lines = [json.loads(line) for line in (made / "results.jsonl").read_text().splitlines()]
     for line in lines:
         line["metrics"]["test"]["auc"] = 0.7 + 0.01 * (line["point"] == "b") + 1e-4 * line["seed"]
@@ -104,8 +124,13 @@ def test_the_verdict_is_over_seeds_and_rows_together(tmp_path):
 
 def test_the_comparison_over_rows_centres_on_the_mean_of_the_seeds_aucs(sweep):
     def mean_auc(point, take):
-        tables = [pq.read_table(sweep / f"runs/{point}/seed-{s}/predictions/test.parquet") for s in range(3)]
-        return np.mean([sk.roc_auc_score(t["label"].to_numpy()[take], t["p"].to_numpy()[take]) for t in tables])
+        tables = [
+            pq.read_table(sweep / f"runs/{point}/seed-{s}/predictions/test.parquet")
+            for s in range(3)
+        ]
+        return np.mean(
+            [sk.roc_auc_score(t["label"].to_numpy()[take], t["p"].to_numpy()[take]) for t in tables]
+        )
 
     found = rows_of((sweep / "report.md").read_text(), "Against hmm")["strong"]
     low, high = map(float, found[4].split(" to "))
@@ -113,8 +138,13 @@ def test_the_comparison_over_rows_centres_on_the_mean_of_the_seeds_aucs(sweep):
     wanted = mean_auc("strong", everything) - mean_auc("hmm", everything)
     np.testing.assert_allclose((low + high) / 2, wanted, atol=1e-5)
     rng = np.random.default_rng(0)
-    draws = [mean_auc("strong", take) - mean_auc("hmm", take) for take in rng.integers(0, 3000, (100, 3000))]
-    np.testing.assert_allclose((high - low) / 2 / 1.96, np.std(draws, ddof=1), rtol=0.25)  # 100 draws know it to 7%
+    draws = [
+        mean_auc("strong", take) - mean_auc("hmm", take)
+        for take in rng.integers(0, 3000, (100, 3000))
+    ]
+    np.testing.assert_allclose(
+        (high - low) / 2 / 1.96, np.std(draws, ddof=1), rtol=0.25
+    )  # 100 draws know it to 7%
 
 
 def test_the_sensitivity_to_a_number_is_found_and_fitted(sweep):
@@ -170,7 +200,9 @@ class Balanced(html.parser.HTMLParser):
     def handle_starttag(self, tag, attrs):
         if tag not in ("meta", "link", "br"):
             self.open.append(tag)
-        self.addresses += [v for k, v in attrs if k in ("src", "href", "srcset", "action", "data") and v[0] != "#"]
+        self.addresses += [
+            v for k, v in attrs if k in ("src", "href", "srcset", "action", "data") and v[0] != "#"
+        ]
 
     def handle_startendtag(self, tag, attrs):
         pass
@@ -185,21 +217,32 @@ def test_the_page_is_whole_and_asks_the_network_for_nothing(sweep):
     parser.feed(text)
     assert not parser.open and parser.addresses == ["data:,"]
     without = text.replace('xmlns="http://www.w3.org/2000/svg"', "")
-    assert not re.search(r"//\w|@import|url\(|fetch\(|XMLHttpRequest|<(img|iframe|object|embed)\b", without)
-    assert text.count("<script>") == 1 and "nan" not in re.sub(r"distinguish\w+", "", text.split("<main>")[1])
+    assert not re.search(
+        r"//\w|@import|url\(|fetch\(|XMLHttpRequest|<(img|iframe|object|embed)\b", without
+    )
+    assert text.count("<script>") == 1 and "nan" not in re.sub(
+        r"distinguish\w+", "", text.split("<main>")[1]
+    )
 
 
 def test_a_point_far_behind_does_not_shrink_the_charts_of_the_others(tmp_path):
-    points = {name: (strength, {}) for name, strength in zip("abcdef", (1.0, 1.03, 1.06, 1.1, 1.2, 0.0))}
+    points = {
+        name: (strength, {}) for name, strength in zip("abcdef", (1.0, 1.03, 1.06, 1.1, 1.2, 0.0))
+    }
     assert run(fake_sweep.make(tmp_path / "far", points)) == 0
     page = page_of(tmp_path / "far")
-    assert "over seeds, the best 5 of 6 points" in page and "minus that of a, with 95% intervals, 4 of 5 points" in page
+    assert (
+        "over seeds, the best 5 of 6 points" in page
+        and "minus that of a, with 95% intervals, 4 of 5 points" in page
+    )
     table = rows_of((tmp_path / "far/report.md").read_text(), "Results")
     assert set(table) >= set("abcdef"), "it is left out of charts only"
 
 
 def test_parts_far_off_are_left_to_the_logarithmic_chart():
-    series = [plots.Series("x", [1e-9, 0.1, 0.5], [0.01, 0.2, 0.5], [0.005, 0.1, 0.4], [0.02, 0.3, 0.6])]
+    series = [
+        plots.Series("x", [1e-9, 0.1, 0.5], [0.01, 0.2, 0.5], [0.005, 0.1, 0.4], [0.02, 0.3, 0.6])
+    ]
     chart = curves.ratio_chart(series)
     assert "part by part, up to 10 times off" in chart and chart.count("95% interval") == 2
     assert "times off" not in curves.ratio_chart([plots.Series("x", [0.1, 0.5], [0.2, 0.4])])
@@ -223,7 +266,9 @@ def test_another_reference_and_metric(copy, capsys):
 
 
 def test_one_seed_leaves_the_rows_and_says_so(tmp_path, capsys):
-    made = fake_sweep.make(tmp_path / "one", {k: POINTS[k] for k in ("hmm", "same", "weak")}, seeds=(0,))
+    made = fake_sweep.make(
+        tmp_path / "one", {k: POINTS[k] for k in ("hmm", "same", "weak")}, seeds=(0,)
+    )
     assert run(made) == 0
     row = rows_of((made / "report.md").read_text(), "Against hmm")["weak"]
     assert len(row) == 5 and row[3:] == ["worse", "1 seed in common"]
@@ -243,7 +288,10 @@ def test_without_predictions_the_seeds_are_left(copy):
 def test_a_sweep_of_which_only_the_results_were_kept(copy):
     shutil.rmtree(copy / "runs")
     assert run(copy) == 0
-    assert rows_of((copy / "report.md").read_text(), "Configurations")["strong"][1] == "model.name = `wm` (default)"
+    assert (
+        rows_of((copy / "report.md").read_text(), "Configurations")["strong"][1]
+        == "model.name = `wm` (default)"
+    )
 
 
 def test_a_half_finished_sweep_is_reported_as_far_as_it_is(tmp_path, capsys):
@@ -252,7 +300,10 @@ def test_a_half_finished_sweep_is_reported_as_far_as_it_is(tmp_path, capsys):
     assert run(made) == 0
     assert "Unfinished: 8 of 21 runs are in." in capsys.readouterr().out
     text = (made / "report.md").read_text()
-    assert "**Unfinished: 8 of 21 runs are in.**" in text and rows_of(text, "Results")["d8"][9] == "0 of 3"
+    assert (
+        "**Unfinished: 8 of 21 runs are in.**" in text
+        and rows_of(text, "Results")["d8"][9] == "0 of 3"
+    )
     for more in ((), ("--reference=strong",)):  # which has options of its own
         assert run(made, *more) == 0
         assert rows_of((made / "report.md").read_text(), "Configurations")["d8"][1] == "no run yet"
@@ -274,10 +325,18 @@ def test_a_run_of_its_own(sweep, tmp_path, capsys):
         {"name": "user_id", "auc_drop": 0.05, "logloss_rise": 0.01},
         {"name": "ad", "auc_drop": -0.001, "logloss_rise": 0.0},
     ]
-    (made / "predictions/test.importance.json").write_text(json.dumps({"slots": slots, "rows": 3000, "seed": 0}))
+    (made / "predictions/test.importance.json").write_text(
+        json.dumps({"slots": slots, "rows": 3000, "seed": 0})
+    )
     assert run(made) == 0
-    text, found = (made / "report.md").read_text(), json.loads((made / "metrics.json").read_text())["test"]
-    assert text.startswith("# fake: wm, seed 1\n") and f"AUC **{found['auc']:.5f}** on 3,000 rows" in text
+    text, found = (
+        (made / "report.md").read_text(),
+        json.loads((made / "metrics.json").read_text())["test"],
+    )
+    assert (
+        text.startswith("# fake: wm, seed 1\n")
+        and f"AUC **{found['auc']:.5f}** on 3,000 rows" in text
+    )
     assert rows_of(text, "Importance of the slots")["user_id"][1:] == ["+0.050000", "+0.010000"]
     assert rows_of(text, "By type")["buy"][1] == f"{found['types'][2]['auc']:.5f}"
     assert rows_of(text, "Configuration")["model.name"][1:] == ["'wm'", "'hmm'"]
@@ -291,7 +350,9 @@ def test_a_run_of_its_own(sweep, tmp_path, capsys):
     assert "model" in capsys.readouterr().out
     body = json.loads((made / "metrics.json").read_text())
     (made / "metrics.json").write_text(json.dumps({k: v for k, v in body.items() if k != "test"}))
-    (made / "predictions/valid.importance.json").write_text(json.dumps({"slots": slots[:1], "rows": 7, "seed": 0}))
+    (made / "predictions/valid.importance.json").write_text(
+        json.dumps({"slots": slots[:1], "rows": 7, "seed": 0})
+    )
     assert run(made) == 0
     assert "over 7 rows" in (made / "report.md").read_text(), "of the split that is shown"
 

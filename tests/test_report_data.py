@@ -29,7 +29,10 @@ def points():
             )
         for rows in (1000, 10_000, 100_000):
             data = {HASH: rows, "data.dir": f"h{rows}"}
-            found[f"{name}_hash_{rows}"] = (strength + np.log10(rows) / 100, {"model.name": name} | data)
+            found[f"{name}_hash_{rows}"] = (
+                strength + np.log10(rows) / 100,
+                {"model.name": name} | data,
+            )
     found["wm_drift_2"] = (0.8, {"model.name": "wm", DRIFT: 2.0, "data.dir": "d2.0"})
     return found
 
@@ -57,7 +60,9 @@ def tables(text, name):
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
-    made = fake_sweep.make(tmp_path_factory.mktemp("data") / "fake", points(), num_rows=2000, reference="hmm")
+    made = fake_sweep.make(
+        tmp_path_factory.mktemp("data") / "fake", points(), num_rows=2000, reference="hmm"
+    )
     run(made)
     return made
 
@@ -77,7 +82,11 @@ def test_points_are_ranked_within_their_data_and_compared_to_the_references_like
     found = tables(text, "Results")
     assert len(found) == 6 and "6 different data" in section(text, "Summary")
     words, table = of(found, "drift = 2.0, hash_rows = 0")
-    assert [row[0] for row in table[1:]] == ["`wm_drift_2`", "`hmm_drift_2` (compared to)", "`dnn_drift_2`"]
+    assert [row[0] for row in table[1:]] == [
+        "`wm_drift_2`",
+        "`hmm_drift_2` (compared to)",
+        "`dnn_drift_2`",
+    ]
     assert "as the reference `hmm`, but for the data" in words and table[1][-1] == "best"
     assert sum(row[-1] == "best" for t in found.values() for row in t) == 6
     against = tables(text, "Comparisons")
@@ -85,10 +94,16 @@ def test_points_are_ranked_within_their_data_and_compared_to_the_references_like
     words, table = of(against, "On other data")
     assert "is as the reference `hmm`, but for the data" in words
     rows = [row[:3] for row in table if row[0] == "drift = 2.0, hash_rows = 0"]
-    assert rows == [["drift = 2.0, hash_rows = 0", f"`{p}_drift_2`", "`hmm_drift_2`"] for p in ("wm", "dnn")]
+    assert rows == [
+        ["drift = 2.0, hash_rows = 0", f"`{p}_drift_2`", "`hmm_drift_2`"] for p in ("wm", "dnn")
+    ]
     assert len(table) == 1 + 1 + 2 + 3
     words, table = of(against, "drift = 0.0, hash_rows = 0")
-    assert "minus `hmm`" in words and {row[0] for row in table[1:]} == {"`dnn`", "`dnn_fast`", "`hmm_fast`"}
+    assert "minus `hmm`" in words and {row[0] for row in table[1:]} == {
+        "`dnn`",
+        "`dnn_fast`",
+        "`hmm_fast`",
+    }
 
 
 def test_across_data_shares_stand_side_by_side_without_a_verdict(sweep, text):
@@ -98,7 +113,10 @@ def test_across_data_shares_stand_side_by_side_without_a_verdict(sweep, text):
     test = [x["metrics"]["test"] for x in lines if x["point"] == "dnn_drift_2"]
     share = [(t["auc"] - 0.5) / (t["bayes"]["auc"] - 0.5) for t in test]
     (row,) = [row for row in table if row[0].startswith("drift = 2.0")]
-    assert row[1::2] == [f"{test[0]['bayes']['auc']:.5f}", f"{np.mean(share):.4f} +/- {np.std(share, ddof=1):.4f}"]
+    assert row[1::2] == [
+        f"{test[0]['bayes']['auc']:.5f}",
+        f"{np.mean(share):.4f} +/- {np.std(share, ddof=1):.4f}",
+    ]
     assert "better" not in section(text, "Across data").replace("is better", "")
 
 
@@ -110,14 +128,20 @@ def test_numbers_of_the_data_are_fitted_in_shares_and_without_their_sentinel(tex
     assert rows[drift, "hmm", "share of the attainable lift"][-1] == "per unit"
     assert rows[hashed, "dnn", "share of the attainable lift"][3:5] == ["1k to 100k", "3"]
     assert rows[hashed, "dnn", "share of the attainable lift"][-1] == "per factor of ten"
-    assert f"`{HASH}` = 0 is left out" in section(text, "Sensitivity") and f"`{DRIFT}` = 0" not in text
+    assert (
+        f"`{HASH}` = 0 is left out" in section(text, "Sensitivity") and f"`{DRIFT}` = 0" not in text
+    )
     # Memory grows with the strength, so it follows the drift; hashing moves it too little to be shown.
     assert float(rows[drift, "hmm", "peak memory (MiB)"][5].removeprefix("x ")) < 0.9
     assert not [key for key in rows if key[0] == hashed and "MiB" in key[2]]
 
 
 def test_a_table_shows_peak_memory_and_other_costs_by_data(sweep, text):
-    (table,) = [t for k, t in tables(text, "Results").items() if k.startswith("**drift = 0.0, hash_rows = 0**")]
+    (table,) = [
+        t
+        for k, t in tables(text, "Results").items()
+        if k.startswith("**drift = 0.0, hash_rows = 0**")
+    ]
     at = table[0].index("peak memory (MiB)")
     assert {row[0]: row[at] for row in table[1:]}["`hmm` (reference)"] == f"{900 * 2 + 1:,}"
     page = (sweep / "report.html").read_text()
@@ -136,7 +160,9 @@ def test_the_same_data_by_name_with_other_labels_get_no_verdict(sweep, tmp_path)
     text = run(copy)
     words = [k for k in tables(text, "Results") if "rows, " in k]
     assert len(words) == 2 and "7 different data" in text
-    assert "`dnn`" not in section(text, "Comparisons") and "dnn_fast" in section(text, "Comparisons")
+    assert "`dnn`" not in section(text, "Comparisons") and "dnn_fast" in section(
+        text, "Comparisons"
+    )
 
 
 def test_labels_that_differ_between_two_points_or_seeds_leave_no_interval(sweep, tmp_path):
@@ -146,7 +172,9 @@ def test_labels_that_differ_between_two_points_or_seeds_leave_no_interval(sweep,
     found = read.load(copy)
     figures = findings.matrix(found, lambda run: run.metrics["test"]["auc"])
     for pair in (("dnn", "hmm"), ("hmm_drift_2", "hmm")):
-        ((other,),) = [findings.compare(found, "test", "auc", figures, [pair[0]], [pair[1]])[pair[1]]]
+        ((other,),) = [
+            findings.compare(found, "test", "auc", figures, [pair[0]], [pair[1]])[pair[1]]
+        ]
         assert other == findings.Comparison(pair[0], 3, None, None, None, "", "", "other test rows")
     assert "other test rows" in section(run(copy), "Comparisons")
 
@@ -157,7 +185,9 @@ def test_a_point_without_the_test_split_takes_all_to_the_validation_split(sweep,
     del lines[0]["metrics"]["test"]
     (copy / "results.jsonl").write_text("\n".join(map(json.dumps, lines)))
     text = run(copy)
-    assert "valid AUC" in text and "Over rows it is not possible to compare" in text  # test.parquet holds other rows
+    assert (
+        "valid AUC" in text and "Over rows it is not possible to compare" in text
+    )  # test.parquet holds other rows
 
 
 def test_points_without_a_value_or_a_rate(sweep, tmp_path, recwarn):
@@ -166,18 +196,29 @@ def test_points_without_a_value_or_a_rate(sweep, tmp_path, recwarn):
     lines = [json.loads(line) for line in (copy / "results.jsonl").read_text().splitlines()]
     for line in lines:
         line["metrics"]["train"]["rows_per_s"] = 0.0
-        line["peak_memory_mib"] = 500.0 if line["point"] == "dnn" else None  # as of the first run of a process
+        line["peak_memory_mib"] = (
+            500.0 if line["point"] == "dnn" else None
+        )  # as of the first run of a process
         if line["point"].endswith("_drift_2"):
             line["metrics"]["test"]["auc"] = None
     lines = [line for line in lines if line["point"] != "hmm_fast"]
     (copy / "results.jsonl").write_text("\n".join(map(json.dumps, lines)))
     words = section(run(copy), "Results")
-    assert "Without a value of AUC: `dnn_drift_2`, `hmm_drift_2` and `wm_drift_2`; their test rows are" in words
-    assert "Without a finished run: `hmm_fast`." in words and "rows/s" not in words and "memory" not in words
+    assert (
+        "Without a value of AUC: `dnn_drift_2`, `hmm_drift_2` and `wm_drift_2`; their test rows are"
+        in words
+    )
+    assert (
+        "Without a finished run: `hmm_fast`." in words
+        and "rows/s" not in words
+        and "memory" not in words
+    )
     assert not [w for w in recwarn if w.category is RuntimeWarning]
 
 
-def test_without_a_point_of_the_references_settings_its_model_then_the_first_stands_for_it(tmp_path):
+def test_without_a_point_of_the_references_settings_its_model_then_the_first_stands_for_it(
+    tmp_path,
+):
     slow, data = {"optim.network.learning_rate": 1e-4}, {DRIFT: 1.0, "data.dir": "other"}
     made = fake_sweep.make(
         tmp_path / "few",
@@ -196,13 +237,26 @@ def test_without_a_point_of_the_references_settings_its_model_then_the_first_sta
         if gone:  # the overrides alone say the same
             shutil.rmtree(made / "runs")
         first, others = tables(run(made), "Comparisons").items()
-        assert "minus `hmm`" in first[0] and [row[2] for row in others[1][1:]] == ["`hmm_other`", "`lr_far`"]
+        assert "minus `hmm`" in first[0] and [row[2] for row in others[1][1:]] == [
+            "`hmm_other`",
+            "`lr_far`",
+        ]
         assert "the model of the reference `hmm`" in others[1][1][-1]
         assert "the first point of these data" in others[1][2][-1]
 
 
 def test_the_reference_may_have_failed(tmp_path):
-    points = {"hmm": (1.0, {}), "wm": (0.5, {"model.name": "wm"}), "lr": (0.2, {"model.name": "lr"})}
-    made = fake_sweep.make(tmp_path / "few", points, num_rows=500, fail=(("hmm", 0), ("hmm", 1), ("hmm", 2)))
+    points = {
+        "hmm": (1.0, {}),
+        "wm": (0.5, {"model.name": "wm"}),
+        "lr": (0.2, {"model.name": "lr"}),
+    }
+    made = fake_sweep.make(
+        tmp_path / "few", points, num_rows=500, fail=(("hmm", 0), ("hmm", 1), ("hmm", 2))
+    )
     found = section(run(made), "Against wm")
-    assert "`hmm` has no finished run" in found and "Each point minus `wm`" in found and "the first point" in found
+    assert (
+        "`hmm` has no finished run" in found
+        and "Each point minus `wm`" in found
+        and "the first point" in found
+    )

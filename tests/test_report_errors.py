@@ -8,7 +8,11 @@ import pytest
 
 from emofm_jax import report
 
-POINTS = {"hmm": (0.5, {}), "strong": (1.6, {"model.name": "wm"}), "weak": (0.05, {"model.name": "lr"})}
+POINTS = {
+    "hmm": (0.5, {}),
+    "strong": (1.6, {"model.name": "wm"}),
+    "weak": (0.05, {"model.name": "lr"}),
+}
 
 
 def run(workdir, *flags):
@@ -28,7 +32,10 @@ def copy(sweep, tmp_path):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--reference=strnog"], "--reference=strnog: there is no such point; there are hmm, strong, weak; "),
+        (
+            ["--reference=strnog"],
+            "--reference=strnog: there is no such point; there are hmm, strong, weak; ",
+        ),
         (["--reference=strnog"], "did you mean 'strong'?"),
         (["--metric=acc"], "--metric: 'acc' is not known; choose one of auc, logloss"),
     ],
@@ -50,14 +57,18 @@ def damage(name):
         "half a line": lambda path: line_2(path, lambda line: line[:100]),
         "no object": lambda path: line_2(path, lambda line: "[]"),
         "no seed": lambda path: line_2(path, lambda line: line.replace('"seed": 1', '"sed": 1')),
-        "no metrics": lambda path: line_2(path, lambda line: json.dumps(json.loads(line) | {"metrics": None})),
+        "no metrics": lambda path: line_2(
+            path, lambda line: json.dumps(json.loads(line) | {"metrics": None})
+        ),
         "plan": lambda path: (path / "sweep.json").write_text('{"name": "x"}'),
         "plan no JSON": lambda path: (path / "sweep.json").write_text("{"),
         "reference": lambda path: (path / "sweep.json").write_text(
             (path / "sweep.json").read_text().replace('"reference": "hmm"', '"reference": "gone"')
         ),
         "empty": lambda path: (path / "results.jsonl").write_text(""),
-        "predictions": lambda path: (path / "runs/hmm/seed-0/predictions/test.parquet").write_bytes(b"PAR1"),
+        "predictions": lambda path: (path / "runs/hmm/seed-0/predictions/test.parquet").write_bytes(
+            b"PAR1"
+        ),
         "log": lambda path: (path / "runs/hmm/seed-0/log.jsonl").write_text('{"event": "train"\n'),
     }[name]
 
@@ -93,11 +104,19 @@ def test_directories_without_results(tmp_path, capsys, sweep):
     assert "holds no sweep (no sweep.json) and no run (no metrics.json); name" in message(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     assert "its run is not finished" in message(tmp_path)
-    (tmp_path / "result.json").write_text(json.dumps({"line": {"status": "failed", "error": "no memory"}}))
+    (tmp_path / "result.json").write_text(
+        json.dumps({"line": {"status": "failed", "error": "no memory"}})
+    )
     assert "its run failed (no memory); mend that" in message(tmp_path)
     assert f"did you mean --workdir={sweep}?" in message(sweep.parent)
     every = [(point, seed) for point in POINTS for seed in range(3)]
     failed = fake_sweep.make(tmp_path / "failed", POINTS, fail=tuple(every))
-    assert "none of its 9 runs is finished, 9 failed, first hmm seed 0: step 12: the loss is not" in message(failed)
+    assert (
+        "none of its 9 runs is finished, 9 failed, first hmm seed 0: step 12: the loss is not"
+        in message(failed)
+    )
     run_of_its_own = sweep / "runs/hmm/seed-0"
-    assert "--reference=wm: " in (error := message(run_of_its_own, "--reference=wm")) and "is a single run" in error
+    assert (
+        "--reference=wm: " in (error := message(run_of_its_own, "--reference=wm"))
+        and "is a single run" in error
+    )

@@ -55,19 +55,30 @@ def test_scores_are_those_of_evaluate(runs, run, data):
 
 def test_the_best_checkpoint_is_taken_if_there_is_a_monitor(runs):
     step = json.loads((runs / "dnn" / "metrics.json").read_text())["train"]["kept_step"]
-    one, same = (emofm_jax.load_scorer(p) for p in (runs / "dnn", runs / "dnn" / "checkpoints" / f"step_{step}"))
+    one, same = (
+        emofm_jax.load_scorer(p)
+        for p in (runs / "dnn", runs / "dnn" / "checkpoints" / f"step_{step}")
+    )
     np.testing.assert_array_equal(one.params["embedding"], same.params["embedding"])
 
 
 def test_batch_size_padding_and_order_change_nothing(scorer, features):
     whole = scorer(features)
     for rows in ([3], [0, 7, 39], list(range(39, -1, -1)), [5] * 9):
-        close(scorer({k: x[rows] for k, x in features.items()}), {k: x[np.array(rows)] for k, x in whole.items()})
+        close(
+            scorer({k: x[rows] for k, x in features.items()}),
+            {k: x[np.array(rows)] for k, x in whole.items()},
+        )
     for batch_rows in (1, 16, 64):
         close(scorer.start(features, batch_rows)(), whole)
-    close(scorer.start({k: x[:0] for k, x in features.items()}, 16)(), {k: x[:0] for k, x in whole.items()})
+    close(
+        scorer.start({k: x[:0] for k, x in features.items()}, 16)(),
+        {k: x[:0] for k, x in whole.items()},
+    )
     empty = scorer({k: x[:0] for k, x in features.items()})
-    assert {k: x.shape for k, x in empty.items()} == {k: (0, *x.shape[1:]) for k, x in whole.items()}
+    assert {k: x.shape for k, x in empty.items()} == {
+        k: (0, *x.shape[1:]) for k, x in whole.items()
+    }
 
 
 def test_it_is_pure_under_every_transformation(scorer, features):
@@ -77,12 +88,21 @@ def test_it_is_pure_under_every_transformation(scorer, features):
     split = {k: x.reshape(5, 8, *x.shape[1:]) for k, x in features.items()}
     flat = lambda scores: {k: x.reshape(40, *x.shape[2:]) for k, x in scores.items()}
     close(flat(jax.vmap(score)(split)), whole)
-    close(flat(jax.pmap(scorer.fn, in_axes=(None, 0))(scorer.params, {k: x[None] for k, x in features.items()})), whole)
+    close(
+        flat(
+            jax.pmap(scorer.fn, in_axes=(None, 0))(
+                scorer.params, {k: x[None] for k, x in features.items()}
+            )
+        ),
+        whole,
+    )
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
     specs = dict(mesh=mesh, in_specs=(jax.P(), jax.P("data")), out_specs=jax.P("data"))
     close(jax.shard_map(scorer.fn, **specs)(scorer.params, features), whole)
     close(flat(jax.lax.map(score, {k: jnp.asarray(x) for k, x in split.items()})), whole)
-    close(jax.jit(lambda f: scorer(f))(features), whole)  # checked as far as it can be while it is traced
+    close(
+        jax.jit(lambda f: scorer(f))(features), whole
+    )  # checked as far as it can be while it is traced
 
 
 def test_the_gradient_goes_through_the_auxiliary_model_too(scorer, features):
@@ -110,7 +130,9 @@ def test_the_signature_is_what_goes_in_and_comes_out(scorer, features):
         k: (v["dtype"], len(v["shape"])) for k, v in inputs.items()
     }
     scores = scorer(features)
-    assert {k: ["b", *x.shape[1:]] for k, x in scores.items()} == {k: v["shape"] for k, v in outputs.items()}
+    assert {k: ["b", *x.shape[1:]] for k, x in scores.items()} == {
+        k: v["shape"] for k, v in outputs.items()
+    }
 
 
 def test_an_id_out_of_range_is_an_error_and_nan_where_none_can_be_raised(scorer, features):
@@ -150,7 +172,9 @@ def test_an_ensemble_is_an_average_and_a_scorer(runs, features, combine):
     close(both.fn_from_embeddings(both.params, both.embed(both.params, features)), wanted, 3e-6)
     explained = both.explain(features)
     np.testing.assert_allclose(
-        explained["attribution"].sum(axis=1), explained["logit"] - explained["reference_logit"], atol=1e-3
+        explained["attribution"].sum(axis=1),
+        explained["logit"] - explained["reference_logit"],
+        atol=1e-3,
     )
 
 
@@ -158,9 +182,14 @@ def test_an_ensemble_of_sure_types_is_finite(runs, features):
     """In float32 p is 1 where the logit is above 17."""
     both = emofm_jax.load_scorer([runs / "hmm", runs / "wm"])
     sure = lambda p: dict(
-        logit=jnp.zeros(1), p=jnp.full(1, 0.5), p_type=jnp.ones((1, 1)), p_given_type=jnp.full((1, 1), p)
+        logit=jnp.zeros(1),
+        p=jnp.full(1, 0.5),
+        p_type=jnp.ones((1, 1)),
+        p_given_type=jnp.full((1, 1), p),
     )
-    members = [dataclasses.replace(both, fn=lambda _, f, p=p: sure(p), params=()) for p in (1.0, 0.0)]
+    members = [
+        dataclasses.replace(both, fn=lambda _, f, p=p: sure(p), params=()) for p in (1.0, 0.0)
+    ]
     scores = scorer_lib._ensemble(members, "logit").fn(((), ()), features)
     assert np.isfinite(scores["p_given_type"]).all() and 0 <= scores["p_given_type"][0, 0] <= 1
 
@@ -174,8 +203,12 @@ def test_a_typed_and_an_untyped_run_have_the_click_in_common(runs, features):
 @pytest.mark.parametrize("method", calibration.METHODS)
 def test_a_calibrated_scorer(runs, features, tmp_path, method, capsys):
     shutil.copytree(runs / "hmm", tmp_path / "run")
-    assert evaluate.main(["evaluate", f"--workdir={tmp_path / 'run'}", f"--calibrate={method}"]) == 0
-    plain, calibrated = (emofm_jax.load_scorer(tmp_path / "run", calibrated=flag) for flag in (False, True))
+    assert (
+        evaluate.main(["evaluate", f"--workdir={tmp_path / 'run'}", f"--calibrate={method}"]) == 0
+    )
+    plain, calibrated = (
+        emofm_jax.load_scorer(tmp_path / "run", calibrated=flag) for flag in (False, True)
+    )
     fitted = json.loads((tmp_path / "run" / "calibration.json").read_text())["arrays"]
     logit = np.asarray(plain(features)["logit"], np.float64)
     if method == "platt":
@@ -193,9 +226,14 @@ def test_attributions_are_a_path_integral(runs, features):
     """Against numpy: the MLP written out, its gradient at 20,000 places of the path."""
     scorer = emofm_jax.load_scorer(runs / "dnn")
     found = scorer.explain(features, tolerance=1e-4)
-    np.testing.assert_allclose(found["attribution"].sum(1), found["logit"] - found["reference_logit"], atol=1.1e-4)
+    np.testing.assert_allclose(
+        found["attribution"].sum(1), found["logit"] - found["reference_logit"], atol=1.1e-4
+    )
     network = jax.tree.map(lambda x: np.asarray(x, np.float64), scorer.params["network"])
-    layers = [jax.tree.map(np.squeeze, x) for x in (network["mlp"]["hidden_0"], network["mlp"]["tower"]["hidden_1"])]
+    layers = [
+        jax.tree.map(np.squeeze, x)
+        for x in (network["mlp"]["hidden_0"], network["mlp"]["tower"]["hidden_1"])
+    ]
     e = np.asarray(scorer.embed(scorer.params, features), np.float64)
     for row in (0, 5):
         x, total, places = e[row].reshape(-1), 0.0, (np.arange(20_000) + 0.5) / 20_000
@@ -207,7 +245,9 @@ def test_attributions_are_a_path_integral(runs, features):
         for layer, on in zip(layers[::-1], back[::-1]):
             grad = (grad * on) @ layer["kernel"].T
         total = grad.mean(axis=0) * x
-        np.testing.assert_allclose(found["attribution"][row], total.reshape(e.shape[1:]).sum(1), atol=2e-4)
+        np.testing.assert_allclose(
+            found["attribution"][row], total.reshape(e.shape[1:]).sum(1), atol=2e-4
+        )
 
 
 def test_numbers_and_a_calibration_are_explained_without_compiling_again(runs, tmp_path):
@@ -219,7 +259,9 @@ def test_numbers_and_a_calibration_are_explained_without_compiling_again(runs, t
     features = features_lib.example(scorer.schema, 20)
     found = scorer.explain(features)
     assert np.isnan(features["price"]).any() and np.abs(found["gap"]).max() <= 1e-3
-    np.testing.assert_allclose(found["logit"], emofm_jax.load_scorer(runs / "mine")(features)["logit"], atol=1e-6)
+    np.testing.assert_allclose(
+        found["logit"], emofm_jax.load_scorer(runs / "mine")(features)["logit"], atol=1e-6
+    )
     compiled = scorer._measure.segment.func._cache_size()
     scorer.explain(features)
     assert scorer._measure.segment.func._cache_size() == compiled == 1
@@ -228,23 +270,46 @@ def test_numbers_and_a_calibration_are_explained_without_compiling_again(runs, t
 def test_attributions_against_other_rows(scorer, features):
     one, other = ({k: x[rows] for k, x in features.items()} for rows in ([0, 1, 2], [7]))
     found = scorer.explain(one, other)
-    assert found["attribution"].shape == (3, scorer.schema.num_slots) and np.abs(found["gap"]).max() <= 1e-3
-    np.testing.assert_allclose(found["reference_logit"], np.repeat(scorer(other)["logit"], 3), atol=1e-6)
-    same = [i for i, s in enumerate(scorer.schema.slots) if np.array_equal(one[s.name][0], other[s.name][0])]
+    assert (
+        found["attribution"].shape == (3, scorer.schema.num_slots)
+        and np.abs(found["gap"]).max() <= 1e-3
+    )
+    np.testing.assert_allclose(
+        found["reference_logit"], np.repeat(scorer(other)["logit"], 3), atol=1e-6
+    )
+    same = [
+        i
+        for i, s in enumerate(scorer.schema.slots)
+        if np.array_equal(one[s.name][0], other[s.name][0])
+    ]
     assert same and not found["attribution"][0, same].any()  # a slot that is alike says nothing
-    assert scorer.explain({k: x[:0] for k, x in features.items()})["attribution"].shape == (0, scorer.schema.num_slots)
-    with pytest.raises(UserError, match="reference: it has 2 rows, the features have 3; give 1 or 3"):
+    assert scorer.explain({k: x[:0] for k, x in features.items()})["attribution"].shape == (
+        0,
+        scorer.schema.num_slots,
+    )
+    with pytest.raises(
+        UserError, match="reference: it has 2 rows, the features have 3; give 1 or 3"
+    ):
         scorer.explain(one, {k: x[:2] for k, x in features.items()})
 
 
 def test_raw_values_to_scores(runs):
     scorer = emofm_jax.load_scorer(runs / "mine")
     raw = dict(
-        user=["u004", "new"], age=["18-24", None], item=["i013", "i1"], brand=["Dune", "?"], price=[103.72, None]
+        user=["u004", "new"],
+        age=["18-24", None],
+        item=["i013", "i1"],
+        brand=["Dune", "?"],
+        price=[103.72, None],
     )
-    features = scorer.encode(raw | dict(tags=["science", None], hour=[1, 30], device=["tablet", "phone"]))
+    features = scorer.encode(
+        raw | dict(tags=["science", None], hour=[1, 30], device=["tablet", "phone"])
+    )
     assert np.isfinite(scorer(features)["p"]).all()
-    assert scorer.unknown_share(features)["user"] == 0.5 and scorer.unknown_share(features)["tags"] == 0
+    assert (
+        scorer.unknown_share(features)["user"] == 0.5
+        and scorer.unknown_share(features)["tags"] == 0
+    )
     with pytest.raises(UserError, match="slot 'user' is list, it must be an array"):
         scorer.unknown_share(raw | dict(tags=["a", "b"], hour=[1, 30], device=["tablet", "phone"]))
 
@@ -264,9 +329,13 @@ def test_what_cannot_be_loaded(runs, tmp_path):
         emofm_jax.load_scorer([])
     with pytest.raises(UserError, match="combine: 'mean' is not known; choose one of logit, p"):
         emofm_jax.load_scorer(runs / "wm", combine="mean")
-    with pytest.raises(UserError, match="calibration.json: no such file, the run has no calibration; run"):
+    with pytest.raises(
+        UserError, match="calibration.json: no such file, the run has no calibration; run"
+    ):
         emofm_jax.load_scorer(runs / "wm", calibrated=True)
-    with pytest.raises(UserError, match="ensemble: .*hmm and .*mine differ in their schemas .*name 'tiny' against"):
+    with pytest.raises(
+        UserError, match="ensemble: .*hmm and .*mine differ in their schemas .*name 'tiny' against"
+    ):
         emofm_jax.load_scorer([runs / "hmm", runs / "mine"])
 
 
@@ -275,7 +344,9 @@ def test_weights_and_schema_of_different_runs(runs, tmp_path):
     schema = json.loads((tmp_path / "run" / "schema.json").read_text())
     schema["slots"][0]["seed"] = 7  # the same shapes, other ids
     (tmp_path / "run" / "schema.json").write_text(json.dumps(schema))
-    with pytest.raises(UserError, match=r"schema.json: not the schema that .*step_\d+ was trained on"):
+    with pytest.raises(
+        UserError, match=r"schema.json: not the schema that .*step_\d+ was trained on"
+    ):
         emofm_jax.load_scorer(tmp_path / "run")
     shutil.copy(runs / "mine" / "schema.json", tmp_path / "run")
     with pytest.raises(UserError, match="its state .* is not of this model"):

@@ -11,7 +11,9 @@ def lines(points, reference="a"):
     runs = {(p, 0): read.Run(p, 0, Path("gone"), {"test": {}}, "", o) for p, o in points.items()}
     sweep = read.Sweep(Path("gone"), "x", "x.py", list(points), [0], reference, runs)
     found = lines_lib.lines(sweep)
-    return {(f, line.name): (line.points, line.x) for f, of_field in found.items() for line in of_field}
+    return {
+        (f, line.name): (line.points, line.x) for f, of_field in found.items() for line in of_field
+    }
 
 
 def test_a_line_for_each_model_that_of_the_reference_first():
@@ -36,7 +38,9 @@ def test_a_line_for_each_model_that_of_the_reference_first():
 
 def test_an_entry_of_a_tuple_or_the_sum_of_what_changes_in_it():
     rows = {f"r{n}": {"prepare.synthetic.rows": [n, 500, 500]} for n in (1000, 10, 100)}
-    assert lines(rows) == {("prepare.synthetic.rows[0]", ""): (["r10", "r100", "r1000"], [10.0, 100.0, 1000.0])}
+    assert lines(rows) == {
+        ("prepare.synthetic.rows[0]", ""): (["r10", "r100", "r1000"], [10.0, 100.0, 1000.0])
+    }
     slots = {"a": {"group_slots": ()}} | {f"s{n}": {"group_slots": (n, 2 * n)} for n in (1, 4, 2)}
     assert lines(slots) == {("sum of group_slots", ""): (["s1", "s2", "s4"], [3.0, 6.0, 12.0])}
 
@@ -49,12 +53,22 @@ def test_zero_is_no_number_among_factors():
     assert lines_lib.without_sentinel([drift]) == ([drift], False)
     short = line._replace(points=line.points[:3], x=line.x[:3])
     assert lines_lib.without_sentinel([short]) == ([], True)  # two values are no line
-    assert [lines_lib.is_wide(x) for x in ([4, 64], [1, 5], [0, 64], [])] == [True, False, False, False]
+    assert [lines_lib.is_wide(x) for x in ([4, 64], [1, 5], [0, 64], [])] == [
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
 def test_fields_that_always_change_together_are_one():
-    points = {f"p{n}": {"prepare.slots": {s: {"rows": n} for s in ("ad", "user")}} for n in (10, 1000, 100)}
-    assert lines(points) == {("prepare.slots.ad.rows", ""): (["p10", "p100", "p1000"], [10.0, 100.0, 1000.0])}
+    points = {
+        f"p{n}": {"prepare.slots": {s: {"rows": n} for s in ("ad", "user")}}
+        for n in (10, 1000, 100)
+    }
+    assert lines(points) == {
+        ("prepare.slots.ad.rows", ""): (["p10", "p100", "p1000"], [10.0, 100.0, 1000.0])
+    }
 
 
 def test_no_line_of_two_values_of_words_or_of_switches():

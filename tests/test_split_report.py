@@ -54,7 +54,9 @@ def test_split_report_by_type_and_of_the_auxiliary_model():
         "logloss": log_loss(label, p, sample_weight=weight),
     }
     assert report["true_am"] == close(perfect)
-    assert report["logloss"] > report["true_am"]["logloss"] > report["bayes"]["logloss"], "random types, good heads"
+    assert report["logloss"] > report["true_am"]["logloss"] > report["bayes"]["logloss"], (
+        "random types, good heads"
+    )
     cuts = np.array_split(np.argsort(a["p"]), 10)
     gaps = [abs(np.average(a["p"][c] - label[c], weights=weight[c])) for c in cuts]
     assert report["ece"] == pytest.approx(np.mean(gaps), abs=1e-6)
@@ -92,7 +94,9 @@ def test_a_dropped_type_leaves_the_auxiliary_figures():
     for name, p in (("logloss", a["p_type"]), ("bayes_logloss", a["truth"]["p_type"])):
         q = p[own][:, [0, 2]].astype(np.float64)
         q /= q.sum(1, keepdims=True)
-        assert report["am"][name] == pytest.approx(log_loss(y, q, sample_weight=a["weight"][own]), abs=1e-6)
+        assert report["am"][name] == pytest.approx(
+            log_loss(y, q, sample_weight=a["weight"][own]), abs=1e-6
+        )
     assert any("'b' never has any p_type" in note for note in report["notes"])
     assert report["types"][1]["rows"] == (a["ftype"] == 1).sum()
 
@@ -106,7 +110,12 @@ def test_types_without_rows_clicks_or_knowledge():
     assert (no_click["auc"], no_click["pcoc"], no_click["bayes"]["auc"]) == (None, None, None)
     assert no_click["notes"][0] == "one class only: no AUC and no PCOC" and no_click["logloss"] > 0
     assert some["auc"] > 0.5
-    assert (no_rows["rows"], no_rows["auc"], no_rows["logloss"], no_rows["notes"][0]) == (0, None, None, "no rows")
+    assert (no_rows["rows"], no_rows["auc"], no_rows["logloss"], no_rows["notes"][0]) == (
+        0,
+        None,
+        None,
+        "no rows",
+    )
     a["ftype"][:] = 1
     assert str(split_report.make(**a)["am"]["marginal_entropy"]) == "0.0"
     a["ftype"][:] = -1
@@ -114,5 +123,9 @@ def test_types_without_rows_clicks_or_knowledge():
     assert report["am"] is None and "no row of known type that counts: no am" in report["notes"]
     no_truth = split_report.make(**{k: v for k, v in a.items() if k != "truth"})
     assert "true_am" not in no_truth and "types" in no_truth
-    untyped = {k: v for k, v in a.items() if k in ("label", "p", "weight", "key", "ftype", "type_names")}
-    assert not {"am", "types", "bayes", "p_over_true", "true_am"} & split_report.make(**untyped).keys()
+    untyped = {
+        k: v for k, v in a.items() if k in ("label", "p", "weight", "key", "ftype", "type_names")
+    }
+    assert (
+        not {"am", "types", "bayes", "p_over_true", "true_am"} & split_report.make(**untyped).keys()
+    )

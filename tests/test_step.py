@@ -13,7 +13,13 @@ from emofm_jax.training import step as step_lib
 from tests.linear_model import DIM, SECTION, Linear, make_batch, make_schema
 from tests.reference import sparse_step as reference
 
-BATCHES = [make_batch(0), make_batch(1, real_rows=6), make_batch(2), make_batch(3, real_rows=0), make_batch(4)]
+BATCHES = [
+    make_batch(0),
+    make_batch(1, real_rows=6),
+    make_batch(2),
+    make_batch(3, real_rows=0),
+    make_batch(4),
+]
 
 
 def one_device():
@@ -34,13 +40,18 @@ STEPS = {}  # compiled steps, shared by the tests
 
 def make(module=None, embedding=None, network=None, seed=0, **options):
     """(state, step, optim config) on one device."""
-    sections = {"embedding": {**SECTION, **(embedding or {})}, "network": {**SECTION, **(network or {})}}
+    sections = {
+        "embedding": {**SECTION, **(embedding or {})},
+        "network": {**SECTION, **(network or {})},
+    }
     optimizers = {k: optim.make_optimizer(section, 10) for k, section in sections.items()}
     module = module or Linear()
     options = {"l2": {k: section["l2"] for k, section in sections.items()}, "chunk": 7, **options}
     key = repr((module, sections, options))
     if key not in STEPS:
-        STEPS[key] = step_lib.make_train_step(module, make_schema(), optimizers, devices=one_device(), **options)
+        STEPS[key] = step_lib.make_train_step(
+            module, make_schema(), optimizers, devices=one_device(), **options
+        )
     params = start()
     state = step_lib.TrainState(
         step=np.int32(0),
@@ -72,7 +83,11 @@ CASES = {
     "adam": ({}, {}, {}),
     "adam, l2, clip group": ({"l2": 0.1}, {"l2": 0.1}, {"clip": "group", "clip_norm": 0.05}),
     "adam, clip global": ({}, {"l2": 0.1}, {"clip": "global", "clip_norm": 0.1}),
-    "adamw, decay": ({"name": "adamw", "weight_decay": 0.1}, {"name": "adamw", "weight_decay": 0.2}, {}),
+    "adamw, decay": (
+        {"name": "adamw", "weight_decay": 0.1},
+        {"name": "adamw", "weight_decay": 0.2},
+        {},
+    ),
     "adagrad, chunk over all": (ADAGRAD, ADAGRAD, {"chunk": 1000}),
     "sgd, momentum": ({"name": "sgd", "momentum": 0.9, "l2": 0.05}, {"name": "sgd"}, {}),
     "two optimizers": (ADAGRAD, {"name": "sgd", "learning_rate": 0.2}, {"chunk": 1}),
@@ -80,7 +95,9 @@ CASES = {
 
 
 @pytest.mark.parametrize(
-    "case, update", [(case, "lazy") for case in CASES] + [("adam, l2, clip group", "dense"), ("sgd, momentum", "dense")]
+    "case, update",
+    [(case, "lazy") for case in CASES]
+    + [("adam, l2, clip group", "dense"), ("sgd, momentum", "dense")],
 )
 def test_step_equals_a_loop(case, update):
     embedding, network, options = CASES[case]  # 65 occurrences: no multiple of the chunk
@@ -108,14 +125,18 @@ def test_step_equals_a_loop(case, update):
         assert record["nonfinite"] == 0
         assert record["loss"] == record["logloss_sum"] / max(record["weight_sum"], 1)
         for name in ("loss", "embedding_norm", "network_norm", "p"):
-            np.testing.assert_allclose(record[name][0], theirs[name], atol=1e-6, rtol=0, err_msg=name)
+            np.testing.assert_allclose(
+                record[name][0], theirs[name], atol=1e-6, rtol=0, err_msg=name
+            )
         assert update == "dense" or record["num_rows"] == theirs["num_rows"]
 
 
 @pytest.mark.parametrize("name", ["adam", "adagrad"])
 def test_dense_update_equals_optax_on_the_whole_table(name):
     section = {"name": name, "l2": 0.1}
-    state, step, optim_config = make(None, section, section, updates="dense", clip="global", clip_norm=0.2)
+    state, step, optim_config = make(
+        None, section, section, updates="dense", clip="global", clip_norm=0.2
+    )
     params = step_lib.fetch(state.params)
     transform = optax.chain(
         optax.add_decayed_weights(0.1),
@@ -125,7 +146,10 @@ def test_dense_update_equals_optax_on_the_whole_table(name):
     opt_state = transform.init(params)
 
     def loss_fn(params, ids, value, label, weight):
-        e = jnp.where(ids[..., None] < len(params["embedding"]), params["embedding"][ids], 0) * value[..., None]
+        e = (
+            jnp.where(ids[..., None] < len(params["embedding"]), params["embedding"][ids], 0)
+            * value[..., None]
+        )
         e = jnp.stack([e[:, 0], e[:, 1:4].sum(1), e[:, 4]], axis=1)
         logits = params["network"]["bias"] + jnp.einsum("bsd,sd->b", e, params["network"]["kernel"])
         return (weight * optax.sigmoid_binary_cross_entropy(logits, label)).sum() / weight.sum()
@@ -138,7 +162,11 @@ def test_dense_update_equals_optax_on_the_whole_table(name):
     for batch in BATCHES[:3]:
         params, opt_state = move(params, opt_state, as_rows(batch))
     state, _ = run(state, step, BATCHES[:3])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), step_lib.fetch(state.params), params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        step_lib.fetch(state.params),
+        params,
+    )
 
 
 def test_lazy_equals_dense_for_plain_sgd():
@@ -168,7 +196,9 @@ def test_a_batch_of_padding_moves_nothing_and_counts_a_step():
     before = step_lib.fetch(state.params)
     state, records = run(state, step, [make_batch(0, real_rows=0)])
     jax.tree.map(np.testing.assert_array_equal, before, step_lib.fetch(state.params))
-    counts = [leaf for leaf in jax.tree.leaves(step_lib.fetch(state.opt_state)) if leaf.dtype == np.int32]
+    counts = [
+        leaf for leaf in jax.tree.leaves(step_lib.fetch(state.opt_state)) if leaf.dtype == np.int32
+    ]
     assert counts and all(count == 1 for count in counts)
     assert state.step == 1 and records[0]["num_rows"] == 0 and records[0]["nonfinite"] == 0
 
@@ -181,7 +211,9 @@ def test_equal_ids_are_summed_whatever_an_earlier_step_left():
     assert rows.shape == (8,) and len(set(rows.tolist())) == 8 and count == 3
     sums = dict(zip(rows.tolist(), summed.tolist()))
     assert {r: sums[r] for r in (0, 3, 9)} == {0: [8, 9], 3: [12, 14], 9: [16, 19]}
-    assert sorted(rows.tolist())[3:] == sorted(r for r in sums if r >= 10) and not np.any(np.asarray(summed[3:]))
+    assert sorted(rows.tolist())[3:] == sorted(r for r in sums if r >= 10) and not np.any(
+        np.asarray(summed[3:])
+    )
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 10, 99])
@@ -189,9 +221,13 @@ def test_every_row_is_updated_once_when_all_ids_differ(chunk):
     """10 occurrences of 10 rows: the last chunk of 4 reaches past the end of what was asked for."""
     ids = jnp.array([11, 0, 5, 7, 3, 2, 9, 8, 1, 6], jnp.int32)
     table, optimizer = jnp.arange(24.0).reshape(12, 2), optax.sgd(1.0, momentum=0.5)
-    rows, summed, count, _ = sparse.sum_rows(ids, jnp.ones((10, 2)), jnp.zeros(12, jnp.int32), chunk)
+    rows, summed, count, _ = sparse.sum_rows(
+        ids, jnp.ones((10, 2)), jnp.zeros(12, jnp.int32), chunk
+    )
     options = dict(clip_factor=jnp.float32(0.5), lr_scale=jnp.float32(1), l2=0.0, chunk=chunk)
-    new, state = sparse.update_rows(optimizer, table, optimizer.init(table), rows, summed, count, **options)
+    new, state = sparse.update_rows(
+        optimizer, table, optimizer.init(table), rows, summed, count, **options
+    )
     moved = np.isin(np.arange(12), ids)[:, None]
     np.testing.assert_array_equal(table - new, np.where(moved, 0.5, 0) * np.ones((1, 2)))
     np.testing.assert_array_equal(state[0].trace, table - new)
@@ -202,8 +238,12 @@ def test_lr_scale_multiplies_the_updates_of_its_section():
     for scales in ((1.0, 1.0), (0.25, 0.5), (0.0, 1.0)):
         state, step, _ = make()
         first = step_lib.fetch(state.params)
-        state = state.replace(lr_scale={k: jnp.float32(x) for k, x in zip(step_lib.SECTIONS, scales)})
-        last = step_lib.fetch(run(step_lib.put_state(state, one_device()), step, BATCHES[:1])[0].params)
+        state = state.replace(
+            lr_scale={k: jnp.float32(x) for k, x in zip(step_lib.SECTIONS, scales)}
+        )
+        last = step_lib.fetch(
+            run(step_lib.put_state(state, one_device()), step, BATCHES[:1])[0].params
+        )
         difference = jax.tree.map(np.subtract, last, first)
         moved[scales] = difference["embedding"], difference["network"]["kernel"]
     whole, part, frozen = moved.values()
@@ -238,7 +278,9 @@ def test_what_is_not_finite_is_named(quantity):
 
 def test_every_parameter_has_one_optimizer():
     state, _, _ = make()
-    assert set(state.params) == set(state.opt_state) == set(state.lr_scale) == set(step_lib.SECTIONS)
+    assert (
+        set(state.params) == set(state.opt_state) == set(state.lr_scale) == set(step_lib.SECTIONS)
+    )
     for key in step_lib.SECTIONS:
         moments = state.opt_state[key][0].mu
         assert jax.tree.map(jnp.shape, moments) == jax.tree.map(jnp.shape, state.params[key])
@@ -249,7 +291,9 @@ def test_eval_step_scores_as_the_model_does():
     predict = step_lib.make_eval_step(Linear(), make_schema(), devices=one_device())
     batch = BATCHES[1]
     with jax.transfer_guard("disallow"):
-        scores = step_lib.fetch(predict(state.params, state.stats, step_lib.put_batch(batch, one_device())))
+        scores = step_lib.fetch(
+            predict(state.params, state.stats, step_lib.put_batch(batch, one_device()))
+        )
     params = step_lib.fetch(state.params)
     ids, value, label, weight = as_rows(batch)
     *_, p = reference.gradients(

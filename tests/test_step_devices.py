@@ -31,12 +31,16 @@ def one_device():
 def make(update="lazy"):
     options = dict(table_width=DIM, init_scale=0.5, devices=one_device())
     state = step_lib.make_init(Linear(), make_schema(), OPTIMIZERS, **options)(jax.random.key(0))
-    return state, step_lib.make_train_step(Linear(), make_schema(), OPTIMIZERS, updates=update, devices=one_device())
+    return state, step_lib.make_train_step(
+        Linear(), make_schema(), OPTIMIZERS, updates=update, devices=one_device()
+    )
 
 
 def test_state_is_donated_nothing_recompiles_and_nothing_is_sent_unasked():
     compilations = []
-    listener = lambda event, seconds, **_: compilations.append(event) if "backend_compile" in event else None
+    listener = lambda event, seconds, **_: (
+        compilations.append(event) if "backend_compile" in event else None
+    )
     jax.monitoring.register_event_duration_secs_listener(listener)
     state, step = make()
     placed = [step_lib.put_batch(make_batch(seed), one_device()) for seed in range(4)]
@@ -58,7 +62,9 @@ def test_memory_of_a_step_does_not_follow_the_table():
     init = step_lib.make_init(Linear(), schema, OPTIMIZERS, **options)
     state = jax.eval_shape(init, jax.random.key(0))
     for update, smaller in (("lazy", True), ("dense", False)):
-        step = step_lib.make_train_step(Linear(), schema, OPTIMIZERS, updates=update, devices=one_device())
+        step = step_lib.make_train_step(
+            Linear(), schema, OPTIMIZERS, updates=update, devices=one_device()
+        )
         memory = step.lower(state, batch).compile().memory_analysis()
         assert (memory.temp_size_in_bytes < 4 * rows) == smaller
         assert memory.alias_size_in_bytes > 3 * 4 * DIM * rows
@@ -77,7 +83,10 @@ def test_benchmark_runs_and_ends_with_its_ratio(tmp_path, capsys):
     arguments = ["step.py", "--size=tiny", f"--output={tmp_path}/step.json"]
     assert cli.run(benchmark.main, benchmark.define, arguments) == 0
     found = json.loads((tmp_path / "step.json").read_text())
-    assert capsys.readouterr().out.splitlines()[-1] == f"ratio V=1e4/V=1e3: {found['ratio']['zipf']:.2f}"
+    assert (
+        capsys.readouterr().out.splitlines()[-1]
+        == f"ratio V=1e4/V=1e3: {found['ratio']['zipf']:.2f}"
+    )
     distinct = {(case["table_rows"], case["ids"]): case["distinct_rows"] for case in found["cases"]}
     made = benchmark.make_batches(benchmark.make_schema(10**4, 4), "zipf", 2, 64, 1)
     counts = [len(np.unique(made[turn % 2].ids)) for turn in range(3)]
@@ -86,10 +95,18 @@ def test_benchmark_runs_and_ends_with_its_ratio(tmp_path, capsys):
 
 
 def test_one_device_equals_two():
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_PLATFORMS": "cpu",
+    }
     root = Path(__file__).parent.parent
     done = subprocess.run(
-        [sys.executable, "-m", "tests.test_step_devices"], cwd=root, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "tests.test_step_devices"],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     for name, found in json.loads(done.stdout.splitlines()[-1]).items():
@@ -104,7 +121,9 @@ def compare_devices(module, schema, update):
     section = {**SECTION, "eps": 0.1, "learning_rate": 0.01}
     optimizers = dict.fromkeys(step_lib.SECTIONS, optim.make_optimizer(section, 20))
     both = jax.local_devices()
-    init = step_lib.make_init(module, schema, optimizers, table_width=DIM, init_scale=0.5, devices=both)
+    init = step_lib.make_init(
+        module, schema, optimizers, table_width=DIM, init_scale=0.5, devices=both
+    )
     first = init(jax.random.key(0))
     first, ends, sums, equal = step_lib.fetch(first), [], [], True
     for devices in (both[:1], both):
@@ -120,11 +139,17 @@ def compare_devices(module, schema, update):
             records.append(step_lib.fetch(metrics))
         for leaf in jax.tree.leaves(state.replace(owner=())):
             copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
-            equal &= len(copies) == count and all(np.array_equal(copies[0], copy) for copy in copies)
+            equal &= len(copies) == count and all(
+                np.array_equal(copies[0], copy) for copy in copies
+            )
         ends.append((step_lib.fetch(state.params), step_lib.fetch(state.stats)))
         rows = ("p", "label", "weight")
-        sums.append([{k: v.reshape(-1) if k in rows else v[0] for k, v in r.items()} for r in records])
-    largest = lambda a, b: max(float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+        sums.append(
+            [{k: v.reshape(-1) if k in rows else v[0] for k, v in r.items()} for r in records]
+        )
+    largest = lambda a, b: max(
+        float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b))
+    )
     return {
         "moved": float(np.abs(ends[0][0]["embedding"] - first.params["embedding"]).max()),
         "parameters": largest(*ends),
@@ -137,7 +162,10 @@ def main():
     typed = make_schema(("click", "cart", "buy"))
     changes = {"name": "wm", "embedding_dim": DIM, "hidden": (8,), "am_hidden": (), "norm": "batch"}
     wm = model_lib.make_model(typed, config.default().model.to_dict() | changes)
-    found = {"wm, lazy": compare_devices(wm, typed, "lazy"), "dense": compare_devices(Linear(), make_schema(), "dense")}
+    found = {
+        "wm, lazy": compare_devices(wm, typed, "lazy"),
+        "dense": compare_devices(Linear(), make_schema(), "dense"),
+    }
     print(json.dumps(found))
 
 

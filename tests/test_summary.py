@@ -8,7 +8,11 @@ from emofm_jax.evaluation import split_report, summary
 def report(label, ftype, true_p, types):
     n = len(label)
     p_type = np.full((n, types), 1 / types, np.float32)
-    truth = {"p": true_p, "p_type": p_type.astype(float), "p_given_type": np.tile(true_p[:, None], types)}
+    truth = {
+        "p": true_p,
+        "p_type": p_type.astype(float),
+        "p_given_type": np.tile(true_p[:, None], types),
+    }
     return split_report.make(
         label,
         np.linspace(0.1, 0.3, n).astype(np.float32),
@@ -46,8 +50,15 @@ def test_a_perfect_auxiliary_model_stands_under_the_bayes_optimum():
     found = report(label, ftype, np.where(label, 0.6, 0.4), 2)
     lines = summary.table({"test": found}).splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("model, true p(type | x)"))
-    assert lines[at - 1].startswith("Bayes-optimal") and lines[at + 1].startswith("constant predictor")
-    assert lines[at].split()[-4:] == [f"{found['true_am']['auc']:.6f}", f"{found['true_am']['logloss']:.6f}", "-", "-"]
+    assert lines[at - 1].startswith("Bayes-optimal") and lines[at + 1].startswith(
+        "constant predictor"
+    )
+    assert lines[at].split()[-4:] == [
+        f"{found['true_am']['auc']:.6f}",
+        f"{found['true_am']['logloss']:.6f}",
+        "-",
+        "-",
+    ]
     assert len(lines[at]) == len(lines[at - 1])
     del found["true_am"]
     assert "true p(type" not in summary.table({"test": found})
@@ -57,17 +68,27 @@ def test_unknown_values_name_at_most_five_slots():
     shares = {"a": 0.0, "city": 0.004, "item": 0.031, "b": 0.0002}
     assert summary.unknown(shares) == "unknown values: item 3.1%, city 0.4% (others under 0.1%)"
     many = {f"s{i}": 0.01 * i for i in range(1, 8)}
-    assert summary.unknown(many) == ("unknown values: s7 7.0%, s6 6.0%, s5 5.0%, s4 4.0%, s3 3.0% (others up to 2.0%)")
+    assert summary.unknown(many) == (
+        "unknown values: s7 7.0%, s6 6.0%, s5 5.0%, s4 4.0%, s3 3.0% (others up to 2.0%)"
+    )
     assert summary.unknown({"only": 1.0}) == "unknown values: only 100.0%"
     assert summary.unknown({"a": 0.0009}) == "" and summary.unknown({}) == ""
     found = report(np.array([0, 1]), np.zeros(2, int), np.full(2, 0.4), 1)
     assert "unknown values" not in summary.table({"test": found})
-    assert "\nunknown values: item 50.0%" in summary.table({"test": found | {"unknown": {"item": 0.5}}})
+    assert "\nunknown values: item 50.0%" in summary.table(
+        {"test": found | {"unknown": {"item": 0.5}}}
+    )
 
 
 def test_the_tables_of_calibration_and_importance():
     before = {"auc": 0.7, "logloss": 0.5, "pcoc": 1.25, "ece": 0.04}
-    fit = {"method": "platt", "split": "valid", "rows": 1000, "before": before, "after": before | {"pcoc": None}}
+    fit = {
+        "method": "platt",
+        "split": "valid",
+        "rows": 1000,
+        "before": before,
+        "after": before | {"pcoc": None},
+    }
     lines = summary.calibration(fit, "test").splitlines()
     assert lines[0].split() == ["platt,", "test", "split", "AUC", "logloss", "PCOC", "ECE"]
     assert lines[1].split() == ["before", "0.700000", "0.500000", "1.250", "0.040000"]
@@ -75,7 +96,12 @@ def test_the_tables_of_calibration_and_importance():
     assert lines[3].strip() == "fitted on 1,000 rows of the valid split"
     assert summary.calibration(fit, "valid").endswith("of the valid split, the same rows")
     slots = [{"name": "item", "group": "ad", "auc_drop": 0.125, "logloss_rise": -0.25}]
-    assert summary.importance({"slots": slots}).splitlines()[1].split() == ["item", "ad", "0.125000", "-0.250000"]
+    assert summary.importance({"slots": slots}).splitlines()[1].split() == [
+        "item",
+        "ad",
+        "0.125000",
+        "-0.250000",
+    ]
 
 
 def test_one_step_has_no_rate():
@@ -85,4 +111,6 @@ def test_one_step_has_no_rate():
         "training: one step, too few for a rate, 0.0% of the time waiting for input; 1 step, 1 epoch, "
         in summary.footer({"parameters": parameters, "train": train})
     )
-    assert "training: 5 rows/s, " in summary.footer({"parameters": parameters, "train": train | {"rows_per_s": 5.0}})
+    assert "training: 5 rows/s, " in summary.footer(
+        {"parameters": parameters, "train": train | {"rows_per_s": 5.0}}
+    )

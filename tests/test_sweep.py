@@ -26,11 +26,15 @@ def arguments(workdir, *more, arg=""):
 
 def results(workdir):
     """The lines of results.jsonl without what is measured."""
-    lines = [json.loads(line) for line in (Path(workdir) / "results.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (Path(workdir) / "results.jsonl").read_text().splitlines()
+    ]
     for line in lines:
         line.pop("seconds"), line.pop("peak_memory_mib")
         if line["metrics"]:
-            line["metrics"]["train"] = {k: v for k, v in line["metrics"]["train"].items() if k not in TIMES}
+            line["metrics"]["train"] = {
+                k: v for k, v in line["metrics"]["train"].items() if k not in TIMES
+            }
     return lines
 
 
@@ -61,22 +65,35 @@ def test_a_sweep_leaves_its_files(home):
         "search": "",
     }
     lines = [json.loads(line) for line in (home / "done/results.jsonl").read_text().splitlines()]
-    assert [(line["point"], line["seed"]) for line in lines] == [("hm", 0), ("hm", 1), ("wm", 0), ("wm", 1)]
+    assert [(line["point"], line["seed"]) for line in lines] == [
+        ("hm", 0),
+        ("hm", 1),
+        ("wm", 0),
+        ("wm", 1),
+    ]
     assert [line["peak_memory_mib"] for line in lines[1:]] == [None] * 3  # not of these runs alone
     rows = list(csv.DictReader((home / "done/results.csv").read_text().splitlines()))
     for line, row in zip(lines, rows, strict=True):
         assert line["status"] == "ok" and line["error"] is None and line["seconds"] > 0
-        assert row["peak_memory_mib"] == ("" if line["peak_memory_mib"] is None else str(line["peak_memory_mib"]))
+        assert row["peak_memory_mib"] == (
+            "" if line["peak_memory_mib"] is None else str(line["peak_memory_mib"])
+        )
         assert line["overrides"] == ({} if line["point"] == "hm" else {"model.name": "wm"})
         assert line["workdir"] == f"runs/{line['point']}/seed-{line['seed']}"
         workdir = home / "done" / line["workdir"]
         assert line["metrics"] == json.loads((workdir / "metrics.json").read_text())
-        assert config.load(workdir).seed == line["seed"] and config.load(workdir).model.name == line["point"]
+        assert (
+            config.load(workdir).seed == line["seed"]
+            and config.load(workdir).model.name == line["point"]
+        )
         test = line["metrics"]["test"]
         assert (
-            float(row["test_auc"]) == test["auc"] and float(row["valid_logloss"]) == line["metrics"]["valid"]["logloss"]
+            float(row["test_auc"]) == test["auc"]
+            and float(row["valid_logloss"]) == line["metrics"]["valid"]["logloss"]
         )
-        assert float(row["share"]) == pytest.approx((test["auc"] - 0.5) / (test["bayes"]["auc"] - 0.5))
+        assert float(row["share"]) == pytest.approx(
+            (test["auc"] - 0.5) / (test["bayes"]["auc"] - 0.5)
+        )
         assert row["model.name"] == line["point"] and row["error"] == ""
         assert int(row["parameters_network"]) == line["metrics"]["parameters"]["network"]
     assert lines[0]["metrics"]["test"]["auc"] != lines[1]["metrics"]["test"]["auc"], "seeds differ"
@@ -97,11 +114,18 @@ def test_the_same_command_starts_nothing_and_shows_the_table(home, monkeypatch, 
     out = capsys.readouterr().out
     aucs = [line["metrics"]["test"]["auc"] for line in results("done")[:2]]
     assert f"{sum(aucs) / 2:.6f} +/- {abs(aucs[0] - aucs[1]) / 2**0.5:.6f}" in out
-    assert before == ((home / "done/results.jsonl").read_bytes(), (home / "done/results.csv").read_bytes())
+    assert before == (
+        (home / "done/results.jsonl").read_bytes(),
+        (home / "done/results.csv").read_bytes(),
+    )
 
 
 def test_a_run_of_a_sweep_is_what_train_makes(home):
-    command = [f"--config={Path(__file__).parent / 'tiny.py'}:wm", "--workdir=single", "--config.seed=1"]
+    command = [
+        f"--config={Path(__file__).parent / 'tiny.py'}:wm",
+        "--workdir=single",
+        "--config.seed=1",
+    ]
     command += [
         "--config.prepare.synthetic.rows=(600,300,300)",
         "--config.model.embedding_dim=2",
@@ -114,12 +138,16 @@ def test_a_run_of_a_sweep_is_what_train_makes(home):
 
 def test_runs_of_one_shape_share_what_is_compiled(home):
     compilations = []
-    listener = lambda event, seconds, **_: compilations.append(event) if "backend_compile" in event else None
+    listener = lambda event, seconds, **_: (
+        compilations.append(event) if "backend_compile" in event else None
+    )
     jax.monitoring.register_event_duration_secs_listener(listener)
     counts = []
     for seed in (5, 6, 7):
         before = len(compilations)
-        c = points.apply(points.load(SWEEP).get_config(), {"seed": seed, "model.am_hidden": (5,)}, "")
+        c = points.apply(
+            points.load(SWEEP).get_config(), {"seed": seed, "model.am_hidden": (5,)}, ""
+        )
         run_lib.run(c, home / f"shared-{seed}")
         counts.append(len(compilations) - before)
     assert counts[0] >= 3, "start, step, evaluation"
@@ -151,9 +179,9 @@ def test_a_killed_sweep_goes_on_to_the_same_results(home, capsys):
     assert [(line["point"], line["seed"]) for line in results("killed")] == [("hm", 0)]
     assert json.loads((home / "killed/runs/hm/seed-1/attempt.json").read_text())["deaths"] == 1
     assert sweep.main(arguments("killed")) == 0
-    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")][0].startswith(
-        "[2/4] hm seed 1"
-    )
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")][
+        0
+    ].startswith("[2/4] hm seed 1")
     assert results("killed") == results("done") and table("killed") == table("done")
 
 
@@ -162,11 +190,20 @@ def test_a_run_whose_process_dies_twice_at_one_step_has_failed(home, monkeypatch
     for seed, step in ((0, 3), (1, 2)):  # the second has made a step since
         workdir = home / f"deaths/runs/wm/seed-{seed}"
         (workdir / "result.json").unlink()
-        (workdir / "attempt.json").write_text(json.dumps({"step": step, "deaths": 2, "seconds": 100.0}))
+        (workdir / "attempt.json").write_text(
+            json.dumps({"step": step, "deaths": 2, "seconds": 100.0})
+        )
     assert sweep.main(arguments("deaths")) == 1
-    assert "wm seed 0: failed: deaths/runs/wm/seed-0: its process was killed 2 times after" in capsys.readouterr().out
+    assert (
+        "wm seed 0: failed: deaths/runs/wm/seed-0: its process was killed 2 times after"
+        in capsys.readouterr().out
+    )
     assert results("deaths")[3] == results("done")[3]
-    assert 100 < json.loads((home / "deaths/results.jsonl").read_text().splitlines()[3])["seconds"] < 150
+    assert (
+        100
+        < json.loads((home / "deaths/results.jsonl").read_text().splitlines()[3])["seconds"]
+        < 150
+    )
     assert sweep.main(arguments("deaths", "--retry")) == 0
     assert results("deaths") == results("done")
 
@@ -183,12 +220,16 @@ def test_what_changes_no_number_starts_nothing_and_another_end_does(home, monkey
         (path.parent / "config.json").write_text(json.dumps(body))
     with monkeypatch.context() as patch:
         patch.setattr(run_lib, "run", None)
-        assert sweep.main(arguments("ends", "--config.train.log_every_steps=3", "--nocheckpoints")) == 0
+        assert (
+            sweep.main(arguments("ends", "--config.train.log_every_steps=3", "--nocheckpoints"))
+            == 0
+        )
     assert results("ends") == results("done") and not list(home.glob("ends/runs/*/*/checkpoints"))
     shutil.copytree(home / "done/runs/hm", "ends/runs/hm", dirs_exist_ok=True)
     assert sweep.main(arguments("ends", "--config.train.max_steps=2")) == 1
     assert (
-        "hm seed 1: failed: ends/runs/hm/seed-1: its run has taken 3 steps, and config.train" in capsys.readouterr().out
+        "hm seed 1: failed: ends/runs/hm/seed-1: its run has taken 3 steps, and config.train"
+        in capsys.readouterr().out
     )
     steps = [line["metrics"] and line["metrics"]["train"]["steps"] for line in results("ends")]
     assert steps == [None, None, 2, 2], "nothing is kept of wm, so that it is trained again"
@@ -199,7 +240,10 @@ def test_what_changes_no_number_starts_nothing_and_another_end_does(home, monkey
 def test_two_processes_give_the_same_results(home, capfd):
     assert sweep.main(arguments("two", "--jobs=2", "--nocheckpoints")) == 0
     assert not capfd.readouterr().err
-    assert not list(home.glob("two/runs/*/*/checkpoints")) and len(list(home.glob("done/runs/*/*/checkpoints"))) == 4
+    assert (
+        not list(home.glob("two/runs/*/*/checkpoints"))
+        and len(list(home.glob("done/runs/*/*/checkpoints"))) == 4
+    )
     assert results("two") == results("done") and table("two") == table("done")
 
 
@@ -207,8 +251,14 @@ def test_what_fails_is_reported_and_the_rest_goes_on(home, capsys, monkeypatch):
     assert sweep.main(arguments("failing", "--config.train.max_steps=3", arg="failing")) == 1
     out = capsys.readouterr().out
     found = {(line["point"], line["seed"]): line for line in results("failing")}
-    assert [point for point, _ in found] == [p for p in ("hm", "nan", "huge", "drift", "wm") for _ in range(2)]
-    for point, error in (("nan", "the loss is not finite"), ("huge", "choose a smaller model"), ("drift", "'t9'")):
+    assert [point for point, _ in found] == [
+        p for p in ("hm", "nan", "huge", "drift", "wm") for _ in range(2)
+    ]
+    for point, error in (
+        ("nan", "the loss is not finite"),
+        ("huge", "choose a smaller model"),
+        ("drift", "'t9'"),
+    ):
         for seed in (0, 1):
             line = found[point, seed]
             assert line["status"] == "failed" and line["metrics"] is None and error in line["error"]
@@ -219,18 +269,31 @@ def test_what_fails_is_reported_and_the_rest_goes_on(home, capsys, monkeypatch):
         patch.setattr(run_lib, "run", None)
         assert sweep.main(arguments("failing", "--config.train.max_steps=3", arg="failing")) == 1
     shutil.copy(SWEEP.with_name("tiny.py"), "tiny.py")
-    mend = lambda text, field, value: text.replace(f'"optim.{field}.learning_rate": 1e30', f'"model.{value}')
+    mend = lambda text, field, value: text.replace(
+        f'"optim.{field}.learning_rate": 1e30', f'"model.{value}'
+    )
     text = mend(SWEEP.read_text(), "network", 'activation": "relu"')
-    Path(SWEEP.name).write_text(mend(text, "embedding", 'norm": "none"'))  # begins anew, as what hm has compiled
-    mended = ["sweep", f"--config={SWEEP.name}:failing", "--workdir=failing", "--config.train.max_steps=3"]
+    Path(SWEEP.name).write_text(
+        mend(text, "embedding", 'norm": "none"')
+    )  # begins anew, as what hm has compiled
+    mended = [
+        "sweep",
+        f"--config={SWEEP.name}:failing",
+        "--workdir=failing",
+        "--config.train.max_steps=3",
+    ]
     assert sweep.main(mended) == 1
-    assert [line["point"] for line in results("failing") if line["status"] == "ok"] == ["hm"] * 2 + ["nan"] * 2 + [
-        "wm"
-    ] * 2
-    assert sweep.main(arguments("failing", "--config.train.max_steps=3", arg="failing")) == 2, "it is a whole run now"
+    assert [line["point"] for line in results("failing") if line["status"] == "ok"] == [
+        "hm"
+    ] * 2 + ["nan"] * 2 + ["wm"] * 2
+    assert sweep.main(arguments("failing", "--config.train.max_steps=3", arg="failing")) == 2, (
+        "it is a whole run now"
+    )
     assert "failing/runs/nan/seed-0: holds a run of another config (" in capsys.readouterr().err
     monkeypatch.setattr(
-        run_lib, "run", lambda c, workdir: results("done")[0]["metrics"] | {"train": {"rows_per_s": 1, "steps": 1}}
+        run_lib,
+        "run",
+        lambda c, workdir: results("done")[0]["metrics"] | {"train": {"rows_per_s": 1, "steps": 1}},
     )
     monkeypatch.setattr(sweep, "_make_data", lambda todo: {})
     assert sweep.main([*mended, "--retry"]) == 0
@@ -238,7 +301,11 @@ def test_what_fails_is_reported_and_the_rest_goes_on(home, capsys, monkeypatch):
 
 def test_a_bug_fails_one_run_with_its_traceback_in_the_log(home, monkeypatch, capsys):
     monkeypatch.setattr(
-        run_lib, "run", lambda c, workdir: 1 / 0 if c.seed else json.loads((home / "single/metrics.json").read_text())
+        run_lib,
+        "run",
+        lambda c, workdir: (
+            1 / 0 if c.seed else json.loads((home / "single/metrics.json").read_text())
+        ),
     )
     assert sweep.main(arguments("bug")) == 1
     assert "hm seed 1: failed: ZeroDivisionError: division by zero" in capsys.readouterr().out
@@ -256,36 +323,51 @@ def test_points_come_and_go_with_the_file(home, capsys):
     assert [line["point"] for line in results("changed")] == ["hm", "hm", "wm", "wm", "new", "new"]
     Path(SWEEP.name).write_text(SWEEP.read_text().replace(last, "").replace("(0, 1)", "(0,)"))
     assert sweep.main(command) == 0
-    assert "note: the sweep has no point wm, point new, seed 1 any more; the runs stay in" in capsys.readouterr().out
+    assert (
+        "note: the sweep has no point wm, point new, seed 1 any more; the runs stay in"
+        in capsys.readouterr().out
+    )
     assert [(line["point"], line["seed"]) for line in results("changed")] == [("hm", 0)]
     assert sweep.main([*command, "--config.model.embedding_dim=3"]) == 2
-    assert "holds a run of another config (model.embedding_dim 2 there, 3 now)" in capsys.readouterr().err
+    assert (
+        "holds a run of another config (model.embedding_dim 2 there, 3 now)"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_search_is_reproducible_and_says_what_was_best(home, capsys, monkeypatch):
     assert sweep.main(arguments("search", "--search=tpe", "--trials=3")) == 1
     out = capsys.readouterr().out
     lines = results("search")
-    assert [line["point"] for line in lines] == [f"trial-{i:03d}" for i in range(3) for _ in range(2)]
+    assert [line["point"] for line in lines] == [
+        f"trial-{i:03d}" for i in range(3) for _ in range(2)
+    ]
     means = {}
     for line in lines:
         if line["status"] == "ok":
             means.setdefault(line["point"], []).append(line["metrics"]["valid"]["auc"])
     best = max(means, key=lambda name: sum(means[name]))
-    assert f"best: {best}, validation auc {sum(means[best]) / 2:.6f}: optim.network.learning_rate=" in out
+    assert (
+        f"best: {best}, validation auc {sum(means[best]) / 2:.6f}: optim.network.learning_rate="
+        in out
+    )
     shutil.rmtree("search/runs/trial-002")  # as if it had been stopped before its last trial
     (home / "search/results.jsonl").unlink()
     assert sweep.main(arguments("search", "--search=tpe", "--trials=3")) == 1
     assert results("search") == lines
     monkeypatch.setattr(sweep, "_objective", lambda *_: None)  # as with one class
     assert sweep.main(arguments("search", "--search=tpe", "--trials=3")) == 1
-    assert "no trial has a validation auc with every seed: runs failed, or its" in capsys.readouterr().out
+    assert (
+        "no trial has a validation auc with every seed: runs failed, or its"
+        in capsys.readouterr().out
+    )
     assert sweep.main(arguments("search")) == 2
     assert "(a search); choose another --workdir" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert sweep.main(arguments("new", "--search=tpe", "--trials=3")) == 2
     assert (
-        capsys.readouterr().err == "error: --search=tpe: Optuna is not installed; `pip install 'emofm_jax[search]'`\n"
+        capsys.readouterr().err
+        == "error: --search=tpe: Optuna is not installed; `pip install 'emofm_jax[search]'`\n"
     )
 
 
@@ -302,7 +384,10 @@ def test_a_damaged_plan_may_be_deleted(home, capsys, monkeypatch):
 
 def test_a_workdir_that_holds_something_else(home, capsys):
     for workdir, message in (
-        ("done/runs", "done/runs: holds files but no sweep (no sweep.json); choose an empty --workdir"),
+        (
+            "done/runs",
+            "done/runs: holds files but no sweep (no sweep.json); choose an empty --workdir",
+        ),
         ("done", f"done: holds the sweep of {SWEEP}; choose another --workdir"),
     ):
         assert sweep.main(arguments(workdir, arg="failing")) == 2
@@ -323,14 +408,26 @@ def sweep(arg=""):
     )
     assert sweep.main(["sweep", "--config=mine_sweep.py", "--workdir=mine"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"\[2/2\] lr seed 0: AUC 0\.\d{6}, logloss 0\.\d{6}, [\d,]+ rows/s, \d+ s\n", out)
+    assert re.search(
+        r"\[2/2\] lr seed 0: AUC 0\.\d{6}, logloss 0\.\d{6}, [\d,]+ rows/s, \d+ s\n", out
+    )
     assert re.search(r"^lr +1 +0\.\d{6} +0\.\d{6} +- +[\d,]+$", out, re.M)
     assert [row["share"] for row in table("mine")] == ["", ""]
-    rates = [row["rows_per_s"] for row in csv.DictReader((home / "mine/results.csv").read_text().splitlines())]
+    rates = [
+        row["rows_per_s"]
+        for row in csv.DictReader((home / "mine/results.csv").read_text().splitlines())
+    ]
     assert float(rates[0]) > 0 and float(rates[1]) > 0
-    assert sweep.main(["sweep", "--config=mine_sweep.py", "--workdir=one", "--config.train.max_steps=1"]) == 0
+    assert (
+        sweep.main(
+            ["sweep", "--config=mine_sweep.py", "--workdir=one", "--config.train.max_steps=1"]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
-    assert re.search(r"\[2/2\] lr seed 0: AUC 0\.\d{6}, logloss 0\.\d{6}, \d+ s\n", out), "one step has no rate"
+    assert re.search(r"\[2/2\] lr seed 0: AUC 0\.\d{6}, logloss 0\.\d{6}, \d+ s\n", out), (
+        "one step has no rate"
+    )
     assert re.search(r"^lr +1 +0\.\d{6} +0\.\d{6} +- +-$", out, re.M)
     assert report.main(["report", "--workdir=mine"]) == 0
     assert "attainable" not in Path("mine/report.md").read_text()

@@ -8,8 +8,14 @@ from emofm_jax import sweep
 
 SWEEP = Path(__file__).parent / "tiny_sweep.py"
 MISTAKES = {
-    "no sweep": ([f"--config={SWEEP.with_name('tiny.py')}"], "tiny.py: it has no sweep(); define one that yields"),
-    "twice": ([f"--config={SWEEP}:twice"], "tiny_sweep.py: two points are called 'HM'; give each its own name"),
+    "no sweep": (
+        [f"--config={SWEEP.with_name('tiny.py')}"],
+        "tiny.py: it has no sweep(); define one that yields",
+    ),
+    "twice": (
+        [f"--config={SWEEP}:twice"],
+        "tiny_sweep.py: two points are called 'HM'; give each its own name",
+    ),
     "unknown": (
         [f"--config={SWEEP}:unknown"],
         "point 'x': there is no field 'model.mixer.knd'; did you mean 'model.mixer.kind'?",
@@ -18,21 +24,42 @@ MISTAKES = {
         [f"--config={SWEEP}:clash"],
         "prepare.synthetic.drift is 1.0, that of 'hm' 0.0, and both have their data",
     ),
-    "idle": ([f"--config={SWEEP}:idle"], "point 'x': model.hidden has no effect on hm; leave it out"),
+    "idle": (
+        [f"--config={SWEEP}:idle"],
+        "point 'x': model.hidden has no effect on hm; leave it out",
+    ),
     "name": ([f"--config={SWEEP}:name"], "the point 'a/b' cannot name a directory"),
-    "broken": ([f"--config={SWEEP}:broken"], "tiny_sweep.py:43: ZeroDivisionError: division by zero; correct the file"),
-    "model": ([f"--config={SWEEP}:model"], "point 'x': config.model.name: 'hmmm' is not known; choose one of wm"),
+    "broken": (
+        [f"--config={SWEEP}:broken"],
+        "tiny_sweep.py:43: ZeroDivisionError: division by zero; correct the file",
+    ),
+    "model": (
+        [f"--config={SWEEP}:model"],
+        "point 'x': config.model.name: 'hmmm' is not known; choose one of wm",
+    ),
     "jobs": ([f"--config={SWEEP}", "--jobs=0"], "--jobs=0: it must be at least 1"),
-    "trials alone": ([f"--config={SWEEP}", "--trials=3"], "--trials=3: it has no meaning without a search"),
+    "trials alone": (
+        [f"--config={SWEEP}", "--trials=3"],
+        "--trials=3: it has no meaning without a search",
+    ),
     "search alone": ([f"--config={SWEEP}", "--search=tpe"], "--search=tpe: it needs --trials=N"),
-    "search": ([f"--config={SWEEP}", "--search=grid", "--trials=3"], "--search=grid: it is not known; choose tpe"),
+    "search": (
+        [f"--config={SWEEP}", "--search=grid", "--trials=3"],
+        "--search=grid: it is not known; choose tpe",
+    ),
     "no ranges": (
         [f"--config={SWEEP.with_name('tiny.py')}", "--search=tpe", "--trials=3"],
         "--search needs `ranges`, and it has none",
     ),
     "exit": ([f"--config={SWEEP}:exit"], "tiny_sweep.py:45: SystemExit: no more; correct the file"),
-    "seeds": ([f"--config={SWEEP}:three"], "seeds = 3 is no list of seeds; write seeds = (0, 1, 2), or range(3)"),
-    "seed of a point": ([f"--config={SWEEP}:seed"], "point 'x' has a seed of its own; `seeds` of the file are those"),
+    "seeds": (
+        [f"--config={SWEEP}:three"],
+        "seeds = 3 is no list of seeds; write seeds = (0, 1, 2), or range(3)",
+    ),
+    "seed of a point": (
+        [f"--config={SWEEP}:seed"],
+        "point 'x' has a seed of its own; `seeds` of the file are those",
+    ),
     "range set": (
         [f"--config={SWEEP}", "--search=tpe", "--trials=3", "--config.model.activation=tanh"],
         f"--config.model.activation=tanh: {SWEEP} has a range of it; leave it out",

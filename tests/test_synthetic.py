@@ -21,7 +21,10 @@ SMALL = (9_000, 300, 9_000)  # a chunk of 8192 rows and a part of one
 
 
 def test_dials_are_those_of_the_configuration():
-    ours = {k: tuple(v) if isinstance(v, tuple | list) else v for k, v in dataclasses.asdict(Dials()).items()}
+    ours = {
+        k: tuple(v) if isinstance(v, tuple | list) else v
+        for k, v in dataclasses.asdict(Dials()).items()
+    }
     assert ours == config.default().prepare.synthetic.to_dict()
 
 
@@ -41,7 +44,9 @@ def test_facts_of_the_defaults():
 
 
 def test_noise_costs_auc_and_keeps_the_click_rate():
-    quiet, noisy = (synthetic.facts(Dials(rows=(1, 1, 20_000), noise=noise)) for noise in (0.0, 2.0))
+    quiet, noisy = (
+        synthetic.facts(Dials(rows=(1, 1, 20_000), noise=noise)) for noise in (0.0, 2.0)
+    )
     assert noisy["bayes_auc"] < quiet["bayes_auc"] - 0.03
     assert noisy["click_rate"] == pytest.approx(quiet["click_rate"], abs=0.004)
 
@@ -81,7 +86,9 @@ def test_written_shards_hold_the_rows_and_their_truth(tmp_path):
             ftype, label = table["ftype"].to_numpy(), table["label"].to_numpy()
             assert schema.rows_per_type == (*(int((ftype == t).sum()) for t in range(4)), 0)
             assert schema.clicks_per_type == (*(int(label[ftype == t].sum()) for t in range(4)), 0)
-            assert report["slots"]["user_id"]["distinct"] == len(np.unique(table["user_id"].to_numpy()))
+            assert report["slots"]["user_id"]["distinct"] == len(
+                np.unique(table["user_id"].to_numpy())
+            )
     truth, start = pq.read_table(tmp_path / "test" / "truth.parquet"), 0
     assert truth.num_rows == table.num_rows == SMALL[2]
     for rows in truth_lib.make_rows(truth_lib.make_world(Dials(rows=SMALL)), "test"):
@@ -102,12 +109,19 @@ def test_written_shards_hold_the_rows_and_their_truth(tmp_path):
 def test_written_twice_is_the_same_file(tmp_path):
     for name in ("a", "b"):
         synthetic.write(_recipe(seed=5, new_id_rate=0.1), tmp_path / name, "made", progress=False)
-    for file in ("train/part-00000.parquet", "test/part-00000.parquet", "test/truth.parquet", "schema.json"):
+    for file in (
+        "train/part-00000.parquet",
+        "test/part-00000.parquet",
+        "test/truth.parquet",
+        "schema.json",
+    ):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
 def test_untyped_data(tmp_path):
-    schema = synthetic.write(_recipe(num_types=0) | {"gauc_key": "user_id"}, tmp_path, "made", progress=False)
+    schema = synthetic.write(
+        _recipe(num_types=0) | {"gauc_key": "user_id"}, tmp_path, "made", progress=False
+    )
     assert schema.types == () and len(schema.rows_per_type) == 1 == len(schema.clicks_per_type)
     table = shards.open_split(tmp_path, "test").read_row_group(0, None)
     assert "ftype" not in table.column_names
@@ -134,9 +148,15 @@ def test_progress_goes_to_stderr(tmp_path, capsys):
         ({"seed": -1}, "seed: -1 is out of range"),
         ({"new_id_rate": 1.5}, "new_id_rate: 1.5 is no share"),
         ({"hash_rows": 1}, "hash_rows: 1 must be at least 2"),
-        ({"group_slots": (7, 7, 7)}, "group_slots: (7, 7, 7) must be positive, of user, scene, ad, session"),
+        (
+            {"group_slots": (7, 7, 7)},
+            "group_slots: (7, 7, 7) must be positive, of user, scene, ad, session",
+        ),
         ({"group_slots": (7, 0, 7, 7)}, "group_slots: (7, 0, 7, 7) must be positive"),
-        ({"unseen_type": "t9"}, "unseen_type: 't9' cannot be left out of the types ['t1', 't2', 't3', 't4']"),
+        (
+            {"unseen_type": "t9"},
+            "unseen_type: 't9' cannot be left out of the types ['t1', 't2', 't3', 't4']",
+        ),
         ({"unseen_type": "t1", "num_types": 1}, "unseen_type: 't1' cannot be left out"),
     ],
 )
@@ -149,8 +169,12 @@ def test_mistakes_are_named(tmp_path, dials, message):
 
 
 def test_gauc_key_must_be_a_slot_of_single_ids(tmp_path):
-    with pytest.raises(UserError, match="gauc_key: 'clicked_items' is no slot of single ids; choose one"):
-        synthetic.write(_recipe() | {"gauc_key": "clicked_items"}, tmp_path / "made", "made", progress=False)
+    with pytest.raises(
+        UserError, match="gauc_key: 'clicked_items' is no slot of single ids; choose one"
+    ):
+        synthetic.write(
+            _recipe() | {"gauc_key": "clicked_items"}, tmp_path / "made", "made", progress=False
+        )
 
 
 def test_what_is_written_of_the_same_rows(tmp_path):
@@ -164,7 +188,10 @@ def test_what_is_written_of_the_same_rows(tmp_path):
     hashed = {slot.name for slot in schema.slots if slot.encoding == "hash"}
     assert hashed == {"user_id", "ad_id", "clicked_items"} and schema.slots[0].rows == 50
     for split in shards.SPLITS:
-        a, b = (shards.open_split(tmp_path / d, split).read_row_group(0, None) for d in ("plain", "other"))
+        a, b = (
+            shards.open_split(tmp_path / d, split).read_row_group(0, None)
+            for d in ("plain", "other")
+        )
         for name in ("label", "ftype", "page", "depth", "campaign"):
             assert a[name].equals(b[name])
         raw, rows = a["user_id"].to_numpy(), b["user_id"].to_numpy()
@@ -174,7 +201,11 @@ def test_what_is_written_of_the_same_rows(tmp_path):
         bags = [t["clicked_items"].to_pylist() for t in (a, b)]
         assert [len(x) for x in bags[0]] == [len(x) for x in bags[1]] and bags[0] != bags[1]
         noise = b["ad_noise_1"].to_numpy()
-        assert noise.min() == 1 and 100 < noise.max() <= 1000 and not np.array_equal(noise, b["ad_noise_2"].to_numpy())
+        assert (
+            noise.min() == 1
+            and 100 < noise.max() <= 1000
+            and not np.array_equal(noise, b["ad_noise_2"].to_numpy())
+        )
         if split != "train":
             assert (tmp_path / "plain" / split / "truth.parquet").read_bytes() == (
                 tmp_path / "other" / split / "truth.parquet"
@@ -184,7 +215,9 @@ def test_what_is_written_of_the_same_rows(tmp_path):
 def test_ids_of_noise_follow_zipf(tmp_path):
     dials = Dials(group_slots=(8, 7, 7, 7))
     schema = synthetic.make_schema(dials, "made", _recipe())
-    ids = np.concatenate([synthetic._noise(schema, dials, "train", c, 8192)["user_noise_1"] for c in range(10)])
+    ids = np.concatenate(
+        [synthetic._noise(schema, dials, "train", c, 8192)["user_noise_1"] for c in range(10)]
+    )
     expected = np.arange(1, 1001) ** -1.1 / (np.arange(1, 1001) ** -1.1).sum()
     found = np.bincount(ids, minlength=1001)[1:] / len(ids)
     assert np.abs(found - expected).max() < 0.006

@@ -49,7 +49,11 @@ def files(workdir):
     times = ("rows_per_s", "input_wait")
     lines = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
     lines = [{k: v for k, v in line.items() if k not in times} for line in lines]
-    return load_file(steps[-1] / "state.safetensors"), {k: info[k] for k in ("valid", "test", "parameters")}, lines
+    return (
+        load_file(steps[-1] / "state.safetensors"),
+        {k: info[k] for k in ("valid", "test", "parameters")},
+        lines,
+    )
 
 
 def assert_same_run(one, other):
@@ -64,7 +68,14 @@ def assert_same_run(one, other):
 def test_train_leaves_a_complete_workdir(home, capsys):
     run = home / "run"
     names = {p.name for p in run.iterdir()}
-    assert {"config.json", "schema.json", "environment.json", "log.jsonl", "metrics.json", "checkpoints"} <= names
+    assert {
+        "config.json",
+        "schema.json",
+        "environment.json",
+        "log.jsonl",
+        "metrics.json",
+        "checkpoints",
+    } <= names
     assert any(name.startswith("events.out") for name in names)
     result = json.loads((run / "metrics.json").read_text())
     assert result["train"]["steps"] == STEPS and result["train"]["epochs"] == 2
@@ -86,12 +97,16 @@ def test_train_leaves_a_complete_workdir(home, capsys):
             "p_over_true",
             "bayes",
         } <= set(report)
-        assert 0.55 < report["auc"] < report["bayes"]["auc"], "learnt something, and not more than can be known"
+        assert 0.55 < report["auc"] < report["bayes"]["auc"], (
+            "learnt something, and not more than can be known"
+        )
         assert report["logloss"] < report["constant"]["logloss"]
     table = pq.read_table(run / "predictions" / "test.parquet")
     assert table.column_names == ["row", "label", "ftype", "p", "p_type", "p_given_type"]
     label, p = table["label"].to_numpy(), table["p"].to_numpy()
-    assert metrics.auc(label, p) == pytest.approx(result["test"]["auc"], abs=1e-4)  # p has ties that logits have not
+    assert metrics.auc(label, p) == pytest.approx(
+        result["test"]["auc"], abs=1e-4
+    )  # p has ties that logits have not
     mixed = np.stack(table["p_type"].to_numpy()) * np.stack(table["p_given_type"].to_numpy())
     np.testing.assert_allclose(mixed.sum(1), p, rtol=1e-5)
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -112,19 +127,30 @@ def test_evaluate_gives_the_numbers_of_train(home, capsys):
     result = json.loads((home / "run" / "metrics.json").read_text())
     for split in ("test", "valid"):
         assert evaluate.main(["evaluate", "--workdir=run", f"--split={split}"]) == 0
-        assert json.loads((home / "run" / "predictions" / f"{split}.json").read_text()) == result[split]
+        assert (
+            json.loads((home / "run" / "predictions" / f"{split}.json").read_text())
+            == result[split]
+        )
     assert f"{result['valid']['auc']:.6f}" in capsys.readouterr().out
 
 
 def test_predict_scores_shards_as_evaluate_does(home, capsys):
-    assert predict.main(["predict", "--workdir=run", "--input=data/test", "--output=scores.parquet"]) == 0
-    scores, expected = pq.read_table("scores.parquet"), pq.read_table("run/predictions/test.parquet")
+    assert (
+        predict.main(["predict", "--workdir=run", "--input=data/test", "--output=scores.parquet"])
+        == 0
+    )
+    scores, expected = (
+        pq.read_table("scores.parquet"),
+        pq.read_table("run/predictions/test.parquet"),
+    )
     assert scores.column_names == ["row_id", "p", "p_type", "p_given_type", "reason"]
     np.testing.assert_array_equal(scores["row_id"].to_numpy(), np.arange(1100))
     np.testing.assert_allclose(scores["p"].to_numpy(), expected["p"].to_numpy(), rtol=1e-6)
     assert scores["reason"].null_count == 1100
     assert "1,100 rows" in capsys.readouterr().out
-    assert predict.main(["predict", "--workdir=run", "--input=data/test", "--output=scores.csv"]) == 0
+    assert (
+        predict.main(["predict", "--workdir=run", "--input=data/test", "--output=scores.csv"]) == 0
+    )
     as_text = pa.csv.read_csv("scores.csv")
     np.testing.assert_allclose(as_text["p"].to_numpy(), scores["p"].to_numpy(), rtol=1e-6)
     first = [float(x) for x in as_text["p_type"][0].as_py().split("^")]
@@ -151,7 +177,9 @@ def test_a_stop_saves_and_the_same_command_goes_on(home, monkeypatch, capsys):
             train.main(arguments("stopped"))
         assert stop.value.code == 143
         said = capsys.readouterr()
-        assert f"step {seen} is saved" in said.err and (f"goes on from step {seen - 8}" in said.out) == (seen > 8)
+        assert f"step {seen} is saved" in said.err and (
+            f"goes on from step {seen - 8}" in said.out
+        ) == (seen > 8)
     monkeypatch.undo()
     assert not (home / "stopped" / "metrics.json").exists()
     assert train.main(arguments("stopped")) == 0
@@ -163,7 +191,10 @@ def test_a_stop_saves_and_the_same_command_goes_on(home, monkeypatch, capsys):
 
 @pytest.mark.parametrize("place", ["log", "checkpoint"])
 def test_a_stop_outside_of_a_step_is_not_lost(home, monkeypatch, capsys, place):
-    owner, name = {"log": (loop.Window, "close"), "checkpoint": (loop.checkpoint.Saver, "__exit__")}[place]
+    owner, name = {
+        "log": (loop.Window, "close"),
+        "checkpoint": (loop.checkpoint.Saver, "__exit__"),
+    }[place]
     real, calls = getattr(owner, name), []
 
     def stopping(*args):
@@ -178,7 +209,9 @@ def test_a_stop_outside_of_a_step_is_not_lost(home, monkeypatch, capsys, place):
         train.main(arguments(workdir.name))
     step = int(re.search(r"step (\d+) is saved", capsys.readouterr().err)[1])
     assert stop.value.code == 143 and (step == STEPS) == (place == "checkpoint")
-    assert (workdir / "checkpoints" / f"step_{step}").is_dir() and not (workdir / "metrics.json").exists()
+    assert (workdir / "checkpoints" / f"step_{step}").is_dir() and not (
+        workdir / "metrics.json"
+    ).exists()
 
 
 KILLED = """
@@ -233,7 +266,10 @@ def test_a_run_may_end_where_it_stands_but_not_before(home, monkeypatch, capsys)
             train.main(arguments("fewer"))
     for done in (False, True):
         assert train.main(arguments("fewer", "--config.train.max_steps=2")) == 2, done
-        assert "fewer: its run has taken 12 steps, and config.train.epochs and max_steps end" in capsys.readouterr().err
+        assert (
+            "fewer: its run has taken 12 steps, and config.train.epochs and max_steps end"
+            in capsys.readouterr().err
+        )
         assert train.main(arguments("fewer", "--config.train.max_steps=12")) == 0
     result = json.loads((home / "fewer/metrics.json").read_text())
     assert result["train"]["steps"] == 12 and result["valid"]["rows"] == 1000
@@ -276,8 +312,15 @@ def test_a_killed_run_ends_with_the_same_bits(home, where):
 
 
 def test_patience_plateau_and_the_best_state(home):
-    more = ["--config.train.eval_every_steps=4", "--config.train.monitor=logloss", "--config.train.patience=3"]
-    more += ["--config.optim.network.schedule=plateau", "--config.optim.embedding.learning_rate=0.2"]
+    more = [
+        "--config.train.eval_every_steps=4",
+        "--config.train.monitor=logloss",
+        "--config.train.patience=3",
+    ]
+    more += [
+        "--config.optim.network.schedule=plateau",
+        "--config.optim.embedding.learning_rate=0.2",
+    ]
     more += ["--config.train.epochs=6"]
     assert train.main([*arguments("best"), *more]) == 0
     result = json.loads((home / "best" / "metrics.json").read_text())
@@ -288,14 +331,27 @@ def test_patience_plateau_and_the_best_state(home):
     assert history[int(np.argmin(losses))]["step"] == kept < result["train"]["steps"]
     assert result["valid"]["logloss"] == min(losses)
     lines = [json.loads(line) for line in (home / "best" / "log.jsonl").read_text().splitlines()]
-    scales = [line["lr_scale"] for line in lines if line["event"] == "plateau" and line["section"] == "network"]
-    np.testing.assert_allclose(scales[-3:], [s for s in 0.1 ** np.arange(1, 4)][-len(scales[-3:]) :], rtol=1e-5)
-    assert not [line for line in lines if line["event"] == "plateau" and line["section"] == "embedding"]
+    scales = [
+        line["lr_scale"]
+        for line in lines
+        if line["event"] == "plateau" and line["section"] == "network"
+    ]
+    np.testing.assert_allclose(
+        scales[-3:], [s for s in 0.1 ** np.arange(1, 4)][-len(scales[-3:]) :], rtol=1e-5
+    )
+    assert not [
+        line for line in lines if line["event"] == "plateau" and line["section"] == "embedding"
+    ]
     assert evaluate.main(["evaluate", "--workdir=best", "--split=valid"]) == 0
     assert json.loads((home / "best/predictions/valid.json").read_text()) == result["valid"]
-    for steps in (["--config.train.max_steps=4"], []):  # the second goes on, and then goes back to the best state
+    for steps in (
+        ["--config.train.max_steps=4"],
+        [],
+    ):  # the second goes on, and then goes back to the best state
         assert train.main([*arguments("best_of_two"), *more, *steps]) == 0
-        assert not (home / "best_of_two/predictions/valid.parquet").exists(), "it was of an earlier state"
+        assert not (home / "best_of_two/predictions/valid.parquet").exists(), (
+            "it was of an earlier state"
+        )
         assert evaluate.main(["evaluate", "--workdir=best_of_two", "--split=valid"]) == 0
     assert_same_run(home / "best", home / "best_of_two")
 
@@ -303,13 +359,25 @@ def test_patience_plateau_and_the_best_state(home):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--config.model.name=wmm"], "config.model.name: 'wmm' is not known; choose one of wm, hm, hmm"),
-        (["--config.model.mixer.kind=attention"], "config.model.mixer.kind: 'attention' is not known"),
+        (
+            ["--config.model.name=wmm"],
+            "config.model.name: 'wmm' is not known; choose one of wm, hm, hmm",
+        ),
+        (
+            ["--config.model.mixer.kind=attention"],
+            "config.model.mixer.kind: 'attention' is not known",
+        ),
         (["--config.model.mixer.num_heads=3"], "3 heads do not divide d_att = 8"),
         (["--config.model.drop_type=t9"], "'t9' is no type of 'tiny'"),
         (["--config.optim.network.name=adamm"], "'adamm'"),
-        (["--config.optim.network.learning_rate=-1"], "config.optim.network.learning_rate: -1.0 is out of range"),
-        (["--config.optim.network.learning_rate=fast"], "could not convert string to float: 'fast'"),
+        (
+            ["--config.optim.network.learning_rate=-1"],
+            "config.optim.network.learning_rate: -1.0 is out of range",
+        ),
+        (
+            ["--config.optim.network.learning_rate=fast"],
+            "could not convert string to float: 'fast'",
+        ),
         (["--config.optim.network.lr=0.1"], "lr"),
         (["--config.model.hidden=()"], "config.model.hidden: () must be positive widths"),
         (["--config.seed=-1"], "config.seed: -1 is out of range"),
@@ -322,8 +390,14 @@ def test_patience_plateau_and_the_best_state(home):
             ["--config.model.name=dcnv2", "--config.model.mixer.kind=graph"],
             "error: --config.model.mixer.kind=graph: it has no effect on dcnv2; leave it out",
         ),
-        (["--config.model.name=edcn", "--config.model.drop_type=t1"], "no meaning for edcn without types"),
-        (["--config.optim.network.learning_rate=inf"], "config.optim.network.learning_rate: inf is out of range"),
+        (
+            ["--config.model.name=edcn", "--config.model.drop_type=t1"],
+            "no meaning for edcn without types",
+        ),
+        (
+            ["--config.optim.network.learning_rate=inf"],
+            "config.optim.network.learning_rate: inf is out of range",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(home, capsys, changes, message):
@@ -341,12 +415,21 @@ def test_a_model_without_types_on_typed_data(home, capsys):
     result = json.loads((home / "untyped" / "metrics.json").read_text())
     assert "types" not in result["test"] and "am" not in result["test"]
     assert 0.55 < result["test"]["auc"] < result["test"]["bayes"]["auc"]
-    assert pq.read_schema(home / "untyped/predictions/test.parquet").names == ["row", "label", "ftype", "p"]
+    assert pq.read_schema(home / "untyped/predictions/test.parquet").names == [
+        "row",
+        "label",
+        "ftype",
+        "p",
+    ]
 
 
 @pytest.mark.parametrize("name,types", [("dcnv2", 0), ("deepfm", 4)])
 def test_a_baseline_trains_and_is_evaluated(home, name, types):
-    more = [f"--config.model.type_aware={bool(types)}", "--config.model.hidden=(8,)", f"--config={TINY}:{name}"]
+    more = [
+        f"--config.model.type_aware={bool(types)}",
+        "--config.model.hidden=(8,)",
+        f"--config={TINY}:{name}",
+    ]
     assert train.main(["train", f"--workdir={name}", *more]) == 0
     arrays, results, _ = files(home / name)
     assert arrays["params/embedding"].shape[1] == 4 + types, "D, and a first-order weight a copy"
@@ -360,7 +443,9 @@ def test_a_model_that_does_not_fit_is_told_what_there_is(home, capsys):
     flags = ["--config.model.name=dnn", "--config.model.hidden=(2000000,2000000)"]
     assert train.main(arguments("huge", *flags)) == 2
     error = capsys.readouterr().err
-    said = re.search(r"takes up to about ([\d.]+) GiB .*, this machine has ([\d.]+) GiB; choose", error)
+    said = re.search(
+        r"takes up to about ([\d.]+) GiB .*, this machine has ([\d.]+) GiB; choose", error
+    )
     needed, there = said.groups()
     # Four times (parameter, two moments, gradient) the kernel of the second layer, at the least.
     assert float(needed) > 4 * 4 * 2e6**2 / 2**30 > float(there) > 0
@@ -394,7 +479,9 @@ def test_broken_data_are_named(home, capsys, tmp_path):
     assert "part-00000.parquet: not a complete Parquet file" in run()
     shard = fresh() / "train" / "part-00000.parquet"
     table = pq.read_table(shard)
-    worst = table.set_column(0, table.column_names[0], pa.array(np.full(table.num_rows, 10**8, np.int32)))
+    worst = table.set_column(
+        0, table.column_names[0], pa.array(np.full(table.num_rows, 10**8, np.int32))
+    )
     pq.write_table(worst.cast(table.schema), shard)
     assert "slot 'user_id' holds the id 100000000" in run()
     data = fresh()
@@ -410,11 +497,16 @@ def test_without_a_test_split_the_predictions_are_of_the_validation(home, tmp_pa
     shutil.copytree("data", tmp_path / "data", ignore=shutil.ignore_patterns("test"))
     assert train.main(arguments(tmp_path / "run", f"--config.data.dir={tmp_path / 'data'}")) == 0
     result = json.loads((tmp_path / "run/metrics.json").read_text())
-    assert "test" not in result and result["valid"] == json.loads((home / "run/metrics.json").read_text())["valid"]
+    assert (
+        "test" not in result
+        and result["valid"] == json.loads((home / "run/metrics.json").read_text())["valid"]
+    )
     (path,) = (tmp_path / "run/predictions").iterdir()
     assert path.name == "valid.parquet"
     table = pq.read_table(path)
-    assert metrics.auc(table["label"].to_numpy(), table["p"].to_numpy()) == pytest.approx(result["valid"]["auc"])
+    assert metrics.auc(table["label"].to_numpy(), table["p"].to_numpy()) == pytest.approx(
+        result["valid"]["auc"]
+    )
 
 
 def test_a_workdir_that_cannot_be_used(home, capsys, tmp_path):
@@ -434,8 +526,16 @@ def test_a_workdir_that_cannot_be_used(home, capsys, tmp_path):
         (evaluate, ["--workdir=run", "--split=tests"], "choose one of test, train, valid"),
         (evaluate, [], "--workdir: it is required"),
         (evaluate, ["--wrokdir=run"], "did you mean --workdir?"),
-        (predict, ["--workdir=run", "--input=nowhere", "--output=x.csv"], "--input=nowhere: no such file or directory"),
-        (predict, ["--workdir=run", "--input=data/test", "--output=x.txt"], "the ending must be .parquet or .csv"),
+        (
+            predict,
+            ["--workdir=run", "--input=nowhere", "--output=x.csv"],
+            "--input=nowhere: no such file or directory",
+        ),
+        (
+            predict,
+            ["--workdir=run", "--input=data/test", "--output=x.txt"],
+            "the ending must be .parquet or .csv",
+        ),
         (
             predict,
             ["--workdir=run", "--input=data/test", "--output=no/x.csv"],
@@ -464,7 +564,10 @@ def test_help_names_every_field(capsys):
         assert "Flags:" in capsys.readouterr().out
     train.main(["x", "--help"])
     out = capsys.readouterr().out
-    assert "optim.embedding.updates = 'lazy'" in out and "optim.{embedding,network}.learning_rate = 0.001" in out
+    assert (
+        "optim.embedding.updates = 'lazy'" in out
+        and "optim.{embedding,network}.learning_rate = 0.001" in out
+    )
 
 
 def test_split_of_a_whole_run_is_complete(home):

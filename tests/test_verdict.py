@@ -27,7 +27,9 @@ def prepared(**slots):
 def test_verdict_of_what_was_learnt():
     label, score = rows()
     report = split_report.make(label, sigmoid(score - 1))
-    line = verdict.line(report, prepared(bad={"unknown": {"valid": 0.9}}), {"embedding": 0.0, "network": 0.5})
+    line = verdict.line(
+        report, prepared(bad={"unknown": {"valid": 0.9}}), {"embedding": 0.0, "network": 0.5}
+    )
     gained = 1 - report["logloss"] / report["constant"]["logloss"]
     assert f"{gained:.0%} of its nats learnt" in line and f"AUC {report['auc']:.4f}" in line
     assert 0.03 < gained < 0.9 and "likely" not in line
@@ -47,7 +49,10 @@ def test_verdict_names_the_likely_causes():
         age={"unknown": {"train": 0.0}, "min": 1.0, "max": 99.0, "encoding": "log1p"},
     )
     line = verdict.line(report, found, {"embedding": 0.0, "network": 0.5})
-    assert line.startswith("verdict: no better than a constant predictor (logloss ") and "\n" not in line
+    assert (
+        line.startswith("verdict: no better than a constant predictor (logloss ")
+        and "\n" not in line
+    )
     for cause in (
         "75% of slot 'user'",
         "'price' reaches 5000",
@@ -57,5 +62,9 @@ def test_verdict_names_the_likely_causes():
         assert cause in line
     assert "fine" not in line and "age" not in line and "labels" not in line
     found["splits"]["train"]["clicks"] = 0
-    assert "labels of the training split are all the same" in verdict.line(report, found, {"network": 1e-3})
-    assert "nothing unusual" in verdict.line(report, prepared(), {"embedding": 1e-3, "network": 0.1})
+    assert "labels of the training split are all the same" in verdict.line(
+        report, found, {"network": 1e-3}
+    )
+    assert "nothing unusual" in verdict.line(
+        report, prepared(), {"embedding": 1e-3, "network": 0.1}
+    )

@@ -14,13 +14,20 @@ from emofm_jax.errors import UserError
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.lists(st.sampled_from(["a", "b", "c", "é", "aa", None, "9", "10"]), max_size=30), max_size=5))
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["a", "b", "c", "é", "aa", None, "9", "10"]), max_size=30),
+        max_size=5,
+    )
+)
 def test_ids_follow_the_counts(pieces):
     counter = vocabulary.Counter()
     for piece in pieces:
         counter.add(pa.array(piece, pa.string()))
     expected = collections.Counter(v for piece in pieces for v in piece if v is not None)
-    order = sorted((v for v in expected if expected[v] >= 2), key=lambda v: (-expected[v], v.encode()))
+    order = sorted(
+        (v for v in expected if expected[v] >= 2), key=lambda v: (-expected[v], v.encode())
+    )
     found = counter.vocabulary(min_count=2)
     assert found.values.to_pylist() == order
     assert found.counts.to_pylist() == [expected[v] for v in order]
@@ -39,10 +46,14 @@ def test_pieces_merge_when_there_are_many(monkeypatch):
         counter.add(pa.array(row.tolist()))
         assert counter._pending_rows <= 60  # bounded by the distinct values, not by the rows
     found = counter.vocabulary(1)
-    assert dict(zip(found.values.to_pylist(), found.counts.to_pylist())) == collections.Counter(draws.ravel().tolist())
+    assert dict(zip(found.values.to_pylist(), found.counts.to_pylist())) == collections.Counter(
+        draws.ravel().tolist()
+    )
     # The index and the digest are built in pieces of 10 too.
     assert found.ids(found.values).tolist() == list(range(1, 51))
-    assert len({found.digest(), vocabulary.Vocabulary(found.values[::-1], found.counts).digest()}) == 2
+    assert (
+        len({found.digest(), vocabulary.Vocabulary(found.values[::-1], found.counts).digest()}) == 2
+    )
 
 
 def test_values_that_collide_are_parted(monkeypatch):
@@ -58,7 +69,9 @@ def test_values_that_collide_are_parted(monkeypatch):
 
 
 def test_an_equal_hash_is_not_an_equal_value(monkeypatch):
-    monkeypatch.setattr(vocabulary, "hash_values", lambda values, seed: np.full(len(values), 7, np.uint64))
+    monkeypatch.setattr(
+        vocabulary, "hash_values", lambda values, seed: np.full(len(values), 7, np.uint64)
+    )
     found = vocabulary.Vocabulary(pa.array(["known"]), pa.array([1]))
     assert found.ids(pa.array(["unknown", "known"])).tolist() == [0, 1]
 
@@ -83,7 +96,9 @@ def test_save_and_load(tmp_path):
 
 
 def test_digest_knows_where_values_end():
-    one, two = (vocabulary.Vocabulary(pa.array(v), pa.array([1, 1])) for v in (["ab", "c"], ["a", "bc"]))
+    one, two = (
+        vocabulary.Vocabulary(pa.array(v), pa.array([1, 1])) for v in (["ab", "c"], ["a", "bc"])
+    )
     assert one.digest() != two.digest()
 
 

@@ -20,25 +20,43 @@ def test_a_process_that_dies_fails_its_run_and_another_takes_over(tmp_path, monk
     code += " if run['seed']: os.kill(os.getpid(), 9)\n"
     code += " print(json.dumps({'line': {'point': run['point'], 'seed': run['seed'], 'status': 'ok'}}), flush=True)"
     start = subprocess.Popen
-    monkeypatch.setattr(processes.subprocess, "Popen", lambda command, **kw: start([sys.executable, "-c", code], **kw))
+    monkeypatch.setattr(
+        processes.subprocess,
+        "Popen",
+        lambda command, **kw: start([sys.executable, "-c", code], **kw),
+    )
     groups = [
         [
-            {"point": p, "seed": s, "overrides": {}, "config": {}, "workdir": str(tmp_path / f"{p}-{s}"), "place": ""}
+            {
+                "point": p,
+                "seed": s,
+                "overrides": {},
+                "config": {},
+                "workdir": str(tmp_path / f"{p}-{s}"),
+                "place": "",
+            }
             for s in (0, 1)
         ]
         for p in "ab"
     ]
     with open(os.devnull) as lock:
         found = {
-            (r["line"]["point"], r["line"]["seed"]): r["line"] for r in processes.execute_all(groups, 2, lock.fileno())
+            (r["line"]["point"], r["line"]["seed"]): r["line"]
+            for r in processes.execute_all(groups, 2, lock.fileno())
         }
     assert [found[p, 0]["status"] for p in "ab"] == ["ok", "ok"]
-    assert all("exit code -9 (killed, perhaps for want of memory)" in found[p, 1]["error"] for p in "ab")
+    assert all(
+        "exit code -9 (killed, perhaps for want of memory)" in found[p, 1]["error"] for p in "ab"
+    )
 
 
 def test_a_process_that_is_stopped_stops_the_sweep(tmp_path, monkeypatch):
     code, start = "import os\ninput()\nos.kill(os.getpid(), 15)", subprocess.Popen
-    monkeypatch.setattr(processes.subprocess, "Popen", lambda command, **kw: start([sys.executable, "-c", code], **kw))
+    monkeypatch.setattr(
+        processes.subprocess,
+        "Popen",
+        lambda command, **kw: start([sys.executable, "-c", code], **kw),
+    )
     with open(os.devnull) as lock, pytest.raises(SystemExit) as stop:
         list(processes.execute_all([[{}], [{}]], 2, lock.fileno()))
     assert stop.value.code == 128 + signal.SIGTERM
@@ -46,9 +64,19 @@ def test_a_process_that_is_stopped_stops_the_sweep(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("order", [signal.SIGTERM, signal.SIGINT])
 def test_a_sweep_that_is_stopped_ends_with_its_processes(tmp_path, order):
-    command = [sys.executable, "-m", "emofm_jax.sweep", f"--config={SWEEP}", "--workdir=stopped", "--jobs=2"]
+    command = [
+        sys.executable,
+        "-m",
+        "emofm_jax.sweep",
+        f"--config={SWEEP}",
+        "--workdir=stopped",
+        "--jobs=2",
+    ]
     command.append("--config.train.epochs=100000")
-    pipes, end = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}, time.monotonic() + 120
+    pipes, end = (
+        {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
+        time.monotonic() + 120,
+    )
     with subprocess.Popen(command, cwd=tmp_path, process_group=0, **pipes) as process:
         try:
             while not (begun := list(tmp_path.glob("stopped/runs/*/*/log.jsonl"))):
@@ -88,7 +116,9 @@ sys.exit(workers.main())
 def test_a_process_stays_on_its_processor_and_ends_though_the_order_to_stop_is_lost():
     cpu = min(os.sched_getaffinity(0))
     command = [sys.executable, "-c", LOST, str(cpu)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         try:
             process.stdin.write("{}\n")
             process.stdin.flush()
@@ -98,7 +128,9 @@ def test_a_process_stays_on_its_processor_and_ends_though_the_order_to_stop_is_l
             process.kill()
 
 
-@pytest.mark.parametrize(("jobs", "shares"), [(1, [{3, 5, 6}]), (2, [{3, 6}, {5}]), (4, [{3, 5, 6}] * 4)])
+@pytest.mark.parametrize(
+    ("jobs", "shares"), [(1, [{3, 5, 6}]), (2, [{3, 6}, {5}]), (4, [{3, 5, 6}] * 4)]
+)
 def test_processes_have_processors_of_their_own_where_there_are_enough(monkeypatch, jobs, shares):
     monkeypatch.setattr(processes.os, "sched_getaffinity", lambda _: {5, 3, 6}, raising=False)
     assert processes._shares(jobs) == shares

@@ -82,9 +82,13 @@ def to_rows(table: pa.Table, schema: Schema) -> Rows:
             ids[:, column] = np.where(missing, offset, offset + 1)
             value[:, column] = np.where(missing, 1.0, number)
         elif slot.kind == "multi":
-            ids[:, column : column + width], length = pad_bags(cells, width, int(offset), schema.num_rows)
+            ids[:, column : column + width], length = pad_bags(
+                cells, width, int(offset), schema.num_rows
+            )
             if slot.pooling == "mean":
-                value[:, column : column + width] = (1.0 / np.maximum(length, 1)).astype(np.float32)[:, None]
+                value[:, column : column + width] = (1.0 / np.maximum(length, 1)).astype(
+                    np.float32
+                )[:, None]
         else:
             np.add(cells.to_numpy(), offset, out=ids[:, column], casting="unsafe")
         column += width
@@ -97,7 +101,9 @@ def to_rows(table: pa.Table, schema: Schema) -> Rows:
         value,
         np.zeros(n, np.float32) if label is None else label.astype(np.float32),
         # A null type makes the column float with NaN.
-        np.full(n, -1, np.int32) if ftype is None else np.nan_to_num(ftype, nan=-1).astype(np.int32),
+        np.full(n, -1, np.int32)
+        if ftype is None
+        else np.nan_to_num(ftype, nan=-1).astype(np.int32),
         np.ones(n, np.float32) if weight is None else weight.astype(np.float32),
         None if key is None else key.astype(np.int64),
     )
@@ -171,18 +177,24 @@ def read(
             if len(rest.label) < batch_size:
                 continue
             done += batch_size
-            yield HostBatch(pad(rest, batch_size, num_devices, schema.num_rows), batch_size, done, rest.gauc_key)
+            yield HostBatch(
+                pad(rest, batch_size, num_devices, schema.num_rows), batch_size, done, rest.gauc_key
+            )
             rest = None
         whole = len(order) // batch_size * batch_size
         for at in range(0, whole, batch_size):
             part = rows.take(order[at : at + batch_size])
             done += batch_size
-            yield HostBatch(pad(part, batch_size, num_devices, schema.num_rows), batch_size, done, part.gauc_key)
+            yield HostBatch(
+                pad(part, batch_size, num_devices, schema.num_rows), batch_size, done, part.gauc_key
+            )
         if whole < len(order):
             rest = rows.take(order[whole:])
     if rest is not None:
         n = len(rest.label)
-        yield HostBatch(pad(rest, batch_size, num_devices, schema.num_rows), n, done + n, rest.gauc_key)
+        yield HostBatch(
+            pad(rest, batch_size, num_devices, schema.num_rows), n, done + n, rest.gauc_key
+        )
 
 
 def prefetch(items: Iterator, depth: int, transform: Callable = lambda item: item) -> Iterator:
@@ -226,7 +238,9 @@ def prefetch(items: Iterator, depth: int, transform: Callable = lambda item: ite
         thread.join()
 
 
-def _windows(split: Split, shuffle_rows: int, seed: int, epoch: int, window_rows: int) -> list[tuple[list[int], int]]:
+def _windows(
+    split: Split, shuffle_rows: int, seed: int, epoch: int, window_rows: int
+) -> list[tuple[list[int], int]]:
     """([row groups], rows) of each window, in the order of the epoch."""
     order = np.arange(len(split.row_groups))
     if shuffle_rows:

@@ -29,10 +29,15 @@ class Moments:
             return
         mean, total = numbers.mean(), self.count + len(numbers)
         # Chan's update: sums of squares around the mean, which do not cancel as sums of raw squares do.
-        self._squares += ((numbers - mean) ** 2).sum() + (mean - self._mean) ** 2 * self.count * len(numbers) / total
+        self._squares += ((numbers - mean) ** 2).sum() + (
+            mean - self._mean
+        ) ** 2 * self.count * len(numbers) / total
         self._mean += (mean - self._mean) * len(numbers) / total
         self.count = total
-        self.smallest, self.largest = min(self.smallest, numbers.min()), max(self.largest, numbers.max())
+        self.smallest, self.largest = (
+            min(self.smallest, numbers.min()),
+            max(self.largest, numbers.max()),
+        )
 
     def mean_and_std(self) -> tuple[float, float]:
         """The mean and the population's standard deviation; 1 in place of a deviation of 0."""
@@ -46,7 +51,9 @@ def count_ids(schema: Schema, table: pa.Table) -> dict[str, pa.StructArray]:
     for slot in schema.slots:
         if not slot.is_numeric:
             column = table[slot.name].combine_chunks()
-            counted[slot.name] = pc.value_counts(column.flatten() if slot.kind == "multi" else column)
+            counted[slot.name] = pc.value_counts(
+                column.flatten() if slot.kind == "multi" else column
+            )
     return counted
 
 
@@ -64,14 +71,18 @@ class Tally:
         self._numbers: dict[str, Moments] = {}
         self._types: dict[str, np.ndarray] = {}
 
-    def add(self, split: str, table: pa.Table, ids: dict[str, pa.StructArray] | None = None) -> None:
+    def add(
+        self, split: str, table: pa.Table, ids: dict[str, pa.StructArray] | None = None
+    ) -> None:
         """Counts encoded rows of a split; `ids` is what `count_ids` made of the same table, if it was called before."""
         ids = count_ids(self.schema, table) if ids is None else ids
         for slot in self.schema.slots:
             if slot.is_numeric:
                 if split == "train":
                     column = table[slot.name].combine_chunks()
-                    self._numbers.setdefault(slot.name, Moments()).add(column.fill_null(np.nan).to_numpy(False))
+                    self._numbers.setdefault(slot.name, Moments()).add(
+                        column.fill_null(np.nan).to_numpy(False)
+                    )
                 continue
             if (split, slot.name) not in self._ids:
                 self._ids[split, slot.name] = np.zeros(slot.rows, np.int32)
@@ -79,7 +90,11 @@ class Tally:
             values, counts = ids[slot.name].field(0).to_numpy(), ids[slot.name].field(1).to_numpy()
             self._ids[split, slot.name][values] += counts.astype(np.int32)
         label = table["label"].to_numpy()
-        ftype = table["ftype"].fill_null(-1).to_numpy() if self.schema.types else np.zeros(len(label), np.int64)
+        ftype = (
+            table["ftype"].fill_null(-1).to_numpy()
+            if self.schema.types
+            else np.zeros(len(label), np.int64)
+        )
         types = max(self.schema.num_types + 1, 1) if self.schema.types else 1
         counts = self._types.setdefault(split, np.zeros((2, types), np.int64))
         which = np.where(ftype < 0, types - 1, ftype)  # the last one is for rows of unknown type
@@ -102,7 +117,9 @@ class Tally:
         """
         return {
             "slots": {slot.name: self._slot(slot) for slot in schema.slots},
-            "splits": {split: self._split(split) for split in shards.SPLITS if split in self._types},
+            "splits": {
+                split: self._split(split) for split in shards.SPLITS if split in self._types
+            },
         }
 
     def _slot(self, slot) -> dict:
@@ -159,23 +176,38 @@ def as_text(report: dict) -> str:
     for split, found in report["splits"].items():
         rejected = sum(found["rejected"].values())
         rate = found["clicks"] / max(found["rows"], 1)
-        lines.append(f"{split:12s} {found['rows']:11,d} {rejected:9,d} {found['clicks']:10,d} {rate:10.4f}")
+        lines.append(
+            f"{split:12s} {found['rows']:11,d} {rejected:9,d} {found['clicks']:10,d} {rate:10.4f}"
+        )
         for name, counts in found["types"].items():
             if counts["rows"]:
                 rate = counts["clicks"] / counts["rows"]
-                lines.append(f"  {name:10s} {counts['rows']:11,d} {'':9s} {counts['clicks']:10,d} {rate:10.4f}")
+                lines.append(
+                    f"  {name:10s} {counts['rows']:11,d} {'':9s} {counts['clicks']:10,d} {rate:10.4f}"
+                )
         for kind, number in found["rejected"].items():
             lines.append(f"  rejected for its {kind}: {number:,d}")
     width = max(len(name) for name in [*report["slots"], "slot"])
-    lines += ["", f"{'slot':{width}s} {'kind':11s} {'encoding':11s} {'rows':>10s} {'distinct':>10s} {'top value':>9s}"]
-    lines[-1] += "".join(f"{'new in ' + split:>14s}" for split in shards.SPLITS[1:] if split in report["splits"])
+    lines += [
+        "",
+        f"{'slot':{width}s} {'kind':11s} {'encoding':11s} {'rows':>10s} {'distinct':>10s} {'top value':>9s}",
+    ]
+    lines[-1] += "".join(
+        f"{'new in ' + split:>14s}" for split in shards.SPLITS[1:] if split in report["splits"]
+    )
     for name, slot in report["slots"].items():
         start = f"{name:{width}s} {slot['kind']:11s} {slot['encoding']:11s} {slot['rows']:10,d}"
         if slot["distinct"] is None:
             numbers = [slot[key] for key in ("min", "mean", "max")]
-            said = "no number" if numbers[0] is None else "min {:.6g}, mean {:.6g}, max {:.6g}".format(*numbers)
+            said = (
+                "no number"
+                if numbers[0] is None
+                else "min {:.6g}, mean {:.6g}, max {:.6g}".format(*numbers)
+            )
             lines.append(f"{start} {said}, missing {slot['unknown']['train']:.2%}")
             continue
-        new = "".join(f"{share:14.2%}" for split, share in slot["unknown"].items() if split != "train")
+        new = "".join(
+            f"{share:14.2%}" for split, share in slot["unknown"].items() if split != "train"
+        )
         lines.append(f"{start} {slot['distinct']:10,d} {slot['top_share']:9.2%}{new}")
     return "\n".join(lines)

@@ -27,7 +27,9 @@ _ABSENT = ("", "-")  # spellings of a label or type that is not known
 
 def load_vocabularies(schema: Schema, directory: Path) -> dict[str, Vocabulary]:
     """The vocabularies that a schema needs, by the slot that owns the rows, from beside its shards."""
-    owners = [slot.name for slot in schema.slots if slot.encoding == "vocabulary" and not slot.share]
+    owners = [
+        slot.name for slot in schema.slots if slot.encoding == "vocabulary" and not slot.share
+    ]
     return {name: vocabulary_lib.load(directory, name) for name in owners}
 
 
@@ -45,7 +47,9 @@ class Encoder:
         for vocabulary in vocabularies.values():
             vocabulary.ids(pa.array([""]))  # builds its index, before threads share it
 
-    def encode(self, columns: Mapping[str, pa.Array], labelled: bool = True) -> tuple[pa.Table, list[BadRow]]:
+    def encode(
+        self, columns: Mapping[str, pa.Array], labelled: bool = True
+    ) -> tuple[pa.Table, list[BadRow]]:
         """Encodes the rows of a chunk.
 
         Args:
@@ -57,7 +61,9 @@ class Encoder:
         """
         bad: dict[int, tuple[str, str]] = {}
         num_rows = len(next(iter(columns.values())))
-        encoded = {slot.name: self.slot(slot, columns[slot.name], bad) for slot in self.schema.slots}
+        encoded = {
+            slot.name: self.slot(slot, columns[slot.name], bad) for slot in self.schema.slots
+        }
         encoded["label"] = _label(columns.get("label"), num_rows, bad if labelled else {})
         if self.schema.types:
             encoded["ftype"] = self._ftype(columns.get("ftype"), num_rows, bad if labelled else {})
@@ -67,7 +73,9 @@ class Encoder:
             encoded["weight"] = _weight(columns.get("weight"), num_rows, bad if labelled else {})
         if self.schema.has_gauc_key:
             encoded["gauc_key"] = _gauc_key(columns.get("gauc_key"), num_rows)
-        table = pa.table([encoded[name] for name in self.arrow_schema.names], schema=self.arrow_schema)
+        table = pa.table(
+            [encoded[name] for name in self.arrow_schema.names], schema=self.arrow_schema
+        )
         if bad:
             good = np.ones(num_rows, bool)
             good[list(bad)] = False
@@ -84,10 +92,14 @@ class Encoder:
         if slot.kind == "multi":
             column, row_of = cut_bags(column, slot.max_length)
             offsets = np.searchsorted(row_of, np.arange(len(column) + 1)).astype(np.int32)
-            return pa.ListArray.from_arrays(pa.array(offsets), pa.array(self._ids(slot, column.flatten(), bad, row_of)))
+            return pa.ListArray.from_arrays(
+                pa.array(offsets), pa.array(self._ids(slot, column.flatten(), bad, row_of))
+            )
         return pa.array(self._ids(slot, column, bad, None))
 
-    def _ids(self, slot: Slot, values: pa.Array, bad: dict, row_of: np.ndarray | None) -> np.ndarray:
+    def _ids(
+        self, slot: Slot, values: pa.Array, bad: dict, row_of: np.ndarray | None
+    ) -> np.ndarray:
         """i32[n]: the distinct values are encoded once."""
         coded = values if isinstance(values, pa.DictionaryArray) else values.dictionary_encode()
         distinct = as_values(coded.dictionary)
@@ -113,10 +125,16 @@ class Encoder:
         text = as_text(column)
         index = pc.index_in(text, pa.array(self.schema.types, pa.string()))
         absent = pc.is_in(text, pa.array([None, *_ABSENT], pa.string()))
-        for i in np.flatnonzero(pc.and_(pc.is_null(index), pc.invert(absent)).to_numpy(zero_copy_only=False)):
+        for i in np.flatnonzero(
+            pc.and_(pc.is_null(index), pc.invert(absent)).to_numpy(zero_copy_only=False)
+        ):
             known = ", ".join(self.schema.types)
             bad.setdefault(
-                int(i), ("type", f"the type {text[int(i)].as_py()!r} is not one of config.prepare.types ({known})")
+                int(i),
+                (
+                    "type",
+                    f"the type {text[int(i)].as_py()!r} is not one of config.prepare.types ({known})",
+                ),
             )
         return index.cast(pa.int8())
 
@@ -128,7 +146,10 @@ def row_ids(column: pa.Array, kind: str, bad: dict[int, tuple[str, str]]) -> pa.
     text = as_text(column)
     fits = pc.match_substring_regex(text, r"^-?\d{1,18}$").fill_null(True)
     for i in np.flatnonzero(~fits.to_numpy(zero_copy_only=False)).tolist():
-        bad.setdefault(i, ("row id", f"the row id is {text[i].as_py()!r}; it must be an integer, as in training"))
+        bad.setdefault(
+            i,
+            ("row id", f"the row id is {text[i].as_py()!r}; it must be an integer, as in training"),
+        )
     return pc.if_else(fits, text, pa.scalar(None, pa.string())).cast(pa.int64())
 
 
@@ -141,15 +162,21 @@ def parse_numbers(column: pa.Array, name: str, bad: dict[int, tuple[str, str]]) 
         numbers = column.cast(pa.float64())
         fits = pc.is_finite(numbers).fill_null(True) if is_text else None
     except pa.ArrowInvalid:
-        fits = pc.match_substring_regex(column, r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$").fill_null(True)
-        numbers = pc.utf8_ltrim(pc.if_else(fits, column, pa.scalar(None, pa.string())), "+").cast(pa.float64())
+        fits = pc.match_substring_regex(
+            column, r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+        ).fill_null(True)
+        numbers = pc.utf8_ltrim(pc.if_else(fits, column, pa.scalar(None, pa.string())), "+").cast(
+            pa.float64()
+        )
     if fits is not None and not pc.all(fits, min_count=0).as_py():
         for i in np.flatnonzero(~fits.to_numpy(zero_copy_only=False)).tolist():
             bad.setdefault(i, ("number", f"{name!r} is numeric but holds {column[i].as_py()!r}"))
     numbers = numbers.fill_null(np.nan).to_numpy(zero_copy_only=False)
     with np.errstate(over="ignore"):
         for i in np.flatnonzero(np.isinf(numbers.astype(np.float32))).tolist():
-            bad.setdefault(i, ("number", f"{name!r} holds {column[i].as_py()!r}, which is not finite"))
+            bad.setdefault(
+                i, ("number", f"{name!r} holds {column[i].as_py()!r}, which is not finite")
+            )
     return numbers
 
 
@@ -207,7 +234,9 @@ def _weight(column: pa.Array | None, num_rows: int, bad: dict) -> pa.Array:
         return pa.array(np.ones(num_rows, np.float32))
     numbers = parse_numbers(column, "weight", bad)
     for i in np.flatnonzero(~(numbers >= 0)).tolist():
-        bad.setdefault(i, ("weight", f"the weight is {column[i].as_py()!r}; it must be a number of at least 0"))
+        bad.setdefault(
+            i, ("weight", f"the weight is {column[i].as_py()!r}; it must be a number of at least 0")
+        )
     return pa.array(np.where(numbers >= 0, numbers, 0).astype(np.float32))
 
 
@@ -238,7 +267,9 @@ class EncodedChunk:
     row_id: pa.Array
 
 
-def read_encoded(schema: Schema, directory: Path, path: Path, labelled: bool = False) -> Iterator[EncodedChunk]:
+def read_encoded(
+    schema: Schema, directory: Path, path: Path, labelled: bool = False
+) -> Iterator[EncodedChunk]:
     """Reads raw rows, of the format that the schema's recipe says, and encodes them.
 
     Args:
@@ -251,7 +282,9 @@ def read_encoded(schema: Schema, directory: Path, path: Path, labelled: bool = F
       UserError: missing or damaged file, columns that do not fit the recipe. A bad row is no error here.
     """
     if schema.recipe["format"] not in formats.FORMATS:
-        raise UserError(f"{path}: {schema.recipe['format']} data has no raw rows; name a directory of shards")
+        raise UserError(
+            f"{path}: {schema.recipe['format']} data has no raw rows; name a directory of shards"
+        )
     if not Path(path).exists():
         raise UserError(f"{path}: no such file or directory; name the rows to predict")
     encoder = Encoder(schema, load_vocabularies(schema, directory))
@@ -262,10 +295,14 @@ def read_encoded(schema: Schema, directory: Path, path: Path, labelled: bool = F
         yield encoded
 
 
-def _keep_places(encoder: Encoder, chunk: formats.Chunk, labelled: bool, position: int) -> EncodedChunk:
+def _keep_places(
+    encoder: Encoder, chunk: formats.Chunk, labelled: bool, position: int
+) -> EncodedChunk:
     table, bad = encoder.encode(chunk.columns, labelled)
     lines = np.concatenate([chunk.lines, np.array([b.line for b in chunk.bad], np.int64)])
-    place = np.empty(len(lines), np.int64)  # place[i]: where row i of (readable rows, then bad rows) stands
+    place = np.empty(
+        len(lines), np.int64
+    )  # place[i]: where row i of (readable rows, then bad rows) stands
     place[np.argsort(lines, kind="stable")] = np.arange(len(lines))
     reasons: list[str | None] = [None] * len(lines)
     for row, _, reason in bad:
@@ -274,7 +311,9 @@ def _keep_places(encoder: Encoder, chunk: formats.Chunk, labelled: bool, positio
         reasons[place[len(chunk.lines) + i]] = f"{chunk.file}:{b.line}: {b.reason}"
     if encoder.schema.row_id:
         own = row_ids(chunk.columns["row_id"], encoder.schema.row_id, {})
-        row_id = pa.concat_arrays([own, pa.nulls(len(chunk.bad), own.type)]).take(pa.array(np.argsort(place)))
+        row_id = pa.concat_arrays([own, pa.nulls(len(chunk.bad), own.type)]).take(
+            pa.array(np.argsort(place))
+        )
     else:
         row_id = pa.array(position + np.arange(len(lines)))
     return EncodedChunk(table, np.array([r is None for r in reasons], bool), reasons, row_id)

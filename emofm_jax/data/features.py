@@ -32,7 +32,9 @@ def signature(schema: Schema) -> dict[str, dict]:
     return {slot.name: _describe(slot) for slot in schema.slots}
 
 
-def encode(encoder: Encoder, data: Mapping[str, Sequence] | pa.Table | pa.RecordBatch) -> dict[str, np.ndarray]:
+def encode(
+    encoder: Encoder, data: Mapping[str, Sequence] | pa.Table | pa.RecordBatch
+) -> dict[str, np.ndarray]:
     """Encodes raw values with the code that made the shards.
 
     Args:
@@ -73,7 +75,9 @@ def encode(encoder: Encoder, data: Mapping[str, Sequence] | pa.Table | pa.Record
     if bad:
         row = min(bad)
         more = f" ({len(bad):,} such rows)" if len(bad) > 1 else ""
-        raise UserError(f"data, row {row}: {bad[row][1]}{more}; correct it, or give None for a missing value")
+        raise UserError(
+            f"data, row {row}: {bad[row][1]}{more}; correct it, or give None for a missing value"
+        )
     return dict(zip(columns, encoded))
 
 
@@ -94,15 +98,25 @@ def check(schema: Schema, features: Mapping) -> int:
         kind = getattr(getattr(x, "dtype", None), "kind", None)
         where = f"features: slot {slot.name!r}"
         if kind is None or kind in "OSUT":
-            raise UserError(f"{where} is {_type_of(x)}, it must be an array {wanted}; scorer.encode takes raw values")
+            raise UserError(
+                f"{where} is {_type_of(x)}, it must be an array {wanted}; scorer.encode takes raw values"
+            )
         if x.dtype != (np.float32 if slot.is_numeric else np.int32):
             raise UserError(
                 f"{where} is {_type_of(x)}, it must be {wanted}; convert it, or give scorer.encode raw values"
             )
-        if x.ndim != (2 if slot.kind == "multi" else 1) or (slot.kind == "multi" and x.shape[1] != slot.max_length):
-            filled = ": bags are filled up with -1, as scorer.encode does" if slot.kind == "multi" else ""
+        if x.ndim != (2 if slot.kind == "multi" else 1) or (
+            slot.kind == "multi" and x.shape[1] != slot.max_length
+        ):
+            filled = (
+                ": bags are filled up with -1, as scorer.encode does"
+                if slot.kind == "multi"
+                else ""
+            )
             raise UserError(f"{where} has shape {x.shape}, it must be {wanted}{filled}; reshape it")
-    return _check_lengths("features", {slot.name: features[slot.name].shape[0] for slot in schema.slots})
+    return _check_lengths(
+        "features", {slot.name: features[slot.name].shape[0] for slot in schema.slots}
+    )
 
 
 def check_ids(schema: Schema, features: Mapping, valid: np.ndarray) -> None:
@@ -111,9 +125,13 @@ def check_ids(schema: Schema, features: Mapping, valid: np.ndarray) -> None:
         return
     row, column = (int(x) for x in np.argwhere(~valid)[0])
     slot = schema.slots[schema.column_slots[column]]
-    found = np.ravel(features[slot.name][row])[column - int(np.sum(schema.column_slots < schema.column_slots[column]))]
+    found = np.ravel(features[slot.name][row])[
+        column - int(np.sum(schema.column_slots < schema.column_slots[column]))
+    ]
     if slot.is_numeric:
-        raise UserError(f"features: slot {slot.name!r}, row {row}: {found} is not finite; a missing number is NaN")
+        raise UserError(
+            f"features: slot {slot.name!r}, row {row}: {found} is not finite; a missing number is NaN"
+        )
     padding = ", -1 for padding" if slot.kind == "multi" else ""
     raise UserError(
         f"features: slot {slot.name!r}, row {row}: the id {found} is out of range; its ids are 0 .. {slot.rows - 1}"
@@ -139,10 +157,14 @@ def pack(schema: Schema, features: Mapping, xp: ModuleType = np) -> tuple:
     rows = np.array([slot.rows for slot in schema.slots], np.int32)[slots]
     lowest = np.array([-1 if slot.kind == "multi" else 0 for slot in schema.slots], np.int32)[slots]
     inside = (local >= 0) & (local < rows)
-    ids = xp.where(inside, local + schema.offsets[slots].astype(np.int32), schema.num_rows).astype(np.int32)
+    ids = xp.where(inside, local + schema.offsets[slots].astype(np.int32), schema.num_rows).astype(
+        np.int32
+    )
     value = None
     if schema.has_values:
-        value = xp.concatenate([_values(slot, features[slot.name], xp) for slot in schema.slots], axis=1)
+        value = xp.concatenate(
+            [_values(slot, features[slot.name], xp) for slot in schema.slots], axis=1
+        )
     return ids, value, inside | (local == lowest)
 
 
@@ -170,8 +192,12 @@ def pad(features: Mapping[str, np.ndarray], schema: Schema, num_rows: int) -> di
     short = num_rows - len(features[schema.slots[0].name])
     if not short:
         return dict(features)
-    fill = lambda slot, x: np.full((short, *x.shape[1:]), -1 if slot.kind == "multi" else 0, x.dtype)
-    return {s.name: np.concatenate([features[s.name], fill(s, features[s.name])]) for s in schema.slots}
+    fill = lambda slot, x: np.full(
+        (short, *x.shape[1:]), -1 if slot.kind == "multi" else 0, x.dtype
+    )
+    return {
+        s.name: np.concatenate([features[s.name], fill(s, features[s.name])]) for s in schema.slots
+    }
 
 
 def example(schema: Schema, num_rows: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -207,7 +233,9 @@ def _values(slot, x, xp):
     if slot.kind != "multi":
         return xp.ones((x.shape[0], 1), np.float32)
     length = xp.maximum((x >= 0).sum(axis=1, keepdims=True), 1).astype(np.float32)
-    return xp.broadcast_to(1.0 / length if slot.pooling == "mean" else xp.ones_like(length), x.shape)
+    return xp.broadcast_to(
+        1.0 / length if slot.pooling == "mean" else xp.ones_like(length), x.shape
+    )
 
 
 def _as_feature(encoded: pa.Array | pa.ChunkedArray, slot: Slot) -> np.ndarray:
@@ -234,9 +262,13 @@ def _as_arrow(slot: Slot, values) -> pa.Array:
     try:
         column = pa.array(values, from_pandas=True)
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
-        raise UserError(f"{where} cannot be read ({' '.join(str(error).split())}); give values of one type") from None
+        raise UserError(
+            f"{where} cannot be read ({' '.join(str(error).split())}); give values of one type"
+        ) from None
     if pa.types.is_list(column.type) and slot.kind != "multi":
-        raise UserError(f"{where} holds lists, it has one value a row (it is {slot.kind}); give single values")
+        raise UserError(
+            f"{where} holds lists, it has one value a row (it is {slot.kind}); give single values"
+        )
     if pa.types.is_null(column.type):
         return column.cast(pa.list_(pa.string()) if slot.kind == "multi" else pa.string())
     return column
@@ -244,7 +276,9 @@ def _as_arrow(slot: Slot, values) -> pa.Array:
 
 def _as_mapping(where: str, given) -> Mapping:
     if not isinstance(given, Mapping):
-        raise UserError(f"{where}: a {type(given).__name__} is no mapping; give an array for each slot, by its name")
+        raise UserError(
+            f"{where}: a {type(given).__name__} is no mapping; give an array for each slot, by its name"
+        )
     return given
 
 
@@ -252,9 +286,13 @@ def _check_names(where: str, schema: Schema, given: Mapping, passed_over: Sequen
     names = [slot.name for slot in schema.slots]
     extra = [str(name) for name in given if name not in names and name not in passed_over]
     if extra:
-        near = difflib.get_close_matches(extra[0], [name for name in names if name not in given], n=1)
+        near = difflib.get_close_matches(
+            extra[0], [name for name in names if name not in given], n=1
+        )
         hint = f"did you mean {near[0]!r}?" if near else "leave it out"
-        raise UserError(f"{where}: {', '.join(map(repr, extra))} is no slot of {schema.name!r}; {hint}")
+        raise UserError(
+            f"{where}: {', '.join(map(repr, extra))} is no slot of {schema.name!r}; {hint}"
+        )
     if absent := [name for name in names if name not in given]:
         raise UserError(
             f"{where}: {len(absent)} of the {len(names)} slots of {schema.name!r} are absent: "
@@ -281,8 +319,17 @@ def _describe(slot: Slot) -> dict:
     if slot.is_numeric:
         dtype, missing = "float32", "NaN"
     elif slot.kind == "multi":
-        shape, missing = ["b", slot.max_length], "-1 from the end of the bag on; 0 = unknown element"
-    return {"dtype": dtype, "shape": shape, "kind": slot.kind, "rows": slot.rows, "missing": missing}
+        shape, missing = (
+            ["b", slot.max_length],
+            "-1 from the end of the bag on; 0 = unknown element",
+        )
+    return {
+        "dtype": dtype,
+        "shape": shape,
+        "kind": slot.kind,
+        "rows": slot.rows,
+        "missing": missing,
+    }
 
 
 def _in_words(slot: Slot) -> str:

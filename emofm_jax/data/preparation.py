@@ -45,7 +45,9 @@ def prepare(config: ConfigDict, progress: bool = True) -> dict:
       UserError: bad raw data or options. The directory is then as it was before.
     """
     if not config.data.dir:
-        raise UserError("config.data.dir: it is empty; name the directory that the shards shall be written to")
+        raise UserError(
+            "config.data.dir: it is empty; name the directory that the shards shall be written to"
+        )
     target = Path(config.data.dir)
     _check_replaceable(target)
     partial = target.with_name(target.name + ".partial")
@@ -53,7 +55,9 @@ def prepare(config: ConfigDict, progress: bool = True) -> dict:
     try:
         partial.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"config.data.dir: {target} cannot be written ({error.strerror}); name another") from None
+        raise UserError(
+            f"config.data.dir: {target} cannot be written ({error.strerror}); name another"
+        ) from None
     recipe = config.prepare.to_dict()
     show = progress and sys.stderr.isatty()
     try:
@@ -82,10 +86,15 @@ def _write(recipe: dict, directory: Path, name: str, show: bool) -> None:
     files = recipe_lib.files(recipe)
     first = next(iter(files.values()))[0]
     slots = recipe_lib.slots(recipe)
-    integer_row_id = recipe["format"] == "tabular" and recipe["row_id"] and tabular.integer_row_id(recipe, first)
+    integer_row_id = (
+        recipe["format"] == "tabular" and recipe["row_id"] and tabular.integer_row_id(recipe, first)
+    )
     has_row_id = recipe["format"] == "cti" or recipe["row_id"]
     types = _types(recipe, first)
-    schema_recipe, recipe = recipe, recipe | {"types": types}  # cti: every file must have the types of the first one
+    schema_recipe, recipe = (
+        recipe,
+        recipe | {"types": types},
+    )  # cti: every file must have the types of the first one
     slots, vocabularies = _learn(recipe, files, slots, directory, show)
     schema = Schema(
         name=name,
@@ -109,9 +118,13 @@ def _write(recipe: dict, directory: Path, name: str, show: bool) -> None:
     with ExitStack() as stack:
         writers = {s: stack.enter_context(shards.Writer(directory, s, schema)) for s in files if s}
         if not writers:
-            writers = {s: stack.enter_context(shards.Writer(directory, s, schema)) for s in shards.SPLITS}
+            writers = {
+                s: stack.enter_context(shards.Writer(directory, s, schema)) for s in shards.SPLITS
+            }
         for split, paths in files.items():
-            for chunk, table, bad, ids in _ahead(recipe, paths, work, f"{split} rows".strip(), show):
+            for chunk, table, bad, ids in _ahead(
+                recipe, paths, work, f"{split} rows".strip(), show
+            ):
                 good = np.ones(len(chunk.lines), bool)
                 good[[row for row, _, _ in bad]] = False
                 assigned = _assign(recipe, split, paths, chunk)
@@ -123,7 +136,9 @@ def _write(recipe: dict, directory: Path, name: str, show: bool) -> None:
                         tallies.add(part, rows, ids)
     tallies.rejected = {split: dict(writer.rejected) for split, writer in writers.items()}
     if not writers["train"].num_rows:
-        raise UserError(f"{first}: the train split has no row; check config.prepare.split and the files")
+        raise UserError(
+            f"{first}: the train split has no row; check config.prepare.split and the files"
+        )
     for split in ("valid", "test") if recipe["split"] == "day" else ():
         if recipe[f"{split}_days"] and not writers[split].num_rows:
             raise UserError(
@@ -151,7 +166,9 @@ def _learn(
 ) -> tuple[tuple[Slot, ...], dict[str, vocabulary.Vocabulary]]:
     """Completes the slots from the training rows: vocabularies (saved), means and the largest bucket."""
     counted = [s for s in slots if s.encoding == "vocabulary" and s.kind != "numeric"]
-    measured = [s for s in slots if s.transform == "standardize" or (s.transform == "bucket" and not s.rows)]
+    measured = [
+        s for s in slots if s.transform == "standardize" or (s.transform == "bucket" and not s.rows)
+    ]
     counters = {s.name: vocabulary.Counter() for s in counted if not s.share}
     moments = {s.name: counts_lib.Moments() for s in measured}
     if counted or measured:
@@ -214,10 +231,14 @@ def _assign(recipe: dict, split: str, paths: list[Path], chunk: formats.Chunk) -
     if split:
         return None
     days = encode.as_values(chunk.columns["_day"]).to_pylist() if recipe["split"] == "day" else None
-    return recipe_lib.split_of(recipe, [str(path) for path in paths].index(chunk.file), chunk.lines, days)
+    return recipe_lib.split_of(
+        recipe, [str(path) for path in paths].index(chunk.file), chunk.lines, days
+    )
 
 
-def _reject(rejects: "_Rejects", writers: dict, split: str, chunk: formats.Chunk, bad: list, assigned) -> None:
+def _reject(
+    rejects: "_Rejects", writers: dict, split: str, chunk: formats.Chunk, bad: list, assigned
+) -> None:
     """Hands bad rows to their writers; rows that no split could be found for count as training rows."""
     found: dict[str, list] = {}
     for b in chunk.bad:
@@ -227,7 +248,9 @@ def _reject(rejects: "_Rejects", writers: dict, split: str, chunk: formats.Chunk
         found.setdefault(part, []).append((int(chunk.lines[row]), kind, reason))
     for part, rows in found.items():
         rows.sort()
-        writers[part].reject(chunk.file, [r[0] for r in rows], [r[2] for r in rows], [r[1] for r in rows])
+        writers[part].reject(
+            chunk.file, [r[0] for r in rows], [r[2] for r in rows], [r[1] for r in rows]
+        )
         rejects.add(part, chunk.file, rows)
 
 

@@ -43,26 +43,42 @@ def slots(recipe: Mapping) -> tuple[Slot, ...]:
 def check_roles(recipe: Mapping) -> None:
     """Raises UserError on a role that the format's rows do not have (it would have no effect), or that they need."""
     kind = recipe["format"]
-    absent = {"tabular": (), "cti": ("ftype", "weight", "row_id"), "libsvm": ("ftype", "types", "weight", "row_id")}
+    absent = {
+        "tabular": (),
+        "cti": ("ftype", "weight", "row_id"),
+        "libsvm": ("ftype", "types", "weight", "row_id"),
+    }
     for field in absent[kind]:
         if recipe[field]:
-            raise UserError(f"config.prepare.{field}: {recipe[field]!r} has no effect on {kind} rows; leave it out")
+            raise UserError(
+                f"config.prepare.{field}: {recipe[field]!r} has no effect on {kind} rows; leave it out"
+            )
     if kind == "tabular" and not recipe["label"]:
         raise UserError("config.prepare.label: it is empty; name the column of labels")
     if kind == "tabular" and recipe["types"] and not recipe["ftype"]:
-        raise UserError("config.prepare.types: they have no effect without config.prepare.ftype; name its column")
+        raise UserError(
+            "config.prepare.types: they have no effect without config.prepare.ftype; name its column"
+        )
     if kind == "tabular" and recipe["split"] == "day" and not recipe["day_column"]:
-        raise UserError("config.prepare.day_column: it is empty; split=day needs the column that holds the day")
+        raise UserError(
+            "config.prepare.day_column: it is empty; split=day needs the column that holds the day"
+        )
     if kind == "cti" and recipe["split"] == "day" and recipe["day_column"] != "log_id":
-        raise UserError("config.prepare.day_column: cti rows have no other day column; set day_column to 'log_id'")
+        raise UserError(
+            "config.prepare.day_column: cti rows have no other day column; set day_column to 'log_id'"
+        )
     if kind == "libsvm" and recipe["split"] == "day":
-        raise UserError("config.prepare.split: libsvm rows have no day column; choose split=files or split=share")
+        raise UserError(
+            "config.prepare.split: libsvm rows have no day column; choose split=files or split=share"
+        )
 
 
 def members(spec) -> list[str]:
     """Names of slots from a name, a range as in `C1-C26`, or a list of these."""
     if not isinstance(spec, str | list | tuple):
-        raise UserError(f"config.prepare.groups: {spec!r} is no name of a slot; write it between quotes")
+        raise UserError(
+            f"config.prepare.groups: {spec!r} is no name of a slot; write it between quotes"
+        )
     if not isinstance(spec, str):
         return [name for part in spec for name in members(part)]
     found = _RANGE.fullmatch(spec)
@@ -70,7 +86,9 @@ def members(spec) -> list[str]:
         return [spec]
     prefix, first, last = found.groups()
     if int(first) > int(last):
-        raise UserError(f"config.prepare.groups: the range {spec!r} is empty; write the smaller number first")
+        raise UserError(
+            f"config.prepare.groups: the range {spec!r} is empty; write the smaller number first"
+        )
     return [f"{prefix}{i}" for i in range(int(first), int(last) + 1)]
 
 
@@ -82,17 +100,25 @@ def slot_options(recipe: Mapping, name: str) -> dict:
         if field not in options:
             raise UserError(f"{where}: there is no such field; known: {', '.join(sorted(options))}")
         if type(value) is not type(options[field]):
-            raise UserError(f"{where}: {value!r} must be of type {type(options[field]).__name__}; correct it")
+            raise UserError(
+                f"{where}: {value!r} must be of type {type(options[field]).__name__}; correct it"
+            )
         options[field] = value
     for field, known in _CHOICES.items():
         if options[field] not in known:
             known = ", ".join(known)
-            raise UserError(f"config.prepare.slot.{field}: slot {name!r} has {options[field]!r}; choose one of {known}")
+            raise UserError(
+                f"config.prepare.slot.{field}: slot {name!r} has {options[field]!r}; choose one of {known}"
+            )
     for field in ("min_count", "max_length"):
         if options[field] < 1:
-            raise UserError(f"config.prepare.slot.{field}: slot {name!r} has {options[field]}; it must be at least 1")
+            raise UserError(
+                f"config.prepare.slot.{field}: slot {name!r} has {options[field]}; it must be at least 1"
+            )
     if options["kind"] == "multi" and not options["separator"]:
-        raise UserError(f"config.prepare.slot.separator: slot {name!r} has none; name what stands between its values")
+        raise UserError(
+            f"config.prepare.slot.separator: slot {name!r} has none; name what stands between its values"
+        )
     return options
 
 
@@ -103,7 +129,9 @@ def _slot(recipe: Mapping, group: str, name: str, options: dict[str, dict]) -> S
     encoding = "identity" if numeric else owner["encoding"]
     rows = owner["rows"]
     if numeric and own["share"]:
-        raise UserError(f"config.prepare.slot.share: slot {name!r} is numeric; only slots of ids can share rows")
+        raise UserError(
+            f"config.prepare.slot.share: slot {name!r} is numeric; only slots of ids can share rows"
+        )
     if numeric and own["transform"] != "bucket":
         rows = 2
     elif encoding == "vocabulary":
@@ -135,13 +163,19 @@ def files(recipe: Mapping) -> dict[str, list[Path]]:
     """
     source = Path(recipe["source"])
     if not recipe["source"]:
-        raise UserError("config.prepare.source: it is empty; name the file or directory of the raw data")
+        raise UserError(
+            "config.prepare.source: it is empty; name the file or directory of the raw data"
+        )
     if not source.exists():
-        raise UserError(f"config.prepare.source: {str(source)!r} does not exist; name the raw data's file or directory")
+        raise UserError(
+            f"config.prepare.source: {str(source)!r} does not exist; name the raw data's file or directory"
+        )
     if recipe["split"] != "files":
         found = [source] if source.is_file() else raw_files(source)
         if not found:
-            raise UserError(f"config.prepare.source: {str(source)!r} holds no file; name the raw data's directory")
+            raise UserError(
+                f"config.prepare.source: {str(source)!r} holds no file; name the raw data's directory"
+            )
         return {"": found}
     if source.is_file():
         raise UserError(
@@ -157,7 +191,9 @@ def files(recipe: Mapping) -> dict[str, list[Path]]:
             )
         if pattern:
             found[split] = sorted(source.glob(pattern))
-            plain = [path.with_suffix("") if path.suffix in COMPRESSED else path for path in found[split]]
+            plain = [
+                path.with_suffix("") if path.suffix in COMPRESSED else path for path in found[split]
+            ]
             if twice := [path for path in plain if plain.count(path) > 1]:
                 raise UserError(
                     f"{twice[0]}: it is there plain and compressed; remove one, or set config.prepare.files.{split}"
@@ -196,11 +232,16 @@ def split_of(recipe: Mapping, file_index: int, lines: np.ndarray, days: list | N
     if recipe["split"] == "day":
         valid, test = set(map(str, recipe["valid_days"])), set(map(str, recipe["test_days"]))
         length = recipe["day_length"] or None
-        day_split = {day: 2 if str(day)[:length] in test else int(str(day)[:length] in valid) for day in set(days)}
+        day_split = {
+            day: 2 if str(day)[:length] in test else int(str(day)[:length] in valid)
+            for day in set(days)
+        }
         return np.array([day_split[day] for day in days], np.int8)
     edges = np.cumsum(recipe["shares"])[:2]
     key = np.uint64((recipe["seed"] * 0x9E3779B97F4A7C15 + (file_index << 40)) % 2**64)
-    uniform = (_mix(_mix(key + np.asarray(lines, np.uint64))) >> np.uint64(11)).astype(np.float64) / 2.0**53
+    uniform = (_mix(_mix(key + np.asarray(lines, np.uint64))) >> np.uint64(11)).astype(
+        np.float64
+    ) / 2.0**53
     return np.searchsorted(edges, uniform, side="right").astype(np.int8)
 
 
@@ -215,7 +256,9 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 def _pairs(groups) -> list[tuple[str, object]]:
     if not groups:
-        raise UserError("config.prepare.groups: there is no group; write ((group, (slot, ...)), ...)")
+        raise UserError(
+            "config.prepare.groups: there is no group; write ((group, (slot, ...)), ...)"
+        )
     for entry in groups:
         if isinstance(entry, str) or len(entry) != 2 or not isinstance(entry[0], str):
             raise UserError(

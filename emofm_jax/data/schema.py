@@ -27,7 +27,9 @@ POOLINGS = ("mean", "sum")
 TRANSFORMS = ("none", "log1p", "standardize", "bucket")
 # Names of the columns of a shard that are not slots.
 ROLE_COLUMNS = ("label", "ftype", "row_id", "weight", "gauc_key")
-MAX_ROWS = 2**31 - 2**27  # table rows are int32, and the step numbers its scratch rows from V upwards
+MAX_ROWS = (
+    2**31 - 2**27
+)  # table rows are int32, and the step numbers its scratch rows from V upwards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +157,11 @@ class Schema:
 
     def fingerprint(self) -> str:
         """16 hex digits of everything that decides what an id in a shard means (not counts, not the recipe)."""
-        body = {k: v for k, v in _to_dict(self).items() if k not in ("rows_per_type", "clicks_per_type", "recipe")}
+        body = {
+            k: v
+            for k, v in _to_dict(self).items()
+            if k not in ("rows_per_type", "clicks_per_type", "recipe")
+        }
         return xxhash.xxh3_64_hexdigest(json.dumps(body, sort_keys=True).encode())
 
     def save(self, directory: Path) -> None:
@@ -173,11 +179,17 @@ def load(directory: Path) -> Schema:
         body = json.loads(path.read_text())
         version = body.pop("format_version")
         if version != FORMAT_VERSION:
-            raise UserError(f"{path}: format version {version}, this program reads {FORMAT_VERSION}; prepare again")
+            raise UserError(
+                f"{path}: format version {version}, this program reads {FORMAT_VERSION}; prepare again"
+            )
         slots = tuple(Slot(**slot) for slot in body.pop("slots"))
-        return Schema(slots=slots, **{k: tuple(v) if isinstance(v, list) else v for k, v in body.items()})
+        return Schema(
+            slots=slots, **{k: tuple(v) if isinstance(v, list) else v for k, v in body.items()}
+        )
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; make it with `python -m emofm_jax.prepare`") from None
+        raise UserError(
+            f"{path}: no such file; make it with `python -m emofm_jax.prepare`"
+        ) from None
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a schema ({error}); prepare again") from None
 
@@ -190,7 +202,11 @@ def difference(ours: Schema, theirs: Schema) -> str:
     parts = [f"{k} {a[k]!r} against {b[k]!r}" for k in a if k not in skip and a[k] != b[k]]
     if list(slots_a) != list(slots_b):
         only_a, only_b = slots_a.keys() - slots_b.keys(), slots_b.keys() - slots_a.keys()
-        parts.append(f"slots {sorted(only_a)} against {sorted(only_b)}" if only_a or only_b else "order of slots")
+        parts.append(
+            f"slots {sorted(only_a)} against {sorted(only_b)}"
+            if only_a or only_b
+            else "order of slots"
+        )
     for name in slots_a.keys() & slots_b.keys():
         x, y = slots_a[name], slots_b[name]
         parts += [f"slot {name!r} {k} {x[k]!r} against {y[k]!r}" for k in x if x[k] != y[k]]
@@ -198,14 +214,20 @@ def difference(ours: Schema, theirs: Schema) -> str:
 
 
 def _to_dict(schema: Schema) -> dict:
-    return {"format_version": FORMAT_VERSION, **dataclasses.asdict(schema), "recipe": dict(schema.recipe)}
+    return {
+        "format_version": FORMAT_VERSION,
+        **dataclasses.asdict(schema),
+        "recipe": dict(schema.recipe),
+    }
 
 
 def _check(schema: Schema) -> None:
     """Raises UserError on a schema that cannot be laid out as one table."""
     where, by_name = f"schema {schema.name!r}", {}
     if not schema.slots:
-        raise UserError(f"{where}: it has no slot; name the slots of each group in config.prepare.groups")
+        raise UserError(
+            f"{where}: it has no slot; name the slots of each group in config.prepare.groups"
+        )
     for slot in schema.slots:
         for value, known, field in (
             (slot.kind, KINDS, "kind"),
@@ -214,15 +236,21 @@ def _check(schema: Schema) -> None:
             (slot.transform, TRANSFORMS, "transform"),
         ):
             if value not in known:
-                raise UserError(f"{where}: slot {slot.name!r} has {field} {value!r}; known: {', '.join(known)}")
+                raise UserError(
+                    f"{where}: slot {slot.name!r} has {field} {value!r}; known: {', '.join(known)}"
+                )
         if not slot.group:
-            raise UserError(f"{where}: slot {slot.name!r} is in no group; name it in config.prepare.groups")
+            raise UserError(
+                f"{where}: slot {slot.name!r} is in no group; name it in config.prepare.groups"
+            )
         if slot.name in by_name:
             raise UserError(f"{where}: slot {slot.name!r} stands twice; name it in one group only")
         if slot.name in ROLE_COLUMNS:
             raise UserError(f"{where}: a slot may not be called {slot.name!r}; rename the column")
         if slot.max_length < 1:
-            raise UserError(f"{where}: slot {slot.name!r} has max_length {slot.max_length}; it must be at least 1")
+            raise UserError(
+                f"{where}: slot {slot.name!r} has max_length {slot.max_length}; it must be at least 1"
+            )
         by_name[slot.name] = slot
     for slot in schema.slots:
         if slot.share:
@@ -234,11 +262,15 @@ def _check(schema: Schema) -> None:
                 )
             same = ("rows", "encoding", "seed", "digest")
             if [getattr(slot, k) for k in same] != [getattr(owner, k) for k in same]:
-                raise UserError(f"{where}: slots {slot.name!r} and {slot.share!r} share rows but differ in {same}")
+                raise UserError(
+                    f"{where}: slots {slot.name!r} and {slot.share!r} share rows but differ in {same}"
+                )
     order = [slot.group for slot in schema.slots]
     if order != [group for group in schema.groups for _ in range(order.count(group))]:
         raise UserError(f"{where}: the slots of a group must stand together")
     if len(set(schema.types)) != len(schema.types):
         raise UserError(f"{where}: a type stands twice in {list(schema.types)}")
     if schema.num_rows > MAX_ROWS:
-        raise UserError(f"{where}: {schema.num_rows} table rows; at most {MAX_ROWS} fit, use fewer hash rows")
+        raise UserError(
+            f"{where}: {schema.num_rows} table rows; at most {MAX_ROWS} fit, use fewer hash rows"
+        )

@@ -85,12 +85,18 @@ class Writer:
             rest = rows.slice(whole).take(pa.array(np.arange(self._pending_rows - whole)))
             self._pending, self._pending_rows = [rest], rest.num_rows
 
-    def reject(self, file: str, lines: list[int], reasons: list[str], kinds: list[str] | None = None) -> None:
+    def reject(
+        self, file: str, lines: list[int], reasons: list[str], kinds: list[str] | None = None
+    ) -> None:
         """Records rows that were left out: where they stood and why; `kinds` groups the reasons in the report."""
         if self._rejects is None:
             fields = [("file", pa.string()), ("line", pa.int64()), ("reason", pa.string())]
-            self._rejects = pq.ParquetWriter(self.path / "rejected.parquet", pa.schema(fields), compression="zstd")
-        self._rejects.write_table(pa.table({"file": [file] * len(lines), "line": lines, "reason": reasons}))
+            self._rejects = pq.ParquetWriter(
+                self.path / "rejected.parquet", pa.schema(fields), compression="zstd"
+            )
+        self._rejects.write_table(
+            pa.table({"file": [file] * len(lines), "line": lines, "reason": reasons})
+        )
         self.rejected.update(kinds or reasons)
 
     def __enter__(self) -> "Writer":
@@ -98,13 +104,21 @@ class Writer:
 
     def __exit__(self, error_type, error, traceback) -> None:
         if error_type is None and (self._pending_rows or not self._file_rows):
-            rest = pa.concat_tables(self._pending) if self._pending else self.arrow_schema.empty_table()
+            rest = (
+                pa.concat_tables(self._pending)
+                if self._pending
+                else self.arrow_schema.empty_table()
+            )
             self._write_group(rest.combine_chunks())
         for writer in (self._file, self._rejects):
             if writer is not None:
                 writer.close()
         if error_type is None:
-            counts = {"rows": self.num_rows, "files": self._file_rows, "rejected": dict(self.rejected)}
+            counts = {
+                "rows": self.num_rows,
+                "files": self._file_rows,
+                "rejected": dict(self.rejected),
+            }
             (self.path / "_SUCCESS").write_text(json.dumps(counts) + "\n")
 
     def _write_group(self, rows: pa.Table) -> None:
@@ -148,7 +162,9 @@ class Split:
         try:
             return pq.ParquetFile(self.files[file]).read_row_group(group, columns=columns)
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{self.files[file]}: row group {group} cannot be read ({error}); prepare again") from None
+            raise UserError(
+                f"{self.files[file]}: row group {group} cannot be read ({error}); prepare again"
+            ) from None
 
 
 def open_split(directory: Path, split: str, schema: Schema | None = None) -> Split:
@@ -165,25 +181,35 @@ def open_split(directory: Path, split: str, schema: Schema | None = None) -> Spl
     directory, path = Path(directory), Path(directory) / split
     ours = schema_lib.load(directory)
     if schema is not None and (differs := schema_lib.difference(schema, ours)):
-        raise UserError(f"{directory}: its shards have another schema ({differs}); prepare again or name another run")
+        raise UserError(
+            f"{directory}: its shards have another schema ({differs}); prepare again or name another run"
+        )
     if not path.is_dir():
-        raise UserError(f"{path}: no such split; prepare it, or choose one of {', '.join(_splits(directory))}")
+        raise UserError(
+            f"{path}: no such split; prepare it, or choose one of {', '.join(_splits(directory))}"
+        )
     try:
         counts = json.loads((path / "_SUCCESS").read_text())
         num_rows, file_rows = counts["rows"], counts["files"]
     except FileNotFoundError:
-        raise UserError(f"{path}: no _SUCCESS file, so the split is not complete; prepare again") from None
+        raise UserError(
+            f"{path}: no _SUCCESS file, so the split is not complete; prepare again"
+        ) from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}/_SUCCESS: not readable; prepare again") from None
     files = tuple(sorted(path.glob("part-*.parquet")))
     if len(files) != len(file_rows):
-        raise UserError(f"{path}: {len(files)} shards where _SUCCESS counts {len(file_rows)}; prepare again")
+        raise UserError(
+            f"{path}: {len(files)} shards where _SUCCESS counts {len(file_rows)}; prepare again"
+        )
     row_groups = []
     for i, (file, rows) in enumerate(zip(files, file_rows)):
         try:
             metadata = pq.read_metadata(file)
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{file}: not a complete Parquet file ({error}); prepare again") from None
+            raise UserError(
+                f"{file}: not a complete Parquet file ({error}); prepare again"
+            ) from None
         found = (metadata.metadata or {}).get(FINGERPRINT, b"none").decode()
         if found != ours.fingerprint():
             raise UserError(
@@ -191,9 +217,13 @@ def open_split(directory: Path, split: str, schema: Schema | None = None) -> Spl
                 "shards of different schemas cannot be mixed, prepare again"
             )
         if metadata.num_rows != rows:
-            raise UserError(f"{file}: {metadata.num_rows} rows where _SUCCESS counts {rows}; prepare again")
+            raise UserError(
+                f"{file}: {metadata.num_rows} rows where _SUCCESS counts {rows}; prepare again"
+            )
         _check_ids(file, metadata, ours)
-        row_groups += [(i, g, metadata.row_group(g).num_rows) for g in range(metadata.num_row_groups)]
+        row_groups += [
+            (i, g, metadata.row_group(g).num_rows) for g in range(metadata.num_row_groups)
+        ]
     return Split(path, ours, files, tuple(row_groups), num_rows)
 
 
@@ -208,7 +238,10 @@ def _splits(directory: Path) -> list[str]:
 
 def _check_ids(file: Path, metadata: pq.FileMetaData, schema: Schema) -> None:
     """Checks every row group's smallest and largest id against the rows of its slot."""
-    paths = [metadata.schema.column(i).path.removesuffix(".list.element") for i in range(metadata.num_columns)]
+    paths = [
+        metadata.schema.column(i).path.removesuffix(".list.element")
+        for i in range(metadata.num_columns)
+    ]
     columns = {path: i for i, path in enumerate(paths)}
     slots = [(slot, columns[slot.name]) for slot in schema.slots if not slot.is_numeric]
     for group in range(metadata.num_row_groups):

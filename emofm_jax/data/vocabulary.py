@@ -39,7 +39,9 @@ def hash_values(values: pa.Array, seed: int) -> np.ndarray:
       u64[n].
     """
     digest = xxhash.xxh3_64_intdigest
-    return np.array([digest(value, seed) for value in values.cast(pa.binary()).to_pylist()], np.uint64)
+    return np.array(
+        [digest(value, seed) for value in values.cast(pa.binary()).to_pylist()], np.uint64
+    )
 
 
 class Vocabulary:
@@ -90,7 +92,9 @@ class Vocabulary:
         """Writes `<directory>/vocabulary/<slot>.parquet`."""
         path = _path(directory, slot)
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table({"value": self.values, "count": self.counts}), path, compression="zstd")
+        pq.write_table(
+            pa.table({"value": self.values, "count": self.counts}), path, compression="zstd"
+        )
 
     def _sorted(self) -> tuple[int, np.ndarray, np.ndarray]:
         """(seed, sorted hashes of the values, the value of each): 12 bytes a value, where a dict takes 150."""
@@ -98,10 +102,14 @@ class Vocabulary:
         while self._index is None:
             hashes = np.empty(len(self.values), np.uint64)
             for start in range(0, len(hashes), _MERGE_ROWS):
-                hashes[start : start + _MERGE_ROWS] = hash_values(self.values.slice(start, _MERGE_ROWS), seed)
+                hashes[start : start + _MERGE_ROWS] = hash_values(
+                    self.values.slice(start, _MERGE_ROWS), seed
+                )
             order = np.argsort(hashes)
             hashes = hashes[order]
-            if (hashes[1:] != hashes[:-1]).all():  # else two values collide: another seed parts them
+            if (
+                hashes[1:] != hashes[:-1]
+            ).all():  # else two values collide: another seed parts them
                 self._index = seed, hashes, order.astype(np.int32)
             seed += 1
         return self._index
@@ -118,7 +126,9 @@ def load(directory: Path, slot: str) -> Vocabulary:
         table = pq.ParquetFile(path).read()
         return Vocabulary(table["value"].combine_chunks(), table["count"].combine_chunks())
     except FileNotFoundError:
-        raise UserError(f"{path}: the vocabulary of slot {slot!r} is missing; prepare the data again") from None
+        raise UserError(
+            f"{path}: the vocabulary of slot {slot!r} is missing; prepare the data again"
+        ) from None
     except (pa.ArrowException, OSError, KeyError) as error:
         raise UserError(f"{path}: it cannot be read ({error}); prepare the data again") from None
 
@@ -158,4 +168,7 @@ def _path(directory: Path, slot: str) -> Path:
 
 
 def _table(values, counts) -> pa.Table:
-    return pa.table({"value": values, "count": counts}, pa.schema([("value", pa.string()), ("count", pa.int64())]))
+    return pa.table(
+        {"value": values, "count": counts},
+        pa.schema([("value", pa.string()), ("count", pa.int64())]),
+    )

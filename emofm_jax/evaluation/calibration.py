@@ -42,7 +42,9 @@ class Calibration(NamedTuple):
     arrays: dict[str, np.ndarray]
 
 
-def fit(method: str, logit: np.ndarray, label: np.ndarray, weight: np.ndarray | None = None) -> Calibration:
+def fit(
+    method: str, logit: np.ndarray, label: np.ndarray, weight: np.ndarray | None = None
+) -> Calibration:
     """Fits a calibration.
 
     Args:
@@ -92,7 +94,13 @@ def save(workdir: Path, calibration: Calibration, step: int, fit: Mapping) -> Pa
     """
     path = Path(workdir) / "calibration.json"
     arrays = {name: array.tolist() for name, array in calibration.arrays.items()}
-    body = {"format_version": FORMAT_VERSION, "method": calibration.method, "step": step, "arrays": arrays, "fit": fit}
+    body = {
+        "format_version": FORMAT_VERSION,
+        "method": calibration.method,
+        "step": step,
+        "arrays": arrays,
+        "fit": fit,
+    }
     body["state"] = _state(workdir, step)
     temporary = path.with_suffix(".json.tmp")
     temporary.write_text(json.dumps(body, indent=1) + "\n")
@@ -117,18 +125,28 @@ def load(workdir: Path, step: int) -> Calibration:
         version, fitted_for, state = body["format_version"], body["step"], body.get("state")
         if version == FORMAT_VERSION:
             method = body["method"]
-            arrays = {name: np.asarray(body["arrays"][name], np.float64) for name in _ARRAYS[method]}
+            arrays = {
+                name: np.asarray(body["arrays"][name], np.float64) for name in _ARRAYS[method]
+            }
             _check_arrays(arrays)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file, the run has no calibration; {again}") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a calibration ({type(error).__name__}: {error}); {again} again") from None
+        raise UserError(
+            f"{path}: not a calibration ({type(error).__name__}: {error}); {again} again"
+        ) from None
     if version != FORMAT_VERSION:
-        raise UserError(f"{path}: format version {version}, this program reads {FORMAT_VERSION}; {again} again")
+        raise UserError(
+            f"{path}: format version {version}, this program reads {FORMAT_VERSION}; {again} again"
+        )
     if fitted_for != step:
-        raise UserError(f"{path}: fitted for step {fitted_for}, the run's checkpoint is of step {step}; {again} again")
+        raise UserError(
+            f"{path}: fitted for step {fitted_for}, the run's checkpoint is of step {step}; {again} again"
+        )
     if state != _state(workdir, step):
-        raise UserError(f"{path}: fitted for another state of step {step} than the run's; {again} again")
+        raise UserError(
+            f"{path}: fitted for another state of step {step} than the run's; {again} again"
+        )
     return Calibration(method, arrays)
 
 
@@ -142,16 +160,24 @@ def _check(x: np.ndarray, y: np.ndarray) -> None:
     """Raises a UserError where no calibration can be fitted."""
     where = "calibration"
     if not len(x):
-        raise UserError(f"{where}: there are no rows to fit on; choose a split that has some, with weight")
+        raise UserError(
+            f"{where}: there are no rows to fit on; choose a split that has some, with weight"
+        )
     if not np.isfinite(x).all():
         row = int(np.flatnonzero(~np.isfinite(x))[0])
-        raise UserError(f"{where}: the logit of row {row} is {x[row]}; the run has diverged, train again")
+        raise UserError(
+            f"{where}: the logit of row {row} is {x[row]}; the run has diverged, train again"
+        )
     clicks, rest = x[y > 0], x[y == 0]
     if not len(clicks) or not len(rest):
         kind = "a click" if len(clicks) else "no click"
-        raise UserError(f"{where}: each of the {len(x):,} rows is {kind}; fit on rows of both classes")
+        raise UserError(
+            f"{where}: each of the {len(x):,} rows is {kind}; fit on rows of both classes"
+        )
     if x.min() == x.max():
-        raise UserError(f"{where}: each of the {len(x):,} rows has the logit {x[0]:g}; train a model that ranks rows")
+        raise UserError(
+            f"{where}: each of the {len(x):,} rows has the logit {x[0]:g}; train a model that ranks rows"
+        )
     if clicks.min() >= rest.max() or rest.min() >= clicks.max():
         raise UserError(
             f"{where}: the logits separate the clicks from the rest of the {len(x):,} rows, so every probability would "
@@ -212,5 +238,12 @@ def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
             raise ValueError("slope and intercept are no numbers")
         return
     x, y = arrays["x"], arrays["y"]
-    if x.ndim != 1 or len(x) < 2 or (np.diff(x) <= 0).any() or (np.diff(y) < 0).any() or y[0] < 0 or y[-1] > 1:
+    if (
+        x.ndim != 1
+        or len(x) < 2
+        or (np.diff(x) <= 0).any()
+        or (np.diff(y) < 0).any()
+        or y[0] < 0
+        or y[-1] > 1
+    ):
         raise ValueError("its thresholds do not ascend, or its probabilities are none")

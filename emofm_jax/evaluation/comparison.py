@@ -82,7 +82,9 @@ def row_parts(metric: str, label: np.ndarray, p: np.ndarray) -> tuple[np.ndarray
     return parts[0][clicked], 1.0 - parts[1][~clicked]
 
 
-def over_rows(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], level: float = 0.95) -> Interval:
+def over_rows(
+    ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], level: float = 0.95
+) -> Interval:
     """Of ours - theirs over the rows that `row_parts` was given, the same ones for both.
 
     Raises:
@@ -114,7 +116,9 @@ def together(differences: np.ndarray, rows: Interval, level: float = 0.95) -> In
     of_rows = ((np.asarray(rows.high) - rows.low) / 2 / quantile) ** 2
     total = of_seeds + of_rows
     share = np.where(total > 0, of_seeds / np.where(total > 0, total, 1.0), 1.0)
-    both = _interval(differences.mean(axis=-1), np.sqrt(total), (k - 1) / np.maximum(share**2, 1e-9), level)
+    both = _interval(
+        differences.mean(axis=-1), np.sqrt(total), (k - 1) / np.maximum(share**2, 1e-9), level
+    )
     alone = t_interval(differences, level)
     low, high = np.minimum(both.low, alone.low)[()], np.maximum(both.high, alone.high)[()]
     return Interval(both.mean, low, high, np.maximum(both.p, alone.p)[()])
@@ -175,5 +179,9 @@ def _interval(mean, error, freedom, level) -> Interval:
     degrees = np.minimum(freedom, 1e9)
     half = special.stdtrit(degrees, (1 + level) / 2) * error
     with np.errstate(divide="ignore", invalid="ignore"):
-        p = np.where(error > 0, 2 * special.stdtr(degrees, -np.abs(mean / error)), np.where(mean == 0, 1.0, 0.0))
+        p = np.where(
+            error > 0,
+            2 * special.stdtr(degrees, -np.abs(mean / error)),
+            np.where(mean == 0, 1.0, 0.0),
+        )
     return Interval(*(x[()] for x in map(np.asarray, (mean, mean - half, mean + half, p))))

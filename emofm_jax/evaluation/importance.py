@@ -33,9 +33,15 @@ def sample(split: shards.Split, num_rows: int, seed: int) -> batches.Rows:
     parts, done = [], 0
     for host in batches.read(split, shards.ROW_GROUP_ROWS):
         own = drawn[slice(*np.searchsorted(drawn, (done, done + host.num_rows)))] - done
-        parts.append(batches.Rows(*(None if a is None else a.reshape(-1, *a.shape[2:])[own] for a in host.batch), None))
+        parts.append(
+            batches.Rows(
+                *(None if a is None else a.reshape(-1, *a.shape[2:])[own] for a in host.batch), None
+            )
+        )
         done += host.num_rows
-    return batches.Rows(*(None if arrays[0] is None else np.concatenate(arrays) for arrays in zip(*parts)))
+    return batches.Rows(
+        *(None if arrays[0] is None else np.concatenate(arrays) for arrays in zip(*parts))
+    )
 
 
 def permuted(rows: batches.Rows, schema: Schema, slot: int, seed: int) -> batches.Rows:
@@ -52,7 +58,11 @@ def permuted(rows: batches.Rows, schema: Schema, slot: int, seed: int) -> batche
 
 
 def importance(
-    score: Callable[[batches.Rows], dict], rows: batches.Rows, schema: Schema, seed: int, progress=False
+    score: Callable[[batches.Rows], dict],
+    rows: batches.Rows,
+    schema: Schema,
+    seed: int,
+    progress=False,
 ) -> dict:
     """Importance of each slot over the rows.
 
@@ -74,7 +84,9 @@ def importance(
 
     def figures(rows: batches.Rows) -> tuple[float, float]:
         logit = score(rows)["logit"]
-        return metrics.auc(rows.label, logit, weight), metrics.logloss_from_logits(rows.label, logit, weight)
+        return metrics.auc(rows.label, logit, weight), metrics.logloss_from_logits(
+            rows.label, logit, weight
+        )
 
     auc, logloss = figures(rows)
     if auc is None:
@@ -83,10 +95,17 @@ def importance(
             "another --split or more --importance_rows"
         )
     slots = []
-    for s, slot in enumerate(tqdm(schema.slots, unit=" slots", desc="  importance", disable=not progress, leave=False)):
+    for s, slot in enumerate(
+        tqdm(schema.slots, unit=" slots", desc="  importance", disable=not progress, leave=False)
+    ):
         without = figures(permuted(rows, schema, s, seed))
         slots.append(
-            {"name": slot.name, "group": slot.group, "auc_drop": auc - without[0], "logloss_rise": without[1] - logloss}
+            {
+                "name": slot.name,
+                "group": slot.group,
+                "auc_drop": auc - without[0],
+                "logloss_rise": without[1] - logloss,
+            }
         )
     slots.sort(key=lambda slot: (-slot["auc_drop"], -slot["logloss_rise"]))
     return {"slots": slots, "rows": len(rows.label), "seed": seed, "auc": auc, "logloss": logloss}

@@ -36,12 +36,19 @@ def auc(label: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None) 
         positive.sort()  # neighbouring searches meet the same cache lines
         negative.sort()
         for rows in _blocks(len(positive)):
-            won += sum(int(np.searchsorted(negative, positive[rows], side).sum()) for side in ("left", "right"))
+            won += sum(
+                int(np.searchsorted(negative, positive[rows], side).sum())
+                for side in ("left", "right")
+            )
         return won / (2 * len(positive) * len(negative))
-    (positive, mass), (negative, below) = (_sorted(score[c], weight[c]) for c in (clicked, ~clicked))
+    (positive, mass), (negative, below) = (
+        _sorted(score[c], weight[c]) for c in (clicked, ~clicked)
+    )
     below, won = np.concatenate([[0.0], np.cumsum(below)]), 0.0
     for rows in _blocks(len(positive)):
-        left, right = (below[np.searchsorted(negative, positive[rows], side)] for side in ("left", "right"))
+        left, right = (
+            below[np.searchsorted(negative, positive[rows], side)] for side in ("left", "right")
+        )
         won += float(np.dot(mass[rows], left + right))
     return won / float(2 * below[-1] * mass.sum())
 
@@ -61,7 +68,9 @@ def logloss(label: np.ndarray, p: np.ndarray, weight: np.ndarray | None = None) 
     return _mean(nats, len(p), weight)
 
 
-def logloss_from_logits(label: np.ndarray, logit: np.ndarray, weight: np.ndarray | None = None) -> float | None:
+def logloss_from_logits(
+    label: np.ndarray, logit: np.ndarray, weight: np.ndarray | None = None
+) -> float | None:
     """`logloss` of sigmoid(logit), exact at any size: log(1 + exp(-z)) for a click, log(1 + exp(z)) for none."""
 
     def nats(rows: slice) -> np.ndarray:
@@ -91,7 +100,9 @@ def gauc(
     total, mass, used = 0.0, 0.0, 0
     for first, last in zip(cuts, [*cuts[1:], len(order)]):
         rows = order[first:last]
-        part = _groups(label[rows] > 0, score[rows], key[rows], None if weight is None else weight[rows])
+        part = _groups(
+            label[rows] > 0, score[rows], key[rows], None if weight is None else weight[rows]
+        )
         total, mass, used = total + part[0], mass + part[1], used + part[2]
     return total / mass if used else None, used, len(starts) - used
 
@@ -101,7 +112,9 @@ def pcoc(label: np.ndarray, p: np.ndarray, weight: np.ndarray | None = None) -> 
     return _ratio(_sum(p, weight), _sum(label, weight))
 
 
-def calibration(label: np.ndarray, p: np.ndarray, weight: np.ndarray | None = None, bins: int = 10) -> list[dict]:
+def calibration(
+    label: np.ndarray, p: np.ndarray, weight: np.ndarray | None = None, bins: int = 10
+) -> list[dict]:
     """Mean prediction beside click rate in `bins` parts of (nearly) equally many rows, by ascending p.
 
     Returns [{"rows", "mean_p", "rate"}, ...]. Rows of equal p stay together, so fewer parts may come back. Weights
@@ -109,7 +122,9 @@ def calibration(label: np.ndarray, p: np.ndarray, weight: np.ndarray | None = No
     """
     if not len(p):
         return []
-    edges = np.partition(p, cuts := [max(len(p) * i // bins - 1, 0) for i in range(1, bins)])[cuts]  # their last rows
+    edges = np.partition(p, cuts := [max(len(p) * i // bins - 1, 0) for i in range(1, bins)])[
+        cuts
+    ]  # their last rows
     sums = np.zeros((4, bins))
     for rows in _blocks(len(p)):
         part = np.searchsorted(edges, p[rows], "left")
@@ -117,7 +132,11 @@ def calibration(label: np.ndarray, p: np.ndarray, weight: np.ndarray | None = No
         for i, values in enumerate((np.ones(len(part)), w, w * p[rows], w * (label[rows] > 0))):
             sums[i] += np.bincount(part, values, bins)
     return [
-        {"rows": int(rows), "mean_p": _ratio(float(p_sum), float(w)), "rate": _ratio(float(clicks), float(w))}
+        {
+            "rows": int(rows),
+            "mean_p": _ratio(float(p_sum), float(w)),
+            "rate": _ratio(float(clicks), float(w)),
+        }
         for rows, w, p_sum, clicks in sums.T
         if rows
     ]
@@ -128,7 +147,11 @@ def expected_calibration_error(bins: Sequence[dict]) -> float | None:
 
     Parts without weight, whose means are None, are left out of both sums of rows; None if there is no other.
     """
-    parts = [(part["rows"], abs(part["mean_p"] - part["rate"])) for part in bins if part["mean_p"] is not None]
+    parts = [
+        (part["rows"], abs(part["mean_p"] - part["rate"]))
+        for part in bins
+        if part["mean_p"] is not None
+    ]
     return _ratio(math.fsum(rows * gap for rows, gap in parts), sum(rows for rows, _ in parts))
 
 
@@ -158,7 +181,9 @@ def summary(
     score = p if logit is None else logit
     result = {
         "auc": auc(label, score, weight),
-        "logloss": logloss(label, p, weight) if logit is None else logloss_from_logits(label, logit, weight),
+        "logloss": logloss(label, p, weight)
+        if logit is None
+        else logloss_from_logits(label, logit, weight),
         "gauc": None,
         "pcoc": pcoc(label, p, weight),
         "rows": len(label),
@@ -168,10 +193,14 @@ def summary(
     if result["logloss"] is None:
         result["notes"].append("no rows" if not len(label) else "no row has a weight")
     elif result["auc"] is None:
-        result["notes"].append(f"one class only: no AUC{' and no PCOC' if result['pcoc'] is None else ''}")
+        result["notes"].append(
+            f"one class only: no AUC{' and no PCOC' if result['pcoc'] is None else ''}"
+        )
     if key is not None:
         result["gauc"], used, left_out = gauc(label, score, key, weight)
-        result["notes"].append(f"GAUC of {used:,} groups; {left_out:,} have one class and are left out")
+        result["notes"].append(
+            f"GAUC of {used:,} groups; {left_out:,} have one class and are left out"
+        )
     return result
 
 
@@ -200,7 +229,10 @@ def auxiliary(
         sums[:2] += np.dot(w, q.argmax(axis=1) == t), np.dot(w, -np.log(own))
         if true_p_type is not None:
             true = true_p_type[rows][chosen]
-            sums[2] += np.dot(w, np.log(true[:, kept].sum(axis=1) / np.maximum(true[np.arange(len(t)), t], 1e-300)))
+            sums[2] += np.dot(
+                w,
+                np.log(true[:, kept].sum(axis=1) / np.maximum(true[np.arange(len(t)), t], 1e-300)),
+            )
     if not masses.sum():
         notes.append("no row of known type that counts: no am")
         return None
@@ -210,7 +242,9 @@ def auxiliary(
         "accuracy": accuracy,
         "majority": float(shares.max()),
         "logloss": nats,
-        "marginal_entropy": float(-np.dot(shares, np.log(shares)) + 0.0),  # of a single type 0, not -0
+        "marginal_entropy": float(
+            -np.dot(shares, np.log(shares)) + 0.0
+        ),  # of a single type 0, not -0
         "bayes_logloss": None if true_p_type is None else true_nats,
     }
 
@@ -218,7 +252,9 @@ def auxiliary(
 def _weighted(label, score, key, weight):
     """The rows that have a weight, whose scores must be numbers."""
     if weight is not None and not (kept := weight > 0).all():
-        label, score, key, weight = (None if x is None else x[kept] for x in (label, score, key, weight))
+        label, score, key, weight = (
+            None if x is None else x[kept] for x in (label, score, key, weight)
+        )
     if np.isnan(score).any():
         raise ValueError("a score is NaN")
     return label, score, key, weight
@@ -232,7 +268,9 @@ def _sorted(score, weight) -> tuple[np.ndarray, np.ndarray]:
 def _groups(clicked, score, key, weight) -> tuple[float, float, int]:
     """(sum of weight times AUC, sum of weight, number) of the two-class groups of rows sorted by key, then score."""
     new_group = np.concatenate([[True], key[1:] != key[:-1]])
-    runs = np.flatnonzero(new_group | np.concatenate([[True], score[1:] != score[:-1]]))  # of equal scores
+    runs = np.flatnonzero(
+        new_group | np.concatenate([[True], score[1:] != score[:-1]])
+    )  # of equal scores
     mass = 1 if weight is None else weight.astype(np.float64)  # whole numbers stay exact
     positive = np.add.reduceat(np.where(clicked, mass, 0), runs)
     negative = np.add.reduceat(np.where(clicked, 0, mass), runs)
@@ -257,7 +295,9 @@ def _weights(weight, rows: slice) -> np.ndarray:
 
 
 def _sum(x: np.ndarray, weight: np.ndarray | None) -> float:
-    return math.fsum(np.dot(x[rows].astype(np.float64), _weights(weight, rows)) for rows in _blocks(len(x)))
+    return math.fsum(
+        np.dot(x[rows].astype(np.float64), _weights(weight, rows)) for rows in _blocks(len(x))
+    )
 
 
 def _mean(terms: Callable[[slice], np.ndarray], n: int, weight: np.ndarray | None) -> float | None:
@@ -265,7 +305,10 @@ def _mean(terms: Callable[[slice], np.ndarray], n: int, weight: np.ndarray | Non
     total = mass = 0.0
     for rows in _blocks(n):
         w = _weights(weight, rows)
-        total, mass = total + float(np.dot(np.where(w > 0, terms(rows), 0), w)), mass + float(w.sum())
+        total, mass = (
+            total + float(np.dot(np.where(w > 0, terms(rows), 0), w)),
+            mass + float(w.sum()),
+        )
     return _ratio(total, mass)
 
 

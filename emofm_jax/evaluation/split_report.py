@@ -47,8 +47,12 @@ def make(
         return report
     true_p_type = None if truth is None else truth["p_type"]
     if truth is not None:
-        report["true_am"] = _figures(label, np.einsum("nt,nt->n", true_p_type, p_given_type), weight)
-    report["am"] = metrics.auxiliary(ftype, p_type, weight, type_names, true_p_type, report["notes"])
+        report["true_am"] = _figures(
+            label, np.einsum("nt,nt->n", true_p_type, p_given_type), weight
+        )
+    report["am"] = metrics.auxiliary(
+        ftype, p_type, weight, type_names, true_p_type, report["notes"]
+    )
     report["types"] = []
     for t, name in enumerate(type_names):
         rows = np.flatnonzero(ftype == t)

@@ -26,7 +26,9 @@ def table(metrics: dict, split: str = "test") -> str:
         share = (report["auc"] - 0.5) / (bayes["auc"] - 0.5)
         over = report.get("p_over_true")
         calibrated = f"; sum of p / sum of true p {over:.3f}" if over is not None else ""
-        lines.append(f"  share of the attainable lift (AUC - 0.5) / (Bayes AUC - 0.5): {share:.3f}{calibrated}")
+        lines.append(
+            f"  share of the attainable lift (AUC - 0.5) / (Bayes AUC - 0.5): {share:.3f}{calibrated}"
+        )
     if report.get("types"):
         lines += ["", "by interaction type, the type given"]
         for part in report["types"]:
@@ -46,7 +48,11 @@ def footer(metrics: dict) -> str:
     """Parameters and speed of the run."""
     parameters, train = metrics["parameters"], metrics["train"]
     counted = lambda n, what: f"{n:,} {what}{'s' if n != 1 else ''}"
-    rate = f"{train['rows_per_s']:,.0f} rows/s" if train["rows_per_s"] else "one step, too few for a rate"
+    rate = (
+        f"{train['rows_per_s']:,.0f} rows/s"
+        if train["rows_per_s"]
+        else "one step, too few for a rate"
+    )
     return (
         f"parameters: {parameters['embedding']:,} in the embedding table, {parameters['network']:,} in the network\n"
         f"training: {rate}, {train['input_wait']:.1%} of the time waiting for input; "
@@ -69,7 +75,9 @@ def unknown(shares: Mapping[str, float]) -> str:
         return text
     most = shares[order[len(shown)]]
     return text + (
-        f" (others under {_SHARE_WORTH_KNOWING:.1%})" if most < _SHARE_WORTH_KNOWING else f" (others up to {most:.1%})"
+        f" (others under {_SHARE_WORTH_KNOWING:.1%})"
+        if most < _SHARE_WORTH_KNOWING
+        else f" (others up to {most:.1%})"
     )
 
 

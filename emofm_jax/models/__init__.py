@@ -8,7 +8,11 @@ its own, in `CHECKS` and `UNREAD`). Columns that it reads beside D it declares a
 
 from emofm_jax.models import dcnv2, deepfm, destine, dnn, edcn, emofm, final, finalmlp, fm
 
-EMOFM = {"wm": emofm.WM, "hm": emofm.HM, "hmm": emofm.HMM}  # typed by nature; the baselines are if `type_aware`
+EMOFM = {
+    "wm": emofm.WM,
+    "hm": emofm.HM,
+    "hmm": emofm.HMM,
+}  # typed by nature; the baselines are if `type_aware`
 MODELS = EMOFM | {
     "lr": fm.LR,
     "fm": fm.FM,

@@ -20,7 +20,16 @@ from emofm_jax.models import CHECKS, EMOFM, MODELS, UNREAD
 from emofm_jax.models.typed import Copies, Typed, table_width, with_axis
 from emofm_jax.nn import layers, mixers, typewise
 
-__all__ = ["make_model", "init", "predict", "check", "unread", "dropped_type", "table_width", "with_axis"]
+__all__ = [
+    "make_model",
+    "init",
+    "predict",
+    "check",
+    "unread",
+    "dropped_type",
+    "table_width",
+    "with_axis",
+]
 
 
 def make_model(schema: Schema, options: Mapping, *, compute_dtype: str = "float32") -> nn.Module:
@@ -75,7 +84,9 @@ def dropped_type(schema: Schema, options: Mapping) -> int:
         )
     if name not in schema.types:
         known = ", ".join(map(repr, schema.types)) or "none, the data are untyped"
-        raise UserError(f"config.model.drop_type: {name!r} is no type of {schema.name!r}; its types: {known}")
+        raise UserError(
+            f"config.model.drop_type: {name!r} is no type of {schema.name!r}; its types: {known}"
+        )
     if schema.num_types == 1:
         raise UserError(f"config.model.drop_type: {name!r} is the only type; leave drop_type empty")
     return schema.types.index(name)
@@ -139,7 +150,14 @@ def unread(options: Mapping) -> dict[str, str]:
     """{field of `config.model`, as "mixer.kind": what it has no effect on, as the others are}."""
     name, typed, fields = options["name"], _is_typed(options), _fields(MODELS[options["name"]])
     found = {}
-    for key in options.keys() - {"name", "init_scale", "use_ftype", "type_aware", "am_weight", "drop_type"}:
+    for key in options.keys() - {
+        "name",
+        "init_scale",
+        "use_ftype",
+        "type_aware",
+        "am_weight",
+        "drop_type",
+    }:
         if key == "mixer":
             found |= {f"mixer.{k}": name for k in options[key] if f"mixer_{k}" not in fields}
         elif isinstance(options[key], Mapping):  # a model's own section
@@ -171,7 +189,9 @@ def _unread_of_mixers(options):
     if mixer["kind"] == "none":
         return {f"mixer.{k}": "mixer.kind=none" for k in mixer if k != "kind"}
     if not mixer["stages"] or (one_type and set(mixer["stages"]) == {2}):
-        why = f"mixer.stages={tuple(mixer['stages'])}" + ", where one predictor is alone" * bool(mixer["stages"])
+        why = f"mixer.stages={tuple(mixer['stages'])}" + ", where one predictor is alone" * bool(
+            mixer["stages"]
+        )
         return {f"mixer.{k}": why for k in mixer if k != "stages"}
     idle = {"d_att", "num_heads"} - set(mixers.FIELDS[mixer["kind"]])
     return {f"mixer.{k}": f"mixer.kind={mixer['kind']}" for k in idle}
@@ -184,7 +204,9 @@ def _fields(module):
 def _construct(module, values):
     """The linen module with those of the values that are its fields."""
     fields = _fields(module)
-    return module(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in fields})
+    return module(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in fields}
+    )
 
 
 def _is_typed(options):
@@ -192,8 +214,15 @@ def _is_typed(options):
 
 
 def _num_types(schema, options):
-    if options["type_aware"] and options["use_ftype"] and options["name"] not in EMOFM and not schema.num_types:
-        raise UserError(f"config.model.type_aware: {schema.name!r} has no interaction types; leave it False")
+    if (
+        options["type_aware"]
+        and options["use_ftype"]
+        and options["name"] not in EMOFM
+        and not schema.num_types
+    ):
+        raise UserError(
+            f"config.model.type_aware: {schema.name!r} has no interaction types; leave it False"
+        )
     return schema.num_types if _is_typed(options) else 0
 
 
@@ -202,7 +231,9 @@ def _derive(schema: Schema, options: Mapping, num_types: int) -> dict:
     drop_type = dropped_type(schema, options)
     rows = np.array(schema.rows_per_type or [0] * (schema.num_types + 1), np.float64)
     clicks = np.array(schema.clicks_per_type or [0] * (schema.num_types + 1), np.float64)
-    rate = (clicks.sum() + 0.5) / (rows.sum() + 1)  # half a click and half a non-click: never 0 or 1
+    rate = (clicks.sum() + 0.5) / (
+        rows.sum() + 1
+    )  # half a click and half a non-click: never 0 or 1
     if num_types and (options["type_predictors"] == "per_type" or options["name"] not in EMOFM):
         starts = [_log_odds(clicks[t], rows[t], rate) for t in range(num_types) if t != drop_type]
     else:
@@ -218,7 +249,10 @@ def _derive(schema: Schema, options: Mapping, num_types: int) -> dict:
         "type_bias": tuple(float(x) for x in np.log(shares)),
     }
     if options["name"] == "finalmlp" and options["finalmlp"]["selection"]:
-        derived |= {key: _slot_numbers(schema, key, options["finalmlp"][key]) for key in ("context1", "context2")}
+        derived |= {
+            key: _slot_numbers(schema, key, options["finalmlp"][key])
+            for key in ("context1", "context2")
+        }
     if options["name"] == "destine" and schema.num_slots == 1:
         raise UserError(
             f"config.model.name: 'destine' attends from slot to slot, and {schema.name!r} has one slot; choose another"
@@ -234,7 +268,9 @@ def _slot_numbers(schema, field, names):
                 f"config.model.finalmlp.{field}: {name!r} is no slot of {schema.name!r}; its slots: {', '.join(known)}"
             )
     if len(set(names)) < len(names):
-        raise UserError(f"config.model.finalmlp.{field}: {tuple(names)} names a slot twice; name it once")
+        raise UserError(
+            f"config.model.finalmlp.{field}: {tuple(names)} names a slot twice; name it once"
+        )
     return tuple(known.index(name) for name in names)
 
 

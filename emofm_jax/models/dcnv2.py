@@ -18,7 +18,12 @@ from emofm_jax.errors import check_choice
 from emofm_jax.nn import layers, losses
 
 # structure: (MLP after the cross network, MLP beside it)
-STRUCTURES = {"cross": (False, False), "stacked": (True, False), "parallel": (False, True), "both": (True, True)}
+STRUCTURES = {
+    "cross": (False, False),
+    "stacked": (True, False),
+    "parallel": (False, True),
+    "both": (True, True),
+}
 
 
 def check(own: Mapping) -> None:
@@ -59,16 +64,24 @@ class DCNv2(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False) -> losses.Outputs:
+    def __call__(
+        self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False
+    ) -> losses.Outputs:
         """f32[B, S, D], weight f32[B] or None (all 1) -> Outputs; rng `dropout`, collection `batch_stats`."""
         x = e.reshape(e.shape[0], -1)
         stacked, parallel = STRUCTURES[self.structure]
         crossed = (self._mixture if self.low_rank else self._full)(x)
-        outputs = [layers.mlp_of(self, self.hidden, "stacked")(crossed, weight, train=train) if stacked else crossed]
+        outputs = [
+            layers.mlp_of(self, self.hidden, "stacked")(crossed, weight, train=train)
+            if stacked
+            else crossed
+        ]
         if parallel:
             outputs.append(layers.mlp_of(self, self.hidden, "parallel")(x, weight, train=train))
         head = layers.Head(self.head_bias[0], name="head")
-        return losses.Outputs(head(jnp.concatenate([y.astype(jnp.float32) for y in outputs], axis=1)))
+        return losses.Outputs(
+            head(jnp.concatenate([y.astype(jnp.float32) for y in outputs], axis=1))
+        )
 
     def _full(self, x_0):
         x = x_0
@@ -88,8 +101,13 @@ class DCNv2(nn.Module):
             bias = self.param(f"bias_{i}", nn.initializers.zeros, (width,))
             share = jax.nn.softmax(x.astype(jnp.float32) @ gate).astype(x.dtype)  # [B, experts]
             low = jnp.split(jnp.tanh(layers.dot(x, v, self.dtype)), experts, axis=1)
-            low = [share[:, k : k + 1] * jnp.tanh(layers.dot(y, c[k], self.dtype)) for k, y in enumerate(low)]
+            low = [
+                share[:, k : k + 1] * jnp.tanh(layers.dot(y, c[k], self.dtype))
+                for k, y in enumerate(low)
+            ]
             # The shares add up to 1, so the bias, common to the experts, is added once.
-            mixed = layers.dot(jnp.concatenate(low, axis=1), u.reshape(experts * rank, width), self.dtype)
+            mixed = layers.dot(
+                jnp.concatenate(low, axis=1), u.reshape(experts * rank, width), self.dtype
+            )
             x = x_0 * (mixed + bias.astype(self.dtype)) + x
         return x

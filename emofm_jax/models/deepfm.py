@@ -37,9 +37,13 @@ class DeepFM(nn.Module):
     own_columns = 1
 
     @nn.compact
-    def __call__(self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False) -> losses.Outputs:
+    def __call__(
+        self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False
+    ) -> losses.Outputs:
         """f32[B, S, D + 1], weight f32[B] or None (all 1) -> Outputs; rng `dropout`, collection `batch_stats`."""
         e, first_order = e[..., : self.embedding_dim], e[..., -1]
         mlp = layers.mlp_of(self, self.hidden, "mlp")
-        deep = layers.Head(self.head_bias[0], name="head")(mlp(e.reshape(e.shape[0], -1), weight, train=train))
+        deep = layers.Head(self.head_bias[0], name="head")(
+            mlp(e.reshape(e.shape[0], -1), weight, train=train)
+        )
         return losses.Outputs(first_order.sum(axis=1) + fm.pairwise(e) + deep)

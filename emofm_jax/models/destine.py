@@ -71,7 +71,9 @@ class DESTINE(nn.Module):
         return int(self.wide)
 
     @nn.compact
-    def __call__(self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False) -> losses.Outputs:
+    def __call__(
+        self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False
+    ) -> losses.Outputs:
         """f32[B, S, D (+ 1)], weight f32[B] or None (all 1) -> Outputs; rng `dropout`, collection `batch_stats`."""
         batch, slots, _ = e.shape
         e, first_order = e[..., : self.embedding_dim], e[..., self.embedding_dim :]
@@ -82,10 +84,19 @@ class DESTINE(nn.Module):
             if i + 1 < self.num_layers:
                 z, kernel = self._sum_up(shares, values, added)
         if self.residual == "last_layer":
-            added.append((of_e[0], _affine(of_e[1], self._weights(self.embedding_dim, self.d_att, "residual"))))
-        kernel = self.param("out_kernel", layers.lecun, (slots * self.d_att, 1)).reshape(slots, self.d_att)
+            added.append(
+                (
+                    of_e[0],
+                    _affine(of_e[1], self._weights(self.embedding_dim, self.d_att, "residual")),
+                )
+            )
+        kernel = self.param("out_kernel", layers.lecun, (slots * self.d_att, 1)).reshape(
+            slots, self.d_att
+        )
         logit = self.param("out_bias", nn.initializers.constant(self.head_bias[0]), ())
-        for share, (v, k) in zip(shares, values):  # w_i . sum_j share_ij v_j k = sum_j share_ij (v_j k w_i)
+        for share, (v, k) in zip(
+            shares, values
+        ):  # w_i . sum_j share_ij v_j k = sum_j share_ij (v_j k w_i)
             seen = layers.dot(v, k @ kernel.T, self.dtype).swapaxes(1, 2)  # [B, i, j]
             logit += (share * seen).astype(jnp.float32).sum(axis=(1, 2))
         for x, k in added:
@@ -100,7 +111,9 @@ class DESTINE(nn.Module):
     def _weights(self, width, features, name, use_bias=True):
         """(kernel [width, features], bias [features] or 0)"""
         kernel = self.param(f"{name}_kernel", layers.lecun, (width, features))
-        return kernel, self.param(f"{name}_bias", nn.initializers.zeros, (features,)) if use_bias else 0.0
+        return kernel, self.param(
+            f"{name}_bias", nn.initializers.zeros, (features,)
+        ) if use_bias else 0.0
 
     def _with_one(self, x):
         """x [B, S, d] as (z, kernel) with x = z kernel: z is [1 | x], so row 0 of a kernel on z is a bias."""
@@ -120,10 +133,13 @@ class DESTINE(nn.Module):
         width = kernel.shape[1]
         # The mean takes a bias of queries and keys away, but for relu; the softmax always takes that of the unary away.
         query, key = (
-            _affine(kernel, self._weights(width, self.d_att, f"{name}_{part}", self.relu)) for part in ("query", "key")
+            _affine(kernel, self._weights(width, self.d_att, f"{name}_{part}", self.relu))
+            for part in ("query", "key")
         )
         value = _affine(kernel, self._weights(width, self.d_att, f"{name}_value"))
-        unary = layers.dot(z, _affine(kernel, self._weights(width, heads, f"{name}_unary", False)), self.dtype)
+        unary = layers.dot(
+            z, _affine(kernel, self._weights(width, heads, f"{name}_unary", False)), self.dtype
+        )
         pairwise = self._scores(z, query, key)  # [B, H, S, S]
         if self.scale:
             pairwise = pairwise / d_head**0.5
@@ -144,11 +160,19 @@ class DESTINE(nn.Module):
     def _sum_up(self, shares, values, added):
         """The output of a layer as (z, kernel)."""
         z, kernel = (
-            added[0] if added else (jnp.ones((*values[0][0].shape[:2], 1), self.dtype), jnp.zeros((1, self.d_att)))
+            added[0]
+            if added
+            else (jnp.ones((*values[0][0].shape[:2], 1), self.dtype), jnp.zeros((1, self.d_att)))
         )
-        z = jnp.concatenate([z, *(jnp.einsum("bij,bjr->bir", a, v) for a, (v, _) in zip(shares, values))], axis=2)
+        z = jnp.concatenate(
+            [z, *(jnp.einsum("bij,bjr->bir", a, v) for a, (v, _) in zip(shares, values))], axis=2
+        )
         kernel = jnp.concatenate([kernel, *(k for _, k in values)])
-        return self._with_one(layers.dot(z, kernel, self.dtype)) if z.shape[2] > self.d_att else (z, kernel)
+        return (
+            self._with_one(layers.dot(z, kernel, self.dtype))
+            if z.shape[2] > self.d_att
+            else (z, kernel)
+        )
 
     def _scores(self, z, query, key):
         """Pairwise scores f32[B, H, S, S] of z [B, S, r] and kernels [r, d_att].
@@ -159,7 +183,9 @@ class DESTINE(nn.Module):
         scores = []
         if self.relu:
             query, key = (nn.relu(layers.dot(z, w, self.dtype)) for w in (query, key))
-        for q, k in zip(jnp.split(query, self.num_heads, axis=-1), jnp.split(key, self.num_heads, axis=-1)):
+        for q, k in zip(
+            jnp.split(query, self.num_heads, axis=-1), jnp.split(key, self.num_heads, axis=-1)
+        ):
             y, z_k = (q, k) if self.relu else (layers.dot(z, q @ k.T, self.dtype), z)
             scores.append(jnp.einsum("bir,bjr->bij", y, z_k).astype(jnp.float32))
         scores = jnp.stack(scores, axis=1)

@@ -50,34 +50,49 @@ class EDCN(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False) -> losses.Outputs:
+    def __call__(
+        self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False
+    ) -> losses.Outputs:
         """f32[B, S, D], weight f32[B] or None (all 1) -> Outputs; rng `dropout`, collection `batch_stats`."""
         z, first = e.reshape(e.shape[0], -1), None
         for i in range(self.num_layers):
             cross, deep = self._regulate(z, e.shape[1], weight, train, f"regulation_{i}")
             first = cross if first is None else first
             cross = self._cross(first, cross, i)
-            deep = layers.MLP((z.shape[1],), self.activation, "none", self.dropout, dtype=self.dtype, name=f"deep_{i}")(
-                deep, train=train
-            )
+            deep = layers.MLP(
+                (z.shape[1],),
+                self.activation,
+                "none",
+                self.dropout,
+                dtype=self.dtype,
+                name=f"deep_{i}",
+            )(deep, train=train)
             z = self._bridge(cross, deep, f"bridge_{i}")
         head = layers.Head(self.head_bias[0], name="head")
-        return losses.Outputs(head(jnp.concatenate([x.astype(jnp.float32) for x in (cross, deep, z)], axis=1)))
+        return losses.Outputs(
+            head(jnp.concatenate([x.astype(jnp.float32) for x in (cross, deep, z)], axis=1))
+        )
 
     def _regulate(self, z, num_slots, weight, train, name):
         """z [B, S D] for the cross and for the deep stream: every slot has a gate in each."""
         gates = self.param(f"{name}_gates", nn.initializers.ones, (2, num_slots))
-        gates = jnp.repeat(jax.nn.softmax(gates / self.temperature), z.shape[1] // num_slots, axis=1)
+        gates = jnp.repeat(
+            jax.nn.softmax(gates / self.temperature), z.shape[1] // num_slots, axis=1
+        )
         streams = [(z * gate).astype(self.dtype) for gate in gates]
         if self.norm == "batch":
-            streams = layers.WeightedBatchNorm(self.axis_name, name=f"{name}_norm")(streams, weight, train=train)
+            streams = layers.WeightedBatchNorm(self.axis_name, name=f"{name}_norm")(
+                streams, weight, train=train
+            )
         elif self.norm == "layer":
             streams = layers.TokenLayerNorm(name=f"{name}_norm")(streams)
         return streams
 
     def _cross(self, first, x, i):
         product = layers.Dense(1, use_bias=False, dtype=self.dtype, name=f"cross_{i}")(x)  # [B, 1]
-        bias = self.param(f"cross_{i}_bias", nn.initializers.zeros, (x.shape[1],)).astype(self.dtype)
+        bias = self.param(f"cross_{i}_bias", nn.initializers.zeros, (x.shape[1],)).astype(
+            self.dtype
+        )
         crossed = first * product + bias
         return crossed + x if self.residual else crossed
 
@@ -90,10 +105,15 @@ class EDCN(nn.Module):
         if self.bridge == "concat":
             dense = layers.Dense(width, dtype=self.dtype, name=name)
             return nn.relu(dense(jnp.concatenate([cross, deep], axis=1)))
-        return sum(self._attention(x, f"{name}_{stream}") * x for stream, x in (("cross", cross), ("deep", deep)))
+        return sum(
+            self._attention(x, f"{name}_{stream}") * x
+            for stream, x in (("cross", cross), ("deep", deep))
+        )
 
     def _attention(self, x, name):
         """Shares of the entries of x [B, S D]: softmax(W2 relu(W1 x + b))."""
         hidden = nn.relu(layers.Dense(x.shape[1], dtype=self.dtype, name=f"{name}_hidden")(x))
-        scores = layers.Dense(x.shape[1], use_bias=False, dtype=self.dtype, name=f"{name}_scores")(hidden)
+        scores = layers.Dense(x.shape[1], use_bias=False, dtype=self.dtype, name=f"{name}_scores")(
+            hidden
+        )
         return jax.nn.softmax(scores.astype(jnp.float32)).astype(x.dtype)

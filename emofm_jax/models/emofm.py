@@ -43,7 +43,9 @@ class WM(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False) -> losses.Outputs:
+    def __call__(
+        self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False
+    ) -> losses.Outputs:
         """f32[B, S, D], weight f32[B] or None (all 1) -> Outputs; rng `dropout`, collection `batch_stats`."""
         return _predict_per_type(self, _flat(self, e), weight, self.hidden, None, "tower", train)
 
@@ -70,7 +72,9 @@ class HM(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False) -> losses.Outputs:
+    def __call__(
+        self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False
+    ) -> losses.Outputs:
         """f32[B, S, D], weight f32[B] or None (all 1) -> Outputs; rng `dropout`, collection `batch_stats`."""
         return _two_stages(self, e, weight, (None, None), train)
 
@@ -104,7 +108,9 @@ class HMM(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False) -> losses.Outputs:
+    def __call__(
+        self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False
+    ) -> losses.Outputs:
         """f32[B, S, D], weight f32[B] or None (all 1) -> Outputs; rng `dropout`, collection `batch_stats`."""
         mixer = mixers.MIXERS[self.mixer_kind]
         make_mixer = mixer and functools.partial(
@@ -140,7 +146,9 @@ def _tower(model, widths, make_mixer, name):
 def _two_stages(model, e, weight, make_mixers, train):
     """HM and HMM, which differ in `make_mixers` (one a stage, or None)."""
     _flat(model, e)
-    tokens = layers.GroupDense(tuple(model.group_sizes), model.stage1[0], model.dtype, name="group_dense")(e)
+    tokens = layers.GroupDense(
+        tuple(model.group_sizes), model.stage1[0], model.dtype, name="group_dense"
+    )(e)
     tokens = _tower(model, model.stage1, make_mixers[0], "stage1")(tokens, weight, train=train)
     x = jnp.concatenate(tokens, axis=1)  # [B, G * d]
     return _predict_per_type(model, x, weight, model.stage2, make_mixers[1], "stage2", train)
@@ -152,7 +160,13 @@ def _predict_per_type(model, x, weight, widths, make_mixer, name, train):
     if not widths:
         raise ValueError(f"{name}: a predictor needs at least one hidden layer")
     first = typewise.TypeDense(
-        widths[0], predictors, shared, model.embedding_dim, model.init_scale, model.dtype, name="type_dense"
+        widths[0],
+        predictors,
+        shared,
+        model.embedding_dim,
+        model.init_scale,
+        model.dtype,
+        name="type_dense",
     )
     if shared and predictors and weight is not None:
         weight = jnp.tile(weight, predictors)

@@ -56,7 +56,9 @@ class FINAL(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False) -> losses.Outputs:
+    def __call__(
+        self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False
+    ) -> losses.Outputs:
         """f32[B, S, D], weight f32[B] or None (all 1) -> Outputs; rng `dropout`, collection `batch_stats`."""
         x = e.reshape(e.shape[0], -1)
         y1 = self._block(self._gated(e) if self.gate else x, weight, train, self.block1, "block1")
@@ -78,10 +80,19 @@ class FINAL(nn.Module):
         """The logit f32[B] of one block."""
         for i, width in enumerate(widths):
             half = width if self.residual == "sum" else width // 2
-            u, v = jnp.split(layers.Dense(2 * half, dtype=self.dtype, name=f"{name}_{i}")(x), 2, axis=1)
+            u, v = jnp.split(
+                layers.Dense(2 * half, dtype=self.dtype, name=f"{name}_{i}")(x), 2, axis=1
+            )
             x = u + u * v if self.residual == "sum" else jnp.concatenate([u, u * v], axis=1)
             tower = layers.Tower(
-                (), self.activation, self.norm, self.dropout, None, self.axis_name, self.dtype, name=f"{name}_{i}_after"
+                (),
+                self.activation,
+                self.norm,
+                self.dropout,
+                None,
+                self.axis_name,
+                self.dtype,
+                name=f"{name}_{i}_after",
             )
             x = tower([x], weight, train=train)[0]
         return layers.Head(self.head_bias[0], name=f"{name}_head")(x)

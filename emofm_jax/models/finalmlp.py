@@ -24,7 +24,12 @@ def check(own: Mapping) -> None:
     for field in ("mlp1", "mlp2"):
         if not own[field]:
             raise UserError(f"config.model.finalmlp.{field}: () must be positive widths")
-        check_heads("config.model.finalmlp.num_heads", own["num_heads"], own[field][-1], f"the last width of {field}")
+        check_heads(
+            "config.model.finalmlp.num_heads",
+            own["num_heads"],
+            own[field][-1],
+            f"the last width of {field}",
+        )
 
 
 def unread(own: Mapping) -> dict[str, str]:
@@ -69,7 +74,9 @@ class FinalMLP(nn.Module):
         return (self.context1, self.context2) if self.selection else ((), ())
 
     @nn.compact
-    def __call__(self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False) -> losses.Outputs:
+    def __call__(
+        self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False
+    ) -> losses.Outputs:
         """f32[B, S, D + 2 D], weight f32[B] or None (all 1) -> Outputs; rng `dropout`, collection `batch_stats`."""
         start, streams = self.embedding_dim, []
         x = e[..., :start].reshape(e.shape[0], -1)
@@ -91,7 +98,9 @@ class FinalMLP(nn.Module):
         if context is None:
             # At zero it would stay there: the ReLU after it would be at its corner.
             context = self.param(f"{name}_context", layers.lecun, (1, self.embedding_dim))
-        hidden = layers.MLP(tuple(self.gate_hidden), "relu", dtype=self.dtype, name=name)(context, train=False)
+        hidden = layers.MLP(tuple(self.gate_hidden), "relu", dtype=self.dtype, name=name)(
+            context, train=False
+        )
         return 2 * nn.sigmoid(layers.Dense(width, dtype=self.dtype, name=f"{name}_out")(hidden))
 
     def _fuse(self, h1, h2):
@@ -100,5 +109,8 @@ class FinalMLP(nn.Module):
         # As published with its code, N(0, 2 / entries): N(0, 1 / d1) starts with a term that outweighs the linear one.
         init = lambda key, shape: random.normal(key, shape) * (2 / (np.prod(shape) + 1)) ** 0.5
         kernel = self.param("bilinear", init, (self.num_heads, d1, d2))
-        left = [layers.dot(x, k, self.dtype) for x, k in zip(jnp.split(h1, self.num_heads, axis=1), kernel)]
+        left = [
+            layers.dot(x, k, self.dtype)
+            for x, k in zip(jnp.split(h1, self.num_heads, axis=1), kernel)
+        ]
         return (jnp.concatenate(left, axis=1).astype(jnp.float32) * h2).sum(axis=1)

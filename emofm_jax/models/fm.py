@@ -28,7 +28,9 @@ class LR(nn.Module):
     own_columns = 1
 
     @nn.compact
-    def __call__(self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False) -> losses.Outputs:
+    def __call__(
+        self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False
+    ) -> losses.Outputs:
         """f32[B, S, 1] -> Outputs."""
         bias = self.param("bias", nn.initializers.constant(self.head_bias[0]), ())
         return losses.Outputs(e[..., -1].sum(axis=1) + bias)
@@ -47,10 +49,14 @@ class FM(nn.Module):
     own_columns = 1
 
     @nn.compact
-    def __call__(self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False) -> losses.Outputs:
+    def __call__(
+        self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False
+    ) -> losses.Outputs:
         """f32[B, S, D + 1] -> Outputs."""
         bias = self.param("bias", nn.initializers.constant(self.head_bias[0]), ())
-        return losses.Outputs(e[..., -1].sum(axis=1) + pairwise(e[..., : self.embedding_dim]) + bias)
+        return losses.Outputs(
+            e[..., -1].sum(axis=1) + pairwise(e[..., : self.embedding_dim]) + bias
+        )
 
 
 def pairwise(e: jax.Array) -> jax.Array:

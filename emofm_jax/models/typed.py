@@ -60,11 +60,18 @@ class Typed(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False) -> losses.Outputs:
+    def __call__(
+        self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False
+    ) -> losses.Outputs:
         """f32[B, S, D + extra], weight f32[B] or None -> Outputs of T types; AM sees sg(e) unless `am_joint`."""
         logits, _, aux_loss = self.network(e, weight, train=train)
         auxiliary = typewise.AuxiliaryModel(
-            tuple(self.am_hidden), tuple(self.type_bias), self.activation, self.dropout, self.dtype, name="auxiliary"
+            tuple(self.am_hidden),
+            tuple(self.type_bias),
+            self.activation,
+            self.dropout,
+            self.dtype,
+            name="auxiliary",
         )
         x = e[..., : self.embedding_dim].reshape(e.shape[0], -1)
         type_logits = auxiliary(x if self.am_joint else jax.lax.stop_gradient(x), train=train)
@@ -92,9 +99,13 @@ class Copies(nn.Module):
     head_bias: Sequence[float]
 
     @nn.compact
-    def __call__(self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False) -> losses.Outputs:
+    def __call__(
+        self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False
+    ) -> losses.Outputs:
         """f32[B, S, D + extra], weight f32[B] or None -> Outputs with logits (and aux_loss) f32[B, n]."""
-        copies = [self.network.clone(parent=None, name=None, head_bias=(bias,)) for bias in self.head_bias]
+        copies = [
+            self.network.clone(parent=None, name=None, head_bias=(bias,)) for bias in self.head_bias
+        ]
         inputs = [self._columns(e, t) for t in range(len(copies))]
 
         def draw(key):
@@ -104,7 +115,9 @@ class Copies(nn.Module):
         if self.is_initializing():
             for collection, start in draw(self.make_rng("params")).items():
                 self.put_variable(collection, "copies", start)
-        collections = [name for name in ("params", "batch_stats") if self.has_variable(name, "copies")]
+        collections = [
+            name for name in ("params", "batch_stats") if self.has_variable(name, "copies")
+        ]
         variables = {name: self.get_variable(name, "copies") for name in collections}
         key = self.make_rng("dropout") if self.has_rng("dropout") else None
         leaves, structure = jax.tree.flatten(variables)
@@ -113,7 +126,9 @@ class Copies(nn.Module):
         for t, (copy, x) in enumerate(zip(copies, inputs)):
             own = structure.unflatten([leaf[t] for leaf in leaves])
             rngs = {} if key is None else {"dropout": jax.random.fold_in(key, t)}
-            output, new = copy.apply(own, x, weight, train=train, rngs=rngs, mutable=["batch_stats"])
+            output, new = copy.apply(
+                own, x, weight, train=train, rngs=rngs, mutable=["batch_stats"]
+            )
             outputs.append(output)
             updated.append(new)
         if train and "batch_stats" in variables and not self.is_initializing():
@@ -129,7 +144,11 @@ class Copies(nn.Module):
         """The columns of e that copy t reads."""
         shared, own = _extra_columns(self.network)
         start = self.embedding_dim + shared + t * own
-        pieces = [(0, self.network.embedding_dim), (self.embedding_dim, start - t * own), (start, start + own)]
+        pieces = [
+            (0, self.network.embedding_dim),
+            (self.embedding_dim, start - t * own),
+            (start, start + own),
+        ]
         return jnp.concatenate([e[..., first:end] for first, end in pieces], axis=-1)
 
 

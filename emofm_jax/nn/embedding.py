@@ -34,7 +34,9 @@ def init_table(
     Returns:
       f32[V, D].
     """
-    return _init_table(key, jnp.asarray(np.unique(offsets), jnp.int32), num_rows, embedding_dim, init_scale)
+    return _init_table(
+        key, jnp.asarray(np.unique(offsets), jnp.int32), num_rows, embedding_dim, init_scale
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
@@ -43,7 +45,9 @@ def _init_table(key, zero_rows, num_rows, embedding_dim, init_scale):
     return table.at[zero_rows].set(0.0)
 
 
-@functools.partial(jax.jit, inline=True)  # else each call outside of a program would compile its loop anew
+@functools.partial(
+    jax.jit, inline=True
+)  # else each call outside of a program would compile its loop anew
 def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
     """Gathers rows; an id that is out of range, as padding is, gives the zero vector.
 
@@ -55,9 +59,13 @@ def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
       f32[..., N, D].
     """
     gather = lambda table, ids: table.at[ids].get(mode="fill", fill_value=0)
-    if not isinstance(ids.size, int) or not 0 < ids.size <= _FEW:  # of an export's program the size is a symbol
+    if (
+        not isinstance(ids.size, int) or not 0 < ids.size <= _FEW
+    ):  # of an export's program the size is a symbol
         return gather(table, ids)
-    one_by_one = lambda table, ids: jax.lax.map(lambda i: gather(table, i), ids.reshape(-1)).reshape(*ids.shape, -1)
+    one_by_one = lambda table, ids: jax.lax.map(
+        lambda i: gather(table, i), ids.reshape(-1)
+    ).reshape(*ids.shape, -1)
     return jax.lax.platform_dependent(table, ids, cpu=one_by_one, default=gather)
 
 

@@ -15,8 +15,16 @@ from flax import linen as nn
 
 from emofm_jax.nn import random
 
-ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu, "tanh": jnp.tanh, "none": lambda x: x}
-BATCH_NORM_MOMENTUM = 0.9  # our choice: an average over the last 10 batches, which a run of 50 steps has reached
+ACTIVATIONS = {
+    "relu": nn.relu,
+    "gelu": nn.gelu,
+    "silu": nn.silu,
+    "tanh": jnp.tanh,
+    "none": lambda x: x,
+}
+BATCH_NORM_MOMENTUM = (
+    0.9  # our choice: an average over the last 10 batches, which a run of 50 steps has reached
+)
 NORM_EPSILON = 1e-5
 
 
@@ -47,7 +55,10 @@ class TokenDense(nn.Module):
         shape = (len(tokens), tokens[0].shape[-1], self.features)
         kernel = self.param("kernel", lecun, shape)
         bias = self.param("bias", nn.initializers.zeros, (shape[0], self.features))
-        return [dot(x, k, self.dtype) + b for x, k, b in zip(tokens, unstack(kernel), cast(bias, self.dtype))]
+        return [
+            dot(x, k, self.dtype) + b
+            for x, k, b in zip(tokens, unstack(kernel), cast(bias, self.dtype))
+        ]
 
 
 class GroupDense(nn.Module):
@@ -82,7 +93,9 @@ class GroupDense(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (len(edges), self.features))
         inputs = jnp.split(e.reshape(batch, slots * dim), edges[:-1], axis=1)
         kernels = jnp.split(kernel, edges[:-1])
-        return [dot(x, k, self.dtype) + b for x, k, b in zip(inputs, kernels, cast(bias, self.dtype))]
+        return [
+            dot(x, k, self.dtype) + b for x, k, b in zip(inputs, kernels, cast(bias, self.dtype))
+        ]
 
 
 class WeightedBatchNorm(nn.Module):
@@ -100,7 +113,9 @@ class WeightedBatchNorm(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, tokens: Sequence[jax.Array], weight: jax.Array | None, *, train: bool) -> list[jax.Array]:
+    def __call__(
+        self, tokens: Sequence[jax.Array], weight: jax.Array | None, *, train: bool
+    ) -> list[jax.Array]:
         """n arrays [B, F], weight f32[B] or None (all 1) -> n arrays [B, F]."""
         shape = (len(tokens), tokens[0].shape[-1])
         scale = self.param("scale", nn.initializers.ones, shape)
@@ -176,11 +191,15 @@ class Tower(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: Sequence[jax.Array], weight: jax.Array | None, *, train: bool) -> list[jax.Array]:
+    def __call__(
+        self, tokens: Sequence[jax.Array], weight: jax.Array | None, *, train: bool
+    ) -> list[jax.Array]:
         """n arrays [B, first width], before their activation -> n arrays [B, last width], after it."""
         for i in range(len(self.widths) + 1):
             if self.norm == "batch":
-                tokens = WeightedBatchNorm(self.axis_name, name=f"norm_{i}")(tokens, weight, train=train)
+                tokens = WeightedBatchNorm(self.axis_name, name=f"norm_{i}")(
+                    tokens, weight, train=train
+                )
             elif self.norm == "layer":
                 tokens = TokenLayerNorm(name=f"norm_{i}")(tokens)
             tokens = [ACTIVATIONS[self.activation](x) for x in tokens]
@@ -227,7 +246,15 @@ class MLP(nn.Module):
 
 def mlp_of(model: nn.Module, widths: Sequence[int], name: str) -> MLP:
     """The MLP of these widths with the activation, norm, dropout, axis and dtype of a model that has such fields."""
-    return MLP(tuple(widths), model.activation, model.norm, model.dropout, model.axis_name, model.dtype, name=name)
+    return MLP(
+        tuple(widths),
+        model.activation,
+        model.norm,
+        model.dropout,
+        model.axis_name,
+        model.dtype,
+        name=name,
+    )
 
 
 class Dense(nn.Module):

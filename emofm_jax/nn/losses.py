@@ -42,7 +42,9 @@ class Denominators(NamedTuple):
     am: jax.Array
 
 
-def denominators(ftype: jax.Array, weight: jax.Array, axis_name: str | None, *, drop_type: int) -> Denominators:
+def denominators(
+    ftype: jax.Array, weight: jax.Array, axis_name: str | None, *, drop_type: int
+) -> Denominators:
     """Sums the weights that `total` divides by; no gradient goes through them.
 
     Args:
@@ -51,7 +53,9 @@ def denominators(ftype: jax.Array, weight: jax.Array, axis_name: str | None, *, 
       axis_name: of the devices to sum over, or None.
       drop_type: index of the type without a predictor, -1 for none (`models.dropped_type`).
     """
-    sums = jnp.stack([jnp.sum(jnp.where(rows, weight, 0.0)) for rows in _rows(ftype, weight, drop_type)])
+    sums = jnp.stack(
+        [jnp.sum(jnp.where(rows, weight, 0.0)) for rows in _rows(ftype, weight, drop_type)]
+    )
     if axis_name is not None:
         sums = jax.lax.psum(sums, axis_name)
     return Denominators(*jax.lax.stop_gradient(jnp.where(sums > 0, sums, 1.0)))
@@ -89,7 +93,9 @@ def total(
     scored, known = _rows(ftype, weight, drop_type)
     logits, type_logits, aux_loss = (_mask(x, weight > 0) for x in outputs)
     typed = type_logits is not None
-    ours = jax.nn.one_hot(ftype, logits.shape[1], dtype=bool) if typed else None  # [B, T], no column if unknown
+    ours = (
+        jax.nn.one_hot(ftype, logits.shape[1], dtype=bool) if typed else None
+    )  # [B, T], no column if unknown
 
     if typed:
         mix = typewise.mixture(logits, jax.lax.stop_gradient(type_logits), drop_type)

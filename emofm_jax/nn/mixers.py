@@ -84,8 +84,12 @@ def attend(projected: Sequence[jax.Array], num_heads: int, own: bool = False) ->
     mixed = []
     for i, ours in enumerate(split):
         seen = [p for j, p in enumerate(split) if own or j != i]
-        scores = [(ours[:, 0] * p[:, 1]).astype(jnp.float32).sum(-1) / d_head**0.5 for p in seen]  # [B, H]
-        share = jax.nn.softmax(jnp.stack(scores), axis=0).astype(projected[0].dtype)  # [n - 1 or n, B, H]
+        scores = [
+            (ours[:, 0] * p[:, 1]).astype(jnp.float32).sum(-1) / d_head**0.5 for p in seen
+        ]  # [B, H]
+        share = jax.nn.softmax(jnp.stack(scores), axis=0).astype(
+            projected[0].dtype
+        )  # [n - 1 or n, B, H]
         total = sum(a[..., None] * p[:, 2] for a, p in zip(share, seen))
         mixed.append(total.reshape(batch, -1))
     return mixed
@@ -134,7 +138,11 @@ class GraphMixer(nn.Module):
         n, d, width = len(tokens), tokens[0].shape[-1], self.d_att
         if n == 1:
             return list(tokens)
-        first = _project(_normalize(tokens, self.norm), self.param("state", layers.lecun, (n, d, width)), self.dtype)
+        first = _project(
+            _normalize(tokens, self.norm),
+            self.param("state", layers.lecun, (n, d, width)),
+            self.dtype,
+        )
         shares = weigh_edges(first, self.param("edge", layers.lecun, (2 * width, 1)))
         send = self.param("send", layers.lecun, (n, width, width))
         receive = self.param("receive", layers.lecun, (n, width, width))
@@ -142,7 +150,10 @@ class GraphMixer(nn.Module):
         gru, states = GRU(self.dtype, name="gru"), first
         for _ in range(self.num_steps):
             sent = _project(states, send, self.dtype)
-            heard = [sum(a * m for a, m in zip(share, _without(sent, i))) for i, share in enumerate(shares)]
+            heard = [
+                sum(a * m for a, m in zip(share, _without(sent, i)))
+                for i, share in enumerate(shares)
+            ]
             messages = [m + bias for m in _project(heard, receive, self.dtype)]
             states = [h + start for h, start in zip(gru(messages, states), first)]
         return _add_projected(self, tokens, states)
@@ -161,7 +172,10 @@ def weigh_edges(states: Sequence[jax.Array], edge: jax.Array) -> list[jax.Array]
     halves = jnp.concatenate(jnp.split(edge, 2), axis=1)  # [d_att, 2]
     parts = [layers.dot(h, halves, jnp.float32) for h in states]  # [B, 2]
     ours, theirs = [p[:, :1] for p in parts], [p[:, 1:] for p in parts]
-    scores = [jnp.stack([jax.nn.leaky_relu(s + t) for t in _without(theirs, i)]) for i, s in enumerate(ours)]
+    scores = [
+        jnp.stack([jax.nn.leaky_relu(s + t) for t in _without(theirs, i)])
+        for i, s in enumerate(ours)
+    ]
     return [jax.nn.softmax(s, axis=0).astype(states[0].dtype) for s in scores]
 
 
@@ -178,7 +192,9 @@ class GRU(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, messages: Sequence[jax.Array], states: Sequence[jax.Array]) -> list[jax.Array]:
+    def __call__(
+        self, messages: Sequence[jax.Array], states: Sequence[jax.Array]
+    ) -> list[jax.Array]:
         """n arrays [B, d_att] twice -> n arrays [B, d_att].
 
         Parameters are `message` f32[d_att, 3 d_att] (Wz, Wr, Wc side by side), `gates` f32[d_att, 2 d_att] (Uz, Ur),
@@ -191,7 +207,9 @@ class GRU(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (3 * width,)).astype(self.dtype)
         updated = []
         for a, h in zip(messages, states):
-            gate, proposed = jnp.split(layers.dot(a, message, self.dtype) + bias, [2 * width], axis=1)
+            gate, proposed = jnp.split(
+                layers.dot(a, message, self.dtype) + bias, [2 * width], axis=1
+            )
             z, r = jnp.split(nn.sigmoid(gate + layers.dot(h, gates, self.dtype)), 2, axis=1)
             c = jnp.tanh(proposed + layers.dot(r * h, candidate, self.dtype))
             updated.append((1 - z) * h + z * c)
@@ -242,7 +260,9 @@ class MLPMixer(nn.Module):
         out_bias = self.param("out_bias", nn.initializers.zeros, (n,))
         # The products are across tokens, so here they are stacked: two matrices times [n, B * d].
         stacked = jnp.stack(_normalize(tokens, self.norm)).reshape(n, -1)
-        hidden = nn.gelu(layers.dot(kernel.T, stacked, self.dtype) + hidden_bias[:, None].astype(self.dtype))
+        hidden = nn.gelu(
+            layers.dot(kernel.T, stacked, self.dtype) + hidden_bias[:, None].astype(self.dtype)
+        )
         mixed = layers.dot(out, hidden, self.dtype) + out_bias[:, None].astype(self.dtype)
         return [u + m for u, m in zip(tokens, mixed.reshape(n, *tokens[0].shape))]
 

@@ -33,7 +33,9 @@ def mixture(logits: jax.Array, type_logits: jax.Array, drop_type: int = -1) -> M
       drop_type: index of the type without a predictor, -1 for none.
     """
     kept = [t for t in range(logits.shape[1]) if t != drop_type]
-    logits, type_logits = (x if drop_type < 0 else x[:, jnp.array(kept)] for x in (logits, type_logits))
+    logits, type_logits = (
+        x if drop_type < 0 else x[:, jnp.array(kept)] for x in (logits, type_logits)
+    )
     log_type = jax.nn.log_softmax(type_logits)
     log_p = jax.nn.logsumexp(log_type + jax.nn.log_sigmoid(logits), axis=1)
     log_not_p = jax.nn.logsumexp(log_type + jax.nn.log_sigmoid(-logits), axis=1)
@@ -116,8 +118,13 @@ class TokenHead(nn.Module):
         """n arrays [B, d] -> n arrays f32[B]."""
         shape = (len(tokens), tokens[0].shape[-1], 1)
         kernel = self.param("kernel", layers.lecun, shape)
-        bias = self.param("bias", lambda key, start: jnp.asarray(start, jnp.float32), tuple(self.bias))
-        return [(x.astype(jnp.float32) @ k)[:, 0] + b for x, k, b in zip(tokens, layers.unstack(kernel), bias)]
+        bias = self.param(
+            "bias", lambda key, start: jnp.asarray(start, jnp.float32), tuple(self.bias)
+        )
+        return [
+            (x.astype(jnp.float32) @ k)[:, 0] + b
+            for x, k, b in zip(tokens, layers.unstack(kernel), bias)
+        ]
 
 
 class AuxiliaryModel(nn.Module):
@@ -139,9 +146,9 @@ class AuxiliaryModel(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """[B, in] -> f32[B, T]; whether gradients reach x is the caller's matter."""
-        x = layers.MLP(tuple(self.hidden), self.activation, "none", self.dropout, dtype=self.dtype, name="mlp")(
-            x, train=train
-        )
+        x = layers.MLP(
+            tuple(self.hidden), self.activation, "none", self.dropout, dtype=self.dtype, name="mlp"
+        )(x, train=train)
         head = nn.Dense(
             len(self.bias),
             kernel_init=lambda key, shape, _: layers.lecun(key, shape),

@@ -14,7 +14,10 @@ _COLOURS = ("#0b5fa5", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#0e7490", "#
 _DARK = ("#6cb6ff", "#ff9b6a", "#6fd08c", "#c9a2ff", "#f2cc60", "#5fd4e0", "#ff8ac1", "#b0b8c4")
 DASHES = ("", "8 3", "2 3", "10 3 2 3", "5 3", "12 3 2 3 2 3", "4 2 1 2", "1 4")
 SHAPES = ("circle", "square", "triangle", "diamond", "down", "cross", "plus", "ring")
-_LEAST, _LEAST_LOG = 1e-4, 0.02  # spans below which a scale does not go: of the largest value, of a decade
+_LEAST, _LEAST_LOG = (
+    1e-4,
+    0.02,
+)  # spans below which a scale does not go: of the largest value, of a decade
 NUM_STYLES = len(SHAPES)  # series that can be told apart, in greyscale too
 
 
@@ -36,7 +39,9 @@ STYLE = (
 def text_width(text: str, size: float = FONT) -> float:
     """Pixels that a text takes in a wide sans-serif font."""
     narrow, broad = "iljtfrI.,:;'|()[]/ ", "mwMW@%"
-    ems = (0.36 if c in narrow else 0.95 if c in broad else 0.74 if c.isupper() else 0.6 for c in text)
+    ems = (
+        0.36 if c in narrow else 0.95 if c in broad else 0.74 if c.isupper() else 0.6 for c in text
+    )
     return sum(ems) * size
 
 
@@ -76,7 +81,11 @@ def marker(x: float, y: float, series: int, title: str = "", size: float = 4.0) 
         "plus": f"M{x - 1.2 * s:.1f} {y:.1f}h{2.4 * s:.1f}m{-1.2 * s:.1f} {-1.2 * s:.1f}v{2.4 * s:.1f}",
     }
     hollow = shape in ("cross", "plus", "ring")
-    paint = f'fill="none" stroke="{colour(series)}" stroke-width="2"' if hollow else f'fill="{colour(series)}"'
+    paint = (
+        f'fill="none" stroke="{colour(series)}" stroke-width="2"'
+        if hollow
+        else f'fill="{colour(series)}"'
+    )
     inner = f"<title>{html.escape(title)}</title>" if title else ""
     if shape in paths:
         return f'<path d="{paths[shape]}" {paint}>{inner}</path>'
@@ -109,20 +118,28 @@ class Scale:
 
     def ticks(self, count: int = 6) -> list[tuple[float, str]]:
         """At most about `count` round values within the scale, and how they are written."""
-        values = _log_ticks(self.low, self.high, count) if self.log else _round_ticks(self.low, self.high, count)
+        values = (
+            _log_ticks(self.low, self.high, count)
+            if self.log
+            else _round_ticks(self.low, self.high, count)
+        )
         if self.log and len(values) >= 2:
             return [(value, number(value)) for value in values]
         values = _round_ticks(self.low, self.high, count) if self.log else values
         return list(zip(values, _apart(values)))
 
 
-def scale(values: list[float], start: float, stop: float, *, log: bool = False, include: tuple = ()) -> Scale:
+def scale(
+    values: list[float], start: float, stop: float, *, log: bool = False, include: tuple = ()
+) -> Scale:
     """A scale with room around the values, also around a single one; `include` is always on it and needs no room.
 
     Values that are alike to four digits, or on a logarithmic scale to 5%, get room as if they were not: what noise does
     shall not fill the chart.
     """
-    found = [v for v in (*values, *include) if v is not None and math.isfinite(v) and (v > 0 or not log)]
+    found = [
+        v for v in (*values, *include) if v is not None and math.isfinite(v) and (v > 0 or not log)
+    ]
     low, high = (min(found), max(found)) if found else (1.0, 2.0)
     edges = [math.log10(v) if log else v for v in (low, high)]
     least = _LEAST_LOG if log else _LEAST * max(abs(low), abs(high))
@@ -132,7 +149,10 @@ def scale(values: list[float], start: float, stop: float, *, log: bool = False, 
         room = 0.3 if log else abs(high) * 0.05 or 1.0
         edges = [edges[0] - room, edges[1] + room]
     else:
-        edges = [e if v in include else e + side * 0.06 * spread for e, v, side in zip(edges, (low, high), (-1, 1))]
+        edges = [
+            e if v in include else e + side * 0.06 * spread
+            for e, v, side in zip(edges, (low, high), (-1, 1))
+        ]
     return Scale(*(10**e if log else e for e in edges), start, stop, log)
 
 
@@ -152,7 +172,9 @@ def upwards(y: Scale, left: float, right: float, label: str) -> list[str]:
         parts.append(line(left, y(value), right, y(value), "g"))
         parts.append(text(left - 7, y(value) + 4, written, "e k"))
     middle = (y.start + y.stop) / 2
-    parts.append(f'<g transform="translate(16 {middle:.1f}) rotate(-90)">{text(0, 0, label, "m")}</g>')
+    parts.append(
+        f'<g transform="translate(16 {middle:.1f}) rotate(-90)">{text(0, 0, label, "m")}</g>'
+    )
     return parts
 
 
@@ -204,7 +226,10 @@ def _apart(values: list[float]) -> list[str]:
     largest = max(map(abs, values), default=0)
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if largest >= max(size, 10_000) and step / size >= 0.01:
-            return [_fixed(value / size, step / size) + (letter if abs(value) > step / 1e6 else "") for value in values]
+            return [
+                _fixed(value / size, step / size) + (letter if abs(value) > step / 1e6 else "")
+                for value in values
+            ]
     return [_fixed(value, step) for value in values]
 
 
@@ -219,7 +244,12 @@ def _round_ticks(low: float, high: float, count: int) -> list[float]:
 def _log_ticks(low: float, high: float, count: int) -> list[float]:
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     for digits in (range(1, 10), (1, 2, 5), (1, 3), (1,)):
-        values = [d * 10.0**e for e in range(first, last + 1) for d in digits if low <= d * 10.0**e <= high]
+        values = [
+            d * 10.0**e
+            for e in range(first, last + 1)
+            for d in digits
+            if low <= d * 10.0**e <= high
+        ]
         if len(values) <= count + 1:
             return values
     return values[:: -(-len(values) // count)]

@@ -14,7 +14,9 @@ BEHIND = 24  # nameless curves behind the named ones
 
 def training(runs: Sequence[read.Run], name: str, key: str) -> plots.Series | None:
     """A figure of log.jsonl (`logloss`, `auc`) against the step; None without lines."""
-    return _mean([{line["step"]: line[key] for line in read.training_log(run)} for run in runs], name)
+    return _mean(
+        [{line["step"]: line[key] for line in read.training_log(run)} for run in runs], name
+    )
 
 
 def validation(runs: Sequence[read.Run], name: str, key: str) -> plots.Series | None:
@@ -26,11 +28,16 @@ def validation(runs: Sequence[read.Run], name: str, key: str) -> plots.Series | 
 def calibration(runs: Sequence[read.Run], name: str, split: str) -> plots.Series | None:
     """Click rates against mean predictions: of one run with their intervals, of several their means part by part."""
     parts = [run.metrics[split].get("calibration") or [] for run in runs]
-    parts = [p for p in parts if len(p) == len(parts[0]) and None not in [v for part in p for v in part.values()]]
+    parts = [
+        p
+        for p in parts
+        if len(p) == len(parts[0]) and None not in [v for part in p for v in part.values()]
+    ]
     if not parts or not parts[0]:
         return None
     p, rate = (
-        [float(np.mean([part[i][k] for part in parts])) for i in range(len(parts[0]))] for k in ("mean_p", "rate")
+        [float(np.mean([part[i][k] for part in parts])) for i in range(len(parts[0]))]
+        for k in ("mean_p", "rate")
     )
     if len(parts) > 1:
         return plots.Series(name, p, rate)
@@ -54,7 +61,9 @@ def ratio_chart(series: Sequence[plots.Series]) -> str:
     return plots.lines(title, ratios, x=x, y="clicks / predicted clicks", log_x=True, level=1.0)
 
 
-def gather(make: Callable, named: Sequence[tuple[str, list]], others: Sequence[list]) -> list[plots.Series]:
+def gather(
+    make: Callable, named: Sequence[tuple[str, list]], others: Sequence[list]
+) -> list[plots.Series]:
     """`make(runs, name)` of the named points, then of some others without their names; those without data left out."""
     series = [found for name, runs in named if (found := make(runs, name)) is not None]
     return series + [found for runs in others[:BEHIND] if (found := make(runs, "")) is not None]
@@ -66,4 +75,8 @@ def _mean(curves: list[dict[int, float | None]], name: str) -> plots.Series | No
     steps = [s for s in steps if all(curve[s] is not None for curve in curves)]
     if len(steps) > _MOST:
         steps = [steps[i] for i in np.linspace(0, len(steps) - 1, _MOST).round().astype(int)]
-    return plots.Series(name, steps, [float(np.mean([c[s] for c in curves])) for s in steps]) if steps else None
+    return (
+        plots.Series(name, steps, [float(np.mean([c[s] for c in curves])) for s in steps])
+        if steps
+        else None
+    )

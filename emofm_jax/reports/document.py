@@ -66,7 +66,9 @@ def number(value: float | None, digits: int, sign: bool = False) -> Cell:
 def mean_sd(mean: float, sd: float, digits: int, sign: bool = False) -> Cell:
     """A cell `mean +/- sd`; NaN stands for what is not known."""
     cell = number(mean, digits, sign)
-    return cell if sd != sd or cell.key is None else Cell(f"{cell.text} +/- {sd:.{digits}f}", cell.key)
+    return (
+        cell if sd != sd or cell.key is None else Cell(f"{cell.text} +/- {sd:.{digits}f}", cell.key)
+    )
 
 
 def ends(interval: Sequence[float] | None, digits: int, sign: bool = True) -> Cell:
@@ -79,8 +81,12 @@ def ends(interval: Sequence[float] | None, digits: int, sign: bool = True) -> Ce
 
 def compact(table: Table) -> Table:
     """The table without the columns that say nothing in any row."""
-    kept = [i for i in range(len(table.heads)) if any(row[i].text not in _NOTHING for row in table.rows)]
-    return Table([table.heads[i] for i in kept], [[row[i] for i in kept] for row in table.rows], table.strong)
+    kept = [
+        i for i in range(len(table.heads)) if any(row[i].text not in _NOTHING for row in table.rows)
+    ]
+    return Table(
+        [table.heads[i] for i in kept], [[row[i] for i in kept] for row in table.rows], table.strong
+    )
 
 
 def as_html(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:
@@ -122,7 +128,10 @@ def as_text(table: Table) -> str:
     rows = [[*table.heads], *([cell.text.replace("`", "") for cell in row] for row in table.rows)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(table.heads))]
     right = _numeric(table)
-    lines = ("  ".join(t.rjust(w) if r else t.ljust(w) for t, w, r in zip(row, widths, right)) for row in rows)
+    lines = (
+        "  ".join(t.rjust(w) if r else t.ljust(w) for t, w, r in zip(row, widths, right))
+        for row in rows
+    )
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -133,7 +142,10 @@ def _block(block) -> str:
         return f"<ul>{''.join(f'<li>{_inline(text)}</li>' for text in block.texts)}</ul>"
     if isinstance(block, Charts):
         return f'<div class="charts">{"".join(block.drawings)}</div>'
-    heads = "".join(f'<th scope="col"><button type="button">{_inline(head)}</button></th>' for head in block.heads)
+    heads = "".join(
+        f'<th scope="col"><button type="button">{_inline(head)}</button></th>'
+        for head in block.heads
+    )
     rows, numeric = [], _numeric(block)
     for i, row in enumerate(block.rows):
         assert len(row) == len(block.heads), (block.heads, row)
@@ -154,7 +166,9 @@ def _markdown(block) -> str:
         return "\n".join(f"- {text}" for text in block.texts)
     line = lambda cells: f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
     rule = f"|{'|'.join('---:' if right else '---' for right in _numeric(block))}|"
-    return "\n".join([line(block.heads), rule, *(line([cell.text for cell in row]) for row in block.rows)])
+    return "\n".join(
+        [line(block.heads), rule, *(line([cell.text for cell in row]) for row in block.rows)]
+    )
 
 
 def _numeric(table: Table) -> list[bool]:

@@ -17,7 +17,10 @@ _BESIDE = 210  # most room for names beside bars or dots
 _MOST_LED = 60  # marks of a scatter whose names may stand away from them
 # Of a name beside its mark, the nearest first: where its text begins (ends, if left of it) and its base line.
 _PLACES = ((9, 4), (-9, 4), (0, -9), (0, 18)) + tuple(
-    (side * (9 + far / 3), 4 + updown * far) for far in (12, 24, 38, 56) for updown in (-1, 1) for side in (1, -1)
+    (side * (9 + far / 3), 4 + updown * far)
+    for far in (12, 24, 38, 56)
+    for updown in (-1, 1)
+    for side in (1, -1)
 )
 
 
@@ -37,7 +40,14 @@ class Series(NamedTuple):
     high: Sequence[float | None] = ()
 
 
-def bars(title: str, names: list[str], values: list[float], *, unit: str, errors: list[float] | None = None) -> str:
+def bars(
+    title: str,
+    names: list[str],
+    values: list[float],
+    *,
+    unit: str,
+    errors: list[float] | None = None,
+) -> str:
     """Horizontal bars from zero, in the order given.
 
     Args:
@@ -53,7 +63,9 @@ def bars(title: str, names: list[str], values: list[float], *, unit: str, errors
     left = min(24 + max([axes.text_width(name) for name in names] or [0]), _BESIDE)
     top = 40
     bottom = top + _ROW * len(names)
-    ends = [v + side * (e or 0) for v, e in zip(values, errors) if v is not None for side in (-1, 1)]
+    ends = [
+        v + side * (e or 0) for v, e in zip(values, errors) if v is not None for side in (-1, 1)
+    ]
     x = axes.scale(ends, left, _WIDTH - 70, include=(0.0,))
     parts = axes.across(x, top, bottom, unit)
     for i, (name, value, error) in enumerate(zip(names, values, errors)):
@@ -70,12 +82,16 @@ def bars(title: str, names: list[str], values: list[float], *, unit: str, errors
         )
         if error:
             parts.append(_whisker(x, y, value - error, value + error, "var(--ink)"))
-        parts.append(axes.text(x(max(value + (error or 0), 0.0)) + 6, y + 4, axes.number(value), "k"))
+        parts.append(
+            axes.text(x(max(value + (error or 0), 0.0)) + 6, y + 4, axes.number(value), "k")
+        )
     parts.append(axes.line(x(0.0), top, x(0.0), bottom, "a"))
     return axes.svg(_WIDTH, bottom + 48, title, parts)
 
 
-def dots(title: str, names: list[str], series: list[Series], *, unit: str, line: float | None = None) -> str:
+def dots(
+    title: str, names: list[str], series: list[Series], *, unit: str, line: float | None = None
+) -> str:
     """A row per name with a mark, and perhaps an interval, per series: for values that need not start at zero.
 
     Args:
@@ -100,7 +116,9 @@ def dots(title: str, names: list[str], series: list[Series], *, unit: str, line:
     for i, name in enumerate(names):
         middle = top + row * (i + 0.5) + above / 2
         if above:
-            parts.append(axes.text(left + 4, top + row * i + 13, axes.shorten(name, _WIDTH - 60), "", name))
+            parts.append(
+                axes.text(left + 4, top + row * i + 13, axes.shorten(name, _WIDTH - 60), "", name)
+            )
         else:
             parts.append(axes.text(left - 8, middle + 4, name, "e"))
         for j, one in enumerate(series):
@@ -133,17 +151,27 @@ def lines(
       marks: draws the points and their intervals, not only the line through them.
       level: of a dashed line across, as of what would be perfect.
     """
-    legend, top = axes.legend([s.name for s in series if s.name and len(series) > 1], _LEFT, _WIDTH - 24)
+    legend, top = axes.legend(
+        [s.name for s in series if s.name and len(series) > 1], _LEFT, _WIDTH - 24
+    )
     across, up, parts = _frame(series, top, x, y, log_x, level)
     if level is not None:
         parts.append(axes.line(across.start, up(level), across.stop, up(level), "a d"))
     for j, one in reversed(list(enumerate(series))):
-        known = [i for i, (a, b) in enumerate(zip(one.x, one.y)) if b is not None and not (log_x and a <= 0)]
+        known = [
+            i
+            for i, (a, b) in enumerate(zip(one.x, one.y))
+            if b is not None and not (log_x and a <= 0)
+        ]
         path = " ".join(f"{across(one.x[i]):.1f},{up(one.y[i]):.1f}" for i in known)
         if not one.name:
-            parts.append(f'<polyline points="{path}" fill="none" stroke="var(--soft)" stroke-opacity=".35"/>')
+            parts.append(
+                f'<polyline points="{path}" fill="none" stroke="var(--soft)" stroke-opacity=".35"/>'
+            )
             continue
-        parts.append(f'<polyline points="{path}" {axes.stroke(j)}><title>{html.escape(one.name)}</title></polyline>')
+        parts.append(
+            f'<polyline points="{path}" {axes.stroke(j)}><title>{html.escape(one.name)}</title></polyline>'
+        )
         shown = known if marks else known[-1:]
         for i in shown:
             low, high = _interval(one, i) if marks else (None, None)
@@ -154,7 +182,9 @@ def lines(
     return axes.svg(_WIDTH, top + _HEIGHT + 48, title, [*parts, *legend])
 
 
-def scatter(title: str, names: list[str], points: Series, *, x: str, y: str, log_x: bool = False) -> str:
+def scatter(
+    title: str, names: list[str], points: Series, *, x: str, y: str, log_x: bool = False
+) -> str:
     """A mark per name, with its name beside it where there is room (elsewhere it shows under the pointer).
 
     Args:
@@ -165,7 +195,11 @@ def scatter(title: str, names: list[str], points: Series, *, x: str, y: str, log
     """
     top = 44
     across, up, parts = _frame([points], top, x, y, log_x)
-    placed = [i for i, (a, b) in enumerate(zip(points.x, points.y)) if None not in (a, b) and not (log_x and a <= 0)]
+    placed = [
+        i
+        for i, (a, b) in enumerate(zip(points.x, points.y))
+        if None not in (a, b) and not (log_x and a <= 0)
+    ]
     spots = {i: (across(points.x[i]), up(points.y[i])) for i in placed}
     taken = [(a - 6, b - 6, a + 6, b + 6) for a, b in spots.values()]
     for i, (a, _) in spots.items():
@@ -182,12 +216,21 @@ def scatter(title: str, names: list[str], points: Series, *, x: str, y: str, log
         for x0, y0 in _PLACES if len(names) <= _MOST_LED else _PLACES[:4]:
             box = (a + x0 - (width if x0 < 0 else width / 2 if x0 == 0 else 0), b + y0 - 10)
             box = (*box, box[0] + width, box[1] + 13)
-            inside = box[0] >= across.start and box[2] <= _WIDTH - 4 and box[1] >= top and box[3] <= top + _HEIGHT
+            inside = (
+                box[0] >= across.start
+                and box[2] <= _WIDTH - 4
+                and box[1] >= top
+                and box[3] <= top + _HEIGHT
+            )
             if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
                 if abs(y0 - 4) > 16:  # too far to be seen as its own
                     parts.append(axes.line(a, b, a + 0.85 * x0, b + y0 - 4, "a"))
-                parts.append(axes.text(a + x0, b + y0, name, "e" if x0 < 0 else "m" if x0 == 0 else "", names[i]))
+                parts.append(
+                    axes.text(
+                        a + x0, b + y0, name, "e" if x0 < 0 else "m" if x0 == 0 else "", names[i]
+                    )
+                )
                 break
     return axes.svg(_WIDTH, top + _HEIGHT + 48, title, parts)
 
@@ -199,13 +242,21 @@ def calibration(title: str, series: list[Series]) -> str:
       series: x = mean predictions, y = click rates, with intervals if known; rates of 0 are left out.
     """
     legend, top = axes.legend([s.name for s in series if len(series) > 1], _LEFT, _SQUARE + _LEFT)
-    both = [v for s in series for pair in zip(s.x, s.y) if None not in pair and min(pair) > 0 for v in pair]
+    both = [
+        v
+        for s in series
+        for pair in zip(s.x, s.y)
+        if None not in pair and min(pair) > 0
+        for v in pair
+    ]
     across = axes.scale(both, _LEFT, _LEFT + _SQUARE, log=True)
     up = axes.scale(both, top + _SQUARE, top, log=True)
     parts = _grid(across, up, "mean prediction (probability)", "click rate (clicks per row)")
     parts.append(axes.line(across.start, up.start, across.stop, up.stop, "a d"))
     for j, one in reversed(list(enumerate(series))):
-        known = [i for i, pair in enumerate(zip(one.x, one.y)) if None not in pair and min(pair) > 0]
+        known = [
+            i for i, pair in enumerate(zip(one.x, one.y)) if None not in pair and min(pair) > 0
+        ]
         path = " ".join(f"{across(one.x[i]):.1f},{up(one.y[i]):.1f}" for i in known)
         parts.append(f'<polyline points="{path}" {axes.stroke(j)}/>')
         for i in known:
@@ -227,9 +278,13 @@ def _interval(series: Series, i: int) -> tuple[float | None, float | None]:
     return (series.low[i], series.high[i]) if series.low else (None, None)
 
 
-def _frame(series: list[Series], top: float, x: str, y: str, log_x: bool, level: float | None = None):
+def _frame(
+    series: list[Series], top: float, x: str, y: str, log_x: bool, level: float | None = None
+):
     """Both scales of a chart, and its grid."""
-    across = axes.scale([v for s in series for v in s.x if v is not None], _LEFT, _WIDTH - _RIGHT, log=log_x)
+    across = axes.scale(
+        [v for s in series for v in s.x if v is not None], _LEFT, _WIDTH - _RIGHT, log=log_x
+    )
     up = axes.scale([*_all(series), level], top + _HEIGHT, top)
     return across, up, _grid(across, up, x, y)
 

@@ -75,7 +75,10 @@ class Sweep(NamedTuple):
     def failed(self) -> list[Run]:
         """Every run that failed."""
         return [
-            run for point in self.points for seed in self.seeds if (run := self.runs.get((point, seed))) and run.error
+            run
+            for point in self.points
+            for seed in self.seeds
+            if (run := self.runs.get((point, seed))) and run.error
         ]
 
 
@@ -86,7 +89,9 @@ def load(workdir: Path) -> Sweep | Run:
       UserError: neither a sweep nor a run, nothing of it finished, or a damaged file.
     """
     if not workdir.is_dir():
-        raise UserError(f"--workdir={workdir}: no such directory; name the --workdir of a sweep or of a trained run")
+        raise UserError(
+            f"--workdir={workdir}: no such directory; name the --workdir of a sweep or of a trained run"
+        )
     if (workdir / "sweep.json").exists():
         return _sweep(workdir)
     if (workdir / "metrics.json").exists():
@@ -94,16 +99,28 @@ def load(workdir: Path) -> Sweep | Run:
     if (workdir / "config.json").exists():
         record = _json(workdir / "result.json") if (workdir / "result.json").exists() else {}
         if error := (record.get("line") or {}).get("error"):
-            raise UserError(f"{workdir}: its run failed ({error}); mend that, and `sweep --retry` tries it again")
-        raise UserError(f"{workdir}: its run is not finished (no metrics.json); the same train command goes on with it")
-    inside = sorted(str(p.parent) for p in workdir.glob("*/*.json") if p.name in ("sweep.json", "metrics.json"))
-    hint = f"did you mean --workdir={inside[0]}?" if inside else "name the --workdir of sweep or train"
-    raise UserError(f"{workdir}: holds no sweep (no sweep.json) and no run (no metrics.json); {hint}")
+            raise UserError(
+                f"{workdir}: its run failed ({error}); mend that, and `sweep --retry` tries it again"
+            )
+        raise UserError(
+            f"{workdir}: its run is not finished (no metrics.json); the same train command goes on with it"
+        )
+    inside = sorted(
+        str(p.parent) for p in workdir.glob("*/*.json") if p.name in ("sweep.json", "metrics.json")
+    )
+    hint = (
+        f"did you mean --workdir={inside[0]}?" if inside else "name the --workdir of sweep or train"
+    )
+    raise UserError(
+        f"{workdir}: holds no sweep (no sweep.json) and no run (no metrics.json); {hint}"
+    )
 
 
 def split_of(runs: Sequence[Run]) -> str:
     """The split that all of the runs were evaluated on: test, else valid."""
-    return next((split for split in SPLITS if all(split in run.metrics for run in runs)), SPLITS[-1])
+    return next(
+        (split for split in SPLITS if all(split in run.metrics for run in runs)), SPLITS[-1]
+    )
 
 
 def fields(run: Run) -> dict | None:
@@ -118,7 +135,9 @@ def machine(run: Run) -> str:
     if not path.exists():
         return ""
     body = _json(path)
-    kinds = [" ".join(dict.fromkeys((d.split(":")[0], d.split(" ", 1)[-1]))) for d in body["devices"]]
+    kinds = [
+        " ".join(dict.fromkeys((d.split(":")[0], d.split(" ", 1)[-1]))) for d in body["devices"]
+    ]
     devices = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
     versions = ", ".join(f"{name} {body['packages'][name]}" for name in ("emofm_jax", "jax"))
     commit = f", commit {body['git_commit'][:7]}" if body.get("git_commit") else ""
@@ -151,7 +170,9 @@ def predictions(run: Run, split: str) -> tuple[np.ndarray, np.ndarray] | None:
     try:
         table = pq.read_table(path, columns=["label", "p"], use_threads=False, memory_map=True)
     except pa.ArrowException as error:
-        raise UserError(f"{path}: not readable as Parquet ({error}); evaluate the run again") from None
+        raise UserError(
+            f"{path}: not readable as Parquet ({error}); evaluate the run again"
+        ) from None
     return table["label"].to_numpy(), table["p"].to_numpy()
 
 
@@ -163,18 +184,28 @@ def importance(run: Run, split: str) -> dict | None:
 
 def _sweep(workdir: Path) -> Sweep:
     plan = _json(workdir / "sweep.json")
-    missing = [key for key in ("name", "experiment", "points", "seeds", "reference") if key not in plan]
+    missing = [
+        key for key in ("name", "experiment", "points", "seeds", "reference") if key not in plan
+    ]
     if missing:
-        raise UserError(f"{workdir / 'sweep.json'}: it has no {', '.join(missing)}; run the sweep's command again")
+        raise UserError(
+            f"{workdir / 'sweep.json'}: it has no {', '.join(missing)}; run the sweep's command again"
+        )
     points = [point["name"] if isinstance(point, dict) else point for point in plan["points"]]
     runs, left_out, path = {}, 0, workdir / "results.jsonl"
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     for number, line in enumerate(lines, 1):
         body = _parse(line, f"{path}:{number}")
-        if missing := [key for key in ("point", "seed", "status", "overrides", "metrics") if key not in body]:
-            raise UserError(f"{path}:{number}: it has no {', '.join(missing)}; delete the line and sweep again")
+        if missing := [
+            key for key in ("point", "seed", "status", "overrides", "metrics") if key not in body
+        ]:
+            raise UserError(
+                f"{path}:{number}: it has no {', '.join(missing)}; delete the line and sweep again"
+            )
         if body["status"] == "ok" and not any(split in (body["metrics"] or {}) for split in SPLITS):
-            raise UserError(f"{path}:{number}: status ok, but no metrics; delete the line and sweep again")
+            raise UserError(
+                f"{path}:{number}: status ok, but no metrics; delete the line and sweep again"
+            )
         if body["point"] not in points or body["seed"] not in plan["seeds"]:
             left_out += 1
             continue
@@ -185,7 +216,16 @@ def _sweep(workdir: Path) -> Sweep:
         cost = (body.get("seconds"), body.get("peak_memory_mib"))
         run = Run(body["point"], body["seed"], place, figures, error, body["overrides"], *cost)
         runs[run.point, run.seed] = run
-    sweep = Sweep(workdir, plan["name"], plan["experiment"], points, plan["seeds"], plan["reference"], runs, left_out)
+    sweep = Sweep(
+        workdir,
+        plan["name"],
+        plan["experiment"],
+        points,
+        plan["seeds"],
+        plan["reference"],
+        runs,
+        left_out,
+    )
     if not sweep.all_done():
         failed = sweep.failed()
         first = (
@@ -194,7 +234,9 @@ def _sweep(workdir: Path) -> Sweep:
             else ""
         )
         total = len(points) * len(plan["seeds"])
-        raise UserError(f"{workdir}: none of its {total} runs is finished{first}; let the sweep go on first")
+        raise UserError(
+            f"{workdir}: none of its {total} runs is finished{first}; let the sweep go on first"
+        )
     return sweep
 
 
@@ -209,7 +251,9 @@ def _json(path: Path) -> dict:
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); run its program again") from None
     if not isinstance(body, dict):
-        raise UserError(f"{path}: holds {type(body).__name__}, not an object; run its program again")
+        raise UserError(
+            f"{path}: holds {type(body).__name__}, not an object; run its program again"
+        )
     return body
 
 
@@ -217,7 +261,11 @@ def _parse(line: str, where: str) -> dict:
     try:
         body = json.loads(line)
     except ValueError as error:
-        raise UserError(f"{where}: damaged line ({error}); delete it and run its program again") from None
+        raise UserError(
+            f"{where}: damaged line ({error}); delete it and run its program again"
+        ) from None
     if not isinstance(body, dict):
-        raise UserError(f"{where}: damaged line (no JSON object); delete it and run its program again")
+        raise UserError(
+            f"{where}: damaged line (no JSON object); delete it and run its program again"
+        )
     return body

@@ -24,7 +24,11 @@ def lead(run: read.Run) -> list[str]:
             f"{parameters['embedding']:,} parameters in the embedding table, {parameters['network']:,} in the network"
         )
     if train:
-        rate = f"{train['rows_per_s']:,.0f} rows/s" if train["rows_per_s"] else "one step, too few for a rate"
+        rate = (
+            f"{train['rows_per_s']:,.0f} rows/s"
+            if train["rows_per_s"]
+            else "one step, too few for a rate"
+        )
         facts.append(
             f"{train['steps']:,} step{'s' if train['steps'] != 1 else ''} in {train['seconds']:.0f} seconds, {rate}, "
             f"{train['input_wait']:.1%} of the time waiting for input"
@@ -50,7 +54,9 @@ def summary(run: read.Run) -> str:
     split = read.split_of([run])
     part, constant = run.metrics[split], run.metrics[split].get("constant") or {}
     if part.get("auc") is None:
-        return f"The {split} split has no AUC: {'; '.join(part.get('notes') or ['one class only'])}."
+        return (
+            f"The {split} split has no AUC: {'; '.join(part.get('notes') or ['one class only'])}."
+        )
     text = f"AUC **{part['auc']:.5f}** on {part['rows']:,} rows of the {split} split"
     if (best := (part.get("bayes") or {}).get("auc")) not in (None, 0.5):
         text += f", {(part['auc'] - 0.5) / (best - 0.5):.1%} of the attainable lift (AUC of the true p: {best:.5f})"
@@ -73,14 +79,25 @@ def figures(run: read.Run) -> document.Table:
     for split in read.SPLITS:
         if (part := run.metrics.get(split)) is None:
             continue
-        kinds = {"model": part, "true p(y|x)": part.get("bayes"), "model with the true p(t|x)": part.get("true_am")}
+        kinds = {
+            "model": part,
+            "true p(y|x)": part.get("bayes"),
+            "model with the true p(t|x)": part.get("true_am"),
+        }
         for name, found in (kinds | {"constant": part.get("constant")}).items():
             if found:
                 cells = [
                     document.number(found.get(key), n)
-                    for key, n in (("auc", _DIGITS), ("logloss", _DIGITS), ("pcoc", 3), ("gauc", _DIGITS))
+                    for key, n in (
+                        ("auc", _DIGITS),
+                        ("logloss", _DIGITS),
+                        ("pcoc", 3),
+                        ("gauc", _DIGITS),
+                    )
                 ]
-                rows.append([Cell(split), Cell(name), *cells, document.number(found.get("rows"), 0)])
+                rows.append(
+                    [Cell(split), Cell(name), *cells, document.number(found.get("rows"), 0)]
+                )
     heads = ["split", "predictor", "AUC", "logloss", "PCOC", "GAUC", "rows"]
     return document.compact(document.Table(heads, rows, 0))
 
@@ -94,7 +111,13 @@ def _by_type(run: read.Run, split: str) -> list:
             Cell(t["name"]),
             *(
                 document.number(t.get(key), n)
-                for key, n in (("auc", _DIGITS), ("logloss", _DIGITS), ("pcoc", 3), ("rows", 0), ("clicks", 0))
+                for key, n in (
+                    ("auc", _DIGITS),
+                    ("logloss", _DIGITS),
+                    ("pcoc", 3),
+                    ("rows", 0),
+                    ("clicks", 0),
+                )
             ),
             document.number((t.get("bayes") or {}).get("auc"), _DIGITS),
         ]
@@ -103,9 +126,16 @@ def _by_type(run: read.Run, split: str) -> list:
     heads = ["type", "AUC", "logloss", "PCOC", "rows", "clicks", "attainable AUC"]
     series = [plots.Series("model", (), [t["auc"] for t in part["types"]])]
     if any(t.get("bayes") for t in part["types"]):
-        series.append(plots.Series("attainable", (), [(t.get("bayes") or {}).get("auc") for t in part["types"]]))
+        series.append(
+            plots.Series(
+                "attainable", (), [(t.get("bayes") or {}).get("auc") for t in part["types"]]
+            )
+        )
     chart = plots.dots(
-        f"{split.capitalize()} AUC by type", [t["name"] for t in part["types"]], series, unit="AUC, the type given"
+        f"{split.capitalize()} AUC by type",
+        [t["name"] for t in part["types"]],
+        series,
+        unit="AUC, the type given",
     )
     blocks = [
         document.Text("Within the rows of each type, the type given to the model."),
@@ -118,14 +148,22 @@ def _by_type(run: read.Run, split: str) -> list:
             f"{am['majority']:.4f}) and logloss {am['logloss']:.4f} nats"
         )
         true = am.get("bayes_logloss")
-        blocks.insert(1, document.Text(text + (f"; the true p(t|x) has {true:.4f}." if true is not None else ".")))
+        blocks.insert(
+            1,
+            document.Text(
+                text + (f"; the true p(t|x) has {true:.4f}." if true is not None else ".")
+            ),
+        )
     return blocks
 
 
 def _learning(run: read.Run) -> list:
     charts = []
     for key, unit in (("auc", "AUC"), ("logloss", "logloss (nats)")):
-        found = [curves.training([run], "training, the last steps", key), curves.validation([run], "validation", key)]
+        found = [
+            curves.training([run], "training, the last steps", key),
+            curves.validation([run], "validation", key),
+        ]
         series = [s for s in found if s]
         if series and max(len(s.x) for s in series) > 1:  # one evaluation is no curve
             charts.append(
@@ -146,7 +184,11 @@ def _calibration(run: read.Run, split: str) -> list:
         return []
     text = "Tenths of the rows by prediction, rates with 95% intervals (Wilson). On the dashed line both agree."
     rows = [
-        [document.number(part["rows"], 0), document.number(part["mean_p"], 5), document.number(part["rate"], 5)]
+        [
+            document.number(part["rows"], 0),
+            document.number(part["mean_p"], 5),
+            document.number(part["rate"], 5),
+        ]
         for part in run.metrics[split]["calibration"]
     ]
     chart = plots.calibration(f"Calibration on the {split} split", [series])
@@ -160,7 +202,11 @@ def _importance(run: read.Run, split: str) -> list:
         return []
     slots = sorted(found["slots"], key=lambda slot: -slot["auc_drop"])
     rows = [
-        [Cell(s["name"]), document.number(s["auc_drop"], 6, True), document.number(s["logloss_rise"], 6, True)]
+        [
+            Cell(s["name"]),
+            document.number(s["auc_drop"], 6, True),
+            document.number(s["logloss_rise"], 6, True),
+        ]
         for s in slots
     ]
     text = f"What is lost when the values of a slot are dealt anew over {found['rows']:,} rows (seed {found['seed']})."
@@ -189,4 +235,7 @@ def _configuration(run: read.Run) -> list:
     rows = [[Cell(f"`{key}`"), Cell(write(a)), Cell(write(b))] for key, (a, b) in changed.items()]
     if not rows:
         return [document.Text("Every field has its default.")]
-    return [document.Text("What differs from the defaults."), document.Table(["field", "this run", "default"], rows)]
+    return [
+        document.Text("What differs from the defaults."),
+        document.Table(["field", "this run", "default"], rows),
+    ]

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 PROGRAM = "model.stablehlo"
 PLATFORMS = ("cpu", "cuda", "tpu")
-_ALIGNMENT = 64  # of the first array, in bytes: what XLA:CPU needs to take a mapped file without a copy
+_ALIGNMENT = (
+    64  # of the first array, in bytes: what XLA:CPU needs to take a mapped file without a copy
+)
 _EXAMPLE_ROWS = 4
 
 
@@ -44,7 +46,9 @@ def write(scorer: "Scorer", directory: Path) -> None:
     if directory.is_file():
         raise UserError(f"{directory}: it is a file; name a directory")
     if other := _other_files(directory):
-        raise UserError(f"{directory}: it holds {other[0]}, which is of no export; choose an empty or a new directory")
+        raise UserError(
+            f"{directory}: it holds {other[0]}, which is of no export; choose an empty or a new directory"
+        )
     temporary = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -71,12 +75,16 @@ def load(directory: Path) -> tuple[Schema, dict, Callable[[Any, Mapping], dict]]
         ) from None
     except ValueError as error:
         text = " ".join(str(error).split())
-        raise UserError(text if str(directory) in text else f"{directory}: damaged ({text}); copy it again") from None
+        raise UserError(
+            text if str(directory) in text else f"{directory}: damaged ({text}); copy it again"
+        ) from None
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no such file; copy the whole artefact again") from None
     schema = schema_lib.load(directory)
     if schema.fingerprint() != loaded.signature["schema"]:
-        raise UserError(f"{directory}: schema.json is not of the run that the weights are of; copy the artefact again")
+        raise UserError(
+            f"{directory}: schema.json is not of the run that the weights are of; copy the artefact again"
+        )
 
     def call(weights, features):
         try:
@@ -90,14 +98,25 @@ def load(directory: Path) -> tuple[Schema, dict, Callable[[Any, Mapping], dict]]
 def _other_files(directory: Path) -> list[str]:
     """Names of the files that an export would delete and that no export has written."""
     listed = directory / "checksums.sha256"
-    known = {line.split("  ", 1)[-1] for line in listed.read_text().splitlines()} if listed.exists() else set()
-    found = (file.relative_to(directory).as_posix() for file in directory.rglob("*") if file.is_file())
-    return sorted(name for name in found if name not in known | {listed.name} and "__pycache__" not in name)
+    known = (
+        {line.split("  ", 1)[-1] for line in listed.read_text().splitlines()}
+        if listed.exists()
+        else set()
+    )
+    found = (
+        file.relative_to(directory).as_posix() for file in directory.rglob("*") if file.is_file()
+    )
+    return sorted(
+        name for name in found if name not in known | {listed.name} and "__pycache__" not in name
+    )
 
 
 def _write_files(scorer: "Scorer", path: Path) -> None:
     schema, structure = scorer.schema, jax.tree.structure(scorer.params)
-    names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in jax.tree.leaves_with_path(scorer.params)]
+    names = [
+        jax.tree_util.keystr(p, simple=True, separator="/")
+        for p, _ in jax.tree.leaves_with_path(scorer.params)
+    ]
     weights = dict(zip(names, map(np.asarray, jax.tree.leaves(scorer.params))))
 
     def program(weights, features):
@@ -109,7 +128,11 @@ def _write_files(scorer: "Scorer", path: Path) -> None:
     exported = jax.export.export(jax.jit(program), platforms=PLATFORMS)(_shapes(weights), shapes)
     (path / PROGRAM).write_bytes(exported.serialize(vjp_order=1))
     identity = _identity(path / PROGRAM, weights)
-    _write_weights(path / "weights.safetensors", weights, {"export": identity, "runs": json.dumps(scorer.names)})
+    _write_weights(
+        path / "weights.safetensors",
+        weights,
+        {"export": identity, "runs": json.dumps(scorer.names)},
+    )
     schema.save(path)
     if (scorer.directory / "vocabulary").is_dir():
         shutil.copytree(scorer.directory / "vocabulary", path / "vocabulary")

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 _FIRST_SEGMENTS = 16  # of a row
 _SMALLEST = 2.0**-15  # of a segment, as a share of the path: f32 tells its ends apart
 _CHUNK = 256  # segments that are taken together
-_POINTS = 0.5 + np.array([-0.5, 0.5]) / np.sqrt(3)  # of Gauss-Legendre in [0, 1], of weight 1/2 each
+_POINTS = 0.5 + np.array([-0.5, 0.5]) / np.sqrt(
+    3
+)  # of Gauss-Legendre in [0, 1], of weight 1/2 each
 
 
 class Measure(NamedTuple):
@@ -74,8 +76,12 @@ def explain(
         start = jax.tree.map(jnp.zeros_like, end)
     else:
         if (given := len(scorer(reference)["logit"])) not in (1, num_rows):
-            raise UserError(f"reference: it has {given} rows, the features have {num_rows}; give 1 or {num_rows}")
-        start = jax.tree.map(lambda x, like: jnp.broadcast_to(x, like.shape), measure.embed(reference), end)
+            raise UserError(
+                f"reference: it has {given} rows, the features have {num_rows}; give 1 or {num_rows}"
+            )
+        start = jax.tree.map(
+            lambda x, like: jnp.broadcast_to(x, like.shape), measure.embed(reference), end
+        )
     ends = [np.asarray(measure.logit(e)) for e in (start, end)]
     all_of = functools.partial(_measure_all, measure.segment, start, end)
     attribution, gap = _refine(all_of, num_rows, tolerance)
@@ -112,20 +118,38 @@ def _refine(measure: Callable, num_rows: int, tolerance: float) -> tuple[np.ndar
             np.add.at(attribution, row, parts)
             return attribution, gap
         half = width[split] / 2
-        halves = [np.tile(row[split], 2), np.concatenate([at[split], at[split] + half]), np.tile(half, 2)]
-        row, at, width = (np.concatenate([x[~split], new]) for x, new in zip((row, at, width), halves))
+        halves = [
+            np.tile(row[split], 2),
+            np.concatenate([at[split], at[split] + half]),
+            np.tile(half, 2),
+        ]
+        row, at, width = (
+            np.concatenate([x[~split], new]) for x, new in zip((row, at, width), halves)
+        )
         new_parts, new_gaps = measure(*halves)
-        parts, gaps = np.concatenate([parts[~split], new_parts]), np.concatenate([gaps[~split], new_gaps])
+        parts, gaps = (
+            np.concatenate([parts[~split], new_parts]),
+            np.concatenate([gaps[~split], new_gaps]),
+        )
 
 
 def _measure_all(segment, start, end, *segments) -> tuple[np.ndarray, np.ndarray]:
     """The segments in chunks of one shape, so that the program is compiled once."""
     found = []
     for first in range(0, len(segments[0]), _CHUNK):
-        chunk = [np.resize(x[first : first + _CHUNK], _CHUNK) for x in segments]  # repeated up to the full size
-        row, at, width = chunk[0].astype(np.int32), chunk[1].astype(np.float32), chunk[2].astype(np.float32)
+        chunk = [
+            np.resize(x[first : first + _CHUNK], _CHUNK) for x in segments
+        ]  # repeated up to the full size
+        row, at, width = (
+            chunk[0].astype(np.int32),
+            chunk[1].astype(np.float32),
+            chunk[2].astype(np.float32),
+        )
         found.append(segment(start, end, row, at, width))
-    parts, gaps = (np.concatenate(x)[: len(segments[0])].astype(np.float64) for x in zip(*jax.device_get(found)))
+    parts, gaps = (
+        np.concatenate(x)[: len(segments[0])].astype(np.float64)
+        for x in zip(*jax.device_get(found))
+    )
     return parts, gaps
 
 
@@ -143,6 +167,8 @@ def _make_segment(score: Callable) -> Callable:
         mean = jax.tree.map(lambda *g: sum(g) / len(g), *slopes)
         parts = jax.tree.map(lambda g, d: (g * d).sum(axis=-1) * width[:, None], mean, difference)
         parts = sum(jax.tree.leaves(parts))  # of an ensemble: over its members
-        return parts, logit_of(params, place(at + width)) - logit_of(params, place(at)) - parts.sum(axis=1)
+        return parts, logit_of(params, place(at + width)) - logit_of(params, place(at)) - parts.sum(
+            axis=1
+        )
 
     return segment

@@ -32,7 +32,9 @@ def make(schema: Schema, params: Any, fn: Callable) -> Callable[[Mapping], dict 
     as_float = lambda x: jax.lax.bitcast_convert_type(x, jnp.float32)
     layout = matrix_lib.layout(schema)
     to_features = lambda matrix: matrix_lib.to_features(matrix, layout, as_float)
-    of_few = compilation.jit(lambda large, matrix: fn(unite(large), to_features(matrix)), few_rows=True)
+    of_few = compilation.jit(
+        lambda large, matrix: fn(unite(large), to_features(matrix)), few_rows=True
+    )
     of_many = compilation.jit(lambda params, matrix: fn(params, to_features(matrix)))
 
     def call(features):
@@ -53,6 +55,8 @@ def _partition(params: Any) -> tuple[list[jax.Array], Callable[[list], Any]]:
 
     def unite(arguments):
         rest = iter(arguments)
-        return structure.unflatten([next(rest) if many or table else x for (_, x), table in zip(found, is_table)])
+        return structure.unflatten(
+            [next(rest) if many or table else x for (_, x), table in zip(found, is_table)]
+        )
 
     return [x for (_, x), table in zip(found, is_table) if many or table], unite

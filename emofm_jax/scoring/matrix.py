@@ -39,7 +39,9 @@ class Layout(NamedTuple):
 def layout(schema: Schema) -> Layout:
     """The layout of a schema's features."""
     slots, columns = schema.slots, schema.column_slots
-    bags, numeric = (np.array(x) for x in zip(*((slot.kind == "multi", slot.is_numeric) for slot in slots)))
+    bags, numeric = (
+        np.array(x) for x in zip(*((slot.kind == "multi", slot.is_numeric) for slot in slots))
+    )
     rows = np.array([slot.rows for slot in slots])
     names = tuple(slot.name for slot in slots)
     return Layout(
@@ -69,8 +71,12 @@ def of_features(features: Mapping, layout: Layout) -> np.ndarray | None:
     if num_rows == 1:
         matrix = np.concatenate(arrays, axis=None)[None]
     else:
-        matrix = np.concatenate([x if width else x[:, None] for x, width in zip(arrays, layout.widths)], axis=1)
-    if not ((matrix - layout.lowest).view(np.uint32) < layout.span).all():  # below the lowest wraps to the largest
+        matrix = np.concatenate(
+            [x if width else x[:, None] for x, width in zip(arrays, layout.widths)], axis=1
+        )
+    if not (
+        (matrix - layout.lowest).view(np.uint32) < layout.span
+    ).all():  # below the lowest wraps to the largest
         return None
     if layout.numbers is not None and (layout.numbers & ((matrix & 0x7FFFFFFF) == _INFINITE)).any():
         return None

@@ -24,37 +24,56 @@ def load(directory, check=True):
     directory = Path(directory)
     signature = json.loads((directory / "signature.json").read_text())
     if (version := signature["format_version"]) > FORMAT_VERSION:
-        raise ValueError(f"{directory}: format version {version}, this loader reads {FORMAT_VERSION}; use its score.py")
-    listed = dict(line.split("  ", 1)[::-1] for line in (directory / "checksums.sha256").read_text().splitlines())
+        raise ValueError(
+            f"{directory}: format version {version}, this loader reads {FORMAT_VERSION}; use its score.py"
+        )
+    listed = dict(
+        line.split("  ", 1)[::-1]
+        for line in (directory / "checksums.sha256").read_text().splitlines()
+    )
     for name in sorted(listed.keys() | FILES) if check else ():
         if hashlib.sha256((directory / name).read_bytes()).hexdigest() != listed.get(name):
             raise ValueError(f"{directory / name}: not the file that was exported; copy it again")
     weights, metadata = read_weights(directory / "weights.safetensors")
     if metadata["export"] != signature["export"]:
-        raise ValueError(f"{directory}: weights.safetensors and signature.json are of two exports; copy both again")
+        raise ValueError(
+            f"{directory}: weights.safetensors and signature.json are of two exports; copy both again"
+        )
     program = export.deserialize(bytearray((directory / "model.stablehlo").read_bytes()))
 
     def call(weights, features):
         if wrong := set(features) ^ set(signature["inputs"]):
-            raise ValueError(f"features: slots that are absent, or one too many: {sorted(wrong)}; see signature.json")
+            raise ValueError(
+                f"features: slots that are absent, or one too many: {sorted(wrong)}; see signature.json"
+            )
         empty = next(iter(features.values())).shape[0] == 0  # a program takes one row at least
-        features = {k: np.zeros((1, *x.shape[1:]), x.dtype) if empty else x for k, x in features.items()}
+        features = {
+            k: np.zeros((1, *x.shape[1:]), x.dtype) if empty else x for k, x in features.items()
+        }
         try:
             scores = program.call(weights, features)
         except (NotImplementedError, TypeError) as error:
-            if not any(word in str(error) for word in ("call_exported", "custom_vjp", "forward-mode")):
+            if not any(
+                word in str(error) for word in ("call_exported", "custom_vjp", "forward-mode")
+            ):
                 raise
-            raise ValueError("an exported program has no vmap and no jvp; give it a batch, or use jax.grad") from None
+            raise ValueError(
+                "an exported program has no vmap and no jvp; give it a batch, or use jax.grad"
+            ) from None
         return {k: x[:0] for k, x in scores.items()} if empty else scores
 
     score = functools.partial(jax.jit(call), weights)
     score.call, score.weights, score.signature = call, weights, signature
     example = signature["example"]
-    features = {k: np.array(v, signature["inputs"][k]["dtype"]) for k, v in example["features"].items()}
+    features = {
+        k: np.array(v, signature["inputs"][k]["dtype"]) for k, v in example["features"].items()
+    }
     tolerance = 1e-5 if jax.default_backend() == "cpu" else 1e-2  # of products in fewer bits
     for name, found in score(features).items() if check else ():
         if not np.allclose(found, example["scores"][name], rtol=tolerance, atol=tolerance):
-            raise ValueError(f"{directory}: its worked example gives another {name} here than when it was exported")
+            raise ValueError(
+                f"{directory}: its worked example gives another {name} here than when it was exported"
+            )
     return score
 
 
@@ -64,7 +83,11 @@ def read_weights(path):
     size = int(raw[:8].view("<u8")[0])
     header = json.loads(bytes(raw[8 : 8 + size]))
     metadata, body = header.pop("__metadata__", {}), raw[8 + size :]
-    view = lambda x: body[slice(*x["data_offsets"])].view({"F32": "<f4", "I32": "<i4"}[x["dtype"]]).reshape(x["shape"])
+    view = lambda x: (
+        body[slice(*x["data_offsets"])]
+        .view({"F32": "<f4", "I32": "<i4"}[x["dtype"]])
+        .reshape(x["shape"])
+    )
     return {name: jax.device_put(view(x)) for name, x in header.items()}, metadata
 
 

@@ -69,14 +69,18 @@ class Scorer:
         scores = self._call(features)
         if scores is not None:
             return scores
-        features_lib.check(self.schema, features)  # something does not fit, or they are arrays of jax
+        features_lib.check(
+            self.schema, features
+        )  # something does not fit, or they are arrays of jax
         if any(isinstance(x, jax.core.Tracer) for x in features.values()):
             return self.fn(self.params, features)
         features = {name: np.asarray(x) for name, x in features.items()}
         features_lib.check_ids(self.schema, features, features_lib.pack(self.schema, features)[2])
         return self._call(features)
 
-    def start(self, features: Mapping[str, np.ndarray], batch_rows: int) -> Callable[[], dict[str, np.ndarray]]:
+    def start(
+        self, features: Mapping[str, np.ndarray], batch_rows: int
+    ) -> Callable[[], dict[str, np.ndarray]]:
         """Starts scoring any number of rows in batches of one shape, each split over the local devices.
 
         Returns:
@@ -84,18 +88,24 @@ class Scorer:
         """
         devices = jax.local_devices()
         batch_rows += -batch_rows % len(devices)
-        sharding = jax.sharding.NamedSharding(jax.sharding.Mesh(np.array(devices), "data"), PartitionSpec("data"))
+        sharding = jax.sharding.NamedSharding(
+            jax.sharding.Mesh(np.array(devices), "data"), PartitionSpec("data")
+        )
         num_rows, parts = features_lib.check(self.schema, features), []
         for at in range(0, max(num_rows, 1), batch_rows):
             part = {name: x[at : at + batch_rows] for name, x in features.items()}
             part = features_lib.pad(part, self.schema, batch_rows)
             parts.append(
-                self._compiled_batch(self.params, jax.device_put(part, sharding) if len(devices) > 1 else part)
+                self._compiled_batch(
+                    self.params, jax.device_put(part, sharding) if len(devices) > 1 else part
+                )
             )
 
         def finish() -> dict[str, np.ndarray]:
             done = jax.device_get(parts)
-            return {name: np.concatenate([part[name] for part in done])[:num_rows] for name in done[0]}
+            return {
+                name: np.concatenate([part[name] for part in done])[:num_rows] for name in done[0]
+            }
 
         return finish
 
@@ -110,7 +120,9 @@ class Scorer:
         counter.add(features)
         return counter.shares()
 
-    def explain(self, features: Mapping, reference: Mapping | None = None, **options) -> dict[str, np.ndarray]:
+    def explain(
+        self, features: Mapping, reference: Mapping | None = None, **options
+    ) -> dict[str, np.ndarray]:
         """Integrated gradients of the logit over the slots' embeddings; see `attribution.explain`."""
         return attribution.explain(self, self._measure, features, reference, **options)
 
@@ -119,7 +131,10 @@ class Scorer:
         """{"inputs": {slot: {"dtype", "shape", ..}}, "outputs": {name: {"dtype", "shape"}}}; "b" is any number."""
         made = features_lib.example(self.schema, 1)
         outputs = jax.eval_shape(self.fn, self.params, made)
-        shapes = {name: {"dtype": x.dtype.name, "shape": ["b", *x.shape[1:]]} for name, x in outputs.items()}
+        shapes = {
+            name: {"dtype": x.dtype.name, "shape": ["b", *x.shape[1:]]}
+            for name, x in outputs.items()
+        }
         return {"inputs": features_lib.signature(self.schema), "outputs": shapes}
 
     @functools.cached_property
@@ -136,10 +151,14 @@ class Scorer:
 
     @functools.cached_property
     def _encoder(self) -> encode_lib.Encoder:
-        return encode_lib.Encoder(self.schema, encode_lib.load_vocabularies(self.schema, self.directory))
+        return encode_lib.Encoder(
+            self.schema, encode_lib.load_vocabularies(self.schema, self.directory)
+        )
 
 
-def load_scorer(path: str | Path | Sequence, *, calibrated: bool = False, combine: str = "logit") -> Scorer:
+def load_scorer(
+    path: str | Path | Sequence, *, calibrated: bool = False, combine: str = "logit"
+) -> Scorer:
     """Loads a scorer.
 
     Args:
@@ -166,7 +185,9 @@ def load_scorer(path: str | Path | Sequence, *, calibrated: bool = False, combin
 
 def _load_one(path: Path, calibrated: bool) -> Scorer:
     if path.is_file():
-        raise UserError(f"{path}: it is a file; name the directory of a run, of a checkpoint or of an export")
+        raise UserError(
+            f"{path}: it is a file; name the directory of a run, of a checkpoint or of an export"
+        )
     if (path / artefact.PROGRAM).exists():
         return _load_artefact(path, calibrated)
     place = path.absolute()
@@ -195,9 +216,16 @@ def _load_run(workdir: Path, step: int | None, calibrated: bool) -> Scorer:
         return _embed(schema, params["embedding"], features)
 
     def score(params, e):
-        if e.shape[0] == 0:  # layers divide by the number of rows; of none there is nothing to compute
-            return {name: x[:0] for name, x in score(params, jnp.zeros((1, *e.shape[1:]), e.dtype)).items()}
-        scores = model_lib.predict(module, {"params": params["network"], "batch_stats": params["stats"]}, e)
+        if (
+            e.shape[0] == 0
+        ):  # layers divide by the number of rows; of none there is nothing to compute
+            return {
+                name: x[:0]
+                for name, x in score(params, jnp.zeros((1, *e.shape[1:]), e.dtype)).items()
+            }
+        scores = model_lib.predict(
+            module, {"params": params["network"], "batch_stats": params["stats"]}, e
+        )
         if "calibration" in params:
             p = calibration.apply(params["calibration"], scores["logit"], jnp)
             scores |= {"p": p, "logit": jnp.log(p) - jnp.log1p(-p)}
@@ -218,7 +246,9 @@ def _restore(directory: Path, step: int, module, schema: Schema) -> dict:
         "params": {"embedding": table, "network": variables["params"]},
         "stats": variables.get("batch_stats", {}),
     }
-    restored = checkpoint.restore(directory, like, step=step, exclude=("owner", "opt_state", "lr_scale", "step"))
+    restored = checkpoint.restore(
+        directory, like, step=step, exclude=("owner", "opt_state", "lr_scale", "step")
+    )
     trained_on = restored.info.get("schema")
     if trained_on and trained_on != schema.fingerprint():
         raise UserError(
@@ -237,7 +267,9 @@ def _embed(schema: Schema, table: jax.Array, features: Mapping) -> jax.Array:
 
 def _load_artefact(path: Path, calibrated: bool) -> Scorer:
     if calibrated:
-        raise UserError(f"{path}: calibrate before the export (export --calibrated), then load it as it is")
+        raise UserError(
+            f"{path}: calibrate before the export (export --calibrated), then load it as it is"
+        )
     schema, params, call = artefact.load(path)
 
     def fn(params, features):
@@ -245,7 +277,9 @@ def _load_artefact(path: Path, calibrated: bool) -> Scorer:
         return call(params, features)
 
     def refuse(params, features):
-        raise UserError(f"{path}: an exported program takes features only, not embeddings; load the run itself")
+        raise UserError(
+            f"{path}: an exported program takes features only, not embeddings; load the run itself"
+        )
 
     return Scorer(schema, params, fn, refuse, refuse, path, (str(path),))
 
@@ -254,7 +288,9 @@ def _ensemble(members: Sequence[Scorer], combine: str) -> Scorer:
     first = members[0]
     for other in members[1:]:
         if changed := schema_lib.difference(first.schema, other.schema):
-            raise UserError(f"ensemble: {first.names[0]} and {other.names[0]} differ in their schemas ({changed})")
+            raise UserError(
+                f"ensemble: {first.names[0]} and {other.names[0]} differ in their schemas ({changed})"
+            )
 
     def fn(params, features):
         return _combine([m.fn(p, features) for m, p in zip(members, params)], combine)
@@ -263,11 +299,15 @@ def _ensemble(members: Sequence[Scorer], combine: str) -> Scorer:
         return tuple(m.embed(p, features) for m, p in zip(members, params))
 
     def score(params, e):
-        return _combine([m.fn_from_embeddings(p, x) for m, p, x in zip(members, params, e)], combine)
+        return _combine(
+            [m.fn_from_embeddings(p, x) for m, p, x in zip(members, params, e)], combine
+        )
 
     params = tuple(m.params for m in members)
     names = tuple(name for m in members for name in m.names)
-    return dataclasses.replace(first, params=params, fn=fn, embed=embed, fn_from_embeddings=score, names=names)
+    return dataclasses.replace(
+        first, params=params, fn=fn, embed=embed, fn_from_embeddings=score, names=names
+    )
 
 
 def _combine(scores: Sequence[dict], combine: str) -> dict:
@@ -281,7 +321,9 @@ def _combine(scores: Sequence[dict], combine: str) -> dict:
     else:
         # In log space: f32 p would be 1 where the logit is 17.
         log_p, log_not_p = (
-            jax.nn.logsumexp(jnp.stack([jax.nn.log_sigmoid(sign * s["logit"]) for s in scores]), axis=0)
+            jax.nn.logsumexp(
+                jnp.stack([jax.nn.log_sigmoid(sign * s["logit"]) for s in scores]), axis=0
+            )
             for sign in (1, -1)
         )
         combined = {"p": jnp.exp(log_p) / len(scores), "logit": log_p - log_not_p}
@@ -289,6 +331,8 @@ def _combine(scores: Sequence[dict], combine: str) -> dict:
         given = [s["p_given_type"] for s in scores]
         combined["p_type"] = mean([s["p_type"] for s in scores])
         combined["p_given_type"] = (
-            mean(given) if combine == "p" else jax.nn.sigmoid(mean([odds(inside(p)) for p in given]))
+            mean(given)
+            if combine == "p"
+            else jax.nn.sigmoid(mean([odds(inside(p)) for p in given]))
         )
     return combined

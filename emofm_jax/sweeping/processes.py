@@ -21,8 +21,16 @@ from collections.abc import Callable, Iterator, Sequence
 from emofm_jax.errors import UserError
 from emofm_jax.sweeping import run as sweep_run
 
-_STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM, -signal.SIGALRM)  # exit codes of a process told to stop
-_PATIENCE = 10  # seconds in which a process that was told to stop leaves its run, before it is ended
+_STOPPED = (
+    130,
+    143,
+    -signal.SIGINT,
+    -signal.SIGTERM,
+    -signal.SIGALRM,
+)  # exit codes of a process told to stop
+_PATIENCE = (
+    10  # seconds in which a process that was told to stop leaves its run, before it is ended
+)
 
 
 def execute_all(groups: Sequence[Sequence[dict]], jobs: int, lock: int) -> Iterator[dict]:
@@ -36,9 +44,15 @@ def execute_all(groups: Sequence[Sequence[dict]], jobs: int, lock: int) -> Itera
     Raises:
       SystemExit: told to stop; runs that had begun have saved their state.
     """
-    before = _on_terminate(_leave if jobs == 1 else lambda *_: sys.exit(143))  # no alarm: the others need their time
+    before = _on_terminate(
+        _leave if jobs == 1 else lambda *_: sys.exit(143)
+    )  # no alarm: the others need their time
     try:
-        yield from map(sweep_run.execute, itertools.chain(*groups)) if jobs == 1 else _in_processes(groups, jobs, lock)
+        yield from (
+            map(sweep_run.execute, itertools.chain(*groups))
+            if jobs == 1
+            else _in_processes(groups, jobs, lock)
+        )
     finally:
         signal.alarm(0)
         _on_terminate(before)
@@ -49,7 +63,9 @@ def _in_processes(groups: Sequence[Sequence[dict]], jobs: int, lock: int) -> Ite
     take, done, stop = _share_out(groups), queue.SimpleQueue(), threading.Event()
     processes: set[subprocess.Popen] = set()
     start = [functools.partial(_start, cpus, lock) for cpus in _shares(jobs)]
-    threads = [threading.Thread(target=_feed, args=(take, done, stop, processes, begin)) for begin in start]
+    threads = [
+        threading.Thread(target=_feed, args=(take, done, stop, processes, begin)) for begin in start
+    ]
     try:
         for thread in threads:
             thread.start()
@@ -69,7 +85,9 @@ def _in_processes(groups: Sequence[Sequence[dict]], jobs: int, lock: int) -> Ite
                 thread.join()
 
 
-def _share_out(groups: Sequence[Sequence[dict]]) -> Callable[[deque | None], tuple[dict | None, deque | None]]:
+def _share_out(
+    groups: Sequence[Sequence[dict]],
+) -> Callable[[deque | None], tuple[dict | None, deque | None]]:
     """take(group the process is at) -> its next run, and the group it is at then; no run when none is left.
 
     A process stays with a group while it has runs, then begins the next one; when all are begun it helps where most is
@@ -114,7 +132,9 @@ def _feed(take, done, stop, processes, start) -> None:
                 done.put(code if code > 0 else 128 - code)
                 return
             if code == 2:  # it has said why on stderr: the disk, not the run
-                raise UserError(f"{run['workdir']}: its process could not write; free space and sweep again")
+                raise UserError(
+                    f"{run['workdir']}: its process could not write; free space and sweep again"
+                )
             done.put(sweep_run.record(run, None, _death(run, code), time.monotonic() - began))
     except Exception as error:  # raised where the records are read
         done.put(error)
@@ -140,7 +160,9 @@ def _shares(jobs: int) -> list[set[int]]:
 
 
 def _start(cpus: set[int], lock: int) -> subprocess.Popen:
-    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # of a GPU that they share
+    environment = os.environ | {
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false"
+    }  # of a GPU that they share
     command = [sys.executable, "-m", "emofm_jax.sweeping.processes", *map(str, cpus)]
     pipe = subprocess.PIPE
     # A group of its own: what the terminal or `timeout` sends to all would else come twice, from them and from here.
@@ -185,7 +207,9 @@ def main() -> int:
             found = sweep_run.execute(run)
             busy.clear()
             print(json.dumps(found), flush=True)
-        _on_terminate(signal.SIG_IGN)  # it comes when all runs are done, and would only disturb the end
+        _on_terminate(
+            signal.SIG_IGN
+        )  # it comes when all runs are done, and would only disturb the end
     except KeyboardInterrupt:
         return 130
     except OSError as error:

@@ -45,7 +45,10 @@ class Table:
         """Takes records (runs.record) and writes both files anew, each to a temporary name first."""
         for record in records:
             self._records[record["line"]["point"], record["line"]["seed"]] = record
-        _replace(self._workdir / "results.jsonl", "".join(json.dumps(line) + "\n" for line in self.lines()))
+        _replace(
+            self._workdir / "results.jsonl",
+            "".join(json.dumps(line) + "\n" for line in self.lines()),
+        )
         _replace(self._workdir / "results.csv", self._csv())
 
     def lines(self) -> list[dict]:
@@ -63,7 +66,10 @@ class Table:
         if line["status"] != "ok":
             return f"{text}failed: {line['error']}"
         found = figures(line["metrics"])
-        parts = [f"{name} {_cell(found[key], 6)}" for name, key in (("AUC", "auc"), ("logloss", "logloss"))]
+        parts = [
+            f"{name} {_cell(found[key], 6)}"
+            for name, key in (("AUC", "auc"), ("logloss", "logloss"))
+        ]
         if found["share"] is not None:
             parts.append(f"share {found['share']:.3f}")
         if found["rows_per_s"] is not None:
@@ -73,14 +79,31 @@ class Table:
     def as_text(self) -> str:
         """A line per point, mean +/- sd over its seeds, and how many runs are not in it."""
         width = max(len(name) for name in (*self._points, "point"))
-        shown = (("AUC", "auc", 6), ("logloss", "logloss", 6), ("share", "share", 3), ("rows/s", "rows_per_s", 0))
-        lines = [f"{'point':<{width}}  {'seeds':>5}" + "".join(f"{name:>22}" for name, _, _ in shown)]
+        shown = (
+            ("AUC", "auc", 6),
+            ("logloss", "logloss", 6),
+            ("share", "share", 3),
+            ("rows/s", "rows_per_s", 0),
+        )
+        lines = [
+            f"{'point':<{width}}  {'seeds':>5}" + "".join(f"{name:>22}" for name, _, _ in shown)
+        ]
         for point in self._points:
-            ok = [line for line in self.lines() if line["point"] == point and line["status"] == "ok"]
+            ok = [
+                line for line in self.lines() if line["point"] == point and line["status"] == "ok"
+            ]
             found = [figures(line["metrics"]) for line in ok]
-            cells = [_mean([f[key] for f in found if f[key] is not None], digits) for _, key, digits in shown]
-            lines.append(f"{point:<{width}}  {len(ok):>5}" + "".join(f"{cell:>22}" for cell in cells))
-        lines += [f"failed: {line['point']} seed {line['seed']}: {line['error']}" for line in self.failed()]
+            cells = [
+                _mean([f[key] for f in found if f[key] is not None], digits)
+                for _, key, digits in shown
+            ]
+            lines.append(
+                f"{point:<{width}}  {len(ok):>5}" + "".join(f"{cell:>22}" for cell in cells)
+            )
+        lines += [
+            f"failed: {line['point']} seed {line['seed']}: {line['error']}"
+            for line in self.failed()
+        ]
         return "\n".join(lines)
 
     def _ordered(self) -> list[dict]:
@@ -90,12 +113,17 @@ class Table:
     def _csv(self) -> str:
         """A line per run; behind the fixed columns the fields in which some run differs from the sweep's base."""
         records = self._ordered()
-        fields = list(dict.fromkeys(field for record in records for field in record["line"]["overrides"]))
+        fields = list(
+            dict.fromkeys(field for record in records for field in record["line"]["overrides"])
+        )
         text = io.StringIO()
         writer = csv.DictWriter(text, [*_COLUMNS, *fields], lineterminator="\n")
         writer.writeheader()
         for record in records:
-            writer.writerow(_row(record["line"]) | {field: _flat(record["config"].get(field)) for field in fields})
+            writer.writerow(
+                _row(record["line"])
+                | {field: _flat(record["config"].get(field)) for field in fields}
+            )
         return text.getvalue()
 
 
@@ -114,11 +142,16 @@ def figures(metrics: dict) -> dict:
     best = (report.get("bayes") or {}).get("auc")
     known = None not in (found["auc"], best) and best != 0.5
     share = (found["auc"] - 0.5) / (best - 0.5) if known else None
-    return found | {"share": share, "rows_per_s": metrics["train"]["rows_per_s"] or None}  # 0: of one step only
+    return found | {
+        "share": share,
+        "rows_per_s": metrics["train"]["rows_per_s"] or None,
+    }  # 0: of one step only
 
 
 def _row(line: dict) -> dict:
-    row = {key: line[key] for key in ("point", "seed", "status", "seconds", "peak_memory_mib", "error")}
+    row = {
+        key: line[key] for key in ("point", "seed", "status", "seconds", "peak_memory_mib", "error")
+    }
     if line["metrics"] is None:
         return row
     metrics, found = line["metrics"], figures(line["metrics"])

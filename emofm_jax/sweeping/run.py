@@ -36,10 +36,14 @@ def execute(run: dict) -> dict:
         shutil.rmtree(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     step, metrics, error = checkpoint.latest(workdir / "checkpoints"), None, None
-    alone = step is None and "emofm_jax.training.loop" not in sys.modules  # what its process holds is of it, whole
+    alone = (
+        step is None and "emofm_jax.training.loop" not in sys.modules
+    )  # what its process holds is of it, whole
     before = _attempt(workdir)
     deaths = before["deaths"] if before["step"] == step else 0
-    _write(workdir / "attempt.json", before | {"step": step, "deaths": deaths + 1})  # unless the end below is reached
+    _write(
+        workdir / "attempt.json", before | {"step": step, "deaths": deaths + 1}
+    )  # unless the end below is reached
     with (
         open(workdir / "train.log", "a", buffering=1) as log,
         contextlib.redirect_stdout(log),
@@ -71,7 +75,11 @@ def execute(run: dict) -> dict:
 
 
 def record(
-    run: dict, metrics: dict | None, error: str | None, seconds: float = 0.0, peak_mib: float | None = None
+    run: dict,
+    metrics: dict | None,
+    error: str | None,
+    seconds: float = 0.0,
+    peak_mib: float | None = None,
 ) -> dict:
     """Makes the record of a run that has ended, and keeps it in the run's workdir.
 
@@ -106,11 +114,19 @@ def recorded(run: dict) -> dict | None:
     found = _result(Path(run["workdir"]))
     if found is None:
         return None
-    theirs, ours = as_json(config_lib.default()) | config_lib.renamed(found["config"]), as_json(run["config"])
-    if {k for k in theirs.keys() | ours.keys() if theirs.get(k) != ours.get(k)} - set(workdir_lib.FREE):
+    theirs, ours = (
+        as_json(config_lib.default()) | config_lib.renamed(found["config"]),
+        as_json(run["config"]),
+    )
+    if {k for k in theirs.keys() | ours.keys() if theirs.get(k) != ours.get(k)} - set(
+        workdir_lib.FREE
+    ):
         return None
     # Older records know of no memory; what the sweep's base is, and where the workdir lies, may have changed since.
-    line = found["line"] | {"overrides": json.loads(json.dumps(run["overrides"])), "workdir": run["place"]}
+    line = found["line"] | {
+        "overrides": json.loads(json.dumps(run["overrides"])),
+        "workdir": run["place"],
+    }
     line.setdefault("peak_memory_mib", None)
     return {"line": line, "config": ours}
 
@@ -142,7 +158,9 @@ def _result(workdir: Path) -> dict | None:
         if found["line"]["status"] not in ("ok", "failed") or "seed" not in found["config"]:
             raise ValueError("it is no record of a run")
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error!r}); delete it, the run is then looked at again") from None
+        raise UserError(
+            f"{path}: damaged ({error!r}); delete it, the run is then looked at again"
+        ) from None
     return found
 
 
@@ -158,7 +176,11 @@ def _config(run: dict):
 def _attempt(workdir: Path) -> dict:
     """{"step": its checkpoint when a process last began, "deaths": of processes since it had that, "seconds"}."""
     path = workdir / "attempt.json"
-    return json.loads(path.read_text()) if path.exists() else {"step": None, "deaths": 0, "seconds": 0.0}
+    return (
+        json.loads(path.read_text())
+        if path.exists()
+        else {"step": None, "deaths": 0, "seconds": 0.0}
+    )
 
 
 def _write(path: Path, content: dict) -> None:

@@ -31,23 +31,37 @@ def check(ranges: Mapping[str, Sequence], base: ConfigDict) -> None:
     for field, drawn in ranges.items():
         where = f"ranges: {field!r}"
         if field not in config_lib.flatten(base):
-            raise UserError(f"{where} is no field of the config; emofm_jax/config.py lists every field")
+            raise UserError(
+                f"{where} is no field of the config; emofm_jax/config.py lists every field"
+            )
         if field == "seed":
             raise UserError(f"{where}: every trial has all seeds; set `seeds` instead")
         if not _is_list(drawn) or not drawn or drawn[0] not in KINDS:
-            raise UserError(f"{where}: {drawn!r:.80} is not known; write (kind, ...), kind one of {', '.join(KINDS)}")
+            raise UserError(
+                f"{where}: {drawn!r:.80} is not known; write (kind, ...), kind one of {', '.join(KINDS)}"
+            )
         kind, *bounds = drawn
         if kind == "choice":
             if len(bounds) != 1 or not _is_list(bounds[0]) or not bounds[0]:
-                raise UserError(f"{where}: {drawn!r:.80} is no choice; write ('choice', [value, ...])")
+                raise UserError(
+                    f"{where}: {drawn!r:.80} is no choice; write ('choice', [value, ...])"
+                )
             for value in bounds[0]:
                 points.put(base, {field: value}, "ranges")
             continue
         whole = _is_whole(now := config_lib.get(base, field))
         if not whole and not isinstance(now, float):
-            raise UserError(f"{where}: it is {now!r}, and only numbers have a range; write ('choice', [value, ...])")
-        numbers = len(bounds) == 2 and all(_is_whole(b) or (isinstance(b, float) and not whole) for b in bounds)
-        if not numbers or not -math.inf < bounds[0] < bounds[1] < math.inf or (kind == "log" and bounds[0] <= 0):
+            raise UserError(
+                f"{where}: it is {now!r}, and only numbers have a range; write ('choice', [value, ...])"
+            )
+        numbers = len(bounds) == 2 and all(
+            _is_whole(b) or (isinstance(b, float) and not whole) for b in bounds
+        )
+        if (
+            not numbers
+            or not -math.inf < bounds[0] < bounds[1] < math.inf
+            or (kind == "log" and bounds[0] <= 0)
+        ):
             raise UserError(
                 f"{where}: {drawn!r:.80} is no range of {'whole ' * whole}numbers; write ('{kind}', low, high) with "
                 "low < high, above 0 for log"
@@ -72,23 +86,32 @@ def next_trial(
     """
     optuna = _optuna()
     distributions = {
-        field: _distribution(optuna, drawn, config_lib.get(base, field)) for field, drawn in ranges.items()
+        field: _distribution(optuna, drawn, config_lib.get(base, field))
+        for field, drawn in ranges.items()
     }
     sampler = optuna.samplers.TPESampler(seed=(seed * 1_000_003 + len(history)) % 2**32)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for values, reached in history:
         params = {f: _position(drawn, values[f]) for f, drawn in ranges.items()}
-        state = optuna.trial.TrialState.FAIL if reached is None else optuna.trial.TrialState.COMPLETE
+        state = (
+            optuna.trial.TrialState.FAIL if reached is None else optuna.trial.TrialState.COMPLETE
+        )
         study.add_trial(
-            optuna.trial.create_trial(state=state, params=params, distributions=distributions, value=reached)
+            optuna.trial.create_trial(
+                state=state, params=params, distributions=distributions, value=reached
+            )
         )
     params = study.ask(distributions).params
-    return {f: drawn[1][params[f]] if drawn[0] == "choice" else params[f] for f, drawn in ranges.items()}
+    return {
+        f: drawn[1][params[f]] if drawn[0] == "choice" else params[f] for f, drawn in ranges.items()
+    }
 
 
 def _idle(ranges: Mapping[str, Sequence], base: ConfigDict) -> dict[str, str]:
     """{field: what it has no effect on} of those with none whatever the others are; {} if that is too much to try."""
-    ends = {field: drawn[1] if drawn[0] == "choice" else drawn[1:] for field, drawn in ranges.items()}
+    ends = {
+        field: drawn[1] if drawn[0] == "choice" else drawn[1:] for field, drawn in ranges.items()
+    }
     trials, idle = itertools.product(*ends.values()), None
     for values in itertools.islice(trials, _TRIED):
         try:
@@ -97,7 +120,9 @@ def _idle(ranges: Mapping[str, Sequence], base: ConfigDict) -> dict[str, str]:
         except UserError:  # options that do not go together
             continue
         idle = {
-            f: what for f, what in run_lib.without_effect(config).items() if f in (ranges if idle is None else idle)
+            f: what
+            for f, what in run_lib.without_effect(config).items()
+            if f in (ranges if idle is None else idle)
         }
         if not idle:
             return {}
@@ -116,7 +141,9 @@ def _optuna():
     try:
         import optuna
     except ImportError:
-        raise UserError("--search=tpe: Optuna is not installed; `pip install 'emofm_jax[search]'`") from None
+        raise UserError(
+            "--search=tpe: Optuna is not installed; `pip install 'emofm_jax[search]'`"
+        ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
@@ -125,12 +152,18 @@ def _distribution(optuna, drawn: Sequence, now: Any):
     """Choices are drawn by their position: Optuna takes no tuples."""
     if drawn[0] == "choice":
         return optuna.distributions.CategoricalDistribution(tuple(range(len(drawn[1]))))
-    kind = optuna.distributions.IntDistribution if _is_whole(now) else optuna.distributions.FloatDistribution
+    kind = (
+        optuna.distributions.IntDistribution
+        if _is_whole(now)
+        else optuna.distributions.FloatDistribution
+    )
     return kind(drawn[1], drawn[2], log=drawn[0] == "log")
 
 
 def _position(drawn: Sequence, value: Any) -> Any:
     if drawn[0] != "choice":
         return value
-    same = lambda a, b: (list(a) if isinstance(a, tuple) else a) == (list(b) if isinstance(b, tuple) else b)
+    same = lambda a, b: (
+        (list(a) if isinstance(a, tuple) else a) == (list(b) if isinstance(b, tuple) else b)
+    )
     return next(i for i, choice in enumerate(drawn[1]) if same(choice, value))

@@ -21,7 +21,10 @@ from emofm_jax.training import predictions as predictions_lib
 from emofm_jax.training import step as step_lib
 from emofm_jax.training.progress import Progress
 
-EXCLUDED = ("owner", "key")  # scratch of the sparse step, and what follows from the seed: not worth a checkpoint
+EXCLUDED = (
+    "owner",
+    "key",
+)  # scratch of the sparse step, and what follows from the seed: not worth a checkpoint
 _KEPT = 4  # programs, each with what it has compiled, that a process keeps for the next run of the same shapes
 
 
@@ -65,19 +68,33 @@ def make_program(config: ConfigDict, schema: Schema, num_steps: int) -> Program:
     model = json.dumps(config.model.to_dict())
     ends = any(config.optim[key].schedule == "cosine" for key in step_lib.SECTIONS)
     optim_options = json.dumps(config.optim.to_dict())
-    start, train_step = _make_training(schema, model, config.compute_dtype, optim_options, num_steps if ends else 0)
+    start, train_step = _make_training(
+        schema, model, config.compute_dtype, optim_options, num_steps if ends else 0
+    )
     key = jax.random.key(config.seed)
-    return Program(devices, key, lambda: start(key), train_step, _make_eval_step(schema, model, config.compute_dtype))
+    return Program(
+        devices,
+        key,
+        lambda: start(key),
+        train_step,
+        _make_eval_step(schema, model, config.compute_dtype),
+    )
 
 
 @functools.lru_cache(maxsize=_KEPT)
-def _make_training(schema: Schema, model: str, compute_dtype: str, optim_options: str, num_steps: int):
+def _make_training(
+    schema: Schema, model: str, compute_dtype: str, optim_options: str, num_steps: int
+):
     """(start, train step) of options as JSON text: all that decides them but for the shape of a batch."""
     options, sections = json.loads(model), json.loads(optim_options)
     module = model_lib.make_model(schema, options, compute_dtype=compute_dtype)
     optimizers = {key: optim.make_optimizer(sections[key], num_steps) for key in step_lib.SECTIONS}
     start = step_lib.make_init(
-        module, schema, optimizers, table_width=model_lib.table_width(module), init_scale=options["init_scale"]
+        module,
+        schema,
+        optimizers,
+        table_width=model_lib.table_width(module),
+        init_scale=options["init_scale"],
     )
     train_step = step_lib.make_train_step(
         module,
@@ -109,7 +126,9 @@ def check_memory(config: ConfigDict, schema: Schema, program: Program) -> str:
     """
     state = jax.eval_shape(program.init)
     moved = state.params["network"] if config.optim.embedding.updates == "lazy" else state.params
-    module = model_lib.make_model(schema, config.model.to_dict(), compute_dtype=config.compute_dtype)
+    module = model_lib.make_model(
+        schema, config.model.to_dict(), compute_dtype=config.compute_dtype
+    )
     rows = config.data.batch_size // len(program.devices)
     e = jax.ShapeDtypeStruct((rows, schema.num_slots, model_lib.table_width(module)), np.float32)
 
@@ -117,7 +136,9 @@ def check_memory(config: ConfigDict, schema: Schema, program: Program) -> str:
         def forward(network, e):
             variables = {"params": network, "batch_stats": stats}
             rngs = {"dropout": jax.random.key(0)}
-            return module.apply(variables, e, None, train=True, rngs=rngs, mutable=["batch_stats"])[0]
+            return module.apply(variables, e, None, train=True, rngs=rngs, mutable=["batch_stats"])[
+                0
+            ]
 
         return jax.tree.leaves(jax.vjp(forward, network, e)[1])
 
@@ -155,14 +176,18 @@ def _in_words(num_bytes: float) -> str:
     return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
 
 
-def restore(workdir: Path, program: Program, step: int | None = None) -> tuple[step_lib.TrainState, Progress]:
+def restore(
+    workdir: Path, program: Program, step: int | None = None
+) -> tuple[step_lib.TrainState, Progress]:
     """The state of a checkpoint, by default the newest whole one.
 
     Raises:
       UserError: no checkpoint, or none that is whole and of this model.
     """
     like = jax.eval_shape(program.init)
-    key = np.array(jax.random.key_data(program.key))  # a copy: steps delete the arrays of the state they get
+    key = np.array(
+        jax.random.key_data(program.key)
+    )  # a copy: steps delete the arrays of the state they get
     like = like.replace(owner=np.zeros(like.owner.shape, np.int32), key=key)
     restored = checkpoint.restore(workdir / "checkpoints", like, step=step, exclude=EXCLUDED)
     return step_lib.put_state(restored.state, program.devices), Progress(**restored.info)
@@ -175,7 +200,9 @@ def restore_or_init(workdir: Path, program: Program) -> tuple[step_lib.TrainStat
     return restore(workdir, program)
 
 
-def restore_kept(config: ConfigDict, workdir: Path, program: Program) -> tuple[step_lib.TrainState, Progress]:
+def restore_kept(
+    config: ConfigDict, workdir: Path, program: Program
+) -> tuple[step_lib.TrainState, Progress]:
     """The state that evaluate and predict use: the best one if a monitor is set, else the last."""
     progress = Progress(**checkpoint.read_info(workdir / "checkpoints")[1])
     return restore(workdir, program, kept_step(config, progress))

@@ -50,7 +50,13 @@ class _DamagedError(Exception):
 
 
 def save(
-    directory: Path, step: int, state: Any, info: dict, *, best_step: int | None = None, exclude: tuple[str, ...] = ()
+    directory: Path,
+    step: int,
+    state: Any,
+    info: dict,
+    *,
+    best_step: int | None = None,
+    exclude: tuple[str, ...] = (),
 ) -> None:
     """Writes `step_N` and removes what need not be kept. A kill leaves either the old files or all the new ones.
 
@@ -81,7 +87,13 @@ class Saver:
         self._running: concurrent.futures.Future | None = None
 
     def save(
-        self, step: int, state: Any, info: dict, *, best_step: int | None = None, exclude: tuple[str, ...] = ()
+        self,
+        step: int,
+        state: Any,
+        info: dict,
+        *,
+        best_step: int | None = None,
+        exclude: tuple[str, ...] = (),
     ) -> None:
         """Waits for the checkpoint before, copies the state to the host and starts writing it; see `save`."""
         self.wait()
@@ -121,7 +133,9 @@ def read_info(directory: Path, step: int | None = None) -> tuple[int, dict]:
     return body["step"], body["info"]
 
 
-def restore(directory: Path, like: Any, *, step: int | None = None, exclude: tuple[str, ...] = ()) -> Restored:
+def restore(
+    directory: Path, like: Any, *, step: int | None = None, exclude: tuple[str, ...] = ()
+) -> Restored:
     """Reads a checkpoint into the structure of `like`.
 
     Args:
@@ -146,7 +160,9 @@ def _newest_good(directory: Path, step: int | None, read):
         done = (directory.parent / "metrics.json").exists()
         hint = "sweep --nocheckpoints keeps none; train it again" if done else "train first"
         hint = f"choose one of {', '.join(map(str, known))}" if known else hint
-        raise UserError(f"{directory}: no checkpoint{'' if step is None else f' of step {step}'}; {hint}")
+        raise UserError(
+            f"{directory}: no checkpoint{'' if step is None else f' of step {step}'}; {hint}"
+        )
     problems = []
     for candidate in candidates:
         path = directory / f"step_{candidate}"
@@ -158,13 +174,19 @@ def _newest_good(directory: Path, step: int | None, read):
         for problem in problems:
             print(f"warning: {problem}; taking step {candidate} instead", file=sys.stderr)
         return result
-    raise UserError(f"{', '.join(problems)}; remove {'it' if len(problems) == 1 else directory} to do without")
+    raise UserError(
+        f"{', '.join(problems)}; remove {'it' if len(problems) == 1 else directory} to do without"
+    )
 
 
 def _host_copy(state: Any, exclude: tuple[str, ...]) -> dict[str, np.ndarray]:
     """{flat name: copy of the leaf}. On a CPU `device_get` alone gives a view, which the next step overwrites."""
-    leaves = {name: leaf for name, leaf in _flatten(state)[0].items() if not _is_excluded(name, exclude)}
-    return {name: np.array(jax.device_get(leaf), copy=True, order="C") for name, leaf in leaves.items()}
+    leaves = {
+        name: leaf for name, leaf in _flatten(state)[0].items() if not _is_excluded(name, exclude)
+    }
+    return {
+        name: np.array(jax.device_get(leaf), copy=True, order="C") for name, leaf in leaves.items()
+    }
 
 
 def _flatten(tree: Any) -> tuple[dict[str, Any], Any]:
@@ -180,7 +202,9 @@ def _is_excluded(name: str, exclude: tuple[str, ...]) -> bool:
     return any(name == prefix or name.startswith(f"{prefix}/") for prefix in exclude)
 
 
-def _write(directory: Path, step: int, leaves: dict[str, np.ndarray], info: str, best_step: int | None) -> None:
+def _write(
+    directory: Path, step: int, leaves: dict[str, np.ndarray], info: str, best_step: int | None
+) -> None:
     path, temporary = directory / f"step_{step}", directory / f"{_TEMPORARY}step_{step}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -190,7 +214,9 @@ def _write(directory: Path, step: int, leaves: dict[str, np.ndarray], info: str,
         tree = {name: [leaf.dtype.name, list(leaf.shape)] for name, leaf in leaves.items()}
         safetensors.numpy.save_file(leaves, temporary / "state.safetensors")
         _sync(temporary / "state.safetensors")
-        _write_json(temporary / "state.json", step, info, tree, _hash(temporary / "state.safetensors"))
+        _write_json(
+            temporary / "state.json", step, info, tree, _hash(temporary / "state.safetensors")
+        )
         _sync(temporary / "state.json")
         _sync(temporary)
         if path.exists():
@@ -212,7 +238,12 @@ def _write(directory: Path, step: int, leaves: dict[str, np.ndarray], info: str,
 
 def _write_json(path: Path, step: int, info: str, tree: dict, digest: str) -> None:
     """Writes state.json; its own hash, the last entry, is of everything before it."""
-    fields = {"format_version": str(FORMAT_VERSION), "step": str(step), "info": info, "tree": json.dumps(tree)}
+    fields = {
+        "format_version": str(FORMAT_VERSION),
+        "step": str(step),
+        "info": info,
+        "tree": json.dumps(tree),
+    }
     text = "{" + ", ".join(f'"{key}": {value}' for key, value in fields.items())
     hashes = {"state.safetensors": digest, "state.json": xxhash.xxh3_64_hexdigest(text.encode())}
     path.write_text(f"{text}{_HASHES}{json.dumps(hashes)}}}\n", encoding="utf-8")
@@ -231,31 +262,45 @@ def _read_json(path: Path) -> dict:
         raise _DamagedError("state.json has another hash than it was written with")
     if body["format_version"] != FORMAT_VERSION:
         found = body["format_version"]
-        raise UserError(f"{path}: format version {found}, this program reads {FORMAT_VERSION}; train again")
+        raise UserError(
+            f"{path}: format version {found}, this program reads {FORMAT_VERSION}; train again"
+        )
     return body
 
 
 def _read(path: Path, like: Any, exclude: tuple[str, ...]) -> Restored:
     body = _read_json(path)
     flat, structure = _flatten(like)
-    expected = {name: _dtype_and_shape(leaf) for name, leaf in flat.items() if not _is_excluded(name, exclude)}
+    expected = {
+        name: _dtype_and_shape(leaf)
+        for name, leaf in flat.items()
+        if not _is_excluded(name, exclude)
+    }
     saved = {name: spec for name, spec in body["tree"].items() if not _is_excluded(name, exclude)}
     _check_same(path, saved, expected)
-    arrays = _read_arrays(path / "state.safetensors", body["tree"], body["xxh3"], wanted=saved.keys())
+    arrays = _read_arrays(
+        path / "state.safetensors", body["tree"], body["xxh3"], wanted=saved.keys()
+    )
     for name in expected:
         is_number = isinstance(flat[name], bool | int | float)
         flat[name] = type(flat[name])(arrays[name].item()) if is_number else arrays[name]
-    return Restored(jax.tree_util.tree_unflatten(structure, flat.values()), body["info"], body["step"])
+    return Restored(
+        jax.tree_util.tree_unflatten(structure, flat.values()), body["info"], body["step"]
+    )
 
 
-def _read_arrays(path: Path, tree: dict, digest: str, wanted: Collection[str]) -> dict[str, np.ndarray]:
+def _read_arrays(
+    path: Path, tree: dict, digest: str, wanted: Collection[str]
+) -> dict[str, np.ndarray]:
     """Those arrays of state.safetensors, whose hash and content must be what state.json names."""
     if _hash(path) != digest:
         raise _DamagedError(f"{path.name} has another hash than it was written with")
     with safetensors.safe_open(path, "numpy") as file:
         names = set(file.keys())
         arrays = {name: file.get_tensor(name) for name in wanted if name in names}
-    if names != tree.keys() or any(_dtype_and_shape(array) != tree[name] for name, array in arrays.items()):
+    if names != tree.keys() or any(
+        _dtype_and_shape(array) != tree[name] for name, array in arrays.items()
+    ):
         raise _DamagedError(f"{path.name} holds other arrays than state.json names")
     return arrays
 
@@ -267,7 +312,9 @@ def _check_same(path: Path, saved: dict, expected: dict) -> None:
         return
     sides = []
     for sign, names in (("-", sorted(theirs - ours)), ("+", sorted(ours - theirs))):
-        sides += [f"{sign} {name}" for name in names[:8]] + [f"{sign} {len(names) - 8} more"] * (len(names) > 8)
+        sides += [f"{sign} {name}" for name in names[:8]] + [f"{sign} {len(names) - 8} more"] * (
+            len(names) > 8
+        )
     raise UserError(
         f"{path}: its state (-) is not of this model and optimizer (+): {', '.join(sides)}; "
         "use the configuration that it was made with, or another workdir"

@@ -23,13 +23,17 @@ def compile_ahead(mapped: Callable, devices: Sequence[jax.Device]) -> Callable:
         the others must stay those of the first call.
       devices: of the pmap.
     """
-    if devices[0].platform != "cpu" or jax.process_count() > 1:  # only pmap itself makes arrays global
+    if (
+        devices[0].platform != "cpu" or jax.process_count() > 1
+    ):  # only pmap itself makes arrays global
         return mapped
     compiled = {}
 
     def call(*args):
         batch = jax.tree.leaves(args[-1])
-        if any(isinstance(x, jax.core.Tracer) for x in batch):  # within another program, which has its own options
+        if any(
+            isinstance(x, jax.core.Tracer) for x in batch
+        ):  # within another program, which has its own options
             return mapped(*args)
         key = tuple((x.shape, x.dtype) for x in batch)
         if key not in compiled:

@@ -73,7 +73,9 @@ def run(config: ConfigDict, workdir: Path, splits: dict[str, shards.Split]) -> d
         result.unlink(missing_ok=True)  # of a run that was to end earlier
         state = _train(config, workdir, splits, program, state, progress, num_steps)
     if config.train.monitor and progress.best_step < 0:
-        print(f"config.train.monitor: {config.train.monitor!r} never had a value here, so the last state is kept")
+        print(
+            f"config.train.monitor: {config.train.monitor!r} never had a value here, so the last state is kept"
+        )
     if (kept := build.kept_step(config, progress)) != progress.step:
         del state  # two tables at a time would not fit where one just does
         state, _ = build.restore(workdir, program, kept)
@@ -84,8 +86,13 @@ def _train(config, workdir, splits, program, state, progress, num_steps) -> step
     """Steps until the last one or until patience ends; returns the last state, which is saved."""
     train, batch_size, num_rows = config.train, config.data.batch_size, splits["train"].num_rows
     epochs, steps = divmod(num_steps, math.ceil(num_rows / batch_size))
-    total, done = epochs * num_rows + steps * batch_size, progress.epoch * num_rows + progress.rows_done
-    bar = tqdm(total=total, initial=done, unit=" rows", unit_scale=True, disable=not sys.stderr.isatty())
+    total, done = (
+        epochs * num_rows + steps * batch_size,
+        progress.epoch * num_rows + progress.rows_done,
+    )
+    bar = tqdm(
+        total=total, initial=done, unit=" rows", unit_scale=True, disable=not sys.stderr.isatty()
+    )
     with (
         bar,
         _stop_signals() as stop,
@@ -105,19 +112,27 @@ def _train(config, workdir, splits, program, state, progress, num_steps) -> step
                 epoch=epoch,
                 skip_rows=progress.rows_done,
             )
-            put = lambda host: (host.num_rows, host.rows_done, step_lib.put_batch(host.batch, program.devices))
+            put = lambda host: (
+                host.num_rows,
+                host.rows_done,
+                step_lib.put_batch(host.batch, program.devices),
+            )
             with contextlib.closing(batches.prefetch(source, config.data.prefetch, put)) as source:
                 for rows, rows_done, batch in window.time(source):
                     state, step_metrics = program.train_step(state, batch)
                     progress.step += 1
                     end_of_epoch = rows_done == num_rows
-                    progress.epoch, progress.rows_done = (epoch + 1, 0) if end_of_epoch else (epoch, rows_done)
+                    progress.epoch, progress.rows_done = (
+                        (epoch + 1, 0) if end_of_epoch else (epoch, rows_done)
+                    )
                     window.add(step_metrics, rows)
                     last, worth_saving = progress.step == num_steps, False
                     every = train.eval_every_steps
                     if last or (progress.step % every == 0 if every else end_of_epoch):
                         window.close()
-                        state, worth_saving = _evaluate(config, splits["valid"], program, state, progress, log)
+                        state, worth_saving = _evaluate(
+                            config, splits["valid"], program, state, progress, log
+                        )
                         window.restart()
                     progress.finished = last or _out_of_patience(config, progress)
                     due, stopping = progress.step % train.save_every_steps == 0, stop.signal
@@ -152,7 +167,9 @@ def _evaluate(config, split, program, state, progress, log) -> tuple[step_lib.Tr
     entry = {"step": progress.step, "epoch": progress.epoch, **entry}
     progress.evaluations.append(entry)
     log.write("evaluate", **entry)
-    auc, logloss = ("-" if report[key] is None else f"{report[key]:.6f}" for key in ("auc", "logloss"))
+    auc, logloss = (
+        "-" if report[key] is None else f"{report[key]:.6f}" for key in ("auc", "logloss")
+    )
     tqdm.write(f"step {progress.step:,}: validation AUC {auc}, logloss {logloss}")
     if len(progress.evaluations) == 1:
         path = Path(config.data.dir) / "prepare.json"
@@ -173,7 +190,10 @@ def _evaluate(config, split, program, state, progress, log) -> tuple[step_lib.Tr
     scale = dict(state.lr_scale)
     for key in step_lib.SECTIONS:
         if config.optim[key].schedule == "plateau":
-            factor = max(float(jax.device_get(scale[key])) * config.train.plateau_factor, config.train.plateau_min)
+            factor = max(
+                float(jax.device_get(scale[key])) * config.train.plateau_factor,
+                config.train.plateau_min,
+            )
             scale[key] = step_lib.put_state(np.float32(factor), program.devices)
             log.write("plateau", step=progress.step, section=key, lr_scale=factor)
     return state.replace(lr_scale=scale), False
@@ -183,7 +203,9 @@ def _finish(config, workdir, splits, program, state, progress) -> dict:
     """Evaluates the kept state; writes metrics.json, and the predictions of the test split, else of the validation."""
     kept, result = build.kept_step(config, progress), {"valid": progress.report}
     split = "test" if "test" in splits and splits["test"].num_rows else "valid"
-    if split == "test" and kept not in [entry["step"] for entry in progress.evaluations]:  # max_steps was lowered
+    if split == "test" and kept not in [
+        entry["step"] for entry in progress.evaluations
+    ]:  # max_steps was lowered
         result["valid"] = build.score(config, splits["valid"], program, state)[1]
     shutil.rmtree(workdir / "predictions", ignore_errors=True)  # of earlier states, by evaluate
     predictions, result[split] = build.score(config, splits[split], program, state)
@@ -198,7 +220,9 @@ def _finish(config, workdir, splits, program, state, progress) -> dict:
         "kept_step": kept,
         "evaluations": progress.evaluations,
     }
-    sizes = {key: sum(x.size for x in jax.tree.leaves(state.params[key])) for key in step_lib.SECTIONS}
+    sizes = {
+        key: sum(x.size for x in jax.tree.leaves(state.params[key])) for key in step_lib.SECTIONS
+    }
     result["parameters"] = {**sizes, "total": sum(sizes.values())}
     temporary = workdir / "metrics.json.tmp"
     temporary.write_text(json.dumps(result, indent=1) + "\n")
@@ -211,7 +235,9 @@ def _is_done(config: ConfigDict, progress: Progress, num_steps: int) -> bool:
 
 
 def _out_of_patience(config: ConfigDict, progress: Progress) -> bool:
-    return bool(config.train.monitor and config.train.patience and progress.stale >= config.train.patience)
+    return bool(
+        config.train.monitor and config.train.patience and progress.stale >= config.train.patience
+    )
 
 
 class _Stop:
@@ -234,5 +260,8 @@ def _stop_signals():
         yield stop
     finally:
         for number, handler in before.items():
-            if signal.getsignal(number) in (ask, handler):  # else one that was called has put another in its place
+            if signal.getsignal(number) in (
+                ask,
+                handler,
+            ):  # else one that was called has put another in its place
                 signal.signal(number, handler)

@@ -31,7 +31,9 @@ def make_schedule(section: Mapping, num_steps: int) -> Callable:
     """
     peak, warmup, name = section["learning_rate"], section["warmup_steps"], section["schedule"]
     if name not in ("constant", "cosine", "plateau"):
-        raise UserError(f"config.optim: schedule {name!r} is not known; choose one of constant, cosine, plateau")
+        raise UserError(
+            f"config.optim: schedule {name!r} is not known; choose one of constant, cosine, plateau"
+        )
 
     def schedule(count):
         rate = peak
@@ -57,7 +59,9 @@ def _adamw(section: Mapping, schedule: Callable) -> optax.GradientTransformation
 
 def _adagrad(section: Mapping, schedule: Callable) -> optax.GradientTransformation:
     # eps stands inside the square root: g / sqrt(sum g^2 + eps).
-    return optax.adagrad(schedule, initial_accumulator_value=section["initial_accumulator"], eps=section["eps"])
+    return optax.adagrad(
+        schedule, initial_accumulator_value=section["initial_accumulator"], eps=section["eps"]
+    )
 
 
 def _sgd(section: Mapping, schedule: Callable) -> optax.GradientTransformation:

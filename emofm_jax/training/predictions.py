@@ -48,7 +48,16 @@ class Predictions(NamedTuple):
     unknown: np.ndarray
 
 
-def predict_split(eval_step: Callable, params, stats, split: shards.Split, batch_size: int, *, devices, progress=False):
+def predict_split(
+    eval_step: Callable,
+    params,
+    stats,
+    split: shards.Split,
+    batch_size: int,
+    *,
+    devices,
+    progress=False,
+):
     """Scores every row of a split.
 
     Args:
@@ -78,7 +87,12 @@ def predict_split(eval_step: Callable, params, stats, split: shards.Split, batch
     done, pending = 0, None
     source = batches.prefetch(batches.read(split, batch_size, num_devices=len(devices)), 2, put)
     with tqdm(
-        total=n, unit=" rows", unit_scale=True, desc=f"  {split.path.name}", disable=not progress, leave=False
+        total=n,
+        unit=" rows",
+        unit_scale=True,
+        desc=f"  {split.path.name}",
+        disable=not progress,
+        leave=False,
     ) as bar:
 
         def collect(rows: slice, scores: dict) -> None:
@@ -91,7 +105,11 @@ def predict_split(eval_step: Callable, params, stats, split: shards.Split, batch
 
         for host, batch in source:
             rows = slice(done, done + host.num_rows)
-            for array, part in ((label, host.batch.label), (ftype, host.batch.ftype), (weight, host.batch.weight)):
+            for array, part in (
+                (label, host.batch.label),
+                (ftype, host.batch.ftype),
+                (weight, host.batch.weight),
+            ):
                 if array is not None:
                     array[rows] = part.reshape(-1)[: host.num_rows]
             if key is not None:
@@ -104,20 +122,28 @@ def predict_split(eval_step: Callable, params, stats, split: shards.Split, batch
             collect(*pending)
     if not np.isfinite(out["logit"]).all():
         row = int(np.flatnonzero(~np.isfinite(out["logit"]))[0])
-        raise UserError(f"{split.path}: the score of row {row} is not finite; lower the learning rate and train again")
+        raise UserError(
+            f"{split.path}: the score of row {row} is not finite; lower the learning rate and train again"
+        )
     unknown, values = (np.bincount(schema.column_slots, x) for x in counts)
     typed = (out.get("p_type"), out.get("p_given_type"))
-    return Predictions(label, ftype, weight, key, out["p"], out["logit"], *typed, unknown / np.maximum(values, 1))
+    return Predictions(
+        label, ftype, weight, key, out["p"], out["logit"], *typed, unknown / np.maximum(values, 1)
+    )
 
 
 def _count_unknown(schema: Schema, ids: np.ndarray) -> np.ndarray:
     """i64[2, N]: of each column of ids i32[P, b, N], how many are row 0 of their slot, and how many no padding."""
     first = schema.offsets[schema.column_slots].astype(np.int32)
-    counts = [np.count_nonzero(ids == rows, axis=(0, 1)) for rows in (first, np.int32(schema.num_rows))]
+    counts = [
+        np.count_nonzero(ids == rows, axis=(0, 1)) for rows in (first, np.int32(schema.num_rows))
+    ]
     return np.stack([counts[0], ids[..., 0].size - counts[1]])
 
 
-def score_rows(eval_step: Callable, params, stats, rows: batches.Rows, schema, batch_size: int, *, devices) -> dict:
+def score_rows(
+    eval_step: Callable, params, stats, rows: batches.Rows, schema, batch_size: int, *, devices
+) -> dict:
     """Scores decoded rows: {"p": f32[n], "logit": f32[n], and for typed models "p_type", "p_given_type" f32[n, T]}."""
     n, parts = len(rows.label), []
     for start in range(0, max(n, 1), batch_size):
@@ -125,9 +151,13 @@ def score_rows(eval_step: Callable, params, stats, rows: batches.Rows, schema, b
         batch = batches.pad(part, batch_size, len(devices), schema.num_rows)
         parts.append(eval_step(params, stats, step_lib.put_batch(batch, devices)))
     parts = jax.device_get(parts)
-    scores = {k: np.concatenate([x[k].reshape(-1, *x[k].shape[2:]) for x in parts])[:n] for k in parts[0]}
+    scores = {
+        k: np.concatenate([x[k].reshape(-1, *x[k].shape[2:]) for x in parts])[:n] for k in parts[0]
+    }
     if not np.isfinite(scores["logit"]).all():
-        raise UserError("a score is not finite: the run has diverged; lower its learning rate and train again")
+        raise UserError(
+            "a score is not finite: the run has diverged; lower its learning rate and train again"
+        )
     return scores
 
 
@@ -138,7 +168,9 @@ def read_truth(split: shards.Split) -> dict[str, np.ndarray] | None:
         return None
     table = pq.read_table(path)
     if table.num_rows != split.num_rows:
-        raise UserError(f"{path}: {table.num_rows} rows where the split has {split.num_rows}; prepare again")
+        raise UserError(
+            f"{path}: {table.num_rows} rows where the split has {split.num_rows}; prepare again"
+        )
     truth = {"p": table["p"].to_numpy()}
     for name in {"p_type", "p_given_type"} & set(table.column_names):
         truth[name] = table[name].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
@@ -186,5 +218,7 @@ def _table(predictions: Predictions, rows: slice) -> pa.Table:
     }
     for name in ("p_type", "p_given_type"):
         if (array := getattr(predictions, name)) is not None:
-            columns[name] = pa.FixedSizeListArray.from_arrays(array[rows].reshape(-1), array.shape[1])
+            columns[name] = pa.FixedSizeListArray.from_arrays(
+                array[rows].reshape(-1), array.shape[1]
+            )
     return pa.table(columns)

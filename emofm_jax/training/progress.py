@@ -129,7 +129,9 @@ class Window:
         steps = jax.device_get(self._steps)
         seconds = time.perf_counter() - self._started
         self._check_finite(steps)
-        label, p, weight = (np.concatenate([s[k].reshape(-1) for s in steps]) for k in ("label", "p", "weight"))
+        label, p, weight = (
+            np.concatenate([s[k].reshape(-1) for s in steps]) for k in ("label", "p", "weight")
+        )
         real = weight > 0
         label, p, weight = label[real], p[real], weight[real]
         line = {
@@ -144,9 +146,13 @@ class Window:
         }
         if "am_sum" in steps[0]:
             known = sum(float(s["am_weight_sum"][0]) for s in steps)
-            line["am_logloss"] = sum(float(s["am_sum"][0]) for s in steps) / known if known else None
+            line["am_logloss"] = (
+                sum(float(s["am_sum"][0]) for s in steps) / known if known else None
+            )
         self._log.write("train", **line)
-        auc, logloss = ("-" if line[key] is None else f"{line[key]:.4f}" for key in ("auc", "logloss"))
+        auc, logloss = (
+            "-" if line[key] is None else f"{line[key]:.4f}" for key in ("auc", "logloss")
+        )
         self._bar.set_postfix_str(f"logloss {logloss}, AUC {auc}, input {line['input_wait']:.0%}")
         self._progress.rows += self._rows
         self._progress.seconds += seconds

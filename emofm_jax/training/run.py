@@ -38,7 +38,9 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     _print_differences(config)
     splits = open_data(config)
     schema = splits["train"].schema
-    program = build.make_program(config, schema, num_steps=1)  # fails here, before there is a workdir
+    program = build.make_program(
+        config, schema, num_steps=1
+    )  # fails here, before there is a workdir
     print(f"memory of each device: up to about {build.check_memory(config, schema, program)}")
     with workdir_lib.alone(workdir):
         workdir_lib.open_workdir(config, workdir, schema)
@@ -58,18 +60,33 @@ def open_data(config: ConfigDict) -> dict[str, shards.Split]:
     schema = schema_lib.load(directory)
     made = ConfigDict({"prepare": dict(schema.recipe)})
     wanted = ConfigDict({"prepare": config.prepare.to_dict()})
-    usual = config_lib.flatten(config_lib.default())  # of fields that were not yet when the data were prepared
-    stale = {k: (usual.get(k) if a is ... else a, b) for k, (a, b) in config_lib.difference(made, wanted).items()}
-    stale = [f"{k} {a!r} against {b!r}" for k, (a, b) in stale.items() if k not in workdir_lib.FREE and a != b]
+    usual = config_lib.flatten(
+        config_lib.default()
+    )  # of fields that were not yet when the data were prepared
+    stale = {
+        k: (usual.get(k) if a is ... else a, b)
+        for k, (a, b) in config_lib.difference(made, wanted).items()
+    }
+    stale = [
+        f"{k} {a!r} against {b!r}"
+        for k, (a, b) in stale.items()
+        if k not in workdir_lib.FREE and a != b
+    ]
     if stale:
         raise UserError(
             f"{directory}: prepared with other options ({'; '.join(stale)}); run `python -m emofm_jax.prepare` "
             "again, or set another config.data.dir"
         )
-    splits = {name: shards.open_split(directory, name) for name in shards.SPLITS if (directory / name).is_dir()}
+    splits = {
+        name: shards.open_split(directory, name)
+        for name in shards.SPLITS
+        if (directory / name).is_dir()
+    }
     for name in ("train", "valid"):
         if name not in splits or not splits[name].num_rows:
-            raise UserError(f"{directory / name}: no rows; training needs a train and a valid split")
+            raise UserError(
+                f"{directory / name}: no rows; training needs a train and a valid split"
+            )
     return splits
 
 
@@ -78,16 +95,23 @@ def without_effect(config: ConfigDict) -> dict[str, str]:
     from emofm_jax.models import build as model_lib
     from emofm_jax.training import optim
 
-    found = {f"model.{path}": what for path, what in model_lib.unread(config.model.to_dict()).items()}
+    found = {
+        f"model.{path}": what for path, what in model_lib.unread(config.model.to_dict()).items()
+    }
     for key in ("embedding", "network"):
         name = config.optim[key].name
-        found |= {f"optim.{key}.{field}": name for field in set().union(*optim.FIELDS.values()) - optim.FIELDS[name]}
+        found |= {
+            f"optim.{key}.{field}": name
+            for field in set().union(*optim.FIELDS.values()) - optim.FIELDS[name]
+        }
     if config.optim.clip == "none":
         found["optim.clip_norm"] = "optim.clip=none"
     if not config.data.shuffle:
         found["data.shuffle_rows"] = "data.shuffle=False"
     if "plateau" not in (config.optim.embedding.schedule, config.optim.network.schedule):
-        found |= dict.fromkeys(("train.plateau_factor", "train.plateau_min"), "a schedule that is not plateau")
+        found |= dict.fromkeys(
+            ("train.plateau_factor", "train.plateau_min"), "a schedule that is not plateau"
+        )
         if not config.train.monitor:
             found["train.min_delta"] = "a run without train.monitor"
     return found

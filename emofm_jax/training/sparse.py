@@ -85,7 +85,9 @@ def update_rows(
     def slab(arrays, at):
         """The state for the rows `at` alone."""
         slabs = iter(arrays)
-        return structure.unflatten([take(next(slabs), at) if r else leaf for leaf, r in zip(leaves, by_row)])
+        return structure.unflatten(
+            [take(next(slabs), at) if r else leaf for leaf, r in zip(leaves, by_row)]
+        )
 
     def body(carry):
         start, table, arrays = carry

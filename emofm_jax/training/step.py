@@ -78,7 +78,9 @@ def make_init(
     def init(key):
         table_key, network_key = jax.random.split(key)
         variables = model_lib.init(module, network_key, schema)
-        table = embedding.init_table(table_key, schema.offsets, schema.num_rows, table_width, init_scale)
+        table = embedding.init_table(
+            table_key, schema.offsets, schema.num_rows, table_width, init_scale
+        )
         params = {"embedding": table, "network": variables["params"]}
         return TrainState(
             step=jnp.zeros((), jnp.int32),
@@ -146,7 +148,10 @@ def make_train_step(
       of the batch; lazy), `nonfinite` (i32: 0, or 1 + index into NONFINITE), the same on every device; and per
       row `p`, `label`, `weight` f32[P, b], p being what the row's loss was taken of.
     """
-    for name, value, known in (("updates", updates, ("lazy", "dense")), ("clip", clip, ("none", "group", "global"))):
+    for name, value, known in (
+        ("updates", updates, ("lazy", "dense")),
+        ("clip", clip, ("none", "group", "global")),
+    ):
         if value not in known:
             raise ValueError(f"{name} {value!r} is none of {known}")
     l2 = l2 or dict.fromkeys(SECTIONS, 0.0)
@@ -163,7 +168,12 @@ def make_train_step(
             e = embedding.pool(occurrences, batch.value, schema.slot_widths)
             variables = {"params": network, "batch_stats": state.stats}
             outputs, updated = module.apply(
-                variables, e, batch.weight, train=True, rngs={"dropout": key}, mutable=["batch_stats"]
+                variables,
+                e,
+                batch.weight,
+                train=True,
+                rngs={"dropout": key},
+                mutable=["batch_stats"],
             )
             loss, parts = losses.total(
                 outputs,
@@ -179,7 +189,9 @@ def make_train_step(
 
         gradient = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)
         occurrences = embedding.lookup(table, batch.ids)
-        (loss, (parts, outputs, stats)), (grads, network_grads) = gradient(occurrences, state.params["network"])
+        (loss, (parts, outputs, stats)), (grads, network_grads) = gradient(
+            occurrences, state.params["network"]
+        )
         loss, parts, network_grads = jax.lax.psum((loss, parts, network_grads), AXIS)
         ids, grads = batch.ids.reshape(-1), grads.reshape(-1, grads.shape[-1])
         if many:
@@ -195,7 +207,9 @@ def make_train_step(
         norms = {"embedding": _norm(grads), "network": _norm(network_grads)}
         clipping = _clipping(norms, clip, clip_norm)
 
-        network, network_state = _apply(optimizers["network"], state, "network", network_grads, clipping)
+        network, network_state = _apply(
+            optimizers["network"], state, "network", network_grads, clipping
+        )
         if updates == "lazy":
             new_table, table_state = sparse.update_rows(
                 optimizers["embedding"],
@@ -210,7 +224,9 @@ def make_train_step(
                 chunk=chunk,
             )
         else:
-            new_table, table_state = _apply(optimizers["embedding"], state, "embedding", grads, clipping)
+            new_table, table_state = _apply(
+                optimizers["embedding"], state, "embedding", grads, clipping
+            )
 
         finite = jnp.stack([jnp.isfinite(x) for x in (loss, norms["embedding"], norms["network"])])
         metrics = {
@@ -234,7 +250,12 @@ def make_train_step(
         return state, metrics
 
     mapped = jax.pmap(
-        step, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, 0), donate_argnums=0, devices=_devices(devices)
+        step,
+        axis_name=AXIS,
+        in_axes=(None, 0),
+        out_axes=(None, 0),
+        donate_argnums=0,
+        devices=_devices(devices),
     )
     return compilation.compile_ahead(mapped, _devices(devices))
 
@@ -245,7 +266,9 @@ def make_eval_step(
     """Makes `predict(params, stats, batch) -> {"p": f32[P, b], "logit": ..., ...}`, see `models.predict`."""
 
     def predict(params: dict, stats: dict, batch: Batch) -> dict:
-        e = embedding.pool(embedding.lookup(params["embedding"], batch.ids), batch.value, schema.slot_widths)
+        e = embedding.pool(
+            embedding.lookup(params["embedding"], batch.ids), batch.value, schema.slot_widths
+        )
         return model_lib.predict(module, {"params": params["network"], "batch_stats": stats}, e)
 
     mapped = jax.pmap(predict, axis_name=AXIS, in_axes=(None, None, 0), devices=_devices(devices))
@@ -296,4 +319,6 @@ def _devices(devices: Sequence[jax.Device] | None) -> list:
 
 def _sharding(devices: Sequence[jax.Device] | None, replicated: bool) -> jax.sharding.NamedSharding:
     mesh = jax.sharding.Mesh(np.array(_devices(devices)), (AXIS,))
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*([] if replicated else [AXIS])))
+    return jax.sharding.NamedSharding(
+        mesh, jax.sharding.PartitionSpec(*([] if replicated else [AXIS]))
+    )

@@ -53,15 +53,21 @@ def alone(workdir: Path):
     with contextlib.ExitStack() as stack:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            directory = os.open(workdir, os.O_RDONLY)  # locked itself: nothing is left behind, even by a kill
+            directory = os.open(
+                workdir, os.O_RDONLY
+            )  # locked itself: nothing is left behind, even by a kill
             stack.callback(os.close, directory)
             _lock(directory)
             (workdir / ".writable").touch()
             (workdir / ".writable").unlink()
         except BlockingIOError:
-            raise UserError(f"{workdir}: another program trains there now; wait for it, or choose another") from None
+            raise UserError(
+                f"{workdir}: another program trains there now; wait for it, or choose another"
+            ) from None
         except OSError as error:
-            raise UserError(f"--workdir={workdir}: not writable ({error.strerror}); choose another") from None
+            raise UserError(
+                f"--workdir={workdir}: not writable ({error.strerror}); choose another"
+            ) from None
         yield directory
 
 
@@ -69,7 +75,11 @@ def _lock(directory: int) -> None:
     try:
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):  # a file system without locks: then none
+        if error.errno not in (
+            errno.ENOSYS,
+            errno.ENOTSUP,
+            errno.ENOLCK,
+        ):  # a file system without locks: then none
             raise
 
 
@@ -91,9 +101,13 @@ def open_workdir(config: ConfigDict, workdir: Path, schema: schema_lib.Schema) -
     if path.exists():
         check_same_run(config, workdir)
         if changed := schema_lib.difference(schema_lib.load(workdir), schema):
-            raise UserError(f"{workdir}: its run was trained on another schema ({changed}); choose another --workdir")
+            raise UserError(
+                f"{workdir}: its run was trained on another schema ({changed}); choose another --workdir"
+            )
     elif {file.name for file in workdir.iterdir()} - _BEFORE_CONFIG:
-        raise UserError(f"{workdir}: holds files but no run (no config.json); choose an empty --workdir")
+        raise UserError(
+            f"{workdir}: holds files but no run (no config.json); choose an empty --workdir"
+        )
     vocabulary = Path(config.data.dir) / "vocabulary"
     if vocabulary.is_dir():
         shutil.copytree(vocabulary, workdir / "vocabulary", dirs_exist_ok=True)
@@ -108,7 +122,10 @@ def _environment() -> dict:
 
     packages = ("emofm_jax", "jax", "jaxlib", "flax", "optax", "numpy", "pyarrow")
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    git = shutil.which("git") and subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    git = (
+        shutil.which("git")
+        and subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    )
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -25,12 +25,18 @@ def destine(params, e, first_order, *, num_layers, num_heads, residual, scale, r
     for b in range(len(e)):
         x = e[b]
         for i in range(num_layers):
-            x = _disentangled(params, f"attention_{i}", x, num_heads, scale, relu, residual == "each_layer")
+            x = _disentangled(
+                params, f"attention_{i}", x, num_heads, scale, relu, residual == "each_layer"
+            )
         if residual == "last_layer":
             x = x + _named(params, "residual", e[b])
         mlp = params["mlp"]["hidden_0"]
         hidden = np.maximum(e[b].ravel() @ mlp["kernel"][0] + mlp["bias"][0], 0)
-        logits[b] = _named(params, "out", x.ravel())[0] + _head(params["deep_head"], hidden) + first_order[b].sum()
+        logits[b] = (
+            _named(params, "out", x.ravel())[0]
+            + _head(params["deep_head"], hidden)
+            + first_order[b].sum()
+        )
     return logits
 
 
@@ -62,7 +68,10 @@ def edcn(params, e, *, num_layers, bridge, temperature, residual):
         z = e[b].ravel()
         for i in range(num_layers):
             gates = [softmax(g / temperature) for g in params[f"regulation_{i}_gates"]]
-            c, h = (np.concatenate([g[s] * z[s * dim : (s + 1) * dim] for s in range(slots)]) for g in gates)
+            c, h = (
+                np.concatenate([g[s] * z[s * dim : (s + 1) * dim] for s in range(slots)])
+                for g in gates
+            )
             first = c if i == 0 else first
             crossed = first * (params[f"cross_{i}"]["kernel"][:, 0] @ c) + params[f"cross_{i}_bias"]
             c = crossed + c if residual else crossed
@@ -70,7 +79,11 @@ def edcn(params, e, *, num_layers, bridge, temperature, residual):
             h = np.maximum(h @ layer["kernel"][0] + layer["bias"][0], 0)
             if bridge == "attention":
                 z = sum(
-                    softmax(np.maximum(_dense(params[f"{name}_hidden"], x), 0) @ params[f"{name}_scores"]["kernel"]) * x
+                    softmax(
+                        np.maximum(_dense(params[f"{name}_hidden"], x), 0)
+                        @ params[f"{name}_scores"]["kernel"]
+                    )
+                    * x
                     for name, x in ((f"bridge_{i}_cross", c), (f"bridge_{i}_deep", h))
                 )
             else:

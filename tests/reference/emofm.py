@@ -45,7 +45,9 @@ def mixer(tokens, w_q, w_k, w_v, w_o, num_heads):
                 at = slice(head * d_head, (head + 1) * d_head)
                 keys = [(tokens[b, j] @ w_k[j])[at] for j in others]
                 values = [(tokens[b, j] @ w_v[j])[at] for j in others]
-                shares = softmax(np.array([query[at] @ key for key in keys]) / np.sqrt(d_att / num_heads))
+                shares = softmax(
+                    np.array([query[at] @ key for key in keys]) / np.sqrt(d_att / num_heads)
+                )
                 summed[at] = sum(share * v for share, v in zip(shares, values))
             out[b, i] += summed @ w_o[i]
     return out
@@ -67,7 +69,10 @@ def tower(first, params, num_heads, name_of_layer="hidden"):
         n = tokens.shape[1]
         # With one set of weights for all tokens (shared predictor), every token uses it.
         pick = [min(t, len(layer["kernel"]) - 1) for t in range(n)]
-        tokens = np.stack([tokens[:, t] @ layer["kernel"][pick[t]] + layer["bias"][pick[t]] for t in range(n)], axis=1)
+        tokens = np.stack(
+            [tokens[:, t] @ layer["kernel"][pick[t]] + layer["bias"][pick[t]] for t in range(n)],
+            axis=1,
+        )
 
 
 def network(params, e, group_sizes=None, num_heads=4):
@@ -86,7 +91,10 @@ def network(params, e, group_sizes=None, num_heads=4):
             first.append(x_g @ kernel + params["group_dense"]["bias"][g])
             start += size
         h = tower(np.stack(first, axis=1), params["stage1"], num_heads)
-        x, second = np.concatenate([h[:, g] for g in range(len(group_sizes))], axis=1), params["stage2"]
+        x, second = (
+            np.concatenate([h[:, g] for g in range(len(group_sizes))], axis=1),
+            params["stage2"],
+        )
     layer = params["type_dense"]
     if "type_embedding" in layer:
         first = []
@@ -100,7 +108,9 @@ def network(params, e, group_sizes=None, num_heads=4):
     z = tower(first, second, num_heads)
     head, n = params["head"], z.shape[1]
     pick = [min(t, len(head["kernel"]) - 1) for t in range(n)]
-    return np.stack([z[:, t] @ head["kernel"][pick[t], :, 0] + head["bias"][pick[t]] for t in range(n)], axis=1)
+    return np.stack(
+        [z[:, t] @ head["kernel"][pick[t], :, 0] + head["bias"][pick[t]] for t in range(n)], axis=1
+    )
 
 
 def auxiliary(params, e):

@@ -23,7 +23,12 @@ def self_attention(tokens, params, num_heads):
     d_att = params["out"].shape[1]
     for b, row in enumerate(tokens):
         queries, keys, values = (
-            np.array([row[i] @ params["query_key_value"][i][:, part * d_att : (part + 1) * d_att] for i in range(n)])
+            np.array(
+                [
+                    row[i] @ params["query_key_value"][i][:, part * d_att : (part + 1) * d_att]
+                    for i in range(n)
+                ]
+            )
             for part in range(3)
         )
         for i in range(n):
@@ -70,7 +75,9 @@ def mlp(tokens, params):
             hidden = []
             for k, bias in enumerate(params["hidden_bias"]):
                 x = sum(params["hidden"][j, k] * row[j, channel] for j in range(n)) + bias
-                hidden.append(0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
+                hidden.append(
+                    0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+                )
             for i in range(n):
                 out[b, i, channel] += params["out"][i] @ np.array(hidden) + params["out_bias"][i]
     return out

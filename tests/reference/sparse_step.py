@@ -69,11 +69,19 @@ def train(table, kernel, bias, batches, widths, optim, *, clip="none", clip_norm
     row_memory = [{} for _ in table]
     kernel_memory, bias_memory, records = {}, {}, []
     for t, (ids, value, label, weight) in enumerate(batches):
-        loss, by_row, g_kernel, g_bias, p = gradients(table, kernel, bias, ids, value, widths, label, weight)
+        loss, by_row, g_kernel, g_bias, p = gradients(
+            table, kernel, bias, ids, value, widths, label, weight
+        )
         num_rows, l2 = len(by_row), optim["embedding"]["l2"]
         if dense:
-            by_row = {r: by_row.get(r, np.zeros(table.shape[1])) + l2 * table[r] for r in range(len(table))}
-        g_kernel, g_bias = g_kernel + optim["network"]["l2"] * kernel, g_bias + optim["network"]["l2"] * bias
+            by_row = {
+                r: by_row.get(r, np.zeros(table.shape[1])) + l2 * table[r]
+                for r in range(len(table))
+            }
+        g_kernel, g_bias = (
+            g_kernel + optim["network"]["l2"] * kernel,
+            g_bias + optim["network"]["l2"] * bias,
+        )
         norm_e = np.sqrt(sum((g**2).sum() for g in by_row.values()))
         norm_n = np.sqrt((g_kernel**2).sum() + g_bias**2)
         both = np.sqrt(norm_e**2 + norm_n**2)
@@ -84,5 +92,13 @@ def train(table, kernel, bias, batches, widths, optim, *, clip="none", clip_norm
             table[r] = move(optim["embedding"], table[r], g, row_memory[r], t)
         kernel = move(optim["network"], kernel, f_n * g_kernel, kernel_memory, t)
         bias = move(optim["network"], bias, f_n * g_bias, bias_memory, t)
-        records.append({"loss": loss, "embedding_norm": norm_e, "network_norm": norm_n, "num_rows": num_rows, "p": p})
+        records.append(
+            {
+                "loss": loss,
+                "embedding_norm": norm_e,
+                "network_norm": norm_n,
+                "num_rows": num_rows,
+                "p": p,
+            }
+        )
     return table, kernel, bias, records

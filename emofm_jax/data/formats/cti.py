@@ -28,7 +28,9 @@ def tasks(
     slots = recipe_lib.slots(recipe)
     numeric = [slot.name for slot in slots if slot.kind == "numeric"]
     if numeric:
-        raise UserError(f"config.prepare.slots: slot {numeric[0]!r} is numeric, but cti rows hold ids only; change it")
+        raise UserError(
+            f"config.prepare.slots: slot {numeric[0]!r} is numeric, but cti rows hold ids only; change it"
+        )
     names = columns(path)
     types = list(recipe["types"]) or names[1:-1]
     if names[1:-1] and len(types) != len(names) - 2:
@@ -37,25 +39,33 @@ def tasks(
             f"({', '.join(types)}); the first row must be log_id, one column a type, features"
         )
     if labelled and not names[1:-1]:
-        raise UserError(f"{path}:1: no column of types; a row is log_id, one column a type, features, between tabs")
+        raise UserError(
+            f"{path}:1: no column of types; a row is log_id, one column a type, features, between tabs"
+        )
     for first_line, block in lines_lib.blocks(path, progress=progress):
         if first_line == 1 and block.startswith(b"log_id\t"):
             first_line, block = 2, block[block.find(b"\n") + 1 :]
         if block:
-            yield functools.partial(_chunk, recipe, str(path), first_line, block, names, types, labelled, slots)
+            yield functools.partial(
+                _chunk, recipe, str(path), first_line, block, names, types, labelled, slots
+            )
 
 
 def columns(path: Path) -> list[str]:
     """Names of the columns: log_id, one a type (t1, t2, ...), features."""
     first = lines_lib.first_row(path).split(b"\t")
     if len(first) < 2:
-        raise UserError(f"{path}:1: {len(first)} columns; a row is log_id, one column a type, features, between tabs")
+        raise UserError(
+            f"{path}:1: {len(first)} columns; a row is log_id, one column a type, features, between tabs"
+        )
     return ["log_id", *(f"t{i}" for i in range(1, len(first) - 1)), "features"]
 
 
 def _chunk(recipe, file, first_line, block, names, types, labelled, slots) -> Chunk:
     raw, lines, bad = lines_lib.parse(block, first_line, names, names, "\t", False, ())
-    label, ftype, problems = _label([raw[name] for name in names[1:-1]], types, len(lines), labelled)
+    label, ftype, problems = _label(
+        [raw[name] for name in names[1:-1]], types, len(lines), labelled
+    )
     found, more = tokens.split_tokens(raw["features"], slots, recipe["ignore"])
     result = {**found, "label": label, "ftype": ftype, "row_id": raw["log_id"]}
     if recipe["split"] == "day":
@@ -75,13 +85,17 @@ def _label(
     if labelled:
         allowed = " and ".join([", ".join(types[:-1]), types[-1]]) if len(types) > 1 else types[0]
         for row in np.flatnonzero((spelled == -2).any(axis=0)).tolist():
-            text = next(cell[row].as_py() for cell in cells if _spelling(cell.slice(row, 1))[0] == -2)
+            text = next(
+                cell[row].as_py() for cell in cells if _spelling(cell.slice(row, 1))[0] == -2
+            )
             problems[row] = ("label", f"{text!r} is no label; 0, 1 or '-' is")
         for row in np.flatnonzero(~known & ~(spelled == -2).any(axis=0)).tolist():
             number = int(filled[:, row].sum())
             said = "all '-'" if number == 0 else f"{number} of them filled"
             problems[row] = ("types", f"{allowed} are {said}; exactly one must be 0 or 1")
-    names = pa.array([types[i - 1] if ok and i else None for i, ok in zip(which, known)], pa.string())
+    names = pa.array(
+        [types[i - 1] if ok and i else None for i, ok in zip(which, known)], pa.string()
+    )
     return pa.array(np.where(known, label, 0), mask=~known), names, problems
 
 

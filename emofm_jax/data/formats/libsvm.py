@@ -42,7 +42,13 @@ def tasks(
 
 
 def _chunk(
-    recipe: Mapping, file: str, first_line: int, block: bytes, flat: bool, labelled: bool, slots: tuple[Slot, ...]
+    recipe: Mapping,
+    file: str,
+    first_line: int,
+    block: bytes,
+    flat: bool,
+    labelled: bool,
+    slots: tuple[Slot, ...],
 ) -> Chunk:
     raw, lines, bad = lines_lib.parse(block, first_line, ["row"], ["row"], _NO_COLUMN, False, ())
     rows = pc.utf8_trim_whitespace(pc.replace_substring(raw["row"], "\t", " "))
@@ -52,11 +58,15 @@ def _chunk(
     signed = {"+1": "1", "-1": "0"}
     for spelled, plain in signed.items():
         label = pc.if_else(pc.equal(label, spelled), pa.scalar(plain), label)
-    features = pc.if_else(has_label, pc.utf8_ltrim_whitespace(pc.replace_substring_regex(rows, "^[^ ]*", "")), rows)
+    features = pc.if_else(
+        has_label, pc.utf8_ltrim_whitespace(pc.replace_substring_regex(rows, "^[^ ]*", "")), rows
+    )
     if flat:
         features = pc.replace_substring_regex(features, "([^ ]+)", FLAT_SLOT + r":\1")
     columns, problems = tokens_lib.split_tokens(features, slots, recipe["ignore"], slot_first=True)
     if labelled:
         for row in pc.indices_nonzero(pc.is_null(label)).to_pylist():
             problems[row] = ("label", "it has no label; 0 or 1 must stand first")
-    return tokens_lib.without(Chunk(file, lines, {**columns, "label": label}, bad), problems, recipe["gauc_key"])
+    return tokens_lib.without(
+        Chunk(file, lines, {**columns, "label": label}, bad), problems, recipe["gauc_key"]
+    )

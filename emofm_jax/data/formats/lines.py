@@ -52,7 +52,11 @@ class Chunk:
 
 
 def blocks(
-    path: Path, *, separator: str = "", progress: Callable[[int], None] | None = None, block_bytes: int = 0
+    path: Path,
+    *,
+    separator: str = "",
+    progress: Callable[[int], None] | None = None,
+    block_bytes: int = 0,
 ) -> Iterator[tuple[int, bytes]]:
     """Yields (line of its first row, bytes of whole rows) of a text file, plain, gzip or zstd.
 
@@ -83,7 +87,9 @@ def blocks(
             line += rest.count(b"\n", 0, cut)
             rest = rest[cut:]
         elif len(rest) > MAX_ROW_BYTES:
-            raise UserError(f"{path}:{line}: a row of more than {MAX_ROW_BYTES} bytes; is this a text file of rows?")
+            raise UserError(
+                f"{path}:{line}: a row of more than {MAX_ROW_BYTES} bytes; is this a text file of rows?"
+            )
     if first:
         raise UserError(f"{path}: the file is empty; remove it or name another")
     if rest:
@@ -120,7 +126,9 @@ def parse(
     Returns:
       {name: string[n]}, lines i64[n], and the rows that are left out.
     """
-    read = functools.partial(_arrow, names=names, wanted=wanted, separator=separator, null_values=null_values)
+    read = functools.partial(
+        _arrow, names=names, wanted=wanted, separator=separator, null_values=null_values
+    )
     quoted = quotes and b'"' in block
     if not quoted and b"\0" not in block:
         table = read(block, quoted=False)
@@ -131,7 +139,9 @@ def parse(
         return {name: pa.array([], pa.string()) for name in wanted}, lines, bad
     table = read(clean, quoted=quoted)
     if table is None or table.num_rows != len(lines):
-        raise ValueError(f"lines {lines[0]} .. {lines[-1]}: rows that passed every check cannot be parsed")
+        raise ValueError(
+            f"lines {lines[0]} .. {lines[-1]}: rows that passed every check cannot be parsed"
+        )
     return _columns(table, wanted), lines, bad
 
 
@@ -164,12 +174,16 @@ def _row_ends(data: bytes, separator: str, open_limit: int = 0) -> np.ndarray:
     ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
     if not separator or b'"' not in data:
         return ends
-    cell = re.compile(rb"(?:\A|(?<=[\n" + re.escape(separator.encode()) + rb']))"(?:[^"]|"")*+("|\Z)')
+    cell = re.compile(
+        rb"(?:\A|(?<=[\n" + re.escape(separator.encode()) + rb']))"(?:[^"]|"")*+("|\Z)'
+    )
     spans = [m.span() for m in cell.finditer(data) if m[1] or len(data) - m.start() < open_limit]
     if not spans:
         return ends
     starts, stops = np.array(spans, np.int64).T
-    inside = np.searchsorted(starts, ends, side="left") - 1  # the last cell that opens before each line end
+    inside = (
+        np.searchsorted(starts, ends, side="left") - 1
+    )  # the last cell that opens before each line end
     return ends[(inside < 0) | (ends > stops[inside])]
 
 
@@ -213,7 +227,11 @@ def _problem(row: bytes, num_columns: int, separator: str, quoted: bool) -> tupl
         return "line end", "a carriage return inside the row"
     else:
         found = text.count(separator) + 1
-    return None if found == num_columns else ("columns", f"{found} columns where {num_columns} are expected")
+    return (
+        None
+        if found == num_columns
+        else ("columns", f"{found} columns where {num_columns} are expected")
+    )
 
 
 def _arrow(block, names, wanted, separator, null_values, quoted) -> pa.Table | None:
@@ -221,8 +239,12 @@ def _arrow(block, names, wanted, separator, null_values, quoted) -> pa.Table | N
     try:
         return pa_csv.read_csv(
             pa.BufferReader(block),
-            pa_csv.ReadOptions(use_threads=False, block_size=len(block) + 1, column_names=list(names)),
-            pa_csv.ParseOptions(delimiter=separator, quote_char='"' if quoted else False, newlines_in_values=quoted),
+            pa_csv.ReadOptions(
+                use_threads=False, block_size=len(block) + 1, column_names=list(names)
+            ),
+            pa_csv.ParseOptions(
+                delimiter=separator, quote_char='"' if quoted else False, newlines_in_values=quoted
+            ),
             pa_csv.ConvertOptions(
                 column_types={name: pa.string() for name in wanted},
                 include_columns=list(wanted),

@@ -41,7 +41,9 @@ def tasks(
         return
     separator = recipe["separator"]
     if len(separator.encode()) != 1 or separator in '"\r\n':
-        raise UserError(f"config.prepare.separator: {separator!r} must be one character, such as ',' or '\\t'")
+        raise UserError(
+            f"config.prepare.separator: {separator!r} must be one character, such as ',' or '\\t'"
+        )
     names = _names(recipe, path, labelled)
     sources = _sources(recipe, path, names, labelled, slots)
     skip_header = recipe["header"]
@@ -75,10 +77,17 @@ def _chunk(recipe, file, first_line, block, names, sources, slots) -> Chunk:
     raw, lines, bad = lines_lib.parse(
         block, first_line, names, wanted, recipe["separator"], True, recipe["null_values"]
     )
-    return Chunk(file, lines, _split_bags(recipe, {key: raw[name] for key, name in sources.items()}, slots), bad)
+    return Chunk(
+        file,
+        lines,
+        _split_bags(recipe, {key: raw[name] for key, name in sources.items()}, slots),
+        bad,
+    )
 
 
-def _split_bags(recipe: Mapping, columns: dict[str, pa.Array], slots: tuple[Slot, ...]) -> dict[str, pa.Array]:
+def _split_bags(
+    recipe: Mapping, columns: dict[str, pa.Array], slots: tuple[Slot, ...]
+) -> dict[str, pa.Array]:
     """Cells of bags as lists; Parquet may hold lists already."""
     kinds = {slot.name: slot.kind for slot in slots}
     for name, column in columns.items():
@@ -87,9 +96,13 @@ def _split_bags(recipe: Mapping, columns: dict[str, pa.Array], slots: tuple[Slot
             columns[name] = pc.split_pattern(column.cast(pa.string()), separator)
         elif kinds.get(name) != "multi" and pa.types.is_list(column.type):
             if name in kinds:
-                raise UserError(f"config.prepare.slots: slot {name!r} holds lists but is {kinds[name]}; make it multi")
+                raise UserError(
+                    f"config.prepare.slots: slot {name!r} holds lists but is {kinds[name]}; make it multi"
+                )
             role = "day_column" if name == "_day" else name
-            raise UserError(f"config.prepare.{role}: its column holds lists; name a column of single values")
+            raise UserError(
+                f"config.prepare.{role}: its column holds lists; name a column of single values"
+            )
     return columns
 
 
@@ -99,12 +112,18 @@ def _names(recipe: Mapping, path: Path, labelled: bool) -> list[str]:
         text = lines_lib.first_row(path).decode()
         first = next(csv.reader([text], delimiter=recipe["separator"], strict=True), [])
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}:1: the first row cannot be read ({error}); is it a text file of columns?") from None
+        raise UserError(
+            f"{path}:1: the first row cannot be read ({error}); is it a text file of columns?"
+        ) from None
     names = list(recipe["columns"]) if not recipe["header"] else first
     if not names:
         if recipe["header"]:
-            raise UserError(f"{path}:1: the first line is empty, where the names of the columns should stand; add them")
-        raise UserError("config.prepare.columns: with header=False it must name the columns of the file, in order")
+            raise UserError(
+                f"{path}:1: the first line is empty, where the names of the columns should stand; add them"
+            )
+        raise UserError(
+            "config.prepare.columns: with header=False it must name the columns of the file, in order"
+        )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"{path}: column {twice[0]!r} stands twice; rename one of the two")
@@ -112,32 +131,50 @@ def _names(recipe: Mapping, path: Path, labelled: bool) -> list[str]:
         # Rows to predict may lack the label, the label and the type, or those and the weight.
         roles = [recipe[role] for role in ("label", "ftype", "weight") if recipe[role]]
         short = len(names) - len(first)
-        return [name for name in names if name not in roles[:short]] if short <= len(roles) else names
+        return (
+            [name for name in names if name not in roles[:short]] if short <= len(roles) else names
+        )
     return names
 
 
 def _roles(recipe: Mapping) -> dict[str, str]:
     """{role: column} of the roles that the recipe gives."""
-    roles = {role: recipe[role] for role in ("label", "ftype", "row_id", "weight", "gauc_key") if recipe[role]}
+    roles = {
+        role: recipe[role]
+        for role in ("label", "ftype", "row_id", "weight", "gauc_key")
+        if recipe[role]
+    }
     if recipe["split"] == "day":
         roles["_day"] = recipe["day_column"]
     return roles
 
 
-def _sources(recipe: Mapping, path: Path, names: list[str], labelled: bool, slots: tuple[Slot, ...]) -> dict[str, str]:
+def _sources(
+    recipe: Mapping, path: Path, names: list[str], labelled: bool, slots: tuple[Slot, ...]
+) -> dict[str, str]:
     """{slot or role: column of the file}, after checking that the two agree."""
     roles = _roles(recipe)
     if not labelled:
-        roles = {role: name for role, name in roles.items() if role not in _ONLY_TRAINING or name in names}
+        roles = {
+            role: name
+            for role, name in roles.items()
+            if role not in _ONLY_TRAINING or name in names
+        }
     sources = {slot.name: slot.name for slot in slots} | roles
     missing = [name for name in dict.fromkeys(sources.values()) if name not in names]
     if missing:
         role = next((r for r, name in roles.items() if name == missing[0]), "")
         what = (
-            f"config.prepare.{'day_column' if role == '_day' else role}" if role else "a slot of config.prepare.groups"
+            f"config.prepare.{'day_column' if role == '_day' else role}"
+            if role
+            else "a slot of config.prepare.groups"
         )
-        raise UserError(f"{path}: there is no column {missing[0]!r} ({what}); the file has {', '.join(names)}")
-    extra = [name for name in names if name not in sources.values() and name not in recipe["ignore"]]
+        raise UserError(
+            f"{path}: there is no column {missing[0]!r} ({what}); the file has {', '.join(names)}"
+        )
+    extra = [
+        name for name in names if name not in sources.values() and name not in recipe["ignore"]
+    ]
     if extra and labelled:
         raise UserError(
             f"{path}: column {extra[0]!r} is a slot in no group; name it in config.prepare.groups or "
@@ -151,7 +188,9 @@ def _parquet_tasks(recipe, path, labelled, progress, slots) -> Iterator[Callable
     sources = _sources(recipe, path, file.schema_arrow.names, labelled, slots)
     row, size, rows = 1, path.stat().st_size, max(file.metadata.num_rows, 1)
     try:
-        for batch in file.iter_batches(_PARQUET_ROWS, columns=list(dict.fromkeys(sources.values()))):
+        for batch in file.iter_batches(
+            _PARQUET_ROWS, columns=list(dict.fromkeys(sources.values()))
+        ):
             if progress is not None:
                 progress(size * batch.num_rows // rows)
             columns = {key: batch.column(name) for key, name in sources.items()}
@@ -173,10 +212,14 @@ def plain_columns(
     plain = {}
     for name, column in columns.items():
         try:
-            plain[name] = _without_nulls(column.cast(_plain_type(column.type)), recipe["null_values"])
+            plain[name] = _without_nulls(
+                column.cast(_plain_type(column.type)), recipe["null_values"]
+            )
         except pa.ArrowException as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"{where}: column {name!r} of type {column.type} cannot be used ({reason})") from None
+            raise UserError(
+                f"{where}: column {name!r} of type {column.type} cannot be used ({reason})"
+            ) from None
     return _split_bags(recipe, plain, slots)
 
 
@@ -217,5 +260,7 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
         raise UserError(f"{path}: not a complete Parquet file ({error}); copy it again") from None
     if shards.FINGERPRINT in (file.metadata.metadata or {}):
         # Its ids would pass for raw values, and every score would be wrong.
-        raise UserError(f"{path}: it is a shard, not raw rows; name raw rows, or the directory of a complete split")
+        raise UserError(
+            f"{path}: it is a shard, not raw rows; name raw rows, or the directory of a complete split"
+        )
     return file

@@ -46,7 +46,9 @@ def split_tokens(
     declared = {slot.name for slot in slots}
     for name in set(known) - declared - set(ignore):
         for row in row_of[by_name[name]].tolist():
-            problems.setdefault(row, ("slot", f"slot {name!r} is in no group and not in config.prepare.ignore"))
+            problems.setdefault(
+                row, ("slot", f"slot {name!r} is in no group and not in config.prepare.ignore")
+            )
     result = {}
     for slot in slots:
         at = by_name.get(slot.name, np.zeros(0, np.int64))
@@ -56,7 +58,9 @@ def split_tokens(
             if slot.kind == "numeric":
                 values = numbers
             else:
-                for i in np.flatnonzero(~pc.is_in(numbers, pa.array(["1", "1.0"])).to_numpy(zero_copy_only=False)):
+                for i in np.flatnonzero(
+                    ~pc.is_in(numbers, pa.array(["1", "1.0"])).to_numpy(zero_copy_only=False)
+                ):
                     what = f"slot {slot.name!r} is not numeric but has the value {numbers[int(i)].as_py()!r}, not 1"
                     problems.setdefault(int(rows[i]), ("value", what))
         if slot.kind == "multi":
@@ -64,7 +68,9 @@ def split_tokens(
             result[slot.name] = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
             continue
         for row in np.unique(rows[1:][rows[1:] == rows[:-1]]).tolist():
-            problems.setdefault(row, ("repeated slot", f"slot {slot.name!r} repeats, but is not of kind multi"))
+            problems.setdefault(
+                row, ("repeated slot", f"slot {slot.name!r} repeats, but is not of kind multi")
+            )
         where = np.full(num_rows, -1)
         where[rows] = np.arange(len(rows))
         result[slot.name] = values.take(pa.array(where, mask=where < 0))
@@ -76,7 +82,9 @@ def without(chunk: Chunk, problems: dict[int, tuple[str, str]], gauc_key: str) -
     result = dict(chunk.columns)
     if gauc_key:
         if gauc_key not in result or pa.types.is_list(result[gauc_key].type):
-            raise UserError(f"config.prepare.gauc_key: {gauc_key!r} must be a slot with one value; name another")
+            raise UserError(
+                f"config.prepare.gauc_key: {gauc_key!r} must be a slot with one value; name another"
+            )
         result["gauc_key"] = result[gauc_key]
     if not problems:
         return Chunk(chunk.file, chunk.lines, result, chunk.bad)
@@ -85,4 +93,6 @@ def without(chunk: Chunk, problems: dict[int, tuple[str, str]], gauc_key: str) -
     bad = [Bad(int(chunk.lines[row]), *problems[row]) for row in problems]
     keep = pa.array(good)
     kept = {name: column.filter(keep) for name, column in result.items()}
-    return Chunk(chunk.file, chunk.lines[good], kept, tuple(sorted([*chunk.bad, *bad], key=lambda b: b.line)))
+    return Chunk(
+        chunk.file, chunk.lines[good], kept, tuple(sorted([*chunk.bad, *bad], key=lambda b: b.line))
+    )

@@ -19,7 +19,16 @@ from emofm_jax.errors import UserError
 
 MAX_LENGTH = 10  # ids of a bag
 FAVOURITES, FAVOURED = 40, 0.3  # items that a user segment comes back to, and how often
-STREAMS = {"train": 0, "valid": 1, "test": 2, "pilot": 3, "world": 4, "drift": 5, "new": 6, "noise": 7}
+STREAMS = {
+    "train": 0,
+    "valid": 1,
+    "test": 2,
+    "pilot": 3,
+    "world": 4,
+    "drift": 5,
+    "new": 6,
+    "noise": 7,
+}
 
 
 class SlotPlan(NamedTuple):
@@ -94,21 +103,31 @@ class Dials:
         """Raises UserError on a value that no data can be made with."""
         where = "config.prepare.synthetic"
         if len(self.rows) != 3 or min(self.rows) < 1:
-            raise UserError(f"{where}.rows: {tuple(self.rows)} must be three positive numbers of train, valid, test")
+            raise UserError(
+                f"{where}.rows: {tuple(self.rows)} must be three positive numbers of train, valid, test"
+            )
         if not 0 <= self.num_types <= 127:
-            raise UserError(f"{where}.num_types: {self.num_types} must be between 0 and 127; 0 makes untyped data")
+            raise UserError(
+                f"{where}.num_types: {self.num_types} must be between 0 and 127; 0 makes untyped data"
+            )
         for name in ("type_strength", "cross_strength", "noise", "drift", "seed"):
             if not 0 <= getattr(self, name) < np.inf:
-                raise UserError(f"{where}.{name}: {getattr(self, name)} is out of range; it must be at least 0")
+                raise UserError(
+                    f"{where}.{name}: {getattr(self, name)} is out of range; it must be at least 0"
+                )
         if self.hash_rows < 0 or self.hash_rows == 1:
-            raise UserError(f"{where}.hash_rows: {self.hash_rows} must be at least 2, or 0 for a row an id")
+            raise UserError(
+                f"{where}.hash_rows: {self.hash_rows} must be at least 2, or 0 for a row an id"
+            )
         groups = tuple(dict.fromkeys(slot.group for slot in SLOTS))
         if self.group_slots and (len(self.group_slots) != len(groups) or min(self.group_slots) < 1):
             raise UserError(
                 f"{where}.group_slots: {tuple(self.group_slots)} must be positive, of {', '.join(groups)}; or empty"
             )
         if not 0 <= self.new_id_rate <= 1:
-            raise UserError(f"{where}.new_id_rate: {self.new_id_rate} is no share; it must be between 0 and 1")
+            raise UserError(
+                f"{where}.new_id_rate: {self.new_id_rate} is no share; it must be between 0 and 1"
+            )
         if self.unseen_type and (self.unseen_type not in self.types or self.num_types < 2):
             raise UserError(
                 f"{where}.unseen_type: {self.unseen_type!r} cannot be left out of the types {list(self.types)}; "
@@ -151,7 +170,10 @@ def make_population(dials: Dials, rng: np.random.Generator) -> Population:
 
 
 def draw_ids(
-    population: Population, num_rows: int, rng: np.random.Generator, fresh: np.random.Generator | None = None
+    population: Population,
+    num_rows: int,
+    rng: np.random.Generator,
+    fresh: np.random.Generator | None = None,
 ) -> dict:
     """Draws the ids of n rows.
 
@@ -178,10 +200,14 @@ def draw_ids(
                 lengths = rng.binomial(MAX_LENGTH, 0.1 + 0.08 * raw["depth"])
                 starts[slot.name] = np.concatenate([[0], np.cumsum(lengths)])
             uniform = rng.random(starts[slot.name][-1] if slot.bag else num_rows)
-            k = np.searchsorted(population.cumulative[slot.name], uniform, side="right").astype(np.int32)
+            k = np.searchsorted(population.cumulative[slot.name], uniform, side="right").astype(
+                np.int32
+            )
         if slot.name == "clicked_items":
             segment = np.repeat(raw["segment"], lengths)
-            k = np.where(rng.random(len(k)) < FAVOURED, population.favourites[segment, k % FAVOURITES], k)
+            k = np.where(
+                rng.random(len(k)) < FAVOURED, population.favourites[segment, k % FAVOURITES], k
+            )
         raw[slot.name], row = k, k + 1
         if slot.grows and fresh is not None:
             new = fresh.integers(slot.size + 1, slot.size + 1 + num_new_ids(slot), len(k))
@@ -205,5 +231,9 @@ def stream(dials: Dials, name: str, chunk: int = 0) -> np.random.Generator:
 def _popularity(slot: SlotPlan, rng: np.random.Generator) -> np.ndarray:
     """Zipf, in no order of the ids unless they are ordered; without an exponent uniform, or a hump if ordered."""
     k = np.arange(slot.size)
-    p = (k + 1.0) ** -slot.zipf if slot.zipf or not slot.ordered else 1.3 - np.cos(2 * np.pi * (k + 0.5) / slot.size)
+    p = (
+        (k + 1.0) ** -slot.zipf
+        if slot.zipf or not slot.ordered
+        else 1.3 - np.cos(2 * np.pi * (k + 0.5) / slot.size)
+    )
     return (p if slot.ordered else rng.permutation(p)) / p.sum()

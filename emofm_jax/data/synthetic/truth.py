@@ -127,13 +127,17 @@ def make_world(dials: Dials) -> World:
     dials.check()
     rng = stream(dials, "world")
     population = make_population(dials, rng)
-    latents = {slot.name: _latents(slot, population.popularity[slot.name], dials, rng) for slot in SLOTS}
+    latents = {
+        slot.name: _latents(slot, population.popularity[slot.name], dials, rng) for slot in SLOTS
+    }
     h = _vectors(latents, draw_ids(population, PILOT_ROWS, stream(dials, "pilot")))
     types = _make_types(dials, h, rng)
     label = label_test = _make_label(dials, h, types, rng)
     if dials.drift:
         moved = _make_label(dials, h, types, stream(dials, "drift"))
-        label_test = Weights(*(a + dials.drift * b for a, b in zip(label[:3], moved[:3])), label.bias)
+        label_test = Weights(
+            *(a + dials.drift * b for a, b in zip(label[:3], moved[:3])), label.bias
+        )
     return World(population, latents, label, label_test, types)
 
 
@@ -158,14 +162,21 @@ def make_rows(world: World, split: str) -> Iterator[Rows]:
         p_given_type = expected_sigmoid(logits, dials.noise)
         p = (p_type * p_given_type).sum(1)
         n = min(CHUNK_ROWS, num_rows - chunk * CHUNK_ROWS)
-        ids = {k: (v[0][: v[1][n]], v[1][: n + 1]) if isinstance(v, tuple) else v[:n] for k, v in ids.items()}
+        ids = {
+            k: (v[0][: v[1][n]], v[1][: n + 1]) if isinstance(v, tuple) else v[:n]
+            for k, v in ids.items()
+        }
         arrays = (label_drawn.astype(np.int8), ftype.astype(np.int8), p, p_type, p_given_type)
         yield Rows(ids, *(a[:n] for a in arrays), tuple(a[:n] for a in parts))
 
 
 def label_parts(weights: Weights, h: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Main effects and interactions within and across groups, f64[n, T] each, of vectors h f64[n, S, r]."""
-    return _main(h, weights.main), _pairs(h, _WITHIN, weights.within), _pairs(h, _ACROSS, weights.across)
+    return (
+        _main(h, weights.main),
+        _pairs(h, _WITHIN, weights.within),
+        _pairs(h, _ACROSS, weights.across),
+    )
 
 
 def type_probs(weights: TypeWeights, h: np.ndarray) -> np.ndarray:
@@ -178,10 +189,14 @@ def expected_sigmoid(logits: np.ndarray, noise: float) -> np.ndarray:
     if not noise:
         return _sigmoid(logits)
     nodes, weights = np.polynomial.hermite.hermgauss(32)
-    return sum(w * _sigmoid(logits + noise * np.sqrt(2) * x) for x, w in zip(nodes, weights)) / np.sqrt(np.pi)
+    return sum(
+        w * _sigmoid(logits + noise * np.sqrt(2) * x) for x, w in zip(nodes, weights)
+    ) / np.sqrt(np.pi)
 
 
-def _latents(slot: SlotPlan, popularity: np.ndarray, dials: Dials, rng: np.random.Generator) -> np.ndarray:
+def _latents(
+    slot: SlotPlan, popularity: np.ndarray, dials: Dials, rng: np.random.Generator
+) -> np.ndarray:
     """f64[rows, r]: centred over the rows, smaller for rare ids, smooth in k for ordered ones."""
     if slot.ordered:
         waves = np.cos(np.pi * np.arange(1, 6) * (np.arange(slot.size)[:, None] + 0.5) / slot.size)
@@ -189,7 +204,10 @@ def _latents(slot: SlotPlan, popularity: np.ndarray, dials: Dials, rng: np.rando
     else:
         v = rng.standard_normal((slot.size, RANK))
     scale = np.sqrt(popularity / (popularity + SMOOTHING))
-    missing, new = rng.standard_normal((1, RANK)), rng.standard_normal((num_new_ids(slot), RANK)) * scale.min()
+    missing, new = (
+        rng.standard_normal((1, RANK)),
+        rng.standard_normal((num_new_ids(slot), RANK)) * scale.min(),
+    )
     v *= scale[:, None]
     return np.concatenate([missing, v, new if dials.new_id_rate else new[:0]]) - popularity @ v
 
@@ -201,7 +219,9 @@ def _vectors(latents: dict, ids: dict) -> np.ndarray:
         if slot.bag:
             rows, starts = ids[slot.name]
             sums = np.concatenate([np.zeros((1, RANK)), np.cumsum(latents[slot.name][rows], 0)])
-            h[:, s] = (sums[starts[1:]] - sums[starts[:-1]]) / np.maximum(np.diff(starts), 1)[:, None]
+            h[:, s] = (sums[starts[1:]] - sums[starts[:-1]]) / np.maximum(np.diff(starts), 1)[
+                :, None
+            ]
         else:
             h[:, s] = latents[slot.name][ids[slot.name]]
     return h
@@ -255,7 +275,9 @@ def _make_types(dials: Dials, h: np.ndarray, rng: np.random.Generator) -> TypeWe
     return TypeWeights(main, pairs, bias)
 
 
-def _make_label(dials: Dials, h: np.ndarray, types: TypeWeights, rng: np.random.Generator) -> Weights:
+def _make_label(
+    dials: Dials, h: np.ndarray, types: TypeWeights, rng: np.random.Generator
+) -> Weights:
     """Weights of the label; biases RATES apart between the types that give CLICK_RATE over all."""
     num_types, strength = max(1, dials.num_types), OWN * dials.type_strength
     weight = np.array([slot.weight for slot in SLOTS])
@@ -265,7 +287,11 @@ def _make_label(dials: Dials, h: np.ndarray, types: TypeWeights, rng: np.random.
     across = _scaled_pairs(h, _ACROSS, across, ACROSS) * dials.cross_strength
     weights = Weights(main, _scaled_pairs(h, _WITHIN, within, WITHIN), across, np.zeros(num_types))
     logits, p_type = sum(label_parts(weights, h)), type_probs(types, h)
-    offset = RATES * dials.type_strength * np.linspace(-1, 1, num_types) if num_types > 1 else np.zeros(1)
+    offset = (
+        RATES * dials.type_strength * np.linspace(-1, 1, num_types)
+        if num_types > 1
+        else np.zeros(1)
+    )
     low, high = -30.0, 30.0
     for _ in range(40):
         middle = (low + high) / 2

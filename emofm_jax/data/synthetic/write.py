@@ -46,7 +46,10 @@ from emofm_jax.data.synthetic.truth import Rows
 from emofm_jax.data.vocabulary import hash_values
 from emofm_jax.errors import UserError
 
-_NOISE, _NOISE_IDS = "_noise_", (1_000, 1.1)  # slots of noise: part of their names; ids and Zipf exponent
+_NOISE, _NOISE_IDS = (
+    "_noise_",
+    (1_000, 1.1),
+)  # slots of noise: part of their names; ids and Zipf exponent
 
 
 def write(recipe: Mapping, directory: Path, name: str, progress: bool) -> Schema:
@@ -68,11 +71,16 @@ def write(recipe: Mapping, directory: Path, name: str, progress: bool) -> Schema
     world, schema = truth_lib.make_world(dials), make_schema(dials, name, recipe)
     key = recipe.get("gauc_key", "")
     if key and key not in [s.name for s in schema.slots if s.kind == "categorical"]:
-        raise UserError(f"config.prepare.gauc_key: {key!r} is no slot of single ids; choose one, such as 'user_id'")
+        raise UserError(
+            f"config.prepare.gauc_key: {key!r} is no slot of single ids; choose one, such as 'user_id'"
+        )
     tallies, done = counts_lib.Tally(schema), 0
     hashes = _hashes(schema, world)
     for split in shards.SPLITS:
-        with shards.Writer(directory, split, schema) as writer, _TruthWriter(writer.path, split, dials) as truth:
+        with (
+            shards.Writer(directory, split, schema) as writer,
+            _TruthWriter(writer.path, split, dials) as truth,
+        ):
             for chunk, rows in enumerate(truth_lib.make_rows(world, split)):
                 noise = _noise(schema, dials, split, chunk, len(rows.label))
                 table = _table(rows, schema, key, noise, hashes)
@@ -81,7 +89,11 @@ def write(recipe: Mapping, directory: Path, name: str, progress: bool) -> Schema
                 tallies.add(split, table)
                 done += table.num_rows
                 if progress:
-                    print(f"\rsynthetic: {done:,} of {sum(dials.rows):,} rows", end="", file=sys.stderr)
+                    print(
+                        f"\rsynthetic: {done:,} of {sum(dials.rows):,} rows",
+                        end="",
+                        file=sys.stderr,
+                    )
     if progress:
         print(file=sys.stderr)
     schema = tallies.with_counts(schema)
@@ -94,12 +106,21 @@ def make_schema(dials: Dials, name: str, recipe: Mapping) -> Schema:
     """The schema of the shards, without counts."""
     slots = []
     for plan in _plans(dials):
-        rows, encoding = 1 + plan.size + (population.num_new_ids(plan) if dials.new_id_rate else 0), "identity"
+        rows, encoding = (
+            1 + plan.size + (population.num_new_ids(plan) if dials.new_id_rate else 0),
+            "identity",
+        )
         if plan.grows and dials.hash_rows:
             rows, encoding = dials.hash_rows, "hash"
         kind, length = ("multi", population.MAX_LENGTH) if plan.bag else ("categorical", 1)
         slots.append(Slot(plan.name, plan.group, kind, encoding, rows, max_length=length))
-    return Schema(name, tuple(slots), dials.types, has_gauc_key=bool(recipe.get("gauc_key")), recipe=dict(recipe))
+    return Schema(
+        name,
+        tuple(slots),
+        dials.types,
+        has_gauc_key=bool(recipe.get("gauc_key")),
+        recipe=dict(recipe),
+    )
 
 
 def facts(dials: Dials) -> dict[str, float]:
@@ -113,7 +134,9 @@ def facts(dials: Dials) -> dict[str, float]:
     """
     world = truth_lib.make_world(dials)
     chunks = list(truth_lib.make_rows(world, "test"))
-    p, p_type, p_given_type = (np.concatenate([getattr(c, k) for c in chunks]) for k in Rows._fields[3:6])
+    p, p_type, p_given_type = (
+        np.concatenate([getattr(c, k) for c in chunks]) for k in Rows._fields[3:6]
+    )
     ftype = np.concatenate([c.ftype for c in chunks])[:, None]
     main, within, across = (np.concatenate(part) for part in zip(*(c.parts for c in chunks)))
     row = lambda a: np.take_along_axis(a, ftype, 1)[:, 0]
@@ -123,7 +146,8 @@ def facts(dials: Dials) -> dict[str, float]:
         "known_type_auc": expected_auc(row(p_given_type), row(p_given_type)),
         "click_rate": p.mean(),
         "type_gap": _entropy(shares) - np.mean(_entropy(p_type)),
-        "interactions": np.var(interaction) / np.var(row(main) + interaction + world.label_test.bias[ftype[:, 0]]),
+        "interactions": np.var(interaction)
+        / np.var(row(main) + interaction + world.label_test.bias[ftype[:, 0]]),
         "across_groups": np.var(row(across)) / (np.var(row(across)) + np.var(row(within))),
     }
     seen = {plan.name: np.zeros(len(world.latents[plan.name]), bool) for plan in population.SLOTS}
@@ -154,20 +178,35 @@ def _plans(dials: Dials) -> list[SlotPlan]:
     if not dials.group_slots:
         return list(population.SLOTS)
     plans = []
-    for group, wanted in zip(dict.fromkeys(plan.group for plan in population.SLOTS), dials.group_slots):
+    for group, wanted in zip(
+        dict.fromkeys(plan.group for plan in population.SLOTS), dials.group_slots
+    ):
         own = [plan for plan in population.SLOTS if plan.group == group]
         extra = range(1, wanted - len(own) + 1)
         plans += own[:wanted] + [SlotPlan(f"{group}{_NOISE}{i}", group, *_NOISE_IDS) for i in extra]
     return plans
 
 
-def _noise(schema: Schema, dials: Dials, split: str, chunk: int, num_rows: int) -> dict[str, np.ndarray]:
+def _noise(
+    schema: Schema, dials: Dials, split: str, chunk: int, num_rows: int
+) -> dict[str, np.ndarray]:
     """Ids of the slots of noise, from a random stream of their own: the other slots, and labels, are as without."""
     size, zipf = _NOISE_IDS
-    rng = np.random.default_rng([dials.seed, population.STREAMS["noise"], shards.SPLITS.index(split), chunk])
+    rng = np.random.default_rng(
+        [dials.seed, population.STREAMS["noise"], shards.SPLITS.index(split), chunk]
+    )
     cumulative = np.cumsum((np.arange(size) + 1.0) ** -zipf)
-    draw = lambda: 1 + np.searchsorted(cumulative[:-1] / cumulative[-1], rng.random(truth_lib.CHUNK_ROWS), side="right")
-    return {slot.name: draw()[:num_rows].astype(np.int32) for slot in schema.slots if _NOISE in slot.name}
+    draw = lambda: (
+        1
+        + np.searchsorted(
+            cumulative[:-1] / cumulative[-1], rng.random(truth_lib.CHUNK_ROWS), side="right"
+        )
+    )
+    return {
+        slot.name: draw()[:num_rows].astype(np.int32)
+        for slot in schema.slots
+        if _NOISE in slot.name
+    }
 
 
 def _hashes(schema: Schema, world: truth_lib.World) -> dict[str, np.ndarray]:
@@ -187,7 +226,11 @@ def _table(rows: Rows, schema: Schema, gauc_key: str, noise: dict, hashes: dict)
     for slot in schema.slots:
         ids, starts = drawn[slot.name] if slot.kind == "multi" else (drawn[slot.name], None)
         ids = pa.array(hashes[slot.name][ids] if slot.name in hashes else ids)
-        columns[slot.name] = ids if starts is None else pa.ListArray.from_arrays(pa.array(starts.astype(np.int32)), ids)
+        columns[slot.name] = (
+            ids
+            if starts is None
+            else pa.ListArray.from_arrays(pa.array(starts.astype(np.int32)), ids)
+        )
     columns["label"] = rows.label
     if schema.types:
         columns["ftype"] = rows.ftype
@@ -211,7 +254,10 @@ class _TruthWriter:
     def write(self, rows: Rows) -> None:
         if self.file is not None:
             columns = [getattr(rows, name) for name in self.schema.names]
-            columns = [c if c.ndim == 1 else pa.FixedSizeListArray.from_arrays(c.ravel(), c.shape[1]) for c in columns]
+            columns = [
+                c if c.ndim == 1 else pa.FixedSizeListArray.from_arrays(c.ravel(), c.shape[1])
+                for c in columns
+            ]
             arrays = [pa.array(c).cast(field.type) for c, field in zip(columns, self.schema)]
             self.file.write_table(pa.table(arrays, schema=self.schema))
 

@@ -16,7 +16,9 @@ from emofm_jax.reports.sweep.view import View
 _MOST_ROWS = 40  # of a chart with a row per point
 _CROWD = 4  # the fewest points for which others are left out of a chart
 _SPOT = 5  # times the width of the crowd, in which it would shrink to a spot
-_CLUMPED = 3  # a larger ratio of costs asks for a logarithmic axis: most points stand at its small end
+_CLUMPED = (
+    3  # a larger ratio of costs asks for a logarithmic axis: most points stand at its small end
+)
 _FEWEST = 4  # points of a group that get a chart of their own
 
 
@@ -37,9 +39,12 @@ def drawn(v: View, group: Group) -> list[int]:
 def by_type(v: View) -> list:
     """AUC within the rows of each type, the type given to the model."""
     parts = {
-        i: [run.metrics[v.split].get("types") or [] for run in v.sweep.done(v.sweep.points[i])] for _, i in v.placed()
+        i: [run.metrics[v.split].get("types") or [] for run in v.sweep.done(v.sweep.points[i])]
+        for _, i in v.placed()
     }
-    types = list(dict.fromkeys(part["name"] for runs in parts.values() for run in runs for part in run))
+    types = list(
+        dict.fromkeys(part["name"] for runs in parts.values() for run in runs for part in run)
+    )
     if not types:
         return []
 
@@ -52,20 +57,42 @@ def by_type(v: View) -> list:
         typed = [i for i in group.order if any(parts[i])]
         shown = shown or typed[: axes.NUM_STYLES]
         data = Cell(group.name)
-        rows += [[data, Cell(f"`{v.sweep.points[i]}`"), *(_mean_sd(of(i, name)) for name in types)] for i in typed]
+        rows += [
+            [data, Cell(f"`{v.sweep.points[i]}`"), *(_mean_sd(of(i, name)) for name in types)]
+            for i in typed
+        ]
         bayes = [
-            {round(float(x), 12) for i in typed for x in of(i, name, lambda part: (part.get("bayes") or {}).get("auc"))}
+            {
+                round(float(x), 12)
+                for i in typed
+                for x in of(i, name, lambda part: (part.get("bayes") or {}).get("auc"))
+            }
             for name in types
         ]
         if typed and all(len(found) == 1 for found in bayes):
-            rows.append([data, Cell("attainable"), *(document.number(min(found), DIGITS) for found in bayes)])
-    text = "AUC within the rows of each type, the type given; of points that have predictors by type."
+            rows.append(
+                [
+                    data,
+                    Cell("attainable"),
+                    *(document.number(min(found), DIGITS) for found in bayes),
+                ]
+            )
+    text = (
+        "AUC within the rows of each type, the type given; of points that have predictors by type."
+    )
     series = [
-        plots.Series(v.sweep.points[i], (), [float(x.mean()) if len(x := of(i, name)) else None for name in types])
+        plots.Series(
+            v.sweep.points[i],
+            (),
+            [float(x.mean()) if len(x := of(i, name)) else None for name in types],
+        )
         for i in shown
     ]
     chart = plots.dots(
-        f"{v.split.capitalize()} AUC by type, mean over seeds", types, series, unit="AUC, the type given"
+        f"{v.split.capitalize()} AUC by type, mean over seeds",
+        types,
+        series,
+        unit="AUC, the type given",
     )
     return [
         document.Text(text),
@@ -78,12 +105,23 @@ def auxiliary(v: View) -> list:
     """How well the type is guessed, and what a perfect guess would bring."""
     rows = []
     for group, i in v.placed():
-        found = [run.metrics[v.split] for run in v.sweep.done(v.sweep.points[i]) if run.metrics[v.split].get("am")]
+        found = [
+            run.metrics[v.split]
+            for run in v.sweep.done(v.sweep.points[i])
+            if run.metrics[v.split].get("am")
+        ]
         if not found:
             continue
-        gain = [f["true_am"]["auc"] - f["auc"] for f in found if f.get("true_am") and f["auc"] is not None]
+        gain = [
+            f["true_am"]["auc"] - f["auc"]
+            for f in found
+            if f.get("true_am") and f["auc"] is not None
+        ]
         gain = findings.spread(np.array(gain))
-        cells = [_mean_sd(np.array([f["am"][key] for f in found])) for key in ("accuracy", "majority", "logloss")]
+        cells = [
+            _mean_sd(np.array([f["am"][key] for f in found]))
+            for key in ("accuracy", "majority", "logloss")
+        ]
         true = [f["am"].get("bayes_logloss") for f in found]
         cells.append(document.number(None if None in true else float(np.mean(true)), DIGITS))
         cells += [document.mean_sd(*gain[:2], DIGITS, sign=True), document.ends(gain[2], DIGITS)]
@@ -157,21 +195,33 @@ def learning(v: View) -> list:
     named, others = _chosen(v)
     charts = []
     for key, unit in (("auc", "AUC"), ("logloss", "logloss (nats)")):
-        series = curves.gather(lambda runs, name, key=key: curves.validation(runs, name, key), named, others)
+        series = curves.gather(
+            lambda runs, name, key=key: curves.validation(runs, name, key), named, others
+        )
         if series and max(len(s.x) for s in series) > 1:
             title = f"Validation {view_lib.NAMES[key]} during training"
             charts.append(
-                plots.lines(title, series, x="training steps", y=unit, marks=max(len(s.x) for s in series) < 12)
+                plots.lines(
+                    title,
+                    series,
+                    x="training steps",
+                    y=unit,
+                    marks=max(len(s.x) for s in series) < 12,
+                )
             )
     series = curves.gather(lambda runs, name: curves.training(runs, name, "logloss"), named, others)
     if series and max(len(s.x) for s in series) > 1:
         title = "Training logloss of the last steps"
-        charts.append(plots.lines(title, series, x="training steps", y="logloss (nats)", marks=False))
+        charts.append(
+            plots.lines(title, series, x="training steps", y="logloss (nats)", marks=False)
+        )
     if not charts:
         return []
     more, grey = "", min(len(others), curves.BEHIND)
     if others:
-        which = f"the {grey} others" if grey == len(others) else f"{grey} of the {len(others)} others"
+        which = (
+            f"the {grey} others" if grey == len(others) else f"{grey} of the {len(others)} others"
+        )
         more = f" The best points and the reference have names; {which} are grey."
     return [document.Text(f"Means over seeds.{_of_data(v)}{more}"), document.Charts(charts)]
 
@@ -191,8 +241,13 @@ def calibration(v: View) -> list:
     partners = [(group.name, v.sweep.done(group.partner)) for group in v.groups[: axes.NUM_STYLES]]
     series = curves.gather(lambda runs, name: curves.calibration(runs, name, v.split), partners, [])
     if len(series) > 1:
-        text = f"The reference `{v.sweep.reference}`, and on other data the point that stands for it."
-        charts = [plots.calibration("Calibration on other data", series), curves.ratio_chart(series)]
+        text = (
+            f"The reference `{v.sweep.reference}`, and on other data the point that stands for it."
+        )
+        charts = [
+            plots.calibration("Calibration on other data", series),
+            curves.ratio_chart(series),
+        ]
         blocks += [document.Text(text), document.Charts(charts)]
     return blocks
 

@@ -49,7 +49,11 @@ class Comparison(NamedTuple):
 def share(part: dict) -> float | None:
     """(AUC - 0.5) / (Bayes AUC - 0.5) of a split's metrics, where the truth is known."""
     best = (part.get("bayes") or {}).get("auc")
-    return None if part.get("auc") is None or best in (None, 0.5) else (part["auc"] - 0.5) / (best - 0.5)
+    return (
+        None
+        if part.get("auc") is None or best in (None, 0.5)
+        else (part["auc"] - 0.5) / (best - 0.5)
+    )
 
 
 def matrix(sweep: read.Sweep, value: Callable[[read.Run], float | None]) -> np.ndarray:
@@ -72,7 +76,12 @@ def spread(values: np.ndarray) -> tuple[float, float, comparison.Interval | None
 
 
 def compare(
-    sweep: read.Sweep, split: str, metric: str, figures: np.ndarray, points: Sequence[str], against: Sequence[str]
+    sweep: read.Sweep,
+    split: str,
+    metric: str,
+    figures: np.ndarray,
+    points: Sequence[str],
+    against: Sequence[str],
 ) -> dict[str, list[Comparison]]:
     """Each of some points against each point of `against`.
 
@@ -94,21 +103,28 @@ def compare(
     def parts(point: str, seeds: tuple[int, ...]):
         return _parts(sweep, split, metric, point, seeds)
 
-    finished = {p: [s for s, v in zip(sweep.seeds, row) if np.isfinite(v)] for p, row in zip(sweep.points, figures)}
+    finished = {
+        p: [s for s, v in zip(sweep.seeds, row) if np.isfinite(v)]
+        for p, row in zip(sweep.points, figures)
+    }
     found = {theirs: [] for theirs in against}
     for ours in points:
         for theirs in found:
             if ours == theirs:
                 continue
             shared = tuple(s for s in finished[ours] if s in finished[theirs])
-            found[theirs].append(_compare(sweep, metric, figures, ours, theirs, shared, finished, parts))
+            found[theirs].append(
+                _compare(sweep, metric, figures, ours, theirs, shared, finished, parts)
+            )
     return found
 
 
 def _compare(sweep, metric, figures, ours, theirs, shared, finished, parts) -> Comparison:
     nothing = Comparison(ours, len(shared), None, None, None, "", "", "")
     a, b = (parts(point, shared or tuple(finished[point])) for point in (ours, theirs))
-    if _OTHER_ROWS in (a, b) or not (isinstance(a, str) or isinstance(b, str) or np.array_equal(a[0], b[0])):
+    if _OTHER_ROWS in (a, b) or not (
+        isinstance(a, str) or isinstance(b, str) or np.array_equal(a[0], b[0])
+    ):
         return nothing._replace(why=_OTHER_ROWS)  # means of other rows differ for other reasons too
     rows, why = None, ""
     if isinstance(a, str) or isinstance(b, str):
@@ -120,14 +136,20 @@ def _compare(sweep, metric, figures, ours, theirs, shared, finished, parts) -> C
         why = "; ".join(filter(None, [why, f"{len(shared) or 'no'} seed in common"]))
         if rows is None:
             return nothing._replace(why=why)
-        return nothing._replace(rows=rows, basis="rows", verdict=comparison.verdict(rows, higher), why=why)
+        return nothing._replace(
+            rows=rows, basis="rows", verdict=comparison.verdict(rows, higher), why=why
+        )
     columns = [sweep.seeds.index(seed) for seed in shared]
-    differences = figures[sweep.points.index(ours), columns] - figures[sweep.points.index(theirs), columns]
+    differences = (
+        figures[sweep.points.index(ours), columns] - figures[sweep.points.index(theirs), columns]
+    )
     seeds = comparison.t_interval(differences)
     both = comparison.together(differences, rows) if rows else None
     verdict = comparison.verdict(both or seeds, higher)
     basis = "seeds and rows" if both else "seeds"
-    return nothing._replace(seeds=seeds, rows=rows, both=both, basis=basis, verdict=verdict, why=why)
+    return nothing._replace(
+        seeds=seeds, rows=rows, both=both, basis=basis, verdict=verdict, why=why
+    )
 
 
 def _parts(sweep, split, metric, point, seeds):
@@ -154,19 +176,31 @@ def differences(sweep: read.Sweep) -> dict[str, dict[str, tuple]]:
     """
     found = {}
     for point in sweep.points:
-        ours, theirs = settings(sweep, (point, sweep.reference)).values() if point != sweep.reference else ({}, {})
+        ours, theirs = (
+            settings(sweep, (point, sweep.reference)).values()
+            if point != sweep.reference
+            else ({}, {})
+        )
         found[point] = config.difference(ours, theirs)
     return found
 
 
-def settings(sweep: read.Sweep, points: Sequence[str], idle: Sequence[str] = _IDLE) -> dict[str, dict]:
+def settings(
+    sweep: read.Sweep, points: Sequence[str], idle: Sequence[str] = _IDLE
+) -> dict[str, dict]:
     """{point: {field: value}} of config.json, if all of the points have one, else of the overrides; without `idle`."""
-    runs = {p: [sweep.runs[p, seed] for seed in sweep.seeds if (p, seed) in sweep.runs] for p in points}
+    runs = {
+        p: [sweep.runs[p, seed] for seed in sweep.seeds if (p, seed) in sweep.runs] for p in points
+    }
     found = {
-        p: next((f for run in of_point if (f := read.fields(run)) is not None), None) for p, of_point in runs.items()
+        p: next((f for run in of_point if (f := read.fields(run)) is not None), None)
+        for p, of_point in runs.items()
     }
     if None in found.values():
-        found = {p: config.flatten(of_point[0].overrides) if of_point else {} for p, of_point in runs.items()}
+        found = {
+            p: config.flatten(of_point[0].overrides) if of_point else {}
+            for p, of_point in runs.items()
+        }
     return {p: {k: v for k, v in fields.items() if k not in idle} for p, fields in found.items()}
 
 

@@ -61,14 +61,20 @@ def without_sentinel(found: list[Line]) -> tuple[list[Line], bool]:
 
     There 0 is seldom a number like the others (`hash_rows` = 0 hashes nothing), and has no place among factors.
     """
-    if not is_wide([x for line in found for x in line.x if x]) or all(all(line.x) for line in found):
+    if not is_wide([x for line in found for x in line.x if x]) or all(
+        all(line.x) for line in found
+    ):
         return found, False
     kept = [[(p, x) for p, x in zip(line.points, line.x) if x] for line in found]
-    kept = [line._replace(points=[p for p, _ in k], x=[x for _, x in k]) for line, k in zip(found, kept)]
+    kept = [
+        line._replace(points=[p for p, _ in k], x=[x for _, x in k]) for line, k in zip(found, kept)
+    ]
     return [line for line in kept if len(line.x) >= LEAST], True
 
 
-def slope(x: Sequence[float], y: np.ndarray, per_decade: bool) -> tuple[float, comparison.Interval | None]:
+def slope(
+    x: Sequence[float], y: np.ndarray, per_decade: bool
+) -> tuple[float, comparison.Interval | None]:
     """Slope of y f64[points, seeds] per factor of ten of x, or per unit of it; `comparison.slope`."""
     return comparison.slope(np.log10(x) if per_decade else x, y)
 
@@ -114,5 +120,7 @@ def _named(label: str, groups: list[tuple[dict, dict]], reference: str) -> list[
     for same, x in groups:
         name = ", ".join("default" if same[f] is ... else str(same[f]) for f in telling)
         points = sorted({value: point for point, value in reversed(x.items())}.items())
-        found.append(Line(label, name, [point for _, point in points], [value for value, _ in points]))
+        found.append(
+            Line(label, name, [point for _, point in points], [value for value, _ in points])
+        )
     return sorted(found, key=lambda line: reference not in line.points)

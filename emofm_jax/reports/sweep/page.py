@@ -42,7 +42,9 @@ def sections(v: View) -> list[document.Section]:
     sweep = v.sweep
     total, state = len(sweep.points) * len(sweep.seeds), []
     if len(sweep.runs) < total:
-        text = f"**Unfinished: {len(sweep.runs)} of {total} runs are in.** What follows is of these."
+        text = (
+            f"**Unfinished: {len(sweep.runs)} of {total} runs are in.** What follows is of these."
+        )
         state.append(document.Text(text, loud=True))
     if failed := sweep.failed():
         text = f"{len(failed)} of {len(sweep.runs)} runs failed; their errors stand below."
@@ -50,12 +52,17 @@ def sections(v: View) -> list[document.Section]:
     if sweep.left_out:
         text = f"{sweep.left_out} lines of results.jsonl are left out: sweep.json no longer has their points or seeds."
         state.append(document.Text(text))
-    errors = [[Cell(f"`{run.point}`"), Cell(str(run.seed), run.seed), Cell(run.error)] for run in failed]
+    errors = [
+        [Cell(f"`{run.point}`"), Cell(str(run.seed), run.seed), Cell(run.error)] for run in failed
+    ]
     return [
         document.Section("Summary", [*state, *_summary(v)]),
         document.Section("Results", _results(v)),
         document.Section("Across data", sensitivity.across(v)),
-        document.Section(f"Against {v.groups[0].partner}" if len(v.groups) == 1 else "Comparisons", _comparisons(v)),
+        document.Section(
+            f"Against {v.groups[0].partner}" if len(v.groups) == 1 else "Comparisons",
+            _comparisons(v),
+        ),
         document.Section("Sensitivity", sensitivity.sensitivity(v)),
         document.Section("By type", details.by_type(v)),
         document.Section("Auxiliary model", details.auxiliary(v)),
@@ -63,7 +70,9 @@ def sections(v: View) -> list[document.Section]:
         document.Section("Learning curves", details.learning(v)),
         document.Section("Calibration", details.calibration(v)),
         document.Section("Configurations", _configurations(v)),
-        document.Section("Failed runs", [document.Table(["point", "seed", "error"], errors)] if errors else []),
+        document.Section(
+            "Failed runs", [document.Table(["point", "seed", "error"], errors)] if errors else []
+        ),
         document.Section("How to read this", [document.Items(_HOW)]),
     ]
 
@@ -89,7 +98,13 @@ def _results_table(v: View, group: Group, points: list[int]) -> document.Table:
         failed = sum(1 for run in sweep.failed() if run.point == point)
         done = f"{len(sweep.done(point))} of {len(sweep.seeds)}{f', {failed} failed' if failed else ''}"
         auc = findings.spread(v.figures["auc"][i])
-        mark = " (reference)" if point == sweep.reference else " (compared to)" if point == group.partner else ""
+        mark = (
+            " (reference)"
+            if point == sweep.reference
+            else " (compared to)"
+            if point == group.partner
+            else ""
+        )
         cells = [
             Cell(f"`{point}`{mark if group.compared else ''}"),
             document.mean_sd(*auc[:2], DIGITS),
@@ -116,7 +131,9 @@ def _results_table(v: View, group: Group, points: list[int]) -> document.Table:
 def _summary(v: View) -> list:
     others = sweep_summary.by_data(v)
     blocks = [document.Text(text) for text in sweep_summary.summary(v)]
-    return [*blocks, document.Text("On the other data:"), document.Items(others)] if others else blocks
+    return (
+        [*blocks, document.Text("On the other data:"), document.Items(others)] if others else blocks
+    )
 
 
 def _results(v: View) -> list:
@@ -132,7 +149,9 @@ def _results(v: View) -> list:
     if without:
         why = f"their {v.split} rows are of one class, or have no weight"
         blocks.append(
-            document.Text(f"Without a value of {view_lib.NAMES[v.metric]}: {findings.listed(without)}; {why}.")
+            document.Text(
+                f"Without a value of {view_lib.NAMES[v.metric]}: {findings.listed(without)}; {why}."
+            )
         )
     return blocks
 
@@ -144,11 +163,19 @@ def _results_chart(v: View, group: Group) -> list:
         return []
     low, high = ([None if s[2] is None else float(s[2][k]) for s in found] for k in (1, 2))
     series = plots.Series("", (), [s[0] for s in found], low, high)
-    few = "" if len(shown) == len(group.order) else f", the best {len(shown)} of {len(group.order)} points"
+    few = (
+        ""
+        if len(shown) == len(group.order)
+        else f", the best {len(shown)} of {len(group.order)} points"
+    )
     of = f" ({group.name})" if group.name else ""
     title = f"{v.split.capitalize()} {name}{': mean and 95% interval over seeds' if any(low) else ''}{few}{of}"
     unit = f"{name} ({'nats, lower' if v.metric == 'logloss' else 'higher'} is better)"
-    return [document.Charts([plots.dots(title, [v.sweep.points[i] for i in shown], [series], unit=unit)])]
+    return [
+        document.Charts(
+            [plots.dots(title, [v.sweep.points[i] for i in shown], [series], unit=unit)]
+        )
+    ]
 
 
 def _comparisons(v: View) -> list:
@@ -156,7 +183,9 @@ def _comparisons(v: View) -> list:
     blocks = []
     if v.known and not v.sweep.done(v.sweep.reference):
         blocks.append(
-            document.Text(f"`{v.sweep.reference}` has no finished run: the points are compared to another one.")
+            document.Text(
+                f"`{v.sweep.reference}` has no finished run: the points are compared to another one."
+            )
         )
     every = [c for group in v.groups for c in group.compared]
     blocks += _impossible(every) if every else []
@@ -169,7 +198,13 @@ def _comparisons(v: View) -> list:
         if len(whys) == 1:
             text += f" What is subtracted is {whys[0]}."
         rows = [
-            [Cell(group.name), row[0], Cell(f"`{group.partner}`"), *row[1:], Cell(group.why if len(whys) > 1 else "")]
+            [
+                Cell(group.name),
+                row[0],
+                Cell(f"`{group.partner}`"),
+                *row[1:],
+                Cell(group.why if len(whys) > 1 else ""),
+            ]
             for group in small
             for row in _rows(v, group, short=True)
         ]
@@ -223,9 +258,15 @@ def _against(v: View, group: Group) -> list:
     if series:
         name = view_lib.NAMES[v.metric]
         few = "" if len(shown) == len(compared) else f", {len(shown)} of {len(compared)} points"
-        title = f"{v.split.capitalize()} {name} minus that of {group.partner}, with 95% intervals{few}"
+        title = (
+            f"{v.split.capitalize()} {name} minus that of {group.partner}, with 95% intervals{few}"
+        )
         unit = f"difference in {name}{' (nats)' if v.metric == 'logloss' else ''}"
-        blocks.append(document.Charts([plots.dots(title, [c.point for c in shown], series, unit=unit, line=0.0)]))
+        blocks.append(
+            document.Charts(
+                [plots.dots(title, [c.point for c in shown], series, unit=unit, line=0.0)]
+            )
+        )
     return blocks
 
 
@@ -233,9 +274,13 @@ def _impossible(group: list[findings.Comparison]) -> list[document.Text]:
     """Which kinds of interval no comparison has, and why."""
     texts = []
     if not any(c.seeds for c in group):
-        texts.append("Over seeds it is not possible to compare: that takes two seeds that both points have.")
+        texts.append(
+            "Over seeds it is not possible to compare: that takes two seeds that both points have."
+        )
     if not any(c.rows for c in group):
-        texts.append("Over rows it is not possible to compare: that takes predictions of the same test rows.")
+        texts.append(
+            "Over rows it is not possible to compare: that takes predictions of the same test rows."
+        )
     return [document.Text(text) for text in texts]
 
 
@@ -243,13 +288,18 @@ def _configurations(v: View) -> list:
     write = lambda value: "default" if value is ... else f"`{value}`"
     rows = []
     for point in v.sweep.points:
-        said = "; ".join(f"{key} = {write(ours)} ({write(theirs)})" for key, (ours, theirs) in v.changed[point].items())
+        said = "; ".join(
+            f"{key} = {write(ours)} ({write(theirs)})"
+            for key, (ours, theirs) in v.changed[point].items()
+        )
         if point == v.sweep.reference:
             said = "reference"
         elif not any((point, seed) in v.sweep.runs for seed in v.sweep.seeds):
             said = "no run yet"
         rows.append([Cell(f"`{point}`"), Cell(said or "no difference")])
-    return [document.Table(["point", f"fields that differ from {v.sweep.reference} (its values)"], rows)]
+    return [
+        document.Table(["point", f"fields that differ from {v.sweep.reference} (its values)"], rows)
+    ]
 
 
 def _verdict(v: View, c: findings.Comparison, interval: comparison.Interval, kind: str) -> Cell:

@@ -50,14 +50,24 @@ def groups(sweep: read.Sweep, split: str, metric: str, figures: np.ndarray) -> l
     """
     means = np.array([findings.spread(row)[0] for row in figures])
     known = bool(np.isfinite(means).any())
-    points = [p for p, mean in zip(sweep.points, means) if (np.isfinite(mean) or not known) and sweep.done(p)]
-    seen = [p for p in (sweep.reference,) if any(point == p for point, _ in sweep.runs)]  # it may have failed
-    settings = findings.settings(sweep, list(dict.fromkeys([*points, *seen])), idle=("name", "seed"))
+    points = [
+        p
+        for p, mean in zip(sweep.points, means)
+        if (np.isfinite(mean) or not known) and sweep.done(p)
+    ]
+    seen = [
+        p for p in (sweep.reference,) if any(point == p for point, _ in sweep.runs)
+    ]  # it may have failed
+    settings = findings.settings(
+        sweep, list(dict.fromkeys([*points, *seen])), idle=("name", "seed")
+    )
     members: dict[tuple, list[str]] = {}
     for key, of_data in _by(points, lambda p: _data(settings[p])).items():
         for rows, same in _by_rows(sweep, split, of_data).items():
             members[key, rows] = same
-    keys = sorted(members, key=lambda key: sweep.reference not in members[key])  # stable: else in the sweep's order
+    keys = sorted(
+        members, key=lambda key: sweep.reference not in members[key]
+    )  # stable: else in the sweep's order
     names = _names([dict(data) for data, _ in keys], [rows for _, rows in keys])
     found = []
     for key, name in zip(keys, names):
@@ -88,7 +98,9 @@ def across(sweep: read.Sweep, found: Sequence[Group]) -> dict[str, list[str | No
     plain = len(set(models)) == len(models) and all(models)
     named = {}
     for model, same in zip(models, alike):
-        named[model if plain else same[0]] = [next((p for p in same if home[p] == n), None) for n in range(len(found))]
+        named[model if plain else same[0]] = [
+            next((p for p in same if home[p] == n), None) for n in range(len(found))
+        ]
     return named
 
 
@@ -116,10 +128,16 @@ def _by_rows(sweep: read.Sweep, split: str, points: list[str]) -> dict[tuple, li
     kept = {p: read.predictions(sweep.done(p)[0], split) for p in points}
     if None not in kept.values():
         labels = {p: np.ascontiguousarray(found[0]) for p, found in kept.items()}
-        keys = {p: (len(y), int(np.count_nonzero(y)), hashlib.sha256(y).hexdigest()) for p, y in labels.items()}
+        keys = {
+            p: (len(y), int(np.count_nonzero(y)), hashlib.sha256(y).hexdigest())
+            for p, y in labels.items()
+        }
     else:
         parts = {p: sweep.done(p)[0].metrics[split] for p in points}
-        keys = {p: (m.get("rows"), m.get("clicks"), (m.get("bayes") or {}).get("auc")) for p, m in parts.items()}
+        keys = {
+            p: (m.get("rows"), m.get("clicks"), (m.get("bayes") or {}).get("auc"))
+            for p, m in parts.items()
+        }
     return _by(points, keys.__getitem__)
 
 
@@ -129,7 +147,10 @@ def _partner(points: list[str], settings: dict, reference: str) -> tuple[str, st
         return reference, ""
     if reference not in settings:
         return points[0], f"the first point of these data: the reference `{reference}` has no run"
-    wanted, model = settings[reference], lambda fields: {k: v for k, v in fields.items() if k.startswith("model.")}
+    wanted, model = (
+        settings[reference],
+        lambda fields: {k: v for k, v in fields.items() if k.startswith("model.")},
+    )
     tests = (
         (lambda f: _rest(f) == _rest(wanted), f"as the reference `{reference}`, but for the data"),
         (lambda f: model(f) == model(wanted), f"the model of the reference `{reference}`"),
@@ -137,7 +158,9 @@ def _partner(points: list[str], settings: dict, reference: str) -> tuple[str, st
     for alike, why in tests:
         if same := [p for p in points if alike(settings[p])]:
             return same[0], why
-    return points[0], f"the first point of these data, none of which has the model of the reference `{reference}`"
+    return points[
+        0
+    ], f"the first point of these data, none of which has the model of the reference `{reference}`"
 
 
 def _names(data: list[dict], rows: list[tuple]) -> list[str]:
@@ -160,12 +183,22 @@ def _names(data: list[dict], rows: list[tuple]) -> list[str]:
             if len(telling) <= 2 or value != written[0]:
                 parts[i].append(f"{label} = {value}")
     names = [
-        ", ".join([*p[:_MOST_FIELDS], *([f"{len(p) - _MOST_FIELDS} more"] if p[_MOST_FIELDS:] else [])]) for p in parts
+        ", ".join(
+            [*p[:_MOST_FIELDS], *([f"{len(p) - _MOST_FIELDS} more"] if p[_MOST_FIELDS:] else [])]
+        )
+        for p in parts
     ]
     names = [name or ("data of the reference" if telling else "") for name in names]
-    for more in (where, [f"{r[0]} rows, {r[1]} clicks" for r in rows], [f"data {i + 1}" for i in range(len(data))]):
+    for more in (
+        where,
+        [f"{r[0]} rows, {r[1]} clicks" for r in rows],
+        [f"data {i + 1}" for i in range(len(data))],
+    ):
         if more and len(set(names)) < len(names):
-            names = [f"{n}{', ' if n else ''}{m}" if names.count(n) > 1 else n for n, m in zip(names, more)]
+            names = [
+                f"{n}{', ' if n else ''}{m}" if names.count(n) > 1 else n
+                for n, m in zip(names, more)
+            ]
     return names
 
 
@@ -175,5 +208,7 @@ def _written(label: str, values: list) -> tuple[str, list[str]]:
         at = [i for i, column in enumerate(zip(*values)) if len(set(map(repr, column))) > 1]
         if len(at) == 1:
             label, values = f"{label}[{at[0]}]", [v[at[0]] for v in values]
-    plain = lambda v: f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else str(v) or "none"
+    plain = lambda v: (
+        f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else str(v) or "none"
+    )
     return label, ["default" if v is ... else plain(v) for v in values]

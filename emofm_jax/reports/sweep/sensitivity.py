@@ -24,10 +24,14 @@ def sensitivity(v: View) -> list:
     for field, lines in lines_lib.lines(v.sweep).items():
         lines, without_zero = lines_lib.without_sentinel(lines)
         if without_zero:
-            notes.append(f"`{field}` = 0 is left out: it usually switches something off, and is no small value of it.")
+            notes.append(
+                f"`{field}` = 0 is left out: it usually switches something off, and is no small value of it."
+            )
         log = lines_lib.is_wide([x for line in lines for x in line.x])
         one_data = len({home.get(point) for line in lines for point in line.points}) == 1
-        name = v.metric if one_data else "share"  # where the data differ, what is attainable differs too
+        name = (
+            v.metric if one_data else "share"
+        )  # where the data differ, what is attainable differs too
         label = f"{v.split} {view_lib.NAMES[name]}" if one_data else _SHARE
         known = False
         for key, what in {name: label, **_COSTS}.items():
@@ -46,7 +50,9 @@ def sensitivity(v: View) -> list:
             rows += cells
             if series:
                 title = f"{what[0].upper()}{what[1:]} against {field}"
-                charts.append(plots.lines(title, series[: axes.NUM_STYLES], x=field, y=what, log_x=log))
+                charts.append(
+                    plots.lines(title, series[: axes.NUM_STYLES], x=field, y=what, log_x=log)
+                )
         if not known and not one_data:
             notes.append(
                 f"`{field}` changes the data, whose truth is not known: no {view_lib.NAMES[v.metric]} is fitted."
@@ -94,7 +100,9 @@ def across(v: View) -> list:
         "(AUC - 0.5) / (AUC of the truth - 0.5) of points that differ in nothing but their data: AUCs on other test "
         "rows cannot be compared, nor tested row by row; the share can be set side by side. It has no verdict."
     )
-    chart = plots.dots("Share of the attainable lift", [v.groups[n].name for n in at], series, unit=_SHARE)
+    chart = plots.dots(
+        "Share of the attainable lift", [v.groups[n].name for n in at], series, unit=_SHARE
+    )
     return [
         document.Text(text),
         document.compact(document.Table(["data", "attainable AUC", *columns], rows)),
@@ -118,10 +126,14 @@ def _follows(x: list[float], fit: tuple, log: bool) -> bool:
     """Whether a cost moves with the number: by enough over its range, and more than the seeds do."""
     slope, interval = fit
     span = math.log10(max(x) / min(x)) if log else max(x) - min(x)
-    return abs(slope) * span >= math.log10(_MOVED) and (interval is None or interval.low * interval.high > 0)
+    return abs(slope) * span >= math.log10(_MOVED) and (
+        interval is None or interval.low * interval.high > 0
+    )
 
 
-def _slope_row(line: lines_lib.Line, what: str, x: list[float], fit: tuple, as_factor: bool, log: bool) -> list:
+def _slope_row(
+    line: lines_lib.Line, what: str, x: list[float], fit: tuple, as_factor: bool, log: bool
+) -> list:
     """Slope per factor of ten of x, or per unit; a cost is multiplied, anything else added to."""
     slope, interval = fit
     if as_factor:
@@ -132,4 +144,12 @@ def _slope_row(line: lines_lib.Line, what: str, x: list[float], fit: tuple, as_f
         cells = [document.number(slope, DIGITS, sign=True), document.ends(interval, DIGITS)]
     span = Cell(f"{axes.number(min(x))} to {axes.number(max(x))}")
     per = "per factor of ten" if log else "per unit"
-    return [Cell(f"`{line.field}`"), Cell(line.name), Cell(what), span, Cell(str(len(x)), len(x)), *cells, Cell(per)]
+    return [
+        Cell(f"`{line.field}`"),
+        Cell(line.name),
+        Cell(what),
+        span,
+        Cell(str(len(x)), len(x)),
+        *cells,
+        Cell(per),
+    ]

@@ -19,13 +19,19 @@ def summary(v: View) -> list[str]:
         return [f"{name} has no value on the {v.split} split: its rows are of one class."]
     if sum(len(group.order) for group in v.groups) == 1:
         point = v.sweep.points[first.order[0]]
-        return [f"One point is finished: `{point}`, {_result(v, first)}. There is nothing to compare it to."]
+        return [
+            f"One point is finished: `{point}`, {_result(v, first)}. There is nothing to compare it to."
+        ]
     texts = []
     if len(v.groups) > 1:
         texts.append(
             f"The points were trained and tested on {len(v.groups)} different data. They are ranked and compared "
             "within the same data only"
-            + ("; across data the share of the attainable lift is set side by side." if _shares(v) else ".")
+            + (
+                "; across data the share of the attainable lift is set side by side."
+                if _shares(v)
+                else "."
+            )
         )
     texts.append(_best(v, first))
     best = v.sweep.points[first.order[0]]
@@ -62,10 +68,18 @@ def by_data(v: View) -> list[str]:
             continue
         text += f"`{best}` has the {_first(v)} {_result(v, group)}"
         equal, few, worse, unsure = _sorted(v, group.rivals)
-        parts = [f"not distinguishable from it: {findings.listed([c.point for c in equal])}"] if equal else []
+        parts = (
+            [f"not distinguishable from it: {findings.listed([c.point for c in equal])}"]
+            if equal
+            else []
+        )
         parts += [f"worse: {findings.listed([c.point for c in worse])}"] if worse else []
         parts += [f"too few seeds to tell: {_behind(v, group, few)}"] if few else []
-        parts += [f"no interval tells for {findings.listed([c.point for c in unsure])}"] if unsure else []
+        parts += (
+            [f"no interval tells for {findings.listed([c.point for c in unsure])}"]
+            if unsure
+            else []
+        )
         text = f"{'; '.join([text, *parts])}."
         if best != group.partner and len(group.order) >= _LARGE:
             text += f" {_against(v, group)}"
@@ -82,7 +96,10 @@ def told(v: View, c: Comparison) -> str:
 
 def _best(v: View, group: Group) -> str:
     """The sentences about the best of the reference's data."""
-    best, of = v.sweep.points[group.order[0]], f" on the data of `{group.partner}`," if len(v.groups) > 1 else ""
+    best, of = (
+        v.sweep.points[group.order[0]],
+        f" on the data of `{group.partner}`," if len(v.groups) > 1 else "",
+    )
     if len(group.order) == 1:
         return f"On the data of `{best}` there is no other point; it has {_result(v, group)}."
     text = f"Of {len(group.order)} points{of} **`{best}` has the {_first(v)} mean {_result(v, group, bold=True)}."
@@ -107,12 +124,17 @@ def _against(v: View, group: Group) -> str:
     equal, few, worse, _ = _sorted(v, group.compared)
     parts = [
         f"{verdict} {'is' if len(found) == 1 else 'are'} {findings.listed([c.point for c in found])}"
-        for verdict, found in (("better", [c for c in group.compared if c.verdict == "better"]), ("worse", worse))
+        for verdict, found in (
+            ("better", [c for c in group.compared if c.verdict == "better"]),
+            ("worse", worse),
+        )
         if found
     ]
     if equal:
         is_or_are = "is" if len(equal) == 1 else "are"
-        parts.append(f"not distinguishable from it {is_or_are} {findings.listed([c.point for c in equal])}")
+        parts.append(
+            f"not distinguishable from it {is_or_are} {findings.listed([c.point for c in equal])}"
+        )
     if few:
         parts.append(f"too few seeds to tell have {findings.listed([c.point for c in few])}")
     which = f"`{group.partner}` ({group.why})" if group.why else f"the reference `{group.partner}`"
@@ -130,7 +152,11 @@ def _chance(v: View, compared: list[Comparison]) -> str:
         of_group = [c for c in group.compared if c.verdict]
         holds = comparison.holm([c.best_interval().p for c in of_group])
         kept += [c.point for c, k in zip(of_group, holds) if k]
-        asked += [(len(of_group), c.num_seeds) for c, k in zip(of_group, holds) if c.verdict != _EQUAL and not k]
+        asked += [
+            (len(of_group), c.num_seeds)
+            for c, k in zip(of_group, holds)
+            if c.verdict != _EQUAL and not k
+        ]
     text = (
         f"Chance alone would call about {0.05 * len(compared):.2g} of the {len(compared)} comparisons {with_what} "
         f"different; {len(called)} {'is' if len(called) == 1 else 'are'}."
@@ -158,7 +184,12 @@ def _sorted(v: View, compared: list[Comparison]) -> tuple[list, list, list, list
     equal = [c for c in compared if c.verdict == _EQUAL]
     few = [c for c in equal if wanting and c.num_seeds == _FEW]
     unsure = [c for c in compared if not c.verdict and v.sweep.done(c.point)]
-    return [c for c in equal if c not in few], few, [c for c in compared if c.verdict == "worse"], unsure
+    return (
+        [c for c in equal if c not in few],
+        few,
+        [c for c in compared if c.verdict == "worse"],
+        unsure,
+    )
 
 
 def _behind(v: View, group: Group, few: list[Comparison]) -> str:

@@ -56,16 +56,22 @@ def view(sweep: read.Sweep, metric: str, reference: str) -> View:
     """Reads and compares everything; `reference` replaces that of sweep.json."""
     sweep = sweep._replace(reference=reference)
     split = read.split_of(sweep.all_done())
-    values = {key: lambda run, key=key: run.metrics[split].get(key) for key in ("auc", "logloss", "pcoc")}
+    values = {
+        key: lambda run, key=key: run.metrics[split].get(key) for key in ("auc", "logloss", "pcoc")
+    }
     values |= {
         "share": lambda run: findings.share(run.metrics[split]),
         "bayes": lambda run: (run.metrics[split].get("bayes") or {}).get("auc"),
         "parameters": lambda run: (run.metrics.get("parameters") or {}).get("total"),
-        "rows_per_s": lambda run: (run.metrics.get("train") or {}).get("rows_per_s") or None,  # 0: of one step only
+        "rows_per_s": lambda run: (
+            (run.metrics.get("train") or {}).get("rows_per_s") or None
+        ),  # 0: of one step only
         "memory": lambda run: run.memory,
     }
     figures = {name: findings.matrix(sweep, value) for name, value in values.items()}
-    if np.isfinite(figures["memory"]).any(axis=1).mean() < 0.5:  # it is known of the first run of each process only
+    if (
+        np.isfinite(figures["memory"]).any(axis=1).mean() < 0.5
+    ):  # it is known of the first run of each process only
         figures["memory"][:] = np.nan
     known = bool(np.isfinite(figures[metric]).any())
     found = same_data.groups(sweep, split, metric, figures[metric])
@@ -84,7 +90,8 @@ def lead(v: View) -> list[str]:
     if days := sorted(day for run in runs if (day := read.day(run))):
         seconds = sum(run.seconds or 0 for run in sweep.runs.values())
         facts.append(
-            " to ".join(dict.fromkeys((days[0], days[-1]))) + (f"; {_time(seconds)} in all" if seconds else "")
+            " to ".join(dict.fromkeys((days[0], days[-1])))
+            + (f"; {_time(seconds)} in all" if seconds else "")
         )
     rows = {(run.metrics[v.split].get("rows"), run.metrics[v.split].get("clicks")) for run in runs}
     if len(rows) == 1 and None not in (only := rows.pop()):
