@@ -33,10 +33,21 @@ def metrics(workdir):
 
 def flat(tree, without, prefix=""):
     """{path: leaf} of nested dicts and lists."""
-    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    pairs = (
+        tree.items()
+        if isinstance(tree, dict)
+        else enumerate(tree)
+        if isinstance(tree, list)
+        else ()
+    )
     if not pairs and tree not in ({}, []):
         return {prefix: tree}
-    return {k: v for key, x in pairs if key not in without for k, v in flat(x, without, f"{prefix}/{key}").items()}
+    return {
+        k: v
+        for key, x in pairs
+        if key not in without
+        for k, v in flat(x, without, f"{prefix}/{key}").items()
+    }
 
 
 def assert_close(found, expected, rtol, atol=1e-9, without=()):
@@ -72,14 +83,18 @@ def test_a_config_means_the_same(here, name):
 def test_a_config_of_before_the_rename(here):
     then = config.load(here / "before_rename")
     assert then.optim.embedding.updates == "dense" and "update" not in then.optim.embedding
-    assert list(config.difference(then, config.load(here / "runs" / "hmm"))) == ["optim.embedding.updates"]
+    assert list(config.difference(then, config.load(here / "runs" / "hmm"))) == [
+        "optim.embedding.updates"
+    ]
 
 
 def test_raw_rows_become_the_same_features(here):
     features = emofm_jax.load_scorer("runs/hmm").encode(SAID["raw"])
     assert features.keys() == SAID["features"].keys()
     for slot, values in SAID["features"].items():
-        np.testing.assert_array_equal(features[slot], np.asarray(values, features[slot].dtype), err_msg=slot)
+        np.testing.assert_array_equal(
+            features[slot], np.asarray(values, features[slot].dtype), err_msg=slot
+        )
 
 
 @pytest.mark.parametrize("name", SAID["scores"])
@@ -89,12 +104,16 @@ def test_scores(here, name):
     scores = scorer(scorer.encode(SAID["raw"]))
     assert scores.keys() == said.keys() - {"path", "calibrated"}
     for output, array in scores.items():
-        np.testing.assert_allclose(np.asarray(array), said[output], rtol=1e-6, atol=1e-6, err_msg=output)
+        np.testing.assert_allclose(
+            np.asarray(array), said[output], rtol=1e-6, atol=1e-6, err_msg=output
+        )
 
 
 def test_raw_data_become_the_same_shards(here):
     files = [path for path in sorted(Path("data/shop").rglob("*")) if path.is_file()]
-    read = lambda path: pq.read_table(path) if path.suffix == ".parquet" else json.loads(path.read_text())
+    read = lambda path: (
+        pq.read_table(path) if path.suffix == ".parquet" else json.loads(path.read_text())
+    )
     before = [read(path) for path in files]
     run(prepare, "--config=shop.py")
     assert files == [path for path in sorted(Path("data/shop").rglob("*")) if path.is_file()]
@@ -134,19 +153,37 @@ def test_evaluate(here):
 def test_predict(here):
     run(predict, "--workdir=runs/hmm", "--input=log.csv", "--output=scores.csv")
     lines = Path("scores.csv").read_text().splitlines()
-    assert lines[0].replace('"', "").split(",") == ["row_id", "p", "p_type", "p_given_type", "reason"]
-    cells = lambda line: [cell for part in line.split(",") for cell in part.replace('"', "").split("^")]
+    assert lines[0].replace('"', "").split(",") == [
+        "row_id",
+        "p",
+        "p_type",
+        "p_given_type",
+        "reason",
+    ]
+    cells = lambda line: [
+        cell for part in line.split(",") for cell in part.replace('"', "").split("^")
+    ]
     for found, said in zip(lines[115:126], SAID["predicted"], strict=True):
         for ours, theirs in zip(cells(found), cells(said), strict=True):
             number = theirs[:2] == "0."
-            assert float(ours) == pytest.approx(float(theirs), rel=1e-6) if number else ours == theirs
+            assert (
+                float(ours) == pytest.approx(float(theirs), rel=1e-6) if number else ours == theirs
+            )
 
 
 def test_a_finished_sweep_starts_nothing(here, capsys):
-    stamps = {path: path.stat().st_mtime_ns for path in Path("runs/sweep/runs").rglob("*") if path.is_file()}
+    stamps = {
+        path: path.stat().st_mtime_ns
+        for path in Path("runs/sweep/runs").rglob("*")
+        if path.is_file()
+    }
     said = Path("runs/sweep/results.jsonl").read_text()
     run(sweep, "--config=shop_sweep.py", "--workdir=runs/sweep", "--nocheckpoints")
-    assert {path: path.stat().st_mtime_ns for path in Path("runs/sweep/runs").rglob("*") if path.is_file()} == stamps
+    assert {
+        path: path.stat().st_mtime_ns
+        for path in Path("runs/sweep/runs").rglob("*")
+        if path.is_file()
+    } == stamps
     assert Path("runs/sweep/results.jsonl").read_text() == said
     assert "[1/2]" not in capsys.readouterr().out
 
@@ -163,8 +200,14 @@ def test_a_sweep_of_before_the_rename_starts_nothing(here):
 
 
 def test_a_sweep_is_planned_alike(here):
-    plan = points.read("shop_sweep.py", None, points.load("shop_sweep.py").get_config(), {}, search=False)
-    found = {"points": [point.name for point in plan.points], "seeds": list(plan.seeds), "reference": plan.reference}
+    plan = points.read(
+        "shop_sweep.py", None, points.load("shop_sweep.py").get_config(), {}, search=False
+    )
+    found = {
+        "points": [point.name for point in plan.points],
+        "seeds": list(plan.seeds),
+        "reference": plan.reference,
+    }
     assert found == SAID["plan"]
 
 
@@ -172,5 +215,7 @@ def test_report(here):
     run(report, "--workdir=runs/sweep")
     run(report, "--workdir=runs/hmm")
     text = Path("runs/sweep/report.md").read_text()
-    assert len(SAID["report"]) >= 7 and not [number for number in SAID["report"] if number not in text]
+    assert len(SAID["report"]) >= 7 and not [
+        number for number in SAID["report"] if number not in text
+    ]
     assert f"{metrics('runs/hmm')['test']['auc']:.5f}" in Path("runs/hmm/report.md").read_text()
