@@ -49,6 +49,7 @@ def run(
       130 after an interrupt; 141 where nobody reads what is printed (`| head`).
     """
     argv = _last_override_first_config(list(sys.argv if argv is None else argv))
+    argv = [_with_experiment_file(arg) for arg in argv]
     flags = absl_flags.FlagValues()
     try:
         if any(arg in _HELP for arg in argv[1:]):
@@ -78,8 +79,9 @@ def define_config(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
     config_flags.DEFINE_config_file(
         "config",
         None,
-        "Experiment file, with an optional argument: FILE[:arg]. Every field can be overridden, as in "
-        "--config.model.name=hm; emofm_jax/config.py lists them with their defaults.",
+        f"Experiment file, or the name of one of ours ({', '.join(_experiments())}), with an optional "
+        "argument: FILE[:arg]. Every field can be overridden, as in --config.model.name=hm; "
+        "emofm_jax/config.py lists them with their defaults.",
         lock_config=True,
         flag_values=flags,
         sys_argv=list(argv),
@@ -163,9 +165,32 @@ def _check_config_argument(argv: list[str]) -> None:
         )
     path = Path(given[-1].split(":")[0])
     if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
-        hint = f"did you mean {path.parent / near[0]}?" if near else "experiments/ holds ours"
+        ours = {name: name for name in _experiments()}
+        known = ours | {file.name: file for file in path.parent.glob("*.py")}
+        near = difflib.get_close_matches(path.name, known, n=1)
+        hint = f"did you mean {known[near[0]]}?" if near else f"ours are {', '.join(ours)}"
         raise UserError(f"--config={given[-1]}: no such file; {hint}")
+
+
+def _with_experiment_file(arg: str) -> str:
+    """`--config=quickstart:wm` with the file of that name; any other argument, and a path, as it is."""
+    flag, name, rest = re.fullmatch(r"(--?config=)?([^:]*)(.*)", arg, flags=re.DOTALL).groups()
+    found = _experiments().get(name) if flag else None
+    return f"{flag}{found}{rest}" if found and not Path(name).is_file() else arg
+
+
+def _experiments() -> dict[str, Path]:
+    """{name: file} of the package's own experiments: in a wheel within it, in a checkout beside it."""
+    package = Path(__file__).parent
+    directory = package / "experiments"
+    if not directory.is_dir():
+        directory = package.parent / "experiments"
+    if directory.is_relative_to(Path.cwd()):
+        directory = directory.relative_to(Path.cwd())  # as one would type it
+    files = [
+        file for file in sorted(directory.glob("*.py")) if "def get_config" in file.read_text()
+    ]
+    return {file.stem: file for file in files}
 
 
 def _reword(error: Exception, argv: list[str]) -> str:

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -114,3 +115,38 @@ def test_a_reader_that_goes_away_is_no_error():
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+@pytest.mark.parametrize("name", ["quickstart", "quickstart:wm"])
+def test_our_experiments_have_names(start, name):
+    code, (_, found) = start(GOOD, config=name)
+    assert (code, found) == (0, "quickstart")
+
+
+def test_a_file_comes_before_a_name(start, tmp_path):
+    (tmp_path / "quickstart").write_text(GOOD.replace("c.name = arg", "c.name = 'mine'"))
+    assert start(GOOD, config="quickstart") == (0, (0, "mine"))
+
+
+@pytest.mark.parametrize(
+    ("config", "hint"),
+    [
+        ("quickstrat", "did you mean quickstart?"),
+        ("quickstart.py", "did you mean quickstart?"),
+        ("y.py", "did you mean x.py?"),
+        (
+            "zzz:wm",
+            "ours are claims, cti, frappe, frappe_baselines, mixers, quickstart, scaling, shift",
+        ),
+    ],
+)
+def test_no_such_experiment(start, capsys, config, hint):
+    assert start(GOOD, config=config) == (2,)
+    assert capsys.readouterr().err == f"error: --config={config}: no such file; {hint}\n"
+
+
+def test_the_name_is_the_files_of_this_directory():
+    root = Path(cli.__file__).parents[1]
+    command = [sys.executable, "-m", "emofm_jax.prepare", "--help"]
+    said = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    assert "or the name of one of ours (claims, cti, " in said
