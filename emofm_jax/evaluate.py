@@ -15,6 +15,7 @@ after; the predictions stay as the model gives them. --importance shows what AUC
 are permuted over a sample of SPLIT's rows, and writes predictions/SPLIT.importance.json and .svg.
 """
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -29,6 +30,7 @@ from emofm_jax.data import shards
 from emofm_jax.errors import UserError, check_choice
 from emofm_jax.evaluation import calibration, metrics, summary
 from emofm_jax.evaluation import importance as importance_lib
+from emofm_jax.evaluation.split_report import SplitReport
 from emofm_jax.reports import plots
 
 
@@ -53,7 +55,7 @@ def _main(flags: absl_flags.FlagValues) -> None:
     )
     if directory != Path(config.data.dir).resolve():
         path = path.with_stem(f"{flags.split}@{directory.name}")
-        report["data"] = str(split.path)
+        report = dataclasses.replace(report, data=str(split.path))
     written = [path, path.with_suffix(".json")]
     if flags.importance:  # before anything is written: one class has none
 
@@ -87,13 +89,14 @@ def _main(flags: absl_flags.FlagValues) -> None:
             "rows": len(fitted_on.label),
             "evaluated": flags.split,
         }
-        report["calibration_fit"] = facts | _before_and_after(report, predictions, fitted)
-        written.append(calibration.save(workdir, fitted, progress.step, report["calibration_fit"]))
+        facts |= _before_and_after(report, predictions, fitted)
+        report = dataclasses.replace(report, calibration_fit=facts)
+        written.append(calibration.save(workdir, fitted, progress.step, facts))
     predictions_lib.write_predictions(path, predictions)
-    _write(written[1], json.dumps(report, indent=1) + "\n")
-    print(summary.table({flags.split: report}, flags.split))
+    _write(written[1], json.dumps(report.to_json(), indent=1) + "\n")
+    print(summary.table(report, flags.split))
     if valid is not None:
-        print(f"\n{summary.calibration(report['calibration_fit'], flags.split)}")
+        print(f"\n{summary.calibration(facts, flags.split)}")
     if flags.importance:
         print(
             f"\nslots by the AUC that is lost when their values are permuted over {found['rows']:,} rows"
@@ -143,7 +146,7 @@ def _check(flags: absl_flags.FlagValues) -> None:
         )
 
 
-def _before_and_after(report: dict, predictions, fitted: calibration.Calibration) -> dict:
+def _before_and_after(report: SplitReport, predictions, fitted: calibration.Calibration) -> dict:
     """The figures of a split without and with calibration."""
     p = calibration.apply(fitted.arrays, predictions.logit.astype(np.float64))
     label, weight = predictions.label, predictions.weight
@@ -151,9 +154,9 @@ def _before_and_after(report: dict, predictions, fitted: calibration.Calibration
         "auc": metrics.auc(label, p, weight),
         "logloss": metrics.logloss(label, p, weight),
         "pcoc": metrics.pcoc(label, p, weight),
-        "ece": metrics.expected_calibration_error(metrics.calibration(label, p, weight)),
+        "ece": metrics.expected_calibration_error(metrics.reliability(label, p, weight)),
     }
-    return {"before": {key: report[key] for key in after}, "after": after}
+    return {"before": {key: getattr(report, key) for key in after}, "after": after}
 
 
 def _write_importance(found: dict, predictions: Path, title: str) -> list[Path]:

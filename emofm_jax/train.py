@@ -17,7 +17,7 @@ from absl import flags as absl_flags
 
 from emofm_jax import cli
 from emofm_jax.errors import UserError
-from emofm_jax.evaluation import summary
+from emofm_jax.evaluation import split_report, summary
 from emofm_jax.training import run as run_lib
 
 
@@ -32,7 +32,8 @@ def _main(flags: absl_flags.FlagValues) -> None:
             )
     metrics = run_lib.run(config, workdir)
     print()
-    print(summary.table(metrics, "test" if "test" in metrics else "valid"))
+    split, report = split_report.shown(metrics)
+    print(summary.table(report, split))
     print()
     print(summary.footer(metrics))
     print(

@@ -108,7 +108,7 @@ def _run(workdir, rng, truth, strength, overrides, seed, seed_noise) -> dict:
     guess = strength * z + 0.4 * rng.normal(size=num_rows)
     p_given_type = (1 / (1 + np.exp(2.2 - guess[:, None] - shifts))).astype(np.float32)
     p = (p_type * p_given_type).sum(axis=1)
-    part = split_report.make(
+    report = split_report.make(
         truth["label"],
         p,
         ftype=truth["ftype"],
@@ -118,7 +118,8 @@ def _run(workdir, rng, truth, strength, overrides, seed, seed_noise) -> dict:
         truth=truth["truth"],
     )
     steps = np.arange(100, 1100, 100)
-    curve = part["logloss"] + 0.2 * np.exp(-steps / 200) + 0.002 * rng.normal(size=len(steps))
+    part = report.to_json()
+    curve = report.logloss + 0.2 * np.exp(-steps / 200) + 0.002 * rng.normal(size=len(steps))
     c = config.default()
     with c.unlocked():
         c.update_from_flattened_dict({"name": "fake", "seed": seed} | overrides)

@@ -115,11 +115,12 @@ def test_an_integer_weight_counts_like_that_many_rows(example):
     label, score, weight, key = arrays(example)
     again = np.repeat(np.arange(len(label)), weight.astype(int))
     p = sigmoid(score)
-    one = metrics.summary(label, p, logit=score, weight=weight, key=key)
-    other = metrics.summary(label[again], p[again], logit=score[again], key=key[again])
+    one = split_report.figures(label, p, logit=score, weight=weight, key=key)
+    other = split_report.figures(label[again], p[again], logit=score[again], key=key[again])
     for name in ("auc", "logloss", "gauc", "pcoc"):
-        assert one[name] == close(other[name]), name
-    assert metrics.constant(label, weight) == close(metrics.constant(label[again]))
+        assert getattr(one, name) == close(getattr(other, name)), name
+    constants = metrics.constant(label, weight), metrics.constant(label[again])
+    assert vars(constants[0]) == close(vars(constants[1]))
 
 
 @settings(max_examples=60, deadline=None)
@@ -132,9 +133,10 @@ def test_the_order_of_rows_is_nothing(example, random):
     one = split_report.make(label, p, weight=weight, key=key)
     other = split_report.make(label[order], p[order], weight=weight[order], key=key[order])
     for name in ("auc", "logloss", "gauc", "pcoc", "rows", "clicks", "notes"):
-        assert one[name] == (other[name] if name == "notes" else close(other[name])), name
-    assert sum(part["rows"] for part in one["calibration"]) == len(label)
-    assert one["calibration"] == [close(part) for part in other["calibration"]]
+        expected = getattr(other, name)
+        assert getattr(one, name) == (expected if name == "notes" else close(expected)), name
+    assert sum(part.rows for part in one.reliability) == len(label)
+    assert list(map(vars, one.reliability)) == [close(vars(part)) for part in other.reliability]
 
 
 @settings(max_examples=60, deadline=None)
@@ -181,34 +183,24 @@ def test_logloss_of_certain_predictions():
 
 def test_what_is_not_defined_is_none_and_noted():
     p = np.full(4, 0.25, np.float32)
-    none = metrics.summary(np.zeros(4), p, key=np.arange(4))
-    assert (none["auc"], none["gauc"], none["pcoc"]) == (None, None, None)
-    assert none["notes"] == [
+    none = split_report.figures(np.zeros(4), p, key=np.arange(4))
+    assert (none.auc, none.gauc, none.pcoc) == (None, None, None)
+    assert none.notes == [
         "one class only: no AUC and no PCOC",
         "GAUC of 0 groups; 4 have one class and are left out",
     ]
-    assert none["logloss"] == pytest.approx(-math.log(0.75))
-    every = metrics.summary(np.ones(4), p)
-    assert (every["auc"], every["pcoc"], every["notes"]) == (None, 0.25, ["one class only: no AUC"])
+    assert none.logloss == pytest.approx(-math.log(0.75))
+    every = split_report.figures(np.ones(4), p)
+    assert (every.auc, every.pcoc, every.notes) == (None, 0.25, ["one class only: no AUC"])
     empty = split_report.make(np.zeros(0), p[:0], key=np.zeros(0, np.int64))
-    assert {empty[k] for k in ("auc", "logloss", "gauc", "pcoc")} == {None}
-    assert (empty["rows"], empty["calibration"], empty["ece"], empty["notes"][0]) == (
-        0,
-        [],
-        None,
-        "no rows",
-    )
+    assert (empty.auc, empty.logloss, empty.gauc, empty.pcoc) == (None,) * 4
+    assert (empty.rows, empty.reliability, empty.ece, empty.notes[0]) == (0, [], None, "no rows")
     weightless = split_report.make(np.array([0.0, 1, 0, 1]), p, weight=np.zeros(4, np.float32))
-    assert (weightless["auc"], weightless["logloss"], weightless["notes"]) == (
-        None,
-        None,
-        ["no row has a weight"],
-    )
-    assert weightless["ece"] is None
-    assert (
-        metrics.constant(np.ones(3))["logloss"] == 0 and metrics.constant(np.ones(3))["auc"] is None
-    )
-    assert metrics.constant(np.zeros(3))["pcoc"] is None
+    assert (weightless.auc, weightless.logloss, weightless.ece) == (None, None, None)
+    assert weightless.notes == ["no row has a weight"]
+    ones = metrics.constant(np.ones(3))
+    assert ones.logloss == 0 and ones.auc is None
+    assert metrics.constant(np.zeros(3)).pcoc is None
 
 
 @pytest.mark.parametrize("label", [0, 1])
@@ -221,25 +213,25 @@ def test_a_nan_score_is_an_error_in_either_class(label):
     assert metrics.auc(labels, score, np.array([1, 1, 0], np.float32)) == 1.0
 
 
-def test_calibration_cuts_sorted_predictions_into_tenths():
+def test_reliability_cuts_sorted_predictions_into_tenths():
     label, score, weight, _ = rows(7, 4_000, decimals=7)
     p = sigmoid(score).astype(np.float32)
     parts = np.array_split(np.argsort(p), 10)
-    found = metrics.calibration(label, p, weight)
-    assert [part["rows"] for part in found] == [400] * 10
+    found = metrics.reliability(label, p, weight)
+    assert [part.rows for part in found] == [400] * 10
     for part, chosen in zip(found, parts):
-        assert part["mean_p"] == pytest.approx(
+        assert part.mean_p == pytest.approx(
             np.average(p[chosen].astype(float), weights=weight[chosen])
         )
-        assert part["rate"] == pytest.approx(np.average(label[chosen], weights=weight[chosen]))
+        assert part.rate == pytest.approx(np.average(label[chosen], weights=weight[chosen]))
 
 
-def test_calibration_keeps_equal_predictions_together():
+def test_reliability_keeps_equal_predictions_together():
     p = np.repeat(np.array([0.1, 0.2], np.float32), [97, 3])
     label = np.arange(100) % 2
-    found = metrics.calibration(label, p)
-    assert [(part["rows"], round(part["mean_p"], 6)) for part in found] == [(97, 0.1), (3, 0.2)]
-    assert sum(part["rate"] * part["rows"] for part in found) == pytest.approx(50)
+    found = metrics.reliability(label, p)
+    assert [(part.rows, round(part.mean_p, 6)) for part in found] == [(97, 0.1), (3, 0.2)]
+    assert sum(part.rate * part.rows for part in found) == pytest.approx(50)
 
 
 def test_expected_calibration_error_of_parts_of_equally_many_rows():
@@ -255,23 +247,23 @@ def test_expected_calibration_error_of_parts_of_equally_many_rows():
                     - np.average(label[part], weights=own)
                 )
             )
-        found = metrics.expected_calibration_error(metrics.calibration(label, p, w))
+        found = metrics.expected_calibration_error(metrics.reliability(label, p, w))
         assert found == pytest.approx(np.mean(gaps), abs=1e-6)  # equal p are not cut apart
         assert found > 0.1, "the square root is far too sure"
 
 
 def test_expected_calibration_error_counts_rows_and_leaves_out_what_has_no_weight():
     parts = [(60, 0.5, 0.3), (30, 0.5, 0.6), (10, None, None)]
-    parts = [dict(zip(("rows", "mean_p", "rate"), part)) for part in parts]
+    parts = [metrics.Bin(*part) for part in parts]
     assert metrics.expected_calibration_error(parts) == pytest.approx((60 * 0.2 + 30 * 0.1) / 90)
     assert metrics.expected_calibration_error(parts[2:]) is None
     assert metrics.expected_calibration_error([]) is None
     label = np.repeat([0, 1, 0, 1], [8, 2, 4, 6])
     p = np.repeat(np.array([0.2, 0.6], np.float32), 10)
-    assert metrics.expected_calibration_error(metrics.calibration(label, p)) == pytest.approx(
+    assert metrics.expected_calibration_error(metrics.reliability(label, p)) == pytest.approx(
         0, abs=1e-7
     )
-    assert metrics.expected_calibration_error(metrics.calibration(label, 1 - p)) == pytest.approx(
+    assert metrics.expected_calibration_error(metrics.reliability(label, 1 - p)) == pytest.approx(
         0.4
     )
 

@@ -1,4 +1,8 @@
-"""The table at the end of a run where a number is missing or nothing is attainable."""
+"""What programs print: the table where a number is missing or nothing is attainable; the verdict and the causes that
+it names, each from data that has it.
+"""
+
+import dataclasses
 
 import numpy as np
 
@@ -26,7 +30,7 @@ def report(label, ftype, true_p, types):
 
 def test_one_type_and_labels_that_nothing_explains():
     label, none = np.array([0, 1, 0, 1, 0]), np.zeros(5, int)
-    text = summary.table({"test": report(label, none, np.full(5, 0.4), 1)})
+    text = summary.table(report(label, none, np.full(5, 0.4), 1), "test")
     assert "Bayes-optimal                 0.500000" in text and "attainable lift" not in text
     assert "majority type 1.0000" in text and "of the gap closed" not in text
 
@@ -34,34 +38,34 @@ def test_one_type_and_labels_that_nothing_explains():
 def test_the_shares_of_lift_and_gap():
     label, ftype = np.array([0, 0, 1, 0, 1, 1]), np.array([0, 1, 0, 1, 0, 1])
     found = report(label, ftype, np.where(label, 0.6, 0.4), 2)
-    share = (found["auc"] - 0.5) / (found["bayes"]["auc"] - 0.5)
-    assert 0 < share < 1 and f"Bayes AUC - 0.5): {share:.3f}" in summary.table({"test": found})
+    share = (found.auc - 0.5) / (found.bayes.auc - 0.5)
+    assert 0 < share < 1 and f"Bayes AUC - 0.5): {share:.3f}" in summary.table(found, "test")
 
 
 def test_one_class_has_a_note_and_no_auc():
     found = report(np.zeros(4, int), np.zeros(4, int), np.full(4, 0.1), 2)
-    text = summary.table({"valid": found}, "valid")
+    text = summary.table(found, "valid")
     assert "note: one class only: no AUC and no PCOC" in text
-    assert text.splitlines()[1].split()[:3] == ["model", "-", f"{found['logloss']:.6f}"]
+    assert text.splitlines()[1].split()[:3] == ["model", "-", f"{found.logloss:.6f}"]
 
 
 def test_a_perfect_auxiliary_model_stands_under_the_bayes_optimum():
     label, ftype = np.array([0, 0, 1, 0, 1, 1]), np.array([0, 1, 0, 1, 0, 1])
     found = report(label, ftype, np.where(label, 0.6, 0.4), 2)
-    lines = summary.table({"test": found}).splitlines()
+    lines = summary.table(found, "test").splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("model, true p(type | x)"))
     assert lines[at - 1].startswith("Bayes-optimal") and lines[at + 1].startswith(
         "constant predictor"
     )
     assert lines[at].split()[-4:] == [
-        f"{found['true_am']['auc']:.6f}",
-        f"{found['true_am']['logloss']:.6f}",
+        f"{found.true_am.auc:.6f}",
+        f"{found.true_am.logloss:.6f}",
         "-",
         "-",
     ]
     assert len(lines[at]) == len(lines[at - 1])
-    del found["true_am"]
-    assert "true p(type" not in summary.table({"test": found})
+    found = dataclasses.replace(found, true_am=None)
+    assert "true p(type" not in summary.table(found, "test")
 
 
 def test_unknown_values_name_at_most_five_slots():
@@ -74,10 +78,9 @@ def test_unknown_values_name_at_most_five_slots():
     assert summary.unknown({"only": 1.0}) == "unknown values: only 100.0%"
     assert summary.unknown({"a": 0.0009}) == "" and summary.unknown({}) == ""
     found = report(np.array([0, 1]), np.zeros(2, int), np.full(2, 0.4), 1)
-    assert "unknown values" not in summary.table({"test": found})
-    assert "\nunknown values: item 50.0%" in summary.table(
-        {"test": found | {"unknown": {"item": 0.5}}}
-    )
+    assert "unknown values" not in summary.table(found, "test")
+    found = dataclasses.replace(found, unknown={"item": 0.5})
+    assert "\nunknown values: item 50.0%" in summary.table(found, "test")
 
 
 def test_the_tables_of_calibration_and_importance():
@@ -113,4 +116,69 @@ def test_one_step_has_no_rate():
     )
     assert "training: 5 rows/s, " in summary.footer(
         {"parameters": parameters, "train": train | {"rows_per_s": 5.0}}
+    )
+
+
+def rows():
+    """Labels drawn from the logit `score - 1`."""
+    r = np.random.default_rng(1)
+    score = r.normal(size=4_000)
+    return (r.random(4_000) < sigmoid(score - 1)).astype(np.float32), score
+
+
+def sigmoid(z):
+    return 1 / (1 + np.exp(-z))
+
+
+def prepared(**slots):
+    names = {"encoding": "none", "unknown": {"valid": 0.1}}
+    return {
+        "slots": {name: names | slot for name, slot in slots.items()},
+        "splits": {"train": {"rows": 10, "clicks": 3}},
+    }
+
+
+def test_verdict_of_what_was_learnt():
+    label, score = rows()
+    report = split_report.make(label, sigmoid(score - 1))
+    line = summary.verdict(
+        report, prepared(bad={"unknown": {"valid": 0.9}}), {"embedding": 0.0, "network": 0.5}
+    )
+    gained = 1 - report.logloss / report.constant.logloss
+    assert f"{gained:.0%} of its nats learnt" in line and f"AUC {report.auc:.4f}" in line
+    assert 0.03 < gained < 0.9 and "likely" not in line
+    off = split_report.make(label, sigmoid(score + 3))
+    assert "its rates are off (PCOC" in summary.verdict(off, None, {"network": 1e-3})
+    one_class = split_report.make(np.zeros(5), np.full(5, 0.1))
+    assert "one class only" in summary.verdict(one_class, None, {"network": 1e-3})
+
+
+def test_verdict_names_the_likely_causes():
+    label, score = rows()
+    report = split_report.make(label, np.random.default_rng(2).random(4_000))
+    found = prepared(
+        user={"unknown": {"valid": 0.75}},
+        fine={"unknown": {"valid": 0.5}},
+        price={"unknown": {"train": 0.0}, "min": -5000.0, "max": 7.0},
+        age={"unknown": {"train": 0.0}, "min": 1.0, "max": 99.0, "encoding": "log1p"},
+    )
+    line = summary.verdict(report, found, {"embedding": 0.0, "network": 0.5})
+    assert (
+        line.startswith("verdict: no better than a constant predictor (logloss ")
+        and "\n" not in line
+    )
+    for cause in (
+        "75% of slot 'user'",
+        "'price' reaches 5000",
+        "embedding.learning_rate is 0",
+        "network.learning_rate is 0.5",
+    ):
+        assert cause in line
+    assert "fine" not in line and "age" not in line and "labels" not in line
+    found["splits"]["train"]["clicks"] = 0
+    assert "labels of the training split are all the same" in summary.verdict(
+        report, found, {"network": 1e-3}
+    )
+    assert "nothing unusual" in summary.verdict(
+        report, prepared(), {"embedding": 1e-3, "network": 0.1}
     )

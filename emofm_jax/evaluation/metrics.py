@@ -14,12 +14,51 @@ those of a sort: at the peak 6 bytes a row for an AUC of f32 scores, 17 for a GA
 some are 0).
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 _BLOCK_ROWS = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Bin:
+    """A point of the reliability curve: rows, their mean prediction and click rate; None without weight."""
+
+    rows: int
+    mean_p: float | None
+    rate: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """What a constant predictor reaches, `p` being the click rate; None where a figure is not defined."""
+
+    p: float | None = None
+    auc: float | None = None
+    logloss: float | None = None
+    gauc: float | None = None
+    pcoc: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Auxiliary:
+    """How well p(type | x) tells the type.
+
+    Attributes:
+      accuracy: of its likeliest type.
+      majority: accuracy of always naming the most frequent type.
+      logloss, marginal_entropy: nats; the second is the log-loss of the types' frequencies.
+      bayes_logloss: nats of the true p(type | x); None where the truth is not known.
+    """
+
+    accuracy: float
+    majority: float
+    logloss: float
+    marginal_entropy: float
+    bayes_logloss: float | None = None
 
 
 def auc(label: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None) -> float | None:
@@ -112,96 +151,49 @@ def pcoc(label: np.ndarray, p: np.ndarray, weight: np.ndarray | None = None) -> 
     return _ratio(_sum(p, weight), _sum(label, weight))
 
 
-def calibration(
+def reliability(
     label: np.ndarray, p: np.ndarray, weight: np.ndarray | None = None, bins: int = 10
-) -> list[dict]:
+) -> list[Bin]:
     """Mean prediction beside click rate in `bins` parts of (nearly) equally many rows, by ascending p.
 
-    Returns [{"rows", "mean_p", "rate"}, ...]. Rows of equal p stay together, so fewer parts may come back. Weights
-    enter the two means only, which are None for a part without weight.
+    Rows of equal p stay together, so fewer parts may come back. Weights enter the two means only.
     """
     if not len(p):
         return []
-    edges = np.partition(p, cuts := [max(len(p) * i // bins - 1, 0) for i in range(1, bins)])[
-        cuts
-    ]  # their last rows
+    cuts = [max(len(p) * i // bins - 1, 0) for i in range(1, bins)]
+    edges = np.partition(p, cuts)[cuts]  # the last rows of the parts
+
     sums = np.zeros((4, bins))
     for rows in _blocks(len(p)):
         part = np.searchsorted(edges, p[rows], "left")
         w = _weights(weight, rows)
         for i, values in enumerate((np.ones(len(part)), w, w * p[rows], w * (label[rows] > 0))):
             sums[i] += np.bincount(part, values, bins)
-    return [
-        {
-            "rows": int(rows),
-            "mean_p": _ratio(float(p_sum), float(w)),
-            "rate": _ratio(float(clicks), float(w)),
-        }
-        for rows, w, p_sum, clicks in sums.T
-        if rows
-    ]
+
+    parts = ((int(n), *map(float, rest)) for n, *rest in sums.T if n)
+    return [Bin(n, _ratio(p_sum, w), _ratio(clicks, w)) for n, w, p_sum, clicks in parts]
 
 
-def expected_calibration_error(bins: Sequence[dict]) -> float | None:
-    """sum_k (rows_k / rows) |mean p - click rate| over the parts k of `calibration`, which hold equally many rows.
+def expected_calibration_error(bins: Sequence[Bin]) -> float | None:
+    """sum_k (rows_k / rows) |mean p - click rate| over the bins k of `reliability`.
 
-    Parts without weight, whose means are None, are left out of both sums of rows; None if there is no other.
+    Bins without weight, whose means are None, are left out of both sums of rows; None if there is no other.
     """
-    parts = [
-        (part["rows"], abs(part["mean_p"] - part["rate"]))
+    gaps = [
+        (part.rows, abs(part.mean_p - part.rate))
         for part in bins
-        if part["mean_p"] is not None
+        if part.mean_p is not None and part.rate is not None
     ]
-    return _ratio(math.fsum(rows * gap for rows, gap in parts), sum(rows for rows, _ in parts))
+    return _ratio(math.fsum(rows * gap for rows, gap in gaps), sum(rows for rows, _ in gaps))
 
 
-def constant(label: np.ndarray, weight: np.ndarray | None = None) -> dict:
-    """Metrics of the best constant predictor: the click rate of these very rows."""
+def constant(label: np.ndarray, weight: np.ndarray | None = None) -> Constant:
+    """The best constant predictor: the click rate of these very rows."""
     rate = _ratio(_sum(label, weight), _sum(np.ones_like(label), weight))
     if rate is None:
-        return dict.fromkeys(("p", "auc", "logloss", "gauc", "pcoc"))
+        return Constant()
     nats = math.fsum(-q * math.log(q) for q in (rate, 1 - rate) if q)
-    auc_value, pcoc_value = 0.5 if 0 < rate < 1 else None, 1.0 if rate else None
-    return {"p": rate, "auc": auc_value, "logloss": nats, "gauc": None, "pcoc": pcoc_value}
-
-
-def summary(
-    label: np.ndarray,
-    p: np.ndarray,
-    *,
-    logit: np.ndarray | None = None,
-    weight: np.ndarray | None = None,
-    key: np.ndarray | None = None,
-) -> dict:
-    """{"auc", "logloss", "gauc", "pcoc", "rows", "clicks", "notes"} of probabilities p f32[n].
-
-    AUC, GAUC and logloss are taken from `logit`, f32[n], where it is given, since f32 p ties near 1. `key`, i64[n]: the
-    groups of GAUC. Rows and clicks are counted without weights; the notes say why something is None.
-    """
-    score = p if logit is None else logit
-    result = {
-        "auc": auc(label, score, weight),
-        "logloss": logloss(label, p, weight)
-        if logit is None
-        else logloss_from_logits(label, logit, weight),
-        "gauc": None,
-        "pcoc": pcoc(label, p, weight),
-        "rows": len(label),
-        "clicks": int(np.count_nonzero(label > 0)),
-        "notes": [],
-    }
-    if result["logloss"] is None:
-        result["notes"].append("no rows" if not len(label) else "no row has a weight")
-    elif result["auc"] is None:
-        result["notes"].append(
-            f"one class only: no AUC{' and no PCOC' if result['pcoc'] is None else ''}"
-        )
-    if key is not None:
-        result["gauc"], used, left_out = gauc(label, score, key, weight)
-        result["notes"].append(
-            f"GAUC of {used:,} groups; {left_out:,} have one class and are left out"
-        )
-    return result
+    return Constant(rate, 0.5 if 0 < rate < 1 else None, nats, pcoc=1.0 if rate else None)
 
 
 def auxiliary(
@@ -210,16 +202,16 @@ def auxiliary(
     weight: np.ndarray | None,
     type_names: Sequence[str],
     true_p_type: np.ndarray | None,
-    notes: list[str],
-) -> dict | None:
-    """{"accuracy", "majority", "logloss", "marginal_entropy", "bayes_logloss"} of p(type | x), f32[n, T].
+) -> tuple[Auxiliary | None, list[str]]:
+    """Figures of p(type | x), f32[n, T], over the rows of known type (`ftype` i32[n] >= 0), and notes on them.
 
-    Over the rows of known type (`ftype` i32[n] >= 0) whose predictor was not dropped (a dropped type has p_type 0);
-    `true_p_type`, f64[n, T], gives the last. None, with a line in `notes`, if no type is known.
+    A type whose p_type is always 0 has been dropped, and its rows are left out. `true_p_type` is f64[n, T].
+    The figures are None, and a note says so, if no type is known.
     """
     kept = p_type.max(axis=0, initial=0) > 0 if len(ftype) else np.ones(p_type.shape[1], bool)
-    for t in np.flatnonzero(~kept):
-        notes.append(f"type {type_names[t]!r} never has any p_type: its rows are left out of am")
+    dropped = [type_names[t] for t in np.flatnonzero(~kept)]
+    notes = [f"type {t!r} never has any p_type: its rows are left out of am" for t in dropped]
+
     masses, sums = np.zeros(len(kept)), np.zeros(3)
     for rows in _blocks(len(ftype)):
         chosen = (ftype[rows] >= 0) & kept[ftype[rows]]
@@ -229,24 +221,16 @@ def auxiliary(
         sums[:2] += np.dot(w, q.argmax(axis=1) == t), np.dot(w, -np.log(own))
         if true_p_type is not None:
             true = true_p_type[rows][chosen]
-            sums[2] += np.dot(
-                w,
-                np.log(true[:, kept].sum(axis=1) / np.maximum(true[np.arange(len(t)), t], 1e-300)),
-            )
+            of_kept, of_own = true[:, kept].sum(axis=1), true[np.arange(len(t)), t]
+            sums[2] += np.dot(w, np.log(of_kept / np.maximum(of_own, 1e-300)))
     if not masses.sum():
-        notes.append("no row of known type that counts: no am")
-        return None
+        return None, [*notes, "no row of known type that counts: no am"]
+
     accuracy, nats, true_nats = (float(x) for x in sums / masses.sum())
     shares = masses[masses > 0] / masses.sum()
-    return {
-        "accuracy": accuracy,
-        "majority": float(shares.max()),
-        "logloss": nats,
-        "marginal_entropy": float(
-            -np.dot(shares, np.log(shares)) + 0.0
-        ),  # of a single type 0, not -0
-        "bayes_logloss": None if true_p_type is None else true_nats,
-    }
+    entropy = float(-np.dot(shares, np.log(shares)) + 0.0)  # of a single type 0, not -0
+    true = None if true_p_type is None else true_nats
+    return Auxiliary(accuracy, float(shares.max()), nats, entropy, true), notes
 
 
 def _weighted(label, score, key, weight):

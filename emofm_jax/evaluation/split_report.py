@@ -1,10 +1,121 @@
 """What `metrics.json` says of a split: its metrics, by interaction type too, beside a constant and the truth."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from emofm_jax.evaluation import metrics
+
+_T = TypeVar("_T")
+
+# Keys that the file has only where there is something to say, behind all others.
+_OPTIONAL = ("p_over_true", "bayes", "true_am", "am", "types", "unknown", "data", "calibration_fit")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reached:
+    """What another predictor reaches on the same rows: AUC and log-loss in nats, None if undefined."""
+
+    auc: float | None = None
+    logloss: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What a model reaches on some rows. None where a figure is not defined; the notes say why.
+
+    Attributes:
+      auc, logloss, gauc, pcoc: see metrics.py.
+      rows, clicks: counted without weights.
+      notes: sentences.
+      bayes: what the true probabilities reach, where they are known.
+    """
+
+    auc: float | None = None
+    logloss: float | None = None
+    gauc: float | None = None
+    pcoc: float | None = None
+    rows: int = 0
+    clicks: int = 0
+    notes: list[str] = dataclasses.field(default_factory=list)
+    bayes: Reached | None = None
+
+    @property
+    def bayes_auc(self) -> float | None:
+        """The attainable AUC; None where the truth is not known."""
+        return self.bayes.auc if self.bayes else None
+
+    @property
+    def share(self) -> float | None:
+        """Share of the attainable lift, (AUC - 0.5) / (Bayes AUC - 0.5); None where there is none."""
+        best = self.bayes_auc
+        if self.auc is None or best is None or best == 0.5:
+            return None
+        return (self.auc - 0.5) / (best - 0.5)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TypeFigures(Figures):
+    """Figures of the rows of one interaction type, the type given to the model."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SplitReport(Figures):
+    """A split's part of `metrics.json`.
+
+    Attributes:
+      constant: the best constant predictor.
+      reliability: mean prediction beside click rate; "calibration" in the file.
+      ece: expected calibration error of these.
+      p_over_true: sum of p / sum of true p, where the truth is known.
+      true_am: what the model would reach beside a perfect auxiliary model: with
+        p = sum_t true p(t | x) p_given_type[:, t].
+      am: the auxiliary model; None without types, or where none is known.
+      types: of a model with types.
+      unknown: {slot: share of its values that are missing or unknown}.
+      data: path of the split, if it is not of the run's own data.
+      calibration_fit: figures before and after the calibration that evaluate fitted.
+    """
+
+    constant: metrics.Constant | None = None
+    reliability: list[metrics.Bin] = dataclasses.field(default_factory=list)
+    ece: float | None = None
+    p_over_true: float | None = None
+    true_am: Reached | None = None
+    am: metrics.Auxiliary | None = None
+    types: list[TypeFigures] = dataclasses.field(default_factory=list)
+    unknown: dict[str, float] = dataclasses.field(default_factory=dict)
+    data: str = ""
+    calibration_fit: dict[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of the file, without the keys that have nothing to say."""
+        body = dataclasses.asdict(self)
+        body["types"] = [{"name": part["name"]} | _trimmed(part) for part in body["types"]]
+
+        trimmed = _trimmed(body, "am" if self.types else "")
+        return {"calibration" if k == "reliability" else k: v for k, v in trimmed.items()}
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Self:
+        """Reads what `to_json` gave, now or in an earlier version."""
+        made = dict(body)
+        made["reliability"] = [_record(metrics.Bin, part) for part in body.get("calibration", ())]
+        made["types"] = [_figures(TypeFigures, part) for part in body.get("types", ())]
+        for key, kind in (("constant", metrics.Constant), ("am", metrics.Auxiliary)):
+            made[key] = _record(kind, body[key]) if body.get(key) else None
+        made["true_am"] = _record(Reached, body["true_am"]) if body.get("true_am") else None
+        return _figures(cls, made)
+
+
+def shown(found: Mapping[str, Any]) -> tuple[str, SplitReport]:
+    """The split of metrics.json that a run is judged by, the test split if it has one, and its report."""
+    name = "test" if found.get("test") else "valid"
+    return name, SplitReport.from_json(found[name])
 
 
 def make(
@@ -19,50 +130,97 @@ def make(
     p_given_type: np.ndarray | None = None,
     type_names: Sequence[str] = (),
     truth: Mapping[str, np.ndarray] | None = None,
-) -> dict:
-    """A split's part of metrics.json.
+) -> SplitReport:
+    """Computes the report of a split.
 
     Args:
-      label, p, logit, weight, key: as for `metrics.summary`.
+      label, p, logit, weight, key: as for `figures`.
       ftype: i32[n], -1 unknown.
       p_type, p_given_type: f32[n, T], None for a model without types.
       type_names: of the T types.
       truth: of made-up data: "p" [n] and, if typed, "p_type" and "p_given_type" [n, T].
-
-    Returns:
-      `metrics.summary`, with "constant", "calibration" and its "ece". Where the model has types: "am" of
-      `metrics.auxiliary`, and "types", the `summary` of p_given_type[:, t] over the rows of each type t, with its
-      "name". Where the truth is known: "p_over_true" and, there and in each type, "bayes" {"auc", "logloss"} of the
-      true p; for a model with types also "true_am" {"auc", "logloss"} of p = sum_t true p(t | x) p_given_type[:, t],
-      what it would reach beside a perfect auxiliary model.
     """
-    report = metrics.summary(label, p, logit=logit, weight=weight, key=key)
-    parts = metrics.calibration(label, p, weight)
-    report |= {"constant": metrics.constant(label, weight), "calibration": parts}
-    report["ece"] = metrics.expected_calibration_error(parts)
+    bins = metrics.reliability(label, p, weight)
+    found: dict[str, Any] = {**vars(figures(label, p, logit=logit, weight=weight, key=key))}
+    found |= {"constant": metrics.constant(label, weight), "reliability": bins}
+    found["ece"] = metrics.expected_calibration_error(bins)
+
     if truth is not None:
-        report["p_over_true"] = metrics.pcoc(truth["p"], p, weight)
-        report["bayes"] = _figures(label, truth["p"], weight)
-    if p_given_type is None or ftype is None:
-        return report
+        found["p_over_true"] = metrics.pcoc(truth["p"], p, weight)
+        found["bayes"] = _reached(label, truth["p"], weight)
+    if p_type is None or p_given_type is None or ftype is None:
+        return SplitReport(**found)
+
     true_p_type = None if truth is None else truth["p_type"]
-    if truth is not None:
-        report["true_am"] = _figures(
-            label, np.einsum("nt,nt->n", true_p_type, p_given_type), weight
-        )
-    report["am"] = metrics.auxiliary(
-        ftype, p_type, weight, type_names, true_p_type, report["notes"]
-    )
-    report["types"] = []
+    if true_p_type is not None:
+        mixed = np.einsum("nt,nt->n", true_p_type, p_given_type)
+        found["true_am"] = _reached(label, mixed, weight)
+    found["am"], notes = metrics.auxiliary(ftype, p_type, weight, type_names, true_p_type)
+    found["notes"] = found["notes"] + notes
+
+    found["types"] = []
     for t, name in enumerate(type_names):
         rows = np.flatnonzero(ftype == t)
         w, k = (None if x is None else x[rows] for x in (weight, key))
-        part = {"name": name} | metrics.summary(label[rows], p_given_type[rows, t], weight=w, key=k)
+        own = figures(label[rows], p_given_type[rows, t], weight=w, key=k)
+        true = None
         if truth is not None:
-            part["bayes"] = _figures(label[rows], truth["p_given_type"][rows, t], w)
-        report["types"].append(part)
-    return report
+            true = _reached(label[rows], truth["p_given_type"][rows, t], w)
+        found["types"].append(TypeFigures(**vars(own) | {"name": name, "bayes": true}))
+    return SplitReport(**found)
 
 
-def _figures(label, p, weight) -> dict:
-    return {"auc": metrics.auc(label, p, weight), "logloss": metrics.logloss(label, p, weight)}
+def figures(
+    label: np.ndarray,
+    p: np.ndarray,
+    *,
+    logit: np.ndarray | None = None,
+    weight: np.ndarray | None = None,
+    key: np.ndarray | None = None,
+) -> Figures:
+    """Figures of probabilities p f32[n].
+
+    AUC, GAUC and logloss are taken from `logit`, f32[n], where it is given, since f32 p ties near 1.
+    `key`, i64[n]: the groups of GAUC.
+    """
+    score = p if logit is None else logit
+    auc, pcoc = metrics.auc(label, score, weight), metrics.pcoc(label, p, weight)
+    if logit is None:
+        nats = metrics.logloss(label, p, weight)
+    else:
+        nats = metrics.logloss_from_logits(label, logit, weight)
+
+    notes, gauc = [], None
+    if nats is None:
+        notes.append("no rows" if not len(label) else "no row has a weight")
+    elif auc is None:
+        notes.append(f"one class only: no AUC{' and no PCOC' if pcoc is None else ''}")
+    if key is not None:
+        gauc, used, left_out = metrics.gauc(label, score, key, weight)
+        notes.append(f"GAUC of {used:,} groups; {left_out:,} have one class and are left out")
+
+    clicks = int(np.count_nonzero(label > 0))
+    sizes = {"rows": len(label), "clicks": clicks}
+    return Figures(auc=auc, logloss=nats, gauc=gauc, pcoc=pcoc, notes=notes, **sizes)
+
+
+def _reached(label: np.ndarray, p: np.ndarray, weight: np.ndarray | None) -> Reached:
+    return Reached(metrics.auc(label, p, weight), metrics.logloss(label, p, weight))
+
+
+def _trimmed(body: dict[str, Any], kept: str = "") -> dict[str, Any]:
+    """The optional keys behind the others, those with nothing to say left out, but for one."""
+    said = [key for key in _OPTIONAL if body.get(key) not in (None, [], {}, "") or key == kept]
+    always = {key: value for key, value in body.items() if key not in _OPTIONAL}
+    return always | {key: body[key] for key in said}
+
+
+def _figures(kind: type[_T], body: Mapping[str, Any]) -> _T:
+    bayes = _record(Reached, body["bayes"]) if body.get("bayes") else None
+    return _record(kind, {**body, "bayes": bayes})
+
+
+def _record(kind: type[_T], body: Mapping[str, Any]) -> _T:
+    """A record of what a file says; keys of other versions are passed over."""
+    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return kind(**{key: value for key, value in body.items() if key in names})

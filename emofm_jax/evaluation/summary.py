@@ -1,63 +1,63 @@
-"""metrics.json -> the tables that `train` and `evaluate` end with."""
+"""Records of a run -> what programs print: the tables that `train` and `evaluate` end with, and the verdict."""
 
+import math
 from collections.abc import Mapping
+from typing import Any
+
+from emofm_jax.evaluation.metrics import Auxiliary
+from emofm_jax.evaluation.split_report import SplitReport
 
 _MOST_SLOTS = 5  # that the line of unknown values names
 _SHARE_WORTH_KNOWING = 0.001
 
 
-def table(metrics: dict, split: str = "test") -> str:
-    """The metrics of one split in lines of fixed columns: the model beside what is attainable and a constant.
-
-    Args:
-      metrics: as in `metrics.json`.
-      split: which of its splits.
-    """
-    report = metrics[split]
-    constant, bayes = report["constant"], report.get("bayes")
+def table(report: SplitReport, split: str) -> str:
+    """A split's metrics in lines of fixed columns: the model beside what is attainable and a constant."""
     lines = [f"{split + ' split':<28}{'AUC':>10}{'logloss':>10}{'PCOC':>8}{'GAUC':>10}{'rows':>12}"]
-    lines.append(_line("model", report, report["rows"]))
-    if bayes:
-        lines.append(_line("Bayes-optimal", bayes))
-    if report.get("true_am"):
-        lines.append(_line("model, true p(type | x)", report["true_am"]))
-    lines.append(_line("constant predictor", constant))
-    if bayes and report["auc"] is not None and bayes["auc"] not in (None, 0.5):
-        share = (report["auc"] - 0.5) / (bayes["auc"] - 0.5)
-        over = report.get("p_over_true")
+    lines.append(_line("model", report))
+    if report.bayes:
+        lines.append(_line("Bayes-optimal", report.bayes))
+    if report.true_am:
+        lines.append(_line("model, true p(type | x)", report.true_am))
+    lines.append(_line("constant predictor", report.constant))
+
+    if report.share is not None:
+        lift = "share of the attainable lift (AUC - 0.5) / (Bayes AUC - 0.5)"
+        over = report.p_over_true
         calibrated = f"; sum of p / sum of true p {over:.3f}" if over is not None else ""
-        lines.append(
-            f"  share of the attainable lift (AUC - 0.5) / (Bayes AUC - 0.5): {share:.3f}{calibrated}"
-        )
-    if report.get("types"):
+        lines.append(f"  {lift}: {report.share:.3f}{calibrated}")
+
+    if report.types:
         lines += ["", "by interaction type, the type given"]
-        for part in report["types"]:
-            lines.append(_line(f"  {part['name']}", part, part["rows"]))
-            if part.get("bayes"):
-                lines.append(_line("    Bayes-optimal", part["bayes"]))
-    if report.get("am"):
-        lines += ["", _auxiliary(report["am"])]
-    if line := unknown(report.get("unknown", {})):
+    for part in report.types:
+        lines.append(_line(f"  {part.name}", part))
+        if part.bayes:
+            lines.append(_line("    Bayes-optimal", part.bayes))
+
+    if report.am:
+        lines += ["", _auxiliary(report.am)]
+    if line := unknown(report.unknown):
         lines += ["", line]
-    for note in report.get("notes", []):
-        lines.append(f"note: {note}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"note: {note}" for note in report.notes)])
 
 
-def footer(metrics: dict) -> str:
-    """Parameters and speed of the run."""
+def footer(metrics: Mapping[str, Any]) -> str:
+    """Parameters and speed of the run whose metrics.json these are."""
     parameters, train = metrics["parameters"], metrics["train"]
     counted = lambda n, what: f"{n:,} {what}{'s' if n != 1 else ''}"
-    rate = (
-        f"{train['rows_per_s']:,.0f} rows/s"
-        if train["rows_per_s"]
-        else "one step, too few for a rate"
-    )
     return (
-        f"parameters: {parameters['embedding']:,} in the embedding table, {parameters['network']:,} in the network\n"
-        f"training: {rate}, {train['input_wait']:.1%} of the time waiting for input; "
-        f"{counted(train['steps'], 'step')}, {counted(train['epochs'], 'epoch')}, {train['seconds']:.0f} seconds"
+        f"parameters: {parameters['embedding']:,} in the embedding table, "
+        f"{parameters['network']:,} in the network\n"
+        f"training: {rate(train)}, {train['input_wait']:.1%} of the time waiting for input; "
+        f"{counted(train['steps'], 'step')}, {counted(train['epochs'], 'epoch')}, "
+        f"{train['seconds']:.0f} seconds"
     )
+
+
+def rate(train: Mapping[str, Any]) -> str:
+    """Speed of a run, from "train" of metrics.json; one of a single step is not known."""
+    rows_per_s = train["rows_per_s"]
+    return f"{rows_per_s:,.0f} rows/s" if rows_per_s else "one step, too few for a rate"
 
 
 def unknown(shares: Mapping[str, float]) -> str:
@@ -74,14 +74,12 @@ def unknown(shares: Mapping[str, float]) -> str:
     if len(shown) == len(order):
         return text
     most = shares[order[len(shown)]]
-    return text + (
-        f" (others under {_SHARE_WORTH_KNOWING:.1%})"
-        if most < _SHARE_WORTH_KNOWING
-        else f" (others up to {most:.1%})"
-    )
+    if most < _SHARE_WORTH_KNOWING:
+        return f"{text} (others under {_SHARE_WORTH_KNOWING:.1%})"
+    return f"{text} (others up to {most:.1%})"
 
 
-def calibration(fit: dict, split: str) -> str:
+def calibration(fit: Mapping[str, Any], split: str) -> str:
     """Figures of a split before and after calibration.
 
     Args:
@@ -96,39 +94,90 @@ def calibration(fit: dict, split: str) -> str:
     return "\n".join([*lines, f"  fitted on {fit['rows']:,} rows of the {fit['split']} split{own}"])
 
 
-def importance(found: dict) -> str:
+def importance(found: Mapping[str, Any]) -> str:
     """Slots by the AUC that is lost when their values are permuted over the rows; `found` as in importance.json."""
     width = max(len(slot["name"]) for slot in found["slots"])
     lines = [f"{'slot':<{width}}  {'group':<16}{'AUC drop':>12}{'logloss rise':>14}"]
     for slot in found["slots"]:
-        lines.append(
-            f"{slot['name']:<{width}}  {slot['group']:<16}{slot['auc_drop']:>12.6f}{slot['logloss_rise']:>14.6f}"
-        )
+        figures = f"{slot['auc_drop']:>12.6f}{slot['logloss_rise']:>14.6f}"
+        lines.append(f"{slot['name']:<{width}}  {slot['group']:<16}{figures}")
     return "\n".join(lines)
 
 
-def _line(name: str, report: dict, rows: int | None = None) -> str:
+def verdict(report: SplitReport, prepared: dict | None, learning_rates: Mapping[str, float]) -> str:
+    """What the first evaluation shows, in a line: the nats learnt, or the likely causes of having learnt nothing.
+
+    Args:
+      report: of the validation split.
+      prepared: content of prepare.json; None if there is none.
+      learning_rates: of "embedding" and "network".
+    """
+    auc, nats, constant = report.auc, report.logloss, report.constant
+    if auc is None or nats is None or constant is None or constant.logloss is None:
+        return f"verdict: nothing to compare ({'; '.join(report.notes)})"
+
+    against = f"logloss {nats:.4f} against {constant.logloss:.4f} of a constant"
+    # Standard error of the AUC of a score that knows nothing.
+    clicks, rest = report.clicks, report.rows - report.clicks
+    if auc > 0.5 + 3 * math.sqrt((clicks + rest + 1) / (12 * clicks * rest)):
+        if nats < constant.logloss:
+            learnt = f"{1 - nats / constant.logloss:.0%} of its nats learnt"
+            return f"verdict: {against}: {learnt}; AUC {auc:.4f}"
+        off = f"its rates are off (PCOC {report.pcoc:.2f})"
+        return f"verdict: {against}, though AUC {auc:.4f}: {off}"
+
+    causes = _causes(prepared, learning_rates)
+    unusual = "nothing unusual was found in the data or learning rates"
+    likely = f"likely: {'; '.join(causes)}" if causes else unusual
+    return f"verdict: no better than a constant predictor ({against}; AUC {auc:.4f}); {likely}"
+
+
+def _causes(prepared: dict | None, learning_rates: Mapping[str, float]) -> list[str]:
+    """What in the data and the options is known to keep a model from learning."""
+    causes = []
+    for name, slot in prepared["slots"].items() if prepared else ():
+        share = slot["unknown"].get("valid", 0.0)  # numbers have none
+        if share > 0.5:
+            causes.append(f"{share:.0%} of slot {name!r} is unknown in the validation split")
+        largest = max(abs(slot.get("min") or 0), abs(slot.get("max") or 0))
+        if largest > 100:
+            tame = f"(transform {slot['encoding']}; log1p and standardize tame it)"
+            causes.append(f"slot {name!r} reaches {largest:g} {tame}")
+
+    for key, rate in learning_rates.items():
+        if rate == 0 or rate > 0.1:
+            causes.append(f"config.optim.{key}.learning_rate is {rate:g}")
+
+    train = prepared["splits"]["train"] if prepared else {"clicks": 1, "rows": 2}
+    if train["clicks"] in (0, train["rows"]):
+        causes.append("the labels of the training split are all the same")
+    return causes
+
+
+def _line(name: str, figures: Any) -> str:
+    rows = getattr(figures, "rows", None)
     counted = "" if rows is None else f"{rows:,}"
-    return f"{_cells(name, report, 'gauc')}{counted:>12}"
+    return f"{_cells(name, vars(figures), 'gauc')}{counted:>12}"
 
 
-def _cells(name: str, report: dict, last: str) -> str:
+def _cells(name: str, figures: Mapping[str, Any], last: str) -> str:
     """A name, then AUC, logloss, PCOC and one more."""
 
     def cell(key: str, width: int, digits: int) -> str:
-        value = report.get(key)
+        value = figures.get(key)
         return f"{'-':>{width}}" if value is None else f"{value:>{width}.{digits}f}"
 
-    return f"{name:<28}{cell('auc', 10, 6)}{cell('logloss', 10, 6)}{cell('pcoc', 8, 3)}{cell(last, 10, 6)}"
+    cells = cell("auc", 10, 6), cell("logloss", 10, 6), cell("pcoc", 8, 3), cell(last, 10, 6)
+    return f"{name:<28}{''.join(cells)}"
 
 
-def _auxiliary(am: dict) -> str:
-    entropy = am["marginal_entropy"]
+def _auxiliary(am: Auxiliary) -> str:
+    entropy, true = am.marginal_entropy, am.bayes_logloss
     text = (
-        f"auxiliary model: accuracy {am['accuracy']:.4f} (majority type {am['majority']:.4f}), "
-        f"log-loss {am['logloss']:.4f} nats (marginal entropy {entropy:.4f}"
+        f"auxiliary model: accuracy {am.accuracy:.4f} (majority type {am.majority:.4f}), "
+        f"log-loss {am.logloss:.4f} nats (marginal entropy {entropy:.4f}"
     )
-    if am.get("bayes_logloss") in (None, entropy):  # equal: a single type
+    if true is None or true == entropy:  # equal: a single type
         return text + ")"
-    closed = (entropy - am["logloss"]) / (entropy - am["bayes_logloss"])
-    return text + f", true {am['bayes_logloss']:.4f}): {closed:.2f} of the gap closed"
+    closed = (entropy - am.logloss) / (entropy - true)
+    return text + f", true {true:.4f}): {closed:.2f} of the gap closed"

@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from emofm_jax.evaluation import split_report
+
 _COLUMNS = (
     "point",
     "seed",
@@ -134,18 +136,12 @@ def figures(metrics: dict) -> dict:
       metrics: content of metrics.json.
 
     Returns:
-      {"auc", "logloss", "pcoc", "gauc", "p_over_true", "share", "rows_per_s"}, None where something is unknown;
-      share is (AUC - 0.5) / (Bayes AUC - 0.5).
+      {"auc", "logloss", "pcoc", "gauc", "p_over_true", "share", "rows_per_s"}, None where something is unknown.
     """
-    report = metrics.get("test") or metrics["valid"]
-    found = {key: report.get(key) for key in ("auc", "logloss", "pcoc", "gauc", "p_over_true")}
-    best = (report.get("bayes") or {}).get("auc")
-    known = None not in (found["auc"], best) and best != 0.5
-    share = (found["auc"] - 0.5) / (best - 0.5) if known else None
-    return found | {
-        "share": share,
-        "rows_per_s": metrics["train"]["rows_per_s"] or None,
-    }  # 0: of one step only
+    _, report = split_report.shown(metrics)
+    keys = ("auc", "logloss", "pcoc", "gauc", "p_over_true", "share")
+    found = {key: getattr(report, key) for key in keys}
+    return found | {"rows_per_s": metrics["train"]["rows_per_s"] or None}  # 0: of one step only
 
 
 def _row(line: dict) -> dict:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from emofm_jax.data import shards
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
+from emofm_jax.evaluation.split_report import SplitReport
 from emofm_jax.models import build as model_lib
 from emofm_jax.training import checkpoint, optim
 from emofm_jax.training import predictions as predictions_lib
@@ -215,8 +216,8 @@ def kept_step(config: ConfigDict, progress: Progress) -> int:
 
 def score(
     config: ConfigDict, split: shards.Split, program: Program, state: step_lib.TrainState
-) -> tuple[predictions_lib.Predictions, dict]:
-    """Predictions of a split and its part of metrics.json."""
+) -> tuple[predictions_lib.Predictions, SplitReport]:
+    """Predictions of a split and their report."""
     predictions = predictions_lib.predict_split(
         program.eval_step,
         state.params,

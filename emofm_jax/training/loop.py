@@ -21,17 +21,18 @@ from tqdm import tqdm
 
 from emofm_jax.data import batches, shards
 from emofm_jax.errors import UserError
-from emofm_jax.evaluation import verdict
+from emofm_jax.evaluation import summary
+from emofm_jax.evaluation.split_report import SplitReport
 from emofm_jax.training import build, checkpoint
 from emofm_jax.training import predictions as predictions_lib
 from emofm_jax.training import step as step_lib
 from emofm_jax.training.progress import Log, Progress, Window
 
 # What a monitor makes of a validation report; more is better.
-MONITORS: dict[str, Callable[[dict], float]] = {
-    "auc": lambda report: report["auc"],
-    "logloss": lambda report: -report["logloss"],
-    "auc - logloss": lambda report: report["auc"] - report["logloss"],
+MONITORS: dict[str, Callable[[SplitReport], float]] = {
+    "auc": lambda report: report.auc,
+    "logloss": lambda report: -report.logloss,
+    "auc - logloss": lambda report: report.auc - report.logloss,
 }
 
 
@@ -163,26 +164,24 @@ def _train(config, workdir, splits, program, state, progress, num_steps) -> step
 def _evaluate(config, split, program, state, progress, log) -> tuple[step_lib.TrainState, bool]:
     """Evaluates the validation split; keeps history, best step and plateau. Returns the state, and whether to save."""
     report = build.score(config, split, program, state)[1]
-    entry = {key: report[key] for key in ("auc", "logloss", "gauc", "pcoc")}
+    entry = {key: getattr(report, key) for key in ("auc", "logloss", "gauc", "pcoc")}
     entry = {"step": progress.step, "epoch": progress.epoch, **entry}
     progress.evaluations.append(entry)
     log.write("evaluate", **entry)
-    auc, logloss = (
-        "-" if report[key] is None else f"{report[key]:.6f}" for key in ("auc", "logloss")
-    )
+    auc, logloss = ("-" if x is None else f"{x:.6f}" for x in (report.auc, report.logloss))
     tqdm.write(f"step {progress.step:,}: validation AUC {auc}, logloss {logloss}")
     if len(progress.evaluations) == 1:
         path = Path(config.data.dir) / "prepare.json"
         prepared = json.loads(path.read_text()) if path.exists() else None
         rates = {key: config.optim[key].learning_rate for key in step_lib.SECTIONS}
-        tqdm.write(verdict.line(report, prepared, rates))
+        tqdm.write(summary.verdict(report, prepared, rates))
     # Without a monitor the plateau schedule watches the log-loss.
     monitor = config.train.monitor or "logloss"
-    undefined = any(report[key] is None and key in monitor for key in ("auc", "logloss"))
+    undefined = any(entry[key] is None and key in monitor for key in ("auc", "logloss"))
     value = -math.inf if undefined else MONITORS[monitor](report)
     better = value > progress.best_value + config.train.min_delta
     if better or not config.train.monitor or progress.best_step < 0:
-        progress.report = report
+        progress.report = report.to_json()
     if better:
         progress.best_step, progress.best_value, progress.stale = progress.step, value, 0
         return state, bool(config.train.monitor)
@@ -206,9 +205,10 @@ def _finish(config, workdir, splits, program, state, progress) -> dict:
     if split == "test" and kept not in [
         entry["step"] for entry in progress.evaluations
     ]:  # max_steps was lowered
-        result["valid"] = build.score(config, splits["valid"], program, state)[1]
+        result["valid"] = build.score(config, splits["valid"], program, state)[1].to_json()
     shutil.rmtree(workdir / "predictions", ignore_errors=True)  # of earlier states, by evaluate
-    predictions, result[split] = build.score(config, splits[split], program, state)
+    predictions, report = build.score(config, splits[split], program, state)
+    result[split] = report.to_json()
     predictions_lib.write_predictions(workdir / "predictions" / f"{split}.parquet", predictions)
     seconds = max(progress.seconds, 1e-9)
     result["train"] = {

@@ -3,6 +3,7 @@
 The forward is `models.predict` under pmap (`step.make_eval_step`), the metrics are exact and on the host.
 """
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -177,8 +178,8 @@ def read_truth(split: shards.Split) -> dict[str, np.ndarray] | None:
     return truth
 
 
-def report(predictions: Predictions, split: shards.Split) -> dict:
-    """The split's part of `metrics.json`; "unknown" {slot: share of its values} is of the data alone."""
+def report(predictions: Predictions, split: shards.Split) -> split_report.SplitReport:
+    """The split's part of `metrics.json`; `unknown` is of the data alone."""
     found = split_report.make(
         predictions.label,
         predictions.p,
@@ -192,7 +193,7 @@ def report(predictions: Predictions, split: shards.Split) -> dict:
         truth=read_truth(split),
     )
     names = [slot.name for slot in split.schema.slots]
-    return found | {"unknown": dict(zip(names, predictions.unknown.tolist()))}
+    return dataclasses.replace(found, unknown=dict(zip(names, predictions.unknown.tolist())))
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
