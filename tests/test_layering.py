@@ -1,7 +1,6 @@
 """Imports point one way (WORKSPACE.md), and what must start fast loads no jax: facts, by reading every import."""
 
 import ast
-import configparser
 import subprocess
 import sys
 from pathlib import Path
@@ -224,9 +223,3 @@ def test_the_package_resolves_its_names_when_they_are_used():
     assert set(emofm_jax.__all__) <= set(dir(emofm_jax))
     with pytest.raises(AttributeError, match="no attribute 'Scheme'"):
         emofm_jax.Scheme  # noqa: B018
-
-
-def test_the_version_is_that_of_the_distribution():
-    setup = configparser.ConfigParser()
-    setup.read(PACKAGE.parent / "setup.cfg")
-    assert emofm_jax.__version__ == setup["metadata"]["version"]

@@ -1,0 +1,45 @@
+"""What setup.cfg promises: every package is in the wheel, bounds are those that are tested, programs start."""
+
+import configparser
+import importlib
+import re
+from pathlib import Path
+
+import emofm_jax
+from emofm_jax import cli
+
+ROOT = Path(emofm_jax.__file__).parents[1]
+SETUP = configparser.ConfigParser()
+SETUP.read(ROOT / "setup.cfg")
+
+
+def lines(section, key):
+    return SETUP[section][key].strip().splitlines()
+
+
+def test_every_directory_is_packaged():
+    found = {path.parent for path in (ROOT / "emofm_jax").rglob("*.py")}
+    names = {".".join(path.relative_to(ROOT).parts) for path in found}
+    assert set(lines("options", "packages")) == names | {"emofm_jax.experiments"}
+    assert lines("options", "package_dir") == ["emofm_jax.experiments = experiments"]
+    assert (ROOT / "emofm_jax" / "py.typed").exists()
+
+
+def test_bounds_are_what_is_tested():
+    promised = lines("options", "install_requires") + lines("options.extras_require", "test")
+    text = (ROOT / "requirements" / "lowest.txt").read_text()
+    tested = dict(re.findall(r"^([\w-]+)==(.+)$", text, flags=re.MULTILINE))
+    tested = {name.lower().replace("-", "_"): version for name, version in tested.items()}
+    for name, bound in (line.split(">=") for line in promised):
+        version = tested.pop(name.lower().replace("-", "_"))
+        assert f"{version}.".startswith(f"{bound}."), name
+    assert tested.keys() == {"jaxlib"}
+
+
+def test_each_program_has_a_command():
+    commands = dict(line.split(" = ") for line in lines("options.entry_points", "console_scripts"))
+    programs = [f for f in (ROOT / "emofm_jax").glob("*.py") if "__main__" in f.read_text()]
+    programs = {f.stem for f in programs} - {cli.__name__.split(".")[-1]}
+    assert commands == {f"emofm-{name}": f"emofm_jax.{name}:main" for name in programs}
+    for name in programs:
+        assert callable(importlib.import_module(f"emofm_jax.{name}").main)
