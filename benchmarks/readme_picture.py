@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from emofm_jax import comparison, plots
+from emofm_jax.evaluation import comparison
+from emofm_jax.reports import plots
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "claims" / "results.jsonl"
@@ -47,7 +48,9 @@ def picture() -> str:
         series.append(_series(label, of_points))
 
     title = "Test AUC of twelve models, with and without interaction types"
-    return plots.dots(title, names, series, unit="test AUC, mean and 95% interval of 5 seeds") + "\n"
+    return (
+        plots.dots(title, names, series, unit="test AUC, mean and 95% interval of 5 seeds") + "\n"
+    )
 
 
 def test_auc(path: Path) -> dict[str, list[float]]:
@@ -60,8 +63,12 @@ def test_auc(path: Path) -> dict[str, list[float]]:
 
 
 def _series(label: str, of_points: Sequence[list[float] | None]) -> plots.Series:
-    intervals = [None if seeds is None else comparison.t_interval(np.array(seeds)) for seeds in of_points]
-    column = lambda field: [None if one is None else float(getattr(one, field)) for one in intervals]
+    intervals = [
+        None if seeds is None else comparison.t_interval(np.array(seeds)) for seeds in of_points
+    ]
+    column = lambda field: [
+        None if one is None else float(getattr(one, field)) for one in intervals
+    ]
     return plots.Series(label, (), column("mean"), column("low"), column("high"))
 
 

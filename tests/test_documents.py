@@ -1,4 +1,4 @@
-"""README and docs/: links lead somewhere, files that they name exist, commands name programs, the picture is current."""
+"""README and docs/: links and named files exist, commands name programs, the picture is current."""
 
 import importlib.util
 import re
@@ -28,7 +28,9 @@ def anchors(text: str) -> set[str]:
     """The anchors of a page's headings, as GitHub and MkDocs make them."""
     outside = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     headings = re.findall(r"^#+ (.*)$", outside, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings
+    }
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name)
@@ -42,7 +44,9 @@ def test_links_lead_somewhere(path):
         if anchor:
             assert anchor in anchors(page.read_text()), f"{name(path)} links to {target}"
         if path.is_relative_to(ROOT / "docs"):
-            assert page.is_relative_to(ROOT / "docs"), f"{name(path)}: {target} leaves docs/, which the site cannot show"
+            assert page.is_relative_to(ROOT / "docs"), (
+                f"{name(path)}: {target} leaves docs/, which the site cannot show"
+            )
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name)
@@ -70,13 +74,22 @@ def test_the_first_page():
 
 def test_every_page_is_in_the_index():
     index = (ROOT / "docs" / "index.md").read_text()
-    linked = {(ROOT / "docs" / target.split("#")[0]).resolve() for target in re.findall(r"\]\(([^)\s]+)\)", index)}
-    pages = {page for page in ROOT.glob("docs/**/*.md") if page.name != "index.md" or page.parent.name == "results"}
+    linked = {
+        (ROOT / "docs" / target.split("#")[0]).resolve()
+        for target in re.findall(r"\]\(([^)\s]+)\)", index)
+    }
+    pages = {
+        page
+        for page in ROOT.glob("docs/**/*.md")
+        if page.name != "index.md" or page.parent.name == "results"
+    }
     assert pages <= linked
 
 
 def test_the_picture_is_what_its_program_draws():
-    spec = importlib.util.spec_from_file_location("readme_picture", ROOT / "benchmarks" / "readme_picture.py")
+    spec = importlib.util.spec_from_file_location(
+        "readme_picture", ROOT / "benchmarks" / "readme_picture.py"
+    )
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
     assert program.PICTURE.read_text(encoding="utf-8") == program.picture()
