@@ -1,30 +1,40 @@
-"""The paper's claims on CTI-like data: every model, both ablations, each type's predictor removed in turn.
+"""The paper's claims on CTI-like data: every model, both ablations, each type's predictor removed.
 
     python -m emofm_jax.sweep --config=experiments/claims.py --workdir=runs/claims
     python -m emofm_jax.report --workdir=runs/claims
 
-Claim (EMOFM, section 4): predictors of their own for the types and the types themselves raise AUC with the types
-hidden at test time; HMM >= HM, WM >= the baselines. Varied: the model; `_shared`: one predictor for all types
-(type_predictors); `_untyped`: no use of the types (use_ftype); `_typed`: a baseline with a copy a type; `_drop_t1` ..:
-without the predictor of that type. WM, HM, HMM and their ablations on the quickstart's 400,000 rows; everything, WM,
-HM and HMM too, on 100,000 rows (`_100k`): compare within one size. 5 seeds. Data and settings are the quickstart's,
-which were tuned on its validation split for DNN (untyped) and HMM (typed). What a perfect auxiliary model would bring
-stands in each typed run's metrics.json as `test.true_am`.
+Claim (EMOFM, section 4): the types, and predictors of their own for the types, raise AUC when the
+types are hidden at test time; HMM >= HM, and WM >= the baselines.
 
-34 points, 170 runs, 56 minutes with --jobs=2 on two cores (AMD EPYC), November 2026. Result: without the types WM, HM
-and HMM lose 0.008 to 0.013 AUC, with one predictor for all of them HM and HMM 0.006 and 0.007, WM nothing that could
-be told; HMM and WM are level, HM 0.006 behind; a perfect auxiliary model would bring 0.003; every predictor is missed,
-by 0.016 to 0.040. On 100,000 rows HMM is ahead of every baseline without types, DCNv2 with them 0.011 ahead of HMM.
-docs/results/claims.md.
+Varied: the model, and
+    _shared     one predictor for all types (type_predictors)
+    _untyped    no use of the types (use_ftype)
+    _typed      a baseline with a copy per type
+    _drop_t1 .. without the predictor of that type
+    _100k       100,000 rows: every model. The quickstart's 400,000 rows: WM, HM, HMM and their
+                ablations. Compare within one size.
+
+5 seeds. Data and settings are the quickstart's, which were tuned on its validation split for DNN
+(untyped) and HMM (typed). Each typed run's metrics.json says as `test.true_am` what a perfect
+auxiliary model would bring.
+
+34 points, 170 runs, 56 minutes with --jobs=2 on two cores (AMD EPYC), November 2026. Result:
+- Without the types WM, HM and HMM lose 0.008 to 0.013 AUC.
+- With one predictor for all types HM and HMM lose 0.006 and 0.007, WM nothing that can be told.
+- HMM and WM are level; HM is 0.006 behind.
+- A perfect auxiliary model would bring 0.003.
+- Every predictor is missed, by 0.016 to 0.040.
+- On 100,000 rows HMM is ahead of every baseline without types; DCNv2 with them is 0.011 ahead of
+  HMM.
+docs/results/claims.md has it all.
 """
 
 from pathlib import Path
 
 from emofm_jax import points
 
-quickstart, tiny = (
-    points.load(Path(__file__).with_name(f"{name}.py")) for name in ("quickstart", "tiny")
-)
+HERE = Path(__file__).parent
+quickstart, tiny = (points.load(HERE / f"{name}.py") for name in ("quickstart", "tiny"))
 reference = "hmm"
 EMOFM = ("wm", "hm", "hmm")
 BASELINES = ("lr", "fm", "deepfm", "dnn", "dcnv2", "edcn", "final", "finalmlp", "destine")

@@ -3,9 +3,11 @@
     python -m emofm_jax.prepare --config=experiments/cti.py --config.prepare.source=DIR
     python -m emofm_jax.train --config=experiments/cti.py --workdir=runs/cti
 
-DIR holds train.tsv, valid.tsv and test.tsv with rows `log_id t1 t2 t3 features`, between tabs. By default it is the
-hand-made sample of 200 rows, which shows that everything runs and teaches a model nothing; the competition's data
-cannot be had, so no result stands here. With the real data, set the four lists of slot ids below.
+DIR holds train.tsv, valid.tsv and test.tsv with rows `log_id t1 t2 t3 features`, between tabs.
+With the real data, set the four lists of slot ids below.
+
+The default is the hand-made sample of 200 rows, which shows that everything runs and teaches a
+model nothing. The competition's data are not public, so there is no result here.
 """
 
 from emofm_jax import config

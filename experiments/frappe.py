@@ -1,21 +1,31 @@
 """Frappe: which app a user opens in which context (288,609 rows, no types; RecZoo's frappe_x1).
 
     python -m emofm_jax.prepare --config=experiments/frappe.py --config.prepare.source=DIR
-    python -m emofm_jax.train --config=experiments/frappe.py:dcnv2 --workdir=runs/dcnv2     # any name of MODELS
-    python -m emofm_jax.train --config=experiments/frappe.py:dcnv2_lazy --workdir=runs/lazy      # rows of a batch move
+    python -m emofm_jax.train --config=experiments/frappe.py:dcnv2 --workdir=runs/dcnv2
+    python -m emofm_jax.train --config=experiments/frappe.py:dcnv2_lazy --workdir=runs/lazy
 
-Claim: models reach what the public PyTorch implementation reaches on this file (its train negatives were drawn anew,
-so these are not the published figures); in AUC they do, but for fm (0.0007 below) and edcn (0.0004). Test AUC /
-logloss, mean of seeds 0, 1, 2: lr 0.9356 / 0.3076, fm 0.9676 / 0.2065, deepfm 0.9845 / 0.1574, dnn 0.9847 / 0.1514,
-dcnv2 0.9847 / 0.1535, edcn 0.9833 / 0.1563, final 0.9847 / 0.1375, finalmlp 0.9851 / 0.1513, destine 0.9850 / 0.1553,
-wm 0.9847 / 0.1492, hm 0.9838 / 0.1581, hmm 0.9832 / 0.1621; 13 to 33 epochs (lr, fm: 100), on AMD EPYC (AVX-512),
-November 2026: all seeds, another processor and the peer in docs/results/frappe.md. hm and hmm were tuned on validation
-AUC (3 and 4 settings of widths and dropout).
+The argument is any name of MODELS. With `_lazy` only the rows of a batch move.
+
+Claim: models reach what the public PyTorch implementation reaches on this file. (The file's train
+negatives were drawn anew, so these are not the published figures.) In AUC they do, except fm
+(0.0007 below) and edcn (0.0004 below).
+
+Test AUC / logloss, mean of seeds 0, 1, 2; 13 to 33 epochs (lr, fm: 100), on AMD EPYC (AVX-512),
+November 2026:
+
+    lr       0.9356 / 0.3076      dcnv2    0.9847 / 0.1535      destine  0.9850 / 0.1553
+    fm       0.9676 / 0.2065      edcn     0.9833 / 0.1563      wm       0.9847 / 0.1492
+    deepfm   0.9845 / 0.1574      final    0.9847 / 0.1375      hm       0.9838 / 0.1581
+    dnn      0.9847 / 0.1514      finalmlp 0.9851 / 0.1513      hmm      0.9832 / 0.1621
+
+hm and hmm were tuned on validation AUC (3 and 4 settings of widths and dropout). All seeds, another
+processor and the PyTorch figures are in docs/results/frappe.md.
 """
 
 from emofm_jax import config
 
-# Published settings (BARS, github reczoo/BARS @ 5b5e61f: ranking/ctr/MODEL/MODEL_frappe_x1); wm, hm, hmm: ours.
+# Published settings (BARS, github reczoo/BARS @ 5b5e61f: ranking/ctr/MODEL/MODEL_frappe_x1); those
+# of wm, hm and hmm are ours.
 MODELS = {
     "lr": {"norm": "none", "dropout": 0.0},
     "fm": {"norm": "none", "dropout": 0.0},
@@ -49,9 +59,11 @@ MODELS = {
     "hm": {},
     "hmm": {"mixer": {"d_att": 16, "num_heads": 1}},
 }
-# Embeddings start at N(0, 1e-4), as published, where that was better than 0.01; the others hardly noticed.
+# Embeddings start at N(0, 1e-4), as published, where that was better than 0.01. The other models
+# hardly noticed.
 INIT_SCALE = {"fm": 1e-4, "edcn": 1e-4, "finalmlp": 1e-4}
-# From the click rate's log-odds FM stays where LR is; from 0, as published, its interactions take off.
+# From the click rate's log-odds FM stays where LR is. From 0, as published, its interactions take
+# off.
 HEAD_BIAS = {"fm": "zero"}
 EMBEDDING_L2 = {"lr": 1e-5, "fm": 5e-6, "final": 0.1}  # 0.05 otherwise
 NETWORK_L2 = {"lr": 1e-5, "fm": 5e-6}
@@ -61,7 +73,8 @@ def get_config(arg: str = "wm"):
     name, lazy = arg.removesuffix("_lazy"), arg.endswith("_lazy")
     if name not in MODELS:
         raise ValueError(
-            f"{arg!r} is not known; choose one of {', '.join(MODELS)}, each also with _lazy behind it"
+            f"{arg!r} is not known; choose one of {', '.join(MODELS)}, "
+            "each also with _lazy behind it"
         )
     c = config.default()
     c.name = "frappe"

@@ -1,14 +1,24 @@
 """Quickstart: EMOFM on CTI-like synthetic data whose truth is known.
 
     python -m emofm_jax.train --config=experiments/quickstart.py --workdir=runs/quickstart
-    python -m emofm_jax.train --config=experiments/quickstart.py:wm --workdir=runs/wm          # any model's name
-    python -m emofm_jax.train --config=experiments/quickstart.py:dcnv2_typed --workdir=runs/t   # with types
+    python -m emofm_jax.train --config=experiments/quickstart.py:wm --workdir=runs/wm
+    python -m emofm_jax.train --config=experiments/quickstart.py:dcnv2_typed --workdir=runs/typed
 
-Claim: typed predictors come close to what is attainable when the type is hidden at test time, and mixers make up for
-the split into groups. Expected on the test split, mean +/- sd of seeds 0, 1, 2, share of the attainable AUC lift: hmm
-0.899 +/- 0.008, wm 0.897 +/- 0.005, hm 0.879 +/- 0.003, dnn (no types) 0.873 +/- 0.004; every model, typed and
-untyped: docs/results/baselines.md. hmm takes 1.5 minutes on two cores (AMD EPYC, AVX2), November 2026. Rates and
-widths were tuned on the validation split, dnn's rates apart.
+The argument is any model's name. With `_typed` a baseline gets a copy per type.
+
+Claim: typed predictors come close to what is attainable when the type is hidden at test time, and
+mixers make up for the split into groups.
+
+Expected on the test split, share of the attainable AUC lift, mean +/- sd of seeds 0, 1, 2:
+
+    hmm              0.899 +/- 0.008
+    wm               0.897 +/- 0.005
+    hm               0.879 +/- 0.003
+    dnn (no types)   0.873 +/- 0.004
+
+hmm takes 1.5 minutes on two cores (AMD EPYC, AVX2), November 2026. Rates and widths were tuned on
+the validation split, dnn's rates apart. docs/results/baselines.md has every model, typed and
+untyped.
 """
 
 from emofm_jax import config
@@ -25,21 +35,19 @@ def get_config(arg: str = "hmm"):
 
     c.model.name = name
     c.model.type_aware = typed
-    c.model.am_joint = (
-        arg == "lr_typed"
-    )  # which reads no embeddings: nothing else would train those of the AM
+    # LR reads no embeddings, so nothing else would train those of the auxiliary model.
+    c.model.am_joint = arg == "lr_typed"
     c.model.stage1 = (256,)
     c.model.final.block1 = c.model.final.block2 = (512, 256, 128)
     c.model.finalmlp.mlp1 = c.model.finalmlp.mlp2 = (512, 256, 128)
 
-    c.model.norm = (
-        "layer" if name == "edcn" else "none"
-    )  # without it EDCN's products of small embeddings never grow
+    # Without it EDCN's products of small embeddings never grow.
+    c.model.norm = "layer" if name == "edcn" else "none"
 
-    # FM's sum over all pairs of slots and DESTINE's attention ask for smaller steps; all were tuned on validation.
-    c.optim.embedding.learning_rate = {"fm": 0.005, "deepfm": 0.002, "destine": 0.005}.get(
-        name, 0.02
-    )
+    # FM's sum over all pairs of slots and DESTINE's attention ask for smaller steps. All rates were
+    # tuned on validation.
+    rates = {"fm": 0.005, "deepfm": 0.002, "destine": 0.005}
+    c.optim.embedding.learning_rate = rates.get(name, 0.02)
     c.optim.embedding.schedule = "cosine"
     c.optim.network.learning_rate = 2e-3 if typed or name in ("wm", "hm", "hmm") else 1e-3
     c.optim.network.schedule = "cosine"

@@ -1,33 +1,41 @@
-"""Other distributions: the world moves, ids and types are new, types are noise; epochs, hashing, unequal groups.
+"""Other distributions: the data change, ids and types are new, types say nothing, and more.
 
     python -m emofm_jax.sweep --config=experiments/shift.py --workdir=runs/shift
     python -m emofm_jax.report --workdir=runs/shift
 
-Questions: does the ensemble of types (HMM, WM) keep its lead over a plain DNN when the test day moves (drift), when
-ids or a whole type never occurred in training, and does it overfit when the types say nothing (same_types:
-type_strength=0)? Is one epoch right? What do hash collisions cost (hash_rows of each of the four slots that grow,
-12,000 to 50,000 ids in the largest; the others have a row an id)? Do groups of unequal sizes hurt mixers (slots of
-user, scene, ad, session; beyond the 7 informative ones of a group they are noise, so 15+15+15+16 has as much of it as
-7+7+7+40)?
+Questions:
+- Do the typed models (HMM, WM) keep their lead over a plain DNN when the test day moves (drift), or
+  when ids or a whole type never occurred in training?
+- Do they overfit when the types say nothing (same_types: type_strength=0)?
+- Is one epoch right?
+- What do hash collisions cost? (hash_rows of each of the four slots that grow, 12,000 to 50,000 ids
+  in the largest; the other slots have a row for each id.)
+- Do groups of unequal sizes hurt mixers? (A point's name gives the slots of user, scene, ad,
+  session. Beyond the 7 informative ones of a group they are noise, so 15+15+15+16 has as much of it
+  as 7+7+7+40.)
 
-Data: the quickstart's with one dial moved, 100,000 rows, types hidden at test time; settings are the quickstart's.
-Each dial makes its own truth: compare shares of the attainable lift, and models within a dial. 3 seeds of training;
-the data have one seed.
+Data: the quickstart's with one dial moved, 100,000 rows, types hidden at test time. Settings are
+the quickstart's. Each dial makes its own truth: compare shares of the attainable lift, and models
+within a dial. 3 seeds of training; the data have one seed.
 
-56 points, 168 runs, 45 minutes with --jobs=2 on two cores (AMD EPYC), November 2026. Result, in shares of the
-attainable lift: full drift costs DNN, WM and HMM 0.27 to 0.29, new ids 0.01, an unseen type 0.09 (0.30 of the rows) and
-0.03 to 0.04 (0.10); where types say nothing HMM is 0.019 and WM 0.032 behind DNN; two epochs bring HMM 0.006 AUC and
-no logloss, three are 0.016 AUC worse than one; collisions cost nothing; noise in one group costs HMM 0.6 of what noise
-in all groups does. docs/results/shift.md.
+56 points, 168 runs, 45 minutes with --jobs=2 on two cores (AMD EPYC), November 2026. Result, in
+shares of the attainable lift:
+- Full drift costs DNN, WM and HMM 0.27 to 0.29.
+- New ids cost 0.01.
+- An unseen type costs 0.09 (0.30 of the rows) and 0.03 to 0.04 (0.10 of the rows).
+- Where types say nothing HMM is 0.019 and WM 0.032 behind DNN.
+- Two epochs bring HMM 0.006 AUC and no logloss; three are 0.016 AUC worse than one.
+- Collisions cost nothing.
+- Noise in one group costs HMM 0.6 of what noise in all groups does.
+docs/results/shift.md has it all.
 """
 
 from pathlib import Path
 
 from emofm_jax import points
 
-quickstart, tiny = (
-    points.load(Path(__file__).with_name(f"{name}.py")) for name in ("quickstart", "tiny")
-)
+HERE = Path(__file__).parent
+quickstart, tiny = (points.load(HERE / f"{name}.py") for name in ("quickstart", "tiny"))
 reference = "hmm"
 # Dial of prepare.synthetic -> {name of its value: value}, and the models that are compared.
 DIALS = {

@@ -1,4 +1,4 @@
-"""Makes another experiment so small that it runs in seconds: the argument `tiny` of the sweeps, for tests."""
+"""Makes an experiment run in seconds, for tests: the argument `tiny` of every sweep."""
 
 from ml_collections import ConfigDict
 
