@@ -15,14 +15,14 @@ WIDTHS = {
 
 
 def wanted(arg: str) -> bool:
-    """Whether the argument asks for it; there is no other one."""
+    """Returns whether the argument asks for it; there is no other one."""
     if arg not in ("", "tiny"):
         raise ValueError(f"{arg!r} is not known; give `tiny`, or no argument")
     return arg == "tiny"
 
 
 def shrink(c: ConfigDict) -> ConfigDict:
-    """The config itself, with synthetic data of a few hundred rows and narrow layers."""
+    """Returns the config itself, with synthetic data of a few hundred rows and narrow layers."""
     c.prepare.format = "synthetic"
     c.prepare.synthetic.rows = (600, 300, 300)
     c.data.dir = f"{c.data.dir}_tiny"
