@@ -1,6 +1,7 @@
 """docs/data.md: its experiment file and its commands are run as they stand, only with a tiny network."""
 
 import gzip
+import json
 import os
 import re
 import shutil
@@ -11,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from emofm_jax import evaluate, predict, prepare, train
+from emofm_jax.data import counts, shards
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data import schema as schema_lib
-from emofm_jax.data import shards
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "data.md").read_text()
@@ -76,6 +77,11 @@ def test_the_csv_becomes_shards(checkout):
     }
     rows = {split: shards.open_split("data/mine", split).num_rows for split in shards.SPLITS}
     assert sum(rows.values()) == 400 and min(rows.values()) > 15
+
+
+def test_the_tables_are_what_prepare_prints(checkout):
+    report = json.loads(Path("data/mine/prepare.json").read_text())
+    assert counts.as_text(report) in TEXT
 
 
 def test_raw_rows_get_the_scores_of_their_shards(checkout):
