@@ -20,7 +20,8 @@ auxiliary model would bring.
 
 34 points, 170 runs, 56 minutes with --jobs=2 on two cores (AMD EPYC), November 2026. Result:
 - Without the types WM, HM and HMM lose 0.008 to 0.013 AUC.
-- With one predictor for all types HM and HMM lose 0.006 and 0.007, WM nothing that can be told.
+- With one predictor for all types HM and HMM lose 0.006 and 0.007, WM not
+  distinguishably.
 - HMM and WM are level; HM is 0.006 behind.
 - A perfect auxiliary model would bring 0.003.
 - Every predictor is missed, by 0.016 to 0.040.

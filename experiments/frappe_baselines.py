@@ -12,7 +12,7 @@ data the sweep names the command that prepares them.
 2026. Result:
 - FinalMLP, DESTINE, WM, DCNv2, FINAL, DNN and DeepFM (0.9845 to 0.9851) cannot be told apart in
   AUC.
-- FINAL has the lowest logloss (0.1375). WM has 0.1492 and cannot be told from it.
+- FINAL has the lowest logloss (0.1375). WM has 0.1492 and is not distinguishable from it.
 - HM is 0.0009 and HMM 0.0016 behind WM; FM and LR are far behind.
 - EDCN's seeds differ by 0.0017.
 docs/results/frappe.md has it all.

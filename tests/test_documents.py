@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.fast
+
 ROOT = Path(__file__).parents[1]
 # The README's two commands; `.ci/run` and its readers type them as they stand.
 QUICKSTART = (
