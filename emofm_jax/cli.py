@@ -25,6 +25,7 @@ from ml_collections import ConfigDict, config_flags
 
 from emofm_jax import config as config_lib
 from emofm_jax.errors import UserError
+from emofm_jax.training import compilation_cache
 
 _HELP = ("--help", "-help", "-h", "--helpfull")
 
@@ -56,7 +57,9 @@ def run(
             define(flags, argv)
             print(_help(main, flags, more_help))
         else:
-            main(_parse(flags, define, argv))
+            parsed = _parse(flags, define, argv)
+            compilation_cache.enable()
+            main(parsed)
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from emofm_jax.errors import UserError
 from emofm_jax.sweeping import run as sweep_run
+from emofm_jax.training import compilation_cache
 
 _STOPPED = (
     130,
@@ -190,6 +191,7 @@ def main() -> int:
     """Runs what stdin names until it ends; if it ends within a run, the sweep has died, and so the run stops too."""
     if cpus := {int(cpu) for cpu in sys.argv[1:]}:
         os.sched_setaffinity(0, cpus)  # before jax is loaded, which counts them
+    compilation_cache.enable()
     todo, busy = queue.SimpleQueue(), threading.Event()
 
     def read():

@@ -1,0 +1,114 @@
+"""Compiled programs are kept between runs: where, when not, and with the same numbers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from emofm_jax.training import compilation_cache
+
+DIRECTORY, ENABLED = "JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE"
+# Compiles a step as train does, ahead of its call and with compiler options; prints how often the disk had it.
+PROGRAM = """
+from emofm_jax.training import compilation_cache
+compilation_cache.enable()
+import jax, jax.numpy as jnp
+from emofm_jax.training import compilation
+hits = []
+jax.monitoring.register_event_listener(lambda name, **_: hits.append(name.endswith("cache_hits")))
+step = jax.pmap(lambda state, x: state + jnp.sin(x @ x.T).sum(), devices=jax.local_devices()[:1])
+step = compilation.compile_ahead(step, jax.local_devices()[:1])
+print(sum(hits), float(step(jnp.ones(1), jnp.arange(64.0).reshape(1, 8, 8) / 7)[0]).hex(), sum(hits))
+"""
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """The environment of a process that has not loaded JAX, whose user has set nothing; the cache's directory."""
+    monkeypatch.delitem(sys.modules, "jax", raising=False)
+    environment = {"HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    monkeypatch.setattr(os, "environ", environment)
+    return tmp_path / "cache" / "emofm_jax"
+
+
+def test_it_lies_in_the_users_cache_directory(fresh):
+    compilation_cache.enable()
+    directory = Path(os.environ[DIRECTORY])
+    assert directory.parent == fresh and directory.is_dir() and fresh.stat().st_mode & 0o077 == 0
+    del os.environ[DIRECTORY], os.environ["XDG_CACHE_HOME"]
+    compilation_cache.enable()
+    home = Path(os.environ["HOME"]) / ".cache" / "emofm_jax"
+    assert Path(os.environ[DIRECTORY]) == home / directory.name
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(DIRECTORY, "/mine"), (DIRECTORY, ""), (ENABLED, "0"), (ENABLED, "False")],
+)
+def test_the_user_comes_first(fresh, name, value):
+    os.environ[name] = value
+    compilation_cache.enable()
+    assert os.environ.get(DIRECTORY) == (value if name == DIRECTORY else None)
+    assert not fresh.exists()
+
+
+def test_a_process_that_has_loaded_jax_keeps_its_settings(fresh, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax", object())
+    compilation_cache.enable()
+    assert DIRECTORY not in os.environ
+
+
+@pytest.mark.parametrize("home", ["~", "relative", "file/below"])
+def test_without_a_place_there_is_no_cache(fresh, tmp_path, home):
+    (tmp_path / "file").write_text("")
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path / home) if "/" in home else home
+    compilation_cache.enable()
+    assert DIRECTORY not in os.environ
+
+
+def test_a_directory_that_cannot_be_written_is_none(fresh, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    compilation_cache.enable()
+    assert DIRECTORY not in os.environ
+
+
+def test_each_processor_has_its_own(fresh, monkeypatch):
+    """A process of a sweep takes over its parent's environment, but may have other processors."""
+    compilation_cache.enable()
+    first = os.environ[DIRECTORY]
+    compilation_cache.enable()
+    assert os.environ[DIRECTORY] == first
+    monkeypatch.setattr(compilation_cache, "_processor", lambda: "flags: avx512f")
+    compilation_cache.enable()
+    assert os.environ[DIRECTORY] != first and os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3"
+
+
+def test_what_was_used_longest_ago_goes_first(tmp_path):
+    (tmp_path / "host").mkdir()
+    for age, name in enumerate("cab"):
+        path = tmp_path / "host" / f"{name}-cache"
+        path.write_bytes(bytes(10))
+        os.utime(path, (1000 + age, 1000 + age))
+    compilation_cache._prune(tmp_path, 20)
+    assert sorted(path.name[0] for path in (tmp_path / "host").iterdir()) == ["a", "b"]
+
+
+def test_the_second_process_compiles_nothing(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k not in (DIRECTORY, ENABLED)}
+    environment |= {
+        "XDG_CACHE_HOME": str(tmp_path),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+    def said(**more):
+        command = [sys.executable, "-c", PROGRAM]
+        ran = subprocess.run(
+            command, env=environment | more, capture_output=True, text=True, check=True
+        )
+        return ran.stdout.split()
+
+    off, first, second = said(**{ENABLED: "0"}), said(), said()
+    assert off[1] == first[1] == second[1], "the same bits"
+    assert int(off[2]) == int(first[2]) == 0 and int(second[2]) > 0
