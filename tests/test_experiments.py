@@ -8,6 +8,7 @@ import pytest
 
 from emofm_jax import config, points, sweep
 from emofm_jax.errors import UserError
+from emofm_jax.sweeping import sweep as sweep_lib
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 # Sweep -> points, seeds.
@@ -41,9 +42,9 @@ def test_the_whole_plan_is_sound(home, name):
         with pytest.raises(
             UserError, match="data/frappe: no prepared data; run `python -m emofm_jax.prepare"
         ):
-            sweep._check_points(found.points)
+            sweep_lib.check_points(found.points)
     else:
-        sweep._check_points(found.points)
+        sweep_lib.check_points(found.points)
     texts = [point.config.to_json() for point in found.points]
     assert len(set(texts)) == len(texts), "no two points are the same"
     assert plan(name, "tiny").reference in {point.name for point in plan(name, "tiny").points}

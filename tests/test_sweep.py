@@ -14,6 +14,8 @@ import jax
 import pytest
 
 from emofm_jax import config, points, report, sweep, train
+from emofm_jax.sweeping import search
+from emofm_jax.sweeping import sweep as sweep_lib
 from emofm_jax.training import run as run_lib
 
 SWEEP = Path(__file__).parent / "tiny_sweep.py"
@@ -295,7 +297,7 @@ def test_what_fails_is_reported_and_the_rest_goes_on(home, capsys, monkeypatch):
         "run",
         lambda c, workdir: results("done")[0]["metrics"] | {"train": {"rows_per_s": 1, "steps": 1}},
     )
-    monkeypatch.setattr(sweep, "_make_data", lambda todo: {})
+    monkeypatch.setattr(sweep_lib, "make_data", lambda runs: {})
     assert sweep.main([*mended, "--retry"]) == 0
 
 
@@ -355,7 +357,7 @@ def test_a_search_is_reproducible_and_says_what_was_best(home, capsys, monkeypat
     (home / "search/results.jsonl").unlink()
     assert sweep.main(arguments("search", "--search=tpe", "--trials=3")) == 1
     assert results("search") == lines
-    monkeypatch.setattr(sweep, "_objective", lambda *_: None)  # as with one class
+    monkeypatch.setattr(search.monitor, "value", lambda *_: None)  # as with one class
     assert sweep.main(arguments("search", "--search=tpe", "--trials=3")) == 1
     assert (
         "no trial has a validation auc with every seed: runs failed, or its"

@@ -1,19 +1,26 @@
-"""Where the next trial of `sweep --search=tpe` looks: a tree-structured Parzen estimator over declared ranges (Optuna).
+"""Where the next trial of `sweep --search=tpe` looks: a tree-structured Parzen estimator (Optuna).
 
-A trial follows from the seed and from the results of the trials before it alone, so that a search that was killed goes
-on as if it had not been.
+A trial follows from the seed and from the results of the trials before it alone, so that a search
+that was killed goes on as if it had not been.
 """
 
+import dataclasses
 import itertools
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from emofm_jax import config as config_lib
-from emofm_jax import points
 from emofm_jax.errors import UserError
+from emofm_jax.evaluation import monitor
+from emofm_jax.sweeping import overrides
+from emofm_jax.sweeping import run as sweep_run
+from emofm_jax.sweeping.experiment import Point
+from emofm_jax.sweeping.results import Results
+from emofm_jax.sweeping.sweep import Sweep
 from emofm_jax.training import run as run_lib
 
 KINDS = ("log", "uniform", "choice")
@@ -24,50 +31,51 @@ def check(ranges: Mapping[str, Sequence], base: ConfigDict) -> None:
     """Checks that Optuna is there, and that every range is one.
 
     Raises:
-      UserError: Optuna is not installed; a field that does not exist, is of another type or has no effect; a range that
-        is none.
+      UserError: Optuna is not installed; a field that does not exist, is of another type or has no
+        effect; a range that is none.
     """
     _optuna()
     for field, drawn in ranges.items():
-        where = f"ranges: {field!r}"
-        if field not in config_lib.flatten(base):
-            raise UserError(
-                f"{where} is no field of the config; emofm_jax/config.py lists every field"
-            )
-        if field == "seed":
-            raise UserError(f"{where}: every trial has all seeds; set `seeds` instead")
-        if not _is_list(drawn) or not drawn or drawn[0] not in KINDS:
-            raise UserError(
-                f"{where}: {drawn!r:.80} is not known; write (kind, ...), kind one of {', '.join(KINDS)}"
-            )
-        kind, *bounds = drawn
-        if kind == "choice":
-            if len(bounds) != 1 or not _is_list(bounds[0]) or not bounds[0]:
-                raise UserError(
-                    f"{where}: {drawn!r:.80} is no choice; write ('choice', [value, ...])"
-                )
-            for value in bounds[0]:
-                points.put(base, {field: value}, "ranges")
-            continue
-        whole = _is_whole(now := config_lib.get(base, field))
-        if not whole and not isinstance(now, float):
-            raise UserError(
-                f"{where}: it is {now!r}, and only numbers have a range; write ('choice', [value, ...])"
-            )
-        numbers = len(bounds) == 2 and all(
-            _is_whole(b) or (isinstance(b, float) and not whole) for b in bounds
-        )
-        if (
-            not numbers
-            or not -math.inf < bounds[0] < bounds[1] < math.inf
-            or (kind == "log" and bounds[0] <= 0)
-        ):
-            raise UserError(
-                f"{where}: {drawn!r:.80} is no range of {'whole ' * whole}numbers; write ('{kind}', low, high) with "
-                "low < high, above 0 for log"
-            )
+        _check_range(field, drawn, base)
     for field, what in _idle(ranges, base).items():
         raise UserError(f"ranges: {field!r} has no effect on {what}; leave it out")
+
+
+def run(
+    sweep: Sweep, ranges: Mapping[str, Sequence], names: Sequence[str], results: Results, lock: int
+) -> str:
+    """Runs trial after trial, each drawn from the results of those before.
+
+    Args:
+      sweep: its base is what trials override.
+      ranges: checked.
+      names: of the trials, one each.
+      results: gains those of the trials.
+      lock: descriptor that holds the lock of the workdir.
+
+    Returns:
+      A line that says which trial was best.
+    """
+    base, watched = sweep.base, sweep.base.train.monitor or "auc"
+    history: list[tuple[dict[str, Any], float | None]] = []
+    for name in names:
+        values = next_trial(ranges, base, history, base.seed)
+        try:
+            config = overrides.apply(base, values, name)
+            run_lib.check(config)
+        except UserError as error:  # options that do not go together
+            for refused in sweep.runs_of(Point(name, base, {})):
+                refused = dataclasses.replace(refused, overrides=values)
+                results.end(sweep_run.end(refused, error=str(error)))
+        else:
+            sweep.train(sweep.runs_of(Point(name, config, {})), results, lock)
+
+        reports = [result.metrics["valid"] for result in results.of(name) if result.metrics]
+        found = (monitor.value(watched, r["auc"], r["logloss"]) for r in reports)
+        reached = [value for value in found if value is not None]
+        whole = len(reached) == len(sweep.seeds)
+        history.append((values, statistics.fmean(reached) if whole else None))
+    return _best(names, history, watched)
 
 
 def next_trial(
@@ -81,7 +89,8 @@ def next_trial(
     Args:
       ranges: checked.
       base: config that is overridden; where it has a whole number, whole numbers are drawn.
-      history: of each trial before, its {field: value} and what it reached (more is better), None if it failed.
+      history: of each trial before, its {field: value} and what it reached (more is better), None
+        if it failed.
       seed: of the search.
     """
     optuna = _optuna()
@@ -91,42 +100,89 @@ def next_trial(
     }
     sampler = optuna.samplers.TPESampler(seed=(seed * 1_000_003 + len(history)) % 2**32)
     study = optuna.create_study(direction="maximize", sampler=sampler)
+
+    states = optuna.trial.TrialState
     for values, reached in history:
-        params = {f: _position(drawn, values[f]) for f, drawn in ranges.items()}
-        state = (
-            optuna.trial.TrialState.FAIL if reached is None else optuna.trial.TrialState.COMPLETE
+        trial = optuna.trial.create_trial(
+            state=states.FAIL if reached is None else states.COMPLETE,
+            params={field: _position(drawn, values[field]) for field, drawn in ranges.items()},
+            distributions=distributions,
+            value=reached,
         )
-        study.add_trial(
-            optuna.trial.create_trial(
-                state=state, params=params, distributions=distributions, value=reached
-            )
-        )
+        study.add_trial(trial)
+
     params = study.ask(distributions).params
     return {
-        f: drawn[1][params[f]] if drawn[0] == "choice" else params[f] for f, drawn in ranges.items()
+        field: drawn[1][params[field]] if drawn[0] == "choice" else params[field]
+        for field, drawn in ranges.items()
     }
+
+
+def _check_range(field: str, drawn: Any, base: ConfigDict) -> None:
+    where = f"ranges: {field!r}"
+    if field not in config_lib.flatten(base):
+        remedy = "emofm_jax/config.py lists every field"
+        raise UserError(f"{where} is no field of the config; {remedy}")
+    if field == "seed":
+        raise UserError(f"{where}: every trial has all seeds; set `seeds` instead")
+    if not _is_list(drawn) or not drawn or drawn[0] not in KINDS:
+        remedy = f"write (kind, ...), kind one of {', '.join(KINDS)}"
+        raise UserError(f"{where}: {drawn!r:.80} is not known; {remedy}")
+
+    kind, *bounds = drawn
+    if kind == "choice":
+        if len(bounds) != 1 or not _is_list(bounds[0]) or not bounds[0]:
+            remedy = "write ('choice', [value, ...])"
+            raise UserError(f"{where}: {drawn!r:.80} is no choice; {remedy}")
+        for value in bounds[0]:
+            overrides.put(base, {field: value}, "ranges")
+        return
+
+    now = config_lib.get(base, field)
+    whole = _is_whole(now)
+    if not whole and not isinstance(now, float):
+        remedy = "write ('choice', [value, ...])"
+        raise UserError(f"{where}: it is {now!r}, and only numbers have a range; {remedy}")
+    numbers = all(_is_whole(bound) or (isinstance(bound, float) and not whole) for bound in bounds)
+    rising = numbers and len(bounds) == 2 and -math.inf < bounds[0] < bounds[1] < math.inf
+    if not rising or (kind == "log" and bounds[0] <= 0):
+        what = f"no range of {'whole ' * whole}numbers"
+        remedy = f"write ('{kind}', low, high) with low < high, above 0 for log"
+        raise UserError(f"{where}: {drawn!r:.80} is {what}; {remedy}")
 
 
 def _idle(ranges: Mapping[str, Sequence], base: ConfigDict) -> dict[str, str]:
-    """{field: what it has no effect on} of those with none whatever the others are; {} if that is too much to try."""
-    ends = {
-        field: drawn[1] if drawn[0] == "choice" else drawn[1:] for field, drawn in ranges.items()
-    }
+    """{field: what it has no effect on} of those with none whatever the others are.
+
+    Empty if that is too much to try.
+    """
+    ends = {f: drawn[1] if drawn[0] == "choice" else drawn[1:] for f, drawn in ranges.items()}
     trials, idle = itertools.product(*ends.values()), None
     for values in itertools.islice(trials, _TRIED):
         try:
-            config = points.apply(base, dict(zip(ends, values)), "")
+            config = overrides.apply(base, dict(zip(ends, values)), "")
             run_lib.check(config)
         except UserError:  # options that do not go together
             continue
-        idle = {
-            f: what
-            for f, what in run_lib.without_effect(config).items()
-            if f in (ranges if idle is None else idle)
-        }
+
+        candidates = ranges if idle is None else idle
+        found = run_lib.without_effect(config)
+        idle = {field: what for field, what in found.items() if field in candidates}
         if not idle:
             return {}
     return idle if idle and next(trials, None) is None else {}
+
+
+def _best(names: Sequence[str], history: Sequence[tuple], watched: str) -> str:
+    reached = {i: value for i, (_, value) in enumerate(history) if value is not None}
+    if not reached:
+        why = "runs failed, or its rows are of one class"
+        return f"no trial has a validation {watched} with every seed: {why}\n"
+
+    best = max(reached, key=reached.__getitem__)
+    value = -reached[best] if watched == "logloss" else reached[best]
+    chosen = ", ".join(f"{field}={value!r}" for field, value in history[best][0].items())
+    return f"best: {names[best]}, validation {watched} {value:.6f}: {chosen}\n"
 
 
 def _is_list(value: Any) -> bool:
@@ -137,33 +193,28 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _optuna():
+def _optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise UserError(
-            "--search=tpe: Optuna is not installed; `pip install 'emofm_jax[search]'`"
-        ) from None
+        remedy = "`pip install 'emofm_jax[search]'`"
+        raise UserError(f"--search=tpe: Optuna is not installed; {remedy}") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
 
-def _distribution(optuna, drawn: Sequence, now: Any):
+def _distribution(optuna: Any, drawn: Sequence, now: Any) -> Any:
     """Choices are drawn by their position: Optuna takes no tuples."""
+    kinds = optuna.distributions
     if drawn[0] == "choice":
-        return optuna.distributions.CategoricalDistribution(tuple(range(len(drawn[1]))))
-    kind = (
-        optuna.distributions.IntDistribution
-        if _is_whole(now)
-        else optuna.distributions.FloatDistribution
-    )
+        return kinds.CategoricalDistribution(tuple(range(len(drawn[1]))))
+    kind = kinds.IntDistribution if _is_whole(now) else kinds.FloatDistribution
     return kind(drawn[1], drawn[2], log=drawn[0] == "log")
 
 
 def _position(drawn: Sequence, value: Any) -> Any:
+    """What Optuna calls a value: of a choice its place, where lists count as tuples."""
     if drawn[0] != "choice":
         return value
-    same = lambda a, b: (
-        (list(a) if isinstance(a, tuple) else a) == (list(b) if isinstance(b, tuple) else b)
-    )
-    return next(i for i, choice in enumerate(drawn[1]) if same(choice, value))
+    plain = lambda x: tuple(x) if isinstance(x, list) else x
+    return next(i for i, choice in enumerate(drawn[1]) if plain(choice) == plain(value))

@@ -1,5 +1,6 @@
 """The processes of a sweep: what they do when one of them is killed, or when all are told to stop."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,45 +10,38 @@ from pathlib import Path
 
 import pytest
 
+from emofm_jax import config
 from emofm_jax.sweeping import processes
+from emofm_jax.sweeping.run import Run
 from emofm_jax.training import workdir as workdir_lib
 
 SWEEP = Path(__file__).parent / "tiny_sweep.py"
+LINE = {"status": "ok", "overrides": {}, "metrics": {"valid": {}}}  # of results.jsonl, in part
+
+
+def run(directory: Path, point: str, seed: int) -> Run:
+    """A run that nobody trains."""
+    return Run(point, seed, {}, config.default(), directory / f"{point}-{seed}")
 
 
 def test_a_process_that_dies_fails_its_run_and_another_takes_over(tmp_path, monkeypatch):
     code = "import json, os, sys\nfor line in sys.stdin:\n run = json.loads(line)\n"
     code += " if run['seed']: os.kill(os.getpid(), 9)\n"
-    code += " print(json.dumps({'line': {'point': run['point'], 'seed': run['seed'], 'status': 'ok'}}), flush=True)"
+    code += f" line = {LINE} | {{'point': run['point'], 'seed': run['seed']}}\n"
+    code += " print(json.dumps({'line': line, 'config': {}}), flush=True)"
     start = subprocess.Popen
     monkeypatch.setattr(
         processes.subprocess,
         "Popen",
         lambda command, **kw: start([sys.executable, "-c", code], **kw),
     )
-    groups = [
-        [
-            {
-                "point": p,
-                "seed": s,
-                "overrides": {},
-                "config": {},
-                "workdir": str(tmp_path / f"{p}-{s}"),
-                "place": "",
-            }
-            for s in (0, 1)
-        ]
-        for p in "ab"
-    ]
+    groups = [[run(tmp_path, point, seed) for seed in (0, 1)] for point in "ab"]
     with open(os.devnull) as lock:
-        found = {
-            (r["line"]["point"], r["line"]["seed"]): r["line"]
-            for r in processes.execute_all(groups, 2, lock.fileno())
-        }
-    assert [found[p, 0]["status"] for p in "ab"] == ["ok", "ok"]
-    assert all(
-        "exit code -9 (killed, perhaps for want of memory)" in found[p, 1]["error"] for p in "ab"
-    )
+        ended = list(processes.execute_all(groups, 2, lock.fileno()))
+    found = {(result.point, result.seed): result for result in ended}
+    assert all(found[point, 0].ok and not found[point, 1].ok for point in "ab")
+    killed = "exit code -9 (killed, perhaps for want of memory)"
+    assert all(killed in found[point, 1].error for point in "ab")
 
 
 def test_a_process_that_is_stopped_stops_the_sweep(tmp_path, monkeypatch):
@@ -57,8 +51,9 @@ def test_a_process_that_is_stopped_stops_the_sweep(tmp_path, monkeypatch):
         "Popen",
         lambda command, **kw: start([sys.executable, "-c", code], **kw),
     )
+    groups = [[run(tmp_path, point, 0)] for point in "ab"]
     with open(os.devnull) as lock, pytest.raises(SystemExit) as stop:
-        list(processes.execute_all([[{}], [{}]], 2, lock.fileno()))
+        list(processes.execute_all(groups, 2, lock.fileno()))
     assert stop.value.code == 128 + signal.SIGTERM
 
 
@@ -94,7 +89,8 @@ def test_a_sweep_that_is_stopped_ends_with_its_processes(tmp_path, order):
 
 LOST = """
 import gc, os, signal, sys
-from emofm_jax import runs, workers
+from emofm_jax.sweeping import processes
+from emofm_jax.sweeping import run as sweep_run
 
 def execute(run):  # is told to stop within a callback, where the exception of the handler is lost
     def collected(phase, info):
@@ -108,19 +104,19 @@ def execute(run):  # is told to stop within a callback, where the exception of t
     while True:
         pass
 
-runs.execute, workers._PATIENCE = execute, 1
-sys.exit(workers.main())
+sweep_run.execute, processes._PATIENCE = execute, 1
+sys.exit(processes.main())
 """
 
 
-def test_a_process_stays_on_its_processor_and_ends_though_the_order_to_stop_is_lost():
+def test_a_process_stays_on_its_processor_and_ends_though_the_order_to_stop_is_lost(tmp_path):
     cpu = min(os.sched_getaffinity(0))
     command = [sys.executable, "-c", LOST, str(cpu)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         try:
-            process.stdin.write("{}\n")
+            process.stdin.write(json.dumps(run(tmp_path, "a", 0).to_json()) + "\n")
             process.stdin.flush()
             assert process.stdout.readline() == f"goes on {cpu}\n"
             assert process.wait(timeout=60) == -signal.SIGALRM
@@ -142,12 +138,12 @@ def test_processes_take_points_and_help_where_most_is_left():
     assert (one, other) == ("a0", "b0")
     taken = []
     for _ in range(3):  # the other one is through with its point: it begins the last
-        run, theirs = take(theirs)
-        taken.append(run)
+        given, theirs = take(theirs)
+        taken.append(given)
     assert taken == ["c0", "c1", "c2"]
-    run, mine = take(mine)
-    assert run == "a1"
+    given, mine = take(mine)
+    assert given == "a1"
     for wanted in ("c3", "a2", None, None):
-        run, theirs = take(theirs)
-        assert run == wanted
+        given, theirs = take(theirs)
+        assert given == wanted
     assert take(mine)[0] is None

@@ -1,0 +1,168 @@
+"""A sweep under way: from the points of an experiment file to runs, and from runs to results."""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from emofm_jax import config as config_lib
+from emofm_jax.errors import UserError
+from emofm_jax.sweeping import processes, record
+from emofm_jax.sweeping import run as sweep_run
+from emofm_jax.sweeping.experiment import Point
+from emofm_jax.sweeping.results import Results
+from emofm_jax.sweeping.run import Run
+from emofm_jax.training import run as run_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What all parts of a sweep need to know.
+
+    Attributes:
+      base: config of its experiment file, with the command line's overrides.
+      workdir: its own.
+      seeds: of every point.
+      jobs: processes that train at a time.
+      keep: checkpoints of runs that have ended stay.
+      retry: runs that failed are tried again.
+    """
+
+    base: ConfigDict
+    workdir: Path
+    seeds: tuple[int, ...]
+    jobs: int
+    keep: bool
+    retry: bool
+
+    def runs_of(self, point: Point) -> list[Run]:
+        """Returns the runs of a point, one a seed.
+
+        Raises:
+          UserError: a workdir holds a run of another config, unless that failed.
+        """
+        changed = config_lib.difference(point.config, self.base)
+        overrides = {k: None if ours is ... else ours for k, (ours, _) in changed.items()}
+        overrides.pop("seed", None)
+
+        text, runs = point.config.to_json(), []
+        for seed in self.seeds:
+            config = config_lib.from_dict(json.loads(text) | {"seed": seed})
+            workdir = self.workdir / record.place(point.name, seed)
+            runs.append(Run(point.name, seed, overrides, config, workdir, self.keep))
+            sweep_run.outdated(runs[-1])
+        return runs
+
+    def train(self, runs: Sequence[Run], results: Results, lock: int) -> None:
+        """Trains the runs that have no result yet, and prints a line for each.
+
+        Args:
+          runs: those of a point beside each other, since they share what is compiled.
+          results: gains all of them.
+          lock: descriptor that holds the lock of the workdir.
+        """
+        todo, old = [], []
+        for run in runs:
+            result = sweep_run.ended(run)
+            if result is None or (self.retry and not result.ok):
+                todo.append(run)
+                continue
+            old.append(result)
+            if result.ok and not self.keep:  # a kill may have left them
+                shutil.rmtree(run.workdir / "checkpoints", ignore_errors=True)
+        results.add(old)
+
+        impossible, possible = make_data(todo), []
+        for run in todo:
+            if error := impossible.get(run.config.data.dir):
+                results.end(sweep_run.end(run, error=error))
+            else:
+                possible.append(run)
+
+        groups = [list(group) for _, group in itertools.groupby(possible, lambda run: run.point)]
+        with contextlib.closing(processes.execute_all(groups, self.jobs, lock)) as ended:
+            for result in ended:
+                results.end(result)
+
+
+def make_data(runs: Sequence[Run]) -> dict[str, str]:
+    """Makes the synthetic data that runs lack; returns {directory: error} of what cannot be made."""
+    impossible = {}
+    for directory, run in {run.config.data.dir: run for run in runs}.items():
+        if not (Path(directory) / "schema.json").exists():
+            try:
+                run_lib.open_data(run.config)
+            except UserError as error:
+                impossible[directory] = str(error)
+    return impossible
+
+
+def check_points(points: Sequence[Point]) -> None:
+    """Checks models, options and data of all points, so that none stops a sweep under way.
+
+    Raises:
+      UserError: beginning with the point.
+    """
+    first: dict[str, Point] = {}
+    for point in points:
+        where, config = f"point {point.name!r}", point.config
+        try:
+            run_lib.check(config)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        for field, what in run_lib.without_effect(config).items():
+            if field in point.given:
+                raise UserError(f"{where}: {field} has no effect on {what}; leave it out")
+
+        made = first.setdefault(config.data.dir, point)
+        for field, values in config_lib.difference(made.config.prepare, config.prepare).items():
+            theirs, ours = values
+            both = f"is {ours!r}, that of {made.name!r} {theirs!r}, and both have their data in "
+            remedy = f"{config.data.dir}; give one of them another data.dir"
+            raise UserError(f"{where}: prepare.{field} {both}{remedy}")
+        if made is point:
+            check_data(config)
+
+
+def check_data(config: ConfigDict) -> None:
+    """Opens data that are there, or that the sweep cannot make; raises UserError if they do not fit."""
+    if (Path(config.data.dir) / "schema.json").exists() or config.prepare.format != "synthetic":
+        run_lib.open_data(config)
+
+
+def check_workdir(workdir: Path, header: record.Header) -> None:
+    """Notes on stdout what the experiment has no more of what a workdir holds.
+
+    Raises:
+      UserError: it holds anything but this sweep.
+    """
+    path = workdir / "sweep.json"
+    if not path.exists():
+        found = [file.name for file in workdir.iterdir()] if workdir.is_dir() else []
+        of_sweep = (".writable", "sweep.json.", "results.", "report.")
+        if not all(name == "runs" or name.startswith(of_sweep) for name in found):
+            what = "holds files but no sweep (no sweep.json)"
+            raise UserError(f"{workdir}: {what}; choose an empty --workdir")
+        return
+
+    try:
+        before = record.Header.from_json(json.loads(path.read_text()))
+    except (ValueError, KeyError, TypeError) as error:
+        remedy = "delete it, the runs stay as they are"
+        raise UserError(f"{path}: damaged ({error}); {remedy}") from None
+
+    file, search = Path(before.experiment).name, before.search
+    if (file, search) != (Path(header.experiment).name, header.search):
+        what = f"holds the sweep of {before.experiment}{' (a search)' if search else ''}"
+        raise UserError(f"{workdir}: {what}; choose another --workdir")
+
+    gone = [f"point {name}" for name in before.points if name not in header.points]
+    gone += [f"seed {seed}" for seed in before.seeds if seed not in header.seeds]
+    if gone:
+        stay = f"the runs stay in {workdir}/runs, out of the results"
+        print(f"note: the sweep has no {', '.join(gone)} any more; {stay}")
