@@ -232,4 +232,6 @@ def test_slopes():
 @pytest.mark.parametrize("clicks, rows", [(0, 20), (3, 50), (400, 5000)])
 def test_the_interval_of_a_rate_is_that_of_scipy(clicks, rows):
     wanted = stats.binomtest(clicks, rows).proportion_ci(0.95, method="wilson")
-    np.testing.assert_allclose(comparison.rate_interval(clicks / rows, rows), wanted, atol=1e-15)
+    mean, low, high, _ = comparison.rate_interval(clicks / rows, rows)
+    np.testing.assert_allclose((low, high), wanted, atol=1e-15)
+    assert mean == clicks / rows

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emofm_jax.evaluation.comparison import Interval
 from emofm_jax.reports import axes, plots
 from emofm_jax.reports.plots import Series
 
@@ -19,23 +20,17 @@ NAMES = [
     "d_att=128",
 ]
 Y = [0.757, 0.7571, None, 0.75]
-LOW, HIGH = [[None if y is None else y + side * 0.002 for y in Y] for side in (-1, 1)]
+AROUND = [None if y is None else Interval(y, y - 0.002, y + 0.002) for y in Y]
 CHARTS = {
-    "bars": plots.bars(
-        "Importance",
-        NAMES,
-        [0.03, 0.001, None, -0.002],
-        unit="AUC lost",
-        errors=[0.01, None, None, 0.001],
-    ),
+    "bars": plots.bars("Importance", NAMES, [0.03, 0.001, 0.0, -0.002], unit="AUC lost"),
     "bars of nothing": plots.bars("None", [], [], unit="AUC lost"),
     "bars of zero": plots.bars("Zero", ["a"], [0.0], unit="rows/s"),
     "dots": plots.dots(
-        "AUC", NAMES, [Series("a", (), Y, LOW, HIGH), Series("b", (), Y)], unit="AUC", line=0.757
+        "AUC", NAMES, [Series("a", (), Y, AROUND), Series("b", (), Y)], unit="AUC", line=0.757
     ),
     "lines": plots.lines(
         "Curves " * 30,
-        [Series(f"{name}{i}", (1, 2, 3, 4), Y, LOW, HIGH) for i in range(2) for name in NAMES],
+        [Series(f"{name}{i}", (1, 2, 3, 4), Y, AROUND) for i in range(2) for name in NAMES],
         x="steps",
         y="AUC",
     ),
@@ -45,13 +40,13 @@ CHARTS = {
     "scatter": plots.scatter(
         "Cost",
         NAMES,
-        Series("", (1e5, 1e6, None, 1e7), Y, LOW, HIGH),
+        Series("", (1e5, 1e6, None, 1e7), Y, AROUND),
         x="rows/s",
         y="AUC",
         log_x=True,
     ),
-    "calibration": plots.calibration(
-        "Calibration",
+    "reliability": plots.reliability(
+        "Reliability",
         [
             Series("a", (0.01, 0.1, 0.3), (0.0, 0.12, 0.28)),
             Series("b", (0.02, 0.1, 0.3), (0.01, 0.12, None)),
@@ -127,17 +122,23 @@ def test_contrast_and_difference_without_colour():
 
 
 def test_bars_are_as_long_as_their_values():
-    svg = plots.bars(
-        "x", ["a", "b", "c"], [1.0, 2.0, -0.5], unit="AUC lost", errors=[0.1, None, 0.2]
-    )
+    svg = plots.bars("x", ["a", "b", "c"], [1.0, 2.0, -0.5], unit="AUC lost")
     rects = ET.fromstring(svg).findall("{*}rect")[1:]
     widths = np.array([float(r.get("width")) for r in rects])
     np.testing.assert_allclose(widths / widths[0], [1, 2, 0.5], rtol=1e-2)
     assert float(rects[2].get("x")) < float(rects[0].get("x"))
+
+
+def test_whiskers_reach_from_one_end_to_the_other():
+    ends = [(0.9, 1.1), None, (-0.7, -0.3)]
+    intervals = [end and Interval(sum(end) / 2, *end) for end in ends]
+    svg = plots.dots("x", list("abc"), [Series("", (), (1.0, 2.0, -0.5), intervals)], unit="AUC")
+    x = [float(mark.get("cx")) for mark in ET.fromstring(svg).iter() if mark.get("cx")]
     whiskers = re.findall(r"M([\d.]+) [\d.]+v8m0-4H([\d.]+)", svg)
-    np.testing.assert_allclose(
-        [(float(b) - float(a)) / widths[0] for a, b in whiskers], [0.2, 0.4], rtol=2e-2
-    )
+    widths = [(float(b) - float(a)) / (x[1] - x[0]) for a, b in whiskers]
+    np.testing.assert_allclose(widths, [0.2, 0.4], rtol=2e-2)
+    middles = [(float(a) + float(b)) / 2 for a, b in whiskers]
+    np.testing.assert_allclose(middles, [x[0], x[2]], atol=0.1)
 
 
 def test_points_stand_where_their_numbers_are():
@@ -162,8 +163,8 @@ def test_nameless_series_have_no_mark_and_no_place_in_the_legend():
     assert svg.count("<circle") == 3 and svg.count("<polyline") == 2  # two points and the legend
 
 
-def test_the_diagonal_of_calibration_is_where_both_axes_agree():
-    svg = plots.calibration("c", [Series("a", (0.01, 0.1, 0.5), (0.01, 0.1, 0.5))])
+def test_the_diagonal_of_reliability_is_where_both_axes_agree():
+    svg = plots.reliability("c", [Series("a", (0.01, 0.1, 0.5), (0.01, 0.1, 0.5))])
     x1, y1, x2, y2 = map(
         float,
         re.search(
@@ -245,7 +246,7 @@ def test_a_scale_is_not_filled_by_noise(values, log, least):
 def test_any_names_and_values_fit(rows, log):
     names, y, x = map(list, zip(*rows))
     scale = max(map(abs, y)) or 1.0
-    check_layout(plots.bars(names[0], names, y, unit="AUC", errors=[abs(v) / 3 for v in y]))
+    check_layout(plots.bars(names[0], names, y, unit="AUC"))
     check_layout(plots.dots(names[0], names, [Series(n, (), y) for n in names[:8]], unit="AUC"))
     check_layout(
         plots.scatter(

@@ -12,6 +12,7 @@ import pytest
 from sklearn import metrics as sk
 
 from emofm_jax import report
+from emofm_jax.evaluation.comparison import Interval
 from emofm_jax.reports import curves, plots
 
 POINTS = {
@@ -240,10 +241,8 @@ def test_a_point_far_behind_does_not_shrink_the_charts_of_the_others(tmp_path):
 
 
 def test_parts_far_off_are_left_to_the_logarithmic_chart():
-    series = [
-        plots.Series("x", [1e-9, 0.1, 0.5], [0.01, 0.2, 0.5], [0.005, 0.1, 0.4], [0.02, 0.3, 0.6])
-    ]
-    chart = curves.ratio_chart(series)
+    ends = [Interval(0.01, 0.005, 0.02), Interval(0.2, 0.1, 0.3), Interval(0.5, 0.4, 0.6)]
+    chart = curves.ratio_chart([plots.Series("x", [1e-9, 0.1, 0.5], [0.01, 0.2, 0.5], ends)])
     assert "part by part, up to 10 times off" in chart and chart.count("95% interval") == 2
     assert "times off" not in curves.ratio_chart([plots.Series("x", [0.1, 0.5], [0.2, 0.4])])
 

@@ -170,12 +170,11 @@ def test_labels_that_differ_between_two_points_or_seeds_leave_no_interval(sweep,
     path = copy / "runs/dnn/seed-2/predictions/test.parquet"
     pq.write_table(pq.read_table(path).slice(0, 1000), path)
     found = read.load(copy)
-    figures = findings.matrix(found, lambda run: run.metrics["test"]["auc"])
+    aucs = findings.figure(found, lambda run: run.splits["test"].auc)
     for pair in (("dnn", "hmm"), ("hmm_drift_2", "hmm")):
-        ((other,),) = [
-            findings.compare(found, "test", "auc", figures, [pair[0]], [pair[1]])[pair[1]]
-        ]
-        assert other == findings.Comparison(pair[0], 3, None, None, None, "", "", "other test rows")
+        (other,) = findings.compare(found, "test", "auc", aucs, [pair[0]], [pair[1]])[pair[1]]
+        assert other == findings.Comparison(pair[0], "auc", 3, why="other test rows")
+        assert other.verdict == "" and other.interval is None
     assert "other test rows" in section(run(copy), "Comparisons")
 
 

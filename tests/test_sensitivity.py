@@ -8,8 +8,9 @@ from emofm_jax.reports.sweep import lines as lines_lib
 
 def lines(points, reference="a"):
     """{(field, name): (points, x)} of a sweep of {point: overrides}, whose runs left no config.json."""
-    runs = {(p, 0): read.Run(p, 0, Path("gone"), {"test": {}}, "", o) for p, o in points.items()}
-    sweep = read.Sweep(Path("gone"), "x", "x.py", list(points), [0], reference, runs)
+    gone = Path("gone")
+    runs = {(p, 0): read.Run(p, 0, gone, overrides=o) for p, o in points.items()}
+    sweep = read.Sweep("x", "x.py", tuple(points), (0,), reference, workdir=gone, runs=runs)
     found = lines_lib.lines(sweep)
     return {
         (f, line.name): (line.points, line.x) for f, of_field in found.items() for line in of_field

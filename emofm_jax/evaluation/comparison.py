@@ -12,8 +12,9 @@ them: the interval is then of the mean of the seeds' AUCs, the number in the tab
 mean prediction would be. Rows count as independent; where one user has many rows, intervals over rows are too narrow.
 """
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import special
@@ -23,12 +24,28 @@ VERDICTS = ("better", "worse", "not distinguishable")
 
 
 class Interval(NamedTuple):
-    """An estimate (floats, or arrays of one shape), its interval, and the two-sided p-value of 0."""
+    """An estimate (floats, or arrays of one shape), its interval, and the two-sided p-value of 0 if it has one."""
 
     mean: float
     low: float
     high: float
-    p: float
+    p: float = math.nan
+
+
+class Spread(NamedTuple):
+    """Mean, standard deviation and t interval of some values; NaN and None where these are too few."""
+
+    mean: float = math.nan
+    sd: float = math.nan
+    interval: Interval | None = None
+
+
+def spread(values: np.ndarray) -> Spread:
+    """Spread of `values` [k], those apart that are NaN."""
+    values = values[np.isfinite(values)]
+    if len(values) < 2:
+        return Spread(float(values[0])) if len(values) else Spread()
+    return Spread(float(values.mean()), float(values.std(ddof=1)), t_interval(values))
 
 
 def t_interval(values: np.ndarray, level: float = 0.95) -> Interval:
@@ -146,7 +163,7 @@ def first_step_of_holm(num_seeds: int, num_comparisons: int, level: float = 0.05
     return float(special.stdtrit(num_seeds - 1, 1 - level / num_comparisons / 2))
 
 
-def slope(x: Sequence[float], y: np.ndarray) -> tuple[float, Interval | None]:
+def slope(x: Sequence[float] | np.ndarray, y: np.ndarray) -> tuple[float, Interval | None]:
     """Least-squares slope of y f64[points, seeds] in x [points], and its t interval over the seeds.
 
     NaN marks a run that is missing. Seeds that have every point count; with fewer than two of them the slope is that
@@ -155,8 +172,8 @@ def slope(x: Sequence[float], y: np.ndarray) -> tuple[float, Interval | None]:
     Raises:
       ValueError: fewer than two different x.
     """
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    centred = x - x.mean()
+    centred, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    centred = centred - centred.mean()
     if not centred.any():
         raise ValueError("one x: no slope")
     whole = y[:, np.isfinite(y).all(axis=0)]
@@ -166,12 +183,12 @@ def slope(x: Sequence[float], y: np.ndarray) -> tuple[float, Interval | None]:
     return float(slopes.mean()), t_interval(slopes)
 
 
-def rate_interval(rate: float, rows: int, level: float = 0.95) -> tuple[float, float]:
+def rate_interval(rate: float, rows: int, level: float = 0.95) -> Interval:
     """Wilson's interval of a share of `rows` rows."""
     z = float(special.ndtri((1 + level) / 2))
     middle = (rate + z * z / (2 * rows)) / (1 + z * z / rows)
     half = z / (1 + z * z / rows) * np.sqrt(rate * (1 - rate) / rows + z * z / (4 * rows * rows))
-    return float(middle - half), float(middle + half)
+    return Interval(rate, float(middle - half), float(middle + half))
 
 
 def _interval(mean, error, freedom, level) -> Interval:
@@ -184,4 +201,5 @@ def _interval(mean, error, freedom, level) -> Interval:
             2 * special.stdtr(degrees, -np.abs(mean / error)),
             np.where(mean == 0, 1.0, 0.0),
         )
-    return Interval(*(x[()] for x in map(np.asarray, (mean, mean - half, mean + half, p))))
+    found: list[Any] = [np.asarray(x)[()] for x in (mean, mean - half, mean + half, p)]
+    return Interval(*found)

@@ -83,13 +83,13 @@ def auc(label: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None) 
     (positive, mass), (negative, below) = (
         _sorted(score[c], weight[c]) for c in (clicked, ~clicked)
     )
-    below, won = np.concatenate([[0.0], np.cumsum(below)]), 0.0
+    below, pairs = np.concatenate([[0.0], np.cumsum(below)]), 0.0
     for rows in _blocks(len(positive)):
         left, right = (
             below[np.searchsorted(negative, positive[rows], side)] for side in ("left", "right")
         )
-        won += float(np.dot(mass[rows], left + right))
-    return won / float(2 * below[-1] * mass.sum())
+        pairs += float(np.dot(mass[rows], left + right))
+    return pairs / float(2 * below[-1] * mass.sum())
 
 
 def logloss(label: np.ndarray, p: np.ndarray, weight: np.ndarray | None = None) -> float | None:
@@ -170,8 +170,8 @@ def reliability(
         for i, values in enumerate((np.ones(len(part)), w, w * p[rows], w * (label[rows] > 0))):
             sums[i] += np.bincount(part, values, bins)
 
-    parts = ((int(n), *map(float, rest)) for n, *rest in sums.T if n)
-    return [Bin(n, _ratio(p_sum, w), _ratio(clicks, w)) for n, w, p_sum, clicks in parts]
+    found = (part for part in sums.T.tolist() if part[0])
+    return [Bin(int(n), _ratio(p, w), _ratio(clicks, w)) for n, w, p, clicks in found]
 
 
 def expected_calibration_error(bins: Sequence[Bin]) -> float | None:
@@ -209,7 +209,7 @@ def auxiliary(
     The figures are None, and a note says so, if no type is known.
     """
     kept = p_type.max(axis=0, initial=0) > 0 if len(ftype) else np.ones(p_type.shape[1], bool)
-    dropped = [type_names[t] for t in np.flatnonzero(~kept)]
+    dropped = [type_names[t] for t in np.flatnonzero(~kept).tolist()]
     notes = [f"type {t!r} never has any p_type: its rows are left out of am" for t in dropped]
 
     masses, sums = np.zeros(len(kept)), np.zeros(3)

@@ -199,9 +199,9 @@ def figures(
         gauc, used, left_out = metrics.gauc(label, score, key, weight)
         notes.append(f"GAUC of {used:,} groups; {left_out:,} have one class and are left out")
 
-    clicks = int(np.count_nonzero(label > 0))
-    sizes = {"rows": len(label), "clicks": clicks}
-    return Figures(auc=auc, logloss=nats, gauc=gauc, pcoc=pcoc, notes=notes, **sizes)
+    rows, clicks = len(label), int(np.count_nonzero(label > 0))
+    found: dict[str, Any] = {"rows": rows, "clicks": clicks, "notes": notes}
+    return Figures(auc=auc, logloss=nats, gauc=gauc, pcoc=pcoc, **found)
 
 
 def _reached(label: np.ndarray, p: np.ndarray, weight: np.ndarray | None) -> Reached:

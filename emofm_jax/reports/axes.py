@@ -8,17 +8,17 @@ errs on the wide side: no label is clipped, whatever sans-serif font the reader 
 import dataclasses
 import html
 import math
+from collections.abc import Sequence
 
 FONT = 12  # pixels
 _COLOURS = ("#0b5fa5", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#0e7490", "#be185d", "#475569")
 _DARK = ("#6cb6ff", "#ff9b6a", "#6fd08c", "#c9a2ff", "#f2cc60", "#5fd4e0", "#ff8ac1", "#b0b8c4")
 DASHES = ("", "8 3", "2 3", "10 3 2 3", "5 3", "12 3 2 3 2 3", "4 2 1 2", "1 4")
 SHAPES = ("circle", "square", "triangle", "diamond", "down", "cross", "plus", "ring")
-_LEAST, _LEAST_LOG = (
-    1e-4,
-    0.02,
-)  # spans below which a scale does not go: of the largest value, of a decade
 NUM_STYLES = len(SHAPES)  # series that can be told apart, in greyscale too
+# Spans below which a scale does not go: of the largest value, of a decade.
+_LEAST, _LEAST_LOG = 1e-4, 0.02
+_LETTERS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def _variables(colours: tuple[str, ...]) -> str:
@@ -28,21 +28,24 @@ def _variables(colours: tuple[str, ...]) -> str:
 STYLE = (
     f".chart{{--ink:#1f2328;--soft:#5f6875;--grid:#e4e7eb;--paper:#fff;{_variables(_COLOURS)}"
     f"font:{FONT}px system-ui,-apple-system,'Segoe UI',Roboto,'Liberation Sans',Arial,sans-serif}}"
-    f"@media(prefers-color-scheme:dark){{.chart{{--ink:#e6e9ed;--soft:#9aa4b2;--grid:#30363d;--paper:#0f1318;"
-    f"{_variables(_DARK)}}}}}"
-    ".chart text{fill:var(--ink)}.chart .t{font-weight:600;font-size:14px}.chart .k{fill:var(--soft)}"
-    ".chart .e{text-anchor:end}.chart .m{text-anchor:middle}.chart .g{stroke:var(--grid)}.chart .a{stroke:var(--soft)}"
-    ".chart .d{stroke-dasharray:4 4}"
+    "@media(prefers-color-scheme:dark){.chart{--ink:#e6e9ed;--soft:#9aa4b2;--grid:#30363d;"
+    f"--paper:#0f1318;{_variables(_DARK)}}}}}"
+    ".chart text{fill:var(--ink)}.chart .t{font-weight:600;font-size:14px}"
+    ".chart .k{fill:var(--soft)}.chart .e{text-anchor:end}.chart .m{text-anchor:middle}"
+    ".chart .g{stroke:var(--grid)}.chart .a{stroke:var(--soft)}.chart .d{stroke-dasharray:4 4}"
 )
 
 
 def text_width(text: str, size: float = FONT) -> float:
     """Pixels that a text takes in a wide sans-serif font."""
     narrow, broad = "iljtfrI.,:;'|()[]/ ", "mwMW@%"
-    ems = (
-        0.36 if c in narrow else 0.95 if c in broad else 0.74 if c.isupper() else 0.6 for c in text
-    )
-    return sum(ems) * size
+
+    def ems(c: str) -> float:
+        if c in narrow:
+            return 0.36
+        return 0.95 if c in broad else 0.74 if c.isupper() else 0.6
+
+    return sum(map(ems, text)) * size
 
 
 def shorten(text: str, width: float, size: float = FONT) -> str:
@@ -70,35 +73,35 @@ def line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
 
 def marker(x: float, y: float, series: int, title: str = "", size: float = 4.0) -> str:
     """The mark of a series: its shape tells it apart where its colour does not."""
-    s, shape = size, SHAPES[series % NUM_STYLES]
+    s, shape, fill = size, SHAPES[series % NUM_STYLES], colour(series)
+    tall, wide, deep = 1.2 * s, 2.4 * s, 2.1 * s
+    side, far = 1.35 * s, f"{2 * s}"
+    diamond = f"l{side:.1f} {side:.1f}l{-side:.1f} {side:.1f}l{-side:.1f} {-side:.1f}z"
     paths = {
-        "square": f"M{x - s:.1f} {y - s:.1f}h{2 * s}v{2 * s}h{-2 * s}z",
-        "triangle": f"M{x:.1f} {y - 1.2 * s:.1f}l{1.2 * s:.1f} {2.1 * s:.1f}h{-2.4 * s:.1f}z",
-        "down": f"M{x:.1f} {y + 1.2 * s:.1f}l{1.2 * s:.1f} {-2.1 * s:.1f}h{-2.4 * s:.1f}z",
-        "diamond": f"M{x:.1f} {y - 1.35 * s:.1f}l{1.35 * s:.1f} {1.35 * s:.1f}l{-1.35 * s:.1f} {1.35 * s:.1f}"
-        f"l{-1.35 * s:.1f} {-1.35 * s:.1f}z",
-        "cross": f"M{x - s:.1f} {y - s:.1f}l{2 * s} {2 * s}m0 {-2 * s}l{-2 * s} {2 * s}",
-        "plus": f"M{x - 1.2 * s:.1f} {y:.1f}h{2.4 * s:.1f}m{-1.2 * s:.1f} {-1.2 * s:.1f}v{2.4 * s:.1f}",
+        "square": f"M{x - s:.1f} {y - s:.1f}h{far}v{far}h-{far}z",
+        "triangle": f"M{x:.1f} {y - tall:.1f}l{tall:.1f} {deep:.1f}h{-wide:.1f}z",
+        "down": f"M{x:.1f} {y + tall:.1f}l{tall:.1f} {-deep:.1f}h{-wide:.1f}z",
+        "diamond": f"M{x:.1f} {y - side:.1f}{diamond}",
+        "cross": f"M{x - s:.1f} {y - s:.1f}l{far} {far}m0 -{far}l-{far} {far}",
+        "plus": f"M{x - tall:.1f} {y:.1f}h{wide:.1f}m{-tall:.1f} {-tall:.1f}v{wide:.1f}",
     }
-    hollow = shape in ("cross", "plus", "ring")
-    paint = (
-        f'fill="none" stroke="{colour(series)}" stroke-width="2"'
-        if hollow
-        else f'fill="{colour(series)}"'
-    )
+    paint = f'fill="{fill}"'
+    if shape in ("cross", "plus", "ring"):
+        paint = f'fill="none" stroke="{fill}" stroke-width="2"'
     inner = f"<title>{html.escape(title)}</title>" if title else ""
     if shape in paths:
         return f'<path d="{paths[shape]}" {paint}>{inner}</path>'
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{s}" {paint}>{inner}</circle>'
 
 
-def svg(width: float, height: float, title: str, parts: list[str]) -> str:
+def svg(width: float, height: float, title: str, parts: Sequence[str]) -> str:
     """The whole <svg>, its title drawn at the top left and read out by screen readers."""
-    short = shorten(title, width - 24, 14)
+    head = text(12, 22, shorten(title, width - 24, 14), "t", title)
+    size = f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}"'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" aria-label="{html.escape(title)}" '
-        f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}"><style>{STYLE}</style>'
-        f'<rect width="100%" height="100%" fill="var(--paper)"/>{text(12, 22, short, "t", title)}{"".join(parts)}</svg>'
+        '<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" '
+        f'aria-label="{html.escape(title)}" {size}><style>{STYLE}</style>'
+        f'<rect width="100%" height="100%" fill="var(--paper)"/>{head}{"".join(parts)}</svg>'
     )
 
 
@@ -113,47 +116,53 @@ class Scale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        low, high, value = (math.log10(x) if self.log else x for x in (self.low, self.high, value))
+        low, high = self.low, self.high
+        if self.log:
+            low, high, value = math.log10(low), math.log10(high), math.log10(value)
         return self.start + (value - low) / (high - low) * (self.stop - self.start)
+
+    def shows(self, value: float | None) -> bool:
+        """Whether the value has a place."""
+        return value is not None and (value > 0 or not self.log)
 
     def ticks(self, count: int = 6) -> list[tuple[float, str]]:
         """At most about `count` round values within the scale, and how they are written."""
-        values = (
-            _log_ticks(self.low, self.high, count)
-            if self.log
-            else _round_ticks(self.low, self.high, count)
-        )
-        if self.log and len(values) >= 2:
-            return [(value, number(value)) for value in values]
-        values = _round_ticks(self.low, self.high, count) if self.log else values
+        if self.log:
+            values = _log_ticks(self.low, self.high, count)
+            if len(values) >= 2:
+                return [(value, number(value)) for value in values]
+        values = _round_ticks(self.low, self.high, count)
         return list(zip(values, _apart(values)))
 
 
 def scale(
-    values: list[float], start: float, stop: float, *, log: bool = False, include: tuple = ()
+    values: Sequence[float | None],
+    start: float,
+    stop: float,
+    *,
+    log: bool = False,
+    include: Sequence[float] = (),
 ) -> Scale:
     """A scale with room around the values, also around a single one; `include` is always on it and needs no room.
 
     Values that are alike to four digits, or on a logarithmic scale to 5%, get room as if they were not: what noise does
     shall not fill the chart.
     """
-    found = [
-        v for v in (*values, *include) if v is not None and math.isfinite(v) and (v > 0 or not log)
-    ]
+    given = [v for v in (*values, *include) if v is not None and math.isfinite(v)]
+    found = [v for v in given if v > 0 or not log]
     low, high = (min(found), max(found)) if found else (1.0, 2.0)
-    edges = [math.log10(v) if log else v for v in (low, high)]
+    start_of, stop_of = (math.log10(low), math.log10(high)) if log else (low, high)
+    spread = stop_of - start_of
+
     least = _LEAST_LOG if log else _LEAST * max(abs(low), abs(high))
-    if 0 < (spread := edges[1] - edges[0]) < least:
-        edges = [e + side * 0.5 * (least - spread) for e, side in zip(edges, (-1, 1))]
-    elif not spread:
-        room = 0.3 if log else abs(high) * 0.05 or 1.0
-        edges = [edges[0] - room, edges[1] + room]
+    if not spread:
+        rooms = [0.3 if log else abs(high) * 0.05 or 1.0] * 2
+    elif spread < least:
+        rooms = [0.5 * (least - spread)] * 2
     else:
-        edges = [
-            e if v in include else e + side * 0.06 * spread
-            for e, v, side in zip(edges, (low, high), (-1, 1))
-        ]
-    return Scale(*(10**e if log else e for e in edges), start, stop, log)
+        rooms = [0.0 if v in include else 0.06 * spread for v in (low, high)]
+    low, high = start_of - rooms[0], stop_of + rooms[1]
+    return Scale(10**low, 10**high, start, stop, log) if log else Scale(low, high, start, stop)
 
 
 def across(x: Scale, top: float, bottom: float, label: str) -> list[str]:
@@ -171,16 +180,14 @@ def upwards(y: Scale, left: float, right: float, label: str) -> list[str]:
     for value, written in y.ticks():
         parts.append(line(left, y(value), right, y(value), "g"))
         parts.append(text(left - 7, y(value) + 4, written, "e k"))
-    middle = (y.start + y.stop) / 2
-    parts.append(
-        f'<g transform="translate(16 {middle:.1f}) rotate(-90)">{text(0, 0, label, "m")}</g>'
-    )
-    return parts
+    place = f"translate(16 {(y.start + y.stop) / 2:.1f}) rotate(-90)"
+    return [*parts, f'<g transform="{place}">{text(0, 0, label, "m")}</g>']
 
 
-def legend(names: list[str], left: float, right: float) -> tuple[list[str], float]:
+def legend(names: Sequence[str], left: float, right: float) -> tuple[list[str], float]:
     """Mark, dash and name of each series in as many lines as it takes, and where the drawing below may begin."""
-    parts, x, y = [], left, 44.0
+    parts: list[str] = []
+    x, y = left, 44.0
     for i, name in enumerate(names):
         short = shorten(name, right - left - 44)
         width = 40 + text_width(short)
@@ -199,7 +206,8 @@ def colour(series: int) -> str:
 
 def stroke(series: int) -> str:
     """Attributes of the line of a series: its colour and its dash."""
-    return f'fill="none" stroke="{colour(series)}" stroke-width="1.8" stroke-dasharray="{DASHES[series % NUM_STYLES]}"'
+    dash = DASHES[series % NUM_STYLES]
+    return f'fill="none" stroke="{colour(series)}" stroke-width="1.8" stroke-dasharray="{dash}"'
 
 
 def _spaced(x: Scale, ticks: list[tuple[float, str]]) -> list[tuple[float, str]]:
@@ -214,22 +222,20 @@ def _spaced(x: Scale, ticks: list[tuple[float, str]]) -> list[tuple[float, str]]
 
 def number(value: float) -> str:
     """A short way to write a number: 0.05, 12, 1.5k, 40k, 2M."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for size, letter in _LETTERS:
         if abs(value) >= size:
             return f"{value / size:.3g}{letter}"
     return f"{value:.3g}"
 
 
-def _apart(values: list[float]) -> list[str]:
+def _apart(values: Sequence[float]) -> list[str]:
     """Evenly spaced values with the decimals that tell them apart; thousands by a letter where that is short."""
     step = abs(values[1] - values[0]) if len(values) > 1 else abs(values[0]) or 1.0
     largest = max(map(abs, values), default=0)
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for size, letter in _LETTERS:
         if largest >= max(size, 10_000) and step / size >= 0.01:
-            return [
-                _fixed(value / size, step / size) + (letter if abs(value) > step / 1e6 else "")
-                for value in values
-            ]
+            letters = [letter if abs(v) > step / 1e6 else "" for v in values]
+            return [_fixed(v / size, step / size) + end for v, end in zip(values, letters)]
     return [_fixed(value, step) for value in values]
 
 
@@ -244,12 +250,8 @@ def _round_ticks(low: float, high: float, count: int) -> list[float]:
 def _log_ticks(low: float, high: float, count: int) -> list[float]:
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     for digits in (range(1, 10), (1, 2, 5), (1, 3), (1,)):
-        values = [
-            d * 10.0**e
-            for e in range(first, last + 1)
-            for d in digits
-            if low <= d * 10.0**e <= high
-        ]
+        every = (d * 10.0**e for e in range(first, last + 1) for d in digits)
+        values = [value for value in every if low <= value <= high]
         if len(values) <= count + 1:
             return values
     return values[:: -(-len(values) // count)]

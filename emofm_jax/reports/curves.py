@@ -1,6 +1,7 @@
-"""Learning curves and calibration of a point's runs, averaged over its seeds and thinned, as series for plots.py."""
+"""Learning curves and reliability of a point's runs, averaged over its seeds and thinned, and their charts."""
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
@@ -11,72 +12,92 @@ _MOST = 80  # points of a curve
 _FURTHEST = 10  # times as many clicks as predicted, or as few
 BEHIND = 24  # nameless curves behind the named ones
 
+Runs: TypeAlias = Sequence[read.Run]
 
-def training(runs: Sequence[read.Run], name: str, key: str) -> plots.Series | None:
+
+def training(runs: Runs, name: str, key: str) -> plots.Series | None:
     """A figure of log.jsonl (`logloss`, `auc`) against the step; None without lines."""
-    return _mean(
-        [{line["step"]: line[key] for line in read.training_log(run)} for run in runs], name
-    )
+    return _mean([read.training_log(run) for run in runs], name, key)
 
 
-def validation(runs: Sequence[read.Run], name: str, key: str) -> plots.Series | None:
+def validation(runs: Runs, name: str, key: str) -> plots.Series | None:
     """A figure of the evaluations on the validation split against the step; None without any."""
-    evaluations = ((run.metrics.get("train") or {}).get("evaluations") or [] for run in runs)
-    return _mean([{line["step"]: line[key] for line in of_run} for of_run in evaluations], name)
+    return _mean([run.train.get("evaluations") or [] for run in runs], name, key)
 
 
-def calibration(runs: Sequence[read.Run], name: str, split: str) -> plots.Series | None:
+def learning_chart(
+    title: str, series: Sequence[plots.Series], unit: str, most_marks: int
+) -> list[str]:
+    """The chart of `training` or `validation`, with marks if all have fewer than so many; none of single points."""
+    longest = max((len(one.x) for one in series), default=0)
+    if longest <= 1:  # one evaluation is no curve
+        return []
+    marks = longest < most_marks
+    return [plots.lines(title, series, x="training steps", y=unit, marks=marks)]
+
+
+def reliability(runs: Runs, name: str, split: str) -> plots.Series | None:
     """Click rates against mean predictions: of one run with their intervals, of several their means part by part."""
-    parts = [run.metrics[split].get("calibration") or [] for run in runs]
-    parts = [
-        p
-        for p in parts
-        if len(p) == len(parts[0]) and None not in [v for part in p for v in part.values()]
-    ]
-    if not parts or not parts[0]:
+    every = [run.splits[split].reliability for run in runs]
+    bins = [of_run for of_run in every if all(part.rate is not None for part in of_run)]
+    bins = [of_run for of_run in bins if len(of_run) == len(every[0])]
+    if not bins or not bins[0]:
         return None
-    p, rate = (
-        [float(np.mean([part[i][k] for part in parts])) for i in range(len(parts[0]))]
-        for k in ("mean_p", "rate")
-    )
-    if len(parts) > 1:
+    figures = np.array([[(part.mean_p, part.rate) for part in of_run] for of_run in bins])
+    p, rate = figures.mean(axis=0).T.tolist()
+    if len(bins) > 1:
         return plots.Series(name, p, rate)
-    ends = [comparison.rate_interval(part["rate"], part["rows"]) for part in parts[0]]
-    return plots.Series(name, p, rate, [low for low, _ in ends], [high for _, high in ends])
+    rows = [part.rows for part in bins[0]]
+    return plots.Series(name, p, rate, list(map(comparison.rate_interval, rate, rows)))
+
+
+def reliability_charts(title: str, series: Sequence[plots.Series]) -> list[str]:
+    """Click rates against predictions, and their ratio."""
+    return [plots.reliability(title, series), ratio_chart(series)]
 
 
 def ratio_chart(series: Sequence[plots.Series]) -> str:
-    """Clicks over predicted clicks of each part of `calibration`'s series: where predictions are too low or high.
+    """Clicks over predicted clicks of each part of `reliability`: where predictions are too low or high.
 
     Parts that are further off than `_FURTHEST` are left to the other chart, which is logarithmic.
     """
-    ratios, near = [], lambda rate, p: p > 0 and 1 / _FURTHEST <= rate / p <= _FURTHEST
+    ratios, left_out = [], False
     for one in series:
-        kept = [i for i, (rate, p) in enumerate(zip(one.y, one.x)) if near(rate, p)]
-        parts = [[values[i] / one.x[i] for i in kept] for values in one[2:] if values]
-        ratios.append(plots.Series(one.name, [one.x[i] for i in kept], *parts))
-    left_out = any(len(one.x) < len(all_of.x) for one, all_of in zip(ratios, series))
-    title = f"Clicks over predicted clicks, part by part{f', up to {_FURTHEST} times off' if left_out else ''}"
-    x = "mean prediction (probability)"
-    return plots.lines(title, ratios, x=x, y="clicks / predicted clicks", log_x=True, level=1.0)
+        points = list(zip(one.x, one.y, one.intervals or [None] * len(one.x)))
+        near = [
+            (p, rate, interval)
+            for p, rate, interval in points
+            if p and rate and 1 / _FURTHEST <= rate / p <= _FURTHEST
+        ]
+        left_out |= len(near) < len(points)
+        x, y = [p for p, _, _ in near], [rate / p for p, rate, _ in near]
+        ends = [i and i._replace(low=i.low / p, high=i.high / p) for p, _, i in near]
+        ratios.append(plots.Series(one.name, x, y, ends))
+
+    title = "Clicks over predicted clicks, part by part"
+    title += f", up to {_FURTHEST} times off" if left_out else ""
+    across, up = "mean prediction (probability)", "clicks / predicted clicks"
+    return plots.lines(title, ratios, x=across, y=up, log_x=True, level=1.0)
 
 
 def gather(
-    make: Callable, named: Sequence[tuple[str, list]], others: Sequence[list]
+    make: Callable[[Runs, str], plots.Series | None],
+    named: Sequence[tuple[str, Runs]],
+    others: Sequence[Runs] = (),
 ) -> list[plots.Series]:
     """`make(runs, name)` of the named points, then of some others without their names; those without data left out."""
-    series = [found for name, runs in named if (found := make(runs, name)) is not None]
-    return series + [found for runs in others[:BEHIND] if (found := make(runs, "")) is not None]
+    every = [*named, *(("", runs) for runs in others[:BEHIND])]
+    return [series for name, runs in every if (series := make(runs, name)) is not None]
 
 
-def _mean(curves: list[dict[int, float | None]], name: str) -> plots.Series | None:
-    """The mean over the runs at the steps that all of them have."""
-    steps = sorted(set.intersection(*map(set, curves))) if curves else []
-    steps = [s for s in steps if all(curve[s] is not None for curve in curves)]
+def _mean(curves: Sequence[Sequence[dict]], name: str, key: str) -> plots.Series | None:
+    """The mean of a figure over the runs at the steps that all of them have."""
+    values = [{line["step"]: line[key] for line in of_run} for of_run in curves]
+    steps = sorted(set.intersection(*map(set, values))) if values else []
+    steps = [step for step in steps if all(of_run[step] is not None for of_run in values)]
+    if not steps:
+        return None
     if len(steps) > _MOST:
-        steps = [steps[i] for i in np.linspace(0, len(steps) - 1, _MOST).round().astype(int)]
-    return (
-        plots.Series(name, steps, [float(np.mean([c[s] for c in curves])) for s in steps])
-        if steps
-        else None
-    )
+        kept = np.linspace(0, len(steps) - 1, _MOST).round().astype(int)
+        steps = [steps[i] for i in kept]
+    return plots.Series(name, steps, [float(np.mean([v[s] for v in values])) for s in steps])

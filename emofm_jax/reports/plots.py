@@ -1,17 +1,19 @@
-"""Charts as <svg> strings, without a plotting library: bars, dots with intervals, lines, scatter, calibration.
+"""Charts as <svg> strings, without a plotting library: bars, dots with intervals, lines, scatter, reliability.
 
 Every chart has a title and axes with units, tells its series apart by marks and dashes as well as by colour, and
 follows the reader's light or dark mode. A value of None is left out.
 """
 
 import html
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeAlias
 
+from emofm_jax.evaluation.comparison import Interval, Spread
 from emofm_jax.reports import axes
 
 _WIDTH, _HEIGHT, _SQUARE = 600, 290, 340  # pixels of a chart, of a plot within it, of a square plot
 _LEFT, _RIGHT = 84, 24  # beside the plot
+_BELOW = 48  # for the numbers and label of the axis
 _ROW = 22  # of a bar
 _BESIDE = 210  # most room for names beside bars or dots
 _MOST_LED = 60  # marks of a scatter whose names may stand away from them
@@ -23,6 +25,9 @@ _PLACES = ((9, 4), (-9, 4), (0, -9), (0, 18)) + tuple(
     for side in (1, -1)
 )
 
+_Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom
+_Values: TypeAlias = Sequence[float | None]
+
 
 class Series(NamedTuple):
     """A named row of values; its place in the list gives it its mark, dash and colour.
@@ -30,67 +35,60 @@ class Series(NamedTuple):
     Attributes:
       name: for the legend; empty = drawn thin and grey, without mark and entry.
       x, y: of its points.
-      low, high: ends of each point's interval, None for a point without one.
+      intervals: of each point, None for a point without one; empty without any.
     """
 
     name: str
-    x: Sequence[float]
-    y: Sequence[float | None]
-    low: Sequence[float | None] = ()
-    high: Sequence[float | None] = ()
+    x: _Values
+    y: _Values
+    intervals: Sequence[Interval | None] = ()
+
+    @classmethod
+    def of(cls, name: str, x: _Values, spreads: Sequence[Spread]) -> "Series":
+        """Means and their intervals."""
+        y = [None if spread.mean != spread.mean else spread.mean for spread in spreads]
+        return cls(name, x, y, [spread.interval for spread in spreads])
+
+    def interval(self, i: int) -> Interval | None:
+        """That of a point, if it has one."""
+        return self.intervals[i] if self.intervals else None
 
 
-def bars(
-    title: str,
-    names: list[str],
-    values: list[float],
-    *,
-    unit: str,
-    errors: list[float] | None = None,
-) -> str:
+def bars(title: str, names: Sequence[str], values: Sequence[float], *, unit: str) -> str:
     """Horizontal bars from zero, in the order given.
 
     Args:
       title: over the chart.
-      names, values: of the bars; shortened where they are long.
+      names, values: of the bars; names are shortened where they are long.
       unit: label of the axis of values.
-      errors: half the width of each bar's interval, None for a bar without one.
 
     Returns:
       A whole <svg>, which can stand in a page or a file.
     """
-    errors = [None] * len(names) if errors is None else errors
-    left = min(24 + max([axes.text_width(name) for name in names] or [0]), _BESIDE)
-    top = 40
-    bottom = top + _ROW * len(names)
-    ends = [
-        v + side * (e or 0) for v, e in zip(values, errors) if v is not None for side in (-1, 1)
-    ]
-    x = axes.scale(ends, left, _WIDTH - 70, include=(0.0,))
+    left = min(_beside(names), _BESIDE)
+    top, bottom = 40, 40 + _ROW * len(names)
+    x = axes.scale(values, left, _WIDTH - 70, include=(0.0,))
     parts = axes.across(x, top, bottom, unit)
-    for i, (name, value, error) in enumerate(zip(names, values, errors)):
+    for i, (name, value) in enumerate(zip(names, values)):
         y = top + _ROW * (i + 0.5)
         parts.append(axes.text(left - 8, y + 4, axes.shorten(name, left - 20), "e", name))
-        if value is None:
-            parts.append(axes.text(x(0.0) + 6, y + 4, "-", "k"))
-            continue
+
         start, stop = sorted((x(0.0), x(value)))
-        note = html.escape(f"{name}: {value:.6g}" + (f" +/- {error:.2g}" if error else ""))
-        parts.append(
-            f'<rect x="{start:.1f}" y="{y - 7:.1f}" width="{stop - start:.1f}" height="14" fill="var(--s0)" '
-            f'fill-opacity=".75"><title>{note}</title></rect>'
-        )
-        if error:
-            parts.append(_whisker(x, y, value - error, value + error, "var(--ink)"))
-        parts.append(
-            axes.text(x(max(value + (error or 0), 0.0)) + 6, y + 4, axes.number(value), "k")
-        )
+        size = f'x="{start:.1f}" y="{y - 7:.1f}" width="{stop - start:.1f}" height="14"'
+        note = f"<title>{html.escape(f'{name}: {value:.6g}')}</title>"
+        parts.append(f'<rect {size} fill="var(--s0)" fill-opacity=".75">{note}</rect>')
+        parts.append(axes.text(x(max(value, 0.0)) + 6, y + 4, axes.number(value), "k"))
     parts.append(axes.line(x(0.0), top, x(0.0), bottom, "a"))
-    return axes.svg(_WIDTH, bottom + 48, title, parts)
+    return axes.svg(_WIDTH, bottom + _BELOW, title, parts)
 
 
 def dots(
-    title: str, names: list[str], series: list[Series], *, unit: str, line: float | None = None
+    title: str,
+    names: Sequence[str],
+    series: Sequence[Series],
+    *,
+    unit: str,
+    line: float | None = None,
 ) -> str:
     """A row per name with a mark, and perhaps an interval, per series: for values that need not start at zero.
 
@@ -100,41 +98,40 @@ def dots(
       unit: label of the axis of values.
       line: a value that is marked by an upright line.
     """
-    named = [s for s in series if s.name]
-    beside = 24 + max([axes.text_width(name) for name in names] or [0])
-    above = 16 if beside > _BESIDE else 0  # long names stand over their rows
-    left = 24 if above else beside
-    legend, top = axes.legend([s.name for s in named] if len(series) > 1 else [], left, _WIDTH - 24)
+    above = 16 if _beside(names) > _BESIDE else 0  # long names stand over their rows
+    left = 24 if above else _beside(names)
+    legend, top = axes.legend(_named(series), left, _WIDTH - _RIGHT)
     row = max(_ROW, 9 * len(series) + 8) + above
     bottom = top + row * len(names)
-    x = axes.scale(_all(series), left + 8, _WIDTH - 32, include=() if line is None else (line,))
+
+    marked, values = [] if line is None else [line], _all(series)
+    x = axes.scale(values, left + 8, _WIDTH - 32, include=marked)
     if line in (x.low, x.high):  # at the edge it would look like an axis
-        x = axes.scale([*_all(series), line], left + 8, _WIDTH - 32)
+        x = axes.scale([*values, line], left + 8, _WIDTH - 32)
     parts = [*legend, *axes.across(x, top, bottom, unit)]
-    if line is not None:
-        parts.append(axes.line(x(line), top, x(line), bottom, "a"))
+    parts += [axes.line(x(value), top, x(value), bottom, "a") for value in marked]
+
     for i, name in enumerate(names):
         middle = top + row * (i + 0.5) + above / 2
         if above:
-            parts.append(
-                axes.text(left + 4, top + row * i + 13, axes.shorten(name, _WIDTH - 60), "", name)
-            )
+            short = axes.shorten(name, _WIDTH - 60)
+            parts.append(axes.text(left + 4, top + row * i + 13, short, "", name))
         else:
             parts.append(axes.text(left - 8, middle + 4, name, "e"))
         for j, one in enumerate(series):
-            if one.y[i] is None:
+            if (value := one.y[i]) is None:
                 continue
             y = middle + 9 * (j - (len(series) - 1) / 2)
-            low, high = _interval(one, i)
-            if low is not None:
-                parts.append(_whisker(x, y, low, high, axes.colour(j)))
-            parts.append(axes.marker(x(one.y[i]), y, j, _note(name, one.name, one.y[i], low, high)))
-    return axes.svg(_WIDTH, bottom + 48, title, parts)
+            if interval := one.interval(i):
+                parts.append(_whisker(x, y, interval, axes.colour(j)))
+            note = _note(f"{name}, {one.name}" if one.name else name, value, interval)
+            parts.append(axes.marker(x(value), y, j, note))
+    return axes.svg(_WIDTH, bottom + _BELOW, title, parts)
 
 
 def lines(
     title: str,
-    series: list[Series],
+    series: Sequence[Series],
     *,
     x: str,
     y: str,
@@ -151,39 +148,42 @@ def lines(
       marks: draws the points and their intervals, not only the line through them.
       level: of a dashed line across, as of what would be perfect.
     """
-    legend, top = axes.legend(
-        [s.name for s in series if s.name and len(series) > 1], _LEFT, _WIDTH - 24
-    )
-    across, up, parts = _frame(series, top, x, y, log_x, level)
+    legend, top = axes.legend(_named(series), _LEFT, _WIDTH - _RIGHT)
+    across, up = _scales(series, top, log_x, level)
+    parts = _grid(across, up, x, y)
     if level is not None:
         parts.append(axes.line(across.start, up(level), across.stop, up(level), "a d"))
-    for j, one in reversed(list(enumerate(series))):
-        known = [
-            i
-            for i, (a, b) in enumerate(zip(one.x, one.y))
-            if b is not None and not (log_x and a <= 0)
-        ]
-        path = " ".join(f"{across(one.x[i]):.1f},{up(one.y[i]):.1f}" for i in known)
-        if not one.name:
-            parts.append(
-                f'<polyline points="{path}" fill="none" stroke="var(--soft)" stroke-opacity=".35"/>'
-            )
-            continue
-        parts.append(
-            f'<polyline points="{path}" {axes.stroke(j)}><title>{html.escape(one.name)}</title></polyline>'
-        )
-        shown = known if marks else known[-1:]
-        for i in shown:
-            low, high = _interval(one, i) if marks else (None, None)
-            if low is not None:
-                parts.append(_upright(across(one.x[i]), up, low, high, axes.colour(j)))
-            note = _note(one.name, f"{x} {axes.number(one.x[i])}", one.y[i], low, high)
-            parts.append(axes.marker(across(one.x[i]), up(one.y[i]), j, note))
-    return axes.svg(_WIDTH, top + _HEIGHT + 48, title, [*parts, *legend])
+
+    def note(one: Series, at: float, value: float, interval: Interval | None) -> str:
+        return _note(f"{one.name}, {x} {axes.number(at)}", value, interval)
+
+    parts += _curves(series, across, up, note, marks=marks)
+    return axes.svg(_WIDTH, top + _HEIGHT + _BELOW, title, [*parts, *legend])
+
+
+def reliability(title: str, series: Sequence[Series]) -> str:
+    """Click rate against mean prediction of parts of the rows, both logarithmic; on the dashed line they agree.
+
+    Args:
+      series: x = mean predictions, y = click rates, with intervals if known; rates of 0 are left out.
+    """
+    legend, top = axes.legend(_named(series), _LEFT, _SQUARE + _LEFT)
+    pairs = [(p, rate) for one in series for p, rate in zip(one.x, one.y) if p and rate]
+    both = [value for pair in pairs for value in pair]
+    across = axes.scale(both, _LEFT, _LEFT + _SQUARE, log=True)
+    up = axes.scale(both, top + _SQUARE, top, log=True)
+    parts = _grid(across, up, "mean prediction (probability)", "click rate (clicks per row)")
+    parts.append(axes.line(across.start, up.start, across.stop, up.stop, "a d"))
+
+    def note(one: Series, at: float, value: float, interval: Interval | None) -> str:
+        return f"{one.name}: mean prediction {at:.4g}, click rate {value:.4g}"
+
+    parts += _curves(series, across, up, note, size=3.5)
+    return axes.svg(_LEFT + _SQUARE + 32, top + _SQUARE + _BELOW, title, [*parts, *legend])
 
 
 def scatter(
-    title: str, names: list[str], points: Series, *, x: str, y: str, log_x: bool = False
+    title: str, names: Sequence[str], points: Series, *, x: str, y: str, log_x: bool = False
 ) -> str:
     """A mark per name, with its name beside it where there is room (elsewhere it shows under the pointer).
 
@@ -194,102 +194,100 @@ def scatter(
       log_x: of a logarithmic axis.
     """
     top = 44
-    across, up, parts = _frame([points], top, x, y, log_x)
-    placed = [
-        i
-        for i, (a, b) in enumerate(zip(points.x, points.y))
-        if None not in (a, b) and not (log_x and a <= 0)
-    ]
-    spots = {i: (across(points.x[i]), up(points.y[i])) for i in placed}
+    across, up = _scales([points], top, log_x)
+    parts = _grid(across, up, x, y)
+    spots = {i: (across(a), up(b)) for i, a, b in _shown(points, across, up)}
     taken = [(a - 6, b - 6, a + 6, b + 6) for a, b in spots.values()]
     for i, (a, _) in spots.items():
-        low, high = _interval(points, i)
-        if low is not None:
-            parts.append(_upright(a, up, low, high, "var(--soft)"))
-            taken.append((a - 4, up(high), a + 4, up(low)))
-    for i, (a, b) in spots.items():
-        low, high = _interval(points, i)
-        note = f"{names[i]}: {x} {axes.number(points.x[i])}; {_note(y, '', points.y[i], low, high)}"
+        if interval := points.interval(i):
+            parts.append(_upright(a, up, interval, "var(--soft)"))
+            taken.append((a - 4, up(interval.high), a + 4, up(interval.low)))
+
+    room: _Box = (across.start, top, _WIDTH - 4, top + _HEIGHT)
+    places = _PLACES if len(names) <= _MOST_LED else _PLACES[:4]
+    for i, at, value in _shown(points, across, up):
+        a, b = spots[i]
+        note = _note(f"{names[i]}: {x} {axes.number(at)}; {y}", value, points.interval(i))
         parts.append(axes.marker(a, b, 0, note))
+
         name = axes.shorten(names[i], 150)
-        width = axes.text_width(name)
-        for x0, y0 in _PLACES if len(names) <= _MOST_LED else _PLACES[:4]:
-            box = (a + x0 - (width if x0 < 0 else width / 2 if x0 == 0 else 0), b + y0 - 10)
-            box = (*box, box[0] + width, box[1] + 13)
-            inside = (
-                box[0] >= across.start
-                and box[2] <= _WIDTH - 4
-                and box[1] >= top
-                and box[3] <= top + _HEIGHT
-            )
-            if inside and not any(_overlap(box, other) for other in taken):
-                taken.append(box)
-                if abs(y0 - 4) > 16:  # too far to be seen as its own
-                    parts.append(axes.line(a, b, a + 0.85 * x0, b + y0 - 4, "a"))
-                parts.append(
-                    axes.text(
-                        a + x0, b + y0, name, "e" if x0 < 0 else "m" if x0 == 0 else "", names[i]
-                    )
-                )
-                break
-    return axes.svg(_WIDTH, top + _HEIGHT + 48, title, parts)
+        for x0, y0 in places:
+            box = _box(a + x0, b + y0, axes.text_width(name), _anchor(x0))
+            if not _within(box, room) or any(_overlap(box, other) for other in taken):
+                continue
+            taken.append(box)
+            if abs(y0 - 4) > 16:  # too far to be seen as its own
+                parts.append(axes.line(a, b, a + 0.85 * x0, b + y0 - 4, "a"))
+            parts.append(axes.text(a + x0, b + y0, name, _anchor(x0), names[i]))
+            break
+    return axes.svg(_WIDTH, top + _HEIGHT + _BELOW, title, parts)
 
 
-def calibration(title: str, series: list[Series]) -> str:
-    """Click rate against mean prediction of parts of the rows, both logarithmic; on the dashed line they agree.
-
-    Args:
-      series: x = mean predictions, y = click rates, with intervals if known; rates of 0 are left out.
-    """
-    legend, top = axes.legend([s.name for s in series if len(series) > 1], _LEFT, _SQUARE + _LEFT)
-    both = [
-        v
-        for s in series
-        for pair in zip(s.x, s.y)
-        if None not in pair and min(pair) > 0
-        for v in pair
-    ]
-    across = axes.scale(both, _LEFT, _LEFT + _SQUARE, log=True)
-    up = axes.scale(both, top + _SQUARE, top, log=True)
-    parts = _grid(across, up, "mean prediction (probability)", "click rate (clicks per row)")
-    parts.append(axes.line(across.start, up.start, across.stop, up.stop, "a d"))
-    for j, one in reversed(list(enumerate(series))):
-        known = [
-            i for i, pair in enumerate(zip(one.x, one.y)) if None not in pair and min(pair) > 0
-        ]
-        path = " ".join(f"{across(one.x[i]):.1f},{up(one.y[i]):.1f}" for i in known)
-        parts.append(f'<polyline points="{path}" {axes.stroke(j)}/>')
-        for i in known:
-            low, high = _interval(one, i)
-            if low is not None:
-                low, high = max(low, up.low), min(high, up.high)
-                parts.append(_upright(across(one.x[i]), up, low, high, axes.colour(j)))
-            note = f"{one.name}: mean prediction {one.x[i]:.4g}, click rate {one.y[i]:.4g}"
-            parts.append(axes.marker(across(one.x[i]), up(one.y[i]), j, note, 3.5))
-    return axes.svg(_LEFT + _SQUARE + 32, top + _SQUARE + 48, title, [*parts, *legend])
+def _beside(names: Sequence[str]) -> float:
+    """Room that the longest name takes beside the plot."""
+    return 24 + max((axes.text_width(name) for name in names), default=0)
 
 
-def _all(series: list[Series]) -> list[float]:
+def _named(series: Sequence[Series]) -> list[str]:
+    """Names for the legend; a single series needs none."""
+    return [one.name for one in series if one.name and len(series) > 1]
+
+
+def _all(series: Sequence[Series]) -> list[float | None]:
     """Every value of y and every end of its interval."""
-    return [v for s in series for part in (s.y, s.low, s.high) for v in part if v is not None]
+    values = []
+    for one in series:
+        known = [interval for interval in one.intervals if interval]
+        values += [*one.y, *(i.low for i in known), *(i.high for i in known)]
+    return values
 
 
-def _interval(series: Series, i: int) -> tuple[float | None, float | None]:
-    return (series.low[i], series.high[i]) if series.low else (None, None)
+def _shown(one: Series, across: axes.Scale, up: axes.Scale) -> Iterator[tuple[int, float, float]]:
+    """Index, x and y of the points that have a place."""
+    for i, (a, b) in enumerate(zip(one.x, one.y)):
+        if a is not None and b is not None and across.shows(a) and up.shows(b):
+            yield i, a, b
 
 
-def _frame(
-    series: list[Series], top: float, x: str, y: str, log_x: bool, level: float | None = None
-):
-    """Both scales of a chart, and its grid."""
-    across = axes.scale(
-        [v for s in series for v in s.x if v is not None], _LEFT, _WIDTH - _RIGHT, log=log_x
-    )
+def _curves(
+    series: Sequence[Series],
+    across: axes.Scale,
+    up: axes.Scale,
+    note: Callable[[Series, float, float, Interval | None], str],
+    *,
+    marks: bool = True,
+    size: float = 4.0,
+) -> list[str]:
+    """The lines and marks of each series, the last one behind; without `marks` only the last mark."""
+    parts = []
+    for j, one in reversed(list(enumerate(series))):
+        shown = list(_shown(one, across, up))
+        path = " ".join(f"{across(a):.1f},{up(b):.1f}" for _, a, b in shown)
+        if not one.name:
+            style = 'fill="none" stroke="var(--soft)" stroke-opacity=".35"'
+            parts.append(f'<polyline points="{path}" {style}/>')
+            continue
+        title = f"<title>{html.escape(one.name)}</title>"
+        parts.append(f'<polyline points="{path}" {axes.stroke(j)}>{title}</polyline>')
+        for i, a, b in shown if marks else shown[-1:]:
+            interval = one.interval(i) if marks else None
+            if interval:
+                parts.append(_upright(across(a), up, interval, axes.colour(j)))
+            parts.append(axes.marker(across(a), up(b), j, note(one, a, b, interval), size))
+    return parts
+
+
+def _scales(
+    series: Sequence[Series], top: float, log_x: bool, level: float | None = None
+) -> tuple[axes.Scale, axes.Scale]:
+    """Both scales of a chart."""
+    x = [value for one in series for value in one.x]
     up = axes.scale([*_all(series), level], top + _HEIGHT, top)
-    return across, up, _grid(across, up, x, y)
+    return axes.scale(x, _LEFT, _WIDTH - _RIGHT, log=log_x), up
 
 
 def _grid(across: axes.Scale, up: axes.Scale, x: str, y: str) -> list[str]:
+    """Both axes with their grid and labels."""
     return [
         *axes.across(across, up.stop, up.start, x),
         *axes.upwards(up, across.start, across.stop, y),
@@ -298,20 +296,37 @@ def _grid(across: axes.Scale, up: axes.Scale, x: str, y: str) -> list[str]:
     ]
 
 
-def _whisker(x: axes.Scale, y: float, low: float, high: float, colour: str) -> str:
-    a, b = x(low), x(high)
-    return f'<path d="M{a:.1f} {y - 4:.1f}v8m0-4H{b:.1f}m0-4v8" fill="none" stroke="{colour}" stroke-width="1.5"/>'
+def _whisker(x: axes.Scale, y: float, interval: Interval, colour: str) -> str:
+    path = f"M{x(interval.low):.1f} {y - 4:.1f}v8m0-4H{x(interval.high):.1f}m0-4v8"
+    return f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
 
 
-def _upright(x: float, up: axes.Scale, low: float, high: float, colour: str) -> str:
-    a, b = up(low), up(high)
-    return f'<path d="M{x - 4:.1f} {a:.1f}h8m-4 0V{b:.1f}m-4 0h8" fill="none" stroke="{colour}" stroke-width="1.2"/>'
+def _upright(x: float, up: axes.Scale, interval: Interval, colour: str) -> str:
+    low, high = max(interval.low, up.low), min(interval.high, up.high)
+    path = f"M{x - 4:.1f} {up(low):.1f}h8m-4 0V{up(high):.1f}m-4 0h8"
+    return f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.2"/>'
 
 
-def _note(what: str, of: str, value: float, low: float | None, high: float | None) -> str:
-    between = "" if low is None else f" (95% interval {low:.6g} to {high:.6g})"
-    return f"{what}{f', {of}' if of else ''}: {value:.6g}{between}"
+def _note(what: str, value: float, interval: Interval | None) -> str:
+    if interval is None:
+        return f"{what}: {value:.6g}"
+    return f"{what}: {value:.6g} (95% interval {interval.low:.6g} to {interval.high:.6g})"
 
 
-def _overlap(a: tuple, b: tuple) -> bool:
+def _anchor(x0: float) -> str:
+    """Class of a text that ends, centres or begins at its place, by the side of its mark."""
+    return "e" if x0 < 0 else "" if x0 else "m"
+
+
+def _box(x: float, y: float, width: float, anchor: str) -> _Box:
+    """What a text covers."""
+    left, top = x - {"e": width, "m": width / 2, "": 0.0}[anchor], y - 10
+    return left, top, left + width, top + 13
+
+
+def _within(a: _Box, b: _Box) -> bool:
+    return b[0] <= a[0] and a[2] <= b[2] and b[1] <= a[1] and a[3] <= b[3]
+
+
+def _overlap(a: _Box, b: _Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

@@ -5,11 +5,12 @@ runs/<point>/seed-<S>/, ordinary workdirs of train. Whatever a run's workdir lac
 failed, comes back as None: the report is made of what is there.
 """
 
+import dataclasses
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,56 +18,64 @@ import pyarrow.parquet as pq
 
 from emofm_jax import config as config_lib
 from emofm_jax.errors import UserError
+from emofm_jax.evaluation.split_report import SplitReport
+from emofm_jax.sweeping import record
 
 SPLITS = ("test", "valid")  # the first one there is, is reported
 
 
-class Run(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Run:
     """A run that has ended.
 
     Attributes:
       point, seed: of the sweep; ("", the config's seed) for a run of its own.
       workdir: of the run.
-      metrics: content of metrics.json, None if it failed.
+      splits: {split: its report}; empty if the run failed.
+      train, parameters: of its metrics.json.
       error: why it failed; empty if it did not.
       overrides: {dotted field: value} of the point.
-      seconds: of the whole run, None if unknown.
+      seconds: of the whole run, 0 if unknown.
       memory: the most that its process held, in MiB, None if unknown.
     """
 
     point: str
     seed: int
     workdir: Path
-    metrics: dict | None
+    splits: Mapping[str, SplitReport] = dataclasses.field(default_factory=dict)
+    train: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    parameters: Mapping[str, int] = dataclasses.field(default_factory=dict)
     error: str = ""
-    overrides: dict = {}
-    seconds: float | None = None
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
     memory: float | None = None
 
 
-class Sweep(NamedTuple):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sweep(record.Header):
     """What was to be run, and what has ended.
 
     Attributes:
-      points, seeds: in the order of sweep.json.
-      reference: a point.
       runs: {(point, seed): Run}, failed ones too.
       left_out: lines of results.jsonl whose point or seed sweep.json no longer has.
     """
 
     workdir: Path
-    name: str
-    experiment: str
-    points: Sequence[str]
-    seeds: Sequence[int]
-    reference: str
-    runs: dict
+    runs: Mapping[tuple[str, int], Run]
     left_out: int = 0
 
+    @property
+    def num_runs(self) -> int:
+        """Runs that the sweep is to have."""
+        return len(self.points) * len(self.seeds)
+
+    def ended(self, point: str) -> list[Run]:
+        """The point's runs that have ended, in the order of the seeds."""
+        return [self.runs[point, seed] for seed in self.seeds if (point, seed) in self.runs]
+
     def done(self, point: str) -> list[Run]:
-        """The point's runs that have metrics, in the order of the seeds."""
-        found = (self.runs.get((point, seed)) for seed in self.seeds)
-        return [run for run in found if run is not None and run.metrics is not None]
+        """The point's runs that have metrics."""
+        return [run for run in self.ended(point) if not run.error]
 
     def all_done(self) -> list[Run]:
         """Every run that has metrics."""
@@ -74,12 +83,7 @@ class Sweep(NamedTuple):
 
     def failed(self) -> list[Run]:
         """Every run that failed."""
-        return [
-            run
-            for point in self.points
-            for seed in self.seeds
-            if (run := self.runs.get((point, seed))) and run.error
-        ]
+        return [run for point in self.points for run in self.ended(point) if run.error]
 
 
 def load(workdir: Path) -> Sweep | Run:
@@ -89,38 +93,36 @@ def load(workdir: Path) -> Sweep | Run:
       UserError: neither a sweep nor a run, nothing of it finished, or a damaged file.
     """
     if not workdir.is_dir():
-        raise UserError(
-            f"--workdir={workdir}: no such directory; name the --workdir of a sweep or of a trained run"
-        )
+        hint = "name the --workdir of a sweep or of a trained run"
+        raise UserError(f"--workdir={workdir}: no such directory; {hint}")
     if (workdir / "sweep.json").exists():
         return _sweep(workdir)
     if (workdir / "metrics.json").exists():
-        return Run("", _seed(workdir), workdir, _json(workdir / "metrics.json"))
+        config, metrics = workdir / "config.json", _json(workdir / "metrics.json")
+        seed = _json(config)["seed"] if config.exists() else 0
+        return Run("", seed, workdir, **_parts(metrics))
+
     if (workdir / "config.json").exists():
-        record = _json(workdir / "result.json") if (workdir / "result.json").exists() else {}
-        if error := (record.get("line") or {}).get("error"):
-            raise UserError(
-                f"{workdir}: its run failed ({error}); mend that, and `sweep --retry` tries it again"
-            )
-        raise UserError(
-            f"{workdir}: its run is not finished (no metrics.json); the same train command goes on with it"
-        )
-    inside = sorted(
-        str(p.parent) for p in workdir.glob("*/*.json") if p.name in ("sweep.json", "metrics.json")
-    )
+        result = workdir / "result.json"
+        ended = _json(result) if result.exists() else {}
+        if error := (ended.get("line") or {}).get("error"):
+            hint = "mend that, and `sweep --retry` tries it again"
+            raise UserError(f"{workdir}: its run failed ({error}); {hint}")
+        hint = "the same train command goes on with it"
+        raise UserError(f"{workdir}: its run is not finished (no metrics.json); {hint}")
+
+    found = (p for p in workdir.glob("*/*.json") if p.name in ("sweep.json", "metrics.json"))
+    inside = sorted(str(path.parent) for path in found)
     hint = (
         f"did you mean --workdir={inside[0]}?" if inside else "name the --workdir of sweep or train"
     )
-    raise UserError(
-        f"{workdir}: holds no sweep (no sweep.json) and no run (no metrics.json); {hint}"
-    )
+    nothing = "holds no sweep (no sweep.json) and no run (no metrics.json)"
+    raise UserError(f"{workdir}: {nothing}; {hint}")
 
 
 def split_of(runs: Sequence[Run]) -> str:
     """The split that all of the runs were evaluated on: test, else valid."""
-    return next(
-        (split for split in SPLITS if all(split in run.metrics for run in runs)), SPLITS[-1]
-    )
+    return next((s for s in SPLITS if all(s in run.splits for run in runs)), SPLITS[-1])
 
 
 def fields(run: Run) -> dict | None:
@@ -135,9 +137,8 @@ def machine(run: Run) -> str:
     if not path.exists():
         return ""
     body = _json(path)
-    kinds = [
-        " ".join(dict.fromkeys((d.split(":")[0], d.split(" ", 1)[-1]))) for d in body["devices"]
-    ]
+    named = [(d.split(":")[0], d.split(" ", 1)[-1]) for d in body["devices"]]
+    kinds = [" ".join(dict.fromkeys(names)) for names in named]
     devices = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
     versions = ", ".join(f"{name} {body['packages'][name]}" for name in ("emofm_jax", "jax"))
     commit = f", commit {body['git_commit'][:7]}" if body.get("git_commit") else ""
@@ -152,14 +153,8 @@ def day(run: Run) -> str | None:
 
 def training_log(run: Run) -> list[dict]:
     """The lines of log.jsonl of the event `train`, in order."""
-    path, lines = run.workdir / "log.jsonl", []
-    if not path.exists():
-        return lines
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        event = _parse(line, f"{path}:{number}")
-        if event.get("event") == "train":
-            lines.append(event)
-    return lines
+    lines = _lines(run.workdir / "log.jsonl")
+    return [event for _, event in lines if event.get("event") == "train"]
 
 
 def predictions(run: Run, split: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -170,9 +165,8 @@ def predictions(run: Run, split: str) -> tuple[np.ndarray, np.ndarray] | None:
     try:
         table = pq.read_table(path, columns=["label", "p"], use_threads=False, memory_map=True)
     except pa.ArrowException as error:
-        raise UserError(
-            f"{path}: not readable as Parquet ({error}); evaluate the run again"
-        ) from None
+        why = f"not readable as Parquet ({error}); evaluate the run again"
+        raise UserError(f"{path}: {why}") from None
     return table["label"].to_numpy(), table["p"].to_numpy()
 
 
@@ -183,66 +177,53 @@ def importance(run: Run, split: str) -> dict | None:
 
 
 def _sweep(workdir: Path) -> Sweep:
-    plan = _json(workdir / "sweep.json")
-    missing = [
-        key for key in ("name", "experiment", "points", "seeds", "reference") if key not in plan
-    ]
-    if missing:
-        raise UserError(
-            f"{workdir / 'sweep.json'}: it has no {', '.join(missing)}; run the sweep's command again"
-        )
-    points = [point["name"] if isinstance(point, dict) else point for point in plan["points"]]
-    runs, left_out, path = {}, 0, workdir / "results.jsonl"
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    for number, line in enumerate(lines, 1):
-        body = _parse(line, f"{path}:{number}")
-        if missing := [
-            key for key in ("point", "seed", "status", "overrides", "metrics") if key not in body
-        ]:
-            raise UserError(
-                f"{path}:{number}: it has no {', '.join(missing)}; delete the line and sweep again"
-            )
-        if body["status"] == "ok" and not any(split in (body["metrics"] or {}) for split in SPLITS):
-            raise UserError(
-                f"{path}:{number}: status ok, but no metrics; delete the line and sweep again"
-            )
-        if body["point"] not in points or body["seed"] not in plan["seeds"]:
+    path = workdir / "sweep.json"
+    try:
+        header = record.Header.from_json(_json(path))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; run the sweep's command again") from None
+
+    runs, left_out = {}, 0
+    for where, body in _lines(workdir / "results.jsonl"):
+        try:
+            result = record.Result.from_line(body)
+        except ValueError as error:
+            raise UserError(f"{where}: {error}; delete the line and sweep again") from None
+        if result.point in header.points and result.seed in header.seeds:
+            runs[result.point, result.seed] = _run(result, workdir)
+        else:
             left_out += 1
-            continue
-        place = workdir / (body.get("workdir") or f"runs/{body['point']}/seed-{body['seed']}")
-        ok = body["status"] == "ok"
-        error = "" if ok else str(body.get("error") or "it says no error")
-        figures = body["metrics"] if ok else None
-        cost = (body.get("seconds"), body.get("peak_memory_mib"))
-        run = Run(body["point"], body["seed"], place, figures, error, body["overrides"], *cost)
-        runs[run.point, run.seed] = run
-    sweep = Sweep(
-        workdir,
-        plan["name"],
-        plan["experiment"],
-        points,
-        plan["seeds"],
-        plan["reference"],
-        runs,
-        left_out,
-    )
+
+    sweep = Sweep(**vars(header), workdir=workdir, runs=runs, left_out=left_out)
     if not sweep.all_done():
-        failed = sweep.failed()
-        first = (
-            f", {len(failed)} failed, first {failed[0].point} seed {failed[0].seed}: {failed[0].error}"
-            if failed
-            else ""
-        )
-        total = len(points) * len(plan["seeds"])
-        raise UserError(
-            f"{workdir}: none of its {total} runs is finished{first}; let the sweep go on first"
-        )
+        what = f"none of its {sweep.num_runs} runs is finished"
+        if failed := sweep.failed():
+            first = f"first {failed[0].point} seed {failed[0].seed}: {failed[0].error}"
+            what += f", {len(failed)} failed, {first}"
+        raise UserError(f"{workdir}: {what}; let the sweep go on first")
     return sweep
 
 
-def _seed(workdir: Path) -> int:
-    path = workdir / "config.json"
-    return _json(path)["seed"] if path.exists() else 0
+def _run(result: record.Result, sweep: Path) -> Run:
+    return Run(
+        result.point,
+        result.seed,
+        sweep / result.workdir,
+        **_parts(result.metrics or {}),
+        error=result.error or "",
+        overrides=result.overrides,
+        seconds=result.seconds,
+        memory=result.peak_memory_mib,
+    )
+
+
+def _parts(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What a Run has of metrics.json."""
+    splits = {
+        split: SplitReport.from_json(metrics[split]) for split in SPLITS if metrics.get(split)
+    }
+    others = {key: metrics.get(key) or {} for key in ("train", "parameters")}
+    return {"splits": splits, **others}
 
 
 def _json(path: Path) -> dict:
@@ -251,21 +232,21 @@ def _json(path: Path) -> dict:
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); run its program again") from None
     if not isinstance(body, dict):
-        raise UserError(
-            f"{path}: holds {type(body).__name__}, not an object; run its program again"
-        )
+        what = f"holds {type(body).__name__}, not an object"
+        raise UserError(f"{path}: {what}; run its program again")
     return body
 
 
-def _parse(line: str, where: str) -> dict:
-    try:
-        body = json.loads(line)
-    except ValueError as error:
-        raise UserError(
-            f"{where}: damaged line ({error}); delete it and run its program again"
-        ) from None
-    if not isinstance(body, dict):
-        raise UserError(
-            f"{where}: damaged line (no JSON object); delete it and run its program again"
-        )
-    return body
+def _lines(path: Path) -> Iterator[tuple[str, dict]]:
+    """Place and content of the lines of a file, if there is one."""
+    text = path.read_text(errors="replace") if path.exists() else ""
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            body = json.loads(line)
+            why = "" if isinstance(body, dict) else "no JSON object"
+        except ValueError as error:
+            why = str(error)
+        if why:
+            what = f"damaged line ({why}); delete it and run its program again"
+            raise UserError(f"{path}:{number}: {what}")
+        yield f"{path}:{number}", body

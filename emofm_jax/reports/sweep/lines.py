@@ -5,12 +5,9 @@ values gives a line per model. Fields that always change together count as one, 
 entry varies it is that entry, else their sum (widths of layers, slots of groups).
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from emofm_jax.evaluation import comparison
 from emofm_jax.reports import read
 from emofm_jax.reports.sweep import findings
 
@@ -34,21 +31,28 @@ class Line(NamedTuple):
     x: list[float]
 
 
+class _Alike(NamedTuple):
+    """Points that are alike but for a number: the other fields that vary, and the number of each."""
+
+    others: dict[str, Any]
+    x: dict[str, float]
+
+
 def lines(sweep: read.Sweep) -> dict[str, list[Line]]:
     """{field: its lines, that of the reference first}."""
     settings = findings.settings(sweep, [point for point in sweep.points if sweep.done(point)])
     fields = _varied(settings)
-    found: dict[str, list] = {}
+    found: dict[str, list[_Alike]] = {}
     for field, values in fields.items():
         others = [f for f in fields if f != field]
-        groups: dict[tuple, list[str]] = {}
+        alike: dict[tuple, list[str]] = {}
         for point in settings:
-            groups.setdefault(tuple(fields[f][point] for f in others), []).append(point)
-        for same, points in groups.items():
+            alike.setdefault(tuple(fields[f][point] for f in others), []).append(point)
+        for same, points in alike.items():
             label, x = _numbers(field, {point: values[point] for point in points})
             if len(set(x.values())) >= LEAST:
-                found.setdefault(label, []).append((dict(zip(others, same)), x))
-    return {label: _named(label, groups, sweep.reference) for label, groups in found.items()}
+                found.setdefault(label, []).append(_Alike(dict(zip(others, same)), x))
+    return {label: _named(label, alike, sweep.reference) for label, alike in found.items()}
 
 
 def is_wide(x: Sequence[float], factor: float = _WIDE) -> bool:
@@ -56,30 +60,22 @@ def is_wide(x: Sequence[float], factor: float = _WIDE) -> bool:
     return bool(x) and min(x) > 0 and max(x) / min(x) > factor
 
 
-def without_sentinel(found: list[Line]) -> tuple[list[Line], bool]:
+def without_sentinel(found: Sequence[Line]) -> tuple[list[Line], bool]:
     """The lines of a field without x = 0 where the others of its values span factors, and whether that left any out.
 
     There 0 is seldom a number like the others (`hash_rows` = 0 hashes nothing), and has no place among factors.
     """
-    if not is_wide([x for line in found for x in line.x if x]) or all(
-        all(line.x) for line in found
-    ):
-        return found, False
-    kept = [[(p, x) for p, x in zip(line.points, line.x) if x] for line in found]
-    kept = [
-        line._replace(points=[p for p, _ in k], x=[x for _, x in k]) for line, k in zip(found, kept)
-    ]
+    every = [x for line in found for x in line.x]
+    if all(every) or not is_wide([x for x in every if x]):
+        return list(found), False
+    kept = []
+    for line in found:
+        points = [point for point, x in zip(line.points, line.x) if x]
+        kept.append(line._replace(points=points, x=[x for x in line.x if x]))
     return [line for line in kept if len(line.x) >= LEAST], True
 
 
-def slope(
-    x: Sequence[float], y: np.ndarray, per_decade: bool
-) -> tuple[float, comparison.Interval | None]:
-    """Slope of y f64[points, seeds] per factor of ten of x, or per unit of it; `comparison.slope`."""
-    return comparison.slope(np.log10(x) if per_decade else x, y)
-
-
-def _varied(settings: dict[str, dict]) -> dict[str, dict]:
+def _varied(settings: Mapping[str, Mapping]) -> dict[str, dict[str, Any]]:
     """{field: {point: value}} of what is not the same everywhere; of fields that change together, the first."""
     fields, seen = {}, set()
     for field in sorted(set().union(*settings.values())):
@@ -91,7 +87,7 @@ def _varied(settings: dict[str, dict]) -> dict[str, dict]:
     return fields
 
 
-def _numbers(field: str, values: dict) -> tuple[str, dict[str, float]]:
+def _numbers(field: str, values: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
     """What the number is called, and {point: number} of the points that have one."""
     if not all(isinstance(v, tuple) for v in values.values()):
         return field, {point: float(v) for point, v in values.items() if _is_number(v)}
@@ -105,22 +101,26 @@ def _numbers(field: str, values: dict) -> tuple[str, dict[str, float]]:
     return f"sum of {field}", {point: float(sum(v)) for point, v in values.items()}
 
 
-def _is_number(value) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _named(label: str, groups: list[tuple[dict, dict]], reference: str) -> list[Line]:
+def _named(label: str, alike: Sequence[_Alike], reference: str) -> list[Line]:
     """Names lines by the fields in which they differ."""
-    found, telling = [], []
-    several = lambda fields: len({tuple(repr(same[f]) for f in fields) for same, _ in groups})
+
+    def apart(fields: Sequence[str]) -> int:
+        return len({tuple(repr(one.others[f]) for f in fields) for one in alike})
+
     # The model first; a field that follows from those before it tells nothing.
-    for f in sorted(groups[0][0], key=lambda field: field != "model.name"):
-        if several([*telling, f]) > several(telling):
-            telling.append(f)
-    for same, x in groups:
-        name = ", ".join("default" if same[f] is ... else str(same[f]) for f in telling)
+    telling: list[str] = []
+    for field in sorted(alike[0].others, key=lambda field: field != "model.name"):
+        if apart([*telling, field]) > apart(telling):
+            telling.append(field)
+
+    found = []
+    for others, x in alike:
+        told = (others[field] for field in telling)
+        name = ", ".join("default" if value is ... else str(value) for value in told)
         points = sorted({value: point for point, value in reversed(x.items())}.items())
-        found.append(
-            Line(label, name, [point for _, point in points], [value for value, _ in points])
-        )
+        found.append(Line(label, name, [p for _, p in points], [value for value, _ in points]))
     return sorted(found, key=lambda line: reference not in line.points)

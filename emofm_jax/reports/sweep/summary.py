@@ -1,218 +1,238 @@
 """What a sweep's report says in plain words, from the numbers alone: a paragraph or two, and a line per other data."""
 
-from emofm_jax.evaluation import comparison
-from emofm_jax.reports.sweep import findings
-from emofm_jax.reports.sweep.findings import Comparison
-from emofm_jax.reports.sweep.same_data import Group
-from emofm_jax.reports.sweep.view import NAMES, View
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-_EQUAL = "not distinguishable"
+from emofm_jax.evaluation import comparison
+from emofm_jax.reports.sweep.findings import Comparison
+from emofm_jax.reports.sweep.same_data import SameData
+from emofm_jax.reports.sweep.view import View
+
+_BETTER, _WORSE, _EQUAL = comparison.VERDICTS
 _FEW = 2  # seeds whose interval says little: it is 12.7 standard errors to each side
-_LARGE = 4  # points of a group that is said to be compared, too
+_LARGE = 4  # points of the same data that are said to be compared, too
 _MANY = 5  # comparisons of which chance is worth a word
+_NAMED = 8  # points that a sentence lists at most
+
+
+class _Verdicts(NamedTuple):
+    """Points by what is known of them; `few` are not distinguishable for want of seeds, `unsure` have no verdict."""
+
+    better: list[str]
+    worse: list[str]
+    equal: list[str]
+    few: list[Comparison]
+    unsure: list[str]
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a`, `b` and `c`; the first few of many."""
+    quoted = [f"`{name}`" for name in names]
+    if len(quoted) > _NAMED:
+        return f"{', '.join(quoted[:_NAMED])} and {len(quoted) - _NAMED} more"
+    return " and ".join(filter(None, [", ".join(quoted[:-1]), *quoted[-1:]]))
 
 
 def summary(v: View) -> list[str]:
     """Paragraphs: of the data of the reference, and of what chance does."""
-    name, first = NAMES[v.metric], v.groups[0]
+    first = v.data[0]
     if not v.known:
-        return [f"{name} has no value on the {v.split} split: its rows are of one class."]
-    if sum(len(group.order) for group in v.groups) == 1:
-        point = v.sweep.points[first.order[0]]
-        return [
-            f"One point is finished: `{point}`, {_result(v, first)}. There is nothing to compare it to."
-        ]
+        return [f"{v.name} has no value on the {v.split} split: its rows are of one class."]
+    if len(v.placed()) == 1:
+        result = f"`{first.points[0]}`, {_result(v, first)}"
+        return [f"One point is finished: {result}. There is nothing to compare it to."]
+
     texts = []
-    if len(v.groups) > 1:
+    if len(v.data) > 1:
+        shares = "; across data the share of the attainable lift is set side by side"
         texts.append(
-            f"The points were trained and tested on {len(v.groups)} different data. They are ranked and compared "
-            "within the same data only"
-            + (
-                "; across data the share of the attainable lift is set side by side."
-                if _shares(v)
-                else "."
-            )
+            f"The points were trained and tested on {len(v.data)} different data. They are ranked "
+            f"and compared within the same data only{shares if v.has('share') else ''}."
         )
     texts.append(_best(v, first))
-    best = v.sweep.points[first.order[0]]
-    if best != first.partner and first.compared:
+    if first.points[0] != first.partner and first.compared:
         texts.append(_against(v, first))
-    every = [c for group in v.groups for c in group.compared if c.verdict]
+
+    every = [c for same in v.data for c in same.compared if c.verdict]
     if len(every) >= 2:
         texts.append(_chance(v, every))
-    if len(v.sweep.seeds) == _FEW and any(c.seeds for c in every):
-        texts.append(
-            "With two seeds an interval over seeds reaches 12.7 standard errors to each side: it calls few differences."
-        )
-    basis = {c.basis for group in v.groups for c in (*group.compared, *group.rivals) if c.basis}
-    if basis == {"rows"}:
-        texts.append(
-            "With one seed a point, nothing is known of what another training run would give: the verdicts are about "
-            "these very models on other test rows."
-        )
-    elif basis == {"seeds"}:
-        texts.append(
-            "The verdicts are about other seeds on these very rows: the predictions cannot be compared row by row."
-        )
-    return texts
+    return [*texts, *_caveats(v, every)]
 
 
 def by_data(v: View) -> list[str]:
-    """A line for each group of data but the first."""
+    """A line for each data but the first."""
     lines = []
-    for group in v.groups[1:] if v.known else []:
-        best = v.sweep.points[group.order[0]]
-        text = f"**{group.name}**: "
-        if len(group.order) == 1:
-            lines.append(f"{text}`{best}` alone, {_result(v, group)}.")
+    for same in v.data[1:] if v.known else []:
+        best, found = same.points[0], _sorted(v, same.rivals)
+        if len(same.points) == 1:
+            lines.append(f"**{same.name}**: `{best}` alone, {_result(v, same)}.")
             continue
-        text += f"`{best}` has the {_first(v)} {_result(v, group)}"
-        equal, few, worse, unsure = _sorted(v, group.rivals)
-        parts = (
-            [f"not distinguishable from it: {findings.listed([c.point for c in equal])}"]
-            if equal
-            else []
-        )
-        parts += [f"worse: {findings.listed([c.point for c in worse])}"] if worse else []
-        parts += [f"too few seeds to tell: {_behind(v, group, few)}"] if few else []
-        parts += (
-            [f"no interval tells for {findings.listed([c.point for c in unsure])}"]
-            if unsure
-            else []
-        )
-        text = f"{'; '.join([text, *parts])}."
-        if best != group.partner and len(group.order) >= _LARGE:
-            text += f" {_against(v, group)}"
+        parts = [f"**{same.name}**: `{best}` has the {_first(v)} {_result(v, same)}"]
+        for what, points in (
+            ("not distinguishable from it:", listed(found.equal)),
+            ("worse:", listed(found.worse)),
+            ("too few seeds to tell:", _behind(v, same, found.few)),
+            ("no interval tells for", listed(found.unsure)),
+        ):
+            parts += [f"{what} {points}"] if points else []
+        text = f"{'; '.join(parts)}."
+        if best != same.partner and len(same.points) >= _LARGE:
+            text += f" {_against(v, same)}"
         lines.append(text)
     return lines
 
 
-def told(v: View, c: Comparison) -> str:
-    """The verdict for a table: with the seeds where some are missing; what is missing where there is none."""
-    if not c.verdict:
+def told(v: View, c: Comparison, verdict: str = "") -> str:
+    """A verdict for a table, the last one by default: with the seeds where some are missing; else what is missing."""
+    verdict = verdict or c.verdict
+    if not verdict:
         return c.why
-    return c.verdict + (f" ({c.num_seeds} seeds)" if 2 <= c.num_seeds < len(v.sweep.seeds) else "")
+    some = 2 <= c.num_seeds < len(v.sweep.seeds)
+    return f"{verdict} ({c.num_seeds} seeds)" if some else verdict
 
 
-def _best(v: View, group: Group) -> str:
+def _best(v: View, same: SameData) -> str:
     """The sentences about the best of the reference's data."""
-    best, of = (
-        v.sweep.points[group.order[0]],
-        f" on the data of `{group.partner}`," if len(v.groups) > 1 else "",
-    )
-    if len(group.order) == 1:
-        return f"On the data of `{best}` there is no other point; it has {_result(v, group)}."
-    text = f"Of {len(group.order)} points{of} **`{best}` has the {_first(v)} mean {_result(v, group, bold=True)}."
-    equal, few, worse, unsure = _sorted(v, group.rivals)
-    if equal:
-        text += f" Not distinguishable from it: {findings.listed([c.point for c in equal])}."
-    if few:
-        text += f" Too few seeds to tell: {_behind(v, group, few)}."
-    if worse:
-        last = v.sweep.points[group.order[-1]]
-        gap = abs(v.mean(v.metric, group.order[-1]) - v.mean(v.metric, group.order[0]))
-        others = f"{len(worse)} other{' is' if len(worse) == 1 else 's are'}"
-        others = "every other point is" if len(worse) == len(group.rivals) else others
-        text += f" {others[0].upper()}{others[1:]} worse; `{last}` comes last, {gap:.5f} behind."
-    if unsure:
-        text += f" No interval tells for {findings.listed([c.point for c in unsure])}."
+    best, last = same.points[0], same.points[-1]
+    if len(same.points) == 1:
+        return f"On the data of `{best}` there is no other point; it has {_result(v, same)}."
+    of = f" on the data of `{same.partner}`," if len(v.data) > 1 else ""
+    result = _result(v, same, bold=True)
+    text = f"Of {len(same.points)} points{of} **`{best}` has the {_first(v)} mean {result}."
+
+    found = _sorted(v, same.rivals)
+    if found.equal:
+        text += f" Not distinguishable from it: {listed(found.equal)}."
+    if found.few:
+        text += f" Too few seeds to tell: {_behind(v, same, found.few)}."
+    if worse := len(found.worse):
+        others = f"{worse} other{' is' if worse == 1 else 's are'}"
+        others = "Every other point is" if worse == len(same.rivals) else others
+        text += f" {others} worse; `{last}` comes last, {_gap(v, last, best)} behind."
+    if found.unsure:
+        text += f" No interval tells for {listed(found.unsure)}."
     return text
 
 
-def _against(v: View, group: Group) -> str:
+def _against(v: View, same: SameData) -> str:
     """The sentence about the reference, or what stands for it."""
-    equal, few, worse, _ = _sorted(v, group.compared)
-    parts = [
-        f"{verdict} {'is' if len(found) == 1 else 'are'} {findings.listed([c.point for c in found])}"
-        for verdict, found in (
-            ("better", [c for c in group.compared if c.verdict == "better"]),
-            ("worse", worse),
-        )
-        if found
-    ]
-    if equal:
-        is_or_are = "is" if len(equal) == 1 else "are"
-        parts.append(
-            f"not distinguishable from it {is_or_are} {findings.listed([c.point for c in equal])}"
-        )
-    if few:
-        parts.append(f"too few seeds to tell have {findings.listed([c.point for c in few])}")
-    which = f"`{group.partner}` ({group.why})" if group.why else f"the reference `{group.partner}`"
+    found = _sorted(v, same.compared)
+    parts = []
+    for what, points in (
+        (_BETTER, found.better),
+        (_WORSE, found.worse),
+        ("not distinguishable from it", found.equal),
+    ):
+        if points:
+            parts.append(f"{what} {_are(points)} {listed(points)}")
+    if found.few:
+        parts.append(f"too few seeds to tell have {listed(_points(found.few))}")
+    which = f"`{same.partner}` ({same.why})" if same.why else f"the reference `{same.partner}`"
     return f"Against {which}: {'; '.join(parts) or 'nothing can be said'}."
 
 
-def _chance(v: View, compared: list[Comparison]) -> str:
+def _chance(v: View, compared: Sequence[Comparison]) -> str:
     """How many verdicts chance alone would give, and which stay when that is accounted for, data by data."""
-    called = [c.point for c in compared if c.verdict != _EQUAL]
-    with_what = f"with `{v.groups[0].partner}`" if len(v.groups) == 1 else "of all data"
+    called = [c for c in compared if c.verdict != _EQUAL]
+    with_what = f"with `{v.data[0].partner}`" if len(v.data) == 1 else "of all data"
+    comparisons = f"{len(compared)} comparisons {with_what}"
     if not called:
-        return f"None of the {len(compared)} comparisons {with_what} shows a difference."
-    kept, asked = [], []
-    for group in v.groups:
-        of_group = [c for c in group.compared if c.verdict]
-        holds = comparison.holm([c.best_interval().p for c in of_group])
-        kept += [c.point for c, k in zip(of_group, holds) if k]
-        asked += [
-            (len(of_group), c.num_seeds)
-            for c, k in zip(of_group, holds)
-            if c.verdict != _EQUAL and not k
-        ]
+        return f"None of the {comparisons} shows a difference."
+
+    kept, asked = [], [(0, 0)]  # points; (comparisons of the same data, seeds) of those that fall
+    for same in v.data:
+        intervals = [(c, c.interval.p) for c in same.compared if c.interval]
+        holds = comparison.holm([p for _, p in intervals])
+        for (c, _), stays in zip(intervals, holds):
+            if stays:
+                kept.append(c.point)
+            elif c.verdict != _EQUAL:
+                asked.append((len(intervals), c.num_seeds))
+
+    by_chance = f"{0.05 * len(compared):.2g}"
     text = (
-        f"Chance alone would call about {0.05 * len(compared):.2g} of the {len(compared)} comparisons {with_what} "
-        f"different; {len(called)} {'is' if len(called) == 1 else 'are'}."
+        f"Chance alone would call about {by_chance} of the {comparisons} different; "
+        f"{len(called)} {_are(called)}."
     )
-    right = "all comparisons" if len(v.groups) == 1 else "all comparisons of the same data"
+    right = "all comparisons" if len(v.data) == 1 else "all comparisons of the same data"
+    when = f"when {right} shall be right together (Holm)"
     if not kept:
-        text += f" None of these stays when {right} shall be right together (Holm): take them with care."
+        text += f" None of these stays {when}: take them with care."
     else:
         every = "This" if len(kept) == 1 else "All"
-        which = every if len(kept) == len(called) else f"Of these, {findings.listed(kept)}"
-        text += f" {which} {'stays' if len(kept) == 1 else 'stay'} when {right} shall be right together (Holm)."
-    number, seeds = max(asked, default=(0, 0))
+        which = every if len(kept) == len(called) else f"Of these, {listed(kept)}"
+        text += f" {which} {'stays' if len(kept) == 1 else 'stay'} {when}."
+
+    number, seeds = max(asked)
     if number >= _MANY and 2 <= seeds <= 3:
         reach = comparison.first_step_of_holm(seeds, number)
         text += (
-            f" With {seeds} seeds it asks the clearest of {number} comparisons for {reach:.0f} standard errors, so "
-            "that next to nothing can stay; more seeds would tell."
+            f" With {seeds} seeds it asks the clearest of {number} comparisons for {reach:.0f} "
+            "standard errors, so that next to nothing can stay; more seeds would tell."
         )
     return text
 
 
-def _sorted(v: View, compared: list[Comparison]) -> tuple[list, list, list, list]:
-    """Not distinguishable, not distinguishable for want of seeds, worse, without verdict."""
+def _caveats(v: View, compared: Sequence[Comparison]) -> list[str]:
+    """What the verdicts do not say."""
+    texts = []
+    if len(v.sweep.seeds) == _FEW and any(c.seeds for c in compared):
+        texts.append(
+            "With two seeds an interval over seeds reaches 12.7 standard errors to each side: "
+            "it calls few differences."
+        )
+    every = [c for same in v.data for c in (*same.compared, *same.rivals) if c.interval]
+    if every and not any(c.seeds for c in every):
+        texts.append(
+            "With one seed a point, nothing is known of what another training run would give: "
+            "the verdicts are about these very models on other test rows."
+        )
+    if every and not any(c.rows for c in every):
+        texts.append(
+            "The verdicts are about other seeds on these very rows: "
+            "the predictions cannot be compared row by row."
+        )
+    return texts
+
+
+def _sorted(v: View, compared: Sequence[Comparison]) -> _Verdicts:
+    of = lambda verdict: [c for c in compared if c.verdict == verdict]
     wanting = len(v.sweep.seeds) > _FEW
-    equal = [c for c in compared if c.verdict == _EQUAL]
-    few = [c for c in equal if wanting and c.num_seeds == _FEW]
-    unsure = [c for c in compared if not c.verdict and v.sweep.done(c.point)]
-    return (
-        [c for c in equal if c not in few],
-        few,
-        [c for c in compared if c.verdict == "worse"],
-        unsure,
-    )
+    few = [c for c in of(_EQUAL) if wanting and c.num_seeds == _FEW]
+    equal = _points(c for c in of(_EQUAL) if c not in few)
+    unsure = _points(c for c in of("") if v.sweep.done(c.point))
+    return _Verdicts(_points(of(_BETTER)), _points(of(_WORSE)), equal, few, unsure)
 
 
-def _behind(v: View, group: Group, few: list[Comparison]) -> str:
+def _points(compared: Iterable[Comparison]) -> list[str]:
+    return [c.point for c in compared]
+
+
+def _are(things: Sequence) -> str:
+    return "is" if len(things) == 1 else "are"
+
+
+def _behind(v: View, same: SameData, few: Sequence[Comparison]) -> str:
     """Points with their seeds and how far they are from the best."""
-    best, texts = v.mean(v.metric, group.order[0]), []
+    texts = []
     for c in few[:_MANY]:
-        gap = abs(v.mean(v.metric, v.sweep.points.index(c.point)) - best)
-        texts.append(f"`{c.point}` ({c.num_seeds} seeds, {gap:.5f} behind)")
+        gap = _gap(v, c.point, same.points[0])
+        texts.append(f"`{c.point}` ({c.num_seeds} seeds, {gap} behind)")
     return ", ".join(texts) + (f" and {len(few) - _MANY} more" if len(few) > _MANY else "")
+
+
+def _gap(v: View, point: str, best: str) -> str:
+    return f"{abs(v.mean(point) - v.mean(best)):.5f}"
 
 
 def _first(v: View) -> str:
     return "highest" if comparison.HIGHER_IS_BETTER[v.metric] else "lowest"
 
 
-def _result(v: View, group: Group, bold: bool = False) -> str:
+def _result(v: View, same: SameData, bold: bool = False) -> str:
     """Of the best: split, metric, mean, deviation, share."""
-    mean, sd, _ = findings.spread(v.figures[v.metric][group.order[0]])
-    lift = v.mean("share", group.order[0])
-    lift = f", {lift:.1%} of the attainable lift" if lift == lift else ""
+    mean, sd, _ = v.spread(same.points[0])
+    share = v.mean(same.points[0], "share")
+    lift = f", {share:.1%} of the attainable lift" if share == share else ""
     shown = f"{mean:.5f}{f' +/- {sd:.5f}' if sd == sd else ''}"
-    return f"{v.split} {NAMES[v.metric]}{':' if bold else ''} {shown}{'**' if bold else ''}{lift}"
-
-
-def _shares(v: View) -> bool:
-    return any(v.mean("share", i) == v.mean("share", i) for _, i in v.placed())
+    return f"{v.split} {v.name}{':' if bold else ''} {shown}{'**' if bold else ''}{lift}"

@@ -1,14 +1,18 @@
 """What all parts of a sweep's report are made of, and the facts at its head."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
+from emofm_jax.evaluation import comparison
 from emofm_jax.reports import read
 from emofm_jax.reports.sweep import findings, same_data
-from emofm_jax.reports.sweep.same_data import Group
+from emofm_jax.reports.sweep.same_data import SameData
 
 NAMES = {"auc": "AUC", "logloss": "logloss"}
+DIGITS = 5  # of an AUC or a logloss
 
 
 class View(NamedTuple):
@@ -18,84 +22,90 @@ class View(NamedTuple):
       sweep: the results.
       metric: that points are ordered and compared by.
       split: that was evaluated.
-      figures: {name: matrix}: auc, logloss, pcoc, share, bayes (the truth's AUC), parameters, rows_per_s, memory.
-      groups: points of the same data, that of the reference first; in each the best first.
-      changed: from `findings.differences`.
+      figures: by name: auc, logloss, pcoc, share, bayes_auc, parameters, rows_per_s, memory.
+      data: points by their data, those of the reference first.
       known: whether the metric has a value anywhere.
     """
 
     sweep: read.Sweep
     metric: str
     split: str
-    figures: dict[str, np.ndarray]
-    groups: list[Group]
-    changed: dict
+    figures: dict[str, findings.Figure]
+    data: list[SameData]
     known: bool
 
-    def mean(self, name: str, point: int) -> float:
-        """Over the seeds there are; NaN without any."""
-        return findings.spread(self.figures[name][point])[0]
+    @property
+    def name(self) -> str:
+        """That of the metric."""
+        return NAMES[self.metric]
 
-    def names(self, group: Group) -> list[str]:
-        """Of its points, the best first."""
-        return [self.sweep.points[i] for i in group.order]
+    @property
+    def measured(self) -> str:
+        """The metric and its split, to begin a title with."""
+        return f"{self.split.capitalize()} {self.name}"
 
-    def rest(self) -> tuple[list[int], list[int]]:
-        """Indices of the points without a finished run, and of those without the metric where others have it."""
-        grouped = {i for group in self.groups for i in group.order}
-        rest = [i for i in range(len(self.sweep.points)) if i not in grouped]
-        done = [i for i in rest if self.sweep.done(self.sweep.points[i])]
-        return [i for i in rest if i not in done], done
+    def spread(self, point: str, figure: str = "") -> comparison.Spread:
+        """Of a figure, if not of the metric, over the seeds there are."""
+        return comparison.spread(self.figures[figure or self.metric][point])
 
-    def placed(self) -> list[tuple[Group, int]]:
-        """(group, index of a point), group by group, the best of each first."""
-        return [(group, i) for group in self.groups for i in group.order]
+    def mean(self, point: str, figure: str = "") -> float:
+        """Of the same; NaN without any seed."""
+        return self.spread(point, figure).mean
+
+    def has(self, figure: str) -> bool:
+        """Whether a figure is known of any run."""
+        return any(np.isfinite(values).any() for values in self.figures[figure].values())
+
+    def placed(self) -> list[tuple[SameData, str]]:
+        """Every point with its data, the best of each data first."""
+        return [(same, point) for same in self.data for point in same.points]
+
+    def rest(self) -> tuple[list[str], list[str]]:
+        """The points without a finished run, and those without the metric where others have it."""
+        placed = {point for _, point in self.placed()}
+        rest = [point for point in self.sweep.points if point not in placed]
+        unfinished = [point for point in rest if not self.sweep.done(point)]
+        return unfinished, [point for point in rest if point not in unfinished]
 
 
 def view(sweep: read.Sweep, metric: str, reference: str) -> View:
     """Reads and compares everything; `reference` replaces that of sweep.json."""
-    sweep = sweep._replace(reference=reference)
+    sweep = dataclasses.replace(sweep, reference=reference)
     split = read.split_of(sweep.all_done())
-    values = {
-        key: lambda run, key=key: run.metrics[split].get(key) for key in ("auc", "logloss", "pcoc")
-    }
-    values |= {
-        "share": lambda run: findings.share(run.metrics[split]),
-        "bayes": lambda run: (run.metrics[split].get("bayes") or {}).get("auc"),
-        "parameters": lambda run: (run.metrics.get("parameters") or {}).get("total"),
-        "rows_per_s": lambda run: (
-            (run.metrics.get("train") or {}).get("rows_per_s") or None
-        ),  # 0: of one step only
-        "memory": lambda run: run.memory,
-    }
-    figures = {name: findings.matrix(sweep, value) for name, value in values.items()}
-    if (
-        np.isfinite(figures["memory"]).any(axis=1).mean() < 0.5
-    ):  # it is known of the first run of each process only
-        figures["memory"][:] = np.nan
-    known = bool(np.isfinite(figures[metric]).any())
-    found = same_data.groups(sweep, split, metric, figures[metric])
-    return View(sweep, metric, split, figures, found, findings.differences(sweep), known)
+    of_split = lambda key: lambda run: getattr(run.splits[split], key)
+    keys = ("auc", "logloss", "pcoc", "share", "bayes_auc")
+    values: dict[str, Callable[[read.Run], float | None]] = {key: of_split(key) for key in keys}
+    values["parameters"] = lambda run: run.parameters.get("total")
+    values["rows_per_s"] = lambda run: run.train.get("rows_per_s") or None  # 0: of one step only
+    values["memory"] = lambda run: run.memory
+    figures = {name: findings.figure(sweep, value) for name, value in values.items()}
+
+    memory = figures["memory"]  # it is known of the first run of each process only
+    if np.mean([np.isfinite(of_point).any() for of_point in memory.values()]) < 0.5:
+        figures["memory"] = {point: np.full_like(v, np.nan) for point, v in memory.items()}
+    found = same_data.split_by_data(sweep, split, metric, figures[metric])
+    known = any(np.isfinite(of_point).any() for of_point in figures[metric].values())
+    return View(sweep, metric, split, figures, found, known)
 
 
 def lead(v: View) -> list[str]:
     """What was run, where and when."""
     sweep, runs = v.sweep, v.sweep.all_done()
+    seeds = ", ".join(map(str, sweep.seeds))
     facts = [
-        f"experiment `{sweep.experiment}`: {len(sweep.points)} points, seeds {', '.join(map(str, sweep.seeds))}, "
+        f"experiment `{sweep.experiment}`: {len(sweep.points)} points, seeds {seeds}, "
         f"reference `{sweep.reference}`"
     ]
     if machine := read.machine(runs[0]):
         facts.append(machine)
     if days := sorted(day for run in runs if (day := read.day(run))):
-        seconds = sum(run.seconds or 0 for run in sweep.runs.values())
-        facts.append(
-            " to ".join(dict.fromkeys((days[0], days[-1])))
-            + (f"; {_time(seconds)} in all" if seconds else "")
-        )
-    rows = {(run.metrics[v.split].get("rows"), run.metrics[v.split].get("clicks")) for run in runs}
-    if len(rows) == 1 and None not in (only := rows.pop()):
-        facts.append(f"{v.split} split: {only[0]:,} rows, {only[1]:,} clicks")
+        seconds = sum(run.seconds for run in sweep.runs.values())
+        between = " to ".join(dict.fromkeys((days[0], days[-1])))
+        facts.append(f"{between}; {_time(seconds)} in all" if seconds else between)
+    sizes = {(run.splits[v.split].rows, run.splits[v.split].clicks) for run in runs}
+    if len(sizes) == 1:
+        rows, clicks = sizes.pop()
+        facts.append(f"{v.split} split: {rows:,} rows, {clicks:,} clicks")
     return facts
 
 
