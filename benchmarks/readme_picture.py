@@ -8,7 +8,6 @@ picture is not the one that this program makes.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,13 +43,13 @@ def picture() -> str:
 
     series = []
     for i, label in enumerate(("types known in training", "no types")):
-        of_points = [found.get(POINTS[name][i]) for name in names]
-        series.append(_series(label, of_points))
+        seeds = [np.array(found.get(POINTS[name][i], [])) for name in names]
+        spreads = [comparison.spread(auc) for auc in seeds]
+        series.append(plots.Series.of(label, (), spreads))
 
     title = "Test AUC of twelve models, with and without interaction types"
-    return (
-        plots.dots(title, names, series, unit="test AUC, mean and 95% interval of 5 seeds") + "\n"
-    )
+    unit = "test AUC, mean and 95% interval of 5 seeds"
+    return plots.dots(title, names, series, unit=unit) + "\n"
 
 
 def test_auc(path: Path) -> dict[str, list[float]]:
@@ -60,16 +59,6 @@ def test_auc(path: Path) -> dict[str, list[float]]:
         run = json.loads(line)
         found.setdefault(run["point"], []).append(run["metrics"]["test"]["auc"])
     return found
-
-
-def _series(label: str, of_points: Sequence[list[float] | None]) -> plots.Series:
-    intervals = [
-        None if seeds is None else comparison.t_interval(np.array(seeds)) for seeds in of_points
-    ]
-    column = lambda field: [
-        None if one is None else float(getattr(one, field)) for one in intervals
-    ]
-    return plots.Series(label, (), column("mean"), column("low"), column("high"))
 
 
 if __name__ == "__main__":
