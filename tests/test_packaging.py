@@ -43,3 +43,10 @@ def test_each_program_has_a_command():
     assert commands == {f"emofm-{name}": f"emofm_jax.{name}:main" for name in programs}
     for name in programs:
         assert callable(importlib.import_module(f"emofm_jax.{name}").main)
+
+
+def test_hooks_have_the_pinned_versions():
+    pinned = {line for line in lines("options.extras_require", "dev") if "==" in line}
+    text = (ROOT / ".pre-commit-config.yaml").read_text()
+    hooks = set(re.findall(r"additional_dependencies: \[(\S+==\S+)\]", text))
+    assert hooks and hooks < pinned

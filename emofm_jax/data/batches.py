@@ -150,7 +150,8 @@ def read(
       batch_size: rows over all devices, a multiple of `num_devices`.
       num_devices: P, the leading axis.
       shuffle_rows: rows of a shuffling window; 0 = rows in their order.
-      seed, epoch: decide the order.
+      seed: decides the order, together with `epoch`.
+      epoch: counted from 0.
       skip_rows: rows of the epoch to leave out at the start (`HostBatch.rows_done` of an earlier run).
       window_rows: rows decoded at a time when not shuffled.
 
