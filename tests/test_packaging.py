@@ -23,6 +23,16 @@ def test_every_directory_is_packaged():
     assert set(lines("options", "packages")) == names | {"emofm_jax.experiments"}
     assert lines("options", "package_dir") == ["emofm_jax.experiments = experiments"]
     assert (ROOT / "emofm_jax" / "py.typed").exists()
+    other = {
+        path for path in (ROOT / "emofm_jax").rglob("*.*") if path.suffix not in (".py", ".pyc")
+    }
+    packaged = set()
+    for package, patterns in SETUP["options.package_data"].items():
+        directory = ROOT / package.replace(".", "/")
+        packaged |= {
+            path for pattern in patterns.split(",") for path in directory.glob(pattern.strip())
+        }
+    assert packaged == {path for path in other if path.is_file()}
 
 
 def test_bounds_are_what_is_tested():
