@@ -88,6 +88,14 @@ def test_every_page_is_in_the_index():
     assert pages <= linked
 
 
+def test_every_page_is_in_the_site():
+    site = (ROOT / "mkdocs.yml").read_text()
+    docs = ROOT / "docs"
+    assert [
+        str(p.relative_to(docs)) for p in docs.rglob("*.md") if str(p.relative_to(docs)) not in site
+    ] == []
+
+
 def test_the_picture_is_what_its_program_draws():
     spec = importlib.util.spec_from_file_location(
         "readme_picture", ROOT / "benchmarks" / "readme_picture.py"
