@@ -133,7 +133,8 @@ def test_processes_have_processors_of_their_own_where_there_are_enough(monkeypat
 
 
 def test_processes_take_points_and_help_where_most_is_left():
-    take = processes._share_out([["a0", "a1", "a2"], ["b0"], ["c0", "c1", "c2", "c3"]])
+    groups = [["a0", "a1", "a2"], ["b0"], ["c0", "c1", "c2", "c3"]]
+    take = processes._Processes(groups, jobs=2, lock=0).take
     (one, mine), (other, theirs) = take(None), take(None)
     assert (one, other) == ("a0", "b0")
     taken = []

@@ -7,14 +7,13 @@
       the sweep dies          stdin ends within a run: the process tells itself to stop
       does not stop in time   an alarm ends it
 
-A process holds the lock of the sweep's workdir: that is free when the last process has ended.
+Every process holds the lock of the sweep's workdir: it is free when the last one has ended.
 
 `python -m emofm_jax.sweeping.processes CPU ...` is one of the N others, on these processors: it
-reads a run a line on stdin and answers with a result a line (run.py).
+reads a run a line on stdin and answers with a result a line.
 """
 
 import contextlib
-import functools
 import itertools
 import json
 import os
@@ -25,7 +24,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from emofm_jax.errors import UserError
@@ -36,19 +35,16 @@ from emofm_jax.training import compilation_cache
 
 # Exit codes of a process that was told to stop.
 _STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM, -signal.SIGALRM)
-
 _PATIENCE = 10  # seconds in which a process that was told to stop leaves its run
 
-# take(group that a process is at) -> its next run, and the group it is at then.
-_Take = Callable[[deque[Run] | None], tuple[Run | None, deque[Run] | None]]
 
-
-def execute_all(groups: Sequence[Sequence[Run]], jobs: int, lock: int) -> Iterator[Result]:
+def execute_all(
+    groups: Sequence[Sequence[Run]], jobs: int, lock: int
+) -> Generator[Result, None, None]:
     """Yields the results of all runs, as they end.
 
     Args:
-      groups: of runs; those of a group share what is compiled, so a process takes them one after
-        another.
+      groups: of runs that share what is compiled: a process takes them one after another.
       jobs: processes; with 1 it is this one, whose compiled programs the next runs share too.
       lock: descriptor that the processes keep open.
 
@@ -56,113 +52,113 @@ def execute_all(groups: Sequence[Sequence[Run]], jobs: int, lock: int) -> Iterat
       SystemExit: told to stop; runs that had begun have saved their state.
       UserError: a process could not write.
     """
-    # Without an alarm where there are others, which need their time.
+    # No alarm where there are others, which need their time.
     before = _on_terminate(_leave if jobs == 1 else lambda *_: sys.exit(143))
     try:
         if jobs == 1:
             yield from map(sweep_run.execute, itertools.chain(*groups))
         else:
-            yield from _in_processes(groups, jobs, lock)
+            yield from _Processes(groups, jobs, lock).results()
     finally:
         signal.alarm(0)
         _on_terminate(before)
 
 
-def _in_processes(groups: Sequence[Sequence[Run]], jobs: int, lock: int) -> Iterator[Result]:
-    """A thread a process; an exit code or an error among what they give ends the sweep."""
-    total = sum(map(len, groups))
-    done: queue.SimpleQueue[Result | int | Exception] = queue.SimpleQueue()
-    processes: set[subprocess.Popen] = set()
-    stop, take = threading.Event(), _share_out(groups)
-    threads = []
-    for cpus in _shares(min(jobs, total)):
-        start = functools.partial(_start, cpus, lock)
-        threads.append(threading.Thread(target=_feed, args=(take, done, stop, processes, start)))
+class _Processes:
+    """N processes, each fed by a thread of its own; arguments as of `execute_all`."""
 
-    try:
-        for thread in threads:
-            thread.start()
-        for _ in range(total):
-            found = done.get()
-            if isinstance(found, int):
-                sys.exit(found)
-            if isinstance(found, Exception):
-                raise found
-            yield found
-    finally:
-        stop.set()
-        for process in list(processes):  # they save what they have
-            process.terminate()
-        for thread in threads:
-            if thread.ident:  # else the stop came before its start
-                thread.join()
+    def __init__(self, groups: Sequence[Sequence[Run]], jobs: int, lock: int):
+        self._left = [deque(group) for group in groups]
+        self._fresh = iter(self._left)
+        self._total = sum(map(len, groups))
+        self._jobs, self._lock = min(jobs, self._total), lock
+        self._taking, self._stop = threading.Lock(), threading.Event()
+        self._alive: set[subprocess.Popen] = set()
+        # An exit code or an error ends the sweep.
+        self._done: queue.SimpleQueue[Result | int | Exception] = queue.SimpleQueue()
 
+    def results(self) -> Iterator[Result]:
+        """Yields the results as they end."""
+        shares = _shares(self._jobs)
+        threads = [threading.Thread(target=self._feed, args=(cpus,)) for cpus in shares]
+        try:
+            for thread in threads:
+                thread.start()
+            for _ in range(self._total):
+                found = self._done.get()
+                if isinstance(found, int):
+                    sys.exit(found)
+                if isinstance(found, Exception):
+                    raise found
+                yield found
+        finally:
+            self._stop.set()
+            for process in list(self._alive):  # they save what they have
+                process.terminate()
+            for thread in threads:
+                if thread.ident:  # else the stop came before its start
+                    thread.join()
 
-def _share_out(groups: Sequence[Sequence[Run]]) -> _Take:
-    """What gives processes their runs; no run when none is left.
+    def take(self, group: deque[Run] | None) -> tuple[Run | None, deque[Run] | None]:
+        """Returns the next run of a process that is at `group`, and the group it is at then.
 
-    A process stays with a group while it has runs, then begins the next one; when all are begun it
-    helps where most is left, so that none is idle while another has hours to go.
-    """
-    left, lock = [deque(group) for group in groups], threading.Lock()
-    fresh = iter(left)
-
-    def take(group: deque[Run] | None) -> tuple[Run | None, deque[Run] | None]:
-        with lock:
-            group = group or next(fresh, None) or max(left, key=len, default=None)
+        A process stays with a group while it has runs, then begins the next one; when all are begun
+        it helps where most is left, so that none is idle while another has hours to go.
+        """
+        with self._taking:
+            group = group or next(self._fresh, None) or max(self._left, key=len, default=None)
             return (group.popleft() if group else None), group
 
-    return take
+    def _feed(self, cpus: set[int]) -> None:
+        """Gives one process run after run, and starts another where it dies."""
+        process = group = None
+        try:
+            while not self._stop.is_set():
+                run, group = self.take(group)
+                if run is None:
+                    break
+                if process is None:
+                    process = _start(cpus, self._lock)
+                    self._alive.add(process)
+                    if self._stop.is_set():
+                        process.terminate()
 
+                began = time.monotonic()
+                if line := _ask(process, run):
+                    self._done.put(Result.from_json(json.loads(line)))
+                    continue
 
-def _feed(
-    take: _Take,
-    done: queue.SimpleQueue,
-    stop: threading.Event,
-    processes: set[subprocess.Popen],
-    start: Callable[[], subprocess.Popen],
-) -> None:
-    """Gives one process run after run, and starts another where it dies; runs in a thread."""
-    process = group = None
-    try:
-        while not stop.is_set():
-            run, group = take(group)
-            if run is None:
-                break
-            if process is None:
-                process = start()
-                processes.add(process)
-                if stop.is_set():
-                    process.terminate()
+                self._bury(process, run, time.monotonic() - began)
+                process = None
+        except Exception as error:  # raised where the results are read
+            self._done.put(error)
+        finally:
+            if process is not None:
+                _dismiss(process)
+                self._alive.discard(process)
 
-            began = time.monotonic()
-            if line := _ask(process, run):
-                done.put(Result.from_json(json.loads(line)))
-                continue
+    def _bury(self, process: subprocess.Popen, run: Run, seconds: float) -> None:
+        """Ends the run of a process that has died, or the sweep."""
+        code = process.wait()
+        self._alive.discard(process)
+        if self._stop.is_set() or code in _STOPPED:
+            self._stop.set()
+            self._done.put(code if code > 0 else 128 - code)
+            return
+        if code == 2:  # it has said why on stderr
+            what = f"{run.workdir}: its process could not write"
+            raise UserError(f"{what}; free space and sweep again")
 
-            code = process.wait()
-            processes.discard(process)
-            process = None
-            if stop.is_set() or code in _STOPPED:
-                done.put(code if code > 0 else 128 - code)
-                return
-            if code == 2:  # it has said why on stderr: the disk, not the run
-                what = f"{run.workdir}: its process could not write"
-                raise UserError(f"{what}; free space and sweep again")
-            error = _death(run, code)
-            done.put(sweep_run.end(run, error=error, seconds=time.monotonic() - began))
-    except Exception as error:  # raised where the results are read
-        done.put(error)
-    finally:
-        if process is not None:
-            with contextlib.suppress(OSError):
-                process.stdin.close()
-            process.wait()
-            processes.discard(process)
+        killed = code == -signal.SIGKILL
+        why = "killed, perhaps for want of memory" if killed else "see what it printed"
+        what = f"{run.workdir}: its process ended with exit code {code} ({why})"
+        error = f"{what}; choose a smaller model or fewer --jobs"
+        self._done.put(sweep_run.end(run, error=error, seconds=seconds))
 
 
 def _ask(process: subprocess.Popen, run: Run) -> str:
     """The process's answer to a run; empty if it dies of it."""
+    assert process.stdin and process.stdout  # pipes
     with contextlib.suppress(BrokenPipeError):
         process.stdin.write(json.dumps(run.to_json()) + "\n")
         process.stdin.flush()
@@ -170,10 +166,12 @@ def _ask(process: subprocess.Popen, run: Run) -> str:
     return ""
 
 
-def _death(run: Run, code: int) -> str:
-    why = "killed, perhaps for want of memory" if code == -signal.SIGKILL else "see what it printed"
-    what = f"{run.workdir}: its process ended with exit code {code} ({why})"
-    return f"{what}; choose a smaller model or fewer --jobs"
+def _dismiss(process: subprocess.Popen) -> None:
+    """Closes its stdin, upon which it ends, and waits for that."""
+    assert process.stdin  # a pipe
+    with contextlib.suppress(OSError):
+        process.stdin.close()
+    process.wait()
 
 
 def _shares(jobs: int) -> list[set[int]]:

@@ -1,9 +1,9 @@
 """What a sweep leaves on disk, as dataclasses: `sweep` writes them, `report` reads them.
 
-    sweep.json                         Header: what was to be run
-    results.jsonl                      Result.line of every run that has ended
-    runs/POINT/seed-S/result.json      Result.to_json: the line and the run's config
-    runs/POINT/seed-S/attempt.json     Attempt: how often processes have died of the run
+    sweep.json                       Header: what was to be run
+    results.jsonl                    Result.line of every run that has ended
+    runs/POINT/seed-S/result.json    Result.to_json: the line and the run's config
+    runs/POINT/seed-S/attempt.json   Attempt: how often processes have died of the run
 
 Reading raises ValueError that says what is wrong; the caller adds the file and what to do.
 """
@@ -12,11 +12,11 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from emofm_jax import files
 
-_ENDS = ("ok", "failed")
+_LINE = ("point", "seed", "status", "error", "overrides", "metrics", "seconds", "peak_memory_mib")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,22 +41,16 @@ class Header:
 
     def to_json(self) -> dict[str, Any]:
         """The content of sweep.json."""
-        return dataclasses.asdict(self) | {"points": list(self.points), "seeds": list(self.seeds)}
+        return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, body: Mapping[str, Any]) -> "Header":
+    def from_json(cls, body: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`; raises ValueError if a key is missing."""
         _need(body, ("name", "experiment", "points", "seeds", "reference"))
         # Early sweeps wrote more of a point than its name.
-        points = (p["name"] if isinstance(p, dict) else p for p in body["points"])
-        return cls(
-            body["experiment"],
-            body["name"],
-            tuple(points),
-            tuple(body["seeds"]),
-            body["reference"],
-            body.get("search", ""),
-        )
+        points = tuple(p["name"] if isinstance(p, dict) else p for p in body["points"])
+        found = (body["experiment"], body["name"], points, tuple(body["seeds"]), body["reference"])
+        return cls(*found, body.get("search", ""))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +66,7 @@ class Result:
       seconds: of all attempts, those apart whose process was killed.
       peak_memory_mib: the most main memory that its process held; None where that is not known,
         or not of this run alone.
-      config: {dotted field: value} of its config, lists for tuples; empty if read from a line.
+      config: {dotted field: value} of its config; empty if read from a line.
     """
 
     point: str
@@ -92,48 +86,35 @@ class Result:
 
     def line(self) -> dict[str, Any]:
         """Its line of results.jsonl."""
-        return {
-            "point": self.point,
-            "seed": self.seed,
-            "status": "ok" if self.ok else "failed",
-            "error": self.error,
-            "overrides": self.overrides,
-            "metrics": self.metrics,
-            "seconds": self.seconds,
-            "peak_memory_mib": self.peak_memory_mib,
-            "workdir": str(self.workdir),
-        }
+        body = vars(self) | {"status": "ok" if self.ok else "failed"}
+        return {key: body[key] for key in _LINE} | {"workdir": str(self.workdir)}
 
     @classmethod
-    def from_line(cls, body: Mapping[str, Any]) -> "Result":
+    def from_line(cls, body: Mapping[str, Any]) -> Self:
         """The inverse of `line`; older lines lack time, memory and workdir.
 
         Raises:
           ValueError: a key is missing, or a run that did not fail has no metrics.
         """
         _need(body, ("point", "seed", "status", "overrides", "metrics"))
-        ok, metrics = body["status"] == "ok", body["metrics"]
-        if body["status"] not in _ENDS:
-            raise ValueError(f"status {body['status']!r} is not known")
-        if ok and not (metrics and ("test" in metrics or "valid" in metrics)):
+        point, seed, status = body["point"], body["seed"], body["status"]
+        if status not in ("ok", "failed"):
+            raise ValueError(f"status {status!r} is not known")
+        metrics = body["metrics"] if status == "ok" else None
+        if status == "ok" and not (metrics and ("test" in metrics or "valid" in metrics)):
             raise ValueError("status ok, but no metrics")
-        return cls(
-            body["point"],
-            body["seed"],
-            body["overrides"],
-            Path(body.get("workdir") or place(body["point"], body["seed"])),
-            metrics if ok else None,
-            None if ok else str(body.get("error") or "it says no error"),
-            body.get("seconds") or 0.0,
-            body.get("peak_memory_mib"),
-        )
+
+        workdir = Path(body.get("workdir") or place(point, seed))
+        error = None if status == "ok" else str(body.get("error") or "it says no error")
+        cost = (body.get("seconds") or 0.0, body.get("peak_memory_mib"))
+        return cls(point, seed, body["overrides"], workdir, metrics, error, *cost)
 
     def to_json(self) -> dict[str, Any]:
         """The content of result.json."""
         return {"line": self.line(), "config": self.config}
 
     @classmethod
-    def from_json(cls, body: Mapping[str, Any]) -> "Result":
+    def from_json(cls, body: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`; raises ValueError as `from_line` does."""
         _need(body, ("line", "config"))
         return dataclasses.replace(cls.from_line(body["line"]), config=body["config"])
@@ -154,8 +135,8 @@ class Attempt:
     seconds: float = 0.0
 
     @classmethod
-    def load(cls, workdir: Path) -> "Attempt":
-        """Of the run in the workdir; a run that was never tried has none."""
+    def load(cls, workdir: Path) -> Self:
+        """That of the run in the workdir; one without deaths if it was never tried."""
         path = workdir / "attempt.json"
         return cls(**json.loads(path.read_text())) if path.exists() else cls()
 

@@ -85,8 +85,8 @@ class Sweep:
                 possible.append(run)
 
         groups = [list(group) for _, group in itertools.groupby(possible, lambda run: run.point)]
-        with contextlib.closing(processes.execute_all(groups, self.jobs, lock)) as ended:
-            for result in ended:
+        with contextlib.closing(processes.execute_all(groups, self.jobs, lock)) as found:
+            for result in found:
                 results.end(result)
 
 
