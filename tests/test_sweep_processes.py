@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -133,18 +134,15 @@ def test_processes_have_processors_of_their_own_where_there_are_enough(monkeypat
 
 
 def test_processes_take_points_and_help_where_most_is_left():
-    groups = [["a0", "a1", "a2"], ["b0"], ["c0", "c1", "c2", "c3"]]
-    take = processes._Processes(groups, jobs=2, lock=0).take
-    (one, mine), (other, theirs) = take(None), take(None)
-    assert (one, other) == ("a0", "b0")
-    taken = []
-    for _ in range(3):  # the other one is through with its point: it begins the last
-        given, theirs = take(theirs)
-        taken.append(given)
-    assert taken == ["c0", "c1", "c2"]
-    given, mine = take(mine)
-    assert given == "a1"
-    for wanted in ("c3", "a2", None, None):
-        given, theirs = take(theirs)
-        assert given == wanted
-    assert take(mine)[0] is None
+    take = processes._share_out([["a0", "a1", "a2"], ["b0"], ["c0", "c1", "c2", "c3"]])
+    mine, theirs = take(deque()), take(deque())
+    assert (mine.popleft(), theirs.popleft()) == ("a0", "b0")
+    for wanted in ("c0", "c1", "c2"):  # the other one is through with its point: it begins the last
+        theirs = take(theirs)
+        assert theirs.popleft() == wanted
+    mine = take(mine)
+    assert mine.popleft() == "a1"
+    for wanted in ("c3", "a2"):
+        theirs = take(theirs)
+        assert theirs.popleft() == wanted
+    assert not take(theirs) and not take(mine)

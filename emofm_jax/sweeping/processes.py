@@ -18,13 +18,14 @@ import itertools
 import json
 import os
 import queue
+import select
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 from emofm_jax.errors import UserError
@@ -36,6 +37,8 @@ from emofm_jax.training import compilation_cache
 # Exit codes of a process that was told to stop.
 _STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM, -signal.SIGALRM)
 _PATIENCE = 10  # seconds in which a process that was told to stop leaves its run
+
+_Take = Callable[[deque[Run]], deque[Run]]
 
 
 def execute_all(
@@ -58,120 +61,116 @@ def execute_all(
         if jobs == 1:
             yield from map(sweep_run.execute, itertools.chain(*groups))
         else:
-            yield from _Processes(groups, jobs, lock).results()
+            yield from _in_processes(groups, jobs, lock)
     finally:
         signal.alarm(0)
         _on_terminate(before)
 
 
-class _Processes:
-    """N processes, each fed by a thread of its own; arguments as of `execute_all`."""
+def _in_processes(groups: Sequence[Sequence[Run]], jobs: int, lock: int) -> Iterator[Result]:
+    take, jobs = _share_out(groups), min(jobs, sum(map(len, groups)))
+    processes = [_Process(cpus, lock) for cpus in _shares(jobs)]
+    try:
+        for process in processes:
+            process.give(take)
+        while busy := {process.answers: process for process in processes if process.run}:
+            for answered in select.select(list(busy), [], [])[0]:
+                result = busy[answered].result()
+                busy[answered].give(take)
+                yield result
+    finally:
+        for process in processes:
+            process.stop()
+        for process in processes:
+            process.wait()
 
-    def __init__(self, groups: Sequence[Sequence[Run]], jobs: int, lock: int):
-        self._left = [deque(group) for group in groups]
-        self._fresh = iter(self._left)
-        self._total = sum(map(len, groups))
-        self._jobs, self._lock = min(jobs, self._total), lock
-        self._taking, self._stop = threading.Lock(), threading.Event()
-        self._alive: set[subprocess.Popen] = set()
-        # An exit code or an error ends the sweep.
-        self._done: queue.SimpleQueue[Result | int | Exception] = queue.SimpleQueue()
 
-    def results(self) -> Iterator[Result]:
-        """Yields the results as they end."""
-        shares = _shares(self._jobs)
-        threads = [threading.Thread(target=self._feed, args=(cpus,)) for cpus in shares]
-        try:
-            for thread in threads:
-                thread.start()
-            for _ in range(self._total):
-                found = self._done.get()
-                if isinstance(found, int):
-                    sys.exit(found)
-                if isinstance(found, Exception):
-                    raise found
-                yield found
-        finally:
-            self._stop.set()
-            for process in list(self._alive):  # they save what they have
-                process.terminate()
-            for thread in threads:
-                if thread.ident:  # else the stop came before its start
-                    thread.join()
+def _share_out(groups: Sequence[Sequence[Run]]) -> _Take:
+    """What says where the next run of a process comes from, given the group that it was at.
 
-    def take(self, group: deque[Run] | None) -> tuple[Run | None, deque[Run] | None]:
-        """Returns the next run of a process that is at `group`, and the group it is at then.
+    A process stays with a group while it has runs, then begins the next one; when all are begun it
+    helps where most is left, so that none is idle while another has hours to go.
+    """
+    left = [deque(group) for group in groups]
+    fresh = iter(left)
+    return lambda group: group or next(fresh, group) or max(left, key=len)
 
-        A process stays with a group while it has runs, then begins the next one; when all are begun
-        it helps where most is left, so that none is idle while another has hours to go.
-        """
-        with self._taking:
-            group = group or next(self._fresh, None) or max(self._left, key=len, default=None)
-            return (group.popleft() if group else None), group
 
-    def _feed(self, cpus: set[int]) -> None:
-        """Gives one process run after run, and starts another where it dies."""
-        process = group = None
-        try:
-            while not self._stop.is_set():
-                run, group = self.take(group)
-                if run is None:
-                    break
-                if process is None:
-                    process = _start(cpus, self._lock)
-                    self._alive.add(process)
-                    if self._stop.is_set():
-                        process.terminate()
+class _Process:
+    """A process on some processors, and another one in its place when it dies.
 
-                began = time.monotonic()
-                if line := _ask(process, run):
-                    self._done.put(Result.from_json(json.loads(line)))
-                    continue
+    Attributes:
+      run: that it trains now; None when no run is left.
+    """
 
-                self._bury(process, run, time.monotonic() - began)
-                process = None
-        except Exception as error:  # raised where the results are read
-            self._done.put(error)
-        finally:
-            if process is not None:
-                _dismiss(process)
-                self._alive.discard(process)
+    def __init__(self, cpus: set[int], lock: int):
+        self._cpus, self._lock = cpus, lock
+        self._process: Any = None  # subprocess.Popen with two pipes
+        self._group: deque[Run] = deque()
+        self.run: Run | None = None
 
-    def _bury(self, process: subprocess.Popen, run: Run, seconds: float) -> None:
-        """Ends the run of a process that has died, or the sweep."""
-        code = process.wait()
-        self._alive.discard(process)
-        if self._stop.is_set() or code in _STOPPED:
-            self._stop.set()
-            self._done.put(code if code > 0 else 128 - code)
+    @property
+    def answers(self) -> Any:
+        """What its results can be read from."""
+        return self._process.stdout
+
+    def give(self, take: _Take) -> None:
+        """Gives it its next run, if one is left."""
+        self._group = take(self._group)
+        self.run, self._began = None, time.monotonic()
+        if not self._group:
+            self.stop()  # its memory is free for the others
             return
+
+        self.run = self._group.popleft()
+        self._process = self._process or self._start()
+        with contextlib.suppress(BrokenPipeError):  # it has died: `result` sees to that
+            self._process.stdin.write(json.dumps(self.run.to_json()) + "\n")
+            self._process.stdin.flush()
+
+    def result(self) -> Result:
+        """Waits for the result of its run, which has failed if the process dies."""
+        assert self.run
+        if line := self._process.stdout.readline():
+            return Result.from_json(json.loads(line))
+
+        code, self._process = self._process.wait(), None
+        if code in _STOPPED:
+            sys.exit(code if code > 0 else 128 - code)
         if code == 2:  # it has said why on stderr
-            what = f"{run.workdir}: its process could not write"
+            what = f"{self.run.workdir}: its process could not write"
             raise UserError(f"{what}; free space and sweep again")
 
         killed = code == -signal.SIGKILL
         why = "killed, perhaps for want of memory" if killed else "see what it printed"
-        what = f"{run.workdir}: its process ended with exit code {code} ({why})"
+        what = f"{self.run.workdir}: its process ended with exit code {code} ({why})"
         error = f"{what}; choose a smaller model or fewer --jobs"
-        self._done.put(sweep_run.end(run, error=error, seconds=seconds))
+        return sweep_run.end(self.run, error=error, seconds=time.monotonic() - self._began)
 
+    def stop(self) -> None:
+        """Tells it to save what it has and to end."""
+        if self._process is not None:
+            if self.run:
+                self._process.terminate()
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
 
-def _ask(process: subprocess.Popen, run: Run) -> str:
-    """The process's answer to a run; empty if it dies of it."""
-    assert process.stdin and process.stdout  # pipes
-    with contextlib.suppress(BrokenPipeError):
-        process.stdin.write(json.dumps(run.to_json()) + "\n")
-        process.stdin.flush()
-        return process.stdout.readline()
-    return ""
+    def wait(self) -> None:
+        """Waits until it has ended."""
+        if self._process is not None:
+            self._process.stdout.read()
+            self._process.wait()
 
+    def _start(self) -> Any:
+        # They share a GPU: none may take all of its memory.
+        environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        command = [sys.executable, "-m", "emofm_jax.sweeping.processes", *map(str, self._cpus)]
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
 
-def _dismiss(process: subprocess.Popen) -> None:
-    """Closes its stdin, upon which it ends, and waits for that."""
-    assert process.stdin  # a pipe
-    with contextlib.suppress(OSError):
-        process.stdin.close()
-    process.wait()
+        # A process group of its own: what the terminal or `timeout` sends to all would else come
+        # twice, from them and from here.
+        more: Any = {"pass_fds": (self._lock,), "process_group": 0}
+        return subprocess.Popen(command, env=environment, **pipes, **more)
 
 
 def _shares(jobs: int) -> list[set[int]]:
@@ -183,24 +182,6 @@ def _shares(jobs: int) -> list[set[int]]:
         return [set()] * jobs
     mine = sorted(os.sched_getaffinity(0))
     return [set(mine[i::jobs] if len(mine) >= jobs else mine) for i in range(jobs)]
-
-
-def _start(cpus: set[int], lock: int) -> subprocess.Popen:
-    # They share a GPU: none may take all of its memory.
-    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    command = [sys.executable, "-m", "emofm_jax.sweeping.processes", *map(str, cpus)]
-
-    # A process group of its own: what the terminal or `timeout` sends to all would else come twice,
-    # from them and from here.
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-        pass_fds=(lock,),
-        process_group=0,
-    )
 
 
 def _leave(*_: Any) -> None:
