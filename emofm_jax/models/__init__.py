@@ -1,12 +1,31 @@
 """The list of models, and what a model must have.
 
-To add a model: a linen module from e to `losses.Outputs` of one predictor, whose fields are named as those of
-`config.model`, of its own section `config.model.NAME`, or of `build._derive`; and one line in `MODELS` (with options of
-its own, in `CHECKS` and `UNREAD`). Columns that it reads beside D it declares as `shared_columns` and `own_columns`
-(models/typed.py).
+A model is a linen module in a file of its own, from embeddings to the logit of one predictor:
+
+    module(e f32[B, S, D + columns], weight f32[B] | None, *, train: bool) -> losses.Outputs
+    rng stream `dropout`; collection `batch_stats`; weight None is 1 in every row
+
+It takes what it needs as fields, by name:
+
+    embedding_dim   D                                   head_bias   logits at the start, one a predictor
+    hidden, stage1, stage2, init_scale, ..              the options below, which models have in common
+    style           activation, norm, dropout, axis of the devices, dtype (nn/layers.py)
+    group_sizes, num_predictors                         of the schema
+    x: int = option(3, "what it means", low=1)          an option of its own: `config.model.NAME.x`
+
+and may have
+
+    shared_columns, own_columns   columns of the table that it reads behind D (models/typed.py)
+    switches_off                  {"x=0": options that are not read then}
+    check(own), derive(schema, own)    static: UserError for own options that do not fit; fields that follow from both
+
+and one line in `MODELS`. Checks, `--help`, docs/options.md, sweeps and the typed ensemble then know it.
 """
 
 from emofm_jax.models import dcnv2, deepfm, destine, dnn, edcn, emofm, final, finalmlp, fm
+from emofm_jax.nn.layers import Style
+from emofm_jax.nn.mixers import Mixing
+from emofm_jax.options import Option, options_of, widths
 
 EMOFM = {
     "wm": emofm.WM,
@@ -24,12 +43,29 @@ MODELS = EMOFM | {
     "finalmlp": finalmlp.FinalMLP,
     "destine": destine.DESTINE,
 }
-# Of models with options of their own: what these may be, and which of them switch others off.
-CHECKS = {
-    "dcnv2": dcnv2.check,
-    "edcn": edcn.check,
-    "final": final.check,
-    "finalmlp": finalmlp.check,
-    "destine": destine.check,
+
+_HEAD_BIAS = "logit at the start: log-odds of the train split's click rate, of each type; or 0"
+COMMON = {
+    "name": Option("hmm", "which model", tuple(MODELS)),
+    "embedding_dim": Option(16, "D, width of a row of the embedding table", low=1),
+    "init_scale": Option(0.01, "standard deviation of the embedding table at the start", low=0),
+    "head_bias": Option("rate", _HEAD_BIAS, ("rate", "zero")),
+    "hidden": widths((512, 256, 128), "of an MLP over all slots", empty=False),
+    "stage1": widths((256, 128), "of the tower of each group", empty=False),
+    "stage2": widths((256, 128), "of the tower of each type", empty=False),
+    "am_hidden": widths((128, 64), "of the auxiliary model"),
+    **options_of(Style),
+    **{f"mixer.{name}": option for name, option in options_of(Mixing).items()},
+    "type_predictors": Option("per_type", "one a type, or one", ("per_type", "shared")),
+    "use_ftype": Option(True, "False removes every use of the interaction type"),
+    "type_aware": Option(False, "a baseline gets a copy a type and the auxiliary model, as EMOFM"),
+    "drop_type": Option("", "name of a type that gets no predictor"),
+    "am_weight": Option(1.0, "weight of the auxiliary model's loss", low=0),
+    "am_joint": Option(False, "True: that loss moves the embeddings too"),
 }
-UNREAD = {"dcnv2": dcnv2.unread, "finalmlp": finalmlp.unread, "destine": destine.unread}
+
+
+def options() -> dict[str, Option]:
+    """{path within `config.model`: option}: those that models have in common, then each model's own."""
+    own = {name: options_of(model) for name, model in MODELS.items()}
+    return COMMON | {f"{name}.{f}": option for name in own for f, option in own[name].items()}

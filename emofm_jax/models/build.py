@@ -14,22 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from emofm_jax import models
 from emofm_jax.data.schema import Schema
-from emofm_jax.errors import UserError, check_choice, check_heads
-from emofm_jax.models import CHECKS, EMOFM, MODELS, UNREAD
-from emofm_jax.models.typed import Copies, Typed, table_width, with_axis
+from emofm_jax.errors import UserError
+from emofm_jax.models import EMOFM, MODELS
+from emofm_jax.models.typed import Copies, Typed
+from emofm_jax.models.typed import table_width as table_width
+from emofm_jax.models.typed import with_axis as with_axis
 from emofm_jax.nn import layers, mixers, typewise
+from emofm_jax.options import flatten, options_of, without_effect
 
-__all__ = [
-    "make_model",
-    "init",
-    "predict",
-    "check",
-    "unread",
-    "dropped_type",
-    "table_width",
-    "with_axis",
-]
+# Options that every model reads; `head_bias` is a field of each.
+_ALWAYS = {"name", "init_scale", "use_ftype", "type_aware", "am_weight", "drop_type"}
 
 
 def make_model(schema: Schema, options: Mapping, *, compute_dtype: str = "float32") -> nn.Module:
@@ -52,10 +48,10 @@ def make_model(schema: Schema, options: Mapping, *, compute_dtype: str = "float3
     """
     check(options)
     num_types = _num_types(schema, options)
-    values = {key: value for key, value in options.items() if not isinstance(value, Mapping)}
-    values |= {f"mixer_{key}": value for key, value in options["mixer"].items()}
-    values |= options.get(options["name"], {}) | _derive(schema, options, num_types)
-    values["dtype"] = jnp.dtype(compute_dtype)
+    values = dict(options) | dict(options.get(options["name"], {}))
+    values["style"] = _part(layers.Style, options, dtype=jnp.dtype(compute_dtype))
+    values["mixer"] = _part(mixers.Mixing, options["mixer"])
+    values |= _derive(schema, options, num_types)
     network = _construct(MODELS[options["name"]], values)
     if not num_types:
         return network
@@ -129,72 +125,76 @@ def check(options: Mapping) -> None:
     Raises:
       UserError: a name that is not known, an option of the model that does not fit.
     """
-    name = options["name"]
-    check_choice("config.model.name", name, MODELS)
-    check_choice("config.model.activation", options["activation"], layers.ACTIVATIONS)
-    if "mixer_kind" in _fields(MODELS[name]):
-        mixer = options["mixer"]
-        check_choice("config.model.mixer.kind", mixer["kind"], mixers.MIXERS)
-        if "num_heads" in mixers.FIELDS[mixer["kind"]]:
-            check_heads("config.model.mixer.num_heads", mixer["num_heads"], mixer["d_att"], "d_att")
-    if name in CHECKS:
-        CHECKS[name](options[name])
+    name, values = options["name"], flatten(options)
+    for path, option in models.options().items():
+        option.check(f"config.model.{path}", values[path])
+
+    model = MODELS[name]
+    if "mixer" in _fields(model):
+        _part(mixers.Mixing, options["mixer"]).check()
+    if hasattr(model, "check"):
+        model.check(options[name])
     if name == "lr" and _is_typed(options) and not options["am_joint"]:
         raise UserError(
-            "config.model.am_joint: lr reads no embeddings, so only the auxiliary model can train those that it needs "
-            "for type_aware=True; set am_joint=True"
+            "config.model.am_joint: lr reads no embeddings, so only the auxiliary model can train "
+            "those that it needs for type_aware=True; set am_joint=True"
         )
 
 
 def unread(options: Mapping) -> dict[str, str]:
     """{field of `config.model`, as "mixer.kind": what it has no effect on, as the others are}."""
-    name, typed, fields = options["name"], _is_typed(options), _fields(MODELS[options["name"]])
-    found = {}
-    for key in options.keys() - {
-        "name",
-        "init_scale",
-        "use_ftype",
-        "type_aware",
-        "am_weight",
-        "drop_type",
-    }:
-        if key == "mixer":
-            found |= {f"mixer.{k}": name for k in options[key] if f"mixer_{k}" not in fields}
-        elif isinstance(options[key], Mapping):  # a model's own section
-            found |= {f"{key}.{k}": name for k in options[key] if key != name}
-        elif key not in fields:
-            found[key] = name
-    if name in UNREAD:
-        found |= UNREAD[name](options[name])
-    if "mixer_kind" in fields:
-        found |= _unread_of_mixers(options)
+    name, typed, values = options["name"], _is_typed(options), flatten(options)
+    model = MODELS[name]
+    read = _paths_read(model, name)
+    found = {path: name for path in models.options() if path not in read}
+
+    for condition, paths in getattr(model, "switches_off", {}).items():
+        field, _, value = condition.partition("=")
+        if str(values[f"{name}.{field}"]) == value:
+            found |= dict.fromkeys(paths, f"{name}.{condition}")
+    if "mixer.kind" in read:
+        found |= without_effect(models.options(), values) | _unread_of_stages(options)
     if typed:
-        for key in ("am_hidden", "am_joint", "embedding_dim", "activation", "dropout"):
-            found.pop(key, None)  # the AM's, or of the table that it reads
+        for path in ("am_hidden", "am_joint", "embedding_dim", "activation", "dropout"):
+            found.pop(path, None)  # the AM's, or of the table that it reads
     else:
         why = name if options["use_ftype"] else "use_ftype=False"
         found |= dict.fromkeys(("type_predictors", "am_hidden", "am_weight", "am_joint"), why)
+    return found | _unread_of_types(options)
+
+
+def _paths_read(model, name):
+    """Options that a model reads, whatever the others say."""
+    fields = _fields(model)
+    read = _ALWAYS | (fields & models.COMMON.keys()) | {f"{name}.{f}" for f in options_of(model)}
+    if "style" in fields:
+        read |= options_of(layers.Style).keys()
+    if "mixer" in fields:
+        read |= {f"mixer.{field}" for field in options_of(mixers.Mixing)}
+    return read
+
+
+def _unread_of_types(options):
+    name = options["name"]
     if name in EMOFM:
-        found["type_aware"] = f"{name}, which is type-aware by nature"
-    elif not options["use_ftype"]:
-        found["type_aware"] = "use_ftype=False"
-    elif not options["type_aware"]:
-        found["use_ftype"] = f"{name} without type_aware"
-    return found
+        return {"type_aware": f"{name}, which is type-aware by nature"}
+    if not options["use_ftype"]:
+        return {"type_aware": "use_ftype=False"}
+    return {} if options["type_aware"] else {"use_ftype": f"{name} without type_aware"}
 
 
-def _unread_of_mixers(options):
-    mixer = options["mixer"]
+def _unread_of_stages(options):
+    stages = options["mixer"]["stages"]
     one_type = not options["use_ftype"] or options["type_predictors"] == "shared"
-    if mixer["kind"] == "none":
-        return {f"mixer.{k}": "mixer.kind=none" for k in mixer if k != "kind"}
-    if not mixer["stages"] or (one_type and set(mixer["stages"]) == {2}):
-        why = f"mixer.stages={tuple(mixer['stages'])}" + ", where one predictor is alone" * bool(
-            mixer["stages"]
-        )
-        return {f"mixer.{k}": why for k in mixer if k != "stages"}
-    idle = {"d_att", "num_heads"} - set(mixers.FIELDS[mixer["kind"]])
-    return {f"mixer.{k}": f"mixer.kind={mixer['kind']}" for k in idle}
+    if stages and not (one_type and set(stages) == {2}):
+        return {}
+    why = f"mixer.stages={tuple(stages)}" + ", where one predictor is alone" * bool(stages)
+    return {f"mixer.{field}": why for field in options["mixer"] if field != "stages"}
+
+
+def _part(owner, options, **more):
+    """The dataclass of options (`Style`, `Mixing`) that a section describes."""
+    return owner(**_tuples({name: options[name] for name in options_of(owner)}), **more)
 
 
 def _fields(module):
@@ -204,9 +204,11 @@ def _fields(module):
 def _construct(module, values):
     """The linen module with those of the values that are its fields."""
     fields = _fields(module)
-    return module(
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in fields}
-    )
+    return module(**_tuples({k: v for k, v in values.items() if k in fields}))
+
+
+def _tuples(values):
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
 def _is_typed(options):
@@ -214,16 +216,12 @@ def _is_typed(options):
 
 
 def _num_types(schema, options):
-    if (
-        options["type_aware"]
-        and options["use_ftype"]
-        and options["name"] not in EMOFM
-        and not schema.num_types
-    ):
+    typed = _is_typed(options)
+    if typed and options["name"] not in EMOFM and not schema.num_types:
         raise UserError(
             f"config.model.type_aware: {schema.name!r} has no interaction types; leave it False"
         )
-    return schema.num_types if _is_typed(options) else 0
+    return schema.num_types if typed else 0
 
 
 def _derive(schema: Schema, options: Mapping, num_types: int) -> dict:
@@ -248,30 +246,10 @@ def _derive(schema: Schema, options: Mapping, num_types: int) -> dict:
         "head_bias": tuple(starts),
         "type_bias": tuple(float(x) for x in np.log(shares)),
     }
-    if options["name"] == "finalmlp" and options["finalmlp"]["selection"]:
-        derived |= {
-            key: _slot_numbers(schema, key, options["finalmlp"][key])
-            for key in ("context1", "context2")
-        }
-    if options["name"] == "destine" and schema.num_slots == 1:
-        raise UserError(
-            f"config.model.name: 'destine' attends from slot to slot, and {schema.name!r} has one slot; choose another"
-        )
+    model = MODELS[options["name"]]
+    if hasattr(model, "derive"):
+        derived |= model.derive(schema, options[options["name"]])
     return derived
-
-
-def _slot_numbers(schema, field, names):
-    known = [slot.name for slot in schema.slots]
-    for name in names:
-        if name not in known:
-            raise UserError(
-                f"config.model.finalmlp.{field}: {name!r} is no slot of {schema.name!r}; its slots: {', '.join(known)}"
-            )
-    if len(set(names)) < len(names):
-        raise UserError(
-            f"config.model.finalmlp.{field}: {tuple(names)} names a slot twice; name it once"
-        )
-    return tuple(known.index(name) for name in names)
 
 
 def _log_odds(clicks, rows, rate):

@@ -18,52 +18,46 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from emofm_jax.errors import check_choice, check_heads
+from emofm_jax.data.schema import Schema
+from emofm_jax.errors import UserError, check_heads
 from emofm_jax.nn import layers, losses
-
-RESIDUALS = ("each_layer", "last_layer", "none")
-
-
-def check(own: Mapping) -> None:
-    """Raises a UserError for options `config.model.destine` that are none, or heads that do not fit."""
-    check_choice("config.model.destine.residual", own["residual"], RESIDUALS)
-    check_heads("config.model.destine.num_heads", own["num_heads"], own["d_att"], "d_att")
-
-
-def unread(own: Mapping) -> dict[str, str]:
-    """{option of `config.model`: the other option that switches it off}."""
-    fields = () if own["deep"] else ("hidden", "activation", "norm", "dropout")
-    return dict.fromkeys(fields, "destine.deep=False")
+from emofm_jax.options import option
 
 
 class DESTINE(nn.Module):
-    """Disentangled self-attention network.
-
-    Attributes (those of `config.model` and `config.model.destine` mean what config.py says; the others follow from
-    the schema):
-      embedding_dim: D.
-      head_bias: the logit at the start, one number.
-      axis_name: of the devices over which batch norm sums, or None.
-      dtype: of the products; parameters, softmax, norms and logits are float32.
-    """
+    """Disentangled self-attention network."""
 
     embedding_dim: int
-    head_bias: Sequence[float] = (0.0,)
-    num_layers: int = 2
-    d_att: int = 64
-    num_heads: int = 2
-    residual: str = "each_layer"
-    scale: bool = False
-    relu: bool = False
-    attention_dropout: float = 0.1
-    wide: bool = True
-    deep: bool = True
-    hidden: Sequence[int] = (512, 256, 128)
-    activation: str = "relu"
-    norm: str = "none"
-    dropout: float = 0.0
-    axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    head_bias: Sequence[float]
+    hidden: Sequence[int]
+    style: layers.Style
+    num_layers: int = option(2, "attention layers", low=1)
+    d_att: int = option(64, "width of queries, keys and values, over all heads", low=1)
+    num_heads: int = option(2, "a divisor of d_att", low=1)
+    residual: str = option(
+        "each_layer", "where inputs are added", choices=("each_layer", "last_layer", "none")
+    )
+    scale: bool = option(False, "pairwise scores are divided by sqrt(d_att / num_heads)")
+    relu: bool = option(False, "on queries, keys and values")
+    attention_dropout: float = option(0.1, "rate, on the attention's shares", low=0, high=0.99)
+    wide: bool = option(True, "first-order weights beside it")
+    deep: bool = option(True, "an MLP (`hidden`) beside it")
+    switches_off = {"deep=False": ("hidden", "activation", "norm", "dropout")}
+
+    @staticmethod
+    def check(own: Mapping) -> None:
+        """Raises a UserError for heads that do not fit."""
+        check_heads("config.model.destine.num_heads", own["num_heads"], own["d_att"], "d_att")
+
+    @staticmethod
+    def derive(schema: Schema, own: Mapping) -> dict:
+        """Nothing; raises a UserError on one slot."""
+        if schema.num_slots == 1:
+            raise UserError(
+                f"config.model.name: 'destine' attends from slot to slot, and {schema.name!r} has "
+                "one slot; choose another"
+            )
+        return {}
 
     @property
     def own_columns(self) -> int:
@@ -74,10 +68,10 @@ class DESTINE(nn.Module):
     def __call__(
         self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False
     ) -> losses.Outputs:
-        """f32[B, S, D (+ 1)], weight f32[B] or None (all 1) -> Outputs; rng `dropout`, collection `batch_stats`."""
+        """f32[B, S, D (+ 1)] -> Outputs."""
         batch, slots, _ = e.shape
         e, first_order = e[..., : self.embedding_dim], e[..., self.embedding_dim :]
-        of_e = self._with_one(e.astype(self.dtype))
+        of_e = self._with_one(e.astype(self.style.dtype))
         z, kernel = of_e
         for i in range(self.num_layers):
             shares, values, added = self._attend(z, kernel, train, f"attention_{i}")
@@ -97,14 +91,14 @@ class DESTINE(nn.Module):
         for share, (v, k) in zip(
             shares, values
         ):  # w_i . sum_j share_ij v_j k = sum_j share_ij (v_j k w_i)
-            seen = layers.dot(v, k @ kernel.T, self.dtype).swapaxes(1, 2)  # [B, i, j]
+            seen = layers.dot(v, k @ kernel.T, self.style.dtype).swapaxes(1, 2)  # [B, i, j]
             logit += (share * seen).astype(jnp.float32).sum(axis=(1, 2))
         for x, k in added:
             logit += (x * (kernel @ k.T)).astype(jnp.float32).sum(axis=(1, 2))
         if self.wide:
             logit += first_order.sum(axis=(1, 2))
         if self.deep:
-            mlp = layers.mlp_of(self, self.hidden, "mlp")
+            mlp = layers.MLP(tuple(self.hidden), self.style, name="mlp")
             logit += layers.Head(name="deep_head")(mlp(e.reshape(batch, -1), weight, train=train))
         return losses.Outputs(logit)
 
@@ -129,7 +123,7 @@ class DESTINE(nn.Module):
         """
         heads, d_head = self.num_heads, self.d_att // self.num_heads
         if self.relu:
-            z, kernel = self._with_one(layers.dot(z, kernel, self.dtype))
+            z, kernel = self._with_one(layers.dot(z, kernel, self.style.dtype))
         width = kernel.shape[1]
         # The mean takes a bias of queries and keys away, but for relu; the softmax always takes that of the unary away.
         query, key = (
@@ -138,7 +132,9 @@ class DESTINE(nn.Module):
         )
         value = _affine(kernel, self._weights(width, self.d_att, f"{name}_value"))
         unary = layers.dot(
-            z, _affine(kernel, self._weights(width, heads, f"{name}_unary", False)), self.dtype
+            z,
+            _affine(kernel, self._weights(width, heads, f"{name}_unary", False)),
+            self.style.dtype,
         )
         pairwise = self._scores(z, query, key)  # [B, H, S, S]
         if self.scale:
@@ -149,27 +145,30 @@ class DESTINE(nn.Module):
             share = layers.drop(self.make_rng("dropout"), [share], self.attention_dropout)[0]
         v = z
         if self.relu:
-            v, value = nn.relu(layers.dot(z, value, self.dtype)), jnp.eye(self.d_att)
+            v, value = nn.relu(layers.dot(z, value, self.style.dtype)), jnp.eye(self.d_att)
         of_head = jnp.arange(self.d_att) // d_head
         values = [(v, jnp.where(of_head == h, value, 0.0)) for h in range(heads)]
         residual = []
         if self.residual == "each_layer":
             residual = [(z, _affine(kernel, self._weights(width, self.d_att, f"{name}_residual")))]
-        return [share[:, h].astype(self.dtype) for h in range(heads)], values, residual
+        return [share[:, h].astype(self.style.dtype) for h in range(heads)], values, residual
 
     def _sum_up(self, shares, values, added):
         """The output of a layer as (z, kernel)."""
         z, kernel = (
             added[0]
             if added
-            else (jnp.ones((*values[0][0].shape[:2], 1), self.dtype), jnp.zeros((1, self.d_att)))
+            else (
+                jnp.ones((*values[0][0].shape[:2], 1), self.style.dtype),
+                jnp.zeros((1, self.d_att)),
+            )
         )
         z = jnp.concatenate(
             [z, *(jnp.einsum("bij,bjr->bir", a, v) for a, (v, _) in zip(shares, values))], axis=2
         )
         kernel = jnp.concatenate([kernel, *(k for _, k in values)])
         return (
-            self._with_one(layers.dot(z, kernel, self.dtype))
+            self._with_one(layers.dot(z, kernel, self.style.dtype))
             if z.shape[2] > self.d_att
             else (z, kernel)
         )
@@ -182,11 +181,11 @@ class DESTINE(nn.Module):
         """
         scores = []
         if self.relu:
-            query, key = (nn.relu(layers.dot(z, w, self.dtype)) for w in (query, key))
+            query, key = (nn.relu(layers.dot(z, w, self.style.dtype)) for w in (query, key))
         for q, k in zip(
             jnp.split(query, self.num_heads, axis=-1), jnp.split(key, self.num_heads, axis=-1)
         ):
-            y, z_k = (q, k) if self.relu else (layers.dot(z, q @ k.T, self.dtype), z)
+            y, z_k = (q, k) if self.relu else (layers.dot(z, q @ k.T, self.style.dtype), z)
             scores.append(jnp.einsum("bir,bjr->bij", y, z_k).astype(jnp.float32))
         scores = jnp.stack(scores, axis=1)
         return scores - scores.mean(axis=2, keepdims=True)

@@ -9,91 +9,60 @@ else (as in the public code), bridges that use weights with a ReLU of their own;
 that code does.
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from emofm_jax.errors import check_choice
 from emofm_jax.nn import layers, losses
+from emofm_jax.options import option
 
 BRIDGES = ("hadamard", "add", "concat", "attention")
 
 
-def check(own: Mapping) -> None:
-    """Raises a UserError for options `config.model.edcn` that are none."""
-    check_choice("config.model.edcn.bridge", own["bridge"], BRIDGES)
-
-
 class EDCN(nn.Module):
-    """Enhanced deep & cross network.
-
-    Attributes (those of `config.model` and `config.model.edcn` mean what config.py says; the others follow from the
-    schema):
-      embedding_dim: D.
-      head_bias: the logit at the start, one number.
-      axis_name: of the devices over which batch norm sums, or None.
-      dtype: of the products; parameters, gates, norms and logits are float32.
-    """
+    """Enhanced deep & cross network."""
 
     embedding_dim: int
-    head_bias: Sequence[float] = (0.0,)
-    num_layers: int = 3
-    bridge: str = "hadamard"
-    temperature: float = 1.0
-    residual: bool = True
-    activation: str = "relu"
-    norm: str = "none"
-    dropout: float = 0.0
-    axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    head_bias: Sequence[float]
+    style: layers.Style
+    num_layers: int = option(3, "pairs of a cross and a deep layer", low=1)
+    bridge: str = option("hadamard", "between the streams", choices=BRIDGES)
+    temperature: float = option(1.0, "of the gates' softmax", low=1e-6)
+    residual: bool = option(True, "cross layers add their input")
 
     @nn.compact
     def __call__(
         self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False
     ) -> losses.Outputs:
-        """f32[B, S, D], weight f32[B] or None (all 1) -> Outputs; rng `dropout`, collection `batch_stats`."""
+        """f32[B, S, D] -> Outputs."""
         z, first = e.reshape(e.shape[0], -1), None
+        plain = dataclasses.replace(self.style, norm="none")
         for i in range(self.num_layers):
             cross, deep = self._regulate(z, e.shape[1], weight, train, f"regulation_{i}")
             first = cross if first is None else first
             cross = self._cross(first, cross, i)
-            deep = layers.MLP(
-                (z.shape[1],),
-                self.activation,
-                "none",
-                self.dropout,
-                dtype=self.dtype,
-                name=f"deep_{i}",
-            )(deep, train=train)
+            deep = layers.MLP((z.shape[1],), plain, name=f"deep_{i}")(deep, train=train)
             z = self._bridge(cross, deep, f"bridge_{i}")
-        head = layers.Head(self.head_bias[0], name="head")
-        return losses.Outputs(
-            head(jnp.concatenate([x.astype(jnp.float32) for x in (cross, deep, z)], axis=1))
-        )
+
+        x = jnp.concatenate([x.astype(jnp.float32) for x in (cross, deep, z)], axis=1)
+        return losses.Outputs(layers.Head(self.head_bias[0], name="head")(x))
 
     def _regulate(self, z, num_slots, weight, train, name):
         """z [B, S D] for the cross and for the deep stream: every slot has a gate in each."""
         gates = self.param(f"{name}_gates", nn.initializers.ones, (2, num_slots))
-        gates = jnp.repeat(
-            jax.nn.softmax(gates / self.temperature), z.shape[1] // num_slots, axis=1
-        )
-        streams = [(z * gate).astype(self.dtype) for gate in gates]
-        if self.norm == "batch":
-            streams = layers.WeightedBatchNorm(self.axis_name, name=f"{name}_norm")(
-                streams, weight, train=train
-            )
-        elif self.norm == "layer":
-            streams = layers.TokenLayerNorm(name=f"{name}_norm")(streams)
-        return streams
+        gates = jax.nn.softmax(gates / self.temperature)
+        gates = jnp.repeat(gates, z.shape[1] // num_slots, axis=1)
+        streams = [(z * gate).astype(self.style.dtype) for gate in gates]
+        return layers.normalize(streams, weight, self.style, f"{name}_norm", train=train)
 
     def _cross(self, first, x, i):
-        product = layers.Dense(1, use_bias=False, dtype=self.dtype, name=f"cross_{i}")(x)  # [B, 1]
-        bias = self.param(f"cross_{i}_bias", nn.initializers.zeros, (x.shape[1],)).astype(
-            self.dtype
-        )
-        crossed = first * product + bias
+        dense = layers.Dense(1, use_bias=False, dtype=self.style.dtype, name=f"cross_{i}")
+        product = dense(x)  # [B, 1]
+        bias = self.param(f"cross_{i}_bias", nn.initializers.zeros, (x.shape[1],))
+        crossed = first * product + bias.astype(self.style.dtype)
         return crossed + x if self.residual else crossed
 
     def _bridge(self, cross, deep, name):
@@ -103,17 +72,14 @@ class EDCN(nn.Module):
         if self.bridge == "add":
             return cross + deep
         if self.bridge == "concat":
-            dense = layers.Dense(width, dtype=self.dtype, name=name)
+            dense = layers.Dense(width, dtype=self.style.dtype, name=name)
             return nn.relu(dense(jnp.concatenate([cross, deep], axis=1)))
-        return sum(
-            self._attention(x, f"{name}_{stream}") * x
-            for stream, x in (("cross", cross), ("deep", deep))
-        )
+        streams = (("cross", cross), ("deep", deep))
+        return sum(self._attention(x, f"{name}_{stream}") * x for stream, x in streams)
 
     def _attention(self, x, name):
         """Shares of the entries of x [B, S D]: softmax(W2 relu(W1 x + b))."""
-        hidden = nn.relu(layers.Dense(x.shape[1], dtype=self.dtype, name=f"{name}_hidden")(x))
-        scores = layers.Dense(x.shape[1], use_bias=False, dtype=self.dtype, name=f"{name}_scores")(
-            hidden
-        )
+        width, dtype = x.shape[1], self.style.dtype
+        hidden = nn.relu(layers.Dense(width, dtype=dtype, name=f"{name}_hidden")(x))
+        scores = layers.Dense(width, use_bias=False, dtype=dtype, name=f"{name}_scores")(hidden)
         return jax.nn.softmax(scores.astype(jnp.float32)).astype(x.dtype)

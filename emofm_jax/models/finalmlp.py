@@ -15,55 +15,46 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError, check_heads
 from emofm_jax.nn import layers, losses, random
-
-
-def check(own: Mapping) -> None:
-    """Raises a UserError for heads of `config.model.finalmlp` that do not fit, or empty streams."""
-    for field in ("mlp1", "mlp2"):
-        if not own[field]:
-            raise UserError(f"config.model.finalmlp.{field}: () must be positive widths")
-        check_heads(
-            "config.model.finalmlp.num_heads",
-            own["num_heads"],
-            own[field][-1],
-            f"the last width of {field}",
-        )
-
-
-def unread(own: Mapping) -> dict[str, str]:
-    """{option of `config.model`: the other option that switches it off}."""
-    fields = () if own["selection"] else ("gate_hidden", "context1", "context2")
-    return {f"finalmlp.{field}": "finalmlp.selection=False" for field in fields}
+from emofm_jax.options import option
 
 
 class FinalMLP(nn.Module):
     """Two-stream MLP.
 
-    Attributes (those of `config.model` and `config.model.finalmlp` mean what config.py says; the others follow from
-    the schema):
-      embedding_dim: D.
-      head_bias: the logit at the start, one number.
+    Attributes:
       context1, context2: numbers of the slots.
-      axis_name: of the devices over which batch norm sums, or None.
-      dtype: of the products; parameters, norms and logits are float32.
     """
 
     embedding_dim: int
-    head_bias: Sequence[float] = (0.0,)
-    mlp1: Sequence[int] = (64, 64, 64)
-    mlp2: Sequence[int] = (64, 64, 64)
-    num_heads: int = 1
-    selection: bool = True
-    gate_hidden: Sequence[int] = (64,)
-    context1: Sequence[int] = ()
-    context2: Sequence[int] = ()
-    activation: str = "relu"
-    norm: str = "none"
-    dropout: float = 0.0
-    axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    head_bias: Sequence[float]
+    style: layers.Style
+    mlp1: Sequence[int] = option((64, 64, 64), "widths, first stream", of=int, low=1, empty=False)
+    mlp2: Sequence[int] = option((64, 64, 64), "widths, second stream", of=int, low=1, empty=False)
+    num_heads: int = option(1, "of the fusion; a divisor of the last widths", low=1)
+    selection: bool = option(True, "gates on the features, one set a stream")
+    gate_hidden: Sequence[int] = option((64,), "widths of the gates' MLPs", of=int, low=1)
+    context1: Sequence = option((), "slots that the first stream's gates depend on", of=str)
+    context2: Sequence = option((), "the same of the second stream", of=str)
+    switches_off = {
+        "selection=False": ("finalmlp.gate_hidden", "finalmlp.context1", "finalmlp.context2")
+    }
+
+    @staticmethod
+    def check(own: Mapping) -> None:
+        """Raises a UserError for heads that do not fit."""
+        for field in ("mlp1", "mlp2"):
+            of = f"the last width of {field}"
+            check_heads("config.model.finalmlp.num_heads", own["num_heads"], own[field][-1], of)
+
+    @staticmethod
+    def derive(schema: Schema, own: Mapping) -> dict:
+        """The contexts' names as numbers of slots; raises a UserError for a name that is none, or twice."""
+        if not own["selection"]:
+            return {}
+        return {key: _slot_numbers(schema, key, own[key]) for key in ("context1", "context2")}
 
     @property
     def shared_columns(self) -> int:
@@ -77,7 +68,7 @@ class FinalMLP(nn.Module):
     def __call__(
         self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False
     ) -> losses.Outputs:
-        """f32[B, S, D + 2 D], weight f32[B] or None (all 1) -> Outputs; rng `dropout`, collection `batch_stats`."""
+        """f32[B, S, D + 2 D] -> Outputs."""
         start, streams = self.embedding_dim, []
         x = e[..., :start].reshape(e.shape[0], -1)
         for i, (slots, widths) in enumerate(zip(self._contexts(), (self.mlp1, self.mlp2)), 1):
@@ -88,7 +79,7 @@ class FinalMLP(nn.Module):
                 context = jnp.concatenate(of_slots, axis=1) if slots else None
                 selected = x * self._gate(context, x.shape[1], f"gate{i}")
                 start += self.embedding_dim * bool(slots)
-            mlp = layers.mlp_of(self, widths, f"mlp{i}")
+            mlp = layers.MLP(tuple(widths), self.style, name=f"mlp{i}")
             streams.append(mlp(selected, weight, train=train).astype(jnp.float32))
         linear = layers.Head(self.head_bias[0], name="head")(jnp.concatenate(streams, axis=1))
         return losses.Outputs(linear + self._fuse(*streams))
@@ -98,10 +89,10 @@ class FinalMLP(nn.Module):
         if context is None:
             # At zero it would stay there: the ReLU after it would be at its corner.
             context = self.param(f"{name}_context", layers.lecun, (1, self.embedding_dim))
-        hidden = layers.MLP(tuple(self.gate_hidden), "relu", dtype=self.dtype, name=name)(
-            context, train=False
-        )
-        return 2 * nn.sigmoid(layers.Dense(width, dtype=self.dtype, name=f"{name}_out")(hidden))
+        dtype = self.style.dtype
+        plain = layers.Style("relu", dtype=dtype)
+        hidden = layers.MLP(tuple(self.gate_hidden), plain, name=name)(context, train=False)
+        return 2 * nn.sigmoid(layers.Dense(width, dtype=dtype, name=f"{name}_out")(hidden))
 
     def _fuse(self, h1, h2):
         """f32[B]: the heads' bilinear forms, summed."""
@@ -109,8 +100,21 @@ class FinalMLP(nn.Module):
         # As published with its code, N(0, 2 / entries): N(0, 1 / d1) starts with a term that outweighs the linear one.
         init = lambda key, shape: random.normal(key, shape) * (2 / (np.prod(shape) + 1)) ** 0.5
         kernel = self.param("bilinear", init, (self.num_heads, d1, d2))
-        left = [
-            layers.dot(x, k, self.dtype)
-            for x, k in zip(jnp.split(h1, self.num_heads, axis=1), kernel)
-        ]
+        heads = zip(jnp.split(h1, self.num_heads, axis=1), kernel)
+        left = [layers.dot(x, k, self.style.dtype) for x, k in heads]
         return (jnp.concatenate(left, axis=1).astype(jnp.float32) * h2).sum(axis=1)
+
+
+def _slot_numbers(schema, field, names):
+    known = [slot.name for slot in schema.slots]
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"config.model.finalmlp.{field}: {name!r} is no slot of {schema.name!r}; "
+                f"its slots: {', '.join(known)}"
+            )
+    if len(set(names)) < len(names):
+        raise UserError(
+            f"config.model.finalmlp.{field}: {tuple(names)} names a slot twice; name it once"
+        )
+    return tuple(known.index(name) for name in names)

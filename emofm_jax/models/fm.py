@@ -23,7 +23,7 @@ class LR(nn.Module):
       head_bias: b at the start, one number.
     """
 
-    head_bias: Sequence[float] = (0.0,)
+    head_bias: Sequence[float]
     embedding_dim = 0  # reads no embeddings
     own_columns = 1
 
@@ -45,7 +45,7 @@ class FM(nn.Module):
     """
 
     embedding_dim: int
-    head_bias: Sequence[float] = (0.0,)
+    head_bias: Sequence[float]
     own_columns = 1
 
     @nn.compact

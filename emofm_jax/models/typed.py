@@ -32,32 +32,32 @@ def table_width(module: nn.Module) -> int:
 
 def with_axis(module: nn.Module, axis_name: str) -> nn.Module:
     """The model whose batch norms sum their statistics over the devices of a pmap axis."""
+    found = {}
     if isinstance(module, Typed | Copies):
-        return module.clone(network=with_axis(module.network, axis_name))
-    has_axis = any(field.name == "axis_name" for field in dataclasses.fields(module))
-    return module.clone(axis_name=axis_name) if has_axis else module
+        found["network"] = with_axis(module.network, axis_name)
+    if style := getattr(module, "style", None):
+        found["style"] = dataclasses.replace(style, axis_name=axis_name)
+    return module.clone(**found) if found else module
 
 
 class Typed(nn.Module):
     """A network of one predictor a type, and the auxiliary model that weighs them.
 
-    Attributes (those of `config.model` mean what config.py says; the others follow from the schema):
+    Attributes:
       network: from e to logits f32[B, n], n types that have a predictor.
       embedding_dim: D; the AM reads the first D columns of e.
       type_bias: type logits of the AM at the start, T numbers.
       drop_type: index of the type without a predictor, -1 for none.
-      dtype: of the AM's products.
+      style: of the AM, but for its norm.
     """
 
     network: nn.Module
     embedding_dim: int
     type_bias: Sequence[float]
-    drop_type: int = -1
-    am_hidden: Sequence[int] = (128, 64)
-    activation: str = "relu"
-    dropout: float = 0.0
-    am_joint: bool = False
-    dtype: jnp.dtype = jnp.float32
+    drop_type: int
+    am_hidden: Sequence[int]
+    am_joint: bool
+    style: layers.Style
 
     @nn.compact
     def __call__(
@@ -65,14 +65,8 @@ class Typed(nn.Module):
     ) -> losses.Outputs:
         """f32[B, S, D + extra], weight f32[B] or None -> Outputs of T types; AM sees sg(e) unless `am_joint`."""
         logits, _, aux_loss = self.network(e, weight, train=train)
-        auxiliary = typewise.AuxiliaryModel(
-            tuple(self.am_hidden),
-            tuple(self.type_bias),
-            self.activation,
-            self.dropout,
-            self.dtype,
-            name="auxiliary",
-        )
+        hidden, bias = tuple(self.am_hidden), tuple(self.type_bias)
+        auxiliary = typewise.AuxiliaryModel(hidden, bias, self.style, name="auxiliary")
         x = e[..., : self.embedding_dim].reshape(e.shape[0], -1)
         type_logits = auxiliary(x if self.am_joint else jax.lax.stop_gradient(x), train=train)
         if self.drop_type >= 0:
@@ -103,22 +97,14 @@ class Copies(nn.Module):
         self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False
     ) -> losses.Outputs:
         """f32[B, S, D + extra], weight f32[B] or None -> Outputs with logits (and aux_loss) f32[B, n]."""
-        copies = [
-            self.network.clone(parent=None, name=None, head_bias=(bias,)) for bias in self.head_bias
-        ]
+        clone = lambda bias: self.network.clone(parent=None, name=None, head_bias=(bias,))
+        copies = [clone(bias) for bias in self.head_bias]
         inputs = [self._columns(e, t) for t in range(len(copies))]
-
-        def draw(key):
-            keys = jax.random.split(key, len(copies))
-            return _stack([copy.init(key, x[:1]) for copy, key, x in zip(copies, keys, inputs)])
-
         if self.is_initializing():
-            for collection, start in draw(self.make_rng("params")).items():
-                self.put_variable(collection, "copies", start)
-        collections = [
-            name for name in ("params", "batch_stats") if self.has_variable(name, "copies")
-        ]
-        variables = {name: self.get_variable(name, "copies") for name in collections}
+            self._draw(copies, inputs)
+
+        kept = [name for name in ("params", "batch_stats") if self.has_variable(name, "copies")]
+        variables = {name: self.get_variable(name, "copies") for name in kept}
         key = self.make_rng("dropout") if self.has_rng("dropout") else None
         leaves, structure = jax.tree.flatten(variables)
         leaves = [layers.unstack(leaf) for leaf in leaves]
@@ -126,30 +112,35 @@ class Copies(nn.Module):
         for t, (copy, x) in enumerate(zip(copies, inputs)):
             own = structure.unflatten([leaf[t] for leaf in leaves])
             rngs = {} if key is None else {"dropout": jax.random.fold_in(key, t)}
-            output, new = copy.apply(
-                own, x, weight, train=train, rngs=rngs, mutable=["batch_stats"]
-            )
+            call = {"train": train, "rngs": rngs, "mutable": ["batch_stats"]}
+            output, new = copy.apply(own, x, weight, **call)
             outputs.append(output)
             updated.append(new)
+
         if train and "batch_stats" in variables and not self.is_initializing():
             self.put_variable("batch_stats", "copies", _stack(updated)["batch_stats"])
-        aux_losses = [output.aux_loss for output in outputs]
-        return losses.Outputs(
-            jnp.stack([output.logits for output in outputs], axis=1),
-            None,
-            None if aux_losses[0] is None else jnp.stack(aux_losses, axis=1),
-        )
+        logits, _, aux_losses = zip(*outputs)
+        aux_loss = None if aux_losses[0] is None else jnp.stack(aux_losses, axis=1)
+        return losses.Outputs(jnp.stack(logits, axis=1), None, aux_loss)
+
+    def _draw(self, copies, inputs):
+        """Initial variables, those of the copies stacked."""
+        keys = jax.random.split(self.make_rng("params"), len(copies))
+        drawn = [copy.init(key, x[:1]) for copy, key, x in zip(copies, keys, inputs)]
+        for collection, start in _stack(drawn).items():
+            self.put_variable(collection, "copies", start)
 
     def _columns(self, e, t):
         """The columns of e that copy t reads."""
         shared, own = _extra_columns(self.network)
-        start = self.embedding_dim + shared + t * own
-        pieces = [
+        of_all = self.embedding_dim + shared
+        start = of_all + t * own
+        ranges = [
             (0, self.network.embedding_dim),
-            (self.embedding_dim, start - t * own),
+            (self.embedding_dim, of_all),
             (start, start + own),
         ]
-        return jnp.concatenate([e[..., first:end] for first, end in pieces], axis=-1)
+        return jnp.concatenate([e[..., first:end] for first, end in ranges], axis=-1)
 
 
 def _extra_columns(network):

@@ -16,7 +16,8 @@ import numpy as np
 
 from emofm_jax.nn import random
 
-_FEW = 32  # rows that XLA:CPU copies in a loop sooner than it wakes its threads for a gather (26: 20 us sooner of 90)
+# Rows that XLA:CPU copies in a loop sooner than it wakes its threads for a gather (26: 20 us sooner of 90).
+_FEW = 32
 
 
 def init_table(
@@ -34,9 +35,8 @@ def init_table(
     Returns:
       f32[V, D].
     """
-    return _init_table(
-        key, jnp.asarray(np.unique(offsets), jnp.int32), num_rows, embedding_dim, init_scale
-    )
+    zero_rows = jnp.asarray(np.unique(offsets), jnp.int32)
+    return _init_table(key, zero_rows, num_rows, embedding_dim, init_scale)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
@@ -45,9 +45,8 @@ def _init_table(key, zero_rows, num_rows, embedding_dim, init_scale):
     return table.at[zero_rows].set(0.0)
 
 
-@functools.partial(
-    jax.jit, inline=True
-)  # else each call outside of a program would compile its loop anew
+# Compiled, else each call outside of a program would compile its loop anew.
+@functools.partial(jax.jit, inline=True)
 def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
     """Gathers rows; an id that is out of range, as padding is, gives the zero vector.
 
@@ -59,13 +58,14 @@ def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
       f32[..., N, D].
     """
     gather = lambda table, ids: table.at[ids].get(mode="fill", fill_value=0)
-    if (
-        not isinstance(ids.size, int) or not 0 < ids.size <= _FEW
-    ):  # of an export's program the size is a symbol
+    # The size is a symbol in the program of an export.
+    if not isinstance(ids.size, int) or not 0 < ids.size <= _FEW:
         return gather(table, ids)
-    one_by_one = lambda table, ids: jax.lax.map(
-        lambda i: gather(table, i), ids.reshape(-1)
-    ).reshape(*ids.shape, -1)
+
+    def one_by_one(table, ids):
+        rows = jax.lax.map(lambda i: gather(table, i), ids.reshape(-1))
+        return rows.reshape(*ids.shape, -1)
+
     return jax.lax.platform_dependent(table, ids, cpu=one_by_one, default=gather)
 
 

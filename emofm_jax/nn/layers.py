@@ -6,6 +6,7 @@ Between layers the tokens stay apart, as a list of n arrays [B, d]: on CPU, stac
 batched product is the slower way, and on GPU XLA sees the same graph. Parameters are stacked on a leading axis n.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 from flax import linen as nn
 
 from emofm_jax.nn import random
+from emofm_jax.options import option
 
 ACTIVATIONS = {
     "relu": nn.relu,
@@ -22,10 +24,25 @@ ACTIVATIONS = {
     "tanh": jnp.tanh,
     "none": lambda x: x,
 }
-BATCH_NORM_MOMENTUM = (
-    0.9  # our choice: an average over the last 10 batches, which a run of 50 steps has reached
-)
+# Our choice: an average over the last 10 batches, which a run of 50 steps has reached.
+BATCH_NORM_MOMENTUM = 0.9
 NORM_EPSILON = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """What all layers of a network have in common.
+
+    Attributes:
+      axis_name: devices over which batch norm sums its statistics, or None.
+      dtype: of the products; parameters, softmax, norms and logits are float32.
+    """
+
+    activation: str = option("relu", "of hidden layers", choices=tuple(ACTIVATIONS))
+    norm: str = option("none", "in the towers", choices=("none", "layer", "batch"))
+    dropout: float = option(0.0, "rate, after each hidden layer", low=0, high=0.99)
+    axis_name: str | None = None
+    dtype: jnp.dtype = jnp.float32
 
 
 def lecun(key: jax.Array, shape: Sequence[int]) -> jax.Array:
@@ -166,6 +183,15 @@ def _standardize(x):
     return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + NORM_EPSILON)
 
 
+def normalize(
+    tokens: Sequence[jax.Array], weight: jax.Array | None, style: Style, name: str, *, train: bool
+) -> Sequence[jax.Array]:
+    """n arrays [B, d] through the norm of a style, if it has one; called within a module."""
+    if style.norm == "batch":
+        return WeightedBatchNorm(style.axis_name, name=name)(tokens, weight, train=train)
+    return TokenLayerNorm(name=name)(tokens) if style.norm == "layer" else tokens
+
+
 class Tower(nn.Module):
     """What follows the first dense layer of n towers: [norm, activation, dropout, mixer], then the next layer.
 
@@ -174,87 +200,51 @@ class Tower(nn.Module):
 
     Attributes:
       widths: of the layers after the first.
-      activation: name in `ACTIVATIONS`.
-      norm: none | layer | batch.
-      dropout: rate.
+      style: of all of them.
       make_mixer: called with the name of each mixer, one after every layer; None = no mixers.
-      axis_name: see `WeightedBatchNorm`.
-      dtype: of the products.
     """
 
     widths: Sequence[int]
-    activation: str = "relu"
-    norm: str = "none"
-    dropout: float = 0.0
+    style: Style = Style()
     make_mixer: Callable[[str], nn.Module] | None = None
-    axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(
         self, tokens: Sequence[jax.Array], weight: jax.Array | None, *, train: bool
     ) -> list[jax.Array]:
         """n arrays [B, first width], before their activation -> n arrays [B, last width], after it."""
+        style = self.style
         for i in range(len(self.widths) + 1):
-            if self.norm == "batch":
-                tokens = WeightedBatchNorm(self.axis_name, name=f"norm_{i}")(
-                    tokens, weight, train=train
-                )
-            elif self.norm == "layer":
-                tokens = TokenLayerNorm(name=f"norm_{i}")(tokens)
-            tokens = [ACTIVATIONS[self.activation](x) for x in tokens]
-            if train and self.dropout > 0:
-                tokens = drop(self.make_rng("dropout"), tokens, self.dropout)
+            tokens = normalize(tokens, weight, style, f"norm_{i}", train=train)
+            tokens = [ACTIVATIONS[style.activation](x) for x in tokens]
+            if train and style.dropout > 0:
+                tokens = drop(self.make_rng("dropout"), tokens, style.dropout)
             if self.make_mixer is not None:
                 tokens = self.make_mixer(f"mixer_{i}")(tokens)
             if i < len(self.widths):
-                tokens = TokenDense(self.widths[i], self.dtype, name=f"hidden_{i + 1}")(tokens)
+                tokens = TokenDense(self.widths[i], style.dtype, name=f"hidden_{i + 1}")(tokens)
         return list(tokens)
 
 
 class MLP(nn.Module):
     """A plain tower: dense layers, each with norm, activation and dropout after it.
 
-    Attributes: as of `Tower`, but that `widths` are those of all layers.
+    Attributes:
+      widths: of all layers.
+      style: of all of them.
     """
 
     widths: Sequence[int]
-    activation: str = "relu"
-    norm: str = "none"
-    dropout: float = 0.0
-    axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    style: Style = Style()
 
     @nn.compact
     def __call__(self, x: jax.Array, weight: jax.Array | None = None, *, train: bool) -> jax.Array:
         """[B, in] -> [B, last width], after its activation; without widths: x itself."""
         if not self.widths:
             return x
-        tokens = TokenDense(self.widths[0], self.dtype, name="hidden_0")([x])
-        tower = Tower(
-            tuple(self.widths[1:]),
-            self.activation,
-            self.norm,
-            self.dropout,
-            None,
-            self.axis_name,
-            self.dtype,
-            name="tower",
-        )
+        tokens = TokenDense(self.widths[0], self.style.dtype, name="hidden_0")([x])
+        tower = Tower(tuple(self.widths[1:]), self.style, name="tower")
         return tower(tokens, weight, train=train)[0]
-
-
-def mlp_of(model: nn.Module, widths: Sequence[int], name: str) -> MLP:
-    """The MLP of these widths with the activation, norm, dropout, axis and dtype of a model that has such fields."""
-    return MLP(
-        tuple(widths),
-        model.activation,
-        model.norm,
-        model.dropout,
-        model.axis_name,
-        model.dtype,
-        name=name,
-    )
 
 
 class Dense(nn.Module):

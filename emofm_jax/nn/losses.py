@@ -17,7 +17,7 @@ from emofm_jax.nn import typewise
 
 
 class Outputs(NamedTuple):
-    """Of every model.
+    """What every model returns.
 
     Attributes:
       logits: f32[B, T], one column per type; f32[B] of an untyped model.
@@ -31,7 +31,7 @@ class Outputs(NamedTuple):
 
 
 class Denominators(NamedTuple):
-    """Weights of all rows of all devices, 1 where that is zero: f32[] each.
+    """Summed weights of the rows of all devices, 1 where that is zero: f32[] each.
 
     Attributes:
       ctr: of rows that have a predictor: all but those of the dropped type.
@@ -53,9 +53,8 @@ def denominators(
       axis_name: of the devices to sum over, or None.
       drop_type: index of the type without a predictor, -1 for none (`models.dropped_type`).
     """
-    sums = jnp.stack(
-        [jnp.sum(jnp.where(rows, weight, 0.0)) for rows in _rows(ftype, weight, drop_type)]
-    )
+    both = _rows(ftype, weight, drop_type)
+    sums = jnp.stack([jnp.sum(jnp.where(rows, weight, 0.0)) for rows in both])
     if axis_name is not None:
         sums = jax.lax.psum(sums, axis_name)
     return Denominators(*jax.lax.stop_gradient(jnp.where(sums > 0, sums, 1.0)))
@@ -93,11 +92,9 @@ def total(
     scored, known = _rows(ftype, weight, drop_type)
     logits, type_logits, aux_loss = (_mask(x, weight > 0) for x in outputs)
     typed = type_logits is not None
-    ours = (
-        jax.nn.one_hot(ftype, logits.shape[1], dtype=bool) if typed else None
-    )  # [B, T], no column if unknown
 
     if typed:
+        ours = jax.nn.one_hot(ftype, logits.shape[1], dtype=bool)  # [B, T], no column if unknown
         mix = typewise.mixture(logits, jax.lax.stop_gradient(type_logits), drop_type)
         logit = jnp.sum(jnp.where(ours, logits, 0.0), axis=1)
         log_p = jnp.where(known, jax.nn.log_sigmoid(logit), mix.log_p)

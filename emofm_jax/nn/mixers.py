@@ -3,21 +3,24 @@
     out_i = u_i + mixed_i Wo_i          mixed_i: attention, a gated graph network, or an MLP over the tokens
 
 A mixer stands after any layer of a stage: its tokens are the groups in stage 1 and the types in stage 2. It takes
-and returns n arrays [B, d] (docs/model.md, section 4). A new one is a class with the fields of `AttentionMixer`
-without `own`, one line in `MIXERS` and one in `FIELDS`.
+and returns n arrays [B, d] (docs/model.md, section 4). With n = 1 it is the identity, without parameters.
+
+A new one is a class, whose fields are those options of `Mixing` that it reads and `dtype`, and one line in `MIXERS`.
 """
 
-import functools
+import dataclasses
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from emofm_jax.errors import check_heads
 from emofm_jax.nn import layers
+from emofm_jax.options import option
 
 
-class AttentionMixer(nn.Module):
+class CrossAttentionMixer(nn.Module):
     """Lets every token attend to the others and adds the result (EMOFM, feature-based mixers).
 
         q_i = u_i Wq_i,  k_j = u_j Wk_j,  v_j = u_j Wv_j
@@ -28,14 +31,13 @@ class AttentionMixer(nn.Module):
       num_heads: H.
       norm: none | layer: on u_i before the three products.
       dtype: of the products; the softmax is float32.
-      own: j runs over all tokens (self-attention), else over j != i (cross-attention).
     """
 
-    d_att: int = 64
-    num_heads: int = 4
+    d_att: int
+    num_heads: int
     norm: str = "none"
     dtype: jnp.dtype = jnp.float32
-    own: bool = False
+    own = False  # j runs over j != i; True: over all tokens
 
     @nn.compact
     def __call__(self, tokens: Sequence[jax.Array]) -> list[jax.Array]:
@@ -64,8 +66,10 @@ class AttentionMixer(nn.Module):
         return _add_projected(self, tokens, attend(projected, self.num_heads, self.own))
 
 
-CrossAttentionMixer = functools.partial(AttentionMixer, own=False)
-SelfAttentionMixer = functools.partial(AttentionMixer, own=True)
+class SelfAttentionMixer(CrossAttentionMixer):
+    """The same, each token attending to itself too."""
+
+    own = True
 
 
 def attend(projected: Sequence[jax.Array], num_heads: int, own: bool = False) -> list[jax.Array]:
@@ -84,12 +88,9 @@ def attend(projected: Sequence[jax.Array], num_heads: int, own: bool = False) ->
     mixed = []
     for i, ours in enumerate(split):
         seen = [p for j, p in enumerate(split) if own or j != i]
-        scores = [
-            (ours[:, 0] * p[:, 1]).astype(jnp.float32).sum(-1) / d_head**0.5 for p in seen
-        ]  # [B, H]
-        share = jax.nn.softmax(jnp.stack(scores), axis=0).astype(
-            projected[0].dtype
-        )  # [n - 1 or n, B, H]
+        scores = [(ours[:, 0] * p[:, 1]).astype(jnp.float32).sum(-1) for p in seen]  # [B, H]
+        scores = jnp.stack([s / d_head**0.5 for s in scores])  # [n - 1 or n, B, H]
+        share = jax.nn.softmax(scores, axis=0).astype(projected[0].dtype)
         total = sum(a[..., None] * p[:, 2] for a, p in zip(share, seen))
         mixed.append(total.reshape(batch, -1))
     return mixed
@@ -108,14 +109,12 @@ class GraphMixer(nn.Module):
 
     Attributes:
       d_att: width of a state.
-      num_heads: not read.
       norm: none | layer: on u_i before Ws.
       dtype: of the products; the softmax is float32.
       num_steps: how often states are exchanged; all steps have the same weights.
     """
 
-    d_att: int = 64
-    num_heads: int = 4
+    d_att: int
     norm: str = "none"
     dtype: jnp.dtype = jnp.float32
     num_steps: int = 2
@@ -126,7 +125,7 @@ class GraphMixer(nn.Module):
 
         Each token has `state` f32[n, d, d_att] (Ws), `send` and `receive` f32[n, d_att, d_att] (W_out, W_in) and
         `out` f32[n, d_att, d], which starts at zero. All tokens share `edge` f32[2 d_att, 1] (w), `message_bias`
-        f32[d_att] and `gru`. With n = 1: no parameters, the identity. With n = 2 the softmax is over one
+        f32[d_att] and `gru`. With n = 2 the softmax is over one
         neighbour, so `edge` has no effect.
 
         Args:
@@ -138,22 +137,18 @@ class GraphMixer(nn.Module):
         n, d, width = len(tokens), tokens[0].shape[-1], self.d_att
         if n == 1:
             return list(tokens)
-        first = _project(
-            _normalize(tokens, self.norm),
-            self.param("state", layers.lecun, (n, d, width)),
-            self.dtype,
-        )
+        state = self.param("state", layers.lecun, (n, d, width))
+        first = _project(_normalize(tokens, self.norm), state, self.dtype)
         shares = weigh_edges(first, self.param("edge", layers.lecun, (2 * width, 1)))
         send = self.param("send", layers.lecun, (n, width, width))
         receive = self.param("receive", layers.lecun, (n, width, width))
         bias = self.param("message_bias", nn.initializers.zeros, (width,)).astype(self.dtype)
+
         gru, states = GRU(self.dtype, name="gru"), first
         for _ in range(self.num_steps):
             sent = _project(states, send, self.dtype)
-            heard = [
-                sum(a * m for a, m in zip(share, _without(sent, i)))
-                for i, share in enumerate(shares)
-            ]
+            seen = [_without(sent, i) for i in range(n)]
+            heard = [sum(a * m for a, m in zip(*pair)) for pair in zip(shares, seen)]
             messages = [m + bias for m in _project(heard, receive, self.dtype)]
             states = [h + start for h, start in zip(gru(messages, states), first)]
         return _add_projected(self, tokens, states)
@@ -172,10 +167,8 @@ def weigh_edges(states: Sequence[jax.Array], edge: jax.Array) -> list[jax.Array]
     halves = jnp.concatenate(jnp.split(edge, 2), axis=1)  # [d_att, 2]
     parts = [layers.dot(h, halves, jnp.float32) for h in states]  # [B, 2]
     ours, theirs = [p[:, :1] for p in parts], [p[:, 1:] for p in parts]
-    scores = [
-        jnp.stack([jax.nn.leaky_relu(s + t) for t in _without(theirs, i)])
-        for i, s in enumerate(ours)
-    ]
+    meets = lambda s, i: jnp.stack([jax.nn.leaky_relu(s + t) for t in _without(theirs, i)])
+    scores = [meets(s, i) for i, s in enumerate(ours)]
     return [jax.nn.softmax(s, axis=0).astype(states[0].dtype) for s in scores]
 
 
@@ -207,9 +200,8 @@ class GRU(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (3 * width,)).astype(self.dtype)
         updated = []
         for a, h in zip(messages, states):
-            gate, proposed = jnp.split(
-                layers.dot(a, message, self.dtype) + bias, [2 * width], axis=1
-            )
+            heard = layers.dot(a, message, self.dtype) + bias
+            gate, proposed = jnp.split(heard, [2 * width], axis=1)
             z, r = jnp.split(nn.sigmoid(gate + layers.dot(h, gates, self.dtype)), 2, axis=1)
             c = jnp.tanh(proposed + layers.dot(r * h, candidate, self.dtype))
             updated.append((1 - z) * h + z * c)
@@ -224,15 +216,11 @@ class MLPMixer(nn.Module):
     Token mixing only: the layers of the towers are what mixes channels. gelu is in its tanh form.
 
     Attributes:
-      d_att: not read: a hidden width of 64 for a handful of tokens would be slow.
-      num_heads: not read.
       norm: none | layer: on u_i before W1 (the paper's choice is layer).
       dtype: of the products.
       token_expansion: hidden units for each token; our choice.
     """
 
-    d_att: int = 64
-    num_heads: int = 4
     norm: str = "none"
     dtype: jnp.dtype = jnp.float32
     token_expansion: int = 2
@@ -242,7 +230,7 @@ class MLPMixer(nn.Module):
         """Mixes n tokens.
 
         Parameters are `hidden` f32[n, 2 n] (W1), `hidden_bias` f32[2 n], `out` f32[n, 2 n] (W2) and `out_bias`
-        f32[n]; the last two start at zero. With n = 1: no parameters, the identity.
+        f32[n]; the last two start at zero.
 
         Args:
           tokens: n arrays [B, d].
@@ -260,9 +248,8 @@ class MLPMixer(nn.Module):
         out_bias = self.param("out_bias", nn.initializers.zeros, (n,))
         # The products are across tokens, so here they are stacked: two matrices times [n, B * d].
         stacked = jnp.stack(_normalize(tokens, self.norm)).reshape(n, -1)
-        hidden = nn.gelu(
-            layers.dot(kernel.T, stacked, self.dtype) + hidden_bias[:, None].astype(self.dtype)
-        )
+        hidden = layers.dot(kernel.T, stacked, self.dtype) + hidden_bias[:, None].astype(self.dtype)
+        hidden = nn.gelu(hidden)
         mixed = layers.dot(out, hidden, self.dtype) + out_bias[:, None].astype(self.dtype)
         return [u + m for u, m in zip(tokens, mixed.reshape(n, *tokens[0].shape))]
 
@@ -274,13 +261,38 @@ MIXERS = {
     "mlp": MLPMixer,
     "none": None,
 }
-FIELDS = {  # which of d_att and num_heads a kind reads
-    "cross_attention": ("d_att", "num_heads"),
-    "self_attention": ("d_att", "num_heads"),
-    "graph": ("d_att",),
-    "mlp": (),
-    "none": (),
-}
+
+
+def _readers(field):
+    """Kinds of mixers that have a field."""
+    fields = {kind: getattr(mixer, "__dataclass_fields__", ()) for kind, mixer in MIXERS.items()}
+    return {"kind": tuple(kind for kind in MIXERS if field in fields[kind])}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixing:
+    """`config.model.mixer`: which mixers stand after the layers of hmm."""
+
+    kind: str = option("cross_attention", "of the mixers", choices=tuple(MIXERS))
+    stages: tuple = option((1, 2), "with mixers", of=int, choices=(1, 2), needs=_readers("norm"))
+    d_att: int = option(64, "width of queries, keys, values", low=1, needs=_readers("d_att"))
+    num_heads: int = option(4, "H, a divisor of d_att", low=1, needs=_readers("num_heads"))
+    norm: str = option("none", "within", choices=("none", "layer"), needs=_readers("norm"))
+
+    def check(self) -> None:
+        """Raises a UserError where the heads do not divide the width."""
+        if self.kind in _readers("num_heads")["kind"]:
+            check_heads("config.model.mixer.num_heads", self.num_heads, self.d_att, "d_att")
+
+    def make(self, name: str, dtype: jnp.dtype) -> nn.Module:
+        """Makes one mixer; `kind` is not none."""
+        mixer = MIXERS[self.kind]
+        read = {
+            f: getattr(self, f)
+            for f in ("d_att", "num_heads", "norm")
+            if f in mixer.__dataclass_fields__
+        }
+        return mixer(**read, dtype=dtype, name=name)
 
 
 def _normalize(tokens, norm):

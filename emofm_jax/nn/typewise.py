@@ -6,6 +6,7 @@ Everything is in log space. `drop_type` names a type without a predictor: the su
 is renormalised over the others.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -33,9 +34,8 @@ def mixture(logits: jax.Array, type_logits: jax.Array, drop_type: int = -1) -> M
       drop_type: index of the type without a predictor, -1 for none.
     """
     kept = [t for t in range(logits.shape[1]) if t != drop_type]
-    logits, type_logits = (
-        x if drop_type < 0 else x[:, jnp.array(kept)] for x in (logits, type_logits)
-    )
+    if drop_type >= 0:
+        logits, type_logits = (x[:, jnp.array(kept)] for x in (logits, type_logits))
     log_type = jax.nn.log_softmax(type_logits)
     log_p = jax.nn.logsumexp(log_type + jax.nn.log_sigmoid(logits), axis=1)
     log_not_p = jax.nn.logsumexp(log_type + jax.nn.log_sigmoid(-logits), axis=1)
@@ -118,13 +118,10 @@ class TokenHead(nn.Module):
         """n arrays [B, d] -> n arrays f32[B]."""
         shape = (len(tokens), tokens[0].shape[-1], 1)
         kernel = self.param("kernel", layers.lecun, shape)
-        bias = self.param(
-            "bias", lambda key, start: jnp.asarray(start, jnp.float32), tuple(self.bias)
-        )
-        return [
-            (x.astype(jnp.float32) @ k)[:, 0] + b
-            for x, k, b in zip(tokens, layers.unstack(kernel), bias)
-        ]
+        start = lambda key: jnp.asarray(self.bias, jnp.float32)
+        bias = self.param("bias", start)
+        rows = zip(tokens, layers.unstack(kernel), bias)
+        return [(x.astype(jnp.float32) @ k)[:, 0] + b for x, k, b in rows]
 
 
 class AuxiliaryModel(nn.Module):
@@ -133,22 +130,18 @@ class AuxiliaryModel(nn.Module):
     Attributes:
       hidden: widths.
       bias: type logits at the start: the log of the smoothed shares of the types.
-      activation, dropout: as in the towers; it has no norm.
-      dtype: of the products.
+      style: of its layers; it has no norm, whatever that says.
     """
 
     hidden: Sequence[int]
     bias: Sequence[float]
-    activation: str = "relu"
-    dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    style: layers.Style = layers.Style()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """[B, in] -> f32[B, T]; whether gradients reach x is the caller's matter."""
-        x = layers.MLP(
-            tuple(self.hidden), self.activation, "none", self.dropout, dtype=self.dtype, name="mlp"
-        )(x, train=train)
+        style = dataclasses.replace(self.style, norm="none")
+        x = layers.MLP(tuple(self.hidden), style, name="mlp")(x, train=train)
         head = nn.Dense(
             len(self.bias),
             kernel_init=lambda key, shape, _: layers.lecun(key, shape),

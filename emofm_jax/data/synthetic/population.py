@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from emofm_jax.errors import UserError
+from emofm_jax.options import option, options_of
 
 MAX_LENGTH = 10  # ids of a bag
 FAVOURITES, FAVOURED = 40, 0.3  # items that a user segment comes back to, and how often
@@ -80,19 +81,21 @@ SLOTS = (
 
 @dataclasses.dataclass(frozen=True)
 class Dials:
-    """`config.prepare.synthetic`: the same fields, the same defaults (emofm_jax/config.py says what they mean)."""
+    """`config.prepare.synthetic`."""
 
-    rows: tuple[int, int, int] = (400_000, 50_000, 50_000)
-    num_types: int = 4
-    type_strength: float = 1.0
-    cross_strength: float = 1.0
-    noise: float = 0.0
-    drift: float = 0.0
-    new_id_rate: float = 0.0
-    unseen_type: str = ""
-    hash_rows: int = 0
-    group_slots: tuple[int, ...] = ()
-    seed: int = 0
+    rows: tuple = option((400_000, 50_000, 50_000), "of train, valid, test", of=int)
+    num_types: int = option(4, "T, interaction types; 0 = untyped")
+    type_strength: float = option(1.0, "how much the label's weights differ by type", low=0)
+    cross_strength: float = option(1.0, "of interactions across groups", low=0)
+    noise: float = option(
+        0.0, "deviation of noise on the label's logit, which no model knows", low=0
+    )
+    drift: float = option(0.0, "how far the test day's weights have moved, as a share", low=0)
+    new_id_rate: float = option(0.0, "share of test ids that training never saw")
+    unseen_type: str = option("", "type that training never shows")
+    hash_rows: int = option(0, "table rows of each slot that grows, by hash; 0 = one an id")
+    group_slots: tuple = option((), "slots of user, scene, ad, session; () = all 7", of=int)
+    seed: int = option(0, "of the planted truth and of the rows", low=0)
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -110,11 +113,8 @@ class Dials:
             raise UserError(
                 f"{where}.num_types: {self.num_types} must be between 0 and 127; 0 makes untyped data"
             )
-        for name in ("type_strength", "cross_strength", "noise", "drift", "seed"):
-            if not 0 <= getattr(self, name) < np.inf:
-                raise UserError(
-                    f"{where}.{name}: {getattr(self, name)} is out of range; it must be at least 0"
-                )
+        for name, described in options_of(Dials).items():
+            described.check(f"{where}.{name}", getattr(self, name))
         if self.hash_rows < 0 or self.hash_rows == 1:
             raise UserError(
                 f"{where}.hash_rows: {self.hash_rows} must be at least 2, or 0 for a row an id"

@@ -1,0 +1,147 @@
+"""An option as data: its default, what it means, what it may be, and when it is read.
+
+    hidden: Sequence[int] = option((512, 256), "widths", of=int, low=1)     # a field of a module in models/
+
+From these come `config.default()`, its checks, `--help`, "has no effect on" and docs/options.md. The options of a model
+stand in its own file, all others in config.py.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from emofm_jax.errors import UserError
+
+IDENTITY, FREE, END = "identity", "free", "end"
+_OF = {
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
+    str: (str, "text, between quotes"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One field of a config.
+
+    Attributes:
+      default: its type is the type of every value.
+      meaning: what it is, with its unit.
+      choices: the values that it may have; of a tuple, its elements; () = any.
+      low, high: smallest and largest number; of a tuple, of its elements.
+      of: type of a tuple's elements; None = not checked.
+      empty: whether a tuple may be ().
+      needs: {other option: values}: this one has no effect unless the other has one of these values. A name is of the
+        same section; one that begins with "." is a whole path. Of "a | b" it is enough that one has such a value.
+      resume: what a run does that goes on with another value. IDENTITY: it refuses, for it would be another run.
+        FREE: nothing, since no number depends on it. END: it ends elsewhere.
+    """
+
+    default: Any
+    meaning: str
+    choices: tuple = ()
+    low: float | None = None
+    high: float | None = None
+    of: type | None = None
+    empty: bool = True
+    needs: Mapping[str, Iterable] = dataclasses.field(default_factory=dict)
+    resume: str = IDENTITY
+
+    @property
+    def bounds(self) -> str:
+        """The range in words; empty where there is none."""
+        if self.high is not None:
+            return f"between {self.low} and {self.high}"
+        return "" if self.low is None else f"at least {self.low}"
+
+    def check(self, where: str, value: Any) -> None:
+        """Raises a UserError that names the option, the value and what it may be."""
+        if isinstance(self.default, tuple):
+            self._check_tuple(where, tuple(value))
+        elif self.choices and value not in self.choices:
+            known = ", ".join(map(repr, self.choices))
+            raise UserError(f"{where}: {value!r} is not known; choose one of {known}")
+        elif self.bounds and not self._within(value):
+            raise UserError(f"{where}: {value} is out of range; it must be {self.bounds}")
+
+    def _check_tuple(self, where: str, value: tuple) -> None:
+        kind, said = _OF.get(self.of, (object, ""))
+        for element in value:
+            if not isinstance(element, kind):
+                raise UserError(f"{where}: its element {element!r} must be {said}")
+
+        if not all(map(self._within, value)) or not (value or self.empty):
+            raise UserError(f"{where}: {value} must be positive widths")
+        if self.choices and not set(value) <= set(self.choices):
+            raise UserError(
+                f"{where}: {value} may hold {' and '.join(map(str, self.choices))} only"
+            )
+
+    def _within(self, value: Any) -> bool:
+        if not self.bounds:
+            return True
+        low = -math.inf if self.low is None else self.low
+        return math.isfinite(value) and low <= value <= (
+            math.inf if self.high is None else self.high
+        )
+
+
+def option(default: Any, meaning: str, **details: Any) -> Any:
+    """A dataclass field that is an option; `details` are attributes of `Option`."""
+    described = Option(default, meaning, **details)
+    return dataclasses.field(default=default, metadata={"option": described})
+
+
+def widths(default: tuple[int, ...], meaning: str, empty: bool = True) -> Option:
+    """Widths of layers."""
+    return Option(default, f"widths {meaning}", of=int, low=1, empty=empty)
+
+
+def options_of(owner: type) -> dict[str, Option]:
+    """{field: option} of a dataclass, such as a linen module."""
+    fields = dataclasses.fields(owner)
+    return {f.name: f.metadata["option"] for f in fields if "option" in f.metadata}
+
+
+def without_effect(options: Mapping[str, Option], values: Mapping[str, Any]) -> dict[str, str]:
+    """{path: the value, as "dcnv2.low_rank=0", because of which an option has no effect}.
+
+    Args:
+      options: {dotted path: option}.
+      values: {dotted path: value} of the whole config.
+    """
+    found = {}
+    for path, described in options.items():
+        section = path.rpartition(".")[0]
+        for names, wanted in described.needs.items():
+            others = [_absolute(section, name) for name in names.split(" | ")]
+            if not any(values[other] in wanted for other in others):
+                found[path] = f"{others[0]}={values[others[0]]}"
+    return found
+
+
+def _absolute(section: str, name: str) -> str:
+    return name[1:] if name.startswith(".") else f"{section}.{name}"
+
+
+def flatten(section: Mapping, prefix: str = "") -> dict[str, Any]:
+    """{dotted path: value} of nested mappings, tuples for lists."""
+    flat = {}
+    for key in section:
+        value = section[key]
+        if hasattr(value, "items"):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = _as_tuple(value)
+    return flat
+
+
+def get(section: Mapping, path: str) -> Any:
+    """The value at a dotted path."""
+    return functools.reduce(lambda inner, part: inner[part], path.split("."), section)
+
+
+def _as_tuple(value):
+    return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
