@@ -10,10 +10,12 @@
 `python -m emofm_jax.config` prints docs/options.md: every option with its default, meaning, range and needs.
 """
 
+import difflib
 import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -137,6 +139,24 @@ _TRAIN = {
 _RENAMED = {"optim.embedding.update": "optim.embedding.updates"}  # in runs of before 2026-11-26
 
 
+class Config(ConfigDict):
+    """A section of a config, which names the nearest field where one is asked for that it has not."""
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self.keys():
+            raise KeyError(self._missing(key))
+        return super().__getitem__(key)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if self.is_locked and key not in self.keys():
+            raise AttributeError(self._missing(key))
+        super().__setitem__(key, value)
+
+    def _missing(self, key):
+        near = difflib.get_close_matches(str(key), list(self.keys()), n=1)
+        return f"there is no field {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
 @functools.cache
 def options() -> dict[str, Option]:
     """{dotted path: option} of everything that a config holds, in the order of `--helpfull`."""
@@ -157,14 +177,18 @@ def options() -> dict[str, Option]:
 
 def default() -> ConfigDict:
     """All options, locked: a misspelt field is an error, in an experiment file too."""
-    tree: dict = {}
+    config = Config()
     for path, option in options().items():
         *parents, name = path.split(".")
-        section = tree
+        section = config
         for parent in parents:
-            section = section.setdefault(parent, {})
-        section[name] = option.default
-    return ConfigDict(tree).lock()
+            if parent not in section:
+                section[parent] = Config()
+            section = section[parent]
+        section[name] = (
+            Config(option.default) if isinstance(option.default, dict) else option.default
+        )
+    return config.lock()
 
 
 def validate(config: ConfigDict) -> None:
@@ -204,11 +228,16 @@ def without_effect(config: ConfigDict) -> dict[str, str]:
     return found | {f"model.{path}": what for path, what in unread.items()}
 
 
+def free() -> set[str]:
+    """Fields that change no number of a run."""
+    return {path for path, option in options().items() if option.resume == FREE}
+
+
 def may_change(config: ConfigDict) -> set[str]:
-    """Fields that a run may go on with another value of; a cosine ends where its run does, so that END is fixed."""
+    """Fields that a run may go on with another value of: it may end later, unless a cosine ends where it does."""
     fixed = any(config.optim[key].schedule == "cosine" for key in _SECTIONS)
-    free = {FREE} if fixed else {FREE, END}
-    return {path for path, option in options().items() if option.resume in free}
+    end = {path for path, option in options().items() if option.resume == END}
+    return free() | (set() if fixed else end)
 
 
 def load(workdir: Path) -> ConfigDict:
@@ -252,3 +281,29 @@ def difference(ours: Mapping, theirs: Mapping) -> dict[str, tuple]:
     a, b = flatten(ours), flatten(theirs)
     pairs = {k: (a.get(k, ...), b.get(k, ...)) for k in sorted(a.keys() | b.keys())}
     return {k: pair for k, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _page() -> str:
+    """docs/options.md."""
+    lines = [
+        "# Options",
+        "",
+        "Every option, its default and what it means. A run that goes on must have the same values,",
+        "but for those marked *may change*, and *end* where no schedule is a cosine.",
+        "This page is printed by `python -m emofm_jax.config`; a test keeps it true.",
+    ]
+    section = None
+    for path, option in options().items():
+        if path.rpartition(".")[0] != section:
+            section = path.rpartition(".")[0]
+            title = f"`{section}`" if section else "Of the run"
+            lines += ["", f"## {title}", "", "| option | default | meaning |", "|---|---|---|"]
+        marks = {FREE: " *may change*", END: " *end*"}.get(option.resume, "")
+        text = option.describe().replace("|", "\\|")
+        default = f"{option.default!r}".replace("|", "\\|")
+        lines.append(f"| `{path.rpartition('.')[2]}` | `{default}` | {text}{marks} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(_page())

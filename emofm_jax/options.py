@@ -56,6 +56,19 @@ class Option:
             return f"between {self.low} and {self.high}"
         return "" if self.low is None else f"at least {self.low}"
 
+    def describe(self) -> str:
+        """Meaning, choices or range, and needs, in one line."""
+        parts = [self.meaning]
+        if self.choices:
+            parts.append(" | ".join(str(choice) or '""' for choice in self.choices))
+        if self.bounds and self.of is None:
+            parts.append(self.bounds)
+        for other, values in self.needs.items():
+            parts.append(
+                f"needs {other.replace('.', '', other[0] == '.')} = {' | '.join(map(str, values))}"
+            )
+        return "; ".join(parts)
+
     def check(self, where: str, value: Any) -> None:
         """Raises a UserError that names the option, the value and what it may be."""
         if isinstance(self.default, tuple):

@@ -21,7 +21,6 @@ import sys
 from pathlib import Path
 
 from absl import flags as absl_flags
-from ml_collections import config_flags
 
 from emofm_jax import cli, files
 from emofm_jax.errors import UserError
@@ -36,10 +35,10 @@ def _sweep(flags: absl_flags.FlagValues) -> bool:
     """Runs it all; returns whether every run is well."""
     _check_flags(flags)
     base, workdir = flags.config, Path(flags.workdir)
-    named = config_flags.get_config_filename(flags["config"])
-    file, colon, arg = named.partition(":")
+    file, arg = cli.experiment(flags)
+    named = str(file) if arg is None else f"{file}:{arg}"
     given, searched = cli.overrides(flags), bool(flags.search)
-    plan = experiment.read(file, arg if colon else None, base, given, searched)
+    plan = experiment.read(file, arg, base, given, searched)
 
     # Every mistake that can be seen now is, before anything is written.
     if searched:

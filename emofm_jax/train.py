@@ -16,6 +16,7 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from emofm_jax import cli
+from emofm_jax import config as config_lib
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import split_report, summary
 from emofm_jax.training import run as run_lib
@@ -25,7 +26,7 @@ def _main(flags: absl_flags.FlagValues) -> None:
     config, workdir = flags.config, Path(flags.workdir)
     run_lib.check(config)
     given = cli.overrides(flags)
-    for path, what in run_lib.without_effect(config).items():
+    for path, what in config_lib.without_effect(config).items():
         if path in given:
             raise UserError(
                 f"--config.{path}={given[path]}: it has no effect on {what}; leave it out"

@@ -173,7 +173,7 @@ def test_dropout_drops_the_rate_and_keeps_the_mean(rate):
 
 
 def test_a_tower_drops_in_training_only_and_each_token_apart():
-    tokens, module = [jnp.ones((64, 8))] * 2, layers.Tower((), dropout=0.5)
+    tokens, module = [jnp.ones((64, 8))] * 2, layers.Tower((), layers.Style(dropout=0.5))
     run = lambda train, seed: module.apply(
         {}, tokens, None, train=train, rngs={"dropout": jax.random.key(seed)}
     )
@@ -186,7 +186,7 @@ def test_a_tower_drops_in_training_only_and_each_token_apart():
 def test_a_tower_goes_norm_activation_mixer_next_layer():
     tokens = _tokens(3, 4, 6)
     make = lambda name: mixers.CrossAttentionMixer(4, 2, name=name)
-    module = layers.Tower((5,), "tanh", "layer", 0.0, make)
+    module = layers.Tower((5,), layers.Style("tanh", "layer"), make)
     params = _random_params(module, tokens, None, train=False)["params"]
     out = jax.jit(lambda p: module.apply(p, tokens, None, train=False))({"params": params})
 

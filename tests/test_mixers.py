@@ -8,22 +8,20 @@ import numpy as np
 import pytest
 
 from emofm_jax.nn import mixers
+from emofm_jax.options import options_of
 from tests.reference import mixers as reference
 
 KINDS = [kind for kind, mixer in mixers.MIXERS.items() if mixer is not None]
 D_ATT, HEADS, WIDTH = 8, 2, 6
-SHARED = {
-    "edge",
-    "message_bias",
-    "gru",
-    "hidden_bias",
-}  # parameters without a leading axis of tokens
+# Parameters without a leading axis of tokens.
+SHARED = {"edge", "message_bias", "gru", "hidden_bias"}
 # Arrays that hold several parameters side by side: how many.
 FUSED = {"query_key_value": 3, "message": 3, "gates": 2, "bias": 3, "edge": 2}
 
 
 def _make(kind, norm="none", dtype=jnp.float32, d_att=D_ATT, num_heads=HEADS):
-    return mixers.MIXERS[kind](d_att, num_heads, norm, dtype)
+    mixing = mixers.Mixing(kind, d_att=d_att, num_heads=num_heads, norm=norm)
+    return mixing.make(None, dtype)
 
 
 def _tokens(n, batch=5, seed=0):
@@ -135,7 +133,7 @@ def test_attention_agrees_with_numpy_for_other_numbers_of_tokens_and_heads(kind,
 
 
 def test_fields_that_are_no_options_agree_with_numpy():
-    _check_against_numpy("graph", mixers.GraphMixer(D_ATT, HEADS, num_steps=1), 4, num_steps=1)
+    _check_against_numpy("graph", mixers.GraphMixer(D_ATT, num_steps=1), 4, num_steps=1)
     _check_against_numpy("mlp", mixers.MLPMixer(token_expansion=3), 4)
 
 
@@ -145,7 +143,7 @@ def _check_against_numpy(kind, module, n, num_heads=HEADS, **options):
     weights = jax.tree.map(lambda x: np.array(x, np.float64), params["params"])
     u = np.stack([np.array(x, np.float64) for x in tokens], axis=1)
     inputs = reference.layer_norm(u, _stacked(weights["norm"])) if "norm" in weights else u
-    options |= {"num_heads": num_heads} if "num_heads" in mixers.FIELDS[kind] else {}
+    options |= {"num_heads": num_heads} if hasattr(module, "num_heads") else {}
     expected = (
         u + getattr(reference, kind)(inputs, weights, **options) - inputs
     )  # the residual is not normalised
@@ -199,19 +197,20 @@ def test_half_precision_rounds_the_products_and_keeps_the_tokens_type(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_fields_lists_what_a_kind_reads(kind):
+def test_an_option_needs_the_kinds_that_read_it(kind):
     def program(**changes):
         module, tokens = _make(kind, **changes), _tokens(2)
         params = jax.eval_shape(module.init, jax.random.key(0), tokens)
         return str(jax.make_jaxpr(module.apply)(params, tokens))
 
-    read = [
-        field
-        for field, value in (("d_att", 4), ("num_heads", 4))
-        if program(**{field: value}) != program()
-    ]
-    assert tuple(read) == mixers.FIELDS[kind]
-    assert mixers.FIELDS.keys() == mixers.MIXERS.keys()
+    read = {f for f in ("d_att", "num_heads") if program(**{f: 4}) != program()}
+    needs = {
+        name: option.needs["kind"]
+        for name, option in options_of(mixers.Mixing).items()
+        if option.needs
+    }
+    assert read == {field for field in ("d_att", "num_heads") if kind in needs[field]}
+    assert kind in needs["norm"] and "none" not in needs["norm"]
 
 
 @pytest.mark.parametrize("kind,own", [("cross_attention", False), ("self_attention", True)])

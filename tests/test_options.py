@@ -11,7 +11,6 @@ import pytest
 from emofm_jax import config
 from emofm_jax.models import build as model_lib
 from emofm_jax.training import build
-from emofm_jax.training import run as run_lib
 from emofm_jax.training import step as step_lib
 from tests.linear_model import make_batch, make_schema
 
@@ -205,4 +204,4 @@ def test_unread_fields_are_named_with_what_they_need(changes, unread, read):
 
 
 def test_unread_fields_of_an_optimizer_are_named():
-    assert run_lib.without_effect(make({}))["optim.network.momentum"] == "adam"
+    assert config.without_effect(make({}))["optim.network.momentum"] == "optim.network.name=adam"

@@ -3,6 +3,7 @@
 emofm_jax/points.py shows such a file.
 """
 
+import importlib.machinery
 import importlib.util
 import inspect
 import re
@@ -45,14 +46,31 @@ def load(path: str | Path) -> ModuleType:
       UserError: the file has an error, with its line.
     """
     path = Path(path)
-    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{path}: it is no Python file; name one that ends in .py")
-
+    loader = importlib.machinery.SourceFileLoader(f"experiment_{path.stem}", str(path))
+    spec = importlib.machinery.ModuleSpec(loader.name, loader, origin=str(path))
     module = importlib.util.module_from_spec(spec)
-    execute = spec.loader.exec_module
-    _guard(path, lambda: execute(module))
+    _guard(path, lambda: loader.exec_module(module))
     return module
+
+
+def read_config(path: str | Path, arg: str | None) -> ConfigDict:
+    """The config of an experiment file, locked.
+
+    Args:
+      path: of the file.
+      arg: what stood behind its colon; None if there was no colon.
+
+    Raises:
+      UserError: the file has an error, or no get_config, or one that returns something else.
+    """
+    module = load(path)
+    if not callable(getattr(module, "get_config", None)):
+        raise UserError(f"{path}: it has no get_config(); define one that returns a config")
+    config = _guard(Path(path), lambda: _call(module.get_config, arg))
+    if not isinstance(config, ConfigDict) or config.keys() != config_lib.default().keys():
+        must = "its get_config must return emofm_jax.config.default() with changes"
+        raise UserError(f"{path}: {must}; correct it")
+    return config.lock()
 
 
 def read(

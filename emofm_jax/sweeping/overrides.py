@@ -36,7 +36,7 @@ def put(config: ConfigDict, overrides: Mapping[str, Any], where: str) -> ConfigD
 
         if not isinstance(section, ConfigDict) or field not in section:
             near = difflib.get_close_matches(path, list(config_lib.flatten(config)), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "emofm_jax/config.py lists every field"
+            hint = f"did you mean {near[0]!r}?" if near else "--helpfull lists every option"
             raise UserError(f"{where}: there is no field {path!r}; {hint}")
 
         try:

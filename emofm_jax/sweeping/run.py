@@ -159,7 +159,7 @@ def ended(run: Run) -> Result | None:
         return None
 
     was = config_lib.flatten(config_lib.default()) | config_lib.renamed(dict(found.config))
-    if config_lib.difference(was, run.config).keys() - set(workdir_lib.FREE):
+    if config_lib.difference(was, run.config).keys() - config_lib.free():
         return None
 
     # What the sweep's base is, and where the sweep lies, may have changed since.

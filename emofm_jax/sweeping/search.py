@@ -166,7 +166,7 @@ def _idle(ranges: Mapping[str, Sequence], base: ConfigDict) -> dict[str, str]:
             continue
 
         candidates = ranges if idle is None else idle
-        found = run_lib.without_effect(config)
+        found = config_lib.without_effect(config)
         idle = {field: what for field, what in found.items() if field in candidates}
         if not idle:
             return {}

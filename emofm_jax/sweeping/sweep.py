@@ -115,7 +115,7 @@ def check_points(points: Sequence[Point]) -> None:
             run_lib.check(config)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
-        for field, what in run_lib.without_effect(config).items():
+        for field, what in config_lib.without_effect(config).items():
             if field in point.given:
                 raise UserError(f"{where}: {field} has no effect on {what}; leave it out")
 

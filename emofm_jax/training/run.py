@@ -70,7 +70,7 @@ def open_data(config: ConfigDict) -> dict[str, shards.Split]:
     stale = [
         f"{k} {a!r} against {b!r}"
         for k, (a, b) in stale.items()
-        if k not in workdir_lib.FREE and a != b
+        if k not in config_lib.free() and a != b
     ]
     if stale:
         raise UserError(
@@ -90,38 +90,11 @@ def open_data(config: ConfigDict) -> dict[str, shards.Split]:
     return splits
 
 
-def without_effect(config: ConfigDict) -> dict[str, str]:
-    """{field: what it has no effect on, as the other fields are}."""
-    from emofm_jax.models import build as model_lib
-    from emofm_jax.training import optim
-
-    found = {
-        f"model.{path}": what for path, what in model_lib.unread(config.model.to_dict()).items()
-    }
-    for key in ("embedding", "network"):
-        name = config.optim[key].name
-        found |= {
-            f"optim.{key}.{field}": name
-            for field in set().union(*optim.FIELDS.values()) - optim.FIELDS[name]
-        }
-    if config.optim.clip == "none":
-        found["optim.clip_norm"] = "optim.clip=none"
-    if not config.data.shuffle:
-        found["data.shuffle_rows"] = "data.shuffle=False"
-    if "plateau" not in (config.optim.embedding.schedule, config.optim.network.schedule):
-        found |= dict.fromkeys(
-            ("train.plateau_factor", "train.plateau_min"), "a schedule that is not plateau"
-        )
-        if not config.train.monitor:
-            found["train.min_delta"] = "a run without train.monitor"
-    return found
-
-
 def _print_differences(config: ConfigDict) -> None:
     """What differs from the defaults, since that is what the run is."""
     changed = config_lib.difference(config, config_lib.default())
     prepared = [path for path in changed if path.startswith("prepare.")]
-    idle = without_effect(config)
+    idle = config_lib.without_effect(config)
     print(f"{config.name}: options that differ from the defaults")
     for path, (ours, _) in changed.items():
         if path not in prepared and path != "name":

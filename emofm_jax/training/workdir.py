@@ -21,20 +21,6 @@ from emofm_jax import config as config_lib
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.errors import UserError
 
-# Fields that change no number of a run.
-FREE = (
-    "name",
-    "data.dir",
-    "data.prefetch",
-    "prepare.source",
-    "prepare.max_rejected",
-    "train.log_every_steps",
-    "train.save_every_steps",
-)
-
-# Where a run ends: it may go on to a later one, unless a schedule depends on the number of steps.
-END = ("train.epochs", "train.max_steps")
-
 # What a kill may leave in a workdir that is not yet a run.
 _BEFORE_CONFIG = {".writable", "vocabulary", "schema.json", "environment.json", "config.json.tmp"}
 _BEFORE_CONFIG |= {
@@ -85,8 +71,7 @@ def _lock(directory: int) -> None:
 
 def check_same_run(config: ConfigDict, workdir: Path) -> None:
     """Raises UserError if the run in the workdir is of another config, fields that may change apart."""
-    fixed = [key for key in ("embedding", "network") if config.optim[key].schedule == "cosine"]
-    free = FREE + (() if fixed else END)
+    free = config_lib.may_change(config)
     differ = config_lib.difference(config_lib.load(workdir), config)
     differ = [f"{k} {a!r} there, {b!r} now" for k, (a, b) in differ.items() if k not in free]
     if differ:
