@@ -1,4 +1,6 @@
-"""How every program starts: flags -> validated config -> main; a user's mistake is one line and exit code 2.
+"""How every program starts: flags -> validated config -> main.
+
+A user's mistake is one line on stderr and exit code 2.
 
 def _define(flags, argv):
     cli.define_config(flags, argv)
@@ -40,13 +42,13 @@ def run(
     Args:
       main: the program; reads flags as attributes. The docstring of its module is its `--help`.
       define: `define(flag_values, argv)` declares the program's flags.
-      argv: program name and arguments; by default `sys.argv`, which is otherwise not read: tests call this
-        in-process.
+      argv: program name and arguments; by default `sys.argv`, which is otherwise not read: tests
+        call this in-process.
       more_help: makes a further section of `--helpfull`.
 
     Returns:
-      0; 2 after `error: ...` on stderr for a UserError, or for a file that the system refuses (a full disk, say);
-      130 after an interrupt; 141 where nobody reads what is printed (`| head`).
+      0; 2 after `error: ...` on stderr for a UserError, or for a file that the system refuses (a
+      full disk, say); 130 after an interrupt; 141 where nobody reads what is printed (`| head`).
     """
     argv = list(sys.argv if argv is None else argv)
     flags = absl_flags.FlagValues()
@@ -101,7 +103,7 @@ def experiment(flags: absl_flags.FlagValues) -> tuple[Path, str | None]:
 
 def define_scorer(flags: absl_flags.FlagValues) -> None:
     """Declares which runs score, and how: what the programs that use a scorer have in common."""
-    where = "Directory of the run, of one of its checkpoints or of an export; several with commas: an ensemble."
+    where = "Directory of a run, a checkpoint or an export; several with commas: an ensemble."
     absl_flags.DEFINE_string("workdir", None, where, flag_values=flags)
     calibrated = "Whether scores go through the calibration that `evaluate --calibrate` stored."
     absl_flags.DEFINE_bool("calibrated", False, calibrated, flag_values=flags)
@@ -113,9 +115,7 @@ def workdirs(flags: absl_flags.FlagValues) -> str | list[str]:
     """The run of --workdir, or the runs."""
     names = flags.workdir.split(",")
     if "" in names:
-        raise UserError(
-            f"--workdir={flags.workdir}: it names no run between, before or after a comma; correct it"
-        )
+        raise UserError(f"--workdir={flags.workdir}: it names no run beside a comma; correct it")
     return names if len(names) > 1 else names[0]
 
 
@@ -194,7 +194,7 @@ def _experiment(argv: Sequence[str]) -> tuple[Path, str | None]:
 
 
 def _experiments() -> dict[str, Path]:
-    """{name: file} of the package's own experiments: in a wheel within it, in a checkout beside it."""
+    """{name: file} of our own experiments: in a wheel within the package, else beside it."""
     package = Path(__file__).parent
     directory = package / "experiments"
     if not directory.is_dir():

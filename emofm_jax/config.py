@@ -1,4 +1,6 @@
-"""Every option but those of the models, and the config of a run. An experiment file states what differs from `default()`.
+"""Every option but those of the models, and the config of a run.
+
+An experiment file states what differs from `default()`:
 
     from emofm_jax import config
 
@@ -7,8 +9,8 @@
         c.data.dir = "data/mine"
         return c
 
-`python -m emofm_jax.config` prints docs/options.md: every option with its default, meaning, range and needs.
-"""
+`python -m emofm_jax.config` prints docs/options.md: every option with its default, meaning, range
+and needs."""
 
 import difflib
 import functools
@@ -29,7 +31,7 @@ _RUN = {
         "experiment", "name of the data set and run, for tables and titles", resume=FREE
     ),
     "seed": Option(0, "seed of initialisation, dropout and the order of rows", **_SEED),
-    "compute_dtype": Option("float32", "of the network's products", ("float32", "bfloat16")),
+    "compute_dtype": Option("float32", "type of the network's products", ("float32", "bfloat16")),
 }
 
 # Raw data -> shards. docs/data.md explains each with an example.
@@ -37,9 +39,11 @@ _FORMATS, _SPLITS = ("tabular", "libsvm", "cti", "synthetic"), ("files", "share"
 _TRANSFORMS = ("none", "log1p", "standardize", "bucket")
 _GLOBS = {"train": "train.*", "valid": "valid.*", "test": "test.*"}
 _PREPARE = {
-    "format": Option("tabular", "of the raw data; tabular is csv, tsv or Parquet", _FORMATS),
+    "format": Option("tabular", "format of the raw data; tabular is csv, tsv or Parquet", _FORMATS),
     "source": Option("", "directory or file of raw data", resume=FREE),
-    "split": Option("files", "files: one per split; share: by hash; day: by a column", _SPLITS),
+    "split": Option(
+        "files", "what a split is made of: files, a share of rows by hash, days", _SPLITS
+    ),
     "files": Option(_GLOBS, "split=files: globs inside `source`"),
     "shares": Option((0.8, 0.1, 0.1), "split=share: shares of train, valid, test", of=float),
     "day_column": Option("", "split=day: column that holds the day"),
@@ -62,10 +66,13 @@ _PREPARE = {
     "gauc_key": Option("", "column whose values group the rows for GAUC (usually the user)"),
     "ignore": Option((), "columns that are left out on purpose", of=str),
     "groups": Option((), '((group, members), ..); members: a name, "C1-C26", or a list of these'),
-    "slot.kind": Option("categorical", "multi is a bag", ("categorical", "multi", "numeric")),
+    "slots": Option({}, "{slot: {field of `slot`: value}}: the exceptions"),
+    "slot.kind": Option(
+        "categorical", "kind of a slot; multi is a bag", ("categorical", "multi", "numeric")
+    ),
     "slot.encoding": Option(
         "vocabulary",
-        "vocabulary: values are counted; identity: they are integers 0 .. rows - 2",
+        "how a value becomes an id; identity: it is an integer 0 .. rows - 2",
         ("vocabulary", "hash", "identity"),
     ),
     "slot.rows": Option(0, "hash, identity: table rows; of a vocabulary they follow from the data"),
@@ -75,7 +82,6 @@ _PREPARE = {
     "slot.separator": Option("^", "multi: what stands between the values of a text cell"),
     "slot.transform": Option("none", "numeric: what is done to the number", _TRANSFORMS),
     "slot.share": Option("", "slot whose table rows this one uses"),
-    "slots": Option({}, "{slot: {field of `slot`: value}}: the exceptions"),
 }
 
 # Shards -> batches.
@@ -96,7 +102,9 @@ _ADAM, _ADAM_OR_ADAGRAD = {"name": ("adam", "adamw")}, {"name": ("adam", "adamw"
 _SECTION = {
     "name": Option("adam", "optimizer", ("adam", "adamw", "adagrad", "sgd")),
     "learning_rate": Option(1e-3, "rate before warm-up and schedule", low=0),
-    "schedule": Option("constant", "cosine: to zero at the last step", _SCHEDULES),
+    "schedule": Option(
+        "constant", "what becomes of the rate; cosine: zero at the last step", _SCHEDULES
+    ),
     "warmup_steps": Option(0, "steps of linear rise from zero, before any schedule", low=0),
     "l2": Option(0.0, "adds l2 * parameter to the gradient", low=0),
     "weight_decay": Option(0.0, "decoupled decay", low=0, needs={"name": ("adamw",)}),
@@ -104,15 +112,18 @@ _SECTION = {
     "beta2": Option(0.999, "decay of the mean square", low=0, high=1 - 1e-12, needs=_ADAM),
     "eps": Option(1e-8, "least divisor", low=1e-30, needs=_ADAM_OR_ADAGRAD),
     "momentum": Option(0.0, "momentum", low=0, high=1, needs={"name": ("sgd",)}),
-    "initial_accumulator": Option(0.1, "square sum", low=0, needs={"name": ("adagrad",)}),
+    "initial_accumulator": Option(
+        0.1, "sum of squares at the start", low=0, needs={"name": ("adagrad",)}
+    ),
 }
 _CLIPPED = {"clip": ("group", "global")}
+_UPDATES = "rows of the table that move: the batch's (lazy) or all"
+_CLIP = "whose gradient norm is clipped: of table and network apart (group), or together"
 _OPTIM = {
-    **{f"{section}.{name}": o for section in _SECTIONS for name, o in _SECTION.items()},
-    "embedding.updates": Option(
-        "lazy", "lazy: rows of the batch move; dense: all", ("lazy", "dense")
-    ),
-    "clip": Option("none", "group: table and network apart", ("none", "group", "global")),
+    **{f"embedding.{name}": option for name, option in _SECTION.items()},
+    "embedding.updates": Option("lazy", _UPDATES, ("lazy", "dense")),
+    **{f"network.{name}": option for name, option in _SECTION.items()},
+    "clip": Option("none", _CLIP, ("none", "group", "global")),
     "clip_norm": Option(10.0, "norm that no gradient exceeds", low=1e-12, needs=_CLIPPED),
 }
 
@@ -125,11 +136,13 @@ _TRAIN = {
     "epochs": Option(1, "passes over the train split", low=1, resume=END),
     "max_steps": Option(0, "stops earlier; 0 = no", low=0, resume=END),
     "eval_every_steps": Option(0, "steps between evaluations; 0 = an epoch", low=0),
-    "monitor": Option("", "by which the best state is kept; empty = the last", ("", *_MONITORS)),
+    "monitor": Option(
+        "", "figure by which the best state is kept; empty = the last is kept", ("", *_MONITORS)
+    ),
     "patience": Option(0, "evaluations without gain before the run stops; 0 = never", low=0),
     "min_delta": Option(1e-6, "what counts as a gain", low=0, needs=_JUDGED),
     "plateau_factor": Option(
-        0.1, "on the rate, at an evaluation without gain", low=0, high=1, needs=_PLATEAU
+        0.1, "factor on the rate at an evaluation without gain", low=0, high=1, needs=_PLATEAU
     ),
     "plateau_min": Option(1e-6, "smallest factor in all", low=0, high=1, needs=_PLATEAU),
     "log_every_steps": Option(100, "steps of a line of log.jsonl", low=1, resume=FREE),
@@ -140,7 +153,7 @@ _RENAMED = {"optim.embedding.update": "optim.embedding.updates"}  # in runs of b
 
 
 class Config(ConfigDict):
-    """A section of a config, which names the nearest field where one is asked for that it has not."""
+    """A section of a config; asked for a field that it has not, it names the nearest one."""
 
     def __getitem__(self, key: str) -> Any:
         if key not in self.keys():
@@ -192,7 +205,7 @@ def default() -> ConfigDict:
 
 
 def validate(config: ConfigDict) -> None:
-    """Checks what can be checked without data; what a model's options must be together, its file checks.
+    """Checks what needs no data; `models.build.check` checks the options of a model together.
 
     Raises:
       UserError: naming the field, its value and what it may be.
@@ -214,7 +227,8 @@ def validate(config: ConfigDict) -> None:
         )
     if config.train.patience and not config.train.monitor:
         raise UserError(
-            "config.train.patience: early stopping needs config.train.monitor; choose auc or logloss"
+            "config.train.patience: early stopping needs config.train.monitor; "
+            "choose auc or logloss"
         )
 
 
@@ -234,7 +248,7 @@ def free() -> set[str]:
 
 
 def may_change(config: ConfigDict) -> set[str]:
-    """Fields that a run may go on with another value of: it may end later, unless a cosine ends where it does."""
+    """Fields that may differ when a run goes on; its end too, unless a cosine ends there."""
     fixed = any(config.optim[key].schedule == "cosine" for key in _SECTIONS)
     end = {path for path, option in options().items() if option.resume == END}
     return free() | (set() if fixed else end)
@@ -277,7 +291,7 @@ def renamed(flat: dict) -> dict:
 
 
 def difference(ours: Mapping, theirs: Mapping) -> dict[str, tuple]:
-    """{dotted path: (our value, their value)} where they differ; `...` where a side has no such field."""
+    """{dotted path: (ours, theirs)} where they differ; `...` where a side has no such field."""
     a, b = flatten(ours), flatten(theirs)
     pairs = {k: (a.get(k, ...), b.get(k, ...)) for k in sorted(a.keys() | b.keys())}
     return {k: pair for k, pair in pairs.items() if pair[0] != pair[1]}
@@ -288,7 +302,7 @@ def _page() -> str:
     lines = [
         "# Options",
         "",
-        "Every option, its default and what it means. A run that goes on must have the same values,",
+        "Every option, its default, its meaning. A run that goes on must have the same values,",
         "but for those marked *may change*, and *end* where no schedule is a cosine.",
         "This page is printed by `python -m emofm_jax.config`; a test keeps it true.",
     ]

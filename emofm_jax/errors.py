@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake raises; `cli.run` prints it as `error: ...` and exits with 2."""
+"""The one exception that a user's mistake raises; `cli.run` prints it and exits with 2."""
 
 
 class UserError(Exception):

@@ -1,10 +1,9 @@
 """An option as data: its default, what it means, what it may be, and when it is read.
 
-    hidden: Sequence[int] = option((512, 256), "widths", of=int, low=1)     # a field of a module in models/
+    num_layers: int = option(3, "cross layers", low=1)          # a field of a module in models/
 
-From these come `config.default()`, its checks, `--help`, "has no effect on" and docs/options.md. The options of a model
-stand in its own file, all others in config.py.
-"""
+From these come `config.default()`, its checks, `--help`, "has no effect on" and docs/options.md.
+The options of a model stand in its own file, all others in config.py."""
 
 import dataclasses
 import functools
@@ -33,10 +32,11 @@ class Option:
       low, high: smallest and largest number; of a tuple, of its elements.
       of: type of a tuple's elements; None = not checked.
       empty: whether a tuple may be ().
-      needs: {other option: values}: this one has no effect unless the other has one of these values. A name is of the
-        same section; one that begins with "." is a whole path. Of "a | b" it is enough that one has such a value.
-      resume: what a run does that goes on with another value. IDENTITY: it refuses, for it would be another run.
-        FREE: nothing, since no number depends on it. END: it ends elsewhere.
+      needs: {other option: values}: this one has no effect unless the other has one of these
+        values. A name is of the same section; one that begins with "." is a whole path. Of "a | b"
+        it is enough that one has such a value.
+      resume: what a run does that goes on with another value. IDENTITY: it refuses, for it would be
+        another run. FREE: nothing, since no number depends on it. END: it ends elsewhere.
     """
 
     default: Any

@@ -7,20 +7,22 @@ A model is a linen module in a file of its own, from embeddings to the logit of 
 
 It takes what it needs as fields, by name:
 
-    embedding_dim   D                                   head_bias   logits at the start, one a predictor
-    hidden, stage1, stage2, init_scale, ..              the options below, which models have in common
-    style           activation, norm, dropout, axis of the devices, dtype (nn/layers.py)
-    group_sizes, num_predictors                         of the schema
-    x: int = option(3, "what it means", low=1)          an option of its own: `config.model.NAME.x`
+    embedding_dim                             D
+    head_bias                                 logits at the start, one a predictor
+    hidden, stage1, stage2, init_scale, ..    options that models have in common, below
+    style                                     activation, norm, dropout, dtype (nn/layers.py)
+    group_sizes, num_predictors               of the schema
+    x: int = option(3, "meaning", low=1)      an option of its own: `config.model.NAME.x`
 
 and may have
 
     shared_columns, own_columns   columns of the table that it reads behind D (models/typed.py)
     switches_off                  {"x=0": options that are not read then}
-    check(own), derive(schema, own)    static: UserError for own options that do not fit; fields that follow from both
+    check(own)                    static: raises UserError for own options that do not fit
+    derive(schema, own)           static: fields that follow from both
 
-and one line in `MODELS`. Checks, `--help`, docs/options.md, sweeps and the typed ensemble then know it.
-"""
+and one line in `MODELS`. Checks, `--help`, docs/options.md, sweeps and the typed ensemble then know
+it."""
 
 from emofm_jax.models import dcnv2, deepfm, destine, dnn, edcn, emofm, final, finalmlp, fm
 from emofm_jax.nn.layers import Style
@@ -55,17 +57,19 @@ COMMON = {
     "stage2": widths((256, 128), "of the tower of each type", empty=False),
     "am_hidden": widths((128, 64), "of the auxiliary model"),
     **options_of(Style),
-    **{f"mixer.{name}": option for name, option in options_of(Mixing).items()},
-    "type_predictors": Option("per_type", "one a type, or one", ("per_type", "shared")),
+    "type_predictors": Option(
+        "per_type", "predictors of wm, hm, hmm: one a type, or one", ("per_type", "shared")
+    ),
     "use_ftype": Option(True, "False removes every use of the interaction type"),
     "type_aware": Option(False, "a baseline gets a copy a type and the auxiliary model, as EMOFM"),
     "drop_type": Option("", "name of a type that gets no predictor"),
     "am_weight": Option(1.0, "weight of the auxiliary model's loss", low=0),
     "am_joint": Option(False, "True: that loss moves the embeddings too"),
+    **{f"mixer.{name}": option for name, option in options_of(Mixing).items()},
 }
 
 
 def options() -> dict[str, Option]:
-    """{path within `config.model`: option}: those that models have in common, then each model's own."""
+    """{path within `config.model`: option}: those in common, then each model's own."""
     own = {name: options_of(model) for name, model in MODELS.items()}
     return COMMON | {f"{name}.{f}": option for name in own for f, option in own[name].items()}

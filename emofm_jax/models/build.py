@@ -31,8 +31,8 @@ _ALWAYS = {"name", "init_scale", "use_ftype", "type_aware", "am_weight", "drop_t
 def make_model(schema: Schema, options: Mapping, *, compute_dtype: str = "float32") -> nn.Module:
     """Makes the model that `options` describe, for rows of `schema`.
 
-    On untyped data, or with `use_ftype=False`, a model has one predictor and no auxiliary model; so has a baseline
-    unless `type_aware`, which makes it one copy a type (docs/model.md, section 8).
+    On untyped data, or with `use_ftype=False`, a model has one predictor and no auxiliary model; so
+    has a baseline unless `type_aware`, which makes it one copy a type (docs/model.md, section 8).
 
     Args:
       schema: of the shards: slots, groups, types and the train split's counts per type.
@@ -40,11 +40,13 @@ def make_model(schema: Schema, options: Mapping, *, compute_dtype: str = "float3
       compute_dtype: of the network's products, float32 or bfloat16 (parameters stay float32).
 
     Returns:
-      A linen module: `module(e f32[B, S, table_width(module)], weight f32[B] | None, *, train) -> losses.Outputs`.
+      A linen module: `module(e f32[B, S, table_width(module)], weight f32[B] | None, *, train) ->
+        losses.Outputs`.
 
     Raises:
-      UserError: an unknown name, an option that does not fit (`check`); a `drop_type` that is no type of the schema
-        or the only one; a context that is no slot of the schema; DESTINE on one slot.
+      UserError: an unknown name, an option that does not fit (`check`); a `drop_type` that is no
+        type of the schema or the only one; a context that is no slot of the schema; DESTINE on one
+        slot.
     """
     check(options)
     num_types = _num_types(schema, options)
@@ -71,7 +73,8 @@ def dropped_type(schema: Schema, options: Mapping) -> int:
         return -1
     if not options["use_ftype"]:
         raise UserError(
-            f"config.model.drop_type: {name!r} has no meaning with use_ftype=False, which knows no types; drop one"
+            f"config.model.drop_type: {name!r} has no meaning with use_ftype=False, which knows no "
+            "types; drop one"
         )
     if not _is_typed(options):
         raise UserError(
@@ -95,7 +98,7 @@ def init(module: nn.Module, key: jax.Array, schema: Schema) -> dict:
 
 
 def predict(module: nn.Module, variables: Mapping, e: jax.Array) -> dict[str, jax.Array]:
-    """The one forward that evaluation and scorer share; pure, without dropout, with running batch statistics.
+    """The forward that evaluation and scorer share: no dropout, running batch statistics.
 
     Args:
       module: of `make_model`.
@@ -103,9 +106,9 @@ def predict(module: nn.Module, variables: Mapping, e: jax.Array) -> dict[str, ja
       e: f32[B, S, table_width(module)].
 
     Returns:
-      `p` f32[B], the probability of a click with the type unknown, and `logit` f32[B], its log-odds. Typed models
-      also `p_type` f32[B, T], the AM's distribution over types (a dropped type: 0), and `p_given_type` f32[B, T]
-      (a dropped type: that of the mixture).
+      `p` f32[B], the probability of a click with the type unknown, and `logit` f32[B], its
+      log-odds. Typed models also `p_type` f32[B, T], the AM's distribution over types (a dropped
+      type: 0), and `p_given_type` f32[B, T] (a dropped type: that of the mixture).
     """
     outputs = module.apply(variables, e)
     if outputs.type_logits is None:

@@ -1,12 +1,13 @@
-"""DCNv2: a cross network with matrix weights, alone, before or beside an MLP (Wang et al., WWW 2021, arXiv 2008.13535).
+"""DCNv2: a cross network with matrix weights, alone, before or beside an MLP.
+
+Wang et al., WWW 2021, arXiv 2008.13535.
 
     x_{l+1} = x_0 * (W_l x_l + b_l) + x_l
     x_{l+1} = sum_k G_k(x_l) x_0 * (U_lk tanh(C_lk tanh(V_lk^T x_l)) + b_l) + x_l
 
-The second, of `low_rank` > 0, mixes experts of that rank. Stated: layers, structures, experts. Ours: the gate,
-softmax over k of g_k . x_l with g shared by the layers, and b_l common to the experts, as in the public
-implementations.
-"""
+The second, of `low_rank` > 0, mixes experts of that rank. Stated: layers, structures, experts.
+Ours: the gate, softmax over k of g_k . x_l with g shared by the layers, and b_l common to the
+experts, as in the public implementations."""
 
 from collections.abc import Sequence
 
@@ -33,7 +34,9 @@ class DCNv2(nn.Module):
     head_bias: Sequence[float]
     hidden: Sequence[int]
     style: layers.Style
-    structure: str = option("parallel", "MLP after it, beside it", choices=tuple(STRUCTURES))
+    structure: str = option(
+        "parallel", "where an MLP stands: after it, beside it", choices=tuple(STRUCTURES)
+    )
     num_layers: int = option(3, "cross layers", low=1)
     low_rank: int = option(0, "rank of a cross layer's experts; 0 = one full matrix", low=0)
     num_experts: int = option(4, "experts of a cross layer", low=1)

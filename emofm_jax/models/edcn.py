@@ -1,13 +1,12 @@
-"""EDCN: a cross and a deep stream that exchange what they know after every layer (Chen et al., CIKM 2021).
+"""EDCN: a cross and a deep stream that meet after every layer (Chen et al., CIKM 2021).
 
-    c_l, h_l = regulation_l(z_{l-1}),  z_0 = [e_1 .. e_S]         a gate a slot and stream: softmax(g / temperature)
+    c_l, h_l = regulation_l(z_{l-1}),  z_0 = [e_1 .. e_S]       gates: softmax(g / temperature)
     c'_l = c_1 (w_l . c_l) + b_l [+ c_l],  h'_l = act(W_l h_l + b_l)
     z_l = bridge(c'_l, h'_l)                                      logit = w . [c'_L, h'_L, z_L] + b
 
-All widths are S D. Stated: streams, gates, four bridges. Ours: dropout after h', the norm after the gates and nowhere
-else (as in the public code), bridges that use weights with a ReLU of their own; `residual=False` drops "+ c_l", as
-that code does.
-"""
+All widths are S D. Stated: streams, gates, four bridges. Ours: dropout after h', the norm after the
+gates and nowhere else (as in the public code), bridges that use weights with a ReLU of their own;
+`residual=False` drops "+ c_l", as that code does."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -29,8 +28,8 @@ class EDCN(nn.Module):
     head_bias: Sequence[float]
     style: layers.Style
     num_layers: int = option(3, "pairs of a cross and a deep layer", low=1)
-    bridge: str = option("hadamard", "between the streams", choices=BRIDGES)
-    temperature: float = option(1.0, "of the gates' softmax", low=1e-6)
+    bridge: str = option("hadamard", "what joins the streams", choices=BRIDGES)
+    temperature: float = option(1.0, "temperature of the gates' softmax", low=1e-6)
     residual: bool = option(True, "cross layers add their input")
 
     @nn.compact

@@ -1,12 +1,11 @@
 """WM, HM and HMM: whole, hierarchical, and hierarchical MLPs with mixers (EMOFM, arXiv 2310.04482).
 
-    WM(x)  = MLP([e_1 .. e_S, type])
-    HM(x)  = MLP_2([MLP_1(x_1) .. MLP_G(x_G), type])        x_g: the embeddings of the slots of group g
-    HMM(x) = HM with a mixer after every layer: across groups in stage 1, across types in stage 2
+    WM(x)  = MLP([e_1 .. e_S, type]) HM(x)  = MLP_2([MLP_1(x_1) .. MLP_G(x_G), type])        x_g:
+    the embeddings of the slots of group g HMM(x) = HM with a mixer after every layer: across groups
+    in stage 1, across types in stage 2
 
-Each is a set of predictors, one per interaction type, which `typed.Typed` combines (docs/model.md, sections 2 to 6).
-Without types (`num_predictors = 0`) it is one predictor and nothing else.
-"""
+Each is a set of predictors, one per interaction type, which `typed.Typed` combines (docs/model.md,
+sections 2 to 6). Without types (`num_predictors = 0`) it is one predictor and nothing else."""
 
 from collections.abc import Callable, Sequence
 
@@ -44,7 +43,7 @@ class WM(nn.Module):
 
 
 class HM(nn.Module):
-    """Hierarchical MLPs: one tower a group, then one tower a type over the concatenation of the groups.
+    """Hierarchical MLPs: one tower a group, then one tower a type over all groups.
 
     Attributes:
       group_sizes: slots of each group, in order.
@@ -85,9 +84,8 @@ class HM(nn.Module):
 class HMM(HM):
     """HM with mixers: field-wise across groups in stage 1, type-wise across types in stage 2.
 
-    With one predictor (untyped, or `type_predictors="shared"`) stage 2 has one token, so its mixers are the
-    identity.
-    """
+    With one predictor (untyped, or `type_predictors="shared"`) stage 2 has one token, so its mixers
+    are the identity."""
 
     mixer: mixers.Mixing
 
@@ -98,7 +96,7 @@ class HMM(HM):
 
 
 def _predict_per_type(model, x, weight, widths, make_mixer, name, train):
-    """Towers and heads of the predictors on x [B, in]; shared: one of each, the types outermost in its rows."""
+    """Towers and heads on x [B, in]; of shared predictors types are outermost in the rows."""
     shared, predictors = model.type_predictors == "shared", model.num_predictors
     if not widths:
         raise ValueError(f"{name}: a predictor needs at least one hidden layer")

@@ -1,13 +1,14 @@
 """FINAL: factorized interaction blocks, one or two, that teach each other (Zhu et al., SIGIR 2023).
 
-    layer: h = [u, u * v] (residual=concat) or u + u * v (sum),  [u, v] = x W + b;  then norm, activation, dropout
+    layer: h = [u, u * v] (residual=concat) or u + u * v (sum),  [u, v] = x W + b;  then norm,
+      activation, dropout
     1B: logit = y_1
     2B: logit = (y_1 + y_2) / 2,  p = sigmoid(logit),  aux_loss = BCE(y_1, sg(p)) + BCE(y_2, sg(p))
 
-With `gate` the first block reads [e, e * gate], the gate of a slot being linear in the same column of all slots.
-Stated: the layer, two blocks, their distillation. Ours: one `activation` and `dropout` for both; the gate is as in
-the published code.
-"""
+With `gate` the first block reads [e, e * gate], the gate of a slot being linear in the same column
+of all slots.
+Stated: the layer, two blocks, their distillation. Ours: one `activation` and `dropout` for both;
+the gate is as in the published code."""
 
 from collections.abc import Mapping, Sequence
 
@@ -28,7 +29,9 @@ class FINAL(nn.Module):
     style: layers.Style
     block1: Sequence[int] = option((64, 64, 64), "widths of the first", of=int, low=1, empty=False)
     block2: Sequence[int] = option((64, 64, 64), "widths of the second; () = 1B", of=int, low=1)
-    residual: str = option("concat", "concat halves every width", choices=("concat", "sum"))
+    residual: str = option(
+        "concat", "how a layer ends; concat halves every width", choices=("concat", "sum")
+    )
     gate: bool = option(False, "gates of the slots before the first block")
 
     @staticmethod
@@ -78,6 +81,6 @@ class FINAL(nn.Module):
 
 
 def distill(y1: jax.Array, y2: jax.Array) -> jax.Array:
-    """f32[B], nats: cross-entropy of each block's prediction with that of both, which teaches and does not learn."""
+    """f32[B], nats: cross-entropy of each block's prediction with that of both, their teacher."""
     p = jax.lax.stop_gradient(jax.nn.sigmoid(0.5 * (y1 + y2)))
     return sum(-p * jax.nn.log_sigmoid(y) - (1 - p) * jax.nn.log_sigmoid(-y) for y in (y1, y2))

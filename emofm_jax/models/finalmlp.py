@@ -1,12 +1,13 @@
-"""FinalMLP: two MLPs on differently selected features, fused bilinearly (Mao et al., AAAI 2023, arXiv 2304.00902).
+"""FinalMLP: two MLPs on differently selected features, fused bilinearly.
+
+Mao et al., AAAI 2023, arXiv 2304.00902.
 
     x_i = e * 2 sigmoid(gate_i(context_i)),  h_i = MLP_i(x_i),  i = 1, 2
     logit = b + w_1 . h_1 + w_2 . h_2 + sum over heads k of h_1k^T W_k h_2k
 
-context_i: embeddings of their own of the slots `context1`, `context2`, which are further columns of the one table;
-without slots, a learned vector. The halves h_ik are the heads' shares of h_i. All is stated; ours are the widths, the
-gates' ReLU without norm or dropout, and the start of W_k.
-"""
+context_i: embeddings of their own of the slots `context1`, `context2`, which are further columns of
+the one table; without slots, a learned vector. The halves h_ik are the heads' shares of h_i. All is
+stated; ours are the widths, the gates' ReLU without norm or dropout, and the start of W_k."""
 
 from collections.abc import Mapping, Sequence
 
@@ -33,7 +34,7 @@ class FinalMLP(nn.Module):
     style: layers.Style
     mlp1: Sequence[int] = option((64, 64, 64), "widths, first stream", of=int, low=1, empty=False)
     mlp2: Sequence[int] = option((64, 64, 64), "widths, second stream", of=int, low=1, empty=False)
-    num_heads: int = option(1, "of the fusion; a divisor of the last widths", low=1)
+    num_heads: int = option(1, "heads of the fusion; a divisor of the last widths", low=1)
     selection: bool = option(True, "gates on the features, one set a stream")
     gate_hidden: Sequence[int] = option((64,), "widths of the gates' MLPs", of=int, low=1)
     context1: Sequence = option((), "slots that the first stream's gates depend on", of=str)
@@ -51,14 +52,14 @@ class FinalMLP(nn.Module):
 
     @staticmethod
     def derive(schema: Schema, own: Mapping) -> dict:
-        """The contexts' names as numbers of slots; raises a UserError for a name that is none, or twice."""
+        """The contexts as numbers of slots; raises a UserError for an unknown name, or one twice."""
         if not own["selection"]:
             return {}
         return {key: _slot_numbers(schema, key, own[key]) for key in ("context1", "context2")}
 
     @property
     def shared_columns(self) -> int:
-        """2 D: contexts of the first stream, then of the second; D or none where a stream has no slots."""
+        """Contexts of the first stream, then of the second: D each, none without slots."""
         return self.embedding_dim * sum(bool(slots) for slots in self._contexts())
 
     def _contexts(self):
@@ -85,7 +86,7 @@ class FinalMLP(nn.Module):
         return losses.Outputs(linear + self._fuse(*streams))
 
     def _gate(self, context, width, name):
-        """Factors [B, width] (or [1, width] without slots) in (0, 2) from context [B, slots * D]."""
+        """Factors [B, width] in (0, 2) from context [B, slots * D]; [1, width] without slots."""
         if context is None:
             # At zero it would stay there: the ReLU after it would be at its corner.
             context = self.param(f"{name}_context", layers.lecun, (1, self.embedding_dim))
@@ -97,7 +98,8 @@ class FinalMLP(nn.Module):
     def _fuse(self, h1, h2):
         """f32[B]: the heads' bilinear forms, summed."""
         d1, d2 = h1.shape[1] // self.num_heads, h2.shape[1] // self.num_heads
-        # As published with its code, N(0, 2 / entries): N(0, 1 / d1) starts with a term that outweighs the linear one.
+        # As published with its code, N(0, 2 / entries): N(0, 1 / d1) starts with a term that
+        # outweighs the linear one.
         init = lambda key, shape: random.normal(key, shape) * (2 / (np.prod(shape) + 1)) ** 0.5
         kernel = self.param("bilinear", init, (self.num_heads, d1, d2))
         heads = zip(jnp.split(h1, self.num_heads, axis=1), kernel)

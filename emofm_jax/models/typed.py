@@ -1,13 +1,15 @@
-"""The type-wise ensemble around any network: a predictor per interaction type, combined by the AM (EMOFM).
+"""A predictor per interaction type around any network, combined by the AM (EMOFM).
 
-    p(y | x) = sum_t p_AM(t | x) sigmoid(logit_t(x))        logit_t: of WM, HM, HMM, or of the t-th copy of a baseline
+    p(y | x) = sum_t p_AM(t | x) sigmoid(logit_t(x))
 
-A network maps e to `Outputs` with logits f32[B, n], one column a predictor. EMOFM's own do so by themselves; `Copies`
-makes such a network of any baseline (docs/model.md, sections 6 and 8).
+logit_t is of WM, HM, HMM, or of the t-th copy of a baseline.
 
-Columns of e: [D | shared | own of predictor 1 | own of predictor 2 ..], where `network.shared_columns` are read by all
-(FinalMLP's contexts) and `network.own_columns` are first-order weights.
-"""
+A network maps e to `Outputs` with logits f32[B, n], one column a predictor. EMOFM's own do so by
+themselves; `Copies` makes such a network of any baseline (docs/model.md, sections 6 and 8).
+
+Columns of e: [D | shared | own of predictor 1 | own of predictor 2 ..], where
+`network.shared_columns` are read by all (FinalMLP's contexts) and `network.own_columns` are
+first-order weights."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -63,7 +65,7 @@ class Typed(nn.Module):
     def __call__(
         self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False
     ) -> losses.Outputs:
-        """f32[B, S, D + extra], weight f32[B] or None -> Outputs of T types; AM sees sg(e) unless `am_joint`."""
+        """f32[B, S, D + extra] -> Outputs of T types; `am_joint`: gradients of the AM reach e."""
         logits, _, aux_loss = self.network(e, weight, train=train)
         hidden, bias = tuple(self.am_hidden), tuple(self.type_bias)
         auxiliary = typewise.AuxiliaryModel(hidden, bias, self.style, name="auxiliary")
@@ -77,10 +79,10 @@ class Typed(nn.Module):
 
 
 class Copies(nn.Module):
-    """n copies of a network, each with weights, first-order weights and batch statistics of its own.
+    """n copies of a network, each with weights and batch statistics of its own.
 
-    Parameters are those of the network with a leading axis n. The copies are unrolled: on CPU n products are
-    faster than a batched one (docs/model.md, "Precision and speed").
+    Parameters are those of the network with a leading axis n. The copies are unrolled: on CPU n
+    products are faster than a batched one (docs/model.md, "Precision and speed").
 
     Attributes:
       network: from e to logits f32[B]; its `head_bias` is replaced.
@@ -96,7 +98,7 @@ class Copies(nn.Module):
     def __call__(
         self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False
     ) -> losses.Outputs:
-        """f32[B, S, D + extra], weight f32[B] or None -> Outputs with logits (and aux_loss) f32[B, n]."""
+        """f32[B, S, D + extra] -> Outputs with logits (and aux_loss) f32[B, n]."""
         clone = lambda bias: self.network.clone(parent=None, name=None, head_bias=(bias,))
         copies = [clone(bias) for bias in self.head_bias]
         inputs = [self._columns(e, t) for t in range(len(copies))]

@@ -1,4 +1,4 @@
-"""The one embedding table: its start, looking rows up, pooling bags into slots (docs/model.md, section 1).
+"""The embedding table: start, look-up, pooling of bags into slots (docs/model.md, section 1).
 
     e[b, s] = sum over the columns c of slot s of value[b, c] * table[ids[b, c]]
 
@@ -16,18 +16,20 @@ import numpy as np
 
 from emofm_jax.nn import random
 
-# Rows that XLA:CPU copies in a loop sooner than it wakes its threads for a gather (26: 20 us sooner of 90).
+# Rows that XLA:CPU copies in a loop sooner than it wakes its threads for a gather (26: 20 us sooner
+# of 90).
 _FEW = 32
 
 
 def init_table(
     key: jax.Array, offsets: Sequence[int], num_rows: int, embedding_dim: int, init_scale: float
 ) -> jax.Array:
-    """Draws the table from N(0, init_scale); row 0 of each slot, of missing and unknown values, starts at zero.
+    """Draws the table from N(0, init_scale); row 0 of each slot, of unknown values, is zero.
 
     Args:
       key: of `jax.random`.
-      offsets: i64[S], first row of each slot (`schema.offsets`; slots that share rows have the same one).
+      offsets: i64[S], first row of each slot (`schema.offsets`; slots that share rows have the same
+        one).
       num_rows: V (`schema.num_rows`).
       embedding_dim: D.
       init_scale: standard deviation.
@@ -72,8 +74,8 @@ def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
 def pool(occurrences: jax.Array, value: jax.Array | None, slot_widths: Sequence[int]) -> jax.Array:
     """Sums the columns of each slot, weighted by their values.
 
-    Mean pooling is a value of 1 / len, a numeric slot's value is its scaled number; an empty bag is the zero
-    vector. When no slot is a bag and there are no values, this is the identity.
+    Mean pooling is a value of 1 / len, a numeric slot's value is its scaled number; an empty bag is
+    the zero vector. When no slot is a bag and there are no values, this is the identity.
 
     Args:
       occurrences: f32[B, N, D], what `lookup` returned.

@@ -1,10 +1,10 @@
-"""Layers over n tokens at once: one set of stacked weights, one product a token (docs/model.md, sections 2 and 3).
+"""Layers over n tokens at once, with stacked weights (docs/model.md, sections 2 and 3).
 
     y_i = x_i K_i + b_i            i = 1 .. n: groups, types, or n = 1 for a plain network
 
-Between layers the tokens stay apart, as a list of n arrays [B, d]: on CPU, stacking them and multiplying by one
-batched product is the slower way, and on GPU XLA sees the same graph. Parameters are stacked on a leading axis n.
-"""
+Between layers the tokens stay apart, as a list of n arrays [B, d]: on CPU, stacking them and
+multiplying by one batched product is the slower way, and on GPU XLA sees the same graph. Parameters
+are stacked on a leading axis n."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -38,8 +38,8 @@ class Style:
       dtype: of the products; parameters, softmax, norms and logits are float32.
     """
 
-    activation: str = option("relu", "of hidden layers", choices=tuple(ACTIVATIONS))
-    norm: str = option("none", "in the towers", choices=("none", "layer", "batch"))
+    activation: str = option("relu", "activation of hidden layers", choices=tuple(ACTIVATIONS))
+    norm: str = option("none", "norm in the towers", choices=("none", "layer", "batch"))
     dropout: float = option(0.0, "rate, after each hidden layer", low=0, high=0.99)
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
@@ -51,7 +51,7 @@ def lecun(key: jax.Array, shape: Sequence[int]) -> jax.Array:
 
 
 def dot(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """x [..., in] times kernel [in, out] in `dtype`; accumulated in float32 by every backend, rounded once."""
+    """x [..., in] times kernel [in, out] in `dtype`, accumulated in float32, rounded once."""
     return x.astype(dtype) @ kernel.astype(dtype)
 
 
@@ -95,8 +95,8 @@ class GroupDense(nn.Module):
     def __call__(self, e: jax.Array) -> list[jax.Array]:
         """f32[B, S, D] -> G arrays [B, features].
 
-        `kernel` is f32[S * D, features]: the rows of group g are those of its slots, drawn for its own fan-in.
-        """
+        `kernel` is f32[S * D, features]: the rows of group g are those of its slots, drawn for its
+        own fan-in."""
         batch, slots, dim = e.shape
         edges = dim * np.cumsum(self.group_sizes)
         if edges[-1] != slots * dim:
@@ -116,12 +116,14 @@ class GroupDense(nn.Module):
 
 
 class WeightedBatchNorm(nn.Module):
-    """Batch norm whose statistics are weighted by row and summed over devices; each token has its own.
+    """Batch norm with statistics weighted by row, summed over devices, a token each.
 
-        y = (x - mean) / sqrt(var + eps) * scale + bias,   mean = sum w x / sum w,  var = sum w (x - mean)^2 / sum w
+        y = (x - mean) / sqrt(var + eps) * scale + bias
+        mean = sum w x / sum w,  var = sum w (x - mean)^2 / sum w
 
-    A row of weight 0 has no part in the statistics, and a batch of such rows leaves the running ones alone.
-    Running statistics (collection `batch_stats`) move by a tenth of the way each training step.
+    A row of weight 0 has no part in the statistics, and a batch of such rows leaves the running
+    ones alone. Running statistics (collection `batch_stats`) move by a tenth of the way each
+    training step.
 
     Attributes:
       axis_name: of the devices over which statistics are summed, or None.
@@ -151,7 +153,7 @@ class WeightedBatchNorm(nn.Module):
         return [(x * f + s).astype(x.dtype) for x, f, s in zip(tokens, factor, shift)]
 
     def _statistics(self, tokens, weight):
-        """Weighted mean and variance f32[n, F], and the weight of all rows; two passes, so that nothing cancels."""
+        """Weighted mean and variance f32[n, F], and the weight of all rows, in two passes."""
         weight = jnp.ones(tokens[0].shape[0]) if weight is None else weight
         real = weight[:, None] > 0
         rows = [jnp.where(real, x.astype(jnp.float32), 0.0) for x in tokens]
@@ -193,10 +195,11 @@ def normalize(
 
 
 class Tower(nn.Module):
-    """What follows the first dense layer of n towers: [norm, activation, dropout, mixer], then the next layer.
+    """What follows the first layer of n towers: norm, activation, dropout, mixer, next layer.
 
-    The first dense layers differ by what feeds them (`GroupDense`, `typewise.TypeDense`, `TokenDense`), so the
-    caller makes them; from there on the towers of a stage have the same widths.
+    The first dense layers differ by what feeds them (`GroupDense`, `typewise.TypeDense`,
+    `TokenDense`), so the caller makes them; from there on the towers of a stage have the same
+    widths.
 
     Attributes:
       widths: of the layers after the first.
@@ -212,7 +215,7 @@ class Tower(nn.Module):
     def __call__(
         self, tokens: Sequence[jax.Array], weight: jax.Array | None, *, train: bool
     ) -> list[jax.Array]:
-        """n arrays [B, first width], before their activation -> n arrays [B, last width], after it."""
+        """n arrays [B, first width] before activation -> n arrays [B, last width] after it."""
         style = self.style
         for i in range(len(self.widths) + 1):
             tokens = normalize(tokens, weight, style, f"norm_{i}", train=train)
@@ -288,7 +291,7 @@ class Head(nn.Module):
 
 
 def drop(key: jax.Array, tokens: Sequence[jax.Array], rate: float) -> list[jax.Array]:
-    """Zeroes entries of n arrays [B, d] with probability `rate` and divides the others by 1 - rate."""
+    """Zeroes entries of n arrays [B, d] with probability `rate`; divides the others by 1 - rate."""
     dropped = random.bernoulli(key, rate, (len(tokens), *tokens[0].shape))
     return [jnp.where(gone, 0, x / (1 - rate)).astype(x.dtype) for x, gone in zip(tokens, dropped)]
 

@@ -3,7 +3,8 @@
     L_ctr = sum w BCE(logit_{t(row)}, y) / sum w          over rows that have a predictor
     L_am  = sum w CE(type_logits, t(row)) / sum w         over rows of known type
 
-A device sums over ITS rows and divides by the weights of ALL rows, so that gradients are summed over devices once.
+A device sums over ITS rows and divides by the weights of ALL rows, so that gradients are summed
+over devices once.
 Rows of weight 0 are masked, not multiplied: what stands in them, NaN included, has no effect.
 """
 
@@ -22,7 +23,8 @@ class Outputs(NamedTuple):
     Attributes:
       logits: f32[B, T], one column per type; f32[B] of an untyped model.
       type_logits: f32[B, T] of the auxiliary model, or None of an untyped model.
-      aux_loss: f32[B], or f32[B, T] of a typed model, in nats, what a model adds to a row's loss; or None.
+      aux_loss: f32[B], or f32[B, T] of a typed model, in nats, what a model adds to a row's loss;
+        or None.
     """
 
     logits: jax.Array
@@ -72,8 +74,9 @@ def total(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of these rows, to be summed over devices.
 
-    A row of unknown type is judged by the mixture, with the AM's distribution under stop_gradient. Rows of the
-    dropped type are in L_am only. An untyped model ignores `ftype`, except that it has no L_am.
+    A row of unknown type is judged by the mixture, with the AM's distribution under stop_gradient.
+    Rows of the dropped type are in L_am only. An untyped model ignores `ftype`, except that it has
+    no L_am.
 
     Args:
       outputs: of the model, for B rows.
@@ -85,8 +88,8 @@ def total(
       denominators: what `denominators` returned for the same rows and `drop_type`.
 
     Returns:
-      f32[], nats; and its parts as weighted sums over these rows, not divided: `logloss_sum`, `am_sum` (typed
-      models) and `aux_sum` (models that have an aux_loss).
+      f32[], nats; and its parts as weighted sums over these rows, not divided: `logloss_sum`,
+      `am_sum` (typed models) and `aux_sum` (models that have an aux_loss).
     """
     chex.assert_equal_shape([label, ftype, weight])
     scored, known = _rows(ftype, weight, drop_type)

@@ -1,12 +1,13 @@
-"""Mixers across tokens: shape-preserving, residual, the identity at the start (EMOFM's feature-based mixers).
+"""Mixers across tokens: residual, the identity at the start (EMOFM, feature-based mixers).
 
-    out_i = u_i + mixed_i Wo_i          mixed_i: attention, a gated graph network, or an MLP over the tokens
+    out_i = u_i + mixed_i Wo_i        mixed_i: attention, a gated graph network, or an MLP
 
-A mixer stands after any layer of a stage: its tokens are the groups in stage 1 and the types in stage 2. It takes
-and returns n arrays [B, d] (docs/model.md, section 4). With n = 1 it is the identity, without parameters.
+A mixer stands after any layer of a stage: its tokens are the groups in stage 1 and the types in
+stage 2. It takes and returns n arrays [B, d] (docs/model.md, section 4). With n = 1 it is the
+identity, without parameters.
 
-A new one is a class, whose fields are those options of `Mixing` that it reads and `dtype`, and one line in `MIXERS`.
-"""
+A new one is a class, whose fields are those options of `Mixing` that it reads and `dtype`, and one
+line in `MIXERS`."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -43,9 +44,10 @@ class CrossAttentionMixer(nn.Module):
     def __call__(self, tokens: Sequence[jax.Array]) -> list[jax.Array]:
         """Mixes n tokens.
 
-        Parameters are `query_key_value` f32[n, d, 3 d_att] (Wq, Wk, Wv side by side) and `out` f32[n, d_att, d],
-        which starts at zero. With n = 1 there is nobody to attend to: no parameters, the identity, for either
-        `own`. With n = 2 the softmax of cross-attention is over one token, so Wq and Wk have no effect.
+        Parameters are `query_key_value` f32[n, d, 3 d_att] (Wq, Wk, Wv side by side) and `out`
+        f32[n, d_att, d], which starts at zero. With n = 1 there is nobody to attend to: no
+        parameters, the identity, for either `own`. With n = 2 the softmax of cross-attention is
+        over one token, so Wq and Wk have no effect.
 
         Args:
           tokens: n arrays [B, d].
@@ -97,15 +99,15 @@ def attend(projected: Sequence[jax.Array], num_heads: int, own: bool = False) ->
 
 
 class GraphMixer(nn.Module):
-    """A gated graph network on the complete graph of the tokens (Fi-GNN, Li et al., CIKM 2019, sections 3.4, 3.5).
+    """A gated graph network on the complete graph of the tokens (Fi-GNN, Li et al., CIKM 2019).
 
-        h_i = first_i = u_i Ws_i
-        A_ij = softmax over j != i of LeakyReLU(w . [first_i ; first_j])
-        num_steps times:  a_i = (sum_{j != i} A_ij h_j W_out_j) W_in_i + b,   h_i <- GRU(a_i, h_i) + first_i
-        out_i = u_i + h_i Wo_i
+        h_i = first_i = u_i Ws_i A_ij = softmax over j != i of LeakyReLU(w . [first_i ; first_j])
+        num_steps times:  a_i = (sum_{j != i} A_ij h_j W_out_j) W_in_i + b,   h_i <- GRU(a_i, h_i) +
+        first_i out_i = u_i + h_i Wo_i
 
-    The paper's first states are embeddings after an attention layer and its results go to a scoring layer; Ws, Wo
-    and the residual to u_i, which make a mixer of it, are ours, as is the slope 0.01 of the LeakyReLU.
+    The paper's first states are embeddings after an attention layer and its results go to a scoring
+    layer; Ws, Wo and the residual to u_i, which make a mixer of it, are ours, as is the slope 0.01
+    of the LeakyReLU.
 
     Attributes:
       d_att: width of a state.
@@ -123,9 +125,9 @@ class GraphMixer(nn.Module):
     def __call__(self, tokens: Sequence[jax.Array]) -> list[jax.Array]:
         """Mixes n tokens.
 
-        Each token has `state` f32[n, d, d_att] (Ws), `send` and `receive` f32[n, d_att, d_att] (W_out, W_in) and
-        `out` f32[n, d_att, d], which starts at zero. All tokens share `edge` f32[2 d_att, 1] (w), `message_bias`
-        f32[d_att] and `gru`. With n = 2 the softmax is over one
+        Each token has `state` f32[n, d, d_att] (Ws), `send` and `receive` f32[n, d_att, d_att]
+        (W_out, W_in) and `out` f32[n, d_att, d], which starts at zero. All tokens share `edge`
+        f32[2 d_att, 1] (w), `message_bias` f32[d_att] and `gru`. With n = 2 the softmax is over one
         neighbour, so `edge` has no effect.
 
         Args:
@@ -155,14 +157,15 @@ class GraphMixer(nn.Module):
 
 
 def weigh_edges(states: Sequence[jax.Array], edge: jax.Array) -> list[jax.Array]:
-    """Weights of the edges of the complete graph, as in Fi-GNN: softmax_{j != i} LeakyReLU(w . [h_i ; h_j]).
+    """Weights of the edges, as in Fi-GNN: softmax_{j != i} LeakyReLU(w . [h_i ; h_j]).
 
     Args:
       states: n arrays [B, d_att], n > 1.
       edge: f32[2 d_att, 1], first the half that meets h_i.
 
     Returns:
-      n arrays [n - 1, B, 1], the neighbours j != i in their order; in the states' dtype, computed in float32.
+      n arrays [n - 1, B, 1], the neighbours j != i in their order; in the states' dtype, computed
+      in float32.
     """
     halves = jnp.concatenate(jnp.split(edge, 2), axis=1)  # [d_att, 2]
     parts = [layers.dot(h, halves, jnp.float32) for h in states]  # [B, 2]
@@ -173,9 +176,10 @@ def weigh_edges(states: Sequence[jax.Array], edge: jax.Array) -> list[jax.Array]
 
 
 class GRU(nn.Module):
-    """The gated update of a state h by a message a, one set of weights for all tokens (as in Fi-GNN).
+    """The gated update of a state h by a message a, with one set of weights (Fi-GNN).
 
-        z = sigmoid(a Wz + h Uz + bz),   r = sigmoid(a Wr + h Ur + br),   c = tanh(a Wc + (r * h) Uc + bc)
+        z = sigmoid(a Wz + h Uz + bz),   r = sigmoid(a Wr + h Ur + br)
+        c = tanh(a Wc + (r * h) Uc + bc)
         GRU(a, h) = (1 - z) * h + z * c
 
     Attributes:
@@ -190,8 +194,8 @@ class GRU(nn.Module):
     ) -> list[jax.Array]:
         """n arrays [B, d_att] twice -> n arrays [B, d_att].
 
-        Parameters are `message` f32[d_att, 3 d_att] (Wz, Wr, Wc side by side), `gates` f32[d_att, 2 d_att] (Uz, Ur),
-        `candidate` f32[d_att, d_att] (Uc) and `bias` f32[3 d_att] (bz, br, bc).
+        Parameters are `message` f32[d_att, 3 d_att] (Wz, Wr, Wc side by side), `gates` f32[d_att, 2
+        d_att] (Uz, Ur), `candidate` f32[d_att, d_att] (Uc) and `bias` f32[3 d_att] (bz, br, bc).
         """
         width = states[0].shape[-1]
         message = self.param("message", layers.lecun, (width, 3 * width))
@@ -209,9 +213,11 @@ class GRU(nn.Module):
 
 
 class MLPMixer(nn.Module):
-    """An MLP over the tokens, the same for each of the d channels (MLP-Mixer, Tolstikhin et al., NeurIPS 2021, eq. 1).
+    """An MLP over the tokens (MLP-Mixer, Tolstikhin et al., NeurIPS 2021, equation 1).
 
-        out_i = u_i + sum_k W2_ik gelu(sum_j W1_jk u_j + b1_k) + b2_i          k = 1 .. token_expansion * n
+        out_i = u_i + sum_k W2_ik gelu(sum_j W1_jk u_j + b1_k) + b2_i
+
+    k = 1 .. token_expansion * n; the same for each of the d channels.
 
     Token mixing only: the layers of the towers are what mixes channels. gelu is in its tanh form.
 
@@ -229,8 +235,8 @@ class MLPMixer(nn.Module):
     def __call__(self, tokens: Sequence[jax.Array]) -> list[jax.Array]:
         """Mixes n tokens.
 
-        Parameters are `hidden` f32[n, 2 n] (W1), `hidden_bias` f32[2 n], `out` f32[n, 2 n] (W2) and `out_bias`
-        f32[n]; the last two start at zero.
+        Parameters are `hidden` f32[n, 2 n] (W1), `hidden_bias` f32[2 n], `out` f32[n, 2 n] (W2) and
+        `out_bias` f32[n]; the last two start at zero.
 
         Args:
           tokens: n arrays [B, d].
@@ -273,11 +279,15 @@ def _readers(field):
 class Mixing:
     """`config.model.mixer`: which mixers stand after the layers of hmm."""
 
-    kind: str = option("cross_attention", "of the mixers", choices=tuple(MIXERS))
-    stages: tuple = option((1, 2), "with mixers", of=int, choices=(1, 2), needs=_readers("norm"))
+    kind: str = option("cross_attention", "kind of the mixers", choices=tuple(MIXERS))
+    stages: tuple = option(
+        (1, 2), "stages that have mixers", of=int, choices=(1, 2), needs=_readers("norm")
+    )
     d_att: int = option(64, "width of queries, keys, values", low=1, needs=_readers("d_att"))
     num_heads: int = option(4, "H, a divisor of d_att", low=1, needs=_readers("num_heads"))
-    norm: str = option("none", "within", choices=("none", "layer"), needs=_readers("norm"))
+    norm: str = option(
+        "none", "norm within a mixer", choices=("none", "layer"), needs=_readers("norm")
+    )
 
     def check(self) -> None:
         """Raises a UserError where the heads do not divide the width."""

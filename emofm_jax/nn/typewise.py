@@ -1,10 +1,9 @@
-"""The type-wise ensemble: one predictor per interaction type, and the auxiliary model that weighs them (EMOFM).
+"""One predictor per interaction type, and the auxiliary model that weighs them (EMOFM).
 
     p(y | x) = sum_t p_AM(t | x) sigmoid(logit_t(x))           (docs/model.md, section 6)
 
-Everything is in log space. `drop_type` names a type without a predictor: the sum leaves it out and the AM's mass
-is renormalised over the others.
-"""
+Everything is in log space. `drop_type` names a type without a predictor: the sum leaves it out and
+the AM's mass is renormalised over the others."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -50,7 +49,7 @@ def type_probs(type_logits: jax.Array, drop_type: int = -1) -> jax.Array:
 
 
 def fill_dropped(kept_logits: jax.Array, type_logits: jax.Array, drop_type: int) -> jax.Array:
-    """f32[B, T - 1] of the predictors that there are -> f32[B, T], where column `drop_type` is the mixture's logit."""
+    """f32[B, T - 1] of the predictors -> f32[B, T]; column `drop_type` is the mixture's logit."""
     before, after = kept_logits[:, :drop_type], kept_logits[:, drop_type:]
     hole = jnp.zeros_like(kept_logits[:, :1])
     logits = jnp.concatenate([before, hole, after], axis=1)
@@ -59,7 +58,7 @@ def fill_dropped(kept_logits: jax.Array, type_logits: jax.Array, drop_type: int)
 
 
 class TypeDense(nn.Module):
-    """The first layer of the predictors: all see the same input, and predictor t its type embedding beside it.
+    """The first layer of the predictors; predictor t sees its type embedding beside x.
 
         per type:  y_t = [x, embedding_t] K_t + b_t            shared:  y_t = [x, embedding_t] K + b
 
@@ -83,7 +82,7 @@ class TypeDense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> list[jax.Array]:
-        """[B, in] -> one array [B, features] a type; shared: one array [types * B, features], types outermost."""
+        """[B, in] -> an array [B, features] a type; shared: one [types * B, features] for all."""
         if not self.num_predictors:
             return layers.TokenDense(self.features, self.dtype, name="dense")([x])
         width, weights = x.shape[-1], 1 if self.shared else self.num_predictors

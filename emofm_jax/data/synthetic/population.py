@@ -83,10 +83,10 @@ SLOTS = (
 class Dials:
     """`config.prepare.synthetic`."""
 
-    rows: tuple = option((400_000, 50_000, 50_000), "of train, valid, test", of=int)
+    rows: tuple = option((400_000, 50_000, 50_000), "rows of train, valid, test", of=int)
     num_types: int = option(4, "T, interaction types; 0 = untyped")
     type_strength: float = option(1.0, "how much the label's weights differ by type", low=0)
-    cross_strength: float = option(1.0, "of interactions across groups", low=0)
+    cross_strength: float = option(1.0, "strength of interactions across groups", low=0)
     noise: float = option(
         0.0, "deviation of noise on the label's logit, which no model knows", low=0
     )
@@ -95,7 +95,7 @@ class Dials:
     unseen_type: str = option("", "type that training never shows")
     hash_rows: int = option(0, "table rows of each slot that grows, by hash; 0 = one an id")
     group_slots: tuple = option((), "slots of user, scene, ad, session; () = all 7", of=int)
-    seed: int = option(0, "of the planted truth and of the rows", low=0)
+    seed: int = option(0, "seed of the planted truth and of the rows", low=0)
 
     @property
     def types(self) -> tuple[str, ...]:
