@@ -152,7 +152,7 @@ _TRAIN = {
 _RENAMED = {"optim.embedding.update": "optim.embedding.updates"}  # in runs of before 2026-11-26
 
 
-class Config(ConfigDict):
+class Section(ConfigDict):
     """A section of a config; asked for a field that it has not, it names the nearest one."""
 
     def __getitem__(self, key: str) -> Any:
@@ -190,16 +190,16 @@ def options() -> dict[str, Option]:
 
 def default() -> ConfigDict:
     """All options, locked: a misspelt field is an error, in an experiment file too."""
-    config = Config()
+    config = Section()
     for path, option in options().items():
         *parents, name = path.split(".")
         section = config
         for parent in parents:
             if parent not in section:
-                section[parent] = Config()
+                section[parent] = Section()
             section = section[parent]
         section[name] = (
-            Config(option.default) if isinstance(option.default, dict) else option.default
+            Section(option.default) if isinstance(option.default, dict) else option.default
         )
     return config.lock()
 

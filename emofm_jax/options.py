@@ -74,7 +74,7 @@ class Option:
         if isinstance(self.default, tuple):
             self._check_tuple(where, tuple(value))
         elif self.choices and value not in self.choices:
-            known = ", ".join(map(repr, self.choices))
+            known = ", ".join(c if c.isidentifier() else repr(c) for c in self.choices)
             raise UserError(f"{where}: {value!r} is not known; choose one of {known}")
         elif self.bounds and not self._within(value):
             raise UserError(f"{where}: {value} is out of range; it must be {self.bounds}")

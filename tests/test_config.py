@@ -56,7 +56,7 @@ from emofm_jax.errors import UserError
             (3,),
             "config.model.finalmlp.context1: its element 3 must be text, between quotes",
         ),
-        ("train.monitor", "accuracy", "choose one of '', 'auc', 'logloss', 'auc - logloss'"),
+        ("train.monitor", "accuracy", "choose one of '', auc, logloss, 'auc - logloss'"),
     ],
 )
 def test_a_value_that_is_refused(field, value, message):

@@ -93,7 +93,7 @@ def test_one_point_and_grids_have_names_that_tell_them_apart():
     ("overrides", "message"),
     [
         ({"train.epochs": 0.5}, "w: train.epochs = 0.5 is no int"),
-        ({"model": 3}, "w: model = 3 is no ConfigDict"),
+        ({"model": 3}, "w: model = 3 is no Section"),
         ({"model.dropout": 2.0}, "w: config.model.dropout: 2.0 is out of range"),
         ({"model.dropout.rate": 2.0}, "w: there is no field 'model.dropout.rate'"),
     ],
