@@ -299,6 +299,8 @@ def difference(ours: Mapping, theirs: Mapping) -> dict[str, tuple]:
 
 def _page() -> str:
     """docs/options.md."""
+    from emofm_jax.models import MODELS, build
+
     lines = [
         "# Options",
         "",
@@ -314,6 +316,8 @@ def _page() -> str:
             lines += ["", f"## {title}", "", "| option | default | meaning |", "|---|---|---|"]
         marks = {FREE: " *may change*", END: " *end*"}.get(option.resume, "")
         text = option.describe().replace("|", "\\|")
+        if path.startswith("model.") and len(names := build.readers(path[6:])) < len(MODELS):
+            text += f"; read by {', '.join(names)}"
         default = f"{option.default!r}".replace("|", "\\|")
         lines.append(f"| `{path.rpartition('.')[2]}` | `{default}` | {text}{marks} |")
     return "\n".join(lines)

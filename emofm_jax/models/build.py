@@ -166,6 +166,14 @@ def unread(options: Mapping) -> dict[str, str]:
     return found | _unread_of_types(options)
 
 
+def readers(path: str) -> list[str]:
+    """Models that read an option of `config.model`, as the other options may be."""
+    typed = ("am_hidden", "am_weight", "am_joint", "type_predictors", "drop_type", "use_ftype")
+    if path in typed or path == "type_aware":
+        return [name for name in MODELS if (name in EMOFM) == (path in typed)]
+    return [name for name, model in MODELS.items() if path in _paths_read(model, name)]
+
+
 def _paths_read(model, name):
     """Options that a model reads, whatever the others say."""
     fields = _fields(model)
