@@ -299,7 +299,7 @@ def difference(ours: Mapping, theirs: Mapping) -> dict[str, tuple]:
 
 def _page() -> str:
     """docs/options.md."""
-    from emofm_jax.models import MODELS, build
+    from emofm_jax.models import COMMON, build
 
     lines = [
         "# Options",
@@ -316,8 +316,9 @@ def _page() -> str:
             lines += ["", f"## {title}", "", "| option | default | meaning |", "|---|---|---|"]
         marks = {FREE: " *may change*", END: " *end*"}.get(option.resume, "")
         text = option.describe().replace("|", "\\|")
-        if path.startswith("model.") and len(names := build.readers(path[6:])) < len(MODELS):
-            text += f"; read by {', '.join(names)}"
+        name = path.removeprefix("model.")
+        if name != path and name in COMMON and (readers := build.readers(name)):
+            text += f"; read by {readers}"
         default = f"{option.default!r}".replace("|", "\\|")
         lines.append(f"| `{path.rpartition('.')[2]}` | `{default}` | {text}{marks} |")
     return "\n".join(lines)

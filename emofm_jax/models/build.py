@@ -166,12 +166,17 @@ def unread(options: Mapping) -> dict[str, str]:
     return found | _unread_of_types(options)
 
 
-def readers(path: str) -> list[str]:
-    """Models that read an option of `config.model`, as the other options may be."""
-    typed = ("am_hidden", "am_weight", "am_joint", "type_predictors", "drop_type", "use_ftype")
-    if path in typed or path == "type_aware":
-        return [name for name in MODELS if (name in EMOFM) == (path in typed)]
-    return [name for name, model in MODELS.items() if path in _paths_read(model, name)]
+def readers(path: str) -> str:
+    """Models that read an option which models have in common, in words; empty if all do."""
+    typed = ("am_hidden", "am_weight", "am_joint", "drop_type", "use_ftype")
+    if path in (*typed, "type_predictors"):
+        return ", ".join(EMOFM) + ", a baseline with type_aware" * (path in typed)
+    if path == "type_aware":
+        return "all but " + ", ".join(EMOFM)
+    others = [name for name, model in MODELS.items() if path not in _paths_read(model, name)]
+    if len(others) > len(MODELS) / 2:
+        return ", ".join(name for name in MODELS if name not in others)
+    return "all but " + ", ".join(others) if others else ""
 
 
 def _paths_read(model, name):
