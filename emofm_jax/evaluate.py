@@ -29,9 +29,9 @@ from emofm_jax.data import schema as schema_lib
 from emofm_jax.data import shards
 from emofm_jax.errors import UserError, check_choice
 from emofm_jax.evaluation import calibration, metrics, summary
-from emofm_jax.evaluation import importance as importance_lib
 from emofm_jax.evaluation.split_report import SplitReport
 from emofm_jax.reports import plots
+from emofm_jax.scoring import importance as importance_lib
 
 
 def _main(flags: absl_flags.FlagValues) -> None:

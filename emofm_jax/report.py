@@ -4,12 +4,13 @@
     python -m emofm_jax.report --workdir=runs/claims --reference=wm --metric=logloss
     python -m emofm_jax.report --workdir=runs/quickstart
 
-Of a sweep: means with intervals over the seeds; every point against the reference, over seeds and over test rows, with
-"not distinguishable" as an answer; the number that a sweep varies against the metric; by type, cost, learning curves,
-calibration, configurations. Points are ranked and compared within the same data only; on data without the reference
-its like takes its place. Of a run: its figures, curves, calibration and slots. Writes report.html, which stands
-alone and asks the network for nothing, and report.md into the workdir. A sweep that is under way is reported as far as
-it has come.
+Of a sweep: means with intervals over the seeds; every point against the reference, over seeds and
+over test rows, with "not distinguishable" as an answer; the number that a sweep varies against the
+metric; by type, cost, learning curves, calibration, configurations. Points are ranked and compared
+within the same data only; on data without the reference its like takes its place. Of a run: its
+figures, curves, calibration and slots. Writes report.html, which stands alone and asks the network
+for nothing, and report.md into the workdir. A sweep that is under way is reported as far as it has
+come.
 """
 
 import difflib

@@ -10,8 +10,8 @@ from emofm_jax import config as config_lib
 from emofm_jax.data import batches, shards
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.errors import UserError
-from emofm_jax.evaluation import importance as importance_lib
 from emofm_jax.models import build as model_lib
+from emofm_jax.scoring import importance as importance_lib
 from emofm_jax.training import predictions as predictions_lib
 from emofm_jax.training import step as step_lib
 

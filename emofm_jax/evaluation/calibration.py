@@ -1,24 +1,27 @@
 """Calibration: a monotone function of the logit, fitted on rows that the model did not learn from.
 
-    platt      p = sigmoid(slope * logit + intercept)     logistic regression of the label on the logit, no penalty
-    isotonic   p = the non-decreasing function of the logit nearest to the labels in squares; linear between its
-               thresholds, constant outside them
+    platt      p = sigmoid(slope * logit + intercept): logistic regression of the label on the
+               logit, without penalty
+    isotonic   p = the non-decreasing function of the logit nearest to the labels in squares; linear
+               between its thresholds, constant outside them
 
-Both agree with scikit-learn (LogisticRegression without penalty, IsotonicRegression with out_of_bounds="clip"). A
-calibration maps the logit of the mixture, of p(y | x) with the type unknown; p(y | x, t) stays as it is, and after
-isotonic regression rows of unlike logits may have equal p. It is stored in WORKDIR/calibration.json with the step of
-the checkpoint that it was fitted for. numpy and scipy only; `apply` runs in a jax program too.
+Both agree with scikit-learn (LogisticRegression without penalty, IsotonicRegression with
+out_of_bounds="clip"). A calibration maps the logit of the mixture, of p(y | x) with the type
+unknown; p(y | x, t) stays as it is, and after isotonic regression rows of unlike logits may have
+equal p. It is stored in WORKDIR/calibration.json with the step of the checkpoint that it was fitted
+for. numpy and scipy only; `apply` runs in a jax program too.
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.optimize
 
+from emofm_jax import files
 from emofm_jax.errors import UserError, check_choice
 
 METHODS = ("platt", "isotonic")
@@ -34,8 +37,8 @@ class Calibration(NamedTuple):
 
     Attributes:
       method: `platt` or `isotonic`.
-      arrays: platt {"slope": f64[], "intercept": f64[]}; isotonic {"x": f64[k], "y": f64[k]}, thresholds of the logit,
-        ascending, and the probabilities there.
+      arrays: platt {"slope": f64[], "intercept": f64[]}; isotonic {"x": f64[k], "y": f64[k]},
+        thresholds of the logit, ascending, and the probabilities there.
     """
 
     method: str
@@ -54,19 +57,20 @@ def fit(
       weight: f32[n] >= 0, or None for all 1; a row of weight 0 counts nowhere.
 
     Raises:
-      UserError: an unknown method; no rows, a logit that is not finite, one class only, equal logits, logits that
-        separate the classes.
+      UserError: an unknown method; no rows, a logit that is not finite, one class only, equal
+        logits, logits that separate the classes.
     """
     check_choice("--calibrate", method, METHODS)
     x, y = np.asarray(logit, np.float64), (np.asarray(label) > 0).astype(np.float64)
     w = np.ones(len(x)) if weight is None else np.asarray(weight, np.float64)
     if (w == 0).any():
         x, y, w = (a[w > 0] for a in (x, y, w))
-    _check(x, y)
+    if problem := _problem(x, y):
+        raise UserError(f"calibration: {problem}")
     return Calibration(method, _platt(x, y, w) if method == "platt" else _isotonic(x, y, w))
 
 
-def apply(arrays: Mapping, logit, xp: ModuleType = np):
+def apply(arrays: Mapping[str, Any], logit: Any, xp: ModuleType = np) -> Any:
     """Calibrated probabilities, between 1e-7 and 1 - 1e-7.
 
     Args:
@@ -83,28 +87,20 @@ def apply(arrays: Mapping, logit, xp: ModuleType = np):
     return 1 / (1 + xp.exp(-z))
 
 
-def save(workdir: Path, calibration: Calibration, step: int, fit: Mapping) -> Path:
+def save(workdir: Path, calibration: Calibration, step: int, fit: Mapping[str, Any]) -> Path:
     """Writes WORKDIR/calibration.json and returns its path.
 
     Args:
       workdir: of the run.
       calibration: fitted.
       step: of the checkpoint whose logits it was fitted on.
-      fit: what is worth knowing of it: the split and rows that it was fitted on, figures before and after.
+      fit: what is worth knowing of it: the split and rows that it was fitted on, figures before and
+        after.
     """
     path = Path(workdir) / "calibration.json"
     arrays = {name: array.tolist() for name, array in calibration.arrays.items()}
-    body = {
-        "format_version": FORMAT_VERSION,
-        "method": calibration.method,
-        "step": step,
-        "arrays": arrays,
-        "fit": fit,
-    }
-    body["state"] = _state(workdir, step)
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(body, indent=1) + "\n")
-    temporary.replace(path)
+    body = {"format_version": FORMAT_VERSION, "method": calibration.method, "step": step}
+    files.write_json(path, body | {"arrays": arrays, "fit": fit, "state": _state(workdir, step)})
     return path
 
 
@@ -123,79 +119,62 @@ def load(workdir: Path, step: int) -> Calibration:
     try:
         body = json.loads(path.read_text())
         version, fitted_for, state = body["format_version"], body["step"], body.get("state")
-        if version == FORMAT_VERSION:
-            method = body["method"]
-            arrays = {
-                name: np.asarray(body["arrays"][name], np.float64) for name in _ARRAYS[method]
-            }
-            _check_arrays(arrays)
+        if version != FORMAT_VERSION:
+            why = f"format version {version}, this program reads {FORMAT_VERSION}"
+            raise UserError(f"{path}: {why}; {again} again")
+        names = _ARRAYS[body["method"]]
+        arrays = {name: np.asarray(body["arrays"][name], np.float64) for name in names}
+        _check_arrays(arrays)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file, the run has no calibration; {again}") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: not a calibration ({type(error).__name__}: {error}); {again} again"
-        ) from None
-    if version != FORMAT_VERSION:
-        raise UserError(
-            f"{path}: format version {version}, this program reads {FORMAT_VERSION}; {again} again"
-        )
+        why = f"not a calibration ({type(error).__name__}: {error})"
+        raise UserError(f"{path}: {why}; {again} again") from None
+
     if fitted_for != step:
-        raise UserError(
-            f"{path}: fitted for step {fitted_for}, the run's checkpoint is of step {step}; {again} again"
-        )
+        why = f"fitted for step {fitted_for}, the run's checkpoint is of step {step}"
+        raise UserError(f"{path}: {why}; {again} again")
     if state != _state(workdir, step):
-        raise UserError(
-            f"{path}: fitted for another state of step {step} than the run's; {again} again"
-        )
-    return Calibration(method, arrays)
+        why = f"fitted for another state of step {step} than the run's"
+        raise UserError(f"{path}: {why}; {again} again")
+    return Calibration(body["method"], arrays)
 
 
 def _state(workdir: Path, step: int) -> str:
-    """The hash of a checkpoint's arrays, as it stands in the checkpoint: steps of two runs have one number."""
+    """Hash of a checkpoint's arrays, from the checkpoint: steps of two runs have one number."""
     path = Path(workdir) / "checkpoints" / f"step_{step}" / "state.json"
     return json.loads(path.read_text())["xxh3"]["state.safetensors"]
 
 
-def _check(x: np.ndarray, y: np.ndarray) -> None:
-    """Raises a UserError where no calibration can be fitted."""
-    where = "calibration"
+def _problem(x: np.ndarray, y: np.ndarray) -> str:
+    """What keeps a calibration from being fitted, and what to do; empty if nothing does."""
     if not len(x):
-        raise UserError(
-            f"{where}: there are no rows to fit on; choose a split that has some, with weight"
-        )
+        return "there are no rows to fit on; choose a split that has some, with weight"
     if not np.isfinite(x).all():
         row = int(np.flatnonzero(~np.isfinite(x))[0])
-        raise UserError(
-            f"{where}: the logit of row {row} is {x[row]}; the run has diverged, train again"
-        )
-    clicks, rest = x[y > 0], x[y == 0]
+        return f"the logit of row {row} is {x[row]}; the run has diverged, train again"
+    clicks, rest, each = x[y > 0], x[y == 0], f"each of the {len(x):,} rows"
     if not len(clicks) or not len(rest):
-        kind = "a click" if len(clicks) else "no click"
-        raise UserError(
-            f"{where}: each of the {len(x):,} rows is {kind}; fit on rows of both classes"
-        )
+        return f"{each} is {'a' if len(clicks) else 'no'} click; fit on rows of both classes"
     if x.min() == x.max():
-        raise UserError(
-            f"{where}: each of the {len(x):,} rows has the logit {x[0]:g}; train a model that ranks rows"
-        )
+        return f"{each} has the logit {x[0]:g}; train a model that ranks rows"
     if clicks.min() >= rest.max() or rest.min() >= clicks.max():
-        raise UserError(
-            f"{where}: the logits separate the clicks from the rest of the {len(x):,} rows, so every probability would "
-            "be 0 or 1; fit on more rows"
-        )
+        separate = f"the logits separate the clicks from the rest of the {len(x):,} rows"
+        return f"{separate}, so every probability would be 0 or 1; fit on more rows"
+    return ""
 
 
 def _platt(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> dict[str, np.ndarray]:
-    """Newton's method on the mean log-loss, in standardised x; steps are halved until the loss falls."""
+    """Newton's method on the mean log-loss of standardised x; steps are halved until it falls."""
     mass = w.sum()
     mean = np.dot(w, x) / mass
     std = np.sqrt(np.dot(w, np.square(x - mean)) / mass)
     design = np.stack([(x - mean) / std, np.ones_like(x)])  # [2, n]
     w = w / mass
     rate = np.dot(w, y)
-    beta = np.array([0.0, np.log(rate / (1 - rate))])
+    beta = np.array([0.0, np.log(rate / (1 - rate))])  # the best constant
 
-    def loss(beta):
+    def loss(beta: np.ndarray) -> float:
         z = beta @ design
         return np.dot(w, np.logaddexp(0.0, z) - y * z)
 
@@ -206,23 +185,26 @@ def _platt(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> dict[str, np.ndarray]
         step = np.linalg.solve((design * (w * p * (1 - p))) @ design.T, gradient)
         if gradient @ step < 1e-24:  # twice the loss that is left to gain
             break
+
         size = 1.0
         while (new := loss(beta - size * step)) > value and size > 1e-9:
             size /= 2
         if size <= 1e-9:  # nothing to gain in float64
             break
         beta, value = beta - size * step, new
+
     slope = beta[0] / std
     return {"slope": np.asarray(slope), "intercept": np.asarray(beta[1] - slope * mean)}
 
 
 def _isotonic(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> dict[str, np.ndarray]:
-    """Pools rows of equal x, then adjacent violators; of a run of equal p the first and last threshold are kept."""
+    """Pools rows of equal x, then adjacent violators; keeps the ends of each run of equal p."""
     thresholds, of_row = np.unique(x, return_inverse=True)
     mass = np.bincount(of_row, w)
-    p = scipy.optimize.isotonic_regression(np.bincount(of_row, w * y) / mass, weights=mass).x.clip(
-        0, 1
-    )  # a mean of ones may round up
+    means = np.bincount(of_row, w * y) / mass
+    p = scipy.optimize.isotonic_regression(means, weights=mass).x
+    p = p.clip(0, 1)  # a mean of ones may round up
+
     kept = np.ones(len(p), bool)
     kept[1:-1] = (p[1:-1] != p[:-2]) | (p[1:-1] != p[2:])
     return {"x": thresholds[kept], "y": p[kept]}
@@ -238,12 +220,6 @@ def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
             raise ValueError("slope and intercept are no numbers")
         return
     x, y = arrays["x"], arrays["y"]
-    if (
-        x.ndim != 1
-        or len(x) < 2
-        or (np.diff(x) <= 0).any()
-        or (np.diff(y) < 0).any()
-        or y[0] < 0
-        or y[-1] > 1
-    ):
+    ascending = x.ndim == 1 and len(x) >= 2 and (np.diff(x) > 0).all() and (np.diff(y) >= 0).all()
+    if not ascending or y[0] < 0 or y[-1] > 1:
         raise ValueError("its thresholds do not ascend, or its probabilities are none")

@@ -1,15 +1,18 @@
 """Is one model better than another? Intervals over seeds, over test rows, and over both.
 
-    over seeds  t interval of the paired per-seed differences d_s: what training again would give on these test rows
-    over rows   AUC: DeLong's interval; logloss: normal interval of the mean paired difference: what other test rows
-                would give these very models
-    together    variance var(d)/k + rows' variance, t with Satterthwaite's degrees of freedom, and never narrower than
-                over seeds: training again AND other rows; the verdict comes from this one
+    over seeds  t interval of the paired per-seed differences d_s: what training again would give
+                on these test rows
+    over rows   AUC: DeLong's interval; logloss: normal interval of the mean paired difference:
+                what other test rows would give these very models
+    together    variance var(d)/k + rows' variance, t with Satterthwaite's degrees of freedom, and
+                never narrower than over seeds: training again AND other rows; the verdict comes
+                from this one
 
-A bootstrap over 3 to 5 seeds covers far less than it says, so seeds get the t interval. For rows, DeLong's variance is
-what a bootstrap of an AUC converges to, exactly and in one sort. With several seeds its components are averaged over
-them: the interval is then of the mean of the seeds' AUCs, the number in the table, and not of an ensemble's, which a
-mean prediction would be. Rows count as independent; where one user has many rows, intervals over rows are too narrow.
+A bootstrap over 3 to 5 seeds covers far less than it says, so seeds get the t interval. For rows,
+DeLong's variance is what a bootstrap of an AUC converges to, exactly and in one sort. With several
+seeds its components are averaged over them: the interval is then of the mean of the seeds' AUCs,
+the number in the table, and not of an ensemble's, which a mean prediction would be. Rows count as
+independent; where one user has many rows, intervals over rows are too narrow.
 """
 
 import math
@@ -19,12 +22,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import special
 
+from emofm_jax.evaluation import metrics
+
 HIGHER_IS_BETTER = {"auc": True, "logloss": False}
 VERDICTS = ("better", "worse", "not distinguishable")
 
 
 class Interval(NamedTuple):
-    """An estimate (floats, or arrays of one shape), its interval, and the two-sided p-value of 0 if it has one."""
+    """An estimate (floats, or arrays of one shape), its interval, two-sided p-value of 0."""
 
     mean: float
     low: float
@@ -33,7 +38,7 @@ class Interval(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """Mean, standard deviation and t interval of some values; NaN and None where these are too few."""
+    """Mean, standard deviation and t interval of values; NaN and None where these are too few."""
 
     mean: float = math.nan
     sd: float = math.nan
@@ -49,7 +54,7 @@ def spread(values: np.ndarray) -> Spread:
 
 
 def t_interval(values: np.ndarray, level: float = 0.95) -> Interval:
-    """Of the mean of `values` f64[..., k], over the last axis; with paired differences, the paired t test.
+    """t interval of the mean of `values` f64[..., k]; of paired differences, the paired t test.
 
     Raises:
       ValueError: fewer than two values.
@@ -62,10 +67,11 @@ def t_interval(values: np.ndarray, level: float = 0.95) -> Interval:
 
 
 def row_parts(metric: str, label: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, ...]:
-    """What each row adds to a metric: arrays (strata) whose averages over models may be compared by `over_rows`.
+    """What each row adds to a metric: arrays whose averages over models `over_rows` compares.
 
-    auc (DeLong's components): of each click the share of the rest it beats, and of each of the rest the share of clicks
-    it loses to, a tie counting one half; the mean of either is the AUC. logloss: the nats of each row.
+    auc (DeLong's components): of each click the share of the rest it beats, and of each of the rest
+    the share of clicks it loses to, a tie counting one half; the mean of either is the AUC.
+    logloss: the nats of each row.
 
     Args:
       label: [n] of 0 and 1.
@@ -77,14 +83,13 @@ def row_parts(metric: str, label: np.ndarray, p: np.ndarray) -> tuple[np.ndarray
     Raises:
       ValueError: auc of one class.
     """
-    clicked = np.asarray(label) > 0
     if metric == "logloss":
-        q = np.clip(p.astype(np.float64), np.finfo(p.dtype).eps, 1 - np.finfo(p.dtype).eps)
-        return (-np.log(np.where(clicked, q, 1 - q)),)
+        return (metrics.nats(label, p),)
+    clicked = np.asarray(label) > 0
     num_clicks = int(np.count_nonzero(clicked))
     if not 0 < num_clicks < len(clicked):
         raise ValueError("one class only: no AUC")
-    # One sort, and counts along it: several times as fast as searching each row among the other class.
+    # One sort, and counts along it: several times as fast as a search for each row.
     order = np.argsort(p)
     scores, is_click = p[order], clicked[order]
     starts = np.flatnonzero(np.concatenate([[True], scores[1:] != scores[:-1]]))  # of runs of ties
@@ -102,7 +107,7 @@ def row_parts(metric: str, label: np.ndarray, p: np.ndarray) -> tuple[np.ndarray
 def over_rows(
     ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], level: float = 0.95
 ) -> Interval:
-    """Of ours - theirs over the rows that `row_parts` was given, the same ones for both.
+    """Interval of ours - theirs over the rows that `row_parts` was given, the same for both.
 
     Raises:
       ValueError: the rows differ in number.
@@ -115,12 +120,13 @@ def over_rows(
 
 
 def together(differences: np.ndarray, rows: Interval, level: float = 0.95) -> Interval:
-    """Of the mean of paired per-seed differences f64[..., k], over seeds and over rows.
+    """Interval of the mean of paired per-seed differences f64[..., k], over seeds and rows.
 
-    Satterthwaite's interval alone covers 0.88 with two seeds and 0.92 with three where the rows add a tenth to a third
-    of the seeds' deviation, since it then trusts an estimate from one or two degrees of freedom. Not to be narrower
-    than over seeds mends it: 0.943 to 0.954 with three and five seeds at any ratio (40,000 simulations each). With two
-    seeds it errs on the wide side, 0.951 to 0.977, most where rows and seeds add alike.
+    Satterthwaite's interval alone covers 0.88 with two seeds and 0.92 with three where the rows add
+    a tenth to a third of the seeds' deviation, since it then trusts an estimate from one or two
+    degrees of freedom. Not to be narrower than over seeds mends it: 0.943 to 0.954 with three and
+    five seeds at any ratio (40,000 simulations each). With two seeds it errs on the wide side,
+    0.951 to 0.977, most where rows and seeds add alike.
 
     Args:
       differences: of k >= 2 seeds.
@@ -142,14 +148,14 @@ def together(differences: np.ndarray, rows: Interval, level: float = 0.95) -> In
 
 
 def verdict(interval: Interval, higher_is_better: bool) -> str:
-    """Of ours - theirs: `better`, `worse` or `not distinguishable`, the interval holding 0."""
+    """One of VERDICTS on ours - theirs; not distinguishable if the interval holds 0."""
     if interval.low <= 0 <= interval.high:
         return VERDICTS[2]
     return VERDICTS[0 if (interval.mean > 0) == higher_is_better else 1]
 
 
 def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
-    """Which of many differences stay when all of them shall be right with probability 1 - level (Holm)."""
+    """Which of many differences stay when all shall be right with probability 1 - level (Holm)."""
     order, kept = np.argsort(p_values, kind="stable"), [False] * len(p_values)
     for rank, i in enumerate(order):
         if p_values[i] > level / (len(order) - rank):
@@ -166,8 +172,8 @@ def first_step_of_holm(num_seeds: int, num_comparisons: int, level: float = 0.05
 def slope(x: Sequence[float] | np.ndarray, y: np.ndarray) -> tuple[float, Interval | None]:
     """Least-squares slope of y f64[points, seeds] in x [points], and its t interval over the seeds.
 
-    NaN marks a run that is missing. Seeds that have every point count; with fewer than two of them the slope is that
-    of the points' means, without interval.
+    NaN marks a run that is missing. Seeds that have every point count; with fewer than two of them
+    the slope is that of the points' means, without interval.
 
     Raises:
       ValueError: fewer than two different x.
@@ -192,14 +198,11 @@ def rate_interval(rate: float, rows: int, level: float = 0.95) -> Interval:
 
 
 def _interval(mean, error, freedom, level) -> Interval:
-    """Of a t variable with `freedom` degrees (infinite: normal); an error of 0 gives a point."""
+    """Interval of a t variable of `freedom` degrees, infinite if normal; a point if error is 0."""
     degrees = np.minimum(freedom, 1e9)
     half = special.stdtrit(degrees, (1 + level) / 2) * error
     with np.errstate(divide="ignore", invalid="ignore"):
-        p = np.where(
-            error > 0,
-            2 * special.stdtr(degrees, -np.abs(mean / error)),
-            np.where(mean == 0, 1.0, 0.0),
-        )
+        beyond = 2 * special.stdtr(degrees, -np.abs(mean / error))
+    p = np.where(error > 0, beyond, np.where(mean == 0, 1.0, 0.0))
     found: list[Any] = [np.asarray(x)[()] for x in (mean, mean - half, mean + half, p)]
     return Interval(*found)

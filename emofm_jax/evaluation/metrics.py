@@ -1,17 +1,18 @@
 """Metrics of click prediction, exact and weighted: numpy only, tens of millions of rows.
 
-    AUC      share of (click, no click) pairs in which the click has the higher score, a tie counting one half
+    AUC      share of (click, no click) pairs in which the click has the higher score, a tie
+             counting one half
     logloss  mean of -log p(label), in nats
-    GAUC     mean of the groups' AUCs weighted by their rows; groups of one class are left out and counted
+    GAUC     mean of the groups' AUCs weighted by their rows; groups of one class are left out
     PCOC     sum of p / sum of labels: predicted clicks over clicks
-    ECE      mean distance of prediction and click rate over parts of equally many rows, by ascending p
+    ECE      mean distance of prediction and click rate over parts of equally many rows, by rising p
     am       accuracy and log-loss of p(type | x), over the rows of known type
 
-Every `label` is [n] of 0 and 1 (any dtype), every `weight` f32[n] >= 0 or None for all 1; a row of weight 0 counts
-nowhere but in `rows`, and an integer weight counts like that many rows. What is not defined (one class only, no
-clicks, no rows) is None, never 0.5 or NaN. Sums are taken in float64 over blocks, so that the largest temporaries are
-those of a sort: at the peak 6 bytes a row for an AUC of f32 scores, 17 for a GAUC, 32 where there are weights (40 where
-some are 0).
+Every `label` is [n] of 0 and 1 (any dtype), every `weight` f32[n] >= 0 or None for all 1; a row of
+weight 0 counts nowhere but in `rows`, and an integer weight counts like that many rows. What is not
+defined (one class only, no clicks, no rows) is None, never 0.5 or NaN. Sums are taken in float64
+over blocks, so that the largest temporaries are those of a sort: at the peak 6 bytes a row for an
+AUC of f32 scores, 17 for a GAUC, 32 where there are weights (40 where some are 0).
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ _BLOCK_ROWS = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Bin:
-    """A point of the reliability curve: rows, their mean prediction and click rate; None without weight."""
+    """A bin of the reliability curve: mean prediction and click rate, None without weight."""
 
     rows: int
     mean_p: float | None
@@ -34,7 +35,7 @@ class Bin:
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """What a constant predictor reaches, `p` being the click rate; None where a figure is not defined."""
+    """What a constant `p`, the click rate, reaches; None where a figure is not defined."""
 
     p: float | None = None
     auc: float | None = None
@@ -64,7 +65,8 @@ class Auxiliary:
 def auc(label: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None) -> float | None:
     """Area under the ROC curve, as scikit-learn's `roc_auc_score`: ties and weights are exact.
 
-    `score` is whatever orders the rows, p or logits. None if only one class has weight; ValueError on a NaN score.
+    `score` is whatever orders the rows, p or logits. None if only one class has weight; ValueError
+    on a NaN score.
     """
     label, score, _, weight = _weighted(label, score, None, weight)
     clicked = label > 0
@@ -92,31 +94,35 @@ def auc(label: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None) 
     return pairs / float(2 * below[-1] * mass.sum())
 
 
+def nats(label: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """-log p(label) of each row, f64[n].
+
+    `p` is clipped to [eps, 1 - eps] with the eps of its dtype, as scikit-learn does: in float32
+    1.2e-7, so a row costs at most 15.9 nats.
+    """
+    eps = np.finfo(p.dtype).eps
+    q = np.clip(p.astype(np.float64), eps, 1 - eps)
+    return -np.log(np.where(label > 0, q, 1 - q))
+
+
 def logloss(label: np.ndarray, p: np.ndarray, weight: np.ndarray | None = None) -> float | None:
     """Mean of -log p(label) in nats, as scikit-learn's `log_loss`; None without rows.
 
-    `p` is clipped to [eps, 1 - eps] with the eps of its dtype, as scikit-learn does: in float32 1.2e-7, so a row costs
-    at most 15.9 nats. Where the logits are at hand `logloss_from_logits` needs no clipping.
+    `p` is clipped (see `nats`); `logloss_from_logits` needs no clipping.
     """
-    eps = np.finfo(p.dtype).eps
-
-    def nats(rows: slice) -> np.ndarray:
-        q = np.clip(p[rows].astype(np.float64), eps, 1 - eps)
-        return -np.log(np.where(label[rows] > 0, q, 1 - q))
-
-    return _mean(nats, len(p), weight)
+    return _mean(lambda rows: nats(label[rows], p[rows]), len(p), weight)
 
 
 def logloss_from_logits(
     label: np.ndarray, logit: np.ndarray, weight: np.ndarray | None = None
 ) -> float | None:
-    """`logloss` of sigmoid(logit), exact at any size: log(1 + exp(-z)) for a click, log(1 + exp(z)) for none."""
+    """`logloss` of sigmoid(z), exact at any size: log(1 + exp(-z)), without click log(1 + exp(z))."""
 
-    def nats(rows: slice) -> np.ndarray:
+    def terms(rows: slice) -> np.ndarray:
         z = logit[rows].astype(np.float64)
         return np.logaddexp(0.0, np.where(label[rows] > 0, -z, z))
 
-    return _mean(nats, len(logit), weight)
+    return _mean(terms, len(logit), weight)
 
 
 def gauc(
@@ -124,8 +130,8 @@ def gauc(
 ) -> tuple[float | None, int, int]:
     """AUC within each group, averaged with the groups' weight (their impressions).
 
-    `key`, i64[n], is equal within a group; label, score, weight and errors as for `auc`. Returns (GAUC or None, groups
-    used, groups left out since they have one class).
+    `key`, i64[n], is equal within a group; label, score, weight and errors as for `auc`. Returns
+    (GAUC or None, groups used, groups left out since they have one class).
     """
     label, score, key, weight = _weighted(label, score, key, weight)
     if not len(key):
@@ -134,7 +140,7 @@ def gauc(
     ordered = key[order]
     starts = np.concatenate([[0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1])
     del ordered
-    # Blocks of whole groups: the first group that starts at or after every multiple of the block's rows.
+    # Blocks of whole groups, cut where a group starts after each multiple of the block's rows.
     cuts = starts[np.unique(np.searchsorted(starts, np.arange(0, starts[-1] + 1, _BLOCK_ROWS)))]
     total, mass, used = 0.0, 0.0, 0
     for first, last in zip(cuts, [*cuts[1:], len(order)]):
@@ -154,7 +160,7 @@ def pcoc(label: np.ndarray, p: np.ndarray, weight: np.ndarray | None = None) -> 
 def reliability(
     label: np.ndarray, p: np.ndarray, weight: np.ndarray | None = None, bins: int = 10
 ) -> list[Bin]:
-    """Mean prediction beside click rate in `bins` parts of (nearly) equally many rows, by ascending p.
+    """Mean prediction beside click rate in parts of (nearly) equally many rows, by ascending p.
 
     Rows of equal p stay together, so fewer parts may come back. Weights enter the two means only.
     """
@@ -177,7 +183,8 @@ def reliability(
 def expected_calibration_error(bins: Sequence[Bin]) -> float | None:
     """sum_k (rows_k / rows) |mean p - click rate| over the bins k of `reliability`.
 
-    Bins without weight, whose means are None, are left out of both sums of rows; None if there is no other.
+    Bins without weight, whose means are None, are left out of both sums of rows; None if there is
+    no other.
     """
     gaps = [
         (part.rows, abs(part.mean_p - part.rate))
@@ -203,10 +210,10 @@ def auxiliary(
     type_names: Sequence[str],
     true_p_type: np.ndarray | None,
 ) -> tuple[Auxiliary | None, list[str]]:
-    """Figures of p(type | x), f32[n, T], over the rows of known type (`ftype` i32[n] >= 0), and notes on them.
+    """Figures of p(type | x), f32[n, T], over rows of known type, `ftype` i32[n] >= 0; and notes.
 
-    A type whose p_type is always 0 has been dropped, and its rows are left out. `true_p_type` is f64[n, T].
-    The figures are None, and a note says so, if no type is known.
+    A type whose p_type is always 0 has been dropped, and its rows are left out. `true_p_type` is
+    f64[n, T]. The figures are None, and a note says so, if no type is known.
     """
     kept = p_type.max(axis=0, initial=0) > 0 if len(ftype) else np.ones(p_type.shape[1], bool)
     dropped = [type_names[t] for t in np.flatnonzero(~kept).tolist()]
@@ -250,7 +257,7 @@ def _sorted(score, weight) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _groups(clicked, score, key, weight) -> tuple[float, float, int]:
-    """(sum of weight times AUC, sum of weight, number) of the two-class groups of rows sorted by key, then score."""
+    """(sum of weight x AUC, sum of weight, number) of two-class groups; rows by key, then score."""
     new_group = np.concatenate([[True], key[1:] != key[:-1]])
     runs = np.flatnonzero(
         new_group | np.concatenate([[True], score[1:] != score[:-1]])

@@ -1,4 +1,4 @@
-"""What a monitor (config.train.monitor) makes of an evaluation, and which step of a run it keeps."""
+"""What a monitor (config.train.monitor) makes of an evaluation, and which step a run keeps."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What `metrics.json` says of a split: its metrics, by interaction type too, beside a constant and the truth."""
+"""What `metrics.json` says of a split: metrics, by type too, beside a constant and the truth."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ _OPTIONAL = ("p_over_true", "bayes", "true_am", "am", "types", "unknown", "data"
 
 @dataclasses.dataclass(frozen=True)
 class Reached:
-    """What another predictor reaches on the same rows: AUC and log-loss in nats, None if undefined."""
+    """What another predictor reaches on the same rows: AUC and log-loss, None if undefined."""
 
     auc: float | None = None
     logloss: float | None = None
@@ -49,7 +49,7 @@ class Figures:
 
     @property
     def share(self) -> float | None:
-        """Share of the attainable lift, (AUC - 0.5) / (Bayes AUC - 0.5); None where there is none."""
+        """Share of the attainable lift, (AUC - 0.5) / (Bayes AUC - 0.5); None without one."""
         best = self.bayes_auc
         if self.auc is None or best is None or best == 0.5:
             return None
@@ -113,7 +113,7 @@ class SplitReport(Figures):
 
 
 def shown(found: Mapping[str, Any]) -> tuple[str, SplitReport]:
-    """The split of metrics.json that a run is judged by, the test split if it has one, and its report."""
+    """The split of metrics.json that a run is judged by, test if it has one, and its report."""
     name = "test" if found.get("test") else "valid"
     return name, SplitReport.from_json(found[name])
 
@@ -180,8 +180,8 @@ def figures(
 ) -> Figures:
     """Figures of probabilities p f32[n].
 
-    AUC, GAUC and logloss are taken from `logit`, f32[n], where it is given, since f32 p ties near 1.
-    `key`, i64[n]: the groups of GAUC.
+    AUC, GAUC and logloss are taken from `logit`, f32[n], where it is given, since f32 p ties near
+    1. `key`, i64[n]: the groups of GAUC.
     """
     score = p if logit is None else logit
     auc, pcoc = metrics.auc(label, score, weight), metrics.pcoc(label, p, weight)

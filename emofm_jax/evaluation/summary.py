@@ -1,4 +1,4 @@
-"""Records of a run -> what programs print: the tables that `train` and `evaluate` end with, and the verdict."""
+"""Records of a run -> what programs print: the tables that they end with, and the verdict."""
 
 import math
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ _SHARE_WORTH_KNOWING = 0.001
 
 
 def table(report: SplitReport, split: str) -> str:
-    """A split's metrics in lines of fixed columns: the model beside what is attainable and a constant."""
+    """Metrics of a split in fixed columns: the model beside what is attainable and a constant."""
     lines = [f"{split + ' split':<28}{'AUC':>10}{'logloss':>10}{'PCOC':>8}{'GAUC':>10}{'rows':>12}"]
     lines.append(_line("model", report))
     if report.bayes:
@@ -83,7 +83,8 @@ def calibration(fit: Mapping[str, Any], split: str) -> str:
     """Figures of a split before and after calibration.
 
     Args:
-      fit: "method", "split" and "rows" that it was fitted on, "before" and "after" {"auc", "logloss", "pcoc", "ece"}.
+      fit: "method", "split" and "rows" that it was fitted on, "before" and "after" {"auc",
+        "logloss", "pcoc", "ece"}.
       split: whose figures these are.
     """
     head = f"{fit['method']}, {split} split"
@@ -95,7 +96,7 @@ def calibration(fit: Mapping[str, Any], split: str) -> str:
 
 
 def importance(found: Mapping[str, Any]) -> str:
-    """Slots by the AUC that is lost when their values are permuted over the rows; `found` as in importance.json."""
+    """Slots by the AUC that is lost when they are permuted; `found` as in importance.json."""
     width = max(len(slot["name"]) for slot in found["slots"])
     lines = [f"{'slot':<{width}}  {'group':<16}{'AUC drop':>12}{'logloss rise':>14}"]
     for slot in found["slots"]:
@@ -105,7 +106,7 @@ def importance(found: Mapping[str, Any]) -> str:
 
 
 def verdict(report: SplitReport, prepared: dict | None, learning_rates: Mapping[str, float]) -> str:
-    """What the first evaluation shows, in a line: the nats learnt, or the likely causes of having learnt nothing.
+    """What the first evaluation shows, in a line: the nats learnt, or why likely nothing was.
 
     Args:
       report: of the validation split.

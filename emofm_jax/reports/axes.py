@@ -1,8 +1,9 @@
 """What every chart of plots.py stands on: scales, ticks, text that fits, and the <svg> around it.
 
-Lengths are pixels of the drawing. Colours are CSS variables that follow the reader's light or dark mode; every <svg>
-carries its own style, so that it can stand in a page or in a file of its own. Text is measured by an estimate that
-errs on the wide side: no label is clipped, whatever sans-serif font the reader has.
+Lengths are pixels of the drawing. Colours are CSS variables that follow the reader's light or dark
+mode; every <svg> carries its own style, so that it can stand in a page or in a file of its own.
+Text is measured by an estimate that errs on the wide side: no label is clipped, whatever sans-serif
+font the reader has.
 """
 
 import dataclasses
@@ -143,10 +144,10 @@ def scale(
     log: bool = False,
     include: Sequence[float] = (),
 ) -> Scale:
-    """A scale with room around the values, also around a single one; `include` is always on it and needs no room.
+    """A scale with room around the values, also a single one; `include` is on it without room.
 
-    Values that are alike to four digits, or on a logarithmic scale to 5%, get room as if they were not: what noise does
-    shall not fill the chart.
+    Values that are alike to four digits, or on a logarithmic scale to 5%, get room as if they were
+    not: what noise does shall not fill the chart.
     """
     given = [v for v in (*values, *include) if v is not None and math.isfinite(v)]
     found = [v for v in given if v > 0 or not log]
@@ -166,7 +167,7 @@ def scale(
 
 
 def across(x: Scale, top: float, bottom: float, label: str) -> list[str]:
-    """A horizontal axis: upright grid lines from `top` to `bottom`, numbers that keep apart below them, a label."""
+    """A horizontal axis: grid lines from `top` to `bottom`, numbers that keep apart, a label."""
     parts = []
     for value, written in _spaced(x, x.ticks()):
         parts.append(line(x(value), top, x(value), bottom, "g"))
@@ -175,7 +176,7 @@ def across(x: Scale, top: float, bottom: float, label: str) -> list[str]:
 
 
 def upwards(y: Scale, left: float, right: float, label: str) -> list[str]:
-    """An upright axis: grid lines from `left` to `right`, numbers left of them, a label read from below."""
+    """An upright axis: grid lines from `left` to `right`, numbers, a label read from below."""
     parts = []
     for value, written in y.ticks():
         parts.append(line(left, y(value), right, y(value), "g"))
@@ -185,7 +186,7 @@ def upwards(y: Scale, left: float, right: float, label: str) -> list[str]:
 
 
 def legend(names: Sequence[str], left: float, right: float) -> tuple[list[str], float]:
-    """Mark, dash and name of each series in as many lines as it takes, and where the drawing below may begin."""
+    """Mark, dash and name of each series, in lines, and where the drawing below may begin."""
     parts: list[str] = []
     x, y = left, 44.0
     for i, name in enumerate(names):
@@ -229,7 +230,7 @@ def number(value: float) -> str:
 
 
 def _apart(values: Sequence[float]) -> list[str]:
-    """Evenly spaced values with the decimals that tell them apart; thousands by a letter where that is short."""
+    """Evenly spaced values with the decimals that tell them apart, or a letter for thousands."""
     step = abs(values[1] - values[0]) if len(values) > 1 else abs(values[0]) or 1.0
     largest = max(map(abs, values), default=0)
     for size, letter in _LETTERS:

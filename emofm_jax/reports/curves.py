@@ -1,4 +1,4 @@
-"""Learning curves and reliability of a point's runs, averaged over its seeds and thinned, and their charts."""
+"""Learning curves and reliability of a point's runs, averaged over its seeds; their charts."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -28,7 +28,7 @@ def validation(runs: Runs, name: str, key: str) -> plots.Series | None:
 def learning_chart(
     title: str, series: Sequence[plots.Series], unit: str, most_marks: int
 ) -> list[str]:
-    """The chart of `training` or `validation`, with marks if all have fewer than so many; none of single points."""
+    """The chart of learning curves, with marks if all have fewer than so many; none of points."""
     longest = max((len(one.x) for one in series), default=0)
     if longest <= 1:  # one evaluation is no curve
         return []
@@ -37,7 +37,7 @@ def learning_chart(
 
 
 def reliability(runs: Runs, name: str, split: str) -> plots.Series | None:
-    """Click rates against mean predictions: of one run with their intervals, of several their means part by part."""
+    """Click rates against mean predictions: of one run with intervals, of several their means."""
     every = [run.splits[split].reliability for run in runs]
     bins = [of_run for of_run in every if all(part.rate is not None for part in of_run)]
     bins = [of_run for of_run in bins if len(of_run) == len(every[0])]
@@ -57,7 +57,7 @@ def reliability_charts(title: str, series: Sequence[plots.Series]) -> list[str]:
 
 
 def ratio_chart(series: Sequence[plots.Series]) -> str:
-    """Clicks over predicted clicks of each part of `reliability`: where predictions are too low or high.
+    """Clicks over predicted clicks of each bin: where predictions are too low or high.
 
     Parts that are further off than `_FURTHEST` are left to the other chart, which is logarithmic.
     """
@@ -85,7 +85,7 @@ def gather(
     named: Sequence[tuple[str, Runs]],
     others: Sequence[Runs] = (),
 ) -> list[plots.Series]:
-    """`make(runs, name)` of the named points, then of some others without their names; those without data left out."""
+    """`make(runs, name)` of named points, then of some others without name, where it finds any."""
     every = [*named, *(("", runs) for runs in others[:BEHIND])]
     return [series for name, runs in every if (series := make(runs, name)) is not None]
 

@@ -1,8 +1,9 @@
 """A report as data -> one self-contained HTML page, or Markdown.
 
-Both are made from the same sections of blocks, so that they cannot say different things; charts are in the page only.
-Texts know two marks, `code` and **bold**. The page asks the network for nothing: its style (page.css), its charts and
-the few lines of script that sort a table by a click on its head (page.js) are inside it.
+Both are made from the same sections of blocks, so that they cannot say different things; charts are
+in the page only. Texts know two marks, `code` and **bold**. The page asks the network for nothing:
+its style (page.css), its charts and the few lines of script that sort a table by a click on its
+head (page.js) are inside it.
 """
 
 import html
@@ -73,7 +74,7 @@ class Cell(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Cells under heads; rows of another length than the heads are an error. `strong` is the row that stands out."""
+    """Cells under heads, as many in each row; `strong` is the row that stands out."""
 
     heads: Sequence[str]
     rows: Sequence[Sequence[Cell]]

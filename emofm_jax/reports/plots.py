@@ -1,7 +1,7 @@
-"""Charts as <svg> strings, without a plotting library: bars, dots with intervals, lines, scatter, reliability.
+"""Charts as <svg> strings, without a plotting library: bars, dots, lines, scatter, reliability.
 
-Every chart has a title and axes with units, tells its series apart by marks and dashes as well as by colour, and
-follows the reader's light or dark mode. A value of None is left out.
+Every chart has a title and axes with units, tells its series apart by marks and dashes as well as
+by colour, and follows the reader's light or dark mode. A value of None is left out.
 """
 
 import html
@@ -17,7 +17,7 @@ _BELOW = 48  # for the numbers and label of the axis
 _ROW = 22  # of a bar
 _BESIDE = 210  # most room for names beside bars or dots
 _MOST_LED = 60  # marks of a scatter whose names may stand away from them
-# Of a name beside its mark, the nearest first: where its text begins (ends, if left of it) and its base line.
+# Places of a name beside its mark, the nearest first: its beginning (end, if left), its base line.
 _PLACES = ((9, 4), (-9, 4), (0, -9), (0, 18)) + tuple(
     (side * (9 + far / 3), 4 + updown * far)
     for far in (12, 24, 38, 56)
@@ -90,7 +90,7 @@ def dots(
     unit: str,
     line: float | None = None,
 ) -> str:
-    """A row per name with a mark, and perhaps an interval, per series: for values that need not start at zero.
+    """A row per name with marks and intervals: for values that need not start at zero.
 
     Args:
       names: of the rows.
@@ -162,10 +162,11 @@ def lines(
 
 
 def reliability(title: str, series: Sequence[Series]) -> str:
-    """Click rate against mean prediction of parts of the rows, both logarithmic; on the dashed line they agree.
+    """Click rate against mean prediction, both logarithmic; on the dashed line they agree.
 
     Args:
-      series: x = mean predictions, y = click rates, with intervals if known; rates of 0 are left out.
+      series: x = mean predictions, y = click rates, with intervals if known; rates of 0 are left
+        out.
     """
     legend, top = axes.legend(_named(series), _LEFT, _SQUARE + _LEFT)
     pairs = [(p, rate) for one in series for p, rate in zip(one.x, one.y) if p and rate]
@@ -185,7 +186,7 @@ def reliability(title: str, series: Sequence[Series]) -> str:
 def scatter(
     title: str, names: Sequence[str], points: Series, *, x: str, y: str, log_x: bool = False
 ) -> str:
-    """A mark per name, with its name beside it where there is room (elsewhere it shows under the pointer).
+    """A mark per name, the name beside it where there is room, else under the pointer.
 
     Args:
       names: of the points.
@@ -258,7 +259,7 @@ def _curves(
     marks: bool = True,
     size: float = 4.0,
 ) -> list[str]:
-    """The lines and marks of each series, the last one behind; without `marks` only the last mark."""
+    """Lines and marks of each series, the last one behind; without `marks` only the last mark."""
     parts = []
     for j, one in reversed(list(enumerate(series))):
         shown = list(_shown(one, across, up))

@@ -1,8 +1,8 @@
 """Reads what a sweep or a run has left in its workdir, as far as it has come (for report.py).
 
-A sweep's workdir holds sweep.json (what was to be run), results.jsonl (a line per run that has ended) and
-runs/<point>/seed-<S>/, ordinary workdirs of train. Whatever a run's workdir lacks, since files were moved or the run
-failed, comes back as None: the report is made of what is there.
+A sweep's workdir holds sweep.json (what was to be run), results.jsonl (a line per run that has
+ended) and runs/<point>/seed-<S>/, ordinary workdirs of train. Whatever a run's workdir lacks, since
+files were moved or the run failed, comes back as None: the report is made of what is there.
 """
 
 import dataclasses
@@ -132,7 +132,7 @@ def fields(run: Run) -> dict | None:
 
 
 def machine(run: Run) -> str:
-    """Devices, platform and versions in a line, from environment.json; empty where there is none."""
+    """Devices, platform and versions in a line, from environment.json; empty without one."""
     path = run.workdir / "environment.json"
     if not path.exists():
         return ""

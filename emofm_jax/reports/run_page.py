@@ -1,4 +1,4 @@
-"""The report of a single run: its figures, by type, learning curves, calibration, slots, configuration."""
+"""The report of a single run: figures, types, curves, calibration, slots, configuration."""
 
 from emofm_jax import config
 from emofm_jax.evaluation import summary as summary_lib

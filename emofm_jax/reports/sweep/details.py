@@ -1,4 +1,4 @@
-"""The sections of a sweep's report behind its results: types, auxiliary model, cost, learning curves, calibration."""
+"""Sections behind a sweep's results: types, auxiliary model, cost, curves, calibration."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ _GUESSED = {"accuracy": "accuracy", "majority": "majority type", "logloss": "log
 def drawn(v: View, same: SameData) -> list[str]:
     """The points that a chart with a row per point shows, the best first.
 
-    Without those behind a gap so wide that the others, with their intervals, would shrink to a spot.
+    Without those behind a gap so wide that the others would shrink to a spot.
     """
     spreads = [v.spread(point) for point in same.points]
     ends = [s.interval[1:3] if s.interval else (s.mean, s.mean) for s in spreads]
@@ -120,7 +120,7 @@ def auxiliary(v: View) -> list[Block]:
 
 
 def cost(v: View) -> list[Block]:
-    """What parameters, speed and memory buy: on each data with some points, and on that of the reference."""
+    """What parameters, speed and memory buy, on the data of the reference and others."""
     if not v.known:
         return []
     charts = []
@@ -168,7 +168,7 @@ def learning(v: View) -> list[Block]:
 
 
 def calibration(v: View) -> list[Block]:
-    """Click rates against predictions: of the best points, and of what stands for the reference on each data."""
+    """Click rates against predictions: of the best points, and of each data's reference."""
 
     def series(named: Sequence[tuple[str, curves.Runs]]) -> list[plots.Series]:
         return curves.gather(lambda runs, name: curves.reliability(runs, name, v.split), named)
@@ -177,8 +177,9 @@ def calibration(v: View) -> list[Block]:
     first = series(named)
     if not first:
         return []
+    above = " of the points named above" if others else ""
     text = (
-        f"Tenths of the rows by prediction, means over seeds{' of the points named above' if others else ''}. "
+        f"Tenths of the rows by prediction, means over seeds{above}. "
         "On the dashed line predictions and rates agree."
     )
     charts = curves.reliability_charts(f"Calibration on the {v.split} split", first)
@@ -194,7 +195,7 @@ def calibration(v: View) -> list[Block]:
 
 
 def _chosen(v: View) -> tuple[list[tuple[str, curves.Runs]], list[curves.Runs]]:
-    """On the first data, the reference and the best points by name, the rest without: (name, runs) and runs."""
+    """(name, runs) of the reference and the best points of the first data, and runs of the rest."""
     first = v.data[0]
     points = list(dict.fromkeys((first.points[0], first.partner, *first.points)))
     named, others = points[: axes.NUM_STYLES], points[axes.NUM_STYLES :]

@@ -1,4 +1,4 @@
-"""What a sweep found, as numbers: the figures of its runs, comparisons of its points, and how their configs differ."""
+"""What a sweep found, as numbers: figures of its runs, comparisons and settings of its points."""
 
 import dataclasses
 import enum
@@ -82,8 +82,8 @@ def compare(
 ) -> dict[str, list[Comparison]]:
     """Each of some points against each point of `against`.
 
-    Reads each run's predictions once. Rows are compared where both sides have predictions of the same labels; where
-    the labels are other ones, nothing is compared.
+    Reads each run's predictions once. Rows are compared where both sides have predictions of the
+    same labels; where the labels are other ones, nothing is compared.
 
     Args:
       split: whose rows the values are of.
@@ -175,7 +175,7 @@ def _over_rows(ours: _Rows | Missing, theirs: _Rows | Missing) -> Interval | Mis
 def settings(
     sweep: read.Sweep, points: Sequence[str], idle: Sequence[str] = _IDLE
 ) -> dict[str, dict[str, Any]]:
-    """{point: {field: value}} of config.json, if all of the points have one, else of the overrides; without `idle`."""
+    """{point: {field: value}} of config.json if all points have one, else of the overrides."""
     runs = {point: sweep.ended(point) for point in points}
     found: dict[str, Mapping[str, Any]] = {}
     for point, of_point in runs.items():

@@ -1,8 +1,9 @@
-"""Which numbers a sweep varies while everything else stays: lines of points, for "how sensitive is it to x?".
+"""Which numbers a sweep varies while all else stays: lines of points, to see how much x matters.
 
-Points whose configs are equal but for one number lie on a line of that number; a sweep of several models over the same
-values gives a line per model. Fields that always change together count as one, as do the entries of a tuple: if one
-entry varies it is that entry, else their sum (widths of layers, slots of groups).
+Points whose configs are equal but for one number lie on a line of that number; a sweep of several
+models over the same values gives a line per model. Fields that always change together count as one,
+as do the entries of a tuple: if one entry varies it is that entry, else their sum (widths of
+layers, slots of groups).
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ class Line(NamedTuple):
 
 
 class _Alike(NamedTuple):
-    """Points that are alike but for a number: the other fields that vary, and the number of each."""
+    """Points that are alike but for a number: the other fields that vary, and their numbers."""
 
     others: dict[str, Any]
     x: dict[str, float]
@@ -61,9 +62,10 @@ def is_wide(x: Sequence[float], factor: float = _WIDE) -> bool:
 
 
 def without_sentinel(found: Sequence[Line]) -> tuple[list[Line], bool]:
-    """The lines of a field without x = 0 where the others of its values span factors, and whether that left any out.
+    """The lines of a field without x = 0 where its other values span factors; whether any had it.
 
-    There 0 is seldom a number like the others (`hash_rows` = 0 hashes nothing), and has no place among factors.
+    There 0 is seldom a number like the others (`hash_rows` = 0 hashes nothing), and has no place
+    among factors.
     """
     every = [x for line in found for x in line.x]
     if all(every) or not is_wide([x for x in every if x]):
@@ -76,7 +78,7 @@ def without_sentinel(found: Sequence[Line]) -> tuple[list[Line], bool]:
 
 
 def _varied(settings: Mapping[str, Mapping]) -> dict[str, dict[str, Any]]:
-    """{field: {point: value}} of what is not the same everywhere; of fields that change together, the first."""
+    """{field: {point: value}} of what varies; of fields that change together, the first."""
     fields, seen = {}, set()
     for field in sorted(set().union(*settings.values())):
         values = {point: of_point.get(field, ...) for point, of_point in settings.items()}

@@ -22,18 +22,26 @@ _FIGURES = {  # of the results, and their heads
 _KINDS = {"seeds": "over seeds", "rows": "over rows", "both": "together"}  # of intervals
 _NOT = Cell(document.NOT_POSSIBLE)
 _HOW = (
-    "**mean +/- sd** is over seeds; the **95% interval** of a mean is Student's t over the same seeds.",
-    "**over seeds**: t interval of the paired differences, seed by seed: what other seeds would give on these rows.",
-    "**over rows**: what other test rows would give these very models. AUC: DeLong's interval of the mean of the "
-    "seeds' AUCs; logloss: of the mean paired difference. Rows count as independent, so where one user has many rows "
-    "the interval is too narrow. Sample weights are not read.",
-    "**together**: both at once, other seeds and other rows. The verdict comes from this one where there are two "
-    "seeds or more, else from the rows alone. With two seeds it is rather too wide (it covers 95 to 98%).",
-    "**not distinguishable** means that the interval holds 0: the difference may be either way, or none.",
-    "**the best** was chosen for its result, which flatters it: of points that are alike the luckiest comes first.",
-    "**share of lift**: (AUC - 0.5) / (AUC of the true probabilities - 0.5), for made-up data whose truth is known.",
-    "**data**: points are of the same data if `prepare.*`, `data.dir` and the test rows are the same. Only these are "
-    "ranked and compared: an AUC says as much about the rows as about the model.",
+    "**mean +/- sd** is over seeds; the **95% interval** of a mean is Student's t over the same "
+    "seeds.",
+    "**over seeds**: t interval of the paired differences, seed by seed: what other seeds would "
+    "give on these rows.",
+    "**over rows**: what other test rows would give these very models. AUC: DeLong's interval of"
+    " the mean of the seeds' AUCs; logloss: of the mean paired difference. Rows count as "
+    "independent, so where one user has many rows the interval is too narrow. Sample weights are"
+    " not read.",
+    "**together**: both at once, other seeds and other rows. The verdict comes from this one "
+    "where there are two seeds or more, else from the rows alone. With two seeds it is rather "
+    "too wide (it covers 95 to 98%).",
+    "**not distinguishable** means that the interval holds 0: the difference may be either way, "
+    "or none.",
+    "**the best** was chosen for its result, which flatters it: of points that are alike the "
+    "luckiest comes first.",
+    "**share of lift**: (AUC - 0.5) / (AUC of the true probabilities - 0.5), for made-up data "
+    "whose truth is known.",
+    "**data**: points are of the same data if `prepare.*`, `data.dir` and the test rows are the "
+    "same. Only these are ranked and compared: an AUC says as much about the rows as about the "
+    "model.",
     "**PCOC**: predicted clicks over clicks; 1 is calibrated. **logloss** in nats.",
 )
 

@@ -1,10 +1,11 @@
 """Which points of a sweep may be ranked and compared: those trained and tested on the same data.
 
-An AUC depends on the test rows as much as on the model, and a comparison of models asks for equal training rows. So
-points of equal `prepare.*` and `data.dir` stand together, if their test rows are the same ones (labels, or where no
-predictions are kept, number of rows, clicks and the AUC of the truth). On each data there is a point that the others
-are compared to: the reference, where it is of these data; else the point that differs from the reference in nothing
-but the data; else one of the same `model.*`; else the first.
+An AUC depends on the test rows as much as on the model, and a comparison of models asks for equal
+training rows. So points of equal `prepare.*` and `data.dir` stand together, if their test rows are
+the same ones (labels, or where no predictions are kept, number of rows, clicks and the AUC of the
+truth). On each data there is a point that the others are compared to: the reference, where it is of
+these data; else the point that differs from the reference in nothing but the data; else one of the
+same `model.*`; else the first.
 """
 
 import hashlib
@@ -45,7 +46,7 @@ class SameData(NamedTuple):
 def split_by_data(
     sweep: read.Sweep, split: str, metric: str, values: findings.Figure
 ) -> list[SameData]:
-    """All points that have runs, by their data, those of the reference first, with their comparisons.
+    """Points that have runs, by their data, those of the reference first; compares them.
 
     Args:
       split: whose rows the values are of.
@@ -81,9 +82,9 @@ def split_by_data(
 
 
 def across(sweep: read.Sweep, found: Sequence[SameData]) -> dict[str, list[str | None]]:
-    """{name: its point on each data, or None}: points that differ from each other in nothing but the data.
+    """{name: its point on each data, or None} of points that differ in nothing but the data.
 
-    Those that at least two data have; named by their model, or where this does not tell them apart, by a point.
+    Those that at least two data have, named by their model, or if these are alike by a point.
     """
     home = {point: n for n, same in enumerate(found) for point in same.points}
     settings = findings.settings(sweep, list(home))
@@ -183,7 +184,7 @@ def _names(data: Sequence[dict], rows: Sequence[tuple]) -> list[str]:
 
 
 def _written(label: str, values: list) -> tuple[str, list[str]]:
-    """The field and its values as they are shown: of tuples in which one entry differs, that entry."""
+    """The field and its values as shown: of tuples in which one entry differs, that entry."""
     if all(isinstance(v, tuple) and v for v in values) and len({len(v) for v in values}) == 1:
         at = [i for i, column in enumerate(zip(*values)) if len(set(map(repr, column))) > 1]
         if len(at) == 1:

@@ -50,7 +50,7 @@ class _Fit(NamedTuple):
     factor: bool
 
     def follows(self) -> bool:
-        """Whether a cost moves with the number: by enough over its range, and more than the seeds do."""
+        """Whether a cost moves with the number: by enough, and more than with the seeds."""
         low, high = min(self.line.x), max(self.line.x)
         span = math.log10(high / low) if self.log else high - low
         clear = self.interval is None or self.interval.low * self.interval.high > 0
@@ -104,7 +104,7 @@ def sensitivity(v: View) -> list[Block]:
 
 
 def across(v: View) -> list[Block]:
-    """Share of the attainable lift of points that differ in nothing but the data: a row per data."""
+    """Share of the attainable lift of points that differ in nothing but the data, data by data."""
     if len(v.data) < 2 or not v.has("share"):
         return []
     columns = same_data.across(v.sweep, v.data)

@@ -1,4 +1,4 @@
-"""What a sweep's report says in plain words, from the numbers alone: a paragraph or two, and a line per other data."""
+"""What a sweep's report says in words, from the numbers alone."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -16,7 +16,7 @@ _NAMED = 8  # points that a sentence lists at most
 
 
 class _Verdicts(NamedTuple):
-    """Points by what is known of them; `few` are not distinguishable for want of seeds, `unsure` have no verdict."""
+    """Points by their verdict; `few` are equal for want of seeds, `unsure` have none."""
 
     better: list[str]
     worse: list[str]
@@ -83,7 +83,7 @@ def by_data(v: View) -> list[str]:
 
 
 def told(v: View, c: Comparison, verdict: str = "") -> str:
-    """A verdict for a table, the last one by default: with the seeds where some are missing; else what is missing."""
+    """A verdict, by default the final one, with the seeds if some are missing; else what is."""
     verdict = verdict or c.verdict
     if not verdict:
         return c.why
@@ -132,7 +132,7 @@ def _against(v: View, same: SameData) -> str:
 
 
 def _chance(v: View, compared: Sequence[Comparison]) -> str:
-    """How many verdicts chance alone would give, and which stay when that is accounted for, data by data."""
+    """How many verdicts chance alone would give, and which stay when that is accounted for."""
     called = [c for c in compared if c.verdict != _EQUAL]
     with_what = f"with `{v.data[0].partner}`" if len(v.data) == 1 else "of all data"
     comparisons = f"{len(compared)} comparisons {with_what}"
