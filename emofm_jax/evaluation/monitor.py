@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 # Name -> value of (AUC, log-loss in nats) of the validation split; more is better.
-MONITORS: dict[str, Callable[[float, float], float]] = {
+MONITORS: dict[str, Callable[..., float]] = {
     "auc": lambda auc, logloss: auc,
     "logloss": lambda auc, logloss: -logloss,
     "auc - logloss": lambda auc, logloss: auc - logloss,

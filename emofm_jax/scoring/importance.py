@@ -37,7 +37,7 @@ def sample(split: shards.Split, num_rows: int, seed: int) -> batches.Rows:
     for host in batches.read(split, shards.ROW_GROUP_ROWS):
         own = drawn[slice(*np.searchsorted(drawn, (done, done + host.num_rows)))] - done
         flat: list[Any] = [None if a is None else a.reshape(-1, *a.shape[2:]) for a in host.batch]
-        parts.append(batches.Rows(*flat, gauc_key=None).take(own))
+        parts.append(batches.Rows(*flat, None).take(own))
         done += host.num_rows
     whole: list[Any] = [None if a[0] is None else np.concatenate(a) for a in zip(*parts)]
     return batches.Rows(*whole)
