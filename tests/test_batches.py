@@ -110,6 +110,34 @@ def test_order_depends_on_seed_and_epoch_only(tmp_path, monkeypatch):
     )
 
 
+def test_rows_of_a_window_stand_in_another_order_in_every_epoch(tmp_path):
+    """One row group, so that only the order within the window can differ."""
+    split = write(tmp_path, 300)
+    assert len(split.row_groups) == 1
+    orders = [
+        users(batches.read(split, 32, shuffle_rows=1000, seed=seed, epoch=epoch)).tolist()
+        for seed, epoch in ((0, 0), (0, 1), (0, 2), (1, 0))
+    ]
+    assert len(set(map(tuple, orders))) == 4
+
+
+def test_row_groups_come_in_another_order_in_every_epoch(tmp_path, monkeypatch):
+    """Windows of one row group: the first row of each tells which."""
+    split = write(tmp_path, 500, 10, monkeypatch)
+    orders = []
+    for seed, epoch in ((0, 0), (0, 1), (0, 2), (1, 0)):
+        seen = users(batches.read(split, 10, shuffle_rows=1, seed=seed, epoch=epoch)) // 10
+        np.testing.assert_array_equal(seen.reshape(50, 10), np.repeat(seen[::10, None], 10, axis=1))
+        orders.append(seen[::10].tolist())
+    assert len(set(map(tuple, orders))) == 4
+
+
+def test_windows_of_an_epoch_do_not_share_their_order(tmp_path, monkeypatch):
+    split = write(tmp_path, 500, 50, monkeypatch)
+    within = users(batches.read(split, 50, shuffle_rows=1)).reshape(10, 50) % 50
+    assert len(set(map(tuple, within.tolist()))) == 10
+
+
 @pytest.mark.parametrize("shuffle_rows", [0, 130])
 def test_goes_on_after_any_batch(tmp_path, monkeypatch, shuffle_rows):
     split = write(tmp_path, 500, 64, monkeypatch)

@@ -82,6 +82,23 @@ def test_platt_of_logits_of_any_scale():
     )
 
 
+def test_platt_of_rows_on_which_whole_newton_steps_diverge():
+    """The rate starts the fit far from its end: the first whole step overshoots, and the next ones run to infinity."""
+    logit, label, weight = (
+        np.array([-21.0, -8, -3, 19]),
+        np.array([1, 0, 1, 0]),
+        np.array([1000.0, 10, 10, 10]),
+    )
+    p = calibration.apply(calibration.fit("platt", logit, label, weight).arrays, logit)
+    np.testing.assert_allclose(
+        p, by_scikit_learn("platt", logit, label, weight, logit), rtol=0, atol=1e-6
+    )
+    residuals = weight / weight.sum() * (p - label)
+    np.testing.assert_allclose(
+        [residuals.sum(), residuals @ logit], 0, atol=1e-7
+    )  # where the loss is least
+
+
 @pytest.mark.parametrize("method", calibration.METHODS)
 def test_apply_is_the_same_in_a_jax_program_and_never_certain(method):
     logit, label, _ = rows(6, 3_000)

@@ -6,6 +6,7 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from emofm_jax.evaluation import comparison
+from tests.reference import delong
 
 REPETITIONS = 1000
 
@@ -61,6 +62,20 @@ def test_components_of_an_auc_are_those_of_a_loop_over_pairs(rows):
     of_clicks, of_rest = comparison.row_parts("auc", label, ours)
     np.testing.assert_allclose(of_clicks, wins.mean(axis=1))
     np.testing.assert_allclose(of_rest, wins.mean(axis=0))
+
+
+def test_the_interval_of_a_difference_of_aucs_is_delongs(rows):
+    label, ours, theirs = (a[:150] for a in rows)
+    found = comparison.over_rows(*(comparison.row_parts("auc", label, p) for p in (ours, theirs)))
+    difference, variance = delong.difference(label, ours, theirs)
+    np.testing.assert_allclose(found.mean, difference, rtol=0, atol=1e-12)
+    quantile = stats.t.ppf(0.975, 1e9)  # what the package takes for a normal one, 1e-9 apart
+    np.testing.assert_allclose(
+        ((found.high - found.low) / 2 / quantile) ** 2, variance, rtol=0, atol=1e-12
+    )
+    np.testing.assert_allclose(
+        found.p, 2 * stats.norm.sf(abs(difference) / np.sqrt(variance)), rtol=1e-8
+    )
 
 
 @pytest.mark.parametrize("metric, compute", [("auc", sk.roc_auc_score), ("logloss", sk.log_loss)])

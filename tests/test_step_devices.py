@@ -94,7 +94,9 @@ def test_benchmark_runs_and_ends_with_its_ratio(tmp_path, capsys):
     assert distinct[10**4, "zipf"] < distinct[10**4, "uniform"]
 
 
-def test_one_device_equals_two():
+@pytest.fixture(scope="module")
+def two_devices():
+    """What `main` finds under two devices, by name."""
     environment = {
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
@@ -109,11 +111,24 @@ def test_one_device_equals_two():
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    for name, found in json.loads(done.stdout.splitlines()[-1]).items():
-        assert found["moved"] > 0.01, name  # else agreement says nothing
-        assert found["parameters"] < 1e-5, name
-        assert found["metrics"] < 1e-4, name
-        assert found["replicas_equal"], name
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("case", ["wm, lazy", "dense"])
+def test_one_device_equals_two(two_devices, case):
+    found = two_devices[case]
+    assert found["moved"] > 0.01  # else agreement says nothing
+    assert found["parameters"] < 1e-5
+    assert found["metrics"] < 1e-4
+    assert found["replicas_equal"]
+
+
+def test_two_devices_drop_different_units(two_devices):
+    """Both are given the same rows, so that their scores differ by what is dropped."""
+    first, second = two_devices["p without dropout"]
+    assert first == second
+    first, second = two_devices["p with dropout"]
+    assert all(a != b for a, b in zip(first, second))
 
 
 def compare_devices(module, schema, update):
@@ -158,6 +173,19 @@ def compare_devices(module, schema, update):
     }
 
 
+def scores_of_equal_rows(dropout):
+    """p of one step, a list for each of two devices that have the same rows."""
+    optimizers = dict.fromkeys(step_lib.SECTIONS, optim.make_optimizer(SECTION, 10))
+    module, devices = Linear(dropout=dropout), jax.local_devices()
+    init = step_lib.make_init(
+        module, make_schema(), optimizers, table_width=DIM, init_scale=0.5, devices=devices
+    )
+    step = step_lib.make_train_step(module, make_schema(), optimizers, devices=devices)
+    batch = jax.tree.map(lambda array: np.repeat(array, 2, axis=0), make_batch(0))
+    _, metrics = step(init(jax.random.key(0)), step_lib.put_batch(batch, devices))
+    return step_lib.fetch(metrics)["p"].tolist()
+
+
 def main():
     typed = make_schema(("click", "cart", "buy"))
     changes = {"name": "wm", "embedding_dim": DIM, "hidden": (8,), "am_hidden": (), "norm": "batch"}
@@ -165,6 +193,10 @@ def main():
     found = {
         "wm, lazy": compare_devices(wm, typed, "lazy"),
         "dense": compare_devices(Linear(), make_schema(), "dense"),
+    }
+    found |= {
+        "p without dropout": scores_of_equal_rows(0.0),
+        "p with dropout": scores_of_equal_rows(0.5),
     }
     print(json.dumps(found))
 
