@@ -1,55 +1,68 @@
 """Compiling is most of a test's time: programs are kept on disk for the session, and compiled without optimizations."""
 
+import fcntl
 import os
+import shutil
 import tempfile
 
 _CACHE = tempfile.TemporaryDirectory(prefix="emofm_jax_cache_")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-os.environ.setdefault(
-    "JAX_DISABLE_MOST_OPTIMIZATIONS", "1"
-)  # 0 tests what users run, in nearly twice the time
+# 0 tests what users run, in nearly twice the time.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
+
+ROOT = Path(__file__).parent
 
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
     """Trained runs: `hmm` and `wm` (typed, on one made-up data set), `dnn` (without types); `mine` of docs/data.md.
 
-    Beside them `data` (shards of the first three) and `mine_data`. Tests read them and write elsewhere.
+    Beside them `data` (shards of the first three) and `mine_data`. Tests read them and write elsewhere. They are
+    trained once: the worker that asks first has the lock, the others wait for it.
     """
+    shared = os.environ.get("EMOFM_JAX_TEST_RUNS")  # that benchmarks/mutations.py keeps
+    if shared is None:
+        shared = tmp_path_factory.getbasetemp()
+        if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a directory in one of the session
+            shared = shared.parent
+    home = Path(shared) / "runs"
+    with open(home.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (home / "complete").exists():
+            shutil.rmtree(home, ignore_errors=True)
+            home.mkdir()
+            train_runs(home)
+            (home / "complete").touch()
+    return home
+
+
+def train_runs(home):
+    """Writes everything that `runs` promises to `home`."""
     from emofm_jax import prepare, train
 
-    root, home = Path(__file__).parent, tmp_path_factory.mktemp("runs")
-    for name, more in {
-        "hmm": (),
-        "wm": ("--config.seed=1",),
-        "dnn": ("--config.train.monitor=auc",),
-    }.items():
-        flags = [f"--config={root / 'tiny.py'}:{name}", f"--config.data.dir={home / 'data'}", *more]
+    flags_of = {"hmm": (), "wm": ("--config.seed=1",), "dnn": ("--config.train.monitor=auc",)}
+    for name, more in flags_of.items():
+        flags = [f"--config={ROOT / 'tiny.py'}:{name}", f"--config.data.dir={home / 'data'}", *more]
         assert train.main(["train", *flags, f"--workdir={home / name}"]) == 0
-    text = (root.parent / "docs" / "data.md").read_text()
-    experiment = (
-        text.split("```python\n")[1].split("```")[0].replace("data/mine", str(home / "mine_data"))
-    )
-    source = root.parent / "data" / "examples" / "clicks.csv"
+
+    text = (ROOT.parent / "docs" / "data.md").read_text()
+    experiment = text.split("```python\n")[1].split("```")[0]
+    experiment = experiment.replace("data/mine", str(home / "mine_data"))
+    source = ROOT.parent / "data" / "examples" / "clicks.csv"
     (home / "mine.py").write_text(experiment.replace("data/examples/clicks.csv", str(source)))
-    tiny = [
-        f"--config.{x}"
-        for x in (
-            "model.name=wm",
-            "model.hidden=(8,)",
-            "model.embedding_dim=4",
-            "data.batch_size=64",
-        )
-    ]
-    assert prepare.main(["prepare", f"--config={home / 'mine.py'}"]) == 0
-    assert (
-        train.main(["train", f"--config={home / 'mine.py'}", f"--workdir={home / 'mine'}", *tiny])
-        == 0
-    )
-    return home
+    small = {
+        "model.name": "wm",
+        "model.hidden": "(8,)",
+        "model.embedding_dim": 4,
+        "data.batch_size": 64,
+    }
+    flags = [f"--config.{field}={value}" for field, value in small.items()]
+    config = f"--config={home / 'mine.py'}"
+    assert prepare.main(["prepare", config]) == 0
+    assert train.main(["train", config, f"--workdir={home / 'mine'}", *flags]) == 0

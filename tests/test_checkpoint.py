@@ -115,6 +115,17 @@ def test_excluded_leaves_come_back_as_they_are(tmp_path):
     assert back.owner is like.owner and same(back.replace(owner=0), make_state(1).replace(owner=0))
 
 
+def test_a_name_that_begins_like_an_excluded_one_is_kept(tmp_path):
+    state = {"owner": {"a": np.ones(1)}, "owners": np.full(2, 5.0)}
+    checkpoint.save(tmp_path, 1, state, {}, exclude=("owner",))
+    assert safetensors.numpy.load_file(tmp_path / "step_1" / "state.safetensors").keys() == {
+        "owners"
+    }
+    like = {"owner": {"a": np.zeros(1)}, "owners": np.zeros(2)}
+    back = checkpoint.restore(tmp_path, like, exclude=("owner",)).state
+    assert back["owner"]["a"] == 0 and back["owners"].tolist() == [5, 5]
+
+
 def test_the_newest_two_and_the_best_are_kept(tmp_path):
     state = {"x": np.zeros(3)}
     for step, best in ((2, 2), (10, 2), (100, 2), (110, 2)):

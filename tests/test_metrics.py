@@ -80,6 +80,15 @@ def test_agrees_with_scikit_learn_with_ties_and_weights(n, decimals):
         assert metrics.logloss_from_logits(label, score, w) == pytest.approx(expected, **TOLERANCE)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_certain_mistake_costs_what_its_dtype_can_tell(dtype):
+    """15.9 nats in float32, as in scikit-learn; logits know no such bound."""
+    p, label = np.array([0, 1, 0.5], dtype), np.array([1, 0, 1])
+    assert metrics.logloss(label, p) == pytest.approx(log_loss(label, p), rel=1e-6)
+    assert metrics.logloss(label[:1], p[:1]) == pytest.approx(-math.log(np.finfo(dtype).eps))
+    assert metrics.logloss_from_logits(label[:1], np.array([-40], dtype)) == pytest.approx(40)
+
+
 def test_auc_and_gauc_over_many_blocks(monkeypatch):
     label, score, weight, key = rows(3, 5_000)
     whole = [

@@ -301,7 +301,8 @@ def test_destine_needs_two_slots():
 
 
 def test_an_odd_width_of_final_is_no_mistake_where_nothing_is_halved():
-    baselines.make("final", {"final.block1": (5,), "final.residual": "sum"})
+    module = baselines.make("final", {"final.block1": (5,), "final.residual": "sum"})
+    assert module.block1 == (5,) and module.residual == "sum"
 
 
 @pytest.mark.parametrize("types,message", [((), "untyped"), (("buy",), "is the only type")])
@@ -323,4 +324,5 @@ def test_types_are_asked_of_data_that_have_none():
 def test_sections_of_other_models_are_not_judged():
     options = cases.options_of("dnn", mixer_num_heads=3)
     options["destine"] |= dict(d_att=7, num_heads=2)
-    model_lib.make_model(cases.schema_of(), options)
+    made = model_lib.make_model(cases.schema_of(), options)
+    assert made == model_lib.make_model(cases.schema_of(), cases.options_of("dnn"))

@@ -67,9 +67,15 @@ def test_ranges_are_checked(drawn, message):
 
 
 def test_a_range_may_have_its_effect_through_another():
-    search.check(
-        {"model.mixer.d_att": ("log", 8, 64), "model.name": ("choice", ["wm", "hmm"])}, BASE
-    )
+    base = points.apply(BASE, {"model.name": "wm"}, "")
+    ranges = {"model.mixer.d_att": ("log", 8, 64)}
+    with pytest.raises(UserError, match="d_att' has no effect on wm"):
+        search.check(ranges, base)
+    ranges["model.name"] = ("choice", ["wm", "hmm"])
+    search.check(ranges, base)
+    drawn = [search.next_trial(ranges, base, [], seed) for seed in range(12)]
+    assert {trial["model.name"] for trial in drawn} == {"wm", "hmm"}
+    assert all(8 <= trial["model.mixer.d_att"] <= 64 for trial in drawn)
 
 
 def test_one_point_and_grids_have_names_that_tell_them_apart():

@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
+from emofm_jax.nn import losses
 from emofm_jax.training import optim, sparse
 from emofm_jax.training import step as step_lib
 from tests.linear_model import DIM, SECTION, Linear, make_batch, make_schema
+from tests.reference import emofm as formulas
 from tests.reference import sparse_step as reference
 
 BATCHES = [
@@ -251,6 +254,55 @@ def test_lr_scale_multiplies_the_updates_of_its_section():
     for i, scale in enumerate((0.25, 0.5)):
         np.testing.assert_allclose(part[i], scale * whole[i], atol=1e-6)
     np.testing.assert_array_equal(frozen[0], 0)
+
+
+class Typed(nn.Module):
+    """A linear predictor for each of three types, and a linear auxiliary model."""
+
+    embedding_dim: int = DIM
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, e, weight=None, *, train=False):
+        kernels = [
+            self.param(name, nn.initializers.normal(1.0), (e.shape[1] * e.shape[2], 3))
+            for name in ("predictors", "auxiliary")
+        ]
+        logits, type_logits = (e.reshape(len(e), -1) @ kernel for kernel in kernels)
+        return losses.Outputs(logits, type_logits)
+
+
+@pytest.mark.parametrize("drop_type", [-1, 1])
+def test_the_sums_of_a_step_are_those_of_its_rows(drop_type):
+    schema, devices = make_schema(("view", "cart", "buy")), one_device()
+    optimizers = dict.fromkeys(step_lib.SECTIONS, optax.sgd(0.1))
+    init = step_lib.make_init(
+        Typed(), schema, optimizers, table_width=DIM, init_scale=0.5, devices=devices
+    )
+    state = init(jax.random.key(0))
+    params = step_lib.fetch(state.params)
+    batch = make_batch(0, 24, 20, types=3)
+    ids, value, label, weight = as_rows(batch)
+    ftype = batch.ftype[0]
+    assert set(ftype[:20]) == {-1, 0, 1, 2}
+    step = step_lib.make_train_step(
+        Typed(), schema, optimizers, am_weight=0.5, drop_type=drop_type, devices=devices
+    )
+    record = step_lib.fetch(step(state, step_lib.put_batch(batch, devices))[1])
+
+    e = formulas.pool(params["embedding"], ids, value, schema.slot_widths).reshape(24, -1)
+    p_given_type = formulas.sigmoid(e @ params["network"]["predictors"])
+    p_type = np.array([formulas.softmax(x) for x in e @ params["network"]["auxiliary"]])
+    p = formulas.mixture(p_given_type, p_type, drop_type)[0]
+    p = np.where(ftype < 0, p, p_given_type[np.arange(24), ftype])
+    np.testing.assert_allclose(record["p"][0][weight > 0], p[weight > 0], atol=1e-6)
+    expected = formulas.loss(p_given_type, p_type, label, ftype, weight, 0.5, drop_type)
+    np.testing.assert_allclose(record["loss"][0], expected, rtol=1e-5)
+    scored, known = (ftype < 0) | (ftype != drop_type), ftype >= 0
+    nats = -np.log(np.where(label == 1, p, 1 - p))
+    np.testing.assert_allclose(record["weight_sum"][0], weight[scored].sum(), rtol=1e-6)
+    np.testing.assert_allclose(record["am_weight_sum"][0], weight[known].sum(), rtol=1e-6)
+    np.testing.assert_allclose(record["logloss_sum"][0], (weight * nats)[scored].sum(), rtol=1e-5)
 
 
 def test_dropout_follows_seed_and_step():
