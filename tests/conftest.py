@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import sys
 import tempfile
 
 _CACHE = tempfile.TemporaryDirectory(prefix="emofm_jax_cache_")
@@ -17,6 +18,26 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 
 ROOT = Path(__file__).parent
+COMPILED: list[str] = []  # an event of jax for each program that was compiled
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """A test that is marked `fast` must not compile: `pytest -m fast` is what one runs at every change."""
+    if item.get_closest_marker("fast") is None or "jax" not in sys.modules:
+        return (yield)
+    if not COMPILED:
+        from jax import monitoring
+
+        note = lambda event, *_, **__: (
+            COMPILED.append(event) if "backend_compile" in event else None
+        )
+        monitoring.register_event_duration_secs_listener(note)
+        COMPILED.append("counting from here on")
+    before = len(COMPILED)
+    result = yield
+    assert len(COMPILED) == before, "the test compiles a jax program: it is not to be marked `fast`"
+    return result
 
 
 @pytest.fixture(scope="session")
