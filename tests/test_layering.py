@@ -1,6 +1,7 @@
 """Imports point one way (WORKSPACE.md), and what must start fast loads no jax: facts, by reading every import."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,204 +11,108 @@ import pytest
 import emofm_jax
 
 PACKAGE = Path(emofm_jax.__file__).parent
-FILES = sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py"))
-BASE = {"emofm_jax.errors"}
-NETWORK = BASE | {"emofm_jax.data.schema", "emofm_jax.nn"}
-LAYERS = {
-    # layer: (own modules, or beginnings of them, that it may import; packages of others)
-    "base": (
-        BASE | {"emofm_jax.validation", "emofm_jax.evaluation.metrics"},
-        {"numpy", "scipy", "ml_collections"},
-    ),
-    "data": (BASE | {"emofm_jax.data"}, {"numpy", "pyarrow", "xxhash"}),
-    "nn": (NETWORK, {"numpy", "jax", "flax", "chex", "optax"}),
-    "models": (NETWORK | {"emofm_jax.models"}, {"numpy", "jax", "flax", "chex", "optax"}),
+
+# A room is a folder, or a module at the top; what else stands at the top is a program.
+ROOMS = {
+    # room: (rooms it may import, packages of others)
+    "errors": ("", ""),
+    "files": ("", ""),
+    "validation": ("errors", "ml_collections"),
+    "config": ("errors validation", "ml_collections"),
+    "data": ("errors files", "numpy pyarrow xxhash ml_collections tqdm"),
+    "evaluation": ("errors files data", "numpy scipy tqdm"),
+    "nn": ("errors", "numpy jax flax chex"),
+    "models": ("errors data nn", "numpy jax flax chex"),
     "training": (
-        NETWORK
-        | {
-            f"emofm_jax.{name}"
-            for name in ("data", "models", "metrics", "split_report", "verdict", "training")
-        },
-        {
-            "numpy",
-            "jax",
-            "flax",
-            "chex",
-            "optax",
-            "pyarrow",
-            "tqdm",
-            "tensorboardX",
-            "safetensors",
-            "xxhash",
-        },
+        "errors files config data evaluation nn models",
+        "numpy jax flax optax ml_collections pyarrow safetensors tensorboardX tqdm xxhash",
     ),
-    # Charts and statistics: anybody may use them.
-    "charts": (BASE | {"emofm_jax.reports.axes"}, {"numpy", "scipy"}),
-    # What report.py is made of: read, compare, lay out.
-    "reports": (
-        BASE
-        | {f"emofm_jax.{name}" for name in ("config", "axes", "plots", "comparison", "reports")},
-        {"numpy", "pyarrow"},
+    "scoring": (
+        "errors files config data evaluation nn models training",
+        "numpy jax safetensors",
     ),
-    "scorer": (
-        NETWORK
-        | {
-            f"emofm_jax.{name}"
-            for name in (
-                "data",
-                "models",
-                "config",
-                "calibration",
-                "artefact",
-                "attribution",
-                "host_call",
-            )
-        }
-        | {
-            "emofm_jax.scoring.score",
-            "emofm_jax.scorer.Scorer",
-            "emofm_jax.training.checkpoint",
-            "emofm_jax.training.compilation",
-        },
-        {"numpy", "jax", "safetensors"},
-    ),
-    "stand-alone": (set(), {"numpy", "jax"}),  # copied into every export
-    # The two files below the programs that take a config.
-    "loop": ({"emofm_jax"}, {"numpy", "jax", "ml_collections", "tqdm"}),
-    "programs": (
-        {"emofm_jax"},
-        {"numpy", "jax", "pyarrow", "absl", "ml_collections", "tqdm", "optuna"},
-    ),
+    "sweeping": ("errors files config evaluation training", "ml_collections optuna"),
+    "reports": ("errors files config evaluation sweeping", "numpy pyarrow"),
+    "points": ("sweeping", ""),
+    "cli": ("errors config training", "absl ml_collections"),
 }
-BASE_FILES = {
-    "errors.py",
-    "config.py",
-    "validation.py",
-    "metrics.py",
-    "split_report.py",
-    "verdict.py",
-    "summary.py",
-}
-BASE_FILES |= {"table.py", "calibration.py"}
-CHART_FILES = {"axes.py", "plots.py", "comparison.py"}
-PROGRAMS = {
-    "prepare.py",
-    "train.py",
-    "evaluate.py",
-    "predict.py",
-    "sweep.py",
-    "report.py",
-    "export.py",
-}
+PROGRAMS = ("everything above", "numpy pyarrow absl ml_collections tqdm")
 
 
-SCORER_FILES = {"scorer.py", "host_call.py", "artefact.py", "attribution.py"}
+def room(module: str) -> str:
+    """`emofm_jax.data.formats.cti` is in `data`, `emofm_jax.train` in `programs`."""
+    name = module.split(".")[1] if "." in module else ""
+    return name if name in ROOMS else "programs" if name else ""
 
 
-def layer(file: str) -> str:
-    if file in SCORER_FILES:
-        return "scorer"
-    if file == "score.py":
-        return "stand-alone"
-    if file in BASE_FILES:
-        return "base"
-    if file in CHART_FILES:
-        return "charts"
-    if file in ("training/loop.py", "training/build.py"):
-        return "loop"
-    if "/" in file:
-        return file.split("/")[0]
-    return "programs"
-
-
-def imports(file: str) -> set[str]:
-    """Full names of everything the file imports, anywhere in it: `from a import b` is a.b."""
+def imports(tree: ast.AST) -> set[str]:
+    """Full names of everything that is imported, anywhere in a file: `from a import b` is a.b."""
     names = set()
-    for node in ast.walk(ast.parse((PACKAGE / file).read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: relative import"
+            assert node.level == 0, "a relative import"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 
-def within(name: str, allowed: set[str]) -> bool:
-    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in allowed)
+def read() -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """Of each module of the package: the modules of the package, and the packages of others, that it imports."""
+    paths = [path.relative_to(PACKAGE.parent).with_suffix("") for path in PACKAGE.rglob("*.py")]
+    modules = {".".join(p.parent.parts if p.name == "__init__" else p.parts): p for p in paths}
+    ours, others = {}, {}
+    for module, path in modules.items():
+        names = imports(ast.parse((PACKAGE.parent / path).with_suffix(".py").read_text()))
+        own = {name for name in names if name.split(".")[0] == "emofm_jax"}
+        # A name is a module, or stands in one.
+        ours[module] = {name if name in modules else name.rpartition(".")[0] for name in own}
+        others[module] = {name.split(".")[0] for name in names - own} - sys.stdlib_module_names
+    return ours, others
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_a_file_imports_only_what_its_layer_may(file):
-    own, others = LAYERS[layer(file)]
-    bad = set()
-    for name in imports(file):
-        top = name.split(".")[0]
-        if top == "emofm_jax":
-            bad |= set() if within(name, own) else {name}
-        elif top not in sys.stdlib_module_names:
-            bad |= set() if top in others else {name}
-    assert not bad
+def test_imports_follow_the_table():
+    ours, others = read()
+    assert ours.keys() >= {f"emofm_jax.{room}" for room in ROOMS}
+    wrong = []
+    for module in ours:
+        here = room(module)
+        rooms, packages = (column.split() for column in ROOMS.get(here, PROGRAMS))
+        rooms = {*ROOMS} if here == "programs" else {here, *rooms}
+        wrong += [f"{module} imports {name}" for name in ours[module] if room(name) not in rooms]
+        wrong += [f"{module} imports {name}" for name in others[module] - {*packages}]
+    assert not wrong
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_programs_do_not_import_each_other(file):
-    programs = {f"emofm_jax.{name[:-3]}" for name in PROGRAMS | {"cli.py"}}
-    allowed = {"emofm_jax.cli"} if file in PROGRAMS else set()
-    # train makes synthetic data that is missing.
-    allowed |= {
-        **dict.fromkeys(("sweep.py", "runs.py", "search.py"), {"emofm_jax.train"}),
-        "train.py": {"emofm_jax.prepare"},
-    }.get(file, set())
-    assert not {
-        name for name in imports(file) if within(name, programs) and not within(name, allowed)
-    }
+def test_nothing_imports_itself_in_a_circle():
+    order = graphlib.TopologicalSorter({row: rooms.split() for row, (rooms, _) in ROOMS.items()})
+    assert list(order.static_order())
+    modules = list(graphlib.TopologicalSorter(read()[0]).static_order())
+    assert modules.index("emofm_jax.errors") < modules.index("emofm_jax.train")
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f != "training/step.py"])
-def test_only_the_step_knows_of_pmap(file):
-    tree = ast.parse((PACKAGE / file).read_text())
-    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    assert not names & {"pmap", "shard_map"} and "jax.pmap" not in imports(file)
-
-
-def test_every_folder_is_a_layer_and_the_reader_finds_imports():
-    assert {file.split("/")[0] for file in FILES if "/" in file} == {
-        "data",
-        "nn",
-        "models",
-        "training",
-        "reports",
-    }
-    assert {"jax", "emofm_jax.errors.UserError"} <= imports("training/checkpoint.py")
-    assert not within("emofm_jax.database", {"emofm_jax.data"}) and within(
-        "emofm_jax.data.x", {"emofm_jax.data"}
-    )
+def test_only_the_step_knows_of_pmap():
+    knowing = set()
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        names |= {name.rpartition(".")[2] for name in imports(tree)}
+        knowing |= {str(path.relative_to(PACKAGE))} if names & {"pmap", "shard_map"} else set()
+    assert knowing == {"training/step.py"}
 
 
 @pytest.mark.parametrize(
     "modules, never",
     [
-        (("data.schema", "data.shards", "data.batches"), {"jax", "flax", "optax", "absl"}),
-        (
-            ("data.vocabulary", "data.synthetic", "data.formats", "data.formats.tabular"),
-            {"jax", "flax", "optax", "absl"},
-        ),
-        (
-            ("config", "metrics", "split_report", "verdict", "summary", "calibration"),
-            {"jax", "flax", "optax", "pyarrow"},
-        ),
-        (("prepare", "cli"), {"jax", "flax", "optax"}),
-        (("plots", "axes", "comparison"), {"jax", "flax", "optax", "pyarrow"}),
-        (("report", "reports.sweep_page", "reports.run_page"), {"jax", "flax", "optax"}),
+        ("prepare report cli points data.features data.synthetic.write", "jax flax optax"),
+        ("config evaluation.metrics evaluation.comparison reports.plots", "jax flax pyarrow"),
     ],
 )
 def test_what_must_start_fast_loads_no_jax(modules, never):
-    code = f"import sys, {', '.join(f'emofm_jax.{name}' for name in modules)}; print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert f"emofm_jax.{modules[0]}" in loaded
-    assert not never & set(loaded)
+    names = [f"emofm_jax.{name}" for name in modules.split()]
+    code = f"import sys, {', '.join(names)}; print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    assert {*names} <= {*loaded} and not {*never.split()} & {*loaded}
 
 
 def test_the_package_resolves_its_names_when_they_are_used():
