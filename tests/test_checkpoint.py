@@ -237,15 +237,16 @@ def test_saver_keeps_the_info_of_the_moment(tmp_path, monkeypatch):
 @pytest.mark.parametrize("how", ["wait", "save", "exit"])
 def test_saver_raises_at_the_next_call(tmp_path, how):
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        UserError, match="file/checkpoints/step_1: this checkpoint could not be written"
-    ):  # noqa: SIM117
-        with checkpoint.Saver(tmp_path / "file" / "checkpoints") as saver:
-            saver.save(1, {"x": np.zeros(1)}, {})
-            if how == "wait":
-                saver.wait()
-            elif how == "save":
-                saver.save(2, {"x": np.zeros(1)}, {})
+    message = "file/checkpoints/step_1: this checkpoint could not be written"
+    with (
+        pytest.raises(UserError, match=message),
+        checkpoint.Saver(tmp_path / "file" / "checkpoints") as saver,
+    ):
+        saver.save(1, {"x": np.zeros(1)}, {})
+        if how == "wait":
+            saver.wait()
+        elif how == "save":
+            saver.save(2, {"x": np.zeros(1)}, {})
 
 
 def test_saver_does_not_hide_what_failed_in_the_block(tmp_path):

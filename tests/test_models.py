@@ -14,12 +14,14 @@ from tests import model_cases as cases
 
 
 def test_models_start_at_the_rates_of_the_train_split():
-    schema, e = (
-        cases.schema_of(),
-        np.zeros((1, sum(cases.SIZES), cases.DIM), np.float32),
-    )  # biases alone speak
-    start = jax.jit(lambda module, schema: model_lib.predict(module, model_lib.init(module, jax.random.key(0), schema), e),
-                    static_argnums=(0, 1))  # fmt: skip
+    schema = cases.schema_of()
+    e = np.zeros((1, sum(cases.SIZES), cases.DIM), np.float32)  # biases alone speak
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def start(module, schema):
+        variables = model_lib.init(module, jax.random.key(0), schema)
+        return model_lib.predict(module, variables, e)
+
     module = model_lib.make_model(schema, cases.options_of("hm", init_scale=0.0, **cases.SHALLOW))
     out = start(module, schema)
     rate = (22 + 0.5) / (200 + 1)
