@@ -63,10 +63,9 @@ class Option:
             parts.append(" | ".join(str(choice) or '""' for choice in self.choices))
         if self.bounds and self.of is None:
             parts.append(self.bounds)
-        for other, values in self.needs.items():
-            parts.append(
-                f"needs {other.replace('.', '', other[0] == '.')} = {' | '.join(map(str, values))}"
-            )
+        for names, values in self.needs.items():
+            others = " or ".join(name.removeprefix(".") for name in names.split(" | "))
+            parts.append(f"needs {others} = {' | '.join(map(str, values))}")
         return "; ".join(parts)
 
     def check(self, where: str, value: Any) -> None:
