@@ -29,7 +29,7 @@ from emofm_jax.data import batches, shards
 from emofm_jax.errors import UserError
 from emofm_jax.models import build as model_lib
 from emofm_jax.training import build
-from emofm_jax.training import step as step_lib
+from emofm_jax.training import state as state_lib
 
 NUM_BATCHES = 8
 
@@ -81,17 +81,17 @@ class Case:
     def __init__(self, config: ConfigDict):
         split = shards.open_split(Path(config.data.dir), "train")
         self.batch_size = config.data.batch_size
-        self.program = build.make_program(config, split.schema, 1000)
+        self.parts = build.make_parts(config, split.schema, 1000)
         source = batches.read(split, self.batch_size, shuffle_rows=config.data.shuffle_rows, seed=0)
         host = itertools.islice(
             (b.batch for b in source if b.num_rows == self.batch_size), NUM_BATCHES
         )
-        self.batches = [step_lib.put_batch(batch, self.program.devices) for batch in host]
+        self.batches = [state_lib.put_batch(batch, self.parts.devices) for batch in host]
         if not self.batches:
             raise UserError(
                 f"{config.data.dir}: fewer rows than a batch of {self.batch_size}; take a smaller one"
             )
-        self.state = self.program.init()
+        self.state = self.parts.init()
         module = model_lib.make_model(split.schema, config.model.to_dict())
         variables = {"params": self.state.params["network"], "batch_stats": self.state.stats}
         self.multiply_adds = multiply_adds(module, variables, split.schema.num_slots)
@@ -102,7 +102,7 @@ class Case:
         seconds = []
         for batch in self.batches:
             start = time.perf_counter()
-            self.state, _ = self.program.train_step(self.state, batch)
+            self.state, _ = self.parts.train_step(self.state, batch)
             jax.block_until_ready(self.state.step)
             seconds.append(time.perf_counter() - start)
         return seconds

@@ -24,7 +24,7 @@ from emofm_jax import cli, config
 from emofm_jax.data.batches import Batch
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.models import build as model_lib
-from emofm_jax.training import optim, step
+from emofm_jax.training import optim, state, step
 
 EXPONENT = 1.05
 HIDDEN = (400, 400, 400)
@@ -104,8 +104,8 @@ def make_step(schema: Schema, embedding_dim: int):
         "hidden": HIDDEN,
     }
     module = model_lib.make_model(schema, options)
-    optimizers = {k: optim.make_optimizer(defaults.optim[k].to_dict(), 1) for k in step.SECTIONS}
-    init = step.make_init(module, schema, optimizers, table_width=embedding_dim, init_scale=0.01)
+    optimizers = {k: optim.make_optimizer(defaults.optim[k].to_dict(), 1) for k in state.SECTIONS}
+    init = state.make_init(module, schema, optimizers, table_width=embedding_dim, init_scale=0.01)
     return init(jax.random.key(0)), step.make_train_step(module, schema, optimizers)
 
 
@@ -119,7 +119,7 @@ def measure(sizes, batch_size, num_slots, embedding_dim, num_batches, num_steps)
         states[rows], steps[rows] = make_step(schema, embedding_dim)
         for kind in ("zipf", "uniform"):
             made = make_batches(schema, kind, num_batches, batch_size, num_devices)
-            batches[rows, kind] = [step.put_batch(batch) for batch in made]
+            batches[rows, kind] = [state.put_batch(batch) for batch in made]
     product = gemm(2048 if batch_size > 1000 else 256)
     times, distinct, peak = {case: [] for case in batches}, {case: [] for case in batches}, []
     for turn in range(-2, num_steps):  # the first turns compile and touch the memory
@@ -129,7 +129,7 @@ def measure(sizes, batch_size, num_slots, embedding_dim, num_batches, num_steps)
             states[rows], metrics = jax.block_until_ready(steps[rows](states[rows], batch))
             if turn >= 0:
                 times[rows, kind].append(time.perf_counter() - start)
-                distinct[rows, kind].append(int(step.fetch(metrics["num_rows"])[0]))
+                distinct[rows, kind].append(int(state.fetch(metrics["num_rows"])[0]))
         peak.append(product())
     widths = [num_slots * embedding_dim, *HIDDEN, 1]
     # Forward, gradient of the input and of the weights: two operations a multiplication and addition, each.

@@ -24,7 +24,7 @@ from absl import flags as absl_flags
 from emofm_jax import cli
 from emofm_jax.data import batches, shards
 from emofm_jax.training import build, loop
-from emofm_jax.training import step as step_lib
+from emofm_jax.training import state as state_lib
 
 
 def main(flags: absl_flags.FlagValues) -> None:
@@ -36,22 +36,22 @@ def main(flags: absl_flags.FlagValues) -> None:
         config.train.eval_every_steps = (
             10**9
         )  # the last step evaluates all the same; not part of the rate
-    program = build.make_program(config, splits["train"].schema, flags.steps)
+    parts = build.make_parts(config, splits["train"].schema, flags.steps)
     source = batches.read(
         splits["train"], config.data.batch_size, shuffle_rows=config.data.shuffle_rows
     )
     host = [b.batch for b in itertools.islice(source, 64) if b.num_rows == config.data.batch_size]
-    made = [step_lib.put_batch(batch, program.devices) for batch in host]
+    made = [state_lib.put_batch(batch, parts.devices) for batch in host]
     figures = {"bare": [], "program": []}
-    bare(program, made, 3, config.data.batch_size)  # compiles
+    bare(parts, made, 3, config.data.batch_size)  # compiles
     for turn in range(flags.turns):
-        figures["bare"].append(bare(program, made, flags.steps, config.data.batch_size))
+        figures["bare"].append(bare(parts, made, flags.steps, config.data.batch_size))
         with tempfile.TemporaryDirectory() as workdir, contextlib.redirect_stdout(io.StringIO()):
-            rates = loop.run(config, Path(workdir), splits)["train"]
-        figures["program"].append(rates["rows_per_s"])
+            training = loop.run(config, Path(workdir), splits, parts).training
+        figures["program"].append(training.rows_per_s)
         print(
             f"turn {turn + 1}: bare step {figures['bare'][-1]:,.0f}, program {figures['program'][-1]:,.0f} rows/s "
-            f"(waiting for input {rates['input_wait']:.1%})",
+            f"(waiting for input {training.input_wait:.1%})",
             flush=True,
         )
     ratio = statistics.median(figures["program"]) / statistics.median(figures["bare"])
@@ -62,15 +62,15 @@ def main(flags: absl_flags.FlagValues) -> None:
     print(f"ratio program/bare: {ratio:.2f}")
 
 
-def bare(program: build.Program, made: list, steps: int, batch_size: int) -> float:
+def bare(parts: build.Parts, made: list, steps: int, batch_size: int) -> float:
     """Rows/s of the step alone, over batches on the device."""
-    state = program.init()
-    state, metrics = program.train_step(state, made[-1])
+    state = parts.init()
+    state, metrics = parts.train_step(state, made[-1])
     jax.block_until_ready(metrics)
     start = time.perf_counter()
     for number in range(steps):
         before = metrics
-        state, metrics = program.train_step(state, made[number % len(made)])
+        state, metrics = parts.train_step(state, made[number % len(made)])
         jax.block_until_ready(before["nonfinite"])
     jax.block_until_ready(metrics)
     return steps * batch_size / (time.perf_counter() - start)

@@ -41,14 +41,12 @@ def _main(flags: absl_flags.FlagValues) -> None:
     schema = schema_lib.load(workdir)
     split = shards.open_split(flags.data or config.data.dir, flags.split, schema)
     valid = shards.open_split(config.data.dir, "valid", schema) if flags.calibrate else None
-    from emofm_jax.training import build
-    from emofm_jax.training import (
-        predictions as predictions_lib,  # loads jax: after the cheap checks
-    )
+    from emofm_jax.training import build  # loads jax: after the cheap checks
+    from emofm_jax.training import predictions as predictions_lib
 
-    program = build.make_program(config, schema, num_steps=1)
-    state, progress = build.restore_kept(config, workdir, program)
-    predictions, report = build.score(config, split, program, state)
+    parts = build.make_parts(config, schema)
+    state, progress = build.restore_kept(config, workdir, parts)
+    predictions, report = predictions_lib.score(config, split, parts, state)
     path, directory = (
         workdir / "predictions" / f"{flags.split}.parquet",
         split.path.parent.resolve(),
@@ -60,26 +58,16 @@ def _main(flags: absl_flags.FlagValues) -> None:
     if flags.importance:  # before anything is written: one class has none
 
         def score(rows) -> dict:
-            arguments = (
-                program.eval_step,
-                state.params,
-                state.stats,
-                rows,
-                schema,
-                config.data.eval_batch_size,
-            )
-            return predictions_lib.score_rows(*arguments, devices=program.devices)
+            return predictions_lib.score_rows(parts, state, rows, config.data.eval_batch_size)
 
         rows = importance_lib.sample(split, flags.importance_rows, config.seed)
         found = importance_lib.importance(
             score, rows, schema, config.seed, progress=sys.stderr.isatty()
         )
     if valid is not None:
-        fitted_on = (
-            predictions
-            if valid.path == split.path
-            else build.score(config, valid, program, state)[0]
-        )
+        fitted_on = predictions
+        if valid.path != split.path:
+            fitted_on, _ = predictions_lib.score(config, valid, parts, state)
         fitted = calibration.fit(
             flags.calibrate, fitted_on.logit, fitted_on.label, fitted_on.weight
         )

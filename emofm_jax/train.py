@@ -3,10 +3,10 @@
     python -m emofm_jax.train --config=experiments/quickstart.py --workdir=runs/quickstart
     python -m emofm_jax.train --config=experiments/frappe.py:wm --workdir=runs/wm --config.seed=1
 
-The same command again goes on where it stopped, or shows the result of a finished run. The workdir then holds
-config.json, schema.json, vocabulary/, environment.json, log.jsonl, TensorBoard events, checkpoints/, metrics.json
-and predictions/test.parquet (without a test split valid.parquet); evaluate, predict and other programs take
-`--workdir` and find everything there.
+The same command again goes on where it stopped, or shows the result of a finished run. The workdir
+then holds config.json, schema.json, vocabulary/, environment.json, log.jsonl, TensorBoard events,
+checkpoints/, metrics.json and predictions/test.parquet (without a test split valid.parquet);
+evaluate, predict and other programs take `--workdir` and find everything there.
 """
 
 import sys
@@ -18,7 +18,7 @@ from absl import flags as absl_flags
 from emofm_jax import cli
 from emofm_jax import config as config_lib
 from emofm_jax.errors import UserError
-from emofm_jax.evaluation import split_report, summary
+from emofm_jax.evaluation import summary
 from emofm_jax.training import run as run_lib
 
 
@@ -28,41 +28,32 @@ def _main(flags: absl_flags.FlagValues) -> None:
     given = cli.overrides(flags)
     for path, what in config_lib.without_effect(config).items():
         if path in given:
-            raise UserError(
-                f"--config.{path}={given[path]}: it has no effect on {what}; leave it out"
-            )
-    metrics = run_lib.run(config, workdir)
-    print()
-    split, report = split_report.shown(metrics)
-    print(summary.table(report, split))
-    print()
-    print(summary.footer(metrics))
-    print(
-        f"written: {workdir}/ (metrics.json, predictions/, checkpoints/, log.jsonl, TensorBoard events)"
-    )
+            idle = f"--config.{path}={given[path]}: it has no effect on {what}"
+            raise UserError(f"{idle}; leave it out")
+    report = run_lib.run(config, workdir)
+    split, of_split = report.shown
+    print(f"\n{summary.table(of_split, split)}\n\n{summary.footer(report.to_json())}")
+    files = "metrics.json, predictions/, checkpoints/, log.jsonl, TensorBoard events"
+    print(f"written: {workdir}/ ({files})")
 
 
 def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
     cli.define_config(flags, argv)
-    absl_flags.DEFINE_string(
-        "workdir", None, "Directory of the run; made if missing.", flag_values=flags
-    )
+    where = "Directory of the run; made if missing."
+    absl_flags.DEFINE_string("workdir", None, where, flag_values=flags)
 
 
 def _describe_models() -> str:
     """What the files of models/ say of themselves, under the names of the models."""
     from emofm_jax import models
 
-    names = {}
+    names: dict[str, list[str]] = {}
     for name, model in models.MODELS.items():
         names.setdefault(model.__module__, []).append(name)
     lines = ["Models (--config.model.name; docs/model.md: stated by the papers, and our choices):"]
     for module, of_module in names.items():
-        lines += [
-            "",
-            f"  {', '.join(of_module)}",
-            textwrap.indent(sys.modules[module].__doc__.strip(), "    "),
-        ]
+        text = textwrap.indent((sys.modules[module].__doc__ or "").strip(), "    ")
+        lines += ["", f"  {', '.join(of_module)}", text]
     return "\n".join(lines)
 
 

@@ -1,5 +1,7 @@
 """Permutation importance: 0 for what a model does not read, all of it where the weights are; the sample of rows."""
 
+import types
+
 import jax
 import numpy as np
 import pyarrow as pa
@@ -62,14 +64,13 @@ def score():
     options = config_lib.default().model.to_dict() | {"name": "lr"}
     module = model_lib.make_model(SCHEMA, options)
     variables = model_lib.init(module, jax.random.key(0), SCHEMA)
-    devices = jax.local_devices()
-    step = step_lib.make_eval_step(module, SCHEMA, devices=devices)
+    step = step_lib.make_eval_step(module, SCHEMA)
+    parts = types.SimpleNamespace(devices=jax.local_devices(), schema=SCHEMA, eval_step=step)
 
     def of(weights):
         params = {"embedding": weights, "network": variables["params"]}
-        return lambda rows: predictions_lib.score_rows(
-            step, params, {}, rows, SCHEMA, 1024, devices=devices
-        )
+        state = types.SimpleNamespace(params=params, stats={})
+        return lambda rows: predictions_lib.score_rows(parts, state, rows, 1024)
 
     return of
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from emofm_jax import config
-from emofm_jax.training import build, loop, progress
+from emofm_jax.evaluation import metrics
+from emofm_jax.evaluation.split_report import SplitReport
+from emofm_jax.training import loop, progress
 
 
 class Log:
@@ -22,37 +24,30 @@ class Log:
 
 
 def evaluate(monkeypatch, reports, **train):
-    """(progress, saved steps, lr_scale of the network) after evaluations that find (auc, logloss) `reports`."""
+    """(progress, saved steps, lr_scale of the network, step kept, whether patience ended).
+
+    After evaluations that find (auc, logloss) `reports`.
+    """
     c = config.default()
     c.optim.network.schedule = "plateau"
     c.train.update(train)
-    found = progress.Progress()
-    state = types.SimpleNamespace(
-        lr_scale={"embedding": jax.numpy.float32(1), "network": jax.numpy.float32(1)}
-    )
+    found, saved = progress.Progress(), []
+    ones = {key: jax.numpy.float32(1) for key in ("embedding", "network")}
+    state = types.SimpleNamespace(lr_scale=ones)
     state.replace = lambda lr_scale: types.SimpleNamespace(lr_scale=lr_scale, replace=state.replace)
-    program, saved = types.SimpleNamespace(devices=jax.local_devices()[:1]), []
+    parts = types.SimpleNamespace(devices=jax.local_devices()[:1])
+    run = loop._Run(c, None, {"valid": None}, parts, found)
+
     for auc, logloss in reports:
         found.step += 10
-        counts = {"rows": 10, "clicks": 5, "constant": {"logloss": 0.7}, "notes": ["one class"]}
-        report = {
-            "auc": auc,
-            "logloss": logloss,
-            "gauc": None,
-            "pcoc": 1.0,
-            "step": found.step,
-            **counts,
-        }
-        monkeypatch.setattr(build, "score", lambda *_, report=report: (None, report))
-        state, worth_saving = loop._evaluate(c, None, program, state, found, Log())
+        constant = metrics.Constant(p=0.5, auc=0.5, logloss=0.7, gauc=None, pcoc=1.0)
+        figures = {"auc": auc, "logloss": logloss, "pcoc": 1.0, "rows": found.step, "clicks": 5}
+        report = SplitReport(**figures, notes=["one class"], constant=constant)
+        monkeypatch.setattr(loop.predictions_lib, "score", lambda *_, r=report: (None, r))
+        state, worth_saving = loop._evaluate(run, state, Log())
         saved += [found.step] * worth_saving
-    return (
-        found,
-        saved,
-        float(state.lr_scale["network"]),
-        build.kept_step(c, found),
-        loop._out_of_patience(c, found),
-    )
+    done = found.is_done(c.train, 1000)
+    return found, saved, float(state.lr_scale["network"]), found.kept_step(c.train), done
 
 
 REPORTS = [(0.6, 0.5), (0.7, 0.7), (0.65, 0.4), (0.7005, 0.6)]
@@ -71,7 +66,7 @@ def test_each_monitor_keeps_its_own_best(monkeypatch, monitor, best, saved):
     found, steps, _, kept, _ = evaluate(monkeypatch, REPORTS, monitor=monitor)
     assert (found.best_step, steps) == (best, saved)
     assert kept == (best if monitor else 40)
-    assert found.report["step"] == kept, "the report is of the state that is kept"
+    assert found.report["rows"] == kept, "the report is of the state that is kept"
 
 
 def test_a_gain_is_more_than_min_delta(monkeypatch):
@@ -103,7 +98,7 @@ def test_a_monitor_that_never_has_a_value_keeps_the_last_state(
     monkeypatch, capsys, monitor, report
 ):
     found, saved, *_, kept, _ = evaluate(monkeypatch, [report] * 3, monitor=monitor)
-    assert (kept, saved, found.report["step"]) == (30, [], 30)
+    assert (kept, saved, found.report["rows"]) == (30, [], 30)
     assert "validation AUC -" in capsys.readouterr().out
 
 

@@ -11,7 +11,7 @@ import pytest
 from emofm_jax import config
 from emofm_jax.models import build as model_lib
 from emofm_jax.training import build
-from emofm_jax.training import step as step_lib
+from emofm_jax.training.state import SECTIONS
 from tests.linear_model import make_batch, make_schema
 
 SCHEMA = make_schema(("click", "cart", "buy"))
@@ -50,7 +50,7 @@ OPTIONS = {
     "optim.embedding.updates": ("dense", {}),
     **{
         f"optim.{section}.{field}": (value, {f"optim.{section}.{k}": v for k, v in more.items()})
-        for section in step_lib.SECTIONS
+        for section in SECTIONS
         for field, (value, more) in OPTIMIZER.items()
     },
 }
@@ -58,7 +58,7 @@ OPTIONS = {
 START = {
     "seed",
     "model.init_scale",
-    *(f"optim.{section}.initial_accumulator" for section in step_lib.SECTIONS),
+    *(f"optim.{section}.initial_accumulator" for section in SECTIONS),
 }
 
 
@@ -72,10 +72,10 @@ def make(changes):
 @functools.cache
 def lowered(changes, start):
     """The text of the start, or of the step, of a config; nothing is compiled."""
-    program = build.make_program(make(dict(changes)), SCHEMA, num_steps=10)
+    parts = build.make_parts(make(dict(changes)), SCHEMA, num_steps=10)
     if start:
-        return jax.jit(program.init).lower().as_text()
-    return program.train_step.lower(jax.eval_shape(program.init), make_batch(0, types=3)).as_text()
+        return jax.jit(parts.init).lower().as_text()
+    return parts.train_step.lower(jax.eval_shape(parts.init), make_batch(0, types=3)).as_text()
 
 
 @pytest.mark.parametrize("field", OPTIONS)

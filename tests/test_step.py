@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from emofm_jax.nn import losses
 from emofm_jax.training import optim, sparse
+from emofm_jax.training import state as state_lib
 from emofm_jax.training import step as step_lib
 from tests.linear_model import DIM, SECTION, Linear, make_batch, make_schema
 from tests.reference import emofm as formulas
@@ -32,10 +33,10 @@ def one_device():
 @functools.cache
 def start():
     """Parameters of `Linear` at the start, on the host."""
-    optimizers = dict.fromkeys(step_lib.SECTIONS, optax.identity())
+    optimizers = dict.fromkeys(state_lib.SECTIONS, optax.identity())
     options = dict(table_width=DIM, init_scale=0.5, devices=one_device())
-    state = step_lib.make_init(Linear(), make_schema(), optimizers, **options)(jax.random.key(3))
-    return step_lib.fetch(state.params)
+    state = state_lib.make_init(Linear(), make_schema(), optimizers, **options)(jax.random.key(3))
+    return state_lib.fetch(state.params)
 
 
 STEPS = {}  # compiled steps, shared by the tests
@@ -49,14 +50,14 @@ def make(module=None, embedding=None, network=None, seed=0, **options):
     }
     optimizers = {k: optim.make_optimizer(section, 10) for k, section in sections.items()}
     module = module or Linear()
-    options = {"l2": {k: section["l2"] for k, section in sections.items()}, "chunk": 7, **options}
+    l2 = {f"{k}_l2": section["l2"] for k, section in sections.items()}
+    options = step_lib.Options(**{"chunk": 7, **l2, **options})
     key = repr((module, sections, options))
     if key not in STEPS:
-        STEPS[key] = step_lib.make_train_step(
-            module, make_schema(), optimizers, devices=one_device(), **options
-        )
+        arguments = (module, make_schema(), optimizers, options, one_device())
+        STEPS[key] = step_lib.make_train_step(*arguments)
     params = start()
-    state = step_lib.TrainState(
+    state = state_lib.TrainState(
         step=np.int32(0),
         params=params,
         opt_state={k: optimizers[k].init(params[k]) for k in sections},
@@ -65,15 +66,15 @@ def make(module=None, embedding=None, network=None, seed=0, **options):
         lr_scale={k: np.float32(1) for k in sections},
         key=jax.random.key_data(jax.random.key(seed)),
     )
-    return step_lib.put_state(state, one_device()), STEPS[key], sections
+    return state_lib.put_state(state, one_device()), STEPS[key], sections
 
 
 def run(state, step, batches):
     """(state, metrics of each step on the host)."""
     records = []
     for batch in batches:
-        state, metrics = step(state, step_lib.put_batch(batch, one_device()))
-        records.append(step_lib.fetch(metrics))
+        state, metrics = step(state, state_lib.put_batch(batch, one_device()))
+        records.append(state_lib.fetch(metrics))
     return state, records
 
 
@@ -105,9 +106,9 @@ CASES = {
 def test_step_equals_a_loop(case, update):
     embedding, network, options = CASES[case]  # 65 occurrences: no multiple of the chunk
     state, step, optim_config = make(None, embedding, network, updates=update, **options)
-    start = step_lib.fetch(state.params)
+    start = state_lib.fetch(state.params)
     end, records = run(state, step, BATCHES)
-    end = step_lib.fetch(end.params)
+    end = state_lib.fetch(end.params)
     clipping = {k: options[k] for k in ("clip", "clip_norm") if k in options}
     table, kernel, bias, expected = reference.train(
         start["embedding"],
@@ -140,7 +141,7 @@ def test_dense_update_equals_optax_on_the_whole_table(name):
     state, step, optim_config = make(
         None, section, section, updates="dense", clip="global", clip_norm=0.2
     )
-    params = step_lib.fetch(state.params)
+    params = state_lib.fetch(state.params)
     transform = optax.chain(
         optax.add_decayed_weights(0.1),
         optax.clip_by_global_norm(0.2),
@@ -167,7 +168,7 @@ def test_dense_update_equals_optax_on_the_whole_table(name):
     state, _ = run(state, step, BATCHES[:3])
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
-        step_lib.fetch(state.params),
+        state_lib.fetch(state.params),
         params,
     )
 
@@ -176,16 +177,16 @@ def test_lazy_equals_dense_for_plain_sgd():
     ends = []
     for update in ("lazy", "dense"):
         state, step, _ = make(None, {"name": "sgd"}, {"name": "sgd"}, updates=update)
-        ends.append(step_lib.fetch(run(state, step, BATCHES)[0].params))
+        ends.append(state_lib.fetch(run(state, step, BATCHES)[0].params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *ends)
 
 
 def test_rows_outside_the_batch_do_not_move():
     state, step, _ = make(None, *CASES["adamw, decay"][:2])
-    before = step_lib.fetch((state.params["embedding"], state.opt_state["embedding"]))
+    before = state_lib.fetch((state.params["embedding"], state.opt_state["embedding"]))
     batch = make_batch(5, real_rows=3)
     state, _ = run(state, step, [batch])
-    after = step_lib.fetch((state.params["embedding"], state.opt_state["embedding"]))
+    after = state_lib.fetch((state.params["embedding"], state.opt_state["embedding"]))
     seen = np.isin(np.arange(make_schema().num_rows), batch.ids)
     assert 0 < seen.sum() < len(seen)
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after)):
@@ -196,11 +197,11 @@ def test_rows_outside_the_batch_do_not_move():
 
 def test_a_batch_of_padding_moves_nothing_and_counts_a_step():
     state, step, _ = make()
-    before = step_lib.fetch(state.params)
+    before = state_lib.fetch(state.params)
     state, records = run(state, step, [make_batch(0, real_rows=0)])
-    jax.tree.map(np.testing.assert_array_equal, before, step_lib.fetch(state.params))
+    jax.tree.map(np.testing.assert_array_equal, before, state_lib.fetch(state.params))
     counts = [
-        leaf for leaf in jax.tree.leaves(step_lib.fetch(state.opt_state)) if leaf.dtype == np.int32
+        leaf for leaf in jax.tree.leaves(state_lib.fetch(state.opt_state)) if leaf.dtype == np.int32
     ]
     assert counts and all(count == 1 for count in counts)
     assert state.step == 1 and records[0]["num_rows"] == 0 and records[0]["nonfinite"] == 0
@@ -210,7 +211,7 @@ def test_equal_ids_are_summed_whatever_an_earlier_step_left():
     owner = jnp.full(10, 10**6, jnp.int32)  # as if stale
     ids = jnp.array([9, 3, 9, 10, 0, 3, 9], jnp.int32)
     grads = jnp.arange(14.0).reshape(7, 2)
-    rows, summed, count, owner = sparse.sum_rows(ids, grads, owner, 4)
+    rows, summed, count, _ = sparse.sum_rows(ids, grads, owner, 4)
     assert rows.shape == (8,) and len(set(rows.tolist())) == 8 and count == 3
     sums = dict(zip(rows.tolist(), summed.tolist()))
     assert {r: sums[r] for r in (0, 3, 9)} == {0: [8, 9], 3: [12, 14], 9: [16, 19]}
@@ -224,13 +225,9 @@ def test_every_row_is_updated_once_when_all_ids_differ(chunk):
     """10 occurrences of 10 rows: the last chunk of 4 reaches past the end of what was asked for."""
     ids = jnp.array([11, 0, 5, 7, 3, 2, 9, 8, 1, 6], jnp.int32)
     table, optimizer = jnp.arange(24.0).reshape(12, 2), optax.sgd(1.0, momentum=0.5)
-    rows, summed, count, _ = sparse.sum_rows(
-        ids, jnp.ones((10, 2)), jnp.zeros(12, jnp.int32), chunk
-    )
+    found = sparse.sum_rows(ids, jnp.ones((10, 2)), jnp.zeros(12, jnp.int32), chunk)
     options = dict(clip_factor=jnp.float32(0.5), lr_scale=jnp.float32(1), l2=0.0, chunk=chunk)
-    new, state = sparse.update_rows(
-        optimizer, table, optimizer.init(table), rows, summed, count, **options
-    )
+    new, state = sparse.update_rows(optimizer, table, optimizer.init(table), found, **options)
     moved = np.isin(np.arange(12), ids)[:, None]
     np.testing.assert_array_equal(table - new, np.where(moved, 0.5, 0) * np.ones((1, 2)))
     np.testing.assert_array_equal(state[0].trace, table - new)
@@ -240,12 +237,12 @@ def test_lr_scale_multiplies_the_updates_of_its_section():
     moved = {}
     for scales in ((1.0, 1.0), (0.25, 0.5), (0.0, 1.0)):
         state, step, _ = make()
-        first = step_lib.fetch(state.params)
+        first = state_lib.fetch(state.params)
         state = state.replace(
-            lr_scale={k: jnp.float32(x) for k, x in zip(step_lib.SECTIONS, scales)}
+            lr_scale={k: jnp.float32(x) for k, x in zip(state_lib.SECTIONS, scales)}
         )
-        last = step_lib.fetch(
-            run(step_lib.put_state(state, one_device()), step, BATCHES[:1])[0].params
+        last = state_lib.fetch(
+            run(state_lib.put_state(state, one_device()), step, BATCHES[:1])[0].params
         )
         difference = jax.tree.map(np.subtract, last, first)
         moved[scales] = difference["embedding"], difference["network"]["kernel"]
@@ -331,9 +328,9 @@ def test_what_is_not_finite_is_named(quantity):
 def test_every_parameter_has_one_optimizer():
     state, _, _ = make()
     assert (
-        set(state.params) == set(state.opt_state) == set(state.lr_scale) == set(step_lib.SECTIONS)
+        set(state.params) == set(state.opt_state) == set(state.lr_scale) == set(state_lib.SECTIONS)
     )
-    for key in step_lib.SECTIONS:
+    for key in state_lib.SECTIONS:
         moments = state.opt_state[key][0].mu
         assert jax.tree.map(jnp.shape, moments) == jax.tree.map(jnp.shape, state.params[key])
 
@@ -343,10 +340,10 @@ def test_eval_step_scores_as_the_model_does():
     predict = step_lib.make_eval_step(Linear(), make_schema(), devices=one_device())
     batch = BATCHES[1]
     with jax.transfer_guard("disallow"):
-        scores = step_lib.fetch(
-            predict(state.params, state.stats, step_lib.put_batch(batch, one_device()))
+        scores = state_lib.fetch(
+            predict(state.params, state.stats, state_lib.put_batch(batch, one_device()))
         )
-    params = step_lib.fetch(state.params)
+    params = state_lib.fetch(state.params)
     ids, value, label, weight = as_rows(batch)
     *_, p = reference.gradients(
         params["embedding"], params["network"]["kernel"], 0.0, ids, value, (1, 3, 1), label, weight

@@ -18,10 +18,11 @@ from emofm_jax import cli, config
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.models import build as model_lib
 from emofm_jax.training import optim
+from emofm_jax.training import state as state_lib
 from emofm_jax.training import step as step_lib
 from tests.linear_model import DIM, SECTION, Linear, make_batch, make_schema
 
-OPTIMIZERS = dict.fromkeys(step_lib.SECTIONS, optim.make_optimizer(SECTION, 10))
+OPTIMIZERS = dict.fromkeys(state_lib.SECTIONS, optim.make_optimizer(SECTION, 10))
 
 
 def one_device():
@@ -30,10 +31,10 @@ def one_device():
 
 def make(update="lazy"):
     options = dict(table_width=DIM, init_scale=0.5, devices=one_device())
-    state = step_lib.make_init(Linear(), make_schema(), OPTIMIZERS, **options)(jax.random.key(0))
-    return state, step_lib.make_train_step(
-        Linear(), make_schema(), OPTIMIZERS, updates=update, devices=one_device()
-    )
+    state = state_lib.make_init(Linear(), make_schema(), OPTIMIZERS, **options)(jax.random.key(0))
+    options = step_lib.Options(updates=update)
+    arguments = (Linear(), make_schema(), OPTIMIZERS, options, one_device())
+    return state, step_lib.make_train_step(*arguments)
 
 
 def test_state_is_donated_nothing_recompiles_and_nothing_is_sent_unasked():
@@ -43,28 +44,27 @@ def test_state_is_donated_nothing_recompiles_and_nothing_is_sent_unasked():
     )
     jax.monitoring.register_event_duration_secs_listener(listener)
     state, step = make()
-    placed = [step_lib.put_batch(make_batch(seed), one_device()) for seed in range(4)]
+    placed = [state_lib.put_batch(make_batch(seed), one_device()) for seed in range(4)]
     before = len(compilations)
     with jax.transfer_guard("disallow"):
         for batch in placed:
             old, (state, metrics) = state, step(state, batch)
             assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
-            step_lib.fetch(metrics)
+            state_lib.fetch(metrics)
     assert len(compilations) - before == 1
 
 
 def test_memory_of_a_step_does_not_follow_the_table():
     """A copy of the table, or a dense gradient, would be among the temporaries; the state itself is aliased."""
-    rows, batch = 200_000, step_lib.put_batch(make_batch(0), one_device())
+    rows, batch = 200_000, state_lib.put_batch(make_batch(0), one_device())
     slots = (*make_schema().slots[:2], Slot("item", "item", encoding="identity", rows=rows))
     schema = Schema("large", slots, rows_per_type=(0,), clicks_per_type=(0,))
     options = dict(table_width=DIM, init_scale=0.1, devices=one_device())
-    init = step_lib.make_init(Linear(), schema, OPTIMIZERS, **options)
+    init = state_lib.make_init(Linear(), schema, OPTIMIZERS, **options)
     state = jax.eval_shape(init, jax.random.key(0))
     for update, smaller in (("lazy", True), ("dense", False)):
-        step = step_lib.make_train_step(
-            Linear(), schema, OPTIMIZERS, updates=update, devices=one_device()
-        )
+        options = step_lib.Options(updates=update)
+        step = step_lib.make_train_step(Linear(), schema, OPTIMIZERS, options, one_device())
         memory = step.lower(state, batch).compile().memory_analysis()
         assert (memory.temp_size_in_bytes < 4 * rows) == smaller
         assert memory.alias_size_in_bytes > 3 * 4 * DIM * rows
@@ -74,7 +74,7 @@ def test_memory_of_a_step_does_not_follow_the_table():
 @pytest.mark.parametrize("update", ["lazy", "dense"])
 def test_step_lowers_for_accelerators(platform, update):
     state, step = make(update)
-    batch = step_lib.put_batch(make_batch(0), one_device())
+    batch = state_lib.put_batch(make_batch(0), one_device())
     text = jax.jit(step).trace(state, batch).lower(lowering_platforms=(platform,)).as_text()
     assert "scatter" in text and ("while" in text) == (update == "lazy")
 
@@ -134,30 +134,30 @@ def test_two_devices_drop_different_units(two_devices):
 def compare_devices(module, schema, update):
     """20 steps of 1 and of 2 devices from the same state, ragged at the end: largest differences."""
     section = {**SECTION, "eps": 0.1, "learning_rate": 0.01}
-    optimizers = dict.fromkeys(step_lib.SECTIONS, optim.make_optimizer(section, 20))
+    optimizers = dict.fromkeys(state_lib.SECTIONS, optim.make_optimizer(section, 20))
     both = jax.local_devices()
-    init = step_lib.make_init(
+    init = state_lib.make_init(
         module, schema, optimizers, table_width=DIM, init_scale=0.5, devices=both
     )
     first = init(jax.random.key(0))
-    first, ends, sums, equal = step_lib.fetch(first), [], [], True
+    first, ends, sums, equal = state_lib.fetch(first), [], [], True
     for devices in (both[:1], both):
-        state, count = step_lib.put_state(first, devices), len(devices)
-        options = dict(updates=update, clip="global", clip_norm=1.0, chunk=32, devices=devices)
-        step = step_lib.make_train_step(module, schema, optimizers, **options)
+        state, count = state_lib.put_state(first, devices), len(devices)
+        options = step_lib.Options(updates=update, clip="global", clip_norm=1.0, chunk=32)
+        step = step_lib.make_train_step(module, schema, optimizers, options, devices)
         records = []
         for i in range(20):
             # The last batch leaves the second device almost nothing.
             real = 9 if i % 10 == 9 else 16
             batch = make_batch(i, 16, real, count, schema.num_types)
-            state, metrics = step(state, step_lib.put_batch(batch, devices))
-            records.append(step_lib.fetch(metrics))
+            state, metrics = step(state, state_lib.put_batch(batch, devices))
+            records.append(state_lib.fetch(metrics))
         for leaf in jax.tree.leaves(state.replace(owner=())):
             copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
             equal &= len(copies) == count and all(
                 np.array_equal(copies[0], copy) for copy in copies
             )
-        ends.append((step_lib.fetch(state.params), step_lib.fetch(state.stats)))
+        ends.append((state_lib.fetch(state.params), state_lib.fetch(state.stats)))
         rows = ("p", "label", "weight")
         sums.append(
             [{k: v.reshape(-1) if k in rows else v[0] for k, v in r.items()} for r in records]

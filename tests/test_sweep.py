@@ -157,20 +157,20 @@ def test_runs_of_one_shape_share_what_is_compiled(home):
 
 
 KILLED = """
-import os, signal, sys
+import dataclasses, os, signal, sys
 from emofm_jax import sweep
-from emofm_jax.training import loop
+from emofm_jax.training import build
 
-make, count = loop.build.make_program, [0]
+make, count = build.make_parts, [0]
 def dying(*args, **kwargs):
-    program = make(*args, **kwargs)
+    parts = make(*args, **kwargs)
     def stepped(state, batch):
         count[0] += 1
         if count[0] == int(sys.argv[1]):
             os.kill(os.getpid(), signal.SIGKILL)
-        return program.train_step(state, batch)
-    return program._replace(train_step=stepped)
-loop.build.make_program = dying
+        return parts.train_step(state, batch)
+    return dataclasses.replace(parts, train_step=stepped)
+build.make_parts = dying
 sys.exit(sweep.main(["sweep", *sys.argv[2:]]))
 """
 

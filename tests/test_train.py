@@ -1,5 +1,6 @@
 """The programs end to end on tiny data: train, evaluate, predict; stops, kills and goes on; the user's mistakes."""
 
+import dataclasses
 import json
 import os
 import re
@@ -158,20 +159,20 @@ def test_predict_scores_shards_as_evaluate_does(home, capsys):
 
 
 def test_a_stop_saves_and_the_same_command_goes_on(home, monkeypatch, capsys):
-    make = loop.build.make_program
+    make = loop.build.make_parts
 
     def stopping(*args, **kwargs):
-        program, count = make(*args, **kwargs), [0]
+        parts, count = make(*args, **kwargs), [0]
 
         def stepped(state, batch):
             count[0] += 1
             if count[0] == 8:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return program.train_step(state, batch)
+            return parts.train_step(state, batch)
 
-        return program._replace(train_step=stepped)
+        return dataclasses.replace(parts, train_step=stepped)
 
-    monkeypatch.setattr(loop.build, "make_program", stopping)
+    monkeypatch.setattr(loop.build, "make_parts", stopping)
     for seen in (8, 16, 24, STEPS):  # in the middle of an epoch, at its end, and in the last step
         with pytest.raises(SystemExit) as stop:
             train.main(arguments("stopped"))
@@ -217,7 +218,7 @@ def test_a_stop_outside_of_a_step_is_not_lost(home, monkeypatch, capsys, place):
 KILLED = """
 import glob, os, signal, sys, time
 from emofm_jax import train
-from emofm_jax.training import checkpoint, loop
+from emofm_jax.training import build, checkpoint
 
 def die():
     while not glob.glob(f"killed_{sys.argv[1]}/checkpoints/step_6"):  # the checkpoint before is written in a thread
@@ -225,14 +226,14 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 if sys.argv[1] == "step":          # in the middle of an epoch, after a checkpoint
-    make = loop.step_lib.make_train_step
+    make = build.step_lib.make_train_step
     def dying(*args, **kwargs):
         step, count = make(*args, **kwargs), [0]
         def stepped(state, batch):
             count[0] += 1
             return die() if count[0] == 11 else step(state, batch)
         return stepped
-    loop.step_lib.make_train_step = dying
+    build.step_lib.make_train_step = dying
 else:                              # inside the second write of a checkpoint
     write, count = checkpoint._write_json, [0]
     def dying(*args):

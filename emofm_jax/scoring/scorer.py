@@ -28,7 +28,7 @@ from emofm_jax.data import features as features_lib
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError, check_choice
-from emofm_jax.evaluation import calibration
+from emofm_jax.evaluation import calibration, monitor
 from emofm_jax.models import build as model_lib
 from emofm_jax.nn import embedding
 from emofm_jax.scoring import artefact, attribution, compiled
@@ -205,7 +205,7 @@ def _load_run(workdir: Path, step: int | None, calibrated: bool) -> Scorer:
     directory = workdir / "checkpoints"
     if step is None:
         last, info = checkpoint.read_info(directory)
-        step = info["best_step"] if config.train.monitor and info["best_step"] >= 0 else last
+        step = monitor.kept_step(config.train.monitor, info["best_step"], last)
     params = _restore(directory, step, module, schema)
     if calibrated:
         fitted = calibration.load(workdir, step)
@@ -246,9 +246,7 @@ def _restore(directory: Path, step: int, module, schema: Schema) -> dict:
         "params": {"embedding": table, "network": variables["params"]},
         "stats": variables.get("batch_stats", {}),
     }
-    restored = checkpoint.restore(
-        directory, like, step=step, exclude=("owner", "opt_state", "lr_scale", "step")
-    )
+    restored = checkpoint.restore(directory, like, step=step, only=("params", "stats"))
     trained_on = restored.info.get("schema")
     if trained_on and trained_on != schema.fingerprint():
         raise UserError(

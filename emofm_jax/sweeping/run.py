@@ -112,7 +112,7 @@ def _train(run: Run, step: int | None, deaths: int) -> tuple[dict | None, str | 
                     "perhaps for want of memory; choose a smaller model, or try again with --retry"
                 )
                 raise UserError(f"{run.workdir}: its process {what}, {why}")
-            return run_lib.run(run.config, run.workdir), None
+            return run_lib.run(run.config, run.workdir).to_json(), None
         except UserError as mistake:
             error = str(mistake)
         except OSError:  # the disk's, not the run's

@@ -1,21 +1,22 @@
-"""Checkpoints: the whole state of a run, written so that a kill at any point leaves a good one behind.
+"""Checkpoints: the state of a run, written so that a kill at any point leaves a good one behind.
 
-    <directory>/step_N/state.safetensors    every array, under flat names ("params/embedding", "opt_state/...")
-    <directory>/step_N/state.json           step, info, path -> [dtype, shape] of each array, xxh3 of both files
+    <directory>/step_N/state.safetensors    arrays under flat names ("params/embedding", ...)
+    <directory>/step_N/state.json           step, info, name -> [dtype, shape], xxh3 of both files
 
-A checkpoint is written into a temporary directory, flushed to the disk and renamed; the newest two and the best
-are kept. Reading checks every byte: a damaged checkpoint is reported on stderr and the one before is taken.
-Beyond the host copy of the state neither writing nor reading needs a second one.
+A checkpoint is written into a temporary directory, flushed to the disk and renamed; the newest two
+and the best are kept. Reading checks every byte: a damaged checkpoint is reported on stderr and the
+one before is taken. Beyond the host copy of the state neither writing nor reading needs a second.
 """
 
 import concurrent.futures
+import copy
 import json
 import os
 import shutil
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -25,6 +26,8 @@ import xxhash
 
 from emofm_jax.errors import UserError
 
+_T = TypeVar("_T")
+
 FORMAT_VERSION = 1
 _TEMPORARY = ".unfinished_"
 _CHUNK_BYTES = 1 << 24
@@ -32,16 +35,10 @@ _HASHES = ', "xxh3": '
 
 
 class Restored(NamedTuple):
-    """What a checkpoint held.
+    """What a checkpoint held."""
 
-    Attributes:
-      state: of the structure of `like`; numpy arrays, and Python numbers where `like` has some.
-      info: as saved, with lists for tuples.
-      step: of the checkpoint.
-    """
-
-    state: Any
-    info: dict
+    state: Any  # of the structure of `like`; numpy arrays, Python numbers where `like` has some
+    info: dict  # as saved, with lists for tuples
     step: int
 
 
@@ -50,35 +47,28 @@ class _DamagedError(Exception):
 
 
 def save(
-    directory: Path,
-    step: int,
-    state: Any,
-    info: dict,
-    *,
-    best_step: int | None = None,
-    exclude: tuple[str, ...] = (),
+    directory: Path, step: int, state: Any, info: dict, *, best_step: int | None = None
 ) -> None:
-    """Writes `step_N` and removes what need not be kept. A kill leaves either the old files or all the new ones.
+    """Writes `step_N` and removes what need not be kept; a kill leaves the old files or the new.
 
     Args:
       directory: of all checkpoints of the run; made if missing. One process writes there.
-      step: steps done. A checkpoint of the same step is replaced; those of later steps are removed: they are
-        of a run that was taken back to an earlier one.
+      step: steps done. A checkpoint of the same step is replaced; those of later steps are removed:
+        they are of a run that was taken back to an earlier one.
       state: tree of arrays (numpy or jax) and Python numbers.
       info: anything JSON can hold; NaN and infinity may be in it.
       best_step: a step that is kept beside the newest two.
-      exclude: flat names, or beginnings of them up to a `/`, that are left out ("owner").
 
     Raises:
-      UserError: the disk is full or cannot be written; the checkpoints before this one are untouched.
+      UserError: the disk is full or cannot be written; the checkpoints before are untouched.
     """
-    _write(Path(directory), step, _host_copy(state, exclude), json.dumps(info), best_step)
+    _write(Path(directory), step, _host_copy(state), info, best_step)
 
 
 class Saver:
-    """Does `save` in the background, one at a time; the state may be donated as soon as `save` returns.
+    """Does `save` in the background, one at a time; the state may be donated when `save` returns.
 
-    The host copy of the state lives until it is written. An error of the writing is raised by the next call.
+    The host copy of the state lives until it is written. An error is raised by the next call.
     """
 
     def __init__(self, directory: Path):
@@ -86,19 +76,11 @@ class Saver:
         self._executor = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._running: concurrent.futures.Future | None = None
 
-    def save(
-        self,
-        step: int,
-        state: Any,
-        info: dict,
-        *,
-        best_step: int | None = None,
-        exclude: tuple[str, ...] = (),
-    ) -> None:
-        """Waits for the checkpoint before, copies the state to the host and starts writing it; see `save`."""
+    def save(self, step: int, state: Any, info: dict, *, best_step: int | None = None) -> None:
+        """Waits for the checkpoint before, copies the state to the host and starts writing it."""
         self.wait()
-        leaves, text = _host_copy(state, exclude), json.dumps(info)
-        self._running = self._executor.submit(_write, self.directory, step, leaves, text, best_step)
+        job = (self.directory, step, _host_copy(state), copy.deepcopy(info), best_step)
+        self._running = self._executor.submit(_write, *job)
 
     def wait(self) -> None:
         """Returns when everything is on the disk; raises what went wrong, once."""
@@ -134,36 +116,36 @@ def read_info(directory: Path, step: int | None = None) -> tuple[int, dict]:
 
 
 def restore(
-    directory: Path, like: Any, *, step: int | None = None, exclude: tuple[str, ...] = ()
+    directory: Path, like: Any, *, step: int | None = None, only: Collection[str] = ()
 ) -> Restored:
     """Reads a checkpoint into the structure of `like`.
 
     Args:
       directory: of all checkpoints of the run.
-      like: tree whose leaves have the shapes and dtypes that are expected (arrays, `jax.ShapeDtypeStruct` or
-        Python numbers).
+      like: tree whose leaves have the shapes and dtypes that are expected (arrays,
+        `jax.ShapeDtypeStruct` or Python numbers).
       step: which one; by default the newest that is undamaged, saying on stderr which were not.
-      exclude: as for `save`; these leaves come back as they are in `like`, and the checkpoint's are not read.
+      only: first parts of the names to read ("params"); by default `like` is the whole state.
 
     Raises:
-      UserError: no checkpoint; none that is undamaged, or not the one asked for; one of another model, with the
-        arrays that only the checkpoint has (-) and those that only `like` has (+).
+      UserError: no checkpoint; none that is undamaged, or not the one asked for; one of another
+        model, with the arrays that only the checkpoint has (-) and those that only `like` has (+).
     """
-    return _newest_good(Path(directory), step, lambda path: _read(path, like, exclude))
+    return _newest_good(Path(directory), step, lambda path: _read(path, like, only))
 
 
-def _newest_good(directory: Path, step: int | None, read):
-    """`read` of the step's directory, or of the newest one that it does not find damaged."""
+def _newest_good(directory: Path, step: int | None, read: Callable[[Path], _T]) -> _T:
+    """Returns `read` of the step's directory, or of the newest that it does not find damaged."""
     known = steps(directory)
     candidates = [step] if step is not None else known[::-1]
     if not set(candidates) & set(known):
         done = (directory.parent / "metrics.json").exists()
         hint = "sweep --nocheckpoints keeps none; train it again" if done else "train first"
         hint = f"choose one of {', '.join(map(str, known))}" if known else hint
-        raise UserError(
-            f"{directory}: no checkpoint{'' if step is None else f' of step {step}'}; {hint}"
-        )
-    problems = []
+        what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+        raise UserError(f"{directory}: {what}; {hint}")
+
+    problems: list[str] = []
     for candidate in candidates:
         path = directory / f"step_{candidate}"
         try:
@@ -174,19 +156,15 @@ def _newest_good(directory: Path, step: int | None, read):
         for problem in problems:
             print(f"warning: {problem}; taking step {candidate} instead", file=sys.stderr)
         return result
-    raise UserError(
-        f"{', '.join(problems)}; remove {'it' if len(problems) == 1 else directory} to do without"
-    )
+    what = "it" if len(problems) == 1 else directory
+    raise UserError(f"{', '.join(problems)}; remove {what} to do without")
 
 
-def _host_copy(state: Any, exclude: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """{flat name: copy of the leaf}. On a CPU `device_get` alone gives a view, which the next step overwrites."""
-    leaves = {
-        name: leaf for name, leaf in _flatten(state)[0].items() if not _is_excluded(name, exclude)
-    }
-    return {
-        name: np.array(jax.device_get(leaf), copy=True, order="C") for name, leaf in leaves.items()
-    }
+def _host_copy(state: Any) -> dict[str, np.ndarray]:
+    """{flat name: copy of the leaf}."""
+    # On a CPU `device_get` alone gives a view, which the next step overwrites.
+    leaves, _ = _flatten(state)
+    return {k: np.array(jax.device_get(leaf), copy=True, order="C") for k, leaf in leaves.items()}
 
 
 def _flatten(tree: Any) -> tuple[dict[str, Any], Any]:
@@ -198,27 +176,24 @@ def _flatten(tree: Any) -> tuple[dict[str, Any], Any]:
     return flat, structure
 
 
-def _is_excluded(name: str, exclude: tuple[str, ...]) -> bool:
-    return any(name == prefix or name.startswith(f"{prefix}/") for prefix in exclude)
-
-
 def _write(
-    directory: Path, step: int, leaves: dict[str, np.ndarray], info: str, best_step: int | None
+    directory: Path, step: int, leaves: dict[str, np.ndarray], info: dict, best_step: int | None
 ) -> None:
     path, temporary = directory / f"step_{step}", directory / f"{_TEMPORARY}step_{step}"
+    arrays = temporary / "state.safetensors"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for unfinished in directory.glob(f"{_TEMPORARY}*"):  # of a killed writer
             shutil.rmtree(unfinished)
+
         temporary.mkdir()
-        tree = {name: [leaf.dtype.name, list(leaf.shape)] for name, leaf in leaves.items()}
-        safetensors.numpy.save_file(leaves, temporary / "state.safetensors")
-        _sync(temporary / "state.safetensors")
-        _write_json(
-            temporary / "state.json", step, info, tree, _hash(temporary / "state.safetensors")
-        )
+        safetensors.numpy.save_file(leaves, arrays)
+        _sync(arrays)
+        tree = {name: _dtype_and_shape(leaf) for name, leaf in leaves.items()}
+        _write_json(temporary / "state.json", step, info, tree, _hash(arrays))
         _sync(temporary / "state.json")
         _sync(temporary)
+
         if path.exists():
             _remove(path)
         os.rename(temporary, path)
@@ -231,20 +206,15 @@ def _write(
         shutil.rmtree(temporary, ignore_errors=True)
         good = ", ".join(f"step_{s}" for s in steps(directory)) or "none"
         raise UserError(
-            f"{path}: this checkpoint could not be written ({error}); free space or choose another workdir "
-            f"(checkpoints that are there: {good})"
+            f"{path}: this checkpoint could not be written ({error}); free space or choose another "
+            f"workdir (checkpoints that are there: {good})"
         ) from None
 
 
-def _write_json(path: Path, step: int, info: str, tree: dict, digest: str) -> None:
+def _write_json(path: Path, step: int, info: dict, tree: dict, digest: str) -> None:
     """Writes state.json; its own hash, the last entry, is of everything before it."""
-    fields = {
-        "format_version": str(FORMAT_VERSION),
-        "step": str(step),
-        "info": info,
-        "tree": json.dumps(tree),
-    }
-    text = "{" + ", ".join(f'"{key}": {value}' for key, value in fields.items())
+    body = {"format_version": FORMAT_VERSION, "step": step, "info": info, "tree": tree}
+    text = json.dumps(body).removesuffix("}")
     hashes = {"state.safetensors": digest, "state.json": xxhash.xxh3_64_hexdigest(text.encode())}
     path.write_text(f"{text}{_HASHES}{json.dumps(hashes)}}}\n", encoding="utf-8")
 
@@ -268,25 +238,19 @@ def _read_json(path: Path) -> dict:
     return body
 
 
-def _read(path: Path, like: Any, exclude: tuple[str, ...]) -> Restored:
+def _read(path: Path, like: Any, only: Collection[str]) -> Restored:
     body = _read_json(path)
     flat, structure = _flatten(like)
-    expected = {
-        name: _dtype_and_shape(leaf)
-        for name, leaf in flat.items()
-        if not _is_excluded(name, exclude)
-    }
-    saved = {name: spec for name, spec in body["tree"].items() if not _is_excluded(name, exclude)}
-    _check_same(path, saved, expected)
-    arrays = _read_arrays(
-        path / "state.safetensors", body["tree"], body["xxh3"], wanted=saved.keys()
-    )
-    for name in expected:
-        is_number = isinstance(flat[name], bool | int | float)
-        flat[name] = type(flat[name])(arrays[name].item()) if is_number else arrays[name]
-    return Restored(
-        jax.tree_util.tree_unflatten(structure, flat.values()), body["info"], body["step"]
-    )
+    tree = body["tree"]
+    wanted = {k: spec for k, spec in tree.items() if not only or k.split("/")[0] in only}
+    _check_same(path, wanted, {name: _dtype_and_shape(leaf) for name, leaf in flat.items()})
+
+    arrays = _read_arrays(path / "state.safetensors", tree, body["xxh3"], wanted)
+    for name, leaf in flat.items():
+        is_number = isinstance(leaf, bool | int | float)
+        flat[name] = type(leaf)(arrays[name].item()) if is_number else arrays[name]
+    state = jax.tree_util.tree_unflatten(structure, flat.values())
+    return Restored(state, body["info"], body["step"])
 
 
 def _read_arrays(
@@ -298,26 +262,25 @@ def _read_arrays(
     with safetensors.safe_open(path, "numpy") as file:
         names = set(file.keys())
         arrays = {name: file.get_tensor(name) for name in wanted if name in names}
-    if names != tree.keys() or any(
-        _dtype_and_shape(array) != tree[name] for name, array in arrays.items()
-    ):
+    same = all(_dtype_and_shape(array) == tree[name] for name, array in arrays.items())
+    if names != tree.keys() or not same:
         raise _DamagedError(f"{path.name} holds other arrays than state.json names")
     return arrays
 
 
 def _check_same(path: Path, saved: dict, expected: dict) -> None:
-    """UserError with the leaves of one side only: - the checkpoint's, + the run's."""
+    """Raises UserError with the leaves of one side only: - the checkpoint's, + the run's."""
     ours, theirs = ({f"{k} {v[0]}{v[1]}" for k, v in tree.items()} for tree in (expected, saved))
     if ours == theirs:
         return
     sides = []
     for sign, names in (("-", sorted(theirs - ours)), ("+", sorted(ours - theirs))):
-        sides += [f"{sign} {name}" for name in names[:8]] + [f"{sign} {len(names) - 8} more"] * (
-            len(names) > 8
-        )
+        sides += [f"{sign} {name}" for name in names[:8]]
+        if len(names) > 8:
+            sides.append(f"{sign} {len(names) - 8} more")
     raise UserError(
-        f"{path}: its state (-) is not of this model and optimizer (+): {', '.join(sides)}; "
-        "use the configuration that it was made with, or another workdir"
+        f"{path}: its state (-) is not of this model and optimizer (+): {', '.join(sides)}; use "
+        "the configuration that it was made with, or another workdir"
     )
 
 

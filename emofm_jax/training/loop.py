@@ -1,6 +1,7 @@
-"""The loop: batches -> steps -> log, evaluation, checkpoint; stops and goes on at any step with the same numbers.
+"""The loop: batches -> steps -> log, evaluation, checkpoint.
 
-`run` reads top-down: build, restore, train epoch by epoch, evaluate the state that is kept, write the results.
+A run stops and goes on at any step with the same numbers. `run` reads top-down: restore, train,
+evaluate the state that is kept, write the results.
 """
 
 import contextlib
@@ -11,233 +12,248 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from emofm_jax.data import batches, shards
+from emofm_jax.data import batches
+from emofm_jax.data.shards import Split
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import summary
+from emofm_jax.evaluation.run_report import FILE, Evaluation, RunReport
 from emofm_jax.evaluation.split_report import SplitReport
 from emofm_jax.training import build, checkpoint
 from emofm_jax.training import predictions as predictions_lib
-from emofm_jax.training import step as step_lib
+from emofm_jax.training import state as state_lib
+from emofm_jax.training.build import Parts
 from emofm_jax.training.progress import Log, Progress, Window
-
-# What a monitor makes of a validation report; more is better.
-MONITORS: dict[str, Callable[[SplitReport], float]] = {
-    "auc": lambda report: report.auc,
-    "logloss": lambda report: -report.logloss,
-    "auc - logloss": lambda report: report.auc - report.logloss,
-}
+from emofm_jax.training.state import SECTIONS, PlacedBatch, TrainState
 
 
-def run(config: ConfigDict, workdir: Path, splits: dict[str, shards.Split]) -> dict:
-    """Trains until done, from the last checkpoint if there is one, then evaluates; writes metrics.json.
+class _Run(NamedTuple):
+    """What a run is made of, and where it stands."""
+
+    config: ConfigDict
+    workdir: Path
+    splits: dict[str, Split]
+    parts: Parts
+    progress: Progress
+
+
+class _Step(NamedTuple):
+    """A batch on the devices, its rows, and where the epochs stand after it."""
+
+    batch: PlacedBatch
+    rows: int
+    epoch: int
+    rows_done: int
+
+
+def num_steps(config: ConfigDict, num_rows: int) -> int:
+    """Steps of a whole run on that many rows."""
+    steps = config.train.epochs * math.ceil(num_rows / config.data.batch_size)
+    return min(steps, config.train.max_steps or steps)
+
+
+def run(config: ConfigDict, workdir: Path, splits: dict[str, Split], parts: Parts) -> RunReport:
+    """Trains until done, from the last checkpoint if there is one, then evaluates.
 
     Args:
       config: validated.
-      workdir: of this run.
+      workdir: of this run; metrics.json and the predictions are written there.
       splits: `train`, `valid` and perhaps `test`, of one schema.
-
-    Returns:
-      The content of metrics.json.
+      parts: of this config and `num_steps`.
 
     Raises:
-      UserError: the batch does not divide over the devices, the run has passed its end, the loss is not
-        finite, the disk fails.
+      UserError: the run has passed its end, the loss is not finite, the disk fails.
       SystemExit: 128 + the signal after SIGTERM or SIGINT, with the state saved.
     """
-    num_steps = config.train.epochs * math.ceil(splits["train"].num_rows / config.data.batch_size)
-    num_steps = min(num_steps, config.train.max_steps or num_steps)
-    program = build.make_program(config, splits["train"].schema, num_steps)
-    result = workdir / "metrics.json"
-    if result.exists() and checkpoint.latest(workdir / "checkpoints") is not None:
-        progress = Progress(**checkpoint.read_info(workdir / "checkpoints")[1])
-        if progress.step <= num_steps and _is_done(config, progress, num_steps):
+    train, last = config.train, parts.num_steps
+    checkpoints = workdir / "checkpoints"
+    if (workdir / FILE).exists() and checkpoint.latest(checkpoints) is not None:
+        progress = Progress.from_json(checkpoint.read_info(checkpoints)[1])
+        if progress.step <= last and progress.is_done(train, last):
             print(f"{workdir}: the run is finished ({progress.step:,} steps), this is its result")
-            return json.loads(result.read_text())
-    state, progress = build.restore_or_init(workdir, program)
-    if progress.step > num_steps:
+            return RunReport.load(workdir)
+
+    state, progress = build.restore_or_init(workdir, parts)
+    if progress.step > last:
         raise UserError(
-            f"{workdir}: its run has taken {progress.step:,} steps, and config.train.epochs and max_steps end it at "
-            f"{num_steps:,} now; let it end later, delete it, or choose another --workdir"
+            f"{workdir}: its run has taken {progress.step:,} steps, and config.train.epochs and "
+            f"max_steps end it at {last:,} now; let it end later, delete it, or choose another "
+            "--workdir"
         )
-    if not _is_done(config, progress, num_steps):
+    of_run = _Run(config, workdir, splits, parts, progress)
+    if not progress.is_done(train, last):
         if progress.step:
-            print(f"{workdir}: goes on from step {progress.step:,} of {num_steps:,}")
-        progress.finished, progress.schema = False, splits["train"].schema.fingerprint()
-        result.unlink(missing_ok=True)  # of a run that was to end earlier
-        state = _train(config, workdir, splits, program, state, progress, num_steps)
-    if config.train.monitor and progress.best_step < 0:
-        print(
-            f"config.train.monitor: {config.train.monitor!r} never had a value here, so the last state is kept"
-        )
-    if (kept := build.kept_step(config, progress)) != progress.step:
+            print(f"{workdir}: goes on from step {progress.step:,} of {last:,}")
+        progress.finished, progress.schema = False, parts.schema.fingerprint()
+        (workdir / FILE).unlink(missing_ok=True)  # of a run that was to end earlier
+        state = _train(of_run, state)
+
+    if train.monitor and progress.best_step < 0:
+        unset = f"config.train.monitor: {train.monitor!r} never had a value here"
+        print(f"{unset}, so the last state is kept")
+    if (kept := progress.kept_step(train)) != progress.step:
         del state  # two tables at a time would not fit where one just does
-        state, _ = build.restore(workdir, program, kept)
-    return _finish(config, workdir, splits, program, state, progress)
+        state, _ = build.restore(workdir, parts, kept)
+    return _finish(of_run, state)
 
 
-def _train(config, workdir, splits, program, state, progress, num_steps) -> step_lib.TrainState:
-    """Steps until the last one or until patience ends; returns the last state, which is saved."""
-    train, batch_size, num_rows = config.train, config.data.batch_size, splits["train"].num_rows
-    epochs, steps = divmod(num_steps, math.ceil(num_rows / batch_size))
-    total, done = (
-        epochs * num_rows + steps * batch_size,
-        progress.epoch * num_rows + progress.rows_done,
-    )
-    bar = tqdm(
-        total=total, initial=done, unit=" rows", unit_scale=True, disable=not sys.stderr.isatty()
-    )
+def _train(run: _Run, state: TrainState) -> TrainState:
+    """Steps until the run is done or a signal stops it; returns the last state, which is saved."""
+    progress, train = run.progress, run.config.train
     with (
-        bar,
+        _progress_bar(run) as bar,
         _stop_signals() as stop,
-        checkpoint.Saver(workdir / "checkpoints") as saver,
-        Log(workdir, progress) as log,
+        checkpoint.Saver(run.workdir / "checkpoints") as saver,
+        Log(run.workdir, progress) as log,
         jax.transfer_guard("disallow"),
+        contextlib.closing(_steps(run)) as steps,
     ):
-        window, stopping = Window(log, bar, progress, num_rows), 0
-        while not (progress.finished or stopping):
-            epoch = progress.epoch
-            source = batches.read(
-                splits["train"],
-                batch_size,
-                num_devices=len(program.devices),
-                shuffle_rows=config.data.shuffle_rows if config.data.shuffle else 0,
-                seed=config.seed,
-                epoch=epoch,
-                skip_rows=progress.rows_done,
-            )
-            put = lambda host: (
-                host.num_rows,
-                host.rows_done,
-                step_lib.put_batch(host.batch, program.devices),
-            )
-            with contextlib.closing(batches.prefetch(source, config.data.prefetch, put)) as source:
-                for rows, rows_done, batch in window.time(source):
-                    state, step_metrics = program.train_step(state, batch)
-                    progress.step += 1
-                    end_of_epoch = rows_done == num_rows
-                    progress.epoch, progress.rows_done = (
-                        (epoch + 1, 0) if end_of_epoch else (epoch, rows_done)
-                    )
-                    window.add(step_metrics, rows)
-                    last, worth_saving = progress.step == num_steps, False
-                    every = train.eval_every_steps
-                    if last or (progress.step % every == 0 if every else end_of_epoch):
-                        window.close()
-                        state, worth_saving = _evaluate(
-                            config, splits["valid"], program, state, progress, log
-                        )
-                        window.restart()
-                    progress.finished = last or _out_of_patience(config, progress)
-                    due, stopping = progress.step % train.save_every_steps == 0, stop.signal
-                    if worth_saving or progress.finished or due or stopping:
-                        window.close()
-                        progress.log_bytes = log.size()
-                        best = progress.best_step if train.monitor else None
-                        saver.save(
-                            progress.step,
-                            state,
-                            dataclasses.asdict(progress),
-                            best_step=best,
-                            exclude=build.EXCLUDED,
-                        )
-                        window.restart()
-                    elif progress.step % train.log_every_steps == 0:
-                        window.close()
-                    if progress.finished or stopping:
-                        break
+        window = Window(log, bar, progress, run.splits["train"].num_rows)
+        for step in window.time(steps):
+            state, metrics = run.parts.train_step(state, step.batch)
+            progress.step += 1
+            progress.epoch, progress.rows_done = step.epoch, step.rows_done
+            window.add(metrics, step.rows)
+
+            worth_saving = False
+            if _is_evaluation_due(run):
+                window.close()
+                state, worth_saving = _evaluate(run, state, log)
+                window.restart()
+
+            progress.finished = progress.is_done(train, run.parts.num_steps)
+            ends = progress.finished or stop.signal
+            if ends or worth_saving or progress.step % train.save_every_steps == 0:
+                window.close()
+                progress.log_bytes = log.size()
+                best = progress.best_step if train.monitor else None
+                kept, info = build.without_scratch(state), progress.to_json()
+                saver.save(progress.step, kept, info, best_step=best)
+                window.restart()
+            elif progress.step % train.log_every_steps == 0:
+                window.close()
+            if ends:
+                break
+
     if stop.signal:  # perhaps while the last checkpoint was written
-        name = signal.Signals(stop.signal).name
-        text = f"{workdir}: stopped by {name}; step {progress.step:,} is saved, the same command goes on"
+        name, saved = signal.Signals(stop.signal).name, f"step {progress.step:,} is saved"
+        text = f"{run.workdir}: stopped by {name}; {saved}, the same command goes on"
         print(text, file=sys.stderr)
         sys.exit(128 + stop.signal)
     return state
 
 
-def _evaluate(config, split, program, state, progress, log) -> tuple[step_lib.TrainState, bool]:
-    """Evaluates the validation split; keeps history, best step and plateau. Returns the state, and whether to save."""
-    report = build.score(config, split, program, state)[1]
-    entry = {key: getattr(report, key) for key in ("auc", "logloss", "gauc", "pcoc")}
-    entry = {"step": progress.step, "epoch": progress.epoch, **entry}
+def _progress_bar(run: _Run) -> tqdm:
+    """The bar of a run's rows, on a terminal."""
+    num_rows, batch_size = run.splits["train"].num_rows, run.config.data.batch_size
+    epochs, steps = divmod(run.parts.num_steps, math.ceil(num_rows / batch_size))
+    total = epochs * num_rows + steps * batch_size
+    done = run.progress.epoch * num_rows + run.progress.rows_done
+    options = {"unit": " rows", "unit_scale": True, "disable": not sys.stderr.isatty()}
+    return tqdm(total=total, initial=done, **options)
+
+
+def _steps(run: _Run) -> Iterator[_Step]:
+    """The batches from where the run stands, epoch after epoch, without end."""
+    while True:  # the loop has moved on to the next epoch before it asks for a batch of it
+        yield from _epoch(run, run.progress.epoch, run.progress.rows_done)
+
+
+def _epoch(run: _Run, epoch: int, skip_rows: int) -> Iterator[_Step]:
+    """The batches of an epoch but for its first rows, read and sent in the background."""
+    data, split, devices = run.config.data, run.splits["train"], run.parts.devices
+
+    def put(host: batches.HostBatch) -> _Step:
+        at_end = host.rows_done == split.num_rows
+        place = (epoch + 1, 0) if at_end else (epoch, host.rows_done)
+        return _Step(state_lib.put_batch(host.batch, devices), host.num_rows, *place)
+
+    source = batches.read(
+        split,
+        data.batch_size,
+        num_devices=len(devices),
+        shuffle_rows=data.shuffle_rows if data.shuffle else 0,
+        seed=run.config.seed,
+        epoch=epoch,
+        skip_rows=skip_rows,
+    )
+    with contextlib.closing(batches.prefetch(source, data.prefetch, put)) as ready:
+        yield from ready
+
+
+def _is_evaluation_due(run: _Run) -> bool:
+    """Whether the validation split is evaluated after this step: always after the last."""
+    step, every = run.progress.step, run.config.train.eval_every_steps
+    at_end_of_epoch = run.progress.rows_done == 0
+    return step == run.parts.num_steps or (step % every == 0 if every else at_end_of_epoch)
+
+
+def _evaluate(run: _Run, state: TrainState, log: Log) -> tuple[TrainState, bool]:
+    """Evaluates the validation split: (state, whether it is worth a checkpoint)."""
+    config, progress = run.config, run.progress
+    _, report = predictions_lib.score(config, run.splits["valid"], run.parts, state)
+    place, figures = (progress.step, progress.epoch), (report.auc, report.logloss)
+    entry = Evaluation(*place, *figures, report.gauc, report.pcoc)
     progress.evaluations.append(entry)
-    log.write("evaluate", **entry)
-    auc, logloss = ("-" if x is None else f"{x:.6f}" for x in (report.auc, report.logloss))
+    log.write("evaluate", **dataclasses.asdict(entry))
+
+    auc, logloss = ("-" if x is None else f"{x:.6f}" for x in figures)
     tqdm.write(f"step {progress.step:,}: validation AUC {auc}, logloss {logloss}")
     if len(progress.evaluations) == 1:
-        path = Path(config.data.dir) / "prepare.json"
-        prepared = json.loads(path.read_text()) if path.exists() else None
-        rates = {key: config.optim[key].learning_rate for key in step_lib.SECTIONS}
-        tqdm.write(summary.verdict(report, prepared, rates))
-    # Without a monitor the plateau schedule watches the log-loss.
-    monitor = config.train.monitor or "logloss"
-    undefined = any(entry[key] is None and key in monitor for key in ("auc", "logloss"))
-    value = -math.inf if undefined else MONITORS[monitor](report)
-    better = value > progress.best_value + config.train.min_delta
-    if better or not config.train.monitor or progress.best_step < 0:
-        progress.report = report.to_json()
-    if better:
-        progress.best_step, progress.best_value, progress.stale = progress.step, value, 0
+        tqdm.write(_verdict(config, report))
+
+    if progress.judge(report, config.train):
         return state, bool(config.train.monitor)
-    progress.stale += 1
-    scale = dict(state.lr_scale)
-    for key in step_lib.SECTIONS:
-        if config.optim[key].schedule == "plateau":
-            factor = max(
-                float(jax.device_get(scale[key])) * config.train.plateau_factor,
-                config.train.plateau_min,
-            )
-            scale[key] = step_lib.put_state(np.float32(factor), program.devices)
-            log.write("plateau", step=progress.step, section=key, lr_scale=factor)
-    return state.replace(lr_scale=scale), False
+    return _lower_rates(run, state, log), False
 
 
-def _finish(config, workdir, splits, program, state, progress) -> dict:
-    """Evaluates the kept state; writes metrics.json, and the predictions of the test split, else of the validation."""
-    kept, result = build.kept_step(config, progress), {"valid": progress.report}
-    split = "test" if "test" in splits and splits["test"].num_rows else "valid"
-    if split == "test" and kept not in [
-        entry["step"] for entry in progress.evaluations
-    ]:  # max_steps was lowered
-        result["valid"] = build.score(config, splits["valid"], program, state)[1].to_json()
+def _verdict(config: ConfigDict, report: SplitReport) -> str:
+    """The line after the first evaluation."""
+    path = Path(config.data.dir) / "prepare.json"
+    prepared = json.loads(path.read_text()) if path.exists() else None
+    rates = {key: config.optim[key].learning_rate for key in SECTIONS}
+    return summary.verdict(report, prepared, rates)
+
+
+def _lower_rates(run: _Run, state: TrainState, log: Log) -> TrainState:
+    """The state after an evaluation without gain: sections with a plateau schedule go on slower."""
+    train, scale = run.config.train, dict(state.lr_scale)
+    for key in SECTIONS:
+        if run.config.optim[key].schedule == "plateau":
+            lowered = float(jax.device_get(scale[key])) * train.plateau_factor
+            factor = max(lowered, train.plateau_min)
+            scale[key] = state_lib.put_state(np.float32(factor), run.parts.devices)
+            log.write("plateau", step=run.progress.step, section=key, lr_scale=factor)
+    return state.replace(lr_scale=scale)
+
+
+def _finish(run: _Run, state: TrainState) -> RunReport:
+    """Evaluates the kept state; writes metrics.json and the predictions of the split it shows."""
+    config, workdir, splits, parts, progress = run
+    kept, reports = progress.kept_step(config.train), {}
+    shown = "test" if "test" in splits and splits["test"].num_rows else "valid"
+    if kept in [entry.step for entry in progress.evaluations]:
+        reports["valid"] = SplitReport.from_json(progress.report)
+    elif shown == "test":  # max_steps was lowered
+        _, reports["valid"] = predictions_lib.score(config, splits["valid"], parts, state)
+
     shutil.rmtree(workdir / "predictions", ignore_errors=True)  # of earlier states, by evaluate
-    predictions, report = build.score(config, splits[split], program, state)
-    result[split] = report.to_json()
-    predictions_lib.write_predictions(workdir / "predictions" / f"{split}.parquet", predictions)
-    seconds = max(progress.seconds, 1e-9)
-    result["train"] = {
-        "rows_per_s": progress.rows / seconds,
-        "input_wait": progress.waited / seconds,
-        "steps": progress.step,
-        "epochs": progress.epoch,
-        "seconds": progress.seconds,
-        "kept_step": kept,
-        "evaluations": progress.evaluations,
-    }
-    sizes = {
-        key: sum(x.size for x in jax.tree.leaves(state.params[key])) for key in step_lib.SECTIONS
-    }
-    result["parameters"] = {**sizes, "total": sum(sizes.values())}
-    temporary = workdir / "metrics.json.tmp"
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    temporary.replace(workdir / "metrics.json")
-    return result
+    predictions, reports[shown] = predictions_lib.score(config, splits[shown], parts, state)
+    predictions_lib.write_predictions(workdir / "predictions" / f"{shown}.parquet", predictions)
 
-
-def _is_done(config: ConfigDict, progress: Progress, num_steps: int) -> bool:
-    return progress.step >= num_steps or _out_of_patience(config, progress)
-
-
-def _out_of_patience(config: ConfigDict, progress: Progress) -> bool:
-    return bool(
-        config.train.monitor and config.train.patience and progress.stale >= config.train.patience
-    )
+    sizes = {key: sum(x.size for x in jax.tree.leaves(state.params[key])) for key in SECTIONS}
+    sizes["total"] = sum(sizes.values())
+    found = RunReport(reports, progress.training(kept), sizes)
+    found.save(workdir)
+    return found
 
 
 class _Stop:
@@ -245,8 +261,8 @@ class _Stop:
 
 
 @contextlib.contextmanager
-def _stop_signals():
-    """SIGTERM and SIGINT ask the loop to save and stop after the current step; a second one acts as usual."""
+def _stop_signals() -> Iterator[_Stop]:
+    """SIGTERM and SIGINT ask the loop to save and stop after the step; a second one acts as usual."""
     stop, before = _Stop(), {}
 
     def ask(number, frame):
@@ -260,8 +276,6 @@ def _stop_signals():
         yield stop
     finally:
         for number, handler in before.items():
-            if signal.getsignal(number) in (
-                ask,
-                handler,
-            ):  # else one that was called has put another in its place
+            # Any other handler was put there by what the block called.
+            if signal.getsignal(number) in (ask, handler):
                 signal.signal(number, handler)

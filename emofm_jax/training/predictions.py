@@ -1,160 +1,152 @@
-"""A split and a trained state -> predictions of every row -> the split's metrics and its prediction file.
+"""A split and a trained state -> predictions of every row -> its report and its prediction file.
 
-The forward is `models.predict` under pmap (`step.make_eval_step`), the metrics are exact and on the host.
+The forward is `models.build.predict` under pmap, the metrics are exact and on the host.
 """
 
 import dataclasses
-from collections.abc import Callable
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from emofm_jax.data import batches, shards
+from emofm_jax import files
+from emofm_jax.data import batches
 from emofm_jax.data.schema import Schema
+from emofm_jax.data.shards import Split
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import split_report
-from emofm_jax.training import step as step_lib
+from emofm_jax.training import state as state_lib
+from emofm_jax.training.build import Parts
+from emofm_jax.training.state import PlacedBatch, TrainState
 
+_T = TypeVar("_T")
 _WRITE_ROWS = 1 << 18  # rows of a prediction file that are put together at a time
 
 
 class Predictions(NamedTuple):
-    """One entry per row of a split, in its order; n rows, T types. None where the model or schema has no such thing.
+    """An entry per row of a split, in its order; n rows, T types.
 
-    Attributes:
-      label: i8[n].
-      ftype: i8[n], -1 unknown.
-      weight: f32[n]; None if the schema has none.
-      gauc_key: i64[n].
-      p: f32[n], p(y = 1 | x), the type unknown.
-      logit: f32[n].
-      p_type: f32[n, T], p(t | x) of the auxiliary model.
-      p_given_type: f32[n, T], p(y = 1 | x, t).
-      unknown: f64[S], not a row each: the share of a slot's values (of a bag: of its ids) that are missing or unknown.
+    None where the model or schema has no such thing.
     """
 
-    label: np.ndarray
-    ftype: np.ndarray
-    weight: np.ndarray | None
-    gauc_key: np.ndarray | None
-    p: np.ndarray
-    logit: np.ndarray
-    p_type: np.ndarray | None
-    p_given_type: np.ndarray | None
-    unknown: np.ndarray
+    label: np.ndarray  # i8[n]
+    ftype: np.ndarray  # i8[n], -1 unknown
+    weight: np.ndarray | None  # f32[n]
+    gauc_key: np.ndarray | None  # i64[n]
+    p: np.ndarray  # f32[n], p(y = 1 | x), the type unknown
+    logit: np.ndarray  # f32[n]
+    p_type: np.ndarray | None  # f32[n, T], p(t | x) of the auxiliary model
+    p_given_type: np.ndarray | None  # f32[n, T], p(y = 1 | x, t)
+    unknown: np.ndarray  # f64[S], share of a slot's values (bag: ids) that are missing or unknown
+
+
+def score(
+    config: ConfigDict, split: Split, parts: Parts, state: TrainState
+) -> tuple[Predictions, split_report.SplitReport]:
+    """Predictions of a split, and their report; on a terminal with a bar."""
+    bar = sys.stderr.isatty()
+    found = predict_split(parts, state, split, config.data.eval_batch_size, progress=bar)
+    return found, report(found, split)
 
 
 def predict_split(
-    eval_step: Callable,
-    params,
-    stats,
-    split: shards.Split,
-    batch_size: int,
-    *,
-    devices,
-    progress=False,
-):
-    """Scores every row of a split.
+    parts: Parts, state: TrainState, split: Split, batch_size: int, *, progress: bool = False
+) -> Predictions:
+    """Scores every row of a split, `batch_size` rows over all devices at a time.
 
-    Args:
-      eval_step: from `step.make_eval_step`.
-      params, stats: of a TrainState.
-      split: to score.
-      batch_size: rows of a step over all devices.
-      devices: local devices that share a batch.
-      progress: whether to show a bar.
-
-    Returns:
-      Predictions.
+    Raises:
+      UserError: a score is not finite.
     """
-    n, schema = split.num_rows, split.schema
-    typed = (n, schema.num_types)
-    out = {"p": np.empty(n, np.float32), "logit": np.empty(n, np.float32)}
-    label, ftype = np.empty(n, np.int8), np.empty(n, np.int8)
-    weight = np.empty(n, np.float32) if schema.has_weight else None
-    key = np.empty(n, np.int64) if schema.has_gauc_key else None
-
+    n, schema, devices = split.num_rows, split.schema, parts.devices
+    known = ("label", "ftype", "weight") if schema.has_weight else ("label", "ftype")
+    dtypes = {"label": np.int8, "ftype": np.int8, "gauc_key": np.int64}
+    names = ("p", "logit", *known, *(("gauc_key",) if schema.has_gauc_key else ()))
+    out = {name: np.empty(n, dtypes.get(name, np.float32)) for name in names}
     counts = np.zeros((2, schema.num_columns), np.int64)
 
-    def put(host: batches.HostBatch):
+    def put(host: batches.HostBatch) -> tuple[batches.HostBatch, PlacedBatch]:
         np.add(counts, _count_unknown(schema, host.batch.ids), out=counts)
-        return host, step_lib.put_batch(host.batch, devices)
+        return host, state_lib.put_batch(host.batch, devices)
 
-    done, pending = 0, None
     source = batches.prefetch(batches.read(split, batch_size, num_devices=len(devices)), 2, put)
-    with tqdm(
-        total=n,
-        unit=" rows",
-        unit_scale=True,
-        desc=f"  {split.path.name}",
-        disable=not progress,
-        leave=False,
-    ) as bar:
+    scored = ((h, parts.eval_step(state.params, state.stats, batch)) for h, batch in source)
+    look: dict[str, Any] = {"unit": " rows", "unit_scale": True, "leave": False}
+    look |= {"desc": f"  {split.path.name}", "disable": not progress}
 
-        def collect(rows: slice, scores: dict) -> None:
-            for name, array in jax.device_get(scores).items():
-                array = array.reshape(-1, *array.shape[2:])[: rows.stop - rows.start]
-                if name not in out:
-                    out[name] = np.empty(typed, np.float32)
-                out[name][rows] = array
-            bar.update(rows.stop - rows.start)
-
-        for host, batch in source:
+    done = 0
+    with tqdm(total=n, **look) as bar:
+        for host, scores in _one_behind(scored):  # fetched while the next step runs
             rows = slice(done, done + host.num_rows)
-            for array, part in (
-                (label, host.batch.label),
-                (ftype, host.batch.ftype),
-                (weight, host.batch.weight),
-            ):
-                if array is not None:
-                    array[rows] = part.reshape(-1)[: host.num_rows]
-            if key is not None:
-                key[rows] = host.gauc_key
-            scores = eval_step(params, stats, batch)
-            if pending is not None:  # fetched while the next step runs
-                collect(*pending)
-            pending, done = (rows, scores), rows.stop
-        if pending is not None:
-            collect(*pending)
-    if not np.isfinite(out["logit"]).all():
-        row = int(np.flatnonzero(~np.isfinite(out["logit"]))[0])
+            columns = {name: getattr(host.batch, name) for name in known} | jax.device_get(scores)
+            for name, array in columns.items():
+                if name not in out:  # of a typed model
+                    out[name] = np.empty((n, *array.shape[2:]), np.float32)
+                out[name][rows] = _by_row(array)[: host.num_rows]
+            if host.gauc_key is not None:
+                out["gauc_key"][rows] = host.gauc_key
+            done = rows.stop
+            bar.update(host.num_rows)
+
+    finite = np.isfinite(out["logit"])
+    if not finite.all():
         raise UserError(
-            f"{split.path}: the score of row {row} is not finite; lower the learning rate and train again"
+            f"{split.path}: the score of row {int(np.argmin(finite))} is not finite; lower the "
+            "learning rate and train again"
         )
     unknown, values = (np.bincount(schema.column_slots, x) for x in counts)
-    typed = (out.get("p_type"), out.get("p_given_type"))
-    return Predictions(
-        label, ftype, weight, key, out["p"], out["logit"], *typed, unknown / np.maximum(values, 1)
-    )
+    columns = {name: out.get(name) for name in Predictions._fields}
+    return Predictions(**columns | {"unknown": unknown / np.maximum(values, 1)})
+
+
+def _one_behind(items: Iterable[_T]) -> Iterator[_T]:
+    """The items, each handed on when the next is there."""
+    before = None
+    for item in items:
+        if before is not None:
+            yield before
+        before = item
+    if before is not None:
+        yield before
+
+
+def _by_row(array: np.ndarray) -> np.ndarray:
+    """[P, b, ...] -> [P * b, ...]."""
+    return array.reshape(-1, *array.shape[2:])
 
 
 def _count_unknown(schema: Schema, ids: np.ndarray) -> np.ndarray:
-    """i64[2, N]: of each column of ids i32[P, b, N], how many are row 0 of their slot, and how many no padding."""
+    """i64[2, N]: how many ids i32[P, b, N] of a column are row 0 of their slot, and no padding."""
     first = schema.offsets[schema.column_slots].astype(np.int32)
-    counts = [
-        np.count_nonzero(ids == rows, axis=(0, 1)) for rows in (first, np.int32(schema.num_rows))
-    ]
-    return np.stack([counts[0], ids[..., 0].size - counts[1]])
+    at_first = np.count_nonzero(ids == first, axis=(0, 1))
+    padding = np.count_nonzero(ids == np.int32(schema.num_rows), axis=(0, 1))
+    return np.stack([at_first, ids[..., 0].size - padding])
 
 
-def score_rows(
-    eval_step: Callable, params, stats, rows: batches.Rows, schema, batch_size: int, *, devices
-) -> dict:
-    """Scores decoded rows: {"p": f32[n], "logit": f32[n], and for typed models "p_type", "p_given_type" f32[n, T]}."""
-    n, parts = len(rows.label), []
+def score_rows(parts: Parts, state: TrainState, rows: batches.Rows, batch_size: int) -> dict:
+    """Scores decoded rows, `batch_size` at a time.
+
+    Returns:
+      {"p": f32[n], "logit": f32[n]}; of typed models also "p_type", "p_given_type" f32[n, T].
+
+    Raises:
+      UserError: a score is not finite.
+    """
+    n, found = len(rows.label), []
     for start in range(0, max(n, 1), batch_size):
         part = rows.take(slice(start, start + batch_size))
-        batch = batches.pad(part, batch_size, len(devices), schema.num_rows)
-        parts.append(eval_step(params, stats, step_lib.put_batch(batch, devices)))
-    parts = jax.device_get(parts)
-    scores = {
-        k: np.concatenate([x[k].reshape(-1, *x[k].shape[2:]) for x in parts])[:n] for k in parts[0]
-    }
+        batch = batches.pad(part, batch_size, len(parts.devices), parts.schema.num_rows)
+        placed = state_lib.put_batch(batch, parts.devices)
+        found.append(parts.eval_step(state.params, state.stats, placed))
+    found = jax.device_get(found)
+
+    scores = {k: np.concatenate([_by_row(x[k]) for x in found])[:n] for k in found[0]}
     if not np.isfinite(scores["logit"]).all():
         raise UserError(
             "a score is not finite: the run has diverged; lower its learning rate and train again"
@@ -162,8 +154,8 @@ def score_rows(
     return scores
 
 
-def read_truth(split: shards.Split) -> dict[str, np.ndarray] | None:
-    """The true probabilities beside a synthetic split: p f64[n], p_type and p_given_type f64[n, T]; else None."""
+def read_truth(split: Split) -> dict[str, np.ndarray] | None:
+    """The true probabilities of a synthetic split, None of others: p f64[n], p_type and p_given_type f64[n, T]."""
     path = split.path / "truth.parquet"
     if not path.exists():
         return None
@@ -178,8 +170,8 @@ def read_truth(split: shards.Split) -> dict[str, np.ndarray] | None:
     return truth
 
 
-def report(predictions: Predictions, split: shards.Split) -> split_report.SplitReport:
-    """The split's part of `metrics.json`; `unknown` is of the data alone."""
+def report(predictions: Predictions, split: Split) -> split_report.SplitReport:
+    """The split's part of metrics.json; `unknown` is of the data alone."""
     found = split_report.make(
         predictions.label,
         predictions.p,
@@ -199,14 +191,13 @@ def report(predictions: Predictions, split: shards.Split) -> split_report.SplitR
 def write_predictions(path: Path, predictions: Predictions) -> None:
     """Writes row, label, ftype, p and, for typed models, p_type and p_given_type as Parquet."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    writer = None
-    for start in range(0, max(len(predictions.p), 1), _WRITE_ROWS):
-        table = _table(predictions, slice(start, start + _WRITE_ROWS))
-        writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
-        writer.write_table(table)
-    writer.close()
-    temporary.replace(path)
+    schema = _table(predictions, slice(0, 0)).schema
+    with (
+        files.whole(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
+    ):
+        for start in range(0, max(len(predictions.p), 1), _WRITE_ROWS):
+            writer.write_table(_table(predictions, slice(start, start + _WRITE_ROWS)))
 
 
 def _table(predictions: Predictions, rows: slice) -> pa.Table:
@@ -219,7 +210,6 @@ def _table(predictions: Predictions, rows: slice) -> pa.Table:
     }
     for name in ("p_type", "p_given_type"):
         if (array := getattr(predictions, name)) is not None:
-            columns[name] = pa.FixedSizeListArray.from_arrays(
-                array[rows].reshape(-1), array.shape[1]
-            )
+            flat = array[rows].reshape(-1)
+            columns[name] = pa.FixedSizeListArray.from_arrays(flat, array.shape[1])
     return pa.table(columns)

@@ -1,58 +1,94 @@
-"""Where a run stands, and how it is seen: the state of the loop, the window of steps of a log line, log.jsonl.
+"""Where a run stands, and how it is seen: the loop's state, the window of a log line, log.jsonl.
 
-`Progress` is what must survive a stop beside the TrainState. The metrics of steps stay on the device until their
-window is closed, so that the loop never waits for a number that nobody reads yet.
+`Progress` is what must survive a stop beside the TrainState. The metrics of steps stay on the
+device until their window is closed, so that the loop never waits for a number that nobody reads yet.
 """
 
 import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, Self, TypeVar
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from emofm_jax.errors import UserError
-from emofm_jax.evaluation import metrics
+from emofm_jax.evaluation import metrics, monitor
+from emofm_jax.evaluation.run_report import Evaluation, Training
+from emofm_jax.evaluation.split_report import SplitReport
 from emofm_jax.training import step as step_lib
+
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass
 class Progress:
-    """Saved in every checkpoint.
+    """Where a run stands; part of every checkpoint."""
 
-    Attributes:
-      step: steps taken.
-      epoch: epochs completed.
-      rows_done: rows of the current epoch that were stepped on.
-      evaluations: one entry per evaluation: step, epoch, auc, logloss, gauc, pcoc of the validation split.
-      report: of the validation split in the state that is kept so far.
-      best_step, best_value: by the monitor; -1 before the first evaluation.
-      stale: evaluations since the best.
-      finished: whether there is nothing left to do.
-      log_bytes: length of log.jsonl, which is cut back to it.
-      rows, seconds, waited: rows stepped on, seconds of stepping (compilation apart) and of waiting for input.
-      schema: fingerprint of the data that were trained on; empty in checkpoints of before it was noted.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    rows_done: int = 0
-    evaluations: list = dataclasses.field(default_factory=list)
-    report: dict = dataclasses.field(default_factory=dict)
-    best_step: int = -1
+    step: int = 0  # steps taken
+    epoch: int = 0  # epochs completed
+    rows_done: int = 0  # rows of the current epoch that were stepped on
+    evaluations: list[Evaluation] = dataclasses.field(default_factory=list)
+    report: dict = dataclasses.field(default_factory=dict)  # of the validation split, state kept
+    best_step: int = -1  # by the monitor; -1 before it had a value
     best_value: float = -math.inf
-    stale: int = 0
-    finished: bool = False
-    log_bytes: int = 0
-    rows: int = 0
-    seconds: float = 0.0
-    waited: float = 0.0
-    schema: str = ""
+    stale: int = 0  # evaluations since the best
+    finished: bool = False  # nothing is left to do
+    log_bytes: int = 0  # length of log.jsonl, which is cut back to it
+    rows: int = 0  # rows stepped on, compilation apart
+    seconds: float = 0.0  # of stepping, compilation apart
+    waited: float = 0.0  # seconds of these that went by in waiting for input
+    schema: str = ""  # fingerprint of the data; empty in checkpoints of before it was noted
+
+    def to_json(self) -> dict[str, Any]:
+        """What a checkpoint holds as its info."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, info: Mapping[str, Any]) -> Self:
+        """Reads what `to_json` gave, now or in an earlier version."""
+        return cls(**{**info, "evaluations": [Evaluation(**x) for x in info["evaluations"]]})
+
+    def judge(self, report: SplitReport, train: ConfigDict) -> bool:
+        """Takes the validation report of this step; returns whether it is a gain on the best one."""
+        # Without a monitor the plateau schedule watches the log-loss.
+        value = monitor.value(train.monitor or "logloss", report.auc, report.logloss)
+        gain = value is not None and value > self.best_value + train.min_delta
+        if gain or not train.monitor or self.best_step < 0:
+            self.report = report.to_json()
+        if gain:
+            self.best_step, self.best_value, self.stale = self.step, value, 0
+        else:
+            self.stale += 1
+        return gain
+
+    def is_done(self, train: ConfigDict, num_steps: int) -> bool:
+        """Whether all steps are taken, or patience has ended."""
+        out_of_patience = train.monitor and train.patience and self.stale >= train.patience
+        return self.step >= num_steps or bool(out_of_patience)
+
+    def kept_step(self, train: ConfigDict) -> int:
+        """The step whose state is kept (evaluation/monitor.py)."""
+        return monitor.kept_step(train.monitor, self.best_step, self.step)
+
+    def training(self, kept_step: int) -> Training:
+        """The training's part of metrics.json."""
+        seconds = max(self.seconds, 1e-9)
+        return Training(
+            rows_per_s=self.rows / seconds,
+            input_wait=self.waited / seconds,
+            steps=self.step,
+            epochs=self.epoch,
+            seconds=self.seconds,
+            kept_step=kept_step,
+            evaluations=self.evaluations,
+        )
 
 
 class Log:
@@ -93,10 +129,11 @@ class Window:
 
     def restart(self) -> None:
         """Forgets the steps and starts the clock."""
-        self._steps, self._rows, self._waited = [], 0, 0.0
+        self._steps: list[dict] = []
+        self._rows, self._waited = 0, 0.0
         self._started = time.perf_counter()
 
-    def time(self, source: Iterator) -> Iterator:
+    def time(self, source: Iterator[_T]) -> Iterator[_T]:
         """Hands on the items, adding up the seconds of waiting for them."""
         while True:
             start = time.perf_counter()
@@ -107,12 +144,13 @@ class Window:
             yield item
 
     def add(self, step_metrics: dict, rows: int) -> None:
-        """Takes a step's metrics; waits for the step before it, so that the host is never far ahead."""
+        """Takes a step's metrics; waits for the step before it: the host is never far ahead."""
         if self._steps:
             jax.block_until_ready(self._steps[-1]["nonfinite"])
         self._steps.append(step_metrics)
         self._rows += rows
         self._bar.update(rows)
+
         if not self._compiled:  # the first step of a process is compilation: it counts in no rate
             jax.block_until_ready(step_metrics["nonfinite"])
             self._compiled, self._rows, self._waited = True, 0, 0.0
@@ -129,11 +167,24 @@ class Window:
         steps = jax.device_get(self._steps)
         seconds = time.perf_counter() - self._started
         self._check_finite(steps)
-        label, p, weight = (
-            np.concatenate([s[k].reshape(-1) for s in steps]) for k in ("label", "p", "weight")
-        )
+
+        line = self._line(steps, seconds)
+        self._log.write("train", **line)
+        auc, logloss = ("-" if x is None else f"{x:.4f}" for x in (line["auc"], line["logloss"]))
+        self._bar.set_postfix_str(f"logloss {logloss}, AUC {auc}, input {line['input_wait']:.0%}")
+
+        self._progress.rows += self._rows
+        self._progress.seconds += seconds
+        self._progress.waited += self._waited
+        return self.restart()
+
+    def _line(self, steps: list[dict], seconds: float) -> dict[str, Any]:
+        """Figures of the steps, each row scored by the parameters before its step."""
+        rows = ("label", "p", "weight")
+        label, p, weight = (np.concatenate([s[key].reshape(-1) for s in steps]) for key in rows)
         real = weight > 0
         label, p, weight = label[real], p[real], weight[real]
+
         line = {
             "step": self._progress.step,
             "epoch": self._progress.epoch + self._progress.rows_done / self._epoch_rows,
@@ -145,24 +196,15 @@ class Window:
             "network_norm": float(np.mean([s["network_norm"][0] for s in steps])),
         }
         if "am_sum" in steps[0]:
-            known = sum(float(s["am_weight_sum"][0]) for s in steps)
-            line["am_logloss"] = (
-                sum(float(s["am_sum"][0]) for s in steps) / known if known else None
-            )
-        self._log.write("train", **line)
-        auc, logloss = (
-            "-" if line[key] is None else f"{line[key]:.4f}" for key in ("auc", "logloss")
-        )
-        self._bar.set_postfix_str(f"logloss {logloss}, AUC {auc}, input {line['input_wait']:.0%}")
-        self._progress.rows += self._rows
-        self._progress.seconds += seconds
-        self._progress.waited += self._waited
-        return self.restart()
+            nats, known = (sum(float(s[k][0]) for s in steps) for k in ("am_sum", "am_weight_sum"))
+            line["am_logloss"] = nats / known if known else None
+        return line
 
     def _check_finite(self, steps: list[dict]) -> None:
         for number, step in enumerate(steps, self._progress.step - len(steps) + 1):
             if code := int(step["nonfinite"][0]):
                 raise UserError(
-                    f"step {number}: the {step_lib.NONFINITE[code - 1]} is not finite; lower the learning rate, clip "
-                    "the gradient (config.optim.clip), or look for extreme values in numeric slots"
+                    f"step {number}: the {step_lib.NONFINITE[code - 1]} is not finite; lower the "
+                    "learning rate, clip the gradient (config.optim.clip), or look for extreme "
+                    "values in numeric slots"
                 )

@@ -1,4 +1,7 @@
-"""From a config to a trained run: checks, data, memory, workdir, loop. What `train` and `sweep` both call."""
+"""From a config to a trained run: checks, data, parts, memory, workdir, loop.
+
+What `train` and `sweep` both call.
+"""
 
 from pathlib import Path
 
@@ -8,11 +11,12 @@ from emofm_jax import config as config_lib
 from emofm_jax.data import preparation, shards
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.errors import UserError
+from emofm_jax.evaluation.run_report import RunReport
 from emofm_jax.training import workdir as workdir_lib
 
 
 def check(config: ConfigDict) -> None:
-    """Checks of a validated config what needs no data: raises UserError on a name or option that does not fit."""
+    """Checks what needs no data; raises UserError on a name or option that does not fit."""
     if not config.data.dir:
         raise UserError("config.data.dir: it is empty; name the directory of the shards")
     from emofm_jax.training import build  # loads jax: after the cheap checks
@@ -20,7 +24,7 @@ def check(config: ConfigDict) -> None:
     build.check(config)
 
 
-def run(config: ConfigDict, workdir: Path) -> dict:
+def run(config: ConfigDict, workdir: Path) -> RunReport:
     """Trains in a workdir, from its last checkpoint if it has one, and says on stdout what it does.
 
     Args:
@@ -29,59 +33,50 @@ def run(config: ConfigDict, workdir: Path) -> dict:
 
     Returns:
       The content of metrics.json.
+
     Raises:
-      UserError: no data, too little memory, a workdir that holds something else, a loss that is not finite.
+      UserError: no data, too little memory, a workdir that holds something else, a batch that does
+        not divide over the devices, a loss that is not finite.
       SystemExit: after SIGTERM or SIGINT, with the state saved.
     """
-    from emofm_jax.training import build, loop
+    from emofm_jax.training import build, loop, memory
 
     _print_differences(config)
     splits = open_data(config)
-    schema = splits["train"].schema
-    program = build.make_program(
-        config, schema, num_steps=1
-    )  # fails here, before there is a workdir
-    print(f"memory of each device: up to about {build.check_memory(config, schema, program)}")
+    train = splits["train"]
+
+    # What fails here leaves no workdir.
+    parts = build.make_parts(config, train.schema, loop.num_steps(config, train.num_rows))
+    print(f"memory of each device: up to about {memory.check(config, parts)}")
+
     with workdir_lib.alone(workdir):
-        workdir_lib.open_workdir(config, workdir, schema)
-        return loop.run(config, workdir, splits)
+        workdir_lib.open_workdir(config, workdir, train.schema)
+        return loop.run(config, workdir, splits, parts)
 
 
 def open_data(config: ConfigDict) -> dict[str, shards.Split]:
-    """The splits of `config.data.dir`; synthetic data is made if missing, other data must be prepared first."""
+    """Opens the splits of `config.data.dir`; makes synthetic data that is missing.
+
+    Raises:
+      UserError: other data are missing, were prepared with other options, or have no rows.
+    """
     directory = Path(config.data.dir)
     if not (directory / "schema.json").exists():
         if config.prepare.format != "synthetic":
             raise UserError(
-                f"{directory}: no prepared data; run `python -m emofm_jax.prepare --config=...` with this config first"
+                f"{directory}: no prepared data; run `python -m emofm_jax.prepare --config=...` "
+                "with this config first"
             )
         print(f"{directory}: no shards yet, making the synthetic data")
         preparation.prepare(config)
-    schema = schema_lib.load(directory)
-    made = ConfigDict({"prepare": dict(schema.recipe)})
-    wanted = ConfigDict({"prepare": config.prepare.to_dict()})
-    usual = config_lib.flatten(
-        config_lib.default()
-    )  # of fields that were not yet when the data were prepared
-    stale = {
-        k: (usual.get(k) if a is ... else a, b)
-        for k, (a, b) in config_lib.difference(made, wanted).items()
-    }
-    stale = [
-        f"{k} {a!r} against {b!r}"
-        for k, (a, b) in stale.items()
-        if k not in config_lib.free() and a != b
-    ]
-    if stale:
+
+    if stale := _stale(config, schema_lib.load(directory)):
         raise UserError(
-            f"{directory}: prepared with other options ({'; '.join(stale)}); run `python -m emofm_jax.prepare` "
-            "again, or set another config.data.dir"
+            f"{directory}: prepared with other options ({'; '.join(stale)}); run "
+            "`python -m emofm_jax.prepare` again, or set another config.data.dir"
         )
-    splits = {
-        name: shards.open_split(directory, name)
-        for name in shards.SPLITS
-        if (directory / name).is_dir()
-    }
+    there = [name for name in shards.SPLITS if (directory / name).is_dir()]
+    splits = {name: shards.open_split(directory, name) for name in there}
     for name in ("train", "valid"):
         if name not in splits or not splits[name].num_rows:
             raise UserError(
@@ -90,11 +85,24 @@ def open_data(config: ConfigDict) -> dict[str, shards.Split]:
     return splits
 
 
+def _stale(config: ConfigDict, schema: schema_lib.Schema) -> list[str]:
+    """Options that the data were prepared with against those of the config, where they differ."""
+    # Fields that were not yet when the data were prepared had what is their default now.
+    usual = config_lib.flatten({"prepare": config_lib.default().prepare})
+    made = usual | config_lib.flatten({"prepare": schema.recipe})
+    wanted = config_lib.flatten({"prepare": config.prepare})
+
+    names = sorted((made.keys() | wanted.keys()) - set(config_lib.free()))
+    pairs = [(name, made.get(name), wanted.get(name)) for name in names]
+    return [f"{name} {a!r} against {b!r}" for name, a, b in pairs if a != b]
+
+
 def _print_differences(config: ConfigDict) -> None:
     """What differs from the defaults, since that is what the run is."""
     changed = config_lib.difference(config, config_lib.default())
     prepared = [path for path in changed if path.startswith("prepare.")]
     idle = config_lib.without_effect(config)
+
     print(f"{config.name}: options that differ from the defaults")
     for path, (ours, _) in changed.items():
         if path not in prepared and path != "name":

@@ -1,9 +1,12 @@
-"""The table's part of a step: equal rows summed, then an optimizer applied to the rows that occur (docs/model.md).
+"""The table's part of a step: equal rows summed, an optimizer applied to them (docs/model.md).
 
-    g_r = sum over occurrences m with ids_m = r of dL/de_m;   (table_r, moments_r) <- optimizer(g_r, ...) for those r
+    g_r = sum over occurrences m with ids_m = r of dL/de_m
+    (table_r, moments_r) <- optimizer(g_r, ...)               for those r alone
 
 No pass over the table or its moments: with the state donated, time follows the M occurrences and not V.
 """
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,66 +15,81 @@ import optax
 CHUNK = 8192  # rows that are updated at a time: a slab of them and its moments stay in the cache
 
 
-def add_l2(grads, params, l2: float):
-    """grads + l2 * params, of any tree; `grads` itself if l2 is 0."""
+class RowGradients(NamedTuple):
+    """Gradient of the table, equal rows summed."""
+
+    rows: (
+        jax.Array | None
+    )  # i32[Mc], the U distinct ones first, then out of range; None: all V in order
+    grads: jax.Array  # f32[Mc, D], zeros behind the first U; f32[V, D] of all rows
+    num_rows: jax.Array  # i32[], U; 0 where `rows` is None
+    owner: jax.Array  # i32[V], scratch for the next step
+
+
+def add_l2(grads: Any, params: Any, l2: float) -> Any:
+    """Returns grads + l2 * params, of any tree; `grads` itself if l2 is 0."""
     return jax.tree.map(lambda g, p: g + l2 * p, grads, params) if l2 else grads
 
 
-def sum_rows(
-    ids: jax.Array, grads: jax.Array, owner: jax.Array, chunk: int
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+def sum_rows(ids: jax.Array, grads: jax.Array, owner: jax.Array, chunk: int) -> RowGradients:
     """Sums the gradients of equal ids, in time that follows M and not V.
 
     Args:
       ids: i32[M], table rows; V and above = padding.
       grads: f32[M, D], of each occurrence.
-      owner: i32[V], scratch, donated: which occurrence speaks for a row. Entries of earlier steps are not read.
+      owner: i32[V], scratch, donated: which occurrence speaks for a row. What it holds is not read.
       chunk: M is rounded up to a multiple of min(chunk, M), giving Mc.
-
-    Returns:
-      rows i32[Mc], the U distinct rows first, then rows out of range, all different; their summed gradients
-      f32[Mc, D], then zeros; U i32[]; owner.
     """
     size, num_rows = ids.shape[0], owner.shape[0]
     padded = -(-size // min(chunk, size)) * min(chunk, size)
+
+    # One occurrence speaks for each row: the last that wrote its number.
     number = jnp.arange(size, dtype=jnp.int32)
     owner = owner.at[ids].set(number, mode="drop")
     speaker = owner.at[ids].get(mode="fill", fill_value=-1)
     live = speaker == number
+
+    # The speakers' rows move to the front.
     place = jnp.where(live, jnp.cumsum(live) - 1, padded)
     rows = (num_rows + jnp.arange(padded, dtype=jnp.int32)).at[place].set(ids, mode="drop")
+
     # Padding has speaker -1, which would wrap to the last place: it is sent out of range instead.
     target = jnp.where(speaker >= 0, place[speaker], padded)
     summed = jnp.zeros((padded, grads.shape[1]), grads.dtype).at[target].add(grads, mode="drop")
-    return rows, summed, jnp.sum(live, dtype=jnp.int32), owner
+    return RowGradients(rows, summed, jnp.sum(live, dtype=jnp.int32), owner)
 
 
 def update_rows(
     optimizer: optax.GradientTransformation,
     table: jax.Array,
-    opt_state,
-    rows: jax.Array,
-    grads: jax.Array,
-    num_rows: jax.Array,
+    opt_state: optax.OptState,
+    found: RowGradients,
     *,
     clip_factor: jax.Array,
     lr_scale: jax.Array,
     l2: float,
     chunk: int,
 ) -> tuple[jax.Array, optax.OptState]:
-    """Applies a row-wise optimizer to the first `num_rows` of `rows`, a chunk of them at a time, in place.
+    """Applies a row-wise optimizer to the rows that were found, a chunk of them at a time, in place.
 
-    Leaves of the optimizer's state with V rows are gathered and scattered as the table is. All others (counts)
-    enter each chunk as they were before the step, and advance once.
+    Leaves of the optimizer's state with V rows are gathered and scattered as the table is. All
+    others (counts) enter each chunk as they were before the step, and advance once.
 
     Args:
+      optimizer: row-wise (training/optim.py).
       table: f32[V, D].
-      rows, grads, num_rows: from `sum_rows`, Mc a multiple of the chunk.
-      clip_factor: on the gradients, before l2 * row is added.
+      opt_state: of the optimizer.
+      found: from `sum_rows`, Mc a multiple of the chunk.
+      clip_factor: f32[], on the gradients, before l2 * row is added.
+      lr_scale: f32[], on the updates.
+      l2: l2 * row is added to the gradient of a row that occurs.
+      chunk: rows.
 
     Returns:
       The table and the optimizer's state.
     """
+    assert found.rows is not None
+    rows, grads = found.rows, found.grads
     size = min(chunk, rows.shape[0])
     leaves, structure = jax.tree.flatten(opt_state)
     by_row = [leaf.ndim > 0 and leaf.shape[0] == table.shape[0] for leaf in leaves]
@@ -82,30 +100,33 @@ def update_rows(
     def put(array, at, values):
         return array.at[at].set(values, mode="drop", unique_indices=True)
 
+    def merged(others, arrays):
+        """The optimizer's state: leaves by row from `arrays`, all others from `others`."""
+        arrays = iter(arrays)
+        chosen = [next(arrays) if r else leaf for leaf, r in zip(others, by_row)]
+        return jax.tree.unflatten(structure, chosen)
+
     def slab(arrays, at):
         """The state for the rows `at` alone."""
-        slabs = iter(arrays)
-        return structure.unflatten(
-            [take(next(slabs), at) if r else leaf for leaf, r in zip(leaves, by_row)]
-        )
+        return merged(leaves, [take(array, at) for array in arrays])
 
     def body(carry):
         start, table, arrays = carry
         at = jax.lax.dynamic_slice(rows, (start,), (size,))
         g = jax.lax.dynamic_slice(grads, (start, 0), (size, grads.shape[1]))
         old = take(table, at)
+
         updates, new = optimizer.update(add_l2(clip_factor * g, old, l2), slab(arrays, at), old)
         new = [leaf for leaf, r in zip(jax.tree.leaves(new), by_row) if r]
         arrays = [put(array, at, values) for array, values in zip(arrays, new)]
         return start + size, put(table, at, old + lr_scale * updates), arrays
 
-    arrays = [leaf for leaf, r in zip(leaves, by_row) if r]
     # One row out of range tells how everything that is not a row advances.
+    arrays = [leaf for leaf, r in zip(leaves, by_row) if r]
     nowhere = jnp.full(1, table.shape[0], jnp.int32)
     row = take(table, nowhere)
     _, advanced = optimizer.update(row, slab(arrays, nowhere), row)
-    start = jnp.zeros((), jnp.int32)
-    _, table, arrays = jax.lax.while_loop(lambda c: c[0] < num_rows, body, (start, table, arrays))
-    moved = iter(arrays)
-    merged = [next(moved) if r else leaf for leaf, r in zip(jax.tree.leaves(advanced), by_row)]
-    return table, structure.unflatten(merged)
+
+    carry = (jnp.zeros((), jnp.int32), table, arrays)
+    _, table, arrays = jax.lax.while_loop(lambda c: c[0] < found.num_rows, body, carry)
+    return table, merged(jax.tree.leaves(advanced), arrays)

@@ -1,281 +1,240 @@
 """One training step under pmap, whose cost follows the batch and not the table (docs/model.md).
 
-    e = table[ids] -> loss -> gradients of occurrences and network -> rows that occur, each once -> optax on those
+    e = table[ids] -> loss -> gradients of occurrences and network -> each row once -> optax on those
 
-The only file with pmap and collectives: one axis, "data"; every device holds the whole state and b of the B rows.
-Each device differentiates its local weighted sum over the global weight; network gradients are summed over the
-devices, occurrences and their gradients gathered, so that all replicas take the same step.
+The only file with pmap and collectives: one axis, "data"; every device holds the whole state and b
+of the B rows. Each device differentiates its local weighted sum over the global weight; network
+gradients are summed over the devices, occurrences and their gradients gathered, so that all
+replicas take the same step.
 
-`lazy` moves the rows of the batch only: moments of other rows do not decay, and L2 and weight decay reach the
-batch's rows. `dense` moves every row in every step, as a framework without sparse gradients does. Gradients are
-clipped by norm after equal rows were summed; L2 of the network (all of it, biases too, as in FuxiCTR) and of a
-dense table is part of what is clipped, L2 of lazy rows is added after (it would need another pass over the rows).
+`lazy` moves the rows of the batch only: moments of other rows do not decay, and L2 and weight decay
+reach the batch's rows. `dense` moves every row in every step, as a framework without sparse
+gradients does. Gradients are clipped by norm after equal rows were summed. L2 of the network (all
+of it, biases too, as in FuxiCTR) and of a dense table is part of what is clipped; L2 of lazy rows
+is added after, since it would need another pass over the rows.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
-import flax
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import linen as nn
 
-from emofm_jax.data.batches import Batch
 from emofm_jax.data.schema import Schema
 from emofm_jax.models import build as model_lib
 from emofm_jax.nn import embedding, losses, typewise
 from emofm_jax.training import compilation, sparse
+from emofm_jax.training import state as state_lib
+from emofm_jax.training.state import AXIS, Devices, Optimizers, PlacedBatch, TrainState
 
-AXIS = "data"
-SECTIONS = ("embedding", "network")  # keys of params, opt_state and lr_scale
 # What `metrics["nonfinite"]` - 1 names.
 NONFINITE = ("loss", "gradient of the embedding table", "gradient of the network")
 
 
-class TrainState(flax.struct.PyTreeNode):
-    """All that training changes; the same on every device.
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What decides a step beside network, data and optimizers."""
 
-    Attributes:
-      step: i32[], steps taken.
-      params: {"embedding": f32[V, D + extra], "network": tree}.
-      opt_state: the same keys.
-      stats: batch statistics of the network, may be empty.
-      owner: i32[V], scratch of the sparse step; holds nothing from step to step.
-      lr_scale: {"embedding": f32[], "network": f32[]}, factors on the updates (schedule=plateau).
-      key: u32[2], of dropout; here, so that one compiled step serves every seed. Not checkpointed.
-    """
+    updates: str = "lazy"  # of the table: lazy | dense
+    embedding_l2: float = 0.0  # l2 * parameter is added to the gradient
+    network_l2: float = 0.0
+    clip: str = "none"  # none | group (table and network apart) | global (together)
+    clip_norm: float = 10.0  # norm of the gradient that is not exceeded
+    am_weight: float = 1.0  # of the auxiliary model's loss
+    drop_type: int = -1  # index of the type that has no predictor; -1 for none
+    chunk: int = sparse.CHUNK  # rows that are updated at a time (lazy)
 
-    step: jax.Array
-    params: dict
-    opt_state: dict
-    stats: dict
-    owner: jax.Array
-    lr_scale: dict
-    key: jax.Array
+    def __post_init__(self):
+        choices = {"updates": ("lazy", "dense"), "clip": ("none", "group", "global")}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} {getattr(self, name)!r} is none of {known}")
 
 
-def make_init(
-    module: nn.Module,
-    schema: Schema,
-    optimizers: Mapping[str, optax.GradientTransformation],
-    *,
-    table_width: int,
-    init_scale: float,
-    devices: Sequence[jax.Device] | None = None,
-) -> Callable[[jax.Array], TrainState]:
-    """Makes `init(key) -> state`, on the devices, without a copy of the table on the host; dropout has the key too.
+class Gradients(NamedTuple):
+    """What a batch gives; all but `outputs` is the same on every device."""
 
-    Args:
-      module: the network.
-      schema: of the data; it lays out the table.
-      optimizers: {"embedding", "network"}.
-      table_width: columns of the table, D and a model's extra ones.
-      init_scale: standard deviation of the table.
-      devices: that hold the replicas; by default all local ones.
-    """
-
-    def init(key):
-        table_key, network_key = jax.random.split(key)
-        variables = model_lib.init(module, network_key, schema)
-        table = embedding.init_table(
-            table_key, schema.offsets, schema.num_rows, table_width, init_scale
-        )
-        params = {"embedding": table, "network": variables["params"]}
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            opt_state={k: optimizers[k].init(params[k]) for k in SECTIONS},
-            stats=variables.get("batch_stats", {}),
-            owner=jnp.zeros(schema.num_rows, jnp.int32),
-            lr_scale={k: jnp.ones((), jnp.float32) for k in SECTIONS},
-            key=jax.random.key_data(key),
-        )
-
-    return jax.jit(init, out_shardings=_sharding(devices, replicated=True))
-
-
-def put_state(state: TrainState, devices: Sequence[jax.Device] | None = None) -> TrainState:
-    """Copies a state (of the host, or of other devices) to every device; on CPU it may share the host's memory."""
-    return jax.device_put(state, _sharding(devices, replicated=True))
-
-
-def put_batch(batch: Batch, devices: Sequence[jax.Device] | None = None) -> Batch:
-    """Sends a host batch, arrays [P, b, ...], to its P devices; its arrays must not change afterwards."""
-    return jax.device_put(batch, _sharding(devices, replicated=False))
-
-
-def fetch(tree):
-    """Copies arrays of the devices to the host as numpy arrays of their own; waits until they are computed."""
-    # A view would outlive the call on CPU, and a state of which a view exists is copied instead of donated.
-    return jax.tree.map(lambda array: np.array(array, copy=True), jax.device_get(tree))
+    loss: jax.Array  # f32[], what is minimised, L2 apart
+    sums: dict  # {name: f32[]} of `losses.total`, and the weights that belong to them
+    outputs: losses.Outputs  # of the model, for the device's own b rows
+    stats: dict  # batch statistics of the network after this batch
+    ids: jax.Array  # i32[M], table row of each occurrence on any device
+    occurrences: jax.Array  # f32[M, D], gradient of each
+    network: Any  # tree, gradient of the network
 
 
 def make_train_step(
     module: nn.Module,
     schema: Schema,
-    optimizers: Mapping[str, optax.GradientTransformation],
-    *,
-    updates: str = "lazy",
-    l2: Mapping[str, float] | None = None,
-    clip: str = "none",
-    clip_norm: float = 10.0,
-    am_weight: float = 1.0,
-    drop_type: int = -1,
-    devices: Sequence[jax.Device] | None = None,
-    chunk: int = sparse.CHUNK,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
-    """Makes `step(state, batch) -> (state, metrics)`; the state that goes in is donated, so it is gone afterwards.
+    optimizers: Optimizers,
+    options: Options = Options(),
+    devices: Devices = None,
+) -> Callable[[TrainState, PlacedBatch], tuple[TrainState, dict]]:
+    """Makes `step(state, batch) -> (state, metrics)`; the state that goes in is gone afterwards.
 
     Args:
       module: the network.
       schema: of the batches.
-      optimizers: {"embedding", "network"}: row-wise transformations (training/optim.py).
-      updates: `lazy` or `dense`.
-      l2: {"embedding", "network"}: l2 * parameter is added to the gradient; by default none.
-      clip: by gradient norm: `none`, `group` (table and network apart), `global` (together).
-      clip_norm: the norm that is not exceeded.
-      am_weight: weight of the auxiliary model's loss.
-      drop_type: index of the type that has no predictor, -1 for none.
-      devices: P of them; by default all local ones.
-      chunk: rows that are updated at a time (lazy).
+      optimizers: row-wise transformations (training/optim.py).
+      options: of the step.
+      devices: P of them.
 
     Returns:
-      The pmapped step, batches placed by `put_batch`. Every entry of `metrics` has a leading device axis: the sums
-      of `losses.total` over the step's rows with the weights that belong to them (`logloss_sum` and `weight_sum`;
-      typed models: `am_sum` and `am_weight_sum`), `loss` (what was minimised, L2 apart), `embedding_norm` and
-      `network_norm` (of gradients before clipping; lazy: without L2 of the table), `num_rows` (distinct table rows
-      of the batch; lazy), `nonfinite` (i32: 0, or 1 + index into NONFINITE), the same on every device; and per
-      row `p`, `label`, `weight` f32[P, b], p being what the row's loss was taken of.
+      The pmapped step, its state donated, for batches placed by `put_batch`. Every entry of
+      `metrics` has a leading device axis. The same on every device: the sums of `losses.total` over
+      the step's rows with the weights that belong to them (`logloss_sum` and `weight_sum`; typed
+      models: `am_sum` and `am_weight_sum`); `loss`, what was minimised, L2 apart; `embedding_norm`
+      and `network_norm` of gradients before clipping (lazy: without L2 of the table); `num_rows`,
+      distinct table rows of the batch (lazy); `nonfinite` i32, 0 or 1 + index into NONFINITE. Per
+      row: `p`, `label`, `weight` f32[P, b], p being what the row's loss was taken of.
     """
-    for name, value, known in (
-        ("updates", updates, ("lazy", "dense")),
-        ("clip", clip, ("none", "group", "global")),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} {value!r} is none of {known}")
-    l2 = l2 or dict.fromkeys(SECTIONS, 0.0)
     module = model_lib.with_axis(module, AXIS)
-    many = len(_devices(devices)) * jax.process_count() > 1
+    lazy = options.updates == "lazy"
 
-    def step(state: TrainState, batch: Batch):
-        table = state.params["embedding"]
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
-        denominators = losses.denominators(batch.ftype, batch.weight, AXIS, drop_type=drop_type)
+    def step(state: TrainState, batch: PlacedBatch) -> tuple[TrainState, dict]:
+        found = gradients(module, schema, options, state, batch)
+        rows = sum_rows(options, state, found)
+        grads = sparse.add_l2(found.network, state.params["network"], options.network_l2)
+        norms = {"embedding": _norm(rows.grads), "network": _norm(grads)}
+        factors = _clipping(norms, options)
 
-        def loss_fn(occurrences, network):
-            e = embedding.pool(occurrences, batch.value, schema.slot_widths)
-            variables = {"params": network, "batch_stats": state.stats}
-            outputs, updated = module.apply(
-                variables,
-                e,
-                batch.weight,
-                train=True,
-                rngs={"dropout": key},
-                mutable=["batch_stats"],
-            )
-            loss, parts = losses.total(
-                outputs,
-                batch.label,
-                batch.ftype,
-                batch.weight,
-                am_weight=am_weight,
-                drop_type=drop_type,
-                denominators=denominators,
-            )
-            parts |= _weights(batch, drop_type)
-            return loss, (parts, outputs, updated.get("batch_stats", {}))
-
-        gradient = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)
-        occurrences = embedding.lookup(table, batch.ids)
-        (loss, (parts, outputs, stats)), (grads, network_grads) = gradient(
-            occurrences, state.params["network"]
-        )
-        loss, parts, network_grads = jax.lax.psum((loss, parts, network_grads), AXIS)
-        ids, grads = batch.ids.reshape(-1), grads.reshape(-1, grads.shape[-1])
-        if many:
-            ids, grads = jax.lax.all_gather((ids, grads), AXIS, tiled=True)
-
-        owner = state.owner
-        if updates == "lazy":
-            rows, grads, num_rows, owner = sparse.sum_rows(ids, grads, owner, chunk)
+        network, network_state = move_dense(optimizers, state, "network", grads, factors)
+        if lazy:
+            table, table_state = move_lazy(optimizers, options, state, rows, factors)
         else:
-            grads = jnp.zeros_like(table).at[ids].add(grads, mode="drop")
-            grads, num_rows = sparse.add_l2(grads, table, l2["embedding"]), jnp.zeros((), jnp.int32)
-        network_grads = sparse.add_l2(network_grads, state.params["network"], l2["network"])
-        norms = {"embedding": _norm(grads), "network": _norm(network_grads)}
-        clipping = _clipping(norms, clip, clip_norm)
+            table, table_state = move_dense(optimizers, state, "embedding", rows.grads, factors)
 
-        network, network_state = _apply(
-            optimizers["network"], state, "network", network_grads, clipping
-        )
-        if updates == "lazy":
-            new_table, table_state = sparse.update_rows(
-                optimizers["embedding"],
-                table,
-                state.opt_state["embedding"],
-                rows,
-                grads,
-                num_rows,
-                clip_factor=clipping["embedding"],
-                lr_scale=state.lr_scale["embedding"],
-                l2=l2["embedding"],
-                chunk=chunk,
-            )
-        else:
-            new_table, table_state = _apply(
-                optimizers["embedding"], state, "embedding", grads, clipping
-            )
-
-        finite = jnp.stack([jnp.isfinite(x) for x in (loss, norms["embedding"], norms["network"])])
-        metrics = {
-            **parts,
-            "loss": loss,
-            "embedding_norm": norms["embedding"],
-            "network_norm": norms["network"],
-            "num_rows": num_rows,
-            "nonfinite": jnp.where(jnp.all(finite), 0, 1 + jnp.argmin(finite)).astype(jnp.int32),
-            "p": _seen_p(outputs, batch.ftype, drop_type),
-            "label": batch.label,
-            "weight": batch.weight,
-        }
+        metrics = _metrics(found, batch, norms, rows.num_rows, options.drop_type)
         state = state.replace(
             step=state.step + 1,
-            params={"embedding": new_table, "network": network},
+            params={"embedding": table, "network": network},
             opt_state={"embedding": table_state, "network": network_state},
-            stats=stats,
-            owner=owner,
+            stats=found.stats,
+            owner=rows.owner,
         )
         return state, metrics
 
-    mapped = jax.pmap(
-        step,
-        axis_name=AXIS,
-        in_axes=(None, 0),
-        out_axes=(None, 0),
-        donate_argnums=0,
-        devices=_devices(devices),
+    devices = state_lib.local(devices)
+    axes: dict[str, Any] = {"in_axes": (None, 0), "out_axes": (None, 0)}
+    mapped = jax.pmap(step, axis_name=AXIS, devices=devices, donate_argnums=0, **axes)
+    return compilation.compile_ahead(mapped, devices)
+
+
+def gradients(
+    module: nn.Module, schema: Schema, options: Options, state: TrainState, batch: PlacedBatch
+) -> Gradients:
+    """Differentiates the loss of a batch, each device of AXIS for its own rows, b of the B."""
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
+    ftype, weight, drop_type = batch.ftype, batch.weight, options.drop_type
+    denominators = losses.denominators(ftype, weight, AXIS, drop_type=drop_type)
+
+    def loss_fn(occurrences, network):
+        e = embedding.pool(occurrences, batch.value, schema.slot_widths)
+        variables = {"params": network, "batch_stats": state.stats}
+        training: dict[str, Any] = {"rngs": {"dropout": key}, "mutable": ["batch_stats"]}
+        outputs, updated = module.apply(variables, e, weight, train=True, **training)
+
+        weighting = dict(am_weight=options.am_weight, drop_type=drop_type)
+        weighting["denominators"] = denominators
+        loss, sums = losses.total(outputs, batch.label, ftype, weight, **weighting)
+        sums |= _weights(batch, drop_type)
+        return loss, (sums, outputs, updated.get("batch_stats", {}))
+
+    occurrences = embedding.lookup(state.params["embedding"], batch.ids)
+    differentiate = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)
+    (loss, (sums, outputs, stats)), grads = differentiate(occurrences, state.params["network"])
+
+    # Of the network the sum over the devices; of the table all occurrences, for every device.
+    loss, sums, network = jax.lax.psum((loss, sums, grads[1]), AXIS)
+    ids, of_ids = batch.ids.reshape(-1), grads[0].reshape(-1, grads[0].shape[-1])
+    if jax.lax.axis_size(AXIS) > 1:
+        ids, of_ids = jax.lax.all_gather((ids, of_ids), AXIS, tiled=True)
+    return Gradients(loss, sums, outputs, stats, ids, of_ids, network)
+
+
+def sum_rows(options: Options, state: TrainState, found: Gradients) -> sparse.RowGradients:
+    """Sums the gradients of each row: lazy of those that occur, without L2; dense of all, with L2."""
+    if options.updates == "lazy":
+        return sparse.sum_rows(found.ids, found.occurrences, state.owner, options.chunk)
+    table = state.params["embedding"]
+    grads = jnp.zeros_like(table).at[found.ids].add(found.occurrences, mode="drop")
+    grads = sparse.add_l2(grads, table, options.embedding_l2)
+    return sparse.RowGradients(None, grads, jnp.zeros((), jnp.int32), state.owner)
+
+
+def move_lazy(
+    optimizers: Optimizers,
+    options: Options,
+    state: TrainState,
+    rows: sparse.RowGradients,
+    factors: Mapping[str, jax.Array],
+) -> tuple[jax.Array, optax.OptState]:
+    """Clips and applies the gradient of the rows that occur: (table, optimizer state)."""
+    return sparse.update_rows(
+        optimizers["embedding"],
+        state.params["embedding"],
+        state.opt_state["embedding"],
+        rows,
+        clip_factor=factors["embedding"],
+        lr_scale=state.lr_scale["embedding"],
+        l2=options.embedding_l2,
+        chunk=options.chunk,
     )
-    return compilation.compile_ahead(mapped, _devices(devices))
+
+
+def move_dense(
+    optimizers: Optimizers,
+    state: TrainState,
+    section: str,
+    grads: Any,
+    factors: Mapping[str, jax.Array],
+) -> tuple[Any, optax.OptState]:
+    """Clips and applies the gradient of a section as a whole: (parameters, optimizer state)."""
+    params, scale = state.params[section], state.lr_scale[section]
+    grads = jax.tree.map(lambda g: factors[section] * g, grads)
+    updates, opt_state = optimizers[section].update(grads, state.opt_state[section], params)
+    return jax.tree.map(lambda p, u: p + scale * u, params, updates), opt_state
 
 
 def make_eval_step(
-    module: nn.Module, schema: Schema, *, devices: Sequence[jax.Device] | None = None
-) -> Callable[[dict, dict, Batch], dict]:
-    """Makes `predict(params, stats, batch) -> {"p": f32[P, b], "logit": ..., ...}`, see `models.predict`."""
+    module: nn.Module, schema: Schema, *, devices: Devices = None
+) -> Callable[[dict, dict, PlacedBatch], dict]:
+    """Makes `predict(params, stats, batch) -> {"p": f32[P, b], ...}`, see `models.build.predict`."""
 
-    def predict(params: dict, stats: dict, batch: Batch) -> dict:
-        e = embedding.pool(
-            embedding.lookup(params["embedding"], batch.ids), batch.value, schema.slot_widths
-        )
+    def predict(params: dict, stats: dict, batch: PlacedBatch) -> dict:
+        occurrences = embedding.lookup(params["embedding"], batch.ids)
+        e = embedding.pool(occurrences, batch.value, schema.slot_widths)
         return model_lib.predict(module, {"params": params["network"], "batch_stats": stats}, e)
 
-    mapped = jax.pmap(predict, axis_name=AXIS, in_axes=(None, None, 0), devices=_devices(devices))
-    return compilation.compile_ahead(mapped, _devices(devices))
+    devices = state_lib.local(devices)
+    mapped = jax.pmap(predict, axis_name=AXIS, in_axes=(None, None, 0), devices=devices)
+    return compilation.compile_ahead(mapped, devices)
 
 
-def _weights(batch: Batch, drop_type: int) -> dict:
+def _metrics(
+    found: Gradients, batch: PlacedBatch, norms: Mapping, num_rows: jax.Array, drop_type: int
+) -> dict:
+    """Metrics of a step, as `make_train_step` describes them."""
+    quantities = (found.loss, norms["embedding"], norms["network"])  # as in NONFINITE
+    finite = jnp.stack([jnp.isfinite(x) for x in quantities])
+    return {
+        **found.sums,
+        "loss": found.loss,
+        "embedding_norm": norms["embedding"],
+        "network_norm": norms["network"],
+        "num_rows": num_rows,
+        "nonfinite": jnp.where(jnp.all(finite), 0, 1 + jnp.argmin(finite)).astype(jnp.int32),
+        "p": _seen_p(found.outputs, batch.ftype, drop_type),
+        "label": batch.label,
+        "weight": batch.weight,
+    }
+
+
+def _weights(batch: PlacedBatch, drop_type: int) -> dict:
     """Weights of the local rows that are in L_ctr, and in L_am."""
     scored = (batch.ftype != drop_type) | (batch.ftype < 0)
     sums = {"weight_sum": scored, "am_weight_sum": batch.ftype >= 0}
@@ -283,7 +242,7 @@ def _weights(batch: Batch, drop_type: int) -> dict:
 
 
 def _seen_p(outputs: losses.Outputs, ftype: jax.Array, drop_type: int) -> jax.Array:
-    """f32[B]: p of the predictor of the row's type, of the mixture where that is unknown."""
+    """Returns p f32[B] by the predictor of the row's type, by the mixture where that is unknown."""
     if outputs.type_logits is None:
         return jax.nn.sigmoid(outputs.logits)
     ours = jax.nn.one_hot(ftype, outputs.logits.shape[1], dtype=bool)
@@ -292,33 +251,15 @@ def _seen_p(outputs: losses.Outputs, ftype: jax.Array, drop_type: int) -> jax.Ar
     return jax.nn.sigmoid(jnp.where(ftype >= 0, logit, mixture.logit))
 
 
-def _apply(optimizer, state: TrainState, section: str, grads, clipping: dict):
-    """Clips and applies one section as a whole: (parameters, optimizer state)."""
-    params = state.params[section]
-    grads = jax.tree.map(lambda g: clipping[section] * g, grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state[section], params)
-    return jax.tree.map(lambda p, u: p + state.lr_scale[section] * u, params, updates), opt_state
-
-
 def _norm(tree) -> jax.Array:
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
-def _clipping(norms: dict, clip: str, clip_norm: float) -> dict:
-    """Factors that bring each norm (`group`), or that of both together (`global`), to at most `clip_norm`."""
-    if clip == "none":
+def _clipping(norms: Mapping[str, jax.Array], options: Options) -> dict[str, jax.Array]:
+    """Factors that bring each norm (`group`), or that of both (`global`), to at most `clip_norm`."""
+    if options.clip == "none":
         return {key: jnp.ones((), jnp.float32) for key in norms}
-    if clip == "global":
+    if options.clip == "global":
         norms = dict.fromkeys(norms, _norm(norms))
-    return {key: jnp.where(norm > clip_norm, clip_norm / norm, 1.0) for key, norm in norms.items()}
-
-
-def _devices(devices: Sequence[jax.Device] | None) -> list:
-    return list(jax.local_devices() if devices is None else devices)
-
-
-def _sharding(devices: Sequence[jax.Device] | None, replicated: bool) -> jax.sharding.NamedSharding:
-    mesh = jax.sharding.Mesh(np.array(_devices(devices)), (AXIS,))
-    return jax.sharding.NamedSharding(
-        mesh, jax.sharding.PartitionSpec(*([] if replicated else [AXIS]))
-    )
+    most = options.clip_norm
+    return {key: jnp.where(norm > most, most / norm, 1.0) for key, norm in norms.items()}

@@ -7,31 +7,30 @@ import contextlib
 import errno
 import fcntl
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from emofm_jax import config as config_lib
+from emofm_jax import files
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.errors import UserError
 
-# What a kill may leave in a workdir that is not yet a run.
-_BEFORE_CONFIG = {".writable", "vocabulary", "schema.json", "environment.json", "config.json.tmp"}
-_BEFORE_CONFIG |= {
-    "train.log",
-    *(f"{name}.json{end}" for name in ("result", "attempt") for end in ("", ".tmp")),
-}  # what a sweep writes there
+# What a kill may leave in a workdir that is not yet a run, whole or under a temporary name.
+_BEFORE_CONFIG = {".writable", "vocabulary", "schema.json", "environment.json", "config.json"}
+_BEFORE_CONFIG |= {"train.log", "result.json", "attempt.json"}  # by a sweep
 
 
 @contextlib.contextmanager
-def alone(workdir: Path):
-    """Makes the workdir and refuses a second program of this machine in it while this one trains there.
+def alone(workdir: Path) -> Iterator[int]:
+    """Makes the workdir and refuses a second program of this machine in it meanwhile.
 
     Yields:
       The descriptor that holds the lock: it lasts until every process that has it has ended.
@@ -39,9 +38,8 @@ def alone(workdir: Path):
     with contextlib.ExitStack() as stack:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            directory = os.open(
-                workdir, os.O_RDONLY
-            )  # locked itself: nothing is left behind, even by a kill
+            # The directory itself is locked: nothing is left behind, even by a kill.
+            directory = os.open(workdir, os.O_RDONLY)
             stack.callback(os.close, directory)
             _lock(directory)
             (workdir / ".writable").touch()
@@ -58,64 +56,68 @@ def alone(workdir: Path):
 
 
 def _lock(directory: int) -> None:
+    """Locks a directory, unless its file system has no locks."""
     try:
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno not in (
-            errno.ENOSYS,
-            errno.ENOTSUP,
-            errno.ENOLCK,
-        ):  # a file system without locks: then none
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
             raise
 
 
 def check_same_run(config: ConfigDict, workdir: Path) -> None:
-    """Raises UserError if the run in the workdir is of another config, fields that may change apart."""
+    """Raises UserError if the run in the workdir is of another config, but for free fields."""
     free = config_lib.may_change(config)
-    differ = config_lib.difference(config_lib.load(workdir), config)
-    differ = [f"{k} {a!r} there, {b!r} now" for k, (a, b) in differ.items() if k not in free]
+    changed = config_lib.difference(config_lib.load(workdir), config)
+    differ = [f"{k} {a!r} there, {b!r} now" for k, (a, b) in changed.items() if k not in free]
     if differ:
         raise UserError(
-            f"{workdir}: holds a run of another config ({'; '.join(differ)}); delete it, or choose another --workdir"
+            f"{workdir}: holds a run of another config ({'; '.join(differ)}); delete it, or choose "
+            "another --workdir"
         )
 
 
 def open_workdir(config: ConfigDict, workdir: Path, schema: schema_lib.Schema) -> None:
-    """Makes the workdir, or checks that the run in it is this one."""
+    """Makes the workdir, or checks that the run in it is this one.
+
+    Raises:
+      UserError: it holds another run, or something else.
+    """
     path = workdir / "config.json"
     if path.exists():
         check_same_run(config, workdir)
         if changed := schema_lib.difference(schema_lib.load(workdir), schema):
             raise UserError(
-                f"{workdir}: its run was trained on another schema ({changed}); choose another --workdir"
+                f"{workdir}: its run was trained on another schema ({changed}); choose another "
+                "--workdir"
             )
-    elif {file.name for file in workdir.iterdir()} - _BEFORE_CONFIG:
+    elif {file.name.removesuffix(".tmp") for file in workdir.iterdir()} - _BEFORE_CONFIG:
         raise UserError(
             f"{workdir}: holds files but no run (no config.json); choose an empty --workdir"
         )
+
     vocabulary = Path(config.data.dir) / "vocabulary"
     if vocabulary.is_dir():
         shutil.copytree(vocabulary, workdir / "vocabulary", dirs_exist_ok=True)
     schema.save(workdir)
-    (workdir / "environment.json").write_text(json.dumps(_environment(), indent=1) + "\n")
-    (workdir / "config.json.tmp").write_text(config.to_json(indent=1) + "\n")
-    (workdir / "config.json.tmp").replace(path)  # last: a workdir with it is a run
+    files.write_json(workdir / "environment.json", _environment())
+    files.write_text(path, config.to_json(indent=1) + "\n")  # last: a workdir with it is a run
 
 
-def _environment() -> dict:
+def _environment() -> dict[str, Any]:
+    """Versions, devices, commit and command of this process."""
     import jax
 
     packages = ("emofm_jax", "jax", "jaxlib", "flax", "optax", "numpy", "pyarrow")
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    git = (
-        shutil.which("git")
-        and subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    )
+    git = None
+    if shutil.which("git"):
+        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        git = found.stdout.strip() or None
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: importlib.metadata.version(name) for name in packages},
         "devices": [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.local_devices()],
-        "git_commit": git or None,
+        "git_commit": git,
         "command": sys.argv,
     }

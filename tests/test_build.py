@@ -1,4 +1,4 @@
-"""What runs of one process share: programs that differ in nothing but the seed, and what follows from the seed."""
+"""What runs of one process share: steps of configs that differ in nothing but the seed."""
 
 import dataclasses
 
@@ -18,10 +18,10 @@ def make(num_steps=10, schema=SCHEMA, **changes):
     c.update_from_flattened_dict(
         {"model.name": "wm", "model.hidden": (6,), "model.am_hidden": (), **changes}
     )
-    return build.make_program(c, schema, num_steps)
+    return build.make_parts(c, schema, num_steps)
 
 
-def test_seeds_share_a_program_and_differ_in_their_key():
+def test_seeds_share_the_steps_and_differ_in_their_key():
     one, other = make(), make(seed=1, num_steps=20)
     assert one.train_step is other.train_step and one.eval_step is other.eval_step
     states = one.init(), other.init()
@@ -40,13 +40,13 @@ def test_seeds_share_a_program_and_differ_in_their_key():
         ({"schema": dataclasses.replace(SCHEMA, rows_per_type=(4, 3, 2, 1))}, False),
     ],
 )
-def test_what_decides_a_program_makes_another(changes, evaluation):
+def test_what_decides_a_step_makes_another(changes, evaluation):
     one, other = make(), make(**changes)
     assert one.train_step is not other.train_step
     assert (one.eval_step is other.eval_step) == evaluation
 
 
-def test_the_end_of_a_schedule_decides_a_program():
+def test_the_end_of_a_schedule_decides_a_step():
     cosine = {"optim.network.schedule": "cosine"}
     assert (
         make(**cosine).train_step
@@ -56,11 +56,10 @@ def test_the_end_of_a_schedule_decides_a_program():
 
 
 def test_a_restored_state_has_the_key_of_its_seed(tmp_path):
-    program = make(seed=7)
-    state = program.init()
-    info = dataclasses.asdict(Progress(step=3))
-    checkpoint.save(tmp_path / "checkpoints", 3, state, info, exclude=build.EXCLUDED)
-    restored, progress = build.restore(tmp_path, program)
+    parts = make(seed=7)
+    state, info = parts.init(), Progress(step=3).to_json()
+    checkpoint.save(tmp_path / "checkpoints", 3, build.without_scratch(state), info)
+    restored, progress = build.restore(tmp_path, parts)
     assert progress.step == 3
     np.testing.assert_array_equal(restored.key, state.key)
     np.testing.assert_array_equal(restored.params["embedding"], state.params["embedding"])

@@ -1,0 +1,103 @@
+"""What training changes, how it starts, and how it and the batches get to the devices."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from emofm_jax.data.batches import Batch
+from emofm_jax.data.schema import Schema
+from emofm_jax.models import build as model_lib
+from emofm_jax.nn import embedding
+
+AXIS = "data"  # name of the axis of the devices
+SECTIONS = ("embedding", "network")  # keys of params, opt_state and lr_scale
+
+Optimizers: TypeAlias = Mapping[str, optax.GradientTransformation]  # one for each of SECTIONS
+Devices: TypeAlias = Sequence[jax.Device] | None  # None: all local ones
+PlacedBatch: TypeAlias = Any  # a Batch whose arrays are on the devices
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """All that training changes; the same on every device."""
+
+    step: jax.Array  # i32[], steps taken
+    params: dict  # {"embedding": f32[V, D + extra], "network": tree}
+    opt_state: dict  # the same keys
+    stats: dict  # batch statistics of the network, may be empty
+    owner: jax.Array  # i32[V], scratch of the sparse step; holds nothing from step to step
+    lr_scale: (
+        dict  # {"embedding": f32[], "network": f32[]}, factors on the updates (schedule=plateau)
+    )
+    key: jax.Array  # u32[2], of dropout; here, so that one compiled step serves every seed
+
+
+def make_init(
+    module: nn.Module,
+    schema: Schema,
+    optimizers: Optimizers,
+    *,
+    table_width: int,
+    init_scale: float,
+    devices: Devices = None,
+) -> Callable[[jax.Array], TrainState]:
+    """Makes `init(key) -> state`, on the devices, without a copy of the table on the host.
+
+    Args:
+      module: the network.
+      schema: of the data; it lays out the table.
+      optimizers: of table and network.
+      table_width: columns of the table, D and a model's extra ones.
+      init_scale: standard deviation of the table.
+      devices: that hold the replicas.
+    """
+
+    def init(key):
+        table_key, network_key = jax.random.split(key)
+        variables = model_lib.init(module, network_key, schema)
+        offsets, num_rows = schema.offsets, schema.num_rows
+        table = embedding.init_table(table_key, offsets, num_rows, table_width, init_scale)
+        params = {"embedding": table, "network": variables["params"]}
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state={k: optimizers[k].init(params[k]) for k in SECTIONS},
+            stats=variables.get("batch_stats", {}),
+            owner=jnp.zeros(num_rows, jnp.int32),
+            lr_scale={k: jnp.ones((), jnp.float32) for k in SECTIONS},
+            key=jax.random.key_data(key),
+        )
+
+    return jax.jit(init, out_shardings=_sharding(devices, replicated=True))
+
+
+def put_state(state: Any, devices: Devices = None) -> Any:
+    """Copies a state, or a part of one, to every device; on CPU it may share the host's memory."""
+    return jax.device_put(state, _sharding(devices, replicated=True))
+
+
+def put_batch(batch: Batch, devices: Devices = None) -> PlacedBatch:
+    """Sends a host batch, arrays [P, b, ...], to its P devices; its arrays must not change afterwards."""
+    return jax.device_put(batch, _sharding(devices, replicated=False))
+
+
+def fetch(tree: Any) -> Any:
+    """Copies arrays of the devices to the host as numpy arrays of their own; waits until they are computed."""
+    # A view would outlive the call on CPU, and a state of which a view exists is copied instead of donated.
+    return jax.tree.map(lambda array: np.array(array, copy=True), jax.device_get(tree))
+
+
+def local(devices: Devices) -> list[jax.Device]:
+    """The devices, or all local ones."""
+    return list(jax.local_devices() if devices is None else devices)
+
+
+def _sharding(devices: Devices, replicated: bool) -> jax.sharding.NamedSharding:
+    mesh = jax.sharding.Mesh(np.array(local(devices)), (AXIS,))
+    axes = [] if replicated else [AXIS]
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
