@@ -8,12 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
 import pytest
 
 from emofm_jax import config, points, report, sweep, train
+from emofm_jax.evaluation.run_report import RunReport
 from emofm_jax.sweeping import search
 from emofm_jax.sweeping import sweep as sweep_lib
 from emofm_jax.training import run as run_lib
@@ -292,23 +294,16 @@ def test_what_fails_is_reported_and_the_rest_goes_on(home, capsys, monkeypatch):
         "it is a whole run now"
     )
     assert "failing/runs/nan/seed-0: holds a run of another config (" in capsys.readouterr().err
-    monkeypatch.setattr(
-        run_lib,
-        "run",
-        lambda c, workdir: results("done")[0]["metrics"] | {"train": {"rows_per_s": 1, "steps": 1}},
-    )
+    metrics = results("done")[0]["metrics"] | {"train": {"rows_per_s": 1, "steps": 1}}
+    report = types.SimpleNamespace(to_json=lambda: metrics)
+    monkeypatch.setattr(run_lib, "run", lambda c, workdir: report)
     monkeypatch.setattr(sweep_lib, "make_data", lambda runs: {})
     assert sweep.main([*mended, "--retry"]) == 0
 
 
 def test_a_bug_fails_one_run_with_its_traceback_in_the_log(home, monkeypatch, capsys):
-    monkeypatch.setattr(
-        run_lib,
-        "run",
-        lambda c, workdir: (
-            1 / 0 if c.seed else json.loads((home / "single/metrics.json").read_text())
-        ),
-    )
+    single = RunReport.load(home / "single")
+    monkeypatch.setattr(run_lib, "run", lambda c, workdir: 1 / 0 if c.seed else single)
     assert sweep.main(arguments("bug")) == 1
     assert "hm seed 1: failed: ZeroDivisionError: division by zero" in capsys.readouterr().out
     assert "Traceback" in (home / "bug/runs/hm/seed-1/train.log").read_text()
