@@ -302,7 +302,7 @@ def test_what_fails_is_reported_and_the_rest_goes_on(home, capsys, monkeypatch):
 
 
 def test_a_bug_fails_one_run_with_its_traceback_in_the_log(home, monkeypatch, capsys):
-    single = RunReport.load(home / "single")
+    single = RunReport.load(home / "done/runs/hm/seed-0")
     monkeypatch.setattr(run_lib, "run", lambda c, workdir: 1 / 0 if c.seed else single)
     assert sweep.main(arguments("bug")) == 1
     assert "hm seed 1: failed: ZeroDivisionError: division by zero" in capsys.readouterr().out
