@@ -12,6 +12,7 @@ from emofm_jax.data import preparation, shards
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation.run_report import RunReport
+from emofm_jax.options import flatten
 from emofm_jax.training import workdir as workdir_lib
 
 
@@ -88,11 +89,11 @@ def open_data(config: ConfigDict) -> dict[str, shards.Split]:
 def _stale(config: ConfigDict, schema: schema_lib.Schema) -> list[str]:
     """Options that the data were prepared with against those of the config, where they differ."""
     # Fields that were not yet when the data were prepared had what is their default now.
-    usual = config_lib.flatten({"prepare": config_lib.default().prepare})
-    made = usual | config_lib.flatten({"prepare": schema.recipe})
-    wanted = config_lib.flatten({"prepare": config.prepare})
+    usual = flatten({"prepare": config_lib.default().prepare})
+    made = usual | flatten({"prepare": schema.recipe})
+    wanted = flatten({"prepare": config.prepare})
 
-    names = sorted((made.keys() | wanted.keys()) - set(config_lib.free()))
+    names = sorted((made.keys() | wanted.keys()) - config_lib.free())
     pairs = [(name, made.get(name), wanted.get(name)) for name in names]
     return [f"{name} {a!r} against {b!r}" for name, a, b in pairs if a != b]
 
