@@ -35,10 +35,9 @@ import pyarrow as pa
 from emofm_jax import config as config_lib
 from emofm_jax import predict as predict_lib
 from emofm_jax.data import features as features_lib
-from emofm_jax.data import shards
+from emofm_jax.data import shards, synthetic
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.data.synthetic import population
-from emofm_jax.data.synthetic import write as synthetic
 from emofm_jax.models import build as model_lib
 from emofm_jax.scoring import scorer as scorer_lib
 from emofm_jax.training import checkpoint

@@ -20,14 +20,12 @@ from emofm_jax.data import preparation
 
 
 def _main(flags: absl_flags.FlagValues) -> None:
-    config = flags.config
-    if (Path(config.data.dir) / "schema.json").exists() and config.data.dir:
-        print(
-            f"{config.data.dir} holds shards already; they are replaced when the new ones are whole"
-        )
-    report = preparation.prepare(config)
+    directory = flags.config.data.dir
+    if directory and (Path(directory) / "schema.json").exists():
+        print(f"{directory} holds shards already; they are replaced when the new ones are whole")
+    report = preparation.prepare(flags.config)
     print(counts_lib.as_text(report))
-    print(f"The shards are in {config.data.dir}")
+    print(f"The shards are in {directory}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,9 +18,14 @@ def one(slot, values, vocabularies=None, labelled=True):
     """(encoded column, bad rows) of a schema with one slot."""
     schema = Schema("test", (slot,))
     columns = {slot.name: values, "label": pa.array(["1"] * len(values))}
-    table, bad = encode.Encoder(schema, vocabularies or {}).encode(columns, labelled)
+    table, problems = encode.Encoder(schema, vocabularies or {}).encode(columns, labelled)
     assert table.schema.equals(shards.arrow_schema(schema))
-    return table[slot.name].to_pylist(), bad
+    return table[slot.name].to_pylist(), in_order(problems)
+
+
+def in_order(problems):
+    """(row, kind, reason) of the bad rows."""
+    return [(row, *problems[row]) for row in sorted(problems)]
 
 
 @pytest.mark.parametrize("seed", [0, 3])
@@ -158,7 +163,8 @@ def test_label_type_weight_key_and_row_id():
         "row_id": pa.array([f"r{i}" for i in range(8)]),
     }
     encoder = encode.Encoder(schema, {})
-    table, bad = encoder.encode(columns)
+    table, problems = encoder.encode(columns)
+    bad = in_order(problems)
     assert [(row, kind) for row, kind, _ in bad] == [
         (2, "label"),
         (3, "label"),

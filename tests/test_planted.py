@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from emofm_jax.data.synthetic import facts as facts_lib
 from emofm_jax.data.synthetic import truth as truth_lib
-from emofm_jax.data.synthetic import write as synthetic
 from emofm_jax.data.synthetic.population import SLOTS, Dials
 
 SMALL = (9_000, 300, 9_000)  # a chunk of 8192 rows and a part of one
@@ -114,7 +114,7 @@ def test_labels_and_types_are_drawn_from_the_truth(noise):
             assert abs((drawn.ftype[part] == t).sum() - p.sum()) < 4 * np.sqrt((p * (1 - p)).sum())
     # 3,800 clicks: the standard deviation of the AUC is about 0.004.
     assert roc_auc_score(drawn.label, drawn.p) == pytest.approx(
-        synthetic.expected_auc(drawn.p, drawn.p), abs=0.016
+        facts_lib.expected_auc(drawn.p, drawn.p), abs=0.016
     )
 
 

@@ -225,7 +225,8 @@ def test_bad_rows_are_tolerated_counted_and_kept(shop, tmp_path, capsys):
     assert "config.prepare.max_rejected" in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
     assert shop("--config.prepare.max_rejected=3") == 0
-    assert shards.rejected(tmp_path / "out", "train") == {"label": 1, "columns": 1, "number": 1}
+    counted = json.loads((tmp_path / "out" / "train" / "_SUCCESS").read_text())
+    assert counted["rejected"] == {"label": 1, "columns": 1, "number": 1}
     rejected = pq.read_table(tmp_path / "out" / "train" / "rejected.parquet").to_pylist()
     assert [row["line"] for row in rejected] == [302, 303, 304]
     assert "'price' is numeric but holds 'cheap'" in rejected[2]["reason"]

@@ -11,9 +11,9 @@ from sklearn.metrics import roc_auc_score
 
 from emofm_jax import config
 from emofm_jax.data import schema as schema_lib
-from emofm_jax.data import shards
+from emofm_jax.data import shards, synthetic
+from emofm_jax.data.synthetic import facts as facts_lib
 from emofm_jax.data.synthetic import truth as truth_lib
-from emofm_jax.data.synthetic import write as synthetic
 from emofm_jax.data.synthetic.population import Dials
 from emofm_jax.errors import UserError
 
@@ -29,7 +29,7 @@ def test_dials_are_those_of_the_configuration():
 
 
 def test_facts_of_the_defaults():
-    facts = synthetic.facts(Dials(rows=(60_000, 1, 50_000)))
+    facts = facts_lib.measure(Dials(rows=(60_000, 1, 50_000)))
     assert 0.77 <= facts["bayes_auc"] <= 0.82
     assert 0.06 <= facts["click_rate"] <= 0.12
     assert facts["interactions"] >= 1 / 3
@@ -45,7 +45,7 @@ def test_facts_of_the_defaults():
 
 def test_noise_costs_auc_and_keeps_the_click_rate():
     quiet, noisy = (
-        synthetic.facts(Dials(rows=(1, 1, 20_000), noise=noise)) for noise in (0.0, 2.0)
+        facts_lib.measure(Dials(rows=(1, 1, 20_000), noise=noise)) for noise in (0.0, 2.0)
     )
     assert noisy["bayes_auc"] < quiet["bayes_auc"] - 0.03
     assert noisy["click_rate"] == pytest.approx(quiet["click_rate"], abs=0.004)
@@ -60,7 +60,7 @@ def test_expected_auc_against_all_pairs():
             if i != j:
                 both += p[i] * (1 - p[j])
                 above += p[i] * (1 - p[j]) * (score[i] > score[j])
-    assert synthetic.expected_auc(score, p) == pytest.approx(above / both, abs=1e-12)
+    assert facts_lib.expected_auc(score, p) == pytest.approx(above / both, abs=1e-12)
 
 
 def _recipe(**dials):
@@ -70,12 +70,12 @@ def _recipe(**dials):
 
 
 def test_written_shards_hold_the_rows_and_their_truth(tmp_path):
-    schema = synthetic.write(_recipe(), tmp_path, "made", progress=False)
-    assert schema_lib.difference(schema, schema_lib.load(tmp_path)) == ""
+    report = synthetic.write(_recipe(), tmp_path, "made", progress=False).to_json()
+    assert json.loads((tmp_path / "prepare.json").read_text()) == report
+    schema = schema_lib.load(tmp_path)
     assert schema.groups == ("user", "scene", "ad", "session") and schema.num_slots >= 26
     assert sum(slot.kind == "multi" for slot in schema.slots) == 4
     assert {slot.encoding for slot in schema.slots} == {"identity"} and schema.row_id == ""
-    report = json.loads((tmp_path / "prepare.json").read_text())
     for split, num_rows in zip(shards.SPLITS, SMALL):
         opened = shards.open_split(tmp_path, split, schema)
         table = opened.read_row_group(0, None)
@@ -119,9 +119,9 @@ def test_written_twice_is_the_same_file(tmp_path):
 
 
 def test_untyped_data(tmp_path):
-    schema = synthetic.write(
-        _recipe(num_types=0) | {"gauc_key": "user_id"}, tmp_path, "made", progress=False
-    )
+    recipe = _recipe(num_types=0) | {"gauc_key": "user_id"}
+    synthetic.write(recipe, tmp_path, "made", progress=False)
+    schema = schema_lib.load(tmp_path)
     assert schema.types == () and len(schema.rows_per_type) == 1 == len(schema.clicks_per_type)
     table = shards.open_split(tmp_path, "test").read_row_group(0, None)
     assert "ftype" not in table.column_names
@@ -179,9 +179,10 @@ def test_gauc_key_must_be_a_slot_of_single_ids(tmp_path):
 
 def test_what_is_written_of_the_same_rows(tmp_path):
     """`group_slots` and `hash_rows` change columns, not labels or truth."""
-    plain = synthetic.write(_recipe(), tmp_path / "plain", "made", progress=False)
     dials = {"group_slots": (1, 7, 9, 4), "hash_rows": 50}
-    schema = synthetic.write(_recipe(**dials), tmp_path / "other", "made", progress=False)
+    synthetic.write(_recipe(), tmp_path / "plain", "made", progress=False)
+    synthetic.write(_recipe(**dials), tmp_path / "other", "made", progress=False)
+    plain, schema = (schema_lib.load(tmp_path / name) for name in ("plain", "other"))
     assert schema.group_sizes == (1, 7, 9, 4) and schema.slots[0].name == "user_id"
     names = [slot.name for slot in schema.slots]
     assert names[8:17] == [s.name for s in plain.slots[14:21]] + ["ad_noise_1", "ad_noise_2"]

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from emofm_jax.data import features as features_lib
+from emofm_jax.data import shards
 from emofm_jax.data.schema import Schema
 from emofm_jax.data.shards import Split
 
@@ -63,66 +65,63 @@ class Rows(NamedTuple):
     weight: np.ndarray
     gauc_key: np.ndarray | None
 
-    def take(self, index) -> "Rows":
-        """The rows at `index`, in fresh arrays."""
+    def take(self, index: np.ndarray | slice) -> "Rows":
+        """The rows at `index`, in fresh arrays where it is an array."""
         return Rows(*(None if a is None else a[index] for a in self))
 
 
 def to_rows(table: pa.Table, schema: Schema) -> Rows:
     """Decodes a table of `shards.arrow_schema` (label may be absent) into global ids and values."""
-    n, num_columns = table.num_rows, schema.num_columns
-    ids = np.empty((n, num_columns), np.int32)
-    value = np.ones((n, num_columns), np.float32) if schema.has_values else None
-    column = 0
-    for slot, offset, width in zip(schema.slots, schema.offsets, schema.slot_widths):
-        cells = table.column(slot.name)
-        if slot.is_numeric:
-            number = cells.to_numpy()
-            missing = np.isnan(number)
-            ids[:, column] = np.where(missing, offset, offset + 1)
-            value[:, column] = np.where(missing, 1.0, number)
-        elif slot.kind == "multi":
-            ids[:, column : column + width], length = pad_bags(
-                cells, width, int(offset), schema.num_rows
-            )
-            if slot.pooling == "mean":
-                value[:, column : column + width] = (1.0 / np.maximum(length, 1)).astype(
-                    np.float32
-                )[:, None]
-        else:
-            np.add(cells.to_numpy(), offset, out=ids[:, column], casting="unsafe")
-        column += width
-    label, ftype, weight, key = (
-        table.column(name).to_numpy(zero_copy_only=False) if name in table.column_names else None
-        for name in ("label", "ftype", "weight", "gauc_key")
-    )
+    n, start = table.num_rows, 0
+    ids = np.empty((n, schema.num_columns), np.int32)
+    value = np.ones(ids.shape, np.float32) if schema.has_values else None
+    for slot, offset in zip(schema.slots, schema.offsets.tolist()):
+        feature = features_lib.of_column(table[slot.name], slot)
+        columns = slice(start, start + slot.width)
+        start = columns.stop
+        local = features_lib.local_ids(feature, slot, np)
+        of_table = local + offset
+        ids[:, columns] = (
+            np.where(local < 0, schema.num_rows, of_table) if slot.is_bag else of_table
+        )
+        if value is not None and slot.has_values:
+            value[:, columns] = features_lib.values(feature, slot, np)
+
+    def role(name: str, default: int, dtype: type) -> np.ndarray:
+        if name not in table.column_names:
+            return np.full(n, default, dtype)
+        return table[name].fill_null(default).to_numpy().astype(dtype)
+
+    has_key = "gauc_key" in table.column_names
     return Rows(
         ids,
         value,
-        np.zeros(n, np.float32) if label is None else label.astype(np.float32),
-        # A null type makes the column float with NaN.
-        np.full(n, -1, np.int32)
-        if ftype is None
-        else np.nan_to_num(ftype, nan=-1).astype(np.int32),
-        np.ones(n, np.float32) if weight is None else weight.astype(np.float32),
-        None if key is None else key.astype(np.int64),
+        label=role("label", 0, np.float32),
+        ftype=role("ftype", -1, np.int32),
+        weight=role("weight", 1, np.float32),
+        gauc_key=role("gauc_key", 0, np.int64) if has_key else None,
     )
+
+
+def concatenate(parts: list[Rows]) -> Rows:
+    """The rows of all parts, one part after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    return Rows(*(None if arrays[0] is None else np.concatenate(arrays) for arrays in zip(*parts)))
 
 
 def pad(rows: Rows, num_rows: int, num_devices: int, padding_id: int) -> Batch:
     """Pads to `num_rows` (weight 0, type unknown, ids out of range) and splits over the devices."""
     short = num_rows - len(rows.label)
 
-    def shape(array, fill):
-        if array is None:
-            return None
+    def shape(array: np.ndarray, fill: int) -> np.ndarray:
         if short:
             array = np.concatenate([array, np.full((short, *array.shape[1:]), fill, array.dtype)])
         return array.reshape(num_devices, num_rows // num_devices, *array.shape[1:])
 
     return Batch(
         ids=shape(rows.ids, padding_id),
-        value=shape(rows.value, 0),
+        value=None if rows.value is None else shape(rows.value, 0),
         label=shape(rows.label, 0),
         ftype=shape(rows.ftype, -1),
         weight=shape(rows.weight, 0),
@@ -158,44 +157,27 @@ def read(
     Yields:
       HostBatch, its arrays owned by the receiver.
     """
-    schema = split.schema
-    windows = _windows(split, shuffle_rows, seed, epoch, window_rows)
-    done, first = 0, 0
-    while first < len(windows) and done + windows[first][1] <= skip_rows:
-        done += windows[first][1]
+    rng = lambda *place: np.random.default_rng((seed, epoch, *place)) if shuffle_rows else None
+    windows = _windows(split, shuffle_rows or window_rows, rng(0))
+    first, start = 0, skip_rows
+    while first < len(windows) and windows[first].num_rows <= start:
+        start -= windows[first].num_rows
         first += 1
-    rest, start = None, skip_rows - done
+
+    def ordered() -> Iterator[tuple[Rows, np.ndarray]]:
+        skipped = start
+        for number, rows in _load_ahead(split, windows, first):
+            order, shuffle = np.arange(len(rows.label)), rng(1, number)
+            order = order if shuffle is None else shuffle.permutation(order)
+            yield rows, order[skipped:]
+            skipped = 0
+
     done = skip_rows
-    for number, rows in _load_ahead(split, windows, first):
-        order = np.arange(len(rows.label))
-        if shuffle_rows:
-            order = np.random.default_rng((seed, epoch, 1, number)).permutation(order)
-        order, start = order[start:], 0
-        if rest is not None:
-            need = batch_size - len(rest.label)
-            rest = _concatenate(rest, rows.take(order[:need]))
-            order = order[need:]
-            if len(rest.label) < batch_size:
-                continue
-            done += batch_size
-            yield HostBatch(
-                pad(rest, batch_size, num_devices, schema.num_rows), batch_size, done, rest.gauc_key
-            )
-            rest = None
-        whole = len(order) // batch_size * batch_size
-        for at in range(0, whole, batch_size):
-            part = rows.take(order[at : at + batch_size])
-            done += batch_size
-            yield HostBatch(
-                pad(part, batch_size, num_devices, schema.num_rows), batch_size, done, part.gauc_key
-            )
-        if whole < len(order):
-            rest = rows.take(order[whole:])
-    if rest is not None:
-        n = len(rest.label)
-        yield HostBatch(
-            pad(rest, batch_size, num_devices, schema.num_rows), n, done + n, rest.gauc_key
-        )
+    for rows in _cut(ordered(), batch_size):
+        n = len(rows.label)
+        done += n
+        batch = pad(rows, batch_size, num_devices, split.schema.num_rows)
+        yield HostBatch(batch, n, done, rows.gauc_key)
 
 
 def prefetch(items: Iterator, depth: int, transform: Callable = lambda item: item) -> Iterator:
@@ -239,62 +221,62 @@ def prefetch(items: Iterator, depth: int, transform: Callable = lambda item: ite
         thread.join()
 
 
-def _windows(
-    split: Split, shuffle_rows: int, seed: int, epoch: int, window_rows: int
-) -> list[tuple[list[int], int]]:
-    """([row groups], rows) of each window, in the order of the epoch."""
+class _Window(NamedTuple):
+    """Row groups that are decoded together, and their rows."""
+
+    groups: list[int]
+    num_rows: int
+
+
+def _windows(split: Split, min_rows: int, rng: np.random.Generator | None) -> list[_Window]:
+    """All row groups in the order of the epoch (that of the files without `rng`), gathered into windows."""
     order = np.arange(len(split.row_groups))
-    if shuffle_rows:
-        order = np.random.default_rng((seed, epoch, 0)).permutation(order)
-    windows, groups, rows = [], [], 0
-    for group in order:
-        groups.append(int(group))
-        rows += split.row_groups[group][2]
-        if rows >= (shuffle_rows or window_rows):
-            windows.append((groups, rows))
-            groups, rows = [], 0
-    return windows + ([(groups, rows)] if rows else [])
+    if rng is not None:
+        order = rng.permutation(order)
+    windows, groups, num_rows = [], [], 0
+    for group in order.tolist():
+        groups.append(group)
+        num_rows += split.row_groups[group].rows
+        if num_rows >= min_rows:
+            windows.append(_Window(groups, num_rows))
+            groups, num_rows = [], 0
+    return windows + ([_Window(groups, num_rows)] if num_rows else [])
 
 
-def _load_ahead(split: Split, windows: list, first: int) -> Iterator[tuple[int, Rows]]:
+def _load_ahead(split: Split, windows: list[_Window], first: int) -> Iterator[tuple[int, Rows]]:
     """(number, rows) of each window from `first` on, the next one being decoded while one is used."""
     if first >= len(windows):
         return
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(_load, split, windows[first][0])
+        coming = pool.submit(_load, split, windows[first])
         for number in range(first, len(windows)):
             rows = coming.result()
             if number + 1 < len(windows):
-                coming = pool.submit(_load, split, windows[number + 1][0])
+                coming = pool.submit(_load, split, windows[number + 1])
             yield number, rows
             del rows
 
 
-def _load(split: Split, groups: list[int]) -> Rows:
-    names = [slot.name for slot in split.schema.slots] + ["label"]
-    names += ["ftype"] if split.schema.types else []
-    names += ["weight"] if split.schema.has_weight else []
-    names += ["gauc_key"] if split.schema.has_gauc_key else []
-    parts = [to_rows(split.read_row_group(group, names), split.schema) for group in groups]
-    return parts[0] if len(parts) == 1 else _concatenate(*parts)
+def _load(split: Split, window: _Window) -> Rows:
+    names = [name for name in shards.arrow_schema(split.schema).names if name != "row_id"]
+    tables = (split.read_row_group(group, names) for group in window.groups)
+    return concatenate([to_rows(table, split.schema) for table in tables])
 
 
-def _concatenate(*parts: Rows) -> Rows:
-    return Rows(*(None if arrays[0] is None else np.concatenate(arrays) for arrays in zip(*parts)))
-
-
-def pad_bags(
-    cells: pa.ChunkedArray | pa.ListArray, width: int, offset: int, padding_id: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(i32[n, width] of ids + offset, padded with `padding_id`; lengths i64[n]) of a list column; null = empty."""
-    cells = cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
-    starts = cells.offsets.to_numpy().astype(np.int64)
-    length = np.minimum(np.diff(starts), width)
-    if cells.null_count:
-        length = np.where(cells.is_null().to_numpy(zero_copy_only=False), 0, length)
-    # `values`, not `flatten()`: offsets count from the start of the whole buffer.
-    flat = cells.values.to_numpy(zero_copy_only=False)
-    ids = np.full((len(length), width), padding_id, np.int32)
-    inside = np.arange(width) < length[:, None]
-    ids[inside] = flat[(starts[:-1, None] + np.arange(width))[inside]] + offset
-    return ids, length
+def _cut(windows: Iterator[tuple[Rows, np.ndarray]], batch_size: int) -> Iterator[Rows]:
+    """The rows of windows, in the order of their indices, `batch_size` at a time; the last ones may be fewer."""
+    rest: Rows | None = None
+    for rows, order in windows:
+        if rest is not None:
+            need = batch_size - len(rest.label)
+            rest = concatenate([rest, rows.take(order[:need])])
+            order = order[need:]
+            if len(rest.label) < batch_size:
+                continue
+            yield rest
+        whole = len(order) // batch_size * batch_size
+        for at in range(0, whole, batch_size):
+            yield rows.take(order[at : at + batch_size])
+        rest = rows.take(order[whole:]) if whole < len(order) else None
+    if rest is not None:
+        yield rest

@@ -1,43 +1,44 @@
-"""What prepare counted: rows and clicks per split and type, and what the ids and numbers of each slot look like.
+"""What prepare counted: rows and clicks per split and type, ids and numbers of each slot.
 
-Memory is 4 bytes per table row of a slot and split, as far as the rows are used, whatever the number of rows of data.
+Memory is 4 bytes per table row of a slot and split, as far as the rows are used, whatever the
+number of rows of data.
 """
 
 import dataclasses
-import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from emofm_jax import files
 from emofm_jax.data import shards
-from emofm_jax.data.schema import Schema
+from emofm_jax.data.schema import Schema, Slot
 
 
 class Moments:
     """Count, mean, standard deviation, smallest and largest of numbers that arrive in pieces."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.count, self._mean, self._squares = 0, 0.0, 0.0
         self.smallest, self.largest = np.inf, -np.inf
 
     def add(self, numbers: np.ndarray) -> None:
         """Adds f[n]; NaN and infinity are left out."""
         numbers = numbers[np.isfinite(numbers)].astype(np.float64)
-        if not len(numbers):
+        n = len(numbers)
+        if not n:
             return
-        mean, total = numbers.mean(), self.count + len(numbers)
-        # Chan's update: sums of squares around the mean, which do not cancel as sums of raw squares do.
-        self._squares += ((numbers - mean) ** 2).sum() + (
-            mean - self._mean
-        ) ** 2 * self.count * len(numbers) / total
-        self._mean += (mean - self._mean) * len(numbers) / total
+        mean, total = numbers.mean(), self.count + n
+        # Chan's update: squares around the mean do not cancel as sums of raw squares do.
+        between = (mean - self._mean) ** 2 * self.count * n / total
+        self._squares += ((numbers - mean) ** 2).sum() + between
+        self._mean += (mean - self._mean) * n / total
         self.count = total
-        self.smallest, self.largest = (
-            min(self.smallest, numbers.min()),
-            max(self.largest, numbers.max()),
-        )
+        self.smallest = min(self.smallest, numbers.min())
+        self.largest = max(self.largest, numbers.max())
 
     def mean_and_std(self) -> tuple[float, float]:
         """The mean and the population's standard deviation; 1 in place of a deviation of 0."""
@@ -45,169 +46,187 @@ class Moments:
         return float(self._mean), std if std > 0 else 1.0
 
 
-def count_ids(schema: Schema, table: pa.Table) -> dict[str, pa.StructArray]:
-    """(id, occurrences) of the distinct ids of each slot that has ids; the costly half of `Tally.add`, for threads."""
-    counted = {}
+@dataclasses.dataclass(frozen=True)
+class SlotCounts:
+    """A slot as it was prepared: its encoded values in the train split, unless it says otherwise.
+
+    Attributes:
+      kind, rows: of the slot.
+      encoding: of ids; of a number its transform.
+      distinct: ids that occur, None for a number, as is `top_share`.
+      unknown: {split: share of values whose id is 0 or does not occur in train}; of a number the
+        missing ones.
+      top_share: share of the most frequent id.
+      min, mean, max: of a number, None without one.
+    """
+
+    kind: str
+    encoding: str
+    rows: int
+    distinct: int | None
+    unknown: dict[str, float]
+    top_share: float | None
+    min: float | None = None
+    mean: float | None = None
+    max: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitCounts:
+    """Rows of a split, rejected {kind: rows}, clicks, and both of each type {"rows", "clicks"}."""
+
+    rows: int
+    rejected: dict[str, int]
+    clicks: int
+    types: dict[str, dict[str, int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `prepare.json` holds: every slot, and every split that has rows."""
+
+    slots: dict[str, SlotCounts]
+    splits: dict[str, SplitCounts]
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+class Counted(NamedTuple):
+    """Counts of the rows of one table: what `Tally.add` sums up.
+
+    Attributes:
+      ids: {slot: (distinct ids, occurrences of each)}; counting these is the costly part.
+      numbers: {slot: f32[n]}, NaN where missing.
+      types: i64[2, T + 1]: rows and clicks of each type, last those of unknown type.
+    """
+
+    ids: dict[str, tuple[np.ndarray, np.ndarray]]
+    numbers: dict[str, np.ndarray]
+    types: np.ndarray
+
+
+def count(schema: Schema, table: pa.Table) -> Counted:
+    """Counts encoded rows; several threads may do so at once."""
+    ids, numbers = {}, {}
     for slot in schema.slots:
-        if not slot.is_numeric:
-            column = table[slot.name].combine_chunks()
-            counted[slot.name] = pc.value_counts(
-                column.flatten() if slot.kind == "multi" else column
-            )
-    return counted
+        column = table[slot.name].combine_chunks()
+        if slot.is_numeric:
+            numbers[slot.name] = column.fill_null(np.nan).to_numpy(zero_copy_only=False)
+        else:
+            found = pc.value_counts(column.flatten() if slot.is_bag else column)
+            ids[slot.name] = found.field(0).to_numpy(), found.field(1).to_numpy()
+
+    clicked = table["label"].to_numpy() == 1
+    which = np.zeros(table.num_rows, np.int64)
+    if schema.types:
+        which = table["ftype"].fill_null(schema.num_types).to_numpy()
+    by_type = lambda rows: np.bincount(rows, minlength=schema.num_types + 1)
+    return Counted(ids, numbers, np.stack([by_type(which), by_type(which[clicked])]))
 
 
 class Tally:
-    """Counts over encoded rows: `add` each table, then `report`.
-
-    Attributes:
-      rejected: {split: {kind: rows}}, set by the caller.
-    """
+    """Sums of counts over tables: `add` each, then `save`."""
 
     def __init__(self, schema: Schema):
-        self.schema = schema
-        self.rejected: dict[str, dict[str, int]] = {}
+        self._schema = schema
         self._ids: dict[tuple[str, str], np.ndarray] = {}
-        self._numbers: dict[str, Moments] = {}
+        self._numbers = {slot.name: Moments() for slot in schema.slots if slot.is_numeric}
         self._types: dict[str, np.ndarray] = {}
 
-    def add(
-        self, split: str, table: pa.Table, ids: dict[str, pa.StructArray] | None = None
-    ) -> None:
-        """Counts encoded rows of a split; `ids` is what `count_ids` made of the same table, if it was called before."""
-        ids = count_ids(self.schema, table) if ids is None else ids
-        for slot in self.schema.slots:
+    def add(self, split: str, counted: Counted) -> None:
+        """Adds the counts of some rows of a split."""
+        for slot in self._schema.slots:
             if slot.is_numeric:
                 if split == "train":
-                    column = table[slot.name].combine_chunks()
-                    self._numbers.setdefault(slot.name, Moments()).add(
-                        column.fill_null(np.nan).to_numpy(False)
-                    )
+                    self._numbers[slot.name].add(counted.numbers[slot.name])
                 continue
             if (split, slot.name) not in self._ids:
                 self._ids[split, slot.name] = np.zeros(slot.rows, np.int32)
-            # A random access per distinct id of the table, not per row: np.add.at over the rows took 4 times as long.
-            values, counts = ids[slot.name].field(0).to_numpy(), ids[slot.name].field(1).to_numpy()
+            # One access per distinct id: np.add.at over the rows took 4 times as long.
+            values, counts = counted.ids[slot.name]
             self._ids[split, slot.name][values] += counts.astype(np.int32)
-        label = table["label"].to_numpy()
-        ftype = (
-            table["ftype"].fill_null(-1).to_numpy()
-            if self.schema.types
-            else np.zeros(len(label), np.int64)
-        )
-        types = max(self.schema.num_types + 1, 1) if self.schema.types else 1
-        counts = self._types.setdefault(split, np.zeros((2, types), np.int64))
-        which = np.where(ftype < 0, types - 1, ftype)  # the last one is for rows of unknown type
-        counts[0] += np.bincount(which, minlength=types)
-        counts[1] += np.bincount(which[label == 1], minlength=types)
+        self._types[split] = self._types.get(split, 0) + counted.types
 
-    def with_counts(self, schema: Schema) -> Schema:
-        """The schema with the rows and clicks per type of the train split."""
-        rows, clicks = (tuple(map(int, counts)) for counts in self._types["train"])
-        return dataclasses.replace(schema, rows_per_type=rows, clicks_per_type=clicks)
+    def save(self, directory: Path, rejected: Mapping[str, Mapping[str, int]]) -> Report:
+        """Writes `prepare.json`, and `schema.json` with the train split's rows and clicks per type.
 
-    def report(self, schema: Schema) -> dict:
-        """What `prepare.json` holds.
-
-        Returns:
-          slots: {name: {kind, rows, distinct, unknown: {split: share of occurrences whose id is 0 or does not occur
-          in train}, top_share, and for numbers min, mean, max}}, where `distinct`, `top_share` and the numbers are
-          of the train split, as encoded; splits: {split: {rows, rejected: {kind: rows}, clicks, types: {name: {rows,
-          clicks}}}}.
+        Args:
+          directory: of the shards.
+          rejected: {split: {kind: rows that were left out}}.
         """
-        return {
-            "slots": {slot.name: self._slot(slot) for slot in schema.slots},
-            "splits": {
-                split: self._split(split) for split in shards.SPLITS if split in self._types
-            },
-        }
+        slots = {slot.name: self._slot(slot) for slot in self._schema.slots}
+        there = [split for split in shards.SPLITS if split in self._types]
+        splits = {split: self._split(split, dict(rejected.get(split, {}))) for split in there}
+        report = Report(slots, splits)
+        files.write_json(Path(directory) / "prepare.json", report.to_json())
+        rows, clicks = (tuple(counts) for counts in self._types["train"].tolist())
+        schema = dataclasses.replace(self._schema, rows_per_type=rows, clicks_per_type=clicks)
+        schema.save(directory)
+        return report
 
-    def _slot(self, slot) -> dict:
-        found = {"kind": slot.kind, "encoding": slot.encoding, "rows": slot.rows}
+    def _slot(self, slot: Slot) -> SlotCounts:
         if slot.is_numeric:
-            moments = self._numbers.get(slot.name, Moments())
-            some = moments.count > 0
-            missing = 1 - moments.count / max(int(self._types["train"][0].sum()), 1)
-            mean = moments.mean_and_std()[0]
-            return found | {
-                "encoding": slot.transform,
-                "distinct": None,
-                "unknown": {"train": missing},
-                "top_share": None,
-                "min": float(moments.smallest) if some else None,
-                "mean": mean if some else None,
-                "max": float(moments.largest) if some else None,
-            }
+            moments, rows = self._numbers[slot.name], int(self._types["train"][0].sum())
+            found = moments.smallest, moments.mean_and_std()[0], moments.largest
+            known = map(float, found) if moments.count else ()
+            unknown = {"train": 1 - moments.count / max(rows, 1)}
+            return SlotCounts(slot.kind, slot.transform, slot.rows, None, unknown, None, *known)
+
         train = self._ids["train", slot.name]
+        total = lambda counts: counts.sum(dtype=np.int64)
         unknown = {}
         for split in shards.SPLITS:
             counts = self._ids.get((split, slot.name))
             if counts is not None:
-                new = counts[0] + counts[1:][train[1:] == 0].sum(dtype=np.int64)
-                unknown[split] = float(new / max(counts.sum(dtype=np.int64), 1))
-        return found | {
-            "distinct": int(np.count_nonzero(train[1:])),
-            "unknown": unknown,
-            "top_share": float(train[1:].max(initial=0) / max(train.sum(dtype=np.int64), 1)),
-            "min": None,
-            "mean": None,
-            "max": None,
-        }
+                new = counts[0] + total(counts[1:][train[1:] == 0])
+                unknown[split] = float(new / max(total(counts), 1))
+        distinct = int(np.count_nonzero(train[1:]))
+        top = float(train[1:].max(initial=0) / max(total(train), 1))
+        return SlotCounts(slot.kind, slot.encoding, slot.rows, distinct, unknown, top)
 
-    def _split(self, split: str) -> dict:
+    def _split(self, split: str, rejected: dict[str, int]) -> SplitCounts:
         rows, clicks = self._types[split].tolist()
-        names = [*self.schema.types, "unknown"] if self.schema.types else []
-        return {
-            "rows": sum(rows),
-            "rejected": self.rejected.get(split, {}),
-            "clicks": sum(clicks),
-            "types": {name: {"rows": r, "clicks": c} for name, r, c in zip(names, rows, clicks)},
-        }
+        names = [*self._schema.types, "unknown"] if self._schema.types else []
+        types = {name: {"rows": r, "clicks": c} for name, r, c in zip(names, rows, clicks)}
+        return SplitCounts(sum(rows), rejected, sum(clicks), types)
 
 
-def save(report: dict, directory: Path) -> None:
-    """Writes `prepare.json`."""
-    (Path(directory) / "prepare.json").write_text(json.dumps(report, indent=1) + "\n")
-
-
-def as_text(report: dict) -> str:
+def as_text(report: Report) -> str:
     """The report as two tables."""
+    return "\n".join([*_split_lines(report), "", *_slot_lines(report)])
+
+
+def _split_lines(report: Report) -> list[str]:
     lines = [f"{'split':12s} {'rows':>11s} {'rejected':>9s} {'clicks':>10s} {'click rate':>10s}"]
-    for split, found in report["splits"].items():
-        rejected = sum(found["rejected"].values())
-        rate = found["clicks"] / max(found["rows"], 1)
-        lines.append(
-            f"{split:12s} {found['rows']:11,d} {rejected:9,d} {found['clicks']:10,d} {rate:10.4f}"
-        )
-        for name, counts in found["types"].items():
+
+    def line(name: str, rows: int, rejected: str, clicks: int) -> str:
+        rate = clicks / max(rows, 1)
+        return f"{name:12s} {rows:11,d} {rejected:>9s} {clicks:10,d} {rate:10.4f}"
+
+    for split, found in report.splits.items():
+        lines.append(line(split, found.rows, f"{sum(found.rejected.values()):,d}", found.clicks))
+        for name, counts in found.types.items():
             if counts["rows"]:
-                rate = counts["clicks"] / counts["rows"]
-                lines.append(
-                    f"  {name:10s} {counts['rows']:11,d} {'':9s} {counts['clicks']:10,d} {rate:10.4f}"
-                )
-        for kind, number in found["rejected"].items():
+                lines.append(line(f"  {name}", counts["rows"], "", counts["clicks"]))
+        for kind, number in found.rejected.items():
             lines.append(f"  rejected for its {kind}: {number:,d}")
-    width = max(len(name) for name in [*report["slots"], "slot"])
-    lines += [
-        "",
-        f"{'slot':{width}s} {'kind':11s} {'encoding':11s} {'rows':>10s} {'distinct':>10s} {'top value':>9s}",
-    ]
-    lines[-1] += "".join(
-        f"{'new in ' + split:>14s}" for split in shards.SPLITS[1:] if split in report["splits"]
-    )
-    for name, slot in report["slots"].items():
-        start = f"{name:{width}s} {slot['kind']:11s} {slot['encoding']:11s} {slot['rows']:10,d}"
-        if slot["distinct"] is None:
-            numbers = [slot[key] for key in ("min", "mean", "max")]
-            said = (
-                "no number"
-                if numbers[0] is None
-                else "min {:.6g}, mean {:.6g}, max {:.6g}".format(*numbers)
-            )
-            lines.append(f"{start} {said}, missing {slot['unknown']['train']:.2%}")
+    return lines
+
+
+def _slot_lines(report: Report) -> list[str]:
+    width = max(len(name) for name in [*report.slots, "slot"])
+    new = "".join(f"{'new in ' + split:>14s}" for split in report.splits if split != "train")
+    start = f"{'slot':{width}s} {'kind':11s} {'encoding':11s} {'rows':>10s}"
+    lines = [f"{start} {'distinct':>10s} {'top value':>9s}{new}"]
+    for name, slot in report.slots.items():
+        start = f"{name:{width}s} {slot.kind:11s} {slot.encoding:11s} {slot.rows:10,d}"
+        if slot.distinct is None:
+            said = "no number"
+            if slot.min is not None:
+                said = f"min {slot.min:.6g}, mean {slot.mean:.6g}, max {slot.max:.6g}"
+            lines.append(f"{start} {said}, missing {slot.unknown['train']:.2%}")
             continue
-        new = "".join(
-            f"{share:14.2%}" for split, share in slot["unknown"].items() if split != "train"
-        )
-        lines.append(f"{start} {slot['distinct']:10,d} {slot['top_share']:9.2%}{new}")
-    return "\n".join(lines)
+        new = "".join(f"{x:14.2%}" for split, x in slot.unknown.items() if split != "train")
+        lines.append(f"{start} {slot.distinct:10,d} {slot.top_share:9.2%}{new}")
+    return lines

@@ -1,7 +1,9 @@
 """Raw columns -> the columns of a shard: how a value becomes an id (docs/data.md).
 
-    hash        1 + xxh3_64(text, seed) mod (rows - 1)        vocabulary   1 .. n by falling count, unknown 0
-    identity    k + 1, outside 0 .. rows - 2 a bad row        missing      0 (a bag: empty; a number: null)
+    hash          1 + xxh3_64(text, seed) mod (rows - 1)
+    vocabulary    1 .. n by falling count, unknown 0
+    identity      k + 1, outside 0 .. rows - 2 a bad row
+    missing       0 (a bag: empty; a number: null)
 
 The same code encodes the shards, and later the rows to predict.
 """
@@ -17,20 +19,21 @@ import pyarrow.compute as pc
 from emofm_jax.data import formats, shards
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data import vocabulary as vocabulary_lib
+from emofm_jax.data.problems import Problems
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.data.vocabulary import Vocabulary, as_text, hash_values
 from emofm_jax.errors import UserError
 
-BadRow = tuple[int, str, str]  # row of the chunk, kind, reason
-_ABSENT = ("", "-")  # spellings of a label or type that is not known
+# Values of roles that the rows lack.
+_DEFAULTS = {"label": 0, "ftype": None, "weight": 1, "gauc_key": 0}
+_NO_TYPE = (None, "", "-")  # spellings of a type that is not known
+_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 
 
 def load_vocabularies(schema: Schema, directory: Path) -> dict[str, Vocabulary]:
-    """The vocabularies that a schema needs, by the slot that owns the rows, from beside its shards."""
-    owners = [
-        slot.name for slot in schema.slots if slot.encoding == "vocabulary" and not slot.share
-    ]
-    return {name: vocabulary_lib.load(directory, name) for name in owners}
+    """The vocabularies beside the shards of a schema, by the slot that owns the rows."""
+    counted = [slot for slot in schema.slots if slot.encoding == "vocabulary" and not slot.share]
+    return {slot.name: vocabulary_lib.load(directory, slot.name) for slot in counted}
 
 
 class Encoder:
@@ -49,7 +52,7 @@ class Encoder:
 
     def encode(
         self, columns: Mapping[str, pa.Array], labelled: bool = True
-    ) -> tuple[pa.Table, list[BadRow]]:
+    ) -> tuple[pa.Table, Problems]:
         """Encodes the rows of a chunk.
 
         Args:
@@ -57,126 +60,106 @@ class Encoder:
           labelled: False fills 0 for a label, type and weight that are absent or not readable.
 
         Returns:
-          The good rows, with the columns of `shards.arrow_schema`, and (row, kind, reason) of the others, in order.
+          The good rows, with the columns of `shards.arrow_schema`, and the problems of the others.
         """
-        bad: dict[int, tuple[str, str]] = {}
+        problems, schema = Problems(), self.schema
+        of_labels = problems if labelled else Problems()
         num_rows = len(next(iter(columns.values())))
-        encoded = {
-            slot.name: self.slot(slot, columns[slot.name], bad) for slot in self.schema.slots
-        }
-        encoded["label"] = _label(columns.get("label"), num_rows, bad if labelled else {})
-        if self.schema.types:
-            encoded["ftype"] = self._ftype(columns.get("ftype"), num_rows, bad if labelled else {})
-        if self.schema.row_id:
-            encoded["row_id"] = row_ids(columns["row_id"], self.schema.row_id, bad)
-        if self.schema.has_weight:
-            encoded["weight"] = _weight(columns.get("weight"), num_rows, bad if labelled else {})
-        if self.schema.has_gauc_key:
-            encoded["gauc_key"] = _gauc_key(columns.get("gauc_key"), num_rows)
-        table = pa.table(
-            [encoded[name] for name in self.arrow_schema.names], schema=self.arrow_schema
-        )
-        if bad:
-            good = np.ones(num_rows, bool)
-            good[list(bad)] = False
-            table = table.filter(pa.array(good))
-        return table, [(row, *bad[row]) for row in sorted(bad)]
+        encoded = [self.slot(slot, columns[slot.name], problems) for slot in schema.slots]
 
-    def slot(self, slot: Slot, column: pa.Array, bad: dict[int, tuple[str, str]]) -> pa.Array:
-        """The column of a shard from a raw one; rows that cannot be read go to `bad`."""
+        roles = {"label": _label, "ftype": self._ftype, "weight": _weight, "gauc_key": _gauc_key}
+        for field in list(self.arrow_schema)[schema.num_slots :]:
+            column = columns.get(field.name)
+            if field.name == "row_id":
+                encoded.append(row_ids(column, schema.row_id, problems))
+            elif column is None:
+                encoded.append(pa.repeat(pa.scalar(_DEFAULTS[field.name], field.type), num_rows))
+            else:
+                encoded.append(roles[field.name](column, of_labels))
+
+        table = pa.table(encoded, schema=self.arrow_schema)
+        if problems:
+            table = table.filter(pa.array(problems.good(num_rows)))
+        return table, problems
+
+    def slot(self, slot: Slot, column: pa.Array, problems: Problems) -> pa.Array:
+        """The column of a shard from a raw one; rows that cannot be read go to `problems`."""
         if slot.kind == "numeric":
-            numbers = parse_numbers(column, slot.name, bad)
+            numbers = parse_numbers(column, slot.name, problems)
             if slot.transform == "bucket":
                 return pa.array(bucket(numbers, slot.rows))
             return pa.array(transform(numbers, slot), from_pandas=True)
-        if slot.kind == "multi":
-            column, row_of = cut_bags(column, slot.max_length)
-            offsets = np.searchsorted(row_of, np.arange(len(column) + 1)).astype(np.int32)
-            return pa.ListArray.from_arrays(
-                pa.array(offsets), pa.array(self._ids(slot, column.flatten(), bad, row_of))
-            )
-        return pa.array(self._ids(slot, column, bad, None))
+        if not slot.is_bag:
+            return pa.array(self._ids(slot, column, None, problems))
+
+        column, lengths = cut_bags(column, slot.max_length)
+        row_of = np.repeat(np.arange(len(column)), lengths)
+        ids = self._ids(slot, column.flatten(), row_of, problems)
+        offsets = np.append(0, np.cumsum(lengths)).astype(np.int32)
+        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids))
 
     def _ids(
-        self, slot: Slot, values: pa.Array, bad: dict, row_of: np.ndarray | None
+        self, slot: Slot, values: pa.Array, row_of: np.ndarray | None, problems: Problems
     ) -> np.ndarray:
-        """i32[n]: the distinct values are encoded once."""
+        """i32[n] of n values, one a row or in the rows `row_of`; distinct ones are encoded once."""
         coded = values if isinstance(values, pa.DictionaryArray) else values.dictionary_encode()
         distinct = as_values(coded.dictionary)
         known = distinct.drop_null()
         if slot.encoding == "hash":
             ids = (hash_values(known, slot.seed) % np.uint64(slot.rows - 1)).astype(np.int64) + 1
         elif slot.encoding == "vocabulary":
-            ids = self.vocabularies[slot.share or slot.name].ids(known)
+            ids = self.vocabularies[slot.owner].ids(known)
         else:
             ids = _identity(known, slot.rows)
+
         table = np.zeros(len(distinct) + 1, np.int32)  # the last one is for null
-        table[np.flatnonzero(distinct.is_valid().to_numpy(zero_copy_only=False))] = ids
+        table[np.flatnonzero(np.asarray(distinct.is_valid()))] = ids
         result = table[coded.indices.fill_null(len(distinct)).to_numpy()]
         if len(ids) and ids.min() < 0:
-            for i in np.flatnonzero(result < 0).tolist():
-                reason = f"slot {slot.name!r} holds {values[i].as_py()!r}; its ids are 0 .. {slot.rows - 2}"
-                bad.setdefault(i if row_of is None else int(row_of[i]), ("id out of range", reason))
+            holds, said = f"slot {slot.name!r} holds", f"its ids are 0 .. {slot.rows - 2}"
+            reason = lambda i: f"{holds} {values[i].as_py()!r}; {said}"
+            problems.mark(result < 0, "id out of range", reason, row_of)
         return result
 
-    def _ftype(self, column: pa.Array | None, num_rows: int, bad: dict) -> pa.Array:
-        if column is None:
-            return pa.nulls(num_rows, pa.int8())
+    def _ftype(self, column: pa.Array, problems: Problems) -> pa.Array:
         text = as_text(column)
         index = pc.index_in(text, pa.array(self.schema.types, pa.string()))
-        absent = pc.is_in(text, pa.array([None, *_ABSENT], pa.string()))
-        for i in np.flatnonzero(
-            pc.and_(pc.is_null(index), pc.invert(absent)).to_numpy(zero_copy_only=False)
-        ):
-            known = ", ".join(self.schema.types)
-            bad.setdefault(
-                int(i),
-                (
-                    "type",
-                    f"the type {text[int(i)].as_py()!r} is not one of config.prepare.types ({known})",
-                ),
-            )
+        absent = pc.is_in(text, pa.array(_NO_TYPE, pa.string()))
+        known = f"is not one of config.prepare.types ({', '.join(self.schema.types)})"
+        reason = lambda i: f"the type {text[i].as_py()!r} {known}"
+        problems.mark(pc.and_not(pc.is_null(index), absent), "type", reason)
         return index.cast(pa.int8())
 
 
-def row_ids(column: pa.Array, kind: str, bad: dict[int, tuple[str, str]]) -> pa.Array:
-    """A row id column as `kind`, string or int64; what is no integer goes to `bad` and becomes null."""
+def row_ids(column: pa.Array, kind: str, problems: Problems) -> pa.Array:
+    """A row id column as `kind`, string or int64; what is no integer becomes null."""
     if kind == "string" or pa.types.is_integer(column.type):
         return column.cast(pa.string() if kind == "string" else pa.int64())
     text = as_text(column)
-    fits = pc.match_substring_regex(text, r"^-?\d{1,18}$").fill_null(True)
-    for i in np.flatnonzero(~fits.to_numpy(zero_copy_only=False)).tolist():
-        bad.setdefault(
-            i,
-            ("row id", f"the row id is {text[i].as_py()!r}; it must be an integer, as in training"),
-        )
-    return pc.if_else(fits, text, pa.scalar(None, pa.string())).cast(pa.int64())
+    fits = pc.match_substring_regex(text, r"^-?\d{1,18}$")
+    reason = lambda i: f"the row id is {text[i].as_py()!r}; it must be an integer, as in training"
+    problems.mark(pc.invert(fits).fill_null(False), "row id", reason)
+    return _only(fits, text).cast(pa.int64())
 
 
-def parse_numbers(column: pa.Array, name: str, bad: dict[int, tuple[str, str]]) -> np.ndarray:
-    """f64[n] of text or typed numbers, NaN for missing; what is no finite float32 goes to `bad`."""
+def parse_numbers(column: pa.Array, name: str, problems: Problems) -> np.ndarray:
+    """f64[n] of text or typed numbers, NaN for missing; what is no finite float32 is a problem."""
     is_text = pa.types.is_string(column.type)
     if is_text:
         column = pc.utf8_trim_whitespace(column)
     try:
         numbers = column.cast(pa.float64())
-        fits = pc.is_finite(numbers).fill_null(True) if is_text else None
+        fits = pc.is_finite(numbers) if is_text else pc.true_unless_null(numbers)
     except pa.ArrowInvalid:
-        fits = pc.match_substring_regex(
-            column, r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
-        ).fill_null(True)
-        numbers = pc.utf8_ltrim(pc.if_else(fits, column, pa.scalar(None, pa.string())), "+").cast(
-            pa.float64()
-        )
-    if fits is not None and not pc.all(fits, min_count=0).as_py():
-        for i in np.flatnonzero(~fits.to_numpy(zero_copy_only=False)).tolist():
-            bad.setdefault(i, ("number", f"{name!r} is numeric but holds {column[i].as_py()!r}"))
+        fits = pc.match_substring_regex(column, _NUMBER)
+        numbers = pc.utf8_ltrim(_only(fits, column), "+").cast(pa.float64())
+    wrong = lambda i: f"{name!r} is numeric but holds {column[i].as_py()!r}"
+    problems.mark(pc.invert(fits).fill_null(False), "number", wrong)
+
     numbers = numbers.fill_null(np.nan).to_numpy(zero_copy_only=False)
+    infinite = lambda i: f"{name!r} holds {column[i].as_py()!r}, which is not finite"
     with np.errstate(over="ignore"):
-        for i in np.flatnonzero(np.isinf(numbers.astype(np.float32))).tolist():
-            bad.setdefault(
-                i, ("number", f"{name!r} holds {column[i].as_py()!r}, which is not finite")
-            )
+        problems.mark(np.isinf(numbers.astype(np.float32)), "number", infinite)
     return numbers
 
 
@@ -191,25 +174,25 @@ def transform(numbers: np.ndarray, slot: Slot) -> np.ndarray:
 
 
 def bucket(numbers: np.ndarray, rows: int) -> np.ndarray:
-    """i32[n]: x > 2: 2 + floor(ln(x)^2), at most rows - 2; 0 <= x <= 2: 1; x < 0: rows - 1; NaN: 0."""
+    """i32[n]: NaN: 0; 0 .. 2: 1; x > 2: 2 + floor(ln(x)^2), at most rows - 2; x < 0: rows - 1."""
     large = 2 + np.floor(np.log(np.where(numbers > 2, numbers, 2.0)) ** 2)
     ids = np.where(numbers > 2, np.minimum(large, rows - 2), 1)
     return np.where(np.isnan(numbers), 0, np.where(numbers < 0, rows - 1, ids)).astype(np.int32)
 
 
 def cut_bags(column: pa.Array, max_length: int) -> tuple[pa.Array, np.ndarray]:
-    """The first `max_length` elements of each bag, and i64[m]: the row of each element; null is an empty bag."""
+    """The first elements of each bag, and i32[n]: how many these are; null is an empty bag."""
     lengths = pc.list_value_length(column).fill_null(0).to_numpy()
     if lengths.max(initial=0) > max_length:
         lengths = np.minimum(lengths, max_length)
         column = pc.list_slice(column, 0, max_length, return_fixed_size_list=False)
-    return column, np.repeat(np.arange(len(column)), lengths)
+    return column, lengths
 
 
 def as_values(column: pa.Array) -> pa.Array:
     """A plain column as string[n]; an empty text is a missing value, as an element of a bag too."""
     text = as_text(column)
-    return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+    return _only(pc.not_equal(text, ""), text)
 
 
 def _identity(text: pa.Array, rows: int) -> np.ndarray:
@@ -219,34 +202,30 @@ def _identity(text: pa.Array, rows: int) -> np.ndarray:
     return np.where((k >= 0) & (k <= rows - 2), k + 1, -1)
 
 
-def _label(column: pa.Array | None, num_rows: int, bad: dict) -> pa.Array:
-    if column is None:
-        return pa.array(np.zeros(num_rows, np.int8))
-    found: dict[int, tuple[str, str]] = {}
-    numbers = parse_numbers(column, "label", found)
-    for i in np.flatnonzero(~np.isin(numbers, (0, 1))).tolist():
-        bad.setdefault(i, ("label", f"the label is {column[i].as_py()!r}; it must be 0 or 1"))
-    return pa.array(np.where(numbers == 1, 1, 0).astype(np.int8))
+def _label(column: pa.Array, problems: Problems) -> pa.Array:
+    numbers = parse_numbers(column, "label", Problems())
+    reason = lambda i: f"the label is {column[i].as_py()!r}; it must be 0 or 1"
+    problems.mark(~np.isin(numbers, (0, 1)), "label", reason)
+    return pa.array((numbers == 1).astype(np.int8))
 
 
-def _weight(column: pa.Array | None, num_rows: int, bad: dict) -> pa.Array:
-    if column is None:
-        return pa.array(np.ones(num_rows, np.float32))
-    numbers = parse_numbers(column, "weight", bad)
-    for i in np.flatnonzero(~(numbers >= 0)).tolist():
-        bad.setdefault(
-            i, ("weight", f"the weight is {column[i].as_py()!r}; it must be a number of at least 0")
-        )
+def _weight(column: pa.Array, problems: Problems) -> pa.Array:
+    numbers = parse_numbers(column, "weight", problems)
+    reason = lambda i: f"the weight is {column[i].as_py()!r}; it must be a number of at least 0"
+    problems.mark(~(numbers >= 0), "weight", reason)
     return pa.array(np.where(numbers >= 0, numbers, 0).astype(np.float32))
 
 
-def _gauc_key(column: pa.Array | None, num_rows: int) -> pa.Array:
+def _gauc_key(column: pa.Array, problems: Problems) -> pa.Array:
     """i64[n]: hashes of the values; 0 where missing."""
-    if column is None:
-        return pa.array(np.zeros(num_rows, np.int64))
     coded = as_text(column).dictionary_encode()
     hashes = np.append(hash_values(coded.dictionary, 0).view(np.int64), 0)
     return pa.array(hashes[coded.indices.fill_null(len(coded.dictionary)).to_numpy()])
+
+
+def _only(where: pa.Array, text: pa.Array) -> pa.Array:
+    """The text where bool[n] is true; null elsewhere."""
+    return pc.if_else(where, text, pa.scalar(None, pa.string()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,7 +236,7 @@ class EncodedChunk:
       table: the rows that could be encoded, with the columns of `shards.arrow_schema`.
       kept: bool[n], which of the n rows they are.
       reasons: n texts, None for a row that was kept.
-      row_id: of each of the n rows: its row id (null if the row could not be split into columns), or its 0-based
+      row_id: of each of the n rows, null if the row could not be split into columns; the 0-based
         position among all rows where the recipe names no row id column.
     """
 
@@ -276,20 +255,20 @@ def read_encoded(
       schema: of the shards that a model was trained on.
       directory: that holds `vocabulary/`.
       path: a file, or a directory of files, in the order of their names.
-      labelled: whether labels must be there; otherwise a label that is absent is 0.
+      labelled: True if labels must be there; otherwise a label that is absent is 0.
 
     Raises:
-      UserError: missing or damaged file, columns that do not fit the recipe. A bad row is no error here.
+      UserError: missing or damaged file, columns that do not fit the recipe; never for a bad row.
     """
-    if schema.recipe["format"] not in formats.FORMATS:
-        raise UserError(
-            f"{path}: {schema.recipe['format']} data has no raw rows; name a directory of shards"
-        )
-    if not Path(path).exists():
+    path, source = Path(path), schema.recipe["format"]
+    if source not in formats.FORMATS:
+        raise UserError(f"{path}: {source} data has no raw rows; name a directory of shards")
+    if not path.exists():
         raise UserError(f"{path}: no such file or directory; name the rows to predict")
+
     encoder = Encoder(schema, load_vocabularies(schema, directory))
     position = 0
-    for chunk in formats.read(schema.recipe, recipe_lib.raw_files(Path(path)), labelled):
+    for chunk in formats.read(schema.recipe, recipe_lib.raw_files(path), labelled):
         encoded = _keep_places(encoder, chunk, labelled, position)
         position += len(encoded.kept)
         yield encoded
@@ -298,22 +277,20 @@ def read_encoded(
 def _keep_places(
     encoder: Encoder, chunk: formats.Chunk, labelled: bool, position: int
 ) -> EncodedChunk:
-    table, bad = encoder.encode(chunk.columns, labelled)
-    lines = np.concatenate([chunk.lines, np.array([b.line for b in chunk.bad], np.int64)])
-    place = np.empty(
-        len(lines), np.int64
-    )  # place[i]: where row i of (readable rows, then bad rows) stands
-    place[np.argsort(lines, kind="stable")] = np.arange(len(lines))
+    """Encodes a chunk; `position` rows stand before it."""
+    table, problems = encoder.encode(chunk.columns, labelled)
+    bad = [*chunk.bad, *chunk.bad_rows(problems)]
+    unreadable = np.array([b.line for b in chunk.bad], np.int64)
+    lines = np.sort(np.concatenate([chunk.lines, unreadable]))
+
     reasons: list[str | None] = [None] * len(lines)
-    for row, _, reason in bad:
-        reasons[place[row]] = f"{chunk.file}:{chunk.lines[row]}: {reason}"
-    for i, b in enumerate(chunk.bad):
-        reasons[place[len(chunk.lines) + i]] = f"{chunk.file}:{b.line}: {b.reason}"
-    if encoder.schema.row_id:
-        own = row_ids(chunk.columns["row_id"], encoder.schema.row_id, {})
-        row_id = pa.concat_arrays([own, pa.nulls(len(chunk.bad), own.type)]).take(
-            pa.array(np.argsort(place))
-        )
-    else:
-        row_id = pa.array(position + np.arange(len(lines)))
-    return EncodedChunk(table, np.array([r is None for r in reasons], bool), reasons, row_id)
+    for place, b in zip(np.searchsorted(lines, [b.line for b in bad]), bad):
+        reasons[place] = f"{chunk.file}:{b.line}: {b.reason}"
+    kept = np.array([reason is None for reason in reasons], bool)
+
+    if not encoder.schema.row_id:
+        return EncodedChunk(table, kept, reasons, pa.array(position + np.arange(len(lines))))
+    own = row_ids(chunk.columns["row_id"], encoder.schema.row_id, Problems())
+    index = np.full(len(lines), -1)
+    index[np.searchsorted(lines, chunk.lines)] = np.arange(len(chunk.lines))
+    return EncodedChunk(table, kept, reasons, own.take(pa.array(index, mask=index < 0)))

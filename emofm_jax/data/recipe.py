@@ -1,33 +1,40 @@
-"""The `prepare` section of a configuration, read: which slots there are, which files, which split a row is in.
+"""The `prepare` section of a configuration, read: which slots, which files, a row's split.
 
-Everything here takes the section as a plain dict (`config.prepare.to_dict()`, or `schema.recipe` as it stands in
-schema.json), so that raw rows can be read again, long after, exactly as they were when the shards were made.
+Everything here takes the section as a plain dict (`config.prepare.to_dict()`, or `schema.recipe` as
+it stands in schema.json), so that raw rows can be read again exactly as when the shards were made.
 """
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from emofm_jax.data.schema import ENCODINGS, KINDS, POOLINGS, TRANSFORMS, Slot
+from emofm_jax.data.schema import CHOICES, Slot
 from emofm_jax.data.shards import SPLITS
 from emofm_jax.errors import UserError
 
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}  # endings of text files
 _RANGE = re.compile(r"(.*?)(\d+)-\1(\d+)")
-_CHOICES = {"kind": KINDS, "encoding": ENCODINGS, "pooling": POOLINGS, "transform": TRANSFORMS}
+# Roles that the rows of a format do not have.
+_NO_ROLES = {
+    "tabular": (),
+    "cti": ("ftype", "weight", "row_id"),
+    "libsvm": ("ftype", "types", "weight", "row_id"),
+}
 
 
 def slots(recipe: Mapping) -> tuple[Slot, ...]:
     """The slots that a recipe declares, in the order of their groups.
 
     Returns:
-      Slots as far as they are known without data: vocabularies have 0 rows and no digest, `standardize` has no
-      mean, `bucket` without `rows` has 0 rows. A shared slot has the encoding, rows and seed of its owner.
+      Slots as far as they are known without data: vocabularies have 0 rows and no digest,
+      `standardize` has no mean, `bucket` without `rows` has 0 rows. A slot that shares rows has the
+      encoding, rows and seed of their owner.
     Raises:
-      UserError: no group, an option for a slot in no group, an unknown option or a value that it cannot have.
+      UserError: no group, a slot in no group, an unknown option or a value that it cannot have.
     """
     grouped = [(group, name) for group, spec in _pairs(recipe["groups"]) for name in members(spec)]
     names = [name for _, name in grouped]
@@ -41,58 +48,45 @@ def slots(recipe: Mapping) -> tuple[Slot, ...]:
 
 
 def check_roles(recipe: Mapping) -> None:
-    """Raises UserError on a role that the format's rows do not have (it would have no effect), or that they need."""
-    kind = recipe["format"]
-    absent = {
-        "tabular": (),
-        "cti": ("ftype", "weight", "row_id"),
-        "libsvm": ("ftype", "types", "weight", "row_id"),
-    }
-    for field in absent[kind]:
+    """Raises UserError on a role that has no effect on the format's rows, or is missing."""
+    for problem in _problems_of_roles(recipe):
+        raise UserError(f"config.prepare.{problem}")
+
+
+def _problems_of_roles(recipe: Mapping) -> Iterator[str]:
+    source, by_day = recipe["format"], recipe["split"] == "day"
+    for field in _NO_ROLES[source]:
         if recipe[field]:
-            raise UserError(
-                f"config.prepare.{field}: {recipe[field]!r} has no effect on {kind} rows; leave it out"
-            )
-    if kind == "tabular" and not recipe["label"]:
-        raise UserError("config.prepare.label: it is empty; name the column of labels")
-    if kind == "tabular" and recipe["types"] and not recipe["ftype"]:
-        raise UserError(
-            "config.prepare.types: they have no effect without config.prepare.ftype; name its column"
-        )
-    if kind == "tabular" and recipe["split"] == "day" and not recipe["day_column"]:
-        raise UserError(
-            "config.prepare.day_column: it is empty; split=day needs the column that holds the day"
-        )
-    if kind == "cti" and recipe["split"] == "day" and recipe["day_column"] != "log_id":
-        raise UserError(
-            "config.prepare.day_column: cti rows have no other day column; set day_column to 'log_id'"
-        )
-    if kind == "libsvm" and recipe["split"] == "day":
-        raise UserError(
-            "config.prepare.split: libsvm rows have no day column; choose split=files or split=share"
-        )
+            yield f"{field}: {recipe[field]!r} has no effect on {source} rows; leave it out"
+    if source == "tabular" and not recipe["label"]:
+        yield "label: it is empty; name the column of labels"
+    if source == "tabular" and recipe["types"] and not recipe["ftype"]:
+        yield "types: they have no effect without config.prepare.ftype; name its column"
+    if source == "tabular" and by_day and not recipe["day_column"]:
+        yield "day_column: it is empty; split=day needs the column that holds the day"
+    if source == "cti" and by_day and recipe["day_column"] != "log_id":
+        yield "day_column: cti rows have no other day column; set day_column to 'log_id'"
+    if source == "libsvm" and by_day:
+        yield "split: libsvm rows have no day column; choose split=files or split=share"
 
 
-def members(spec) -> list[str]:
+def members(spec: Any) -> list[str]:
     """Names of slots from a name, a range as in `C1-C26`, or a list of these."""
-    if not isinstance(spec, str | list | tuple):
-        raise UserError(
-            f"config.prepare.groups: {spec!r} is no name of a slot; write it between quotes"
-        )
-    if not isinstance(spec, str):
+    where = "config.prepare.groups"
+    if isinstance(spec, list | tuple):
         return [name for part in spec for name in members(part)]
+    if not isinstance(spec, str):
+        raise UserError(f"{where}: {spec!r} is no name of a slot; write it between quotes")
     found = _RANGE.fullmatch(spec)
     if not found:
         return [spec]
     prefix, first, last = found.groups()
     if int(first) > int(last):
-        raise UserError(
-            f"config.prepare.groups: the range {spec!r} is empty; write the smaller number first"
-        )
+        raise UserError(f"{where}: the range {spec!r} is empty; write the smaller number first")
     return [f"{prefix}{i}" for i in range(int(first), int(last) + 1)]
 
 
-def slot_options(recipe: Mapping, name: str) -> dict:
+def slot_options(recipe: Mapping, name: str) -> dict[str, Any]:
     """`config.prepare.slot` with the exceptions of one slot, checked."""
     options = dict(recipe["slot"])
     for field, value in dict(recipe["slots"].get(name, {})).items():
@@ -100,46 +94,125 @@ def slot_options(recipe: Mapping, name: str) -> dict:
         if field not in options:
             raise UserError(f"{where}: there is no such field; known: {', '.join(sorted(options))}")
         if type(value) is not type(options[field]):
-            raise UserError(
-                f"{where}: {value!r} must be of type {type(options[field]).__name__}; correct it"
-            )
+            kind = type(options[field]).__name__
+            raise UserError(f"{where}: {value!r} must be of type {kind}; correct it")
         options[field] = value
-    for field, known in _CHOICES.items():
-        if options[field] not in known:
-            known = ", ".join(known)
-            raise UserError(
-                f"config.prepare.slot.{field}: slot {name!r} has {options[field]!r}; choose one of {known}"
-            )
-    for field in ("min_count", "max_length"):
-        if options[field] < 1:
-            raise UserError(
-                f"config.prepare.slot.{field}: slot {name!r} has {options[field]}; it must be at least 1"
-            )
-    if options["kind"] == "multi" and not options["separator"]:
-        raise UserError(
-            f"config.prepare.slot.separator: slot {name!r} has none; name what stands between its values"
-        )
+
+    for field, said in _problems_of_options(options):
+        raise UserError(f"config.prepare.slot.{field}: slot {name!r} has {said}")
     return options
 
 
-def _slot(recipe: Mapping, group: str, name: str, options: dict[str, dict]) -> Slot:
+def _problems_of_options(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(field, value and remedy) of what the options of a slot cannot be."""
+    for field, known in CHOICES.items():
+        if options[field] not in known:
+            yield field, f"{options[field]!r}; choose one of {', '.join(known)}"
+    for field in ("min_count", "max_length"):
+        if options[field] < 1:
+            yield field, f"{options[field]}; it must be at least 1"
+    if options["kind"] == "multi" and not options["separator"]:
+        yield "separator", "none; name what stands between its values"
+
+
+def files(recipe: Mapping) -> dict[str, list[Path]]:
+    """The raw files of each split; under the one key "" if the rows themselves say their split.
+
+    Raises:
+      UserError: the source, or a split's files, do not exist.
+    """
+    where, source = "config.prepare.source", Path(recipe["source"])
+    named = f"{where}: {str(source)!r}"
+    if not recipe["source"]:
+        raise UserError(f"{where}: it is empty; name the file or directory of the raw data")
+    if not source.exists():
+        raise UserError(f"{named} does not exist; name the raw data's file or directory")
+    if recipe["split"] != "files":
+        if found := raw_files(source):
+            return {"": found}
+        raise UserError(f"{named} holds no file; name the raw data's directory")
+    if source.is_file():
+        raise UserError(
+            f"{named} is one file, but split=files wants a directory with one file per split; "
+            "set config.prepare.split to share or day"
+        )
+    patterns = {split: recipe["files"][split] for split in SPLITS}
+    if not patterns["train"]:
+        raise UserError("config.prepare.files.train: it is empty; the train split is needed")
+    return {s: _split_files(source, s, pattern) for s, pattern in patterns.items() if pattern}
+
+
+def _split_files(source: Path, split: str, pattern: str) -> list[Path]:
+    """The files of a split: what `pattern` finds in the source."""
+    where = f"config.prepare.files.{split}"
+    if Path(pattern).is_absolute():
+        problem = f"{pattern!r} must be relative to config.prepare.source"
+        raise UserError(f"{where}: {problem}; shorten it")
+    found = sorted(source.glob(pattern))
+    if not found:
+        here = ", ".join(p.name for p in raw_files(source)[:8]) or "nothing"
+        raise UserError(
+            f"{source / pattern}: no such file (the directory holds {here}); "
+            f"set {where}, empty for a split that you do not have"
+        )
+    plain = [path.with_suffix("") if path.suffix in COMPRESSED else path for path in found]
+    if twice := [path for path in plain if plain.count(path) > 1]:
+        raise UserError(f"{twice[0]}: it is there plain and compressed; remove one, or set {where}")
+    return found
+
+
+def raw_files(path: Path) -> list[Path]:
+    """The files of a directory by their names, hidden ones left out; or the file itself."""
+    if path.is_file():
+        return [path]
+    return sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith((".", "_")))
+
+
+def split_of(
+    recipe: Mapping, file_index: int, lines: np.ndarray, days: list[str | None] | None
+) -> np.ndarray:
+    """Which split each row is in: an index into `shards.SPLITS`.
+
+    Args:
+      recipe: with split = share | day.
+      file_index: of the rows' file among the source's files.
+      lines: i64[n], lines of the rows in it. With `share` a row's split follows from the seed, its
+        file's index and its line alone.
+      days: n values of the day column (split=day).
+
+    Returns:
+      i8[n].
+    """
+    if days is not None:
+        valid, test = set(map(str, recipe["valid_days"])), set(map(str, recipe["test_days"]))
+        length = recipe["day_length"] or None
+        split_of_day = lambda day: 2 if day in test else int(day in valid)
+        found = {day: split_of_day(str(day)[:length]) for day in set(days)}
+        return np.array([found[day] for day in days], np.int8)
+    edges = np.cumsum(recipe["shares"])[:2]
+    key = np.uint64((recipe["seed"] * 0x9E3779B97F4A7C15 + (file_index << 40)) % 2**64)
+    bits = _mix(_mix(key + np.asarray(lines, np.uint64))) >> np.uint64(11)
+    uniform = bits.astype(np.float64) / 2.0**53
+    return np.searchsorted(edges, uniform, side="right").astype(np.int8)
+
+
+def _slot(recipe: Mapping, group: str, name: str, options: dict[str, dict[str, Any]]) -> Slot:
     own = options[name]
     owner = options.get(own["share"], own)
     numeric = own["kind"] == "numeric"
     encoding = "identity" if numeric else owner["encoding"]
     rows = owner["rows"]
+    where = "config.prepare.slot"
     if numeric and own["share"]:
-        raise UserError(
-            f"config.prepare.slot.share: slot {name!r} is numeric; only slots of ids can share rows"
-        )
+        remedy = "only slots of ids can share rows"
+        raise UserError(f"{where}.share: slot {name!r} is numeric; {remedy}")
+    if not numeric and encoding != "vocabulary" and rows < 2:
+        found = f"{encoding} encoding and {rows} rows"
+        raise UserError(f"{where}.rows: slot {name!r} has {found}; set at least 2")
     if numeric and own["transform"] != "bucket":
         rows = 2
     elif encoding == "vocabulary":
         rows = 0
-    elif rows < 2 and not numeric:
-        raise UserError(
-            f"config.prepare.slot.rows: slot {name!r} has {encoding} encoding and {rows} rows; set at least 2"
-        )
     return Slot(
         name=name,
         group=group,
@@ -155,96 +228,6 @@ def _slot(recipe: Mapping, group: str, name: str, options: dict[str, dict]) -> S
     )
 
 
-def files(recipe: Mapping) -> dict[str, list[Path]]:
-    """The raw files of each split; under the one key "" when the rows themselves say which split they are in.
-
-    Raises:
-      UserError: the source, or a split's files, do not exist.
-    """
-    source = Path(recipe["source"])
-    if not recipe["source"]:
-        raise UserError(
-            "config.prepare.source: it is empty; name the file or directory of the raw data"
-        )
-    if not source.exists():
-        raise UserError(
-            f"config.prepare.source: {str(source)!r} does not exist; name the raw data's file or directory"
-        )
-    if recipe["split"] != "files":
-        found = [source] if source.is_file() else raw_files(source)
-        if not found:
-            raise UserError(
-                f"config.prepare.source: {str(source)!r} holds no file; name the raw data's directory"
-            )
-        return {"": found}
-    if source.is_file():
-        raise UserError(
-            f"config.prepare.source: {str(source)!r} is one file, but split=files wants a directory with one file "
-            "per split; set config.prepare.split to share or day"
-        )
-    found = {}
-    for split in SPLITS:
-        pattern = recipe["files"][split]
-        if Path(pattern).is_absolute():
-            raise UserError(
-                f"config.prepare.files.{split}: {pattern!r} must be relative to config.prepare.source; shorten it"
-            )
-        if pattern:
-            found[split] = sorted(source.glob(pattern))
-            plain = [
-                path.with_suffix("") if path.suffix in COMPRESSED else path for path in found[split]
-            ]
-            if twice := [path for path in plain if plain.count(path) > 1]:
-                raise UserError(
-                    f"{twice[0]}: it is there plain and compressed; remove one, or set config.prepare.files.{split}"
-                )
-        if split == "train" and split not in found:
-            raise UserError("config.prepare.files.train: it is empty; the train split is needed")
-        if split in found and not found[split]:
-            here = ", ".join(p.name for p in raw_files(source)[:8]) or "nothing"
-            raise UserError(
-                f"{source / recipe['files'][split]}: no such file (the directory holds {here}); "
-                f"set config.prepare.files.{split}, empty for a split that you do not have"
-            )
-    return found
-
-
-def raw_files(path: Path) -> list[Path]:
-    """The files of a directory in the order of their names, hidden ones left out; or the file itself."""
-    if path.is_file():
-        return [path]
-    return sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith((".", "_")))
-
-
-def split_of(recipe: Mapping, file_index: int, lines: np.ndarray, days: list | None) -> np.ndarray:
-    """Which split each row is in: an index into `shards.SPLITS`.
-
-    Args:
-      recipe: with split = share | day.
-      file_index: of the rows' file among the source's files.
-      lines: i64[n], lines of the rows in it. With `share` a row's split follows from the seed, its file's index
-        and its line alone.
-      days: n values of the day column (split=day).
-
-    Returns:
-      i8[n].
-    """
-    if recipe["split"] == "day":
-        valid, test = set(map(str, recipe["valid_days"])), set(map(str, recipe["test_days"]))
-        length = recipe["day_length"] or None
-        day_split = {
-            day: 2 if str(day)[:length] in test else int(str(day)[:length] in valid)
-            for day in set(days)
-        }
-        return np.array([day_split[day] for day in days], np.int8)
-    edges = np.cumsum(recipe["shares"])[:2]
-    key = np.uint64((recipe["seed"] * 0x9E3779B97F4A7C15 + (file_index << 40)) % 2**64)
-    uniform = (_mix(_mix(key + np.asarray(lines, np.uint64))) >> np.uint64(11)).astype(
-        np.float64
-    ) / 2.0**53
-    return np.searchsorted(edges, uniform, side="right").astype(np.int8)
-
-
 def _mix(x: np.ndarray) -> np.ndarray:
     """The finalizer of splitmix64: every bit of the input moves half the bits of the output."""
     with np.errstate(over="ignore"):
@@ -254,14 +237,13 @@ def _mix(x: np.ndarray) -> np.ndarray:
         return x ^ (x >> np.uint64(31))
 
 
-def _pairs(groups) -> list[tuple[str, object]]:
+def _pairs(groups: Any) -> list[tuple[str, Any]]:
+    where = "config.prepare.groups"
     if not groups:
-        raise UserError(
-            "config.prepare.groups: there is no group; write ((group, (slot, ...)), ...)"
-        )
+        raise UserError(f"{where}: there is no group; write ((group, (slot, ...)), ...)")
     for entry in groups:
         if isinstance(entry, str) or len(entry) != 2 or not isinstance(entry[0], str):
             raise UserError(
-                f"config.prepare.groups: {entry!r} is not a pair (group, members); write ('user', ('age',))"
+                f"{where}: {entry!r} is not a pair (group, members); write ('user', ('age',))"
             )
-    return [tuple(entry) for entry in groups]
+    return [(group, spec) for group, spec in groups]

@@ -1,71 +1,81 @@
 """Parquet shards: how encoded rows are written, checked and found again.
 
     <dir>/schema.json
-    <dir>/vocabulary/<slot>.parquet      the values of a counted slot, in the order of their ids
-    <dir>/<split>/part-00000.parquet     one column per slot, then label, ftype, row_id, weight, gauc_key
-    <dir>/<split>/rejected.parquet       file, line and reason of every row that was left out (absent if none)
-    <dir>/<split>/_SUCCESS               row counts; a split without it is not read
-    <dir>/<split>/truth.parquet          synthetic data only: the true probabilities, row by row
+    <dir>/vocabulary/<slot>.parquet     the values of a counted slot, in the order of their ids
+    <dir>/<split>/part-00000.parquet    columns of the slots, label, ftype, row_id, weight, gauc_key
+    <dir>/<split>/rejected.parquet      file, line, reason of rows that were left out; may be absent
+    <dir>/<split>/_SUCCESS              row counts; a split without it is not read
+    <dir>/<split>/truth.parquet         synthetic data only: the true probabilities, row by row
 
-Ids are int32 and local to their slot (a bag: list<int32>), numbers float32, labels int8, types int8 (null =
-unknown). Row groups hold 64k rows, compressed by zstd. No jax here.
+Ids are int32 and local to their slot (a bag: list<int32>), numbers float32, labels int8, types int8
+(null = unknown). Row groups hold 64k rows, compressed by zstd. No jax here.
 """
 
 import dataclasses
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from emofm_jax import files as files_lib
 from emofm_jax.data import schema as schema_lib
-from emofm_jax.data.schema import Schema
+from emofm_jax.data.problems import Bad
+from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.errors import UserError
 
 ROW_GROUP_ROWS = 1 << 16
 SHARD_ROWS = 1 << 21
 SPLITS = ("train", "valid", "test")
 FINGERPRINT = b"emofm_jax.fingerprint"  # key of a shard's metadata
+_REJECTED = pa.schema([("file", pa.string()), ("line", pa.int64()), ("reason", pa.string())])
 
 
 def arrow_schema(schema: Schema) -> pa.Schema:
     """The columns of a shard."""
-    fields = []
-    for slot in schema.slots:
-        if slot.is_numeric:
-            fields.append(pa.field(slot.name, pa.float32()))
-        elif slot.kind == "multi":
-            fields.append(pa.field(slot.name, pa.list_(pa.int32())))
-        else:
-            fields.append(pa.field(slot.name, pa.int32()))
-    fields.append(pa.field("label", pa.int8()))
+    columns = {slot.name: _column_type(slot) for slot in schema.slots}
+    columns["label"] = pa.int8()
     if schema.types:
-        fields.append(pa.field("ftype", pa.int8()))
+        columns["ftype"] = pa.int8()
     if schema.row_id:
-        fields.append(pa.field("row_id", pa.int64() if schema.row_id == "int64" else pa.string()))
+        columns["row_id"] = pa.int64() if schema.row_id == "int64" else pa.string()
     if schema.has_weight:
-        fields.append(pa.field("weight", pa.float32()))
+        columns["weight"] = pa.float32()
     if schema.has_gauc_key:
-        fields.append(pa.field("gauc_key", pa.int64()))
-    return pa.schema(fields, metadata={FINGERPRINT: schema.fingerprint().encode()})
+        columns["gauc_key"] = pa.int64()
+    return pa.schema(columns, metadata={FINGERPRINT: schema.fingerprint().encode()})
+
+
+def _column_type(slot: Slot) -> pa.DataType:
+    if slot.is_numeric:
+        return pa.float32()
+    return pa.list_(pa.int32()) if slot.is_bag else pa.int32()
 
 
 class Writer:
     """Writes one split: `with Writer(directory, "train", schema) as w: w.write(table)`.
 
-    Rows are buffered into row groups of 64k. Leaving the block normally writes `_SUCCESS`; leaving it by an
-    exception leaves a split that no reader accepts (`prepare` removes the whole directory).
+    Rows are buffered into row groups of 64k. Leaving the block normally writes `_SUCCESS`; leaving
+    it by an exception leaves a split that no reader accepts.
+
+    Attributes:
+      path: directory of the split.
+      num_rows: rows that are in the files so far.
+      rejected: {kind: rows} that were left out.
+      first_rejected: file, line and reason of the first of them.
     """
 
     def __init__(self, directory: Path, split: str, schema: Schema):
         self.path = Path(directory) / split
         self.path.mkdir(parents=True, exist_ok=True)
-        self.schema = schema
-        self.arrow_schema = arrow_schema(schema)
         self.num_rows = 0
-        self.rejected: Counter = Counter()
+        self.rejected: Counter[str] = Counter()
+        self.first_rejected = ""
+        self._arrow_schema = arrow_schema(schema)
         self._pending: list[pa.Table] = []
         self._pending_rows = 0
         self._file: pq.ParquetWriter | None = None
@@ -74,57 +84,50 @@ class Writer:
 
     def write(self, table: pa.Table) -> None:
         """Appends rows; `table` has the columns of `arrow_schema`, in any order."""
-        self._pending.append(table.select(self.arrow_schema.names).cast(self.arrow_schema))
+        self._pending.append(table.select(self._arrow_schema.names).cast(self._arrow_schema))
         self._pending_rows += table.num_rows
-        if self._pending_rows >= ROW_GROUP_ROWS:
-            rows = pa.concat_tables(self._pending).combine_chunks()
-            whole = self._pending_rows // ROW_GROUP_ROWS * ROW_GROUP_ROWS
-            for start in range(0, whole, ROW_GROUP_ROWS):
-                self._write_group(rows.slice(start, ROW_GROUP_ROWS))
-            # A copy, since a slice keeps the memory of the whole table alive.
-            rest = rows.slice(whole).take(pa.array(np.arange(self._pending_rows - whole)))
-            self._pending, self._pending_rows = [rest], rest.num_rows
+        if self._pending_rows < ROW_GROUP_ROWS:
+            return
 
-    def reject(
-        self, file: str, lines: list[int], reasons: list[str], kinds: list[str] | None = None
-    ) -> None:
-        """Records rows that were left out: where they stood and why; `kinds` groups the reasons in the report."""
+        rows = pa.concat_tables(self._pending).combine_chunks()
+        whole = self._pending_rows // ROW_GROUP_ROWS * ROW_GROUP_ROWS
+        for start in range(0, whole, ROW_GROUP_ROWS):
+            self._write_group(rows.slice(start, ROW_GROUP_ROWS))
+        # A copy, since a slice keeps the memory of the whole table alive.
+        rest = rows.slice(whole).take(pa.array(np.arange(self._pending_rows - whole)))
+        self._pending, self._pending_rows = [rest], rest.num_rows
+
+    def reject(self, file: str, bad: Sequence[Bad]) -> None:
+        """Records rows of a file that were left out."""
         if self._rejects is None:
-            fields = [("file", pa.string()), ("line", pa.int64()), ("reason", pa.string())]
-            self._rejects = pq.ParquetWriter(
-                self.path / "rejected.parquet", pa.schema(fields), compression="zstd"
-            )
-        self._rejects.write_table(
-            pa.table({"file": [file] * len(lines), "line": lines, "reason": reasons})
-        )
-        self.rejected.update(kinds or reasons)
+            path = self.path / "rejected.parquet"
+            self._rejects = pq.ParquetWriter(path, _REJECTED, compression="zstd")
+            self.first_rejected = f"{file}:{bad[0].line}: {bad[0].reason}"
+        lines, kinds, reasons = zip(*bad)
+        columns = [[file] * len(bad), lines, reasons]
+        self._rejects.write_table(pa.table(columns, schema=_REJECTED))
+        self.rejected.update(kinds)
 
     def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, error_type, error, traceback) -> None:
+        # A split without rows has one file too.
         if error_type is None and (self._pending_rows or not self._file_rows):
-            rest = (
-                pa.concat_tables(self._pending)
-                if self._pending
-                else self.arrow_schema.empty_table()
-            )
-            self._write_group(rest.combine_chunks())
+            rest = [self._arrow_schema.empty_table(), *self._pending]
+            self._write_group(pa.concat_tables(rest).combine_chunks())
         for writer in (self._file, self._rejects):
             if writer is not None:
                 writer.close()
         if error_type is None:
-            counts = {
-                "rows": self.num_rows,
-                "files": self._file_rows,
-                "rejected": dict(self.rejected),
-            }
-            (self.path / "_SUCCESS").write_text(json.dumps(counts) + "\n")
+            counts = {"rows": self.num_rows, "files": self._file_rows}
+            counts["rejected"] = dict(self.rejected)
+            files_lib.write_json(self.path / "_SUCCESS", counts, indent=None)
 
     def _write_group(self, rows: pa.Table) -> None:
         if self._file is None:
-            name = f"part-{len(self._file_rows):05d}.parquet"
-            self._file = pq.ParquetWriter(self.path / name, self.arrow_schema, compression="zstd")
+            path = self.path / f"part-{len(self._file_rows):05d}.parquet"
+            self._file = pq.ParquetWriter(path, self._arrow_schema, compression="zstd")
             self._file_rows.append(0)
         self._file.write_table(rows, row_group_size=ROW_GROUP_ROWS)
         self._file_rows[-1] += rows.num_rows
@@ -132,6 +135,14 @@ class Writer:
         if self._file_rows[-1] >= SHARD_ROWS:
             self._file.close()
             self._file = None
+
+
+class RowGroup(NamedTuple):
+    """Index of a file in `Split.files`, of a row group in it, and its rows."""
+
+    file: int
+    group: int
+    rows: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,18 +153,18 @@ class Split:
       path: its directory.
       schema: of the shards.
       files: its Parquet files, in order.
-      row_groups: (index into `files`, row group, rows), in order.
+      row_groups: all of them, in order.
       num_rows: rows in all.
     """
 
     path: Path
     schema: Schema
     files: tuple[Path, ...]
-    row_groups: tuple[tuple[int, int, int], ...]
+    row_groups: tuple[RowGroup, ...]
     num_rows: int
 
-    def read_row_group(self, index: int, columns: list[str]) -> pa.Table:
-        """One row group as a table.
+    def read_row_group(self, index: int, columns: list[str] | None) -> pa.Table:
+        """One row group as a table of these columns, by default of all.
 
         Raises:
           UserError: the file cannot be decoded.
@@ -162,13 +173,12 @@ class Split:
         try:
             return pq.ParquetFile(self.files[file]).read_row_group(group, columns=columns)
         except (pa.ArrowException, OSError) as error:
-            raise UserError(
-                f"{self.files[file]}: row group {group} cannot be read ({error}); prepare again"
-            ) from None
+            where = f"{self.files[file]}: row group {group}"
+            raise UserError(f"{where} cannot be read ({error}); prepare again") from None
 
 
 def open_split(directory: Path, split: str, schema: Schema | None = None) -> Split:
-    """Finds and checks a split: complete, of one schema, every id inside its slot (by Parquet's statistics).
+    """Finds and checks a split: it is complete, of one schema, and every id is inside its slot.
 
     Args:
       directory: where `prepare` wrote.
@@ -181,69 +191,59 @@ def open_split(directory: Path, split: str, schema: Schema | None = None) -> Spl
     directory, path = Path(directory), Path(directory) / split
     ours = schema_lib.load(directory)
     if schema is not None and (differs := schema_lib.difference(schema, ours)):
-        raise UserError(
-            f"{directory}: its shards have another schema ({differs}); prepare again or name another run"
-        )
+        remedy = "prepare again or name another run"
+        raise UserError(f"{directory}: its shards have another schema ({differs}); {remedy}")
     if not path.is_dir():
-        raise UserError(
-            f"{path}: no such split; prepare it, or choose one of {', '.join(_splits(directory))}"
-        )
-    try:
-        counts = json.loads((path / "_SUCCESS").read_text())
-        num_rows, file_rows = counts["rows"], counts["files"]
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: no _SUCCESS file, so the split is not complete; prepare again"
-        ) from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}/_SUCCESS: not readable; prepare again") from None
+        found = sorted(p.name for p in directory.glob("*") if (p / "_SUCCESS").exists())
+        raise UserError(f"{path}: no such split; prepare it, or choose one of {', '.join(found)}")
+
+    num_rows, file_rows = _read_counts(path)
     files = tuple(sorted(path.glob("part-*.parquet")))
     if len(files) != len(file_rows):
-        raise UserError(
-            f"{path}: {len(files)} shards where _SUCCESS counts {len(file_rows)}; prepare again"
-        )
-    row_groups = []
-    for i, (file, rows) in enumerate(zip(files, file_rows)):
-        try:
-            metadata = pq.read_metadata(file)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(
-                f"{file}: not a complete Parquet file ({error}); prepare again"
-            ) from None
-        found = (metadata.metadata or {}).get(FINGERPRINT, b"none").decode()
-        if found != ours.fingerprint():
-            raise UserError(
-                f"{file}: its schema has the fingerprint {found}, but schema.json {ours.fingerprint()}; "
-                "shards of different schemas cannot be mixed, prepare again"
-            )
-        if metadata.num_rows != rows:
-            raise UserError(
-                f"{file}: {metadata.num_rows} rows where _SUCCESS counts {rows}; prepare again"
-            )
-        _check_ids(file, metadata, ours)
-        row_groups += [
-            (i, g, metadata.row_group(g).num_rows) for g in range(metadata.num_row_groups)
-        ]
+        counted = f"{len(files)} shards where _SUCCESS counts {len(file_rows)}"
+        raise UserError(f"{path}: {counted}; prepare again")
+    groups = [_check_shard(file, rows, ours) for file, rows in zip(files, file_rows)]
+    row_groups = [RowGroup(i, g, n) for i, rows in enumerate(groups) for g, n in enumerate(rows)]
     return Split(path, ours, files, tuple(row_groups), num_rows)
 
 
-def rejected(directory: Path, split: str) -> dict[str, int]:
-    """How many rows of each kind were left out when the split was prepared."""
-    return json.loads((Path(directory) / split / "_SUCCESS").read_text())["rejected"]
+def _read_counts(path: Path) -> tuple[int, list[int]]:
+    """Rows of a split, in all and of each file."""
+    try:
+        counts = json.loads((path / "_SUCCESS").read_text())
+        return counts["rows"], counts["files"]
+    except FileNotFoundError:
+        problem = "no _SUCCESS file, so the split is not complete"
+        raise UserError(f"{path}: {problem}; prepare again") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}/_SUCCESS: not readable; prepare again") from None
 
 
-def _splits(directory: Path) -> list[str]:
-    return sorted(p.name for p in directory.glob("*") if (p / "_SUCCESS").exists())
+def _check_shard(file: Path, rows: int, schema: Schema) -> list[int]:
+    """Checks that a file is whole and of the schema; returns the rows of its row groups."""
+    try:
+        metadata = pq.read_metadata(file)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{file}: not a complete Parquet file ({error}); prepare again") from None
+    found = (metadata.metadata or {}).get(FINGERPRINT, b"none").decode()
+    if found != schema.fingerprint():
+        raise UserError(
+            f"{file}: its schema has the fingerprint {found}, but schema.json "
+            f"{schema.fingerprint()}; shards of different schemas cannot be mixed, prepare again"
+        )
+    if metadata.num_rows != rows:
+        counted = f"{metadata.num_rows} rows where _SUCCESS counts {rows}"
+        raise UserError(f"{file}: {counted}; prepare again")
+    _check_ids(file, metadata, schema)
+    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
 def _check_ids(file: Path, metadata: pq.FileMetaData, schema: Schema) -> None:
-    """Checks every row group's smallest and largest id against the rows of its slot."""
-    paths = [
-        metadata.schema.column(i).path.removesuffix(".list.element")
-        for i in range(metadata.num_columns)
-    ]
-    columns = {path: i for i, path in enumerate(paths)}
+    """Checks the smallest and largest id of every row group, by Parquet's statistics."""
+    paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+    columns = {path.removesuffix(".list.element"): i for i, path in enumerate(paths)}
     slots = [(slot, columns[slot.name]) for slot in schema.slots if not slot.is_numeric]
+
     for group in range(metadata.num_row_groups):
         for slot, column in slots:
             statistics = metadata.row_group(group).column(column).statistics

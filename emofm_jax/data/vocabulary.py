@@ -1,13 +1,15 @@
 """Values and their ids: the hash of every value, and the counted vocabulary of a slot.
 
-    id = 1 .. n by falling count in the train split (equal counts: by value); rarer than min_count, missing or
-    unknown = 0
+    id = 1 .. n by falling count in the train split (equal counts: by value); 0 for a value that is
+    missing, unknown or rarer than min_count
 
-A value is text: a number in a Parquet column is its digits, so that the same data as csv gets the same ids.
-Memory grows with the number of distinct values, never with the number of rows.
+A value is text: a number in a Parquet column is its digits, so that the same data as csv gets the
+same ids. Memory grows with the number of distinct values, never with the number of rows.
 """
 
+import functools
 import urllib.parse
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,19 +31,10 @@ def as_text(values: pa.Array) -> pa.Array:
 
 
 def hash_values(values: pa.Array, seed: int) -> np.ndarray:
-    """xxh3_64 of the UTF-8 bytes of each value.
-
-    Args:
-      values: string[n], no nulls.
-      seed: of the hash.
-
-    Returns:
-      u64[n].
-    """
+    """u64[n]: xxh3_64 of the UTF-8 bytes of string[n], no nulls."""
     digest = xxhash.xxh3_64_intdigest
-    return np.array(
-        [digest(value, seed) for value in values.cast(pa.binary()).to_pylist()], np.uint64
-    )
+    values = values.cast(pa.binary()).to_pylist()
+    return np.array([digest(value, seed) for value in values], np.uint64)
 
 
 class Vocabulary:
@@ -54,7 +47,6 @@ class Vocabulary:
 
     def __init__(self, values: pa.Array, counts: pa.Array):
         self.values, self.counts = values, counts
-        self._index: tuple[int, np.ndarray, np.ndarray] | None = None
 
     @property
     def rows(self) -> int:
@@ -64,8 +56,7 @@ class Vocabulary:
     def digest(self) -> str:
         """16 hex digits of the values in their order."""
         state = xxhash.xxh3_64()
-        for start in range(0, len(self.values), _MERGE_ROWS):
-            piece = self.values.slice(start, _MERGE_ROWS)
+        for piece in self._pieces():
             state.update(pc.binary_length(piece).to_numpy().astype("<i4").tobytes())
             state.update("".join(piece.to_pylist()).encode())
         return state.hexdigest()
@@ -81,7 +72,8 @@ class Vocabulary:
         """
         if not len(self.values) or not len(values):
             return np.zeros(len(values), np.int32)
-        seed, hashes, order = self._sorted()
+
+        seed, hashes, order = self._index
         at = np.searchsorted(hashes, hash_values(values, seed))
         rows = order[np.minimum(at, len(order) - 1)]
         # Equal hashes are not yet equal values.
@@ -92,27 +84,25 @@ class Vocabulary:
         """Writes `<directory>/vocabulary/<slot>.parquet`."""
         path = _path(directory, slot)
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(
-            pa.table({"value": self.values, "count": self.counts}), path, compression="zstd"
-        )
+        table = pa.table({"value": self.values, "count": self.counts})
+        pq.write_table(table, path, compression="zstd")
 
-    def _sorted(self) -> tuple[int, np.ndarray, np.ndarray]:
-        """(seed, sorted hashes of the values, the value of each): 12 bytes a value, where a dict takes 150."""
+    @functools.cached_property
+    def _index(self) -> tuple[int, np.ndarray, np.ndarray]:
+        """(seed, sorted hashes, index of the value of each): 12 bytes a value; a dict takes 150."""
         seed = 0
-        while self._index is None:
-            hashes = np.empty(len(self.values), np.uint64)
-            for start in range(0, len(hashes), _MERGE_ROWS):
-                hashes[start : start + _MERGE_ROWS] = hash_values(
-                    self.values.slice(start, _MERGE_ROWS), seed
-                )
+        while True:
+            hashes = np.concatenate([hash_values(piece, seed) for piece in self._pieces()])
             order = np.argsort(hashes)
             hashes = hashes[order]
-            if (
-                hashes[1:] != hashes[:-1]
-            ).all():  # else two values collide: another seed parts them
-                self._index = seed, hashes, order.astype(np.int32)
+            # Where two values collide, another seed parts them.
+            if (hashes[1:] != hashes[:-1]).all():
+                return seed, hashes, order.astype(np.int32)
             seed += 1
-        return self._index
+
+    def _pieces(self) -> Iterator[pa.Array]:
+        starts = range(0, len(self.values), _MERGE_ROWS)
+        return (self.values.slice(start, _MERGE_ROWS) for start in starts)
 
 
 def load(directory: Path, slot: str) -> Vocabulary:
@@ -126,9 +116,8 @@ def load(directory: Path, slot: str) -> Vocabulary:
         table = pq.ParquetFile(path).read()
         return Vocabulary(table["value"].combine_chunks(), table["count"].combine_chunks())
     except FileNotFoundError:
-        raise UserError(
-            f"{path}: the vocabulary of slot {slot!r} is missing; prepare the data again"
-        ) from None
+        problem = f"the vocabulary of slot {slot!r} is missing"
+        raise UserError(f"{path}: {problem}; prepare the data again") from None
     except (pa.ArrowException, OSError, KeyError) as error:
         raise UserError(f"{path}: it cannot be read ({error}); prepare the data again") from None
 
@@ -136,7 +125,7 @@ def load(directory: Path, slot: str) -> Vocabulary:
 class Counter:
     """Counts distinct values in memory that grows with their number only."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._merged = _table([], [])
         self._pending: list[pa.Table] = []
         self._pending_rows = 0
@@ -167,8 +156,6 @@ def _path(directory: Path, slot: str) -> Path:
     return Path(directory) / "vocabulary" / f"{urllib.parse.quote(slot, safe=' ')}.parquet"
 
 
-def _table(values, counts) -> pa.Table:
-    return pa.table(
-        {"value": values, "count": counts},
-        pa.schema([("value", pa.string()), ("count", pa.int64())]),
-    )
+def _table(values: pa.Array | list, counts: pa.Array | list) -> pa.Table:
+    schema = pa.schema([("value", pa.string()), ("count", pa.int64())])
+    return pa.table([values, counts], schema=schema)

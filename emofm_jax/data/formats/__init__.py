@@ -42,9 +42,10 @@ def tasks(
     Args:
       progress: is told how many more bytes of the files have been read.
     """
-    if recipe["format"] not in FORMATS:
+    source = recipe["format"]
+    if source not in FORMATS:
         raise UserError(
-            f"config.prepare.format: {recipe['format']!r} has no raw files; choose one of {', '.join(FORMATS)}"
+            f"config.prepare.format: {source!r} has no raw files; choose one of {', '.join(FORMATS)}"
         )
     for path in files:
-        yield from FORMATS[recipe["format"]](recipe, Path(path), labelled, progress)
+        yield from FORMATS[source](recipe, Path(path), labelled, progress)

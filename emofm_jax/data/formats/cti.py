@@ -17,8 +17,11 @@ import pyarrow.compute as pc
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.formats import lines as lines_lib
 from emofm_jax.data.formats import tokens
-from emofm_jax.data.formats.lines import Chunk
+from emofm_jax.data.formats.lines import Block, Chunk
+from emofm_jax.data.problems import Problems
 from emofm_jax.errors import UserError
+
+_ROW = "a row is log_id, one column a type, features, between tabs"
 
 
 def tasks(
@@ -29,74 +32,74 @@ def tasks(
     numeric = [slot.name for slot in slots if slot.kind == "numeric"]
     if numeric:
         raise UserError(
-            f"config.prepare.slots: slot {numeric[0]!r} is numeric, but cti rows hold ids only; change it"
+            f"config.prepare.slots: slot {numeric[0]!r} is numeric, but cti rows hold ids only; "
+            "change it"
         )
     names = columns(path)
-    types = list(recipe["types"]) or names[1:-1]
-    if names[1:-1] and len(types) != len(names) - 2:
+    of_types = names[1:-1]
+    types = list(recipe["types"]) or of_types
+    if of_types and len(types) != len(of_types):
         raise UserError(
-            f"{path}:1: {len(names) - 2} columns of types, but the data has {len(types)} types "
+            f"{path}:1: {len(of_types)} columns of types, but the data has {len(types)} types "
             f"({', '.join(types)}); the first row must be log_id, one column a type, features"
         )
-    if labelled and not names[1:-1]:
-        raise UserError(
-            f"{path}:1: no column of types; a row is log_id, one column a type, features, between tabs"
-        )
-    for first_line, block in lines_lib.blocks(path, progress=progress):
-        if first_line == 1 and block.startswith(b"log_id\t"):
-            first_line, block = 2, block[block.find(b"\n") + 1 :]
-        if block:
-            yield functools.partial(
-                _chunk, recipe, str(path), first_line, block, names, types, labelled, slots
-            )
+    if labelled and not of_types:
+        raise UserError(f"{path}:1: no column of types; {_ROW}")
+
+    dialect = lines_lib.Dialect(names, "\t")
+
+    def parse(block: Block) -> Chunk:
+        raw, lines, bad = lines_lib.parse(block, dialect, names)
+        found, problems = tokens.split_tokens(raw["features"], slots, recipe["ignore"])
+        cells = [raw[name] for name in of_types]
+        label, ftype, of_label = _label(cells, types, len(lines), labelled)
+        found |= {"label": label, "ftype": ftype, "row_id": raw["log_id"]}
+        if recipe["split"] == "day":
+            found["_day"] = raw["log_id"]
+        found = tokens.with_gauc_key(found, recipe["gauc_key"])
+        problems.update(of_label)
+        return Chunk(str(path), lines, found, bad).without(problems)
+
+    for block in lines_lib.blocks(path, progress=progress):
+        if block.line == 1 and block.data.startswith(b"log_id\t"):
+            block = Block(2, block.data[block.data.find(b"\n") + 1 :])
+        if block.data:
+            yield functools.partial(parse, block)
 
 
 def columns(path: Path) -> list[str]:
     """Names of the columns: log_id, one a type (t1, t2, ...), features."""
     first = lines_lib.first_row(path).split(b"\t")
     if len(first) < 2:
-        raise UserError(
-            f"{path}:1: {len(first)} columns; a row is log_id, one column a type, features, between tabs"
-        )
+        raise UserError(f"{path}:1: {len(first)} columns; {_ROW}")
     return ["log_id", *(f"t{i}" for i in range(1, len(first) - 1)), "features"]
-
-
-def _chunk(recipe, file, first_line, block, names, types, labelled, slots) -> Chunk:
-    raw, lines, bad = lines_lib.parse(block, first_line, names, names, "\t", False, ())
-    label, ftype, problems = _label(
-        [raw[name] for name in names[1:-1]], types, len(lines), labelled
-    )
-    found, more = tokens.split_tokens(raw["features"], slots, recipe["ignore"])
-    result = {**found, "label": label, "ftype": ftype, "row_id": raw["log_id"]}
-    if recipe["split"] == "day":
-        result["_day"] = raw["log_id"]
-    return tokens.without(Chunk(file, lines, result, bad), more | problems, recipe["gauc_key"])
 
 
 def _label(
     cells: list[pa.Array], types: list[str], num_rows: int, labelled: bool
-) -> tuple[pa.Array, pa.Array, dict[int, tuple[str, str]]]:
-    """The label and type of each row, and {row: (kind, reason)} of the rows that have not exactly one."""
+) -> tuple[pa.Array, pa.Array, Problems]:
+    """The label and type of each row, and the problems of rows that have not exactly one."""
     spelled = np.array([[-1] * num_rows] + [_spelling(cell) for cell in cells])  # [1 + T, n]
     filled = spelled >= 0
     label, which = spelled.max(axis=0, initial=-1), filled.argmax(axis=0)
-    known = filled.sum(axis=0) == 1
-    problems = {}
+    num_filled = filled.sum(axis=0)
+    known = num_filled == 1
+
+    problems = Problems()
     if labelled:
+        odd = spelled == -2
+        text = lambda row: cells[odd[:, row].argmax() - 1][row].as_py()
+        reason = lambda row: f"{text(row)!r} is no label; 0, 1 or '-' is"
+        problems.mark(odd.any(axis=0), "label", reason)
+
+        said = lambda n: "all '-'" if n == 0 else f"{n} of them filled"
         allowed = " and ".join([", ".join(types[:-1]), types[-1]]) if len(types) > 1 else types[0]
-        for row in np.flatnonzero((spelled == -2).any(axis=0)).tolist():
-            text = next(
-                cell[row].as_py() for cell in cells if _spelling(cell.slice(row, 1))[0] == -2
-            )
-            problems[row] = ("label", f"{text!r} is no label; 0, 1 or '-' is")
-        for row in np.flatnonzero(~known & ~(spelled == -2).any(axis=0)).tolist():
-            number = int(filled[:, row].sum())
-            said = "all '-'" if number == 0 else f"{number} of them filled"
-            problems[row] = ("types", f"{allowed} are {said}; exactly one must be 0 or 1")
-    names = pa.array(
-        [types[i - 1] if ok and i else None for i, ok in zip(which, known)], pa.string()
-    )
-    return pa.array(np.where(known, label, 0), mask=~known), names, problems
+        reason = lambda row: f"{allowed} are {said(num_filled[row])}; exactly one must be 0 or 1"
+        problems.mark(~known, "types", reason)
+
+    names = [types[i - 1] if ok and i else None for i, ok in zip(which, known)]
+    label = pa.array(np.where(known, label, 0), mask=~known)
+    return label, pa.array(names, pa.string()), problems
 
 
 def _spelling(cell: pa.Array) -> np.ndarray:

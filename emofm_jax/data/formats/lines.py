@@ -7,30 +7,24 @@ is parsed. pyarrow's own streaming reader is not used: it knows no line numbers 
 
 import csv
 import dataclasses
-import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import csv as pa_csv
 
+from emofm_jax.data.problems import Bad, Problems
 from emofm_jax.data.recipe import COMPRESSED
 from emofm_jax.errors import UserError
 
 BLOCK_BYTES = 1 << 23  # raw bytes of a chunk: some tens of thousands of rows
 MAX_ROW_BYTES = 1 << 26
 _BOM = b"\xef\xbb\xbf"
-
-
-@dataclasses.dataclass(frozen=True)
-class Bad:
-    """A row that cannot be used: its line, a short kind for counting, and the reason in words."""
-
-    line: int
-    kind: str
-    reason: str
+# Bytes after which a quote that is still open is taken for a stray one.
+_OPEN_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +44,43 @@ class Chunk:
     columns: dict[str, pa.Array]
     bad: tuple[Bad, ...] = ()
 
+    def bad_rows(self, problems: Problems) -> list[Bad]:
+        """The rows with a problem, in order."""
+        return [Bad(int(self.lines[row]), *problems[row]) for row in sorted(problems)]
+
+    def without(self, problems: Problems) -> "Chunk":
+        """The chunk without the rows that have a problem, which join `bad`."""
+        if not problems:
+            return self
+        good = problems.good(len(self.lines))
+        columns = {name: column.filter(pa.array(good)) for name, column in self.columns.items()}
+        bad = sorted([*self.bad, *self.bad_rows(problems)])
+        return Chunk(self.file, self.lines[good], columns, tuple(bad))
+
+
+class Block(NamedTuple):
+    """Whole rows of a text file: the line of the first one, and their bytes."""
+
+    line: int
+    data: bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialect:
+    """How columns stand in a row of text.
+
+    Attributes:
+      names: of the columns of the file, in order.
+      separator: one character between columns.
+      quotes: True if double quotes may enclose a cell; a row may then span lines.
+      null_values: spellings of a missing value.
+    """
+
+    names: Sequence[str]
+    separator: str
+    quotes: bool = False
+    null_values: Sequence[str] = ()
+
 
 def blocks(
     path: Path,
@@ -57,8 +88,8 @@ def blocks(
     separator: str = "",
     progress: Callable[[int], None] | None = None,
     block_bytes: int = 0,
-) -> Iterator[tuple[int, bytes]]:
-    """Yields (line of its first row, bytes of whole rows) of a text file, plain, gzip or zstd.
+) -> Iterator[Block]:
+    """Yields a text file, plain, gzip or zstd, as blocks of whole rows.
 
     Args:
       path: the file; `.gz` and `.zst` say how it is compressed.
@@ -69,80 +100,67 @@ def blocks(
     Raises:
       UserError: missing, empty or undecodable file, or a row of more than 64 MiB.
     """
-    line, rest, position, first = 1, b"", 0, True
-    for data in _read(path, block_bytes or BLOCK_BYTES):
-        piece, done = data
+    line, rest, position = 1, b"", 0
+    for piece, done in _read(path, block_bytes or BLOCK_BYTES):
         if progress is not None:
             progress(done - position)
-            position = done
-        if first:
-            piece, first = piece.removeprefix(_BOM), False
-        rest += piece
+        rest += piece if position else piece.removeprefix(_BOM)
+        position = done
+
         if separator and b'"' in rest:
-            cut = int(_row_ends(rest, separator, 1 << 20)[-1:].sum())  # 0 where no row ends
+            ends = _row_ends(rest, separator, _OPEN_BYTES)
+            cut = int(ends[-1]) if len(ends) else 0
         else:
             cut = rest.rfind(b"\n") + 1
         if cut:
-            yield line, rest[:cut]
+            yield Block(line, rest[:cut])
             line += rest.count(b"\n", 0, cut)
             rest = rest[cut:]
         elif len(rest) > MAX_ROW_BYTES:
             raise UserError(
-                f"{path}:{line}: a row of more than {MAX_ROW_BYTES} bytes; is this a text file of rows?"
+                f"{path}:{line}: a row of more than {MAX_ROW_BYTES} bytes; "
+                "is this a text file of rows?"
             )
-    if first:
+    if not position:
         raise UserError(f"{path}: the file is empty; remove it or name another")
     if rest:
-        yield line, rest
+        yield Block(line, rest)
 
 
 def first_row(path: Path) -> bytes:
     """The first line of a text file, without BOM and line end."""
-    for _, block in blocks(path, block_bytes=1 << 16):
-        return block.split(b"\n", 1)[0].removesuffix(b"\r")
+    for _, data in blocks(path, block_bytes=1 << 16):
+        return data.split(b"\n", 1)[0].removesuffix(b"\r")
     raise UserError(f"{path}: the file is empty; remove it or name another")
 
 
 def parse(
-    block: bytes,
-    first_line: int,
-    names: Sequence[str],
-    wanted: Sequence[str],
-    separator: str,
-    quotes: bool,
-    null_values: Sequence[str],
+    block: Block, dialect: Dialect, wanted: Sequence[str]
 ) -> tuple[dict[str, pa.Array], np.ndarray, tuple[Bad, ...]]:
     """A block of rows as string columns.
 
     Args:
-      block: whole rows, from `blocks`.
-      first_line: of the block in its file.
-      names: of the columns of the file, in order.
-      wanted: the columns to return.
-      separator: one character between columns.
-      quotes: whether double quotes may enclose a cell.
-      null_values: spellings of a missing value.
+      wanted: names of the columns to return.
 
     Returns:
       {name: string[n]}, lines i64[n], and the rows that are left out.
     """
-    read = functools.partial(
-        _arrow, names=names, wanted=wanted, separator=separator, null_values=null_values
-    )
-    quoted = quotes and b'"' in block
-    if not quoted and b"\0" not in block:
-        table = read(block, quoted=False)
-        if table is not None and table.num_rows == block.count(b"\n") + (not block.endswith(b"\n")):
-            return _columns(table, wanted), first_line + np.arange(table.num_rows), ()
-    clean, lines, bad = _sieve(block, first_line, len(names), separator, quoted)
+    line, data = block
+    quoted = dialect.quotes and b'"' in data
+    if not quoted and b"\0" not in data:
+        table = _arrow(data, dialect, wanted, quoted=False)
+        if table is not None and table.num_rows == data.count(b"\n") + (not data.endswith(b"\n")):
+            return _columns(table), line + np.arange(table.num_rows), ()
+
+    clean, lines, bad = _sieve(block, dialect, quoted)
     if not len(lines):
         return {name: pa.array([], pa.string()) for name in wanted}, lines, bad
-    table = read(clean, quoted=quoted)
+    table = _arrow(clean, dialect, wanted, quoted)
     if table is None or table.num_rows != len(lines):
         raise ValueError(
             f"lines {lines[0]} .. {lines[-1]}: rows that passed every check cannot be parsed"
         )
-    return _columns(table, wanted), lines, bad
+    return _columns(table), lines, bad
 
 
 def _read(path: Path, size: int) -> Iterator[tuple[bytes, int]]:
@@ -174,33 +192,32 @@ def _row_ends(data: bytes, separator: str, open_limit: int = 0) -> np.ndarray:
     ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
     if not separator or b'"' not in data:
         return ends
-    cell = re.compile(
-        rb"(?:\A|(?<=[\n" + re.escape(separator.encode()) + rb']))"(?:[^"]|"")*+("|\Z)'
-    )
+    begin = rb"(?:\A|(?<=[\n" + re.escape(separator.encode()) + rb"]))"
+    cell = re.compile(begin + rb'"(?:[^"]|"")*+("|\Z)')
     spans = [m.span() for m in cell.finditer(data) if m[1] or len(data) - m.start() < open_limit]
     if not spans:
         return ends
     starts, stops = np.array(spans, np.int64).T
-    inside = (
-        np.searchsorted(starts, ends, side="left") - 1
-    )  # the last cell that opens before each line end
+    # The last cell that opens before each line end.
+    inside = np.searchsorted(starts, ends, side="left") - 1
     return ends[(inside < 0) | (ends > stops[inside])]
 
 
 def _sieve(
-    block: bytes, first_line: int, num_columns: int, separator: str, quoted: bool
+    block: Block, dialect: Dialect, quoted: bool
 ) -> tuple[bytes, np.ndarray, tuple[Bad, ...]]:
     """The good rows, joined, their lines, and the bad ones; blank lines are neither."""
     good, lines, bad = [], [], []
-    line, start = first_line, 0
-    ends = _row_ends(block, separator if quoted else "").tolist()
-    for end in ends if ends and ends[-1] == len(block) else [*ends, len(block)]:
-        row = block[start:end].removesuffix(b"\n").removesuffix(b"\r")
+    (line, data), start = block, 0
+    ends = _row_ends(data, dialect.separator if quoted else "").tolist()
+    for end in ends if ends and ends[-1] == len(data) else [*ends, len(data)]:
+        row = data[start:end].removesuffix(b"\n").removesuffix(b"\r")
         here, start = line, end
         line += 1 + row.count(b"\n")
         if not row:
             continue
-        problem = _problem(row, num_columns, separator, quoted)
+
+        problem = _problem(row, dialect, quoted)
         if problem:
             bad.append(Bad(here, *problem))
         else:
@@ -209,7 +226,7 @@ def _sieve(
     return b"\n".join(good), np.array(lines, np.int64), tuple(bad)
 
 
-def _problem(row: bytes, num_columns: int, separator: str, quoted: bool) -> tuple[str, str] | None:
+def _problem(row: bytes, dialect: Dialect, quoted: bool) -> tuple[str, str] | None:
     """(kind, reason) of what is wrong with a row, if anything."""
     if b"\0" in row:
         return "nul", "a NUL byte"
@@ -217,44 +234,41 @@ def _problem(row: bytes, num_columns: int, separator: str, quoted: bool) -> tupl
         text = row.decode()
     except UnicodeDecodeError as error:
         return "encoding", f"invalid UTF-8, byte 0x{row[error.start]:02x}"
+
     if quoted and '"' in text:
         try:
-            rows = list(csv.reader([text], delimiter=separator, strict=True))
+            rows = list(csv.reader([text], delimiter=dialect.separator, strict=True))
         except csv.Error as error:
             return "quote", f"its quotes do not match ({error})"
         found = len(rows[0])
     elif "\r" in text:
         return "line end", "a carriage return inside the row"
     else:
-        found = text.count(separator) + 1
-    return (
-        None
-        if found == num_columns
-        else ("columns", f"{found} columns where {num_columns} are expected")
+        found = text.count(dialect.separator) + 1
+    if found != len(dialect.names):
+        return "columns", f"{found} columns where {len(dialect.names)} are expected"
+    return None
+
+
+def _arrow(data: bytes, dialect: Dialect, wanted: Sequence[str], quoted: bool) -> pa.Table | None:
+    """The rows as a table, or None where pyarrow finds rows of another length or invalid UTF-8."""
+    read = pa_csv.ReadOptions(
+        use_threads=False, block_size=len(data) + 1, column_names=list(dialect.names)
     )
-
-
-def _arrow(block, names, wanted, separator, null_values, quoted) -> pa.Table | None:
-    """The block as a table, or None where pyarrow finds rows of another length or invalid UTF-8."""
+    parse = pa_csv.ParseOptions(
+        delimiter=dialect.separator, quote_char='"' if quoted else False, newlines_in_values=quoted
+    )
+    convert = pa_csv.ConvertOptions(
+        column_types={name: pa.string() for name in wanted},
+        include_columns=list(wanted),
+        null_values=list(dialect.null_values),
+        strings_can_be_null=True,
+    )
     try:
-        return pa_csv.read_csv(
-            pa.BufferReader(block),
-            pa_csv.ReadOptions(
-                use_threads=False, block_size=len(block) + 1, column_names=list(names)
-            ),
-            pa_csv.ParseOptions(
-                delimiter=separator, quote_char='"' if quoted else False, newlines_in_values=quoted
-            ),
-            pa_csv.ConvertOptions(
-                column_types={name: pa.string() for name in wanted},
-                include_columns=list(wanted),
-                null_values=list(null_values),
-                strings_can_be_null=True,
-            ),
-        )
+        return pa_csv.read_csv(pa.BufferReader(data), read, parse, convert)
     except pa.ArrowInvalid:
         return None
 
 
-def _columns(table: pa.Table, wanted: Sequence[str]) -> dict[str, pa.Array]:
-    return {name: table[name].combine_chunks() for name in wanted}
+def _columns(table: pa.Table) -> dict[str, pa.Array]:
+    return {name: table[name].combine_chunks() for name in table.column_names}

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data import shards
 from emofm_jax.data.formats import lines as lines_lib
-from emofm_jax.data.formats.lines import Chunk
-from emofm_jax.data.schema import Slot
+from emofm_jax.data.formats.lines import Block, Chunk
+from emofm_jax.data.schema import ROLE_COLUMNS, Slot
 from emofm_jax.errors import UserError
 
 _PARQUET_ROWS = 1 << 16
@@ -35,26 +35,9 @@ def tasks(
     recipe: Mapping, path: Path, labelled: bool, progress: Callable[[int], None] | None
 ) -> Iterator[Callable[[], Chunk]]:
     """Yields functions that each make the chunk of one block of the file (see `formats`)."""
-    slots = recipe_lib.slots(recipe)
     if is_parquet(path):
-        yield from _parquet_tasks(recipe, path, labelled, progress, slots)
-        return
-    separator = recipe["separator"]
-    if len(separator.encode()) != 1 or separator in '"\r\n':
-        raise UserError(
-            f"config.prepare.separator: {separator!r} must be one character, such as ',' or '\\t'"
-        )
-    names = _names(recipe, path, labelled)
-    sources = _sources(recipe, path, names, labelled, slots)
-    skip_header = recipe["header"]
-    for first_line, block in lines_lib.blocks(path, separator=separator, progress=progress):
-        if skip_header:
-            skip_header = False
-            end = block.find(b"\n") + 1
-            if not end:
-                return  # a header and no row
-            first_line, block = first_line + 1, block[end:]
-        yield functools.partial(_chunk, recipe, str(path), first_line, block, names, sources, slots)
+        return _parquet_tasks(recipe, path, labelled, progress)
+    return _text_tasks(recipe, path, labelled, progress)
 
 
 def is_parquet(path: Path) -> bool:
@@ -62,8 +45,8 @@ def is_parquet(path: Path) -> bool:
 
 
 def integer_row_id(recipe: Mapping, path: Path) -> bool:
-    """Whether the row id column holds integers: only Parquet says so, text stays text."""
-    if not is_parquet(path):
+    """True if the row id column holds integers: only Parquet says so, text stays text."""
+    if not recipe["row_id"] or not is_parquet(path):
         return False
     schema = _open_parquet(path).schema_arrow
     if recipe["row_id"] not in schema.names:
@@ -72,36 +55,99 @@ def integer_row_id(recipe: Mapping, path: Path) -> bool:
     return pa.types.is_integer(kind) and kind != pa.uint64()
 
 
-def _chunk(recipe, file, first_line, block, names, sources, slots) -> Chunk:
+def plain_columns(
+    where: str, recipe: Mapping, columns: Mapping[str, pa.Array], slots: Sequence[Slot]
+) -> dict[str, pa.Array]:
+    """Arrow columns of any type as integers, floats, text and, for bags, lists of these; null for `null_values`.
+
+    Raises:
+      UserError: a type that cannot be used, lists in a column of single values.
+    """
+    plain = {}
+    for name, column in columns.items():
+        try:
+            cells = column.cast(_plain_type(column.type))
+            plain[name] = _without_nulls(cells, recipe["null_values"])
+        except pa.ArrowException as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{where}: column {name!r} of type {column.type} cannot be used ({reason})"
+            ) from None
+    return _split_bags(recipe, plain, slots)
+
+
+def _text_tasks(
+    recipe: Mapping, path: Path, labelled: bool, progress: Callable[[int], None] | None
+) -> Iterator[Callable[[], Chunk]]:
+    slots = recipe_lib.slots(recipe)
+    separator = recipe["separator"]
+    if len(separator.encode()) != 1 or separator in '"\r\n':
+        raise UserError(
+            f"config.prepare.separator: {separator!r} must be one character, such as ',' or '\\t'"
+        )
+    names = _names(recipe, path, labelled)
+    sources = _sources(recipe, path, names, labelled, slots)
     wanted = list(dict.fromkeys(sources.values()))
-    raw, lines, bad = lines_lib.parse(
-        block, first_line, names, wanted, recipe["separator"], True, recipe["null_values"]
-    )
-    return Chunk(
-        file,
-        lines,
-        _split_bags(recipe, {key: raw[name] for key, name in sources.items()}, slots),
-        bad,
-    )
+    dialect = lines_lib.Dialect(names, separator, True, recipe["null_values"])
+
+    def parse(block: Block) -> Chunk:
+        raw, lines, bad = lines_lib.parse(block, dialect, wanted)
+        columns = {key: raw[name] for key, name in sources.items()}
+        return Chunk(str(path), lines, _split_bags(recipe, columns, slots), bad)
+
+    skip_header = recipe["header"]
+    for block in lines_lib.blocks(path, separator=separator, progress=progress):
+        if skip_header:
+            skip_header = False
+            end = block.data.find(b"\n") + 1
+            if not end:
+                return  # a header and no row
+            block = Block(block.line + 1, block.data[end:])
+        yield functools.partial(parse, block)
+
+
+def _parquet_tasks(
+    recipe: Mapping, path: Path, labelled: bool, progress: Callable[[int], None] | None
+) -> Iterator[Callable[[], Chunk]]:
+    slots = recipe_lib.slots(recipe)
+    file = _open_parquet(path)
+    sources = _sources(recipe, path, file.schema_arrow.names, labelled, slots)
+    wanted = list(dict.fromkeys(sources.values()))
+
+    def parse(lines: np.ndarray, columns: dict[str, pa.Array]) -> Chunk:
+        return Chunk(str(path), lines, plain_columns(str(path), recipe, columns, slots))
+
+    row, size, rows = 1, path.stat().st_size, max(file.metadata.num_rows, 1)
+    try:
+        for batch in file.iter_batches(_PARQUET_ROWS, columns=wanted):
+            if progress is not None:
+                progress(size * batch.num_rows // rows)
+            columns = {key: batch.column(name) for key, name in sources.items()}
+            lines = row + np.arange(batch.num_rows)
+            row += batch.num_rows
+            yield functools.partial(parse, lines, columns)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: it cannot be read to its end ({error}); copy it again") from None
 
 
 def _split_bags(
-    recipe: Mapping, columns: dict[str, pa.Array], slots: tuple[Slot, ...]
+    recipe: Mapping, columns: dict[str, pa.Array], slots: Sequence[Slot]
 ) -> dict[str, pa.Array]:
     """Cells of bags as lists; Parquet may hold lists already."""
     kinds = {slot.name: slot.kind for slot in slots}
     for name, column in columns.items():
-        if kinds.get(name) == "multi" and not pa.types.is_list(column.type):
+        is_list, kind = pa.types.is_list(column.type), kinds.get(name)
+        if kind == "multi" and not is_list:
             separator = recipe_lib.slot_options(recipe, name)["separator"]
             columns[name] = pc.split_pattern(column.cast(pa.string()), separator)
-        elif kinds.get(name) != "multi" and pa.types.is_list(column.type):
-            if name in kinds:
-                raise UserError(
-                    f"config.prepare.slots: slot {name!r} holds lists but is {kinds[name]}; make it multi"
-                )
-            role = "day_column" if name == "_day" else name
+        elif kind not in ("multi", None) and is_list:
             raise UserError(
-                f"config.prepare.{role}: its column holds lists; name a column of single values"
+                f"config.prepare.slots: slot {name!r} holds lists but is {kind}; make it multi"
+            )
+        elif kind is None and is_list:
+            raise UserError(
+                f"config.prepare.{_option(name)}: its column holds lists; "
+                "name a column of single values"
             )
     return columns
 
@@ -115,112 +161,62 @@ def _names(recipe: Mapping, path: Path, labelled: bool) -> list[str]:
         raise UserError(
             f"{path}:1: the first row cannot be read ({error}); is it a text file of columns?"
         ) from None
-    names = list(recipe["columns"]) if not recipe["header"] else first
-    if not names:
-        if recipe["header"]:
-            raise UserError(
-                f"{path}:1: the first line is empty, where the names of the columns should stand; add them"
-            )
+
+    names = first if recipe["header"] else list(recipe["columns"])
+    if not names and recipe["header"]:
         raise UserError(
-            "config.prepare.columns: with header=False it must name the columns of the file, in order"
+            f"{path}:1: the first line is empty, where the names of the columns should stand; "
+            "add them"
+        )
+    if not names:
+        raise UserError(
+            "config.prepare.columns: with header=False it must name the columns of the file, "
+            "in order"
         )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"{path}: column {twice[0]!r} stands twice; rename one of the two")
-    if not labelled and not recipe["header"] and len(first) < len(names):
-        # Rows to predict may lack the label, the label and the type, or those and the weight.
-        roles = [recipe[role] for role in ("label", "ftype", "weight") if recipe[role]]
-        short = len(names) - len(first)
-        return (
-            [name for name in names if name not in roles[:short]] if short <= len(roles) else names
-        )
+
+    # Rows to predict may lack the label, the label and the type, or those and the weight.
+    roles = [recipe[role] for role in ("label", "ftype", "weight") if recipe[role]]
+    short = len(names) - len(first)
+    if not labelled and 0 < short <= len(roles):
+        return [name for name in names if name not in roles[:short]]
     return names
 
 
-def _roles(recipe: Mapping) -> dict[str, str]:
-    """{role: column} of the roles that the recipe gives."""
-    roles = {
-        role: recipe[role]
-        for role in ("label", "ftype", "row_id", "weight", "gauc_key")
-        if recipe[role]
-    }
-    if recipe["split"] == "day":
-        roles["_day"] = recipe["day_column"]
-    return roles
-
-
 def _sources(
-    recipe: Mapping, path: Path, names: list[str], labelled: bool, slots: tuple[Slot, ...]
+    recipe: Mapping, path: Path, names: Sequence[str], labelled: bool, slots: Sequence[Slot]
 ) -> dict[str, str]:
     """{slot or role: column of the file}, after checking that the two agree."""
-    roles = _roles(recipe)
-    if not labelled:
-        roles = {
-            role: name
-            for role, name in roles.items()
-            if role not in _ONLY_TRAINING or name in names
-        }
+    roles = {role: recipe[role] for role in ROLE_COLUMNS if recipe[role]}
+    if recipe["split"] == "day":
+        roles["_day"] = recipe["day_column"]
+    for role in () if labelled else _ONLY_TRAINING:
+        if roles.get(role) not in names:
+            roles.pop(role, None)
     sources = {slot.name: slot.name for slot in slots} | roles
+
     missing = [name for name in dict.fromkeys(sources.values()) if name not in names]
     if missing:
         role = next((r for r, name in roles.items() if name == missing[0]), "")
-        what = (
-            f"config.prepare.{'day_column' if role == '_day' else role}"
-            if role
-            else "a slot of config.prepare.groups"
-        )
+        what = f"config.prepare.{_option(role)}" if role else "a slot of config.prepare.groups"
         raise UserError(
             f"{path}: there is no column {missing[0]!r} ({what}); the file has {', '.join(names)}"
         )
-    extra = [
-        name for name in names if name not in sources.values() and name not in recipe["ignore"]
-    ]
+    used = {*sources.values(), *recipe["ignore"]}
+    extra = [name for name in names if name not in used]
     if extra and labelled:
         raise UserError(
-            f"{path}: column {extra[0]!r} is a slot in no group; name it in config.prepare.groups or "
-            "config.prepare.ignore"
+            f"{path}: column {extra[0]!r} is a slot in no group; name it in config.prepare.groups "
+            "or config.prepare.ignore"
         )
     return sources
 
 
-def _parquet_tasks(recipe, path, labelled, progress, slots) -> Iterator[Callable[[], Chunk]]:
-    file = _open_parquet(path)
-    sources = _sources(recipe, path, file.schema_arrow.names, labelled, slots)
-    row, size, rows = 1, path.stat().st_size, max(file.metadata.num_rows, 1)
-    try:
-        for batch in file.iter_batches(
-            _PARQUET_ROWS, columns=list(dict.fromkeys(sources.values()))
-        ):
-            if progress is not None:
-                progress(size * batch.num_rows // rows)
-            columns = {key: batch.column(name) for key, name in sources.items()}
-            lines = row + np.arange(batch.num_rows)
-            row += batch.num_rows
-            yield functools.partial(_parquet_chunk, recipe, str(path), lines, columns, slots)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: it cannot be read to its end ({error}); copy it again") from None
-
-
-def plain_columns(
-    where: str, recipe: Mapping, columns: Mapping[str, pa.Array], slots: tuple[Slot, ...]
-) -> dict[str, pa.Array]:
-    """Arrow columns of any type as integers, floats, text and, for bags, lists of these; null for `null_values`.
-
-    Raises:
-      UserError: a type that cannot be used, lists in a column of single values.
-    """
-    plain = {}
-    for name, column in columns.items():
-        try:
-            plain[name] = _without_nulls(
-                column.cast(_plain_type(column.type)), recipe["null_values"]
-            )
-        except pa.ArrowException as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"{where}: column {name!r} of type {column.type} cannot be used ({reason})"
-            ) from None
-    return _split_bags(recipe, plain, slots)
+def _option(role: str) -> str:
+    """The option that names the column of a role."""
+    return "day_column" if role == "_day" else role
 
 
 def _without_nulls(column: pa.Array, spellings: Sequence[str]) -> pa.Array:
@@ -233,10 +229,6 @@ def _without_nulls(column: pa.Array, spellings: Sequence[str]) -> pa.Array:
         numbers = [float(text) for text in spellings if _NUMBER.fullmatch(text)]
         missing = pc.is_in(column.cast(pa.float64(), safe=False), pa.array(numbers, pa.float64()))
     return pc.if_else(missing, pa.scalar(None, column.type), column)
-
-
-def _parquet_chunk(recipe, file, lines, columns, slots) -> Chunk:
-    return Chunk(file, lines, plain_columns(file, recipe, columns, slots))
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
@@ -261,6 +253,7 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
     if shards.FINGERPRINT in (file.metadata.metadata or {}):
         # Its ids would pass for raw values, and every score would be wrong.
         raise UserError(
-            f"{path}: it is a shard, not raw rows; name raw rows, or the directory of a complete split"
+            f"{path}: it is a shard, not raw rows; name raw rows, or the directory of a complete "
+            "split"
         )
     return file

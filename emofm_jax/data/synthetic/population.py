@@ -11,6 +11,7 @@ time: what follows from the id, such as the campaign of a new ad, stays.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -20,16 +21,8 @@ from emofm_jax.options import option, options_of
 
 MAX_LENGTH = 10  # ids of a bag
 FAVOURITES, FAVOURED = 40, 0.3  # items that a user segment comes back to, and how often
-STREAMS = {
-    "train": 0,
-    "valid": 1,
-    "test": 2,
-    "pilot": 3,
-    "world": 4,
-    "drift": 5,
-    "new": 6,
-    "noise": 7,
-}
+# Random streams, by their numbers.
+STREAMS = ("train", "valid", "test", "pilot", "world", "drift", "new", "noise")
 
 
 class SlotPlan(NamedTuple):
@@ -77,6 +70,17 @@ SLOTS = (
     SlotPlan("visited_pages", "session", 80, 1.1, 0.6, bag=True),
     SlotPlan("last_category", "session", 30, 0.0, 0.6, "clicked_items"),
 )
+GROUPS = tuple(dict.fromkeys(slot.group for slot in SLOTS))
+
+
+class Bags(NamedTuple):
+    """Bags of n rows: the ids of all, i32, and where each row's begin and the last one's end, i64[n + 1]."""
+
+    ids: np.ndarray
+    starts: np.ndarray
+
+
+Ids = dict[str, np.ndarray | Bags]  # per slot, table rows of n rows: i32[n], 0 = missing, or bags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,34 +109,26 @@ class Dials:
     def check(self) -> None:
         """Raises UserError on a value that no data can be made with."""
         where = "config.prepare.synthetic"
-        if len(self.rows) != 3 or min(self.rows) < 1:
-            raise UserError(
-                f"{where}.rows: {tuple(self.rows)} must be three positive numbers of train, valid, test"
-            )
-        if not 0 <= self.num_types <= 127:
-            raise UserError(
-                f"{where}.num_types: {self.num_types} must be between 0 and 127; 0 makes untyped data"
-            )
         for name, described in options_of(Dials).items():
             described.check(f"{where}.{name}", getattr(self, name))
+        for problem in self._problems():
+            raise UserError(f"{where}.{problem}")
+
+    def _problems(self) -> Iterator[str]:
+        rows, groups = tuple(self.rows), tuple(self.group_slots)
+        if len(rows) != 3 or min(rows) < 1:
+            yield f"rows: {rows} must be three positive numbers of train, valid, test"
+        if not 0 <= self.num_types <= 127:
+            yield f"num_types: {self.num_types} must be between 0 and 127; 0 makes untyped data"
         if self.hash_rows < 0 or self.hash_rows == 1:
-            raise UserError(
-                f"{where}.hash_rows: {self.hash_rows} must be at least 2, or 0 for a row an id"
-            )
-        groups = tuple(dict.fromkeys(slot.group for slot in SLOTS))
-        if self.group_slots and (len(self.group_slots) != len(groups) or min(self.group_slots) < 1):
-            raise UserError(
-                f"{where}.group_slots: {tuple(self.group_slots)} must be positive, of {', '.join(groups)}; or empty"
-            )
+            yield f"hash_rows: {self.hash_rows} must be at least 2, or 0 for a row an id"
+        if groups and (len(groups) != len(GROUPS) or min(groups) < 1):
+            yield f"group_slots: {groups} must be positive, of {', '.join(GROUPS)}; or empty"
         if not 0 <= self.new_id_rate <= 1:
-            raise UserError(
-                f"{where}.new_id_rate: {self.new_id_rate} is no share; it must be between 0 and 1"
-            )
+            yield f"new_id_rate: {self.new_id_rate} is no share; it must be between 0 and 1"
         if self.unseen_type and (self.unseen_type not in self.types or self.num_types < 2):
-            raise UserError(
-                f"{where}.unseen_type: {self.unseen_type!r} cannot be left out of the types {list(self.types)}; "
-                "name one of at least two, or none"
-            )
+            problem = f"{self.unseen_type!r} cannot be left out of the types {list(self.types)}"
+            yield f"unseen_type: {problem}; name one of at least two, or none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +136,7 @@ class Population:
     """What the ids are drawn from.
 
     Attributes:
-      dials: that made it.
+      dials: they made it.
       popularity: per slot, f64[size]: how often each id occurs (a segment's favourites aside).
       cumulative: per slot, f64[size - 1]: the running sum of it, without the last.
       parents: per derived slot, i32[size of its parent]: the id that follows from the parent's.
@@ -174,19 +170,18 @@ def draw_ids(
     num_rows: int,
     rng: np.random.Generator,
     fresh: np.random.Generator | None = None,
-) -> dict:
+) -> Ids:
     """Draws the ids of n rows.
 
     Args:
       num_rows: n.
       fresh: draws ids that training never saw, at the dial's rate; None = no such ids.
-
-    Returns:
-      Per slot, rows of its table, 0 = missing: i32[n], or of a bag (i32[all ids], i64[n + 1] where each row's begin).
     """
-    raw, starts, ids = {}, {}, {}
+    raw: dict[str, np.ndarray] = {}
+    starts: dict[str, np.ndarray] = {}
+    ids: Ids = {}
     for slot in SLOTS:
-        empty = False
+        empty: np.ndarray | bool = False
         if slot.parent in starts and not slot.bag:  # the first id of a bag decides
             first, end = starts[slot.parent][:-1], starts[slot.parent][1:]
             empty = first == end
@@ -196,26 +191,27 @@ def draw_ids(
             if slot.bag:
                 starts[slot.name] = starts[slot.parent]
         else:
+            num_ids = num_rows
             if slot.bag:
                 lengths = rng.binomial(MAX_LENGTH, 0.1 + 0.08 * raw["depth"])
                 starts[slot.name] = np.concatenate([[0], np.cumsum(lengths)])
-            uniform = rng.random(starts[slot.name][-1] if slot.bag else num_rows)
-            k = np.searchsorted(population.cumulative[slot.name], uniform, side="right").astype(
-                np.int32
-            )
+                num_ids = starts[slot.name][-1]
+            edges, uniform = population.cumulative[slot.name], rng.random(num_ids)
+            k = np.searchsorted(edges, uniform, side="right").astype(np.int32)
+
         if slot.name == "clicked_items":
             segment = np.repeat(raw["segment"], lengths)
-            k = np.where(
-                rng.random(len(k)) < FAVOURED, population.favourites[segment, k % FAVOURITES], k
-            )
+            favourite = population.favourites[segment, k % FAVOURITES]
+            k = np.where(rng.random(len(k)) < FAVOURED, favourite, k)
         raw[slot.name], row = k, k + 1
         if slot.grows and fresh is not None:
             new = fresh.integers(slot.size + 1, slot.size + 1 + num_new_ids(slot), len(k))
             row = np.where(fresh.random(len(k)) < population.dials.new_id_rate, new, row)
         if slot.missing:
             empty = rng.random(len(k)) < slot.missing
+
         row = np.where(empty, 0, row).astype(np.int32)
-        ids[slot.name] = (row, starts[slot.name]) if slot.bag else row
+        ids[slot.name] = Bags(row, starts[slot.name]) if slot.bag else row
     return ids
 
 
@@ -224,16 +220,16 @@ def num_new_ids(slot: SlotPlan) -> int:
     return slot.size // 4 if slot.grows else 0
 
 
-def stream(dials: Dials, name: str, chunk: int = 0) -> np.random.Generator:
-    return np.random.default_rng([dials.seed, STREAMS[name], chunk])
+def stream(dials: Dials, name: str, *place: int) -> np.random.Generator:
+    """A random stream of its own for each name and place, such as a chunk."""
+    return np.random.default_rng([dials.seed, STREAMS.index(name), *(place or (0,))])
 
 
 def _popularity(slot: SlotPlan, rng: np.random.Generator) -> np.ndarray:
     """Zipf, in no order of the ids unless they are ordered; without an exponent uniform, or a hump if ordered."""
     k = np.arange(slot.size)
-    p = (
-        (k + 1.0) ** -slot.zipf
-        if slot.zipf or not slot.ordered
-        else 1.3 - np.cos(2 * np.pi * (k + 0.5) / slot.size)
-    )
+    if slot.zipf or not slot.ordered:
+        p = (k + 1.0) ** -slot.zipf
+    else:
+        p = 1.3 - np.cos(2 * np.pi * (k + 0.5) / slot.size)
     return (p if slot.ordered else rng.permutation(p)) / p.sum()

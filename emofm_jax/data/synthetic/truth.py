@@ -14,22 +14,15 @@ whatever the seed. `drift` adds to the test rows' weights an independent draw of
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from emofm_jax.data import shards
-from emofm_jax.data.synthetic.population import (
-    SLOTS,
-    Dials,
-    Population,
-    SlotPlan,
-    draw_ids,
-    make_population,
-    num_new_ids,
-    stream,
-)
+from emofm_jax.data.synthetic import population as population_lib
+from emofm_jax.data.synthetic.population import SLOTS, Bags, Dials, Ids, Population, SlotPlan
 
 CHUNK_ROWS = 1 << 13  # rows that are made at once, from a random stream of their own
 PILOT_ROWS = 1 << 14  # on which weights are scaled and biases set
@@ -61,7 +54,7 @@ _INDEX = {slot.name: i for i, slot in enumerate(SLOTS)}
 
 
 class Weights(NamedTuple):
-    """Of the label's logits: main f64[S, r, T], within and across f64[pairs, r, r, T], bias f64[T]."""
+    """Weights of the label's logits: main f64[S, r, T], within and across f64[pairs, r, r, T], bias f64[T]."""
 
     main: np.ndarray
     within: np.ndarray
@@ -70,7 +63,7 @@ class Weights(NamedTuple):
 
 
 class TypeWeights(NamedTuple):
-    """Of the types' scores: main f64[S, r, T], pairs f64[pairs, r, r, T], bias f64[T]."""
+    """Weights of the types' scores: main f64[S, r, T], pairs f64[pairs, r, r, T], bias f64[T]."""
 
     main: np.ndarray
     pairs: np.ndarray
@@ -103,13 +96,13 @@ class Rows(NamedTuple):
     """A chunk of n rows.
 
     Attributes:
-      ids: per slot, rows of its table, 0 = missing: i32[n], or of a bag (i32[all ids], i64[n + 1] where rows begin).
+      ids: per slot, rows of its table (`population.Ids`).
       label, ftype: i8[n].
       p, p_type, p_given_type: p(y=1|x) f64[n], p(t|x) and p(y=1|x, t) f64[n, T].
       parts: main effects, interactions within and across groups, f64[n, T] each: with the bias, the logit.
     """
 
-    ids: dict
+    ids: Ids
     label: np.ndarray
     ftype: np.ndarray
     p: np.ndarray
@@ -125,58 +118,67 @@ def make_world(dials: Dials) -> World:
       UserError: a dial is out of range.
     """
     dials.check()
-    rng = stream(dials, "world")
-    population = make_population(dials, rng)
-    latents = {
-        slot.name: _latents(slot, population.popularity[slot.name], dials, rng) for slot in SLOTS
-    }
-    h = _vectors(latents, draw_ids(population, PILOT_ROWS, stream(dials, "pilot")))
+    stream = functools.partial(population_lib.stream, dials)
+    rng = stream("world")
+    population = population_lib.make_population(dials, rng)
+    popularity = population.popularity
+    latents = {slot.name: _latents(slot, popularity[slot.name], dials, rng) for slot in SLOTS}
+
+    pilot = population_lib.draw_ids(population, PILOT_ROWS, stream("pilot"))
+    h = _vectors(latents, pilot)
     types = _make_types(dials, h, rng)
     label = label_test = _make_label(dials, h, types, rng)
     if dials.drift:
-        moved = _make_label(dials, h, types, stream(dials, "drift"))
-        label_test = Weights(
-            *(a + dials.drift * b for a, b in zip(label[:3], moved[:3])), label.bias
-        )
+        moved = _make_label(dials, h, types, stream("drift"))
+        drifted = (a + dials.drift * b for a, b in zip(label[:3], moved[:3]))
+        label_test = Weights(*drifted, label.bias)
     return World(population, latents, label, label_test, types)
 
 
 def make_rows(world: World, split: str) -> Iterator[Rows]:
-    """The rows of a split in chunks of 32k; the first rows are the same however many are asked for."""
-    dials, label = world.dials, world.label_test if split == "test" else world.label
-    num_rows = dials.rows[shards.SPLITS.index(split)]
-    hidden = dials.unseen_type if split != "test" else ""
-    for chunk in range(-(-num_rows // CHUNK_ROWS)):
-        rng = stream(dials, split, chunk)
-        fresh = stream(dials, "new", chunk) if split == "test" and dials.new_id_rate else None
-        ids = draw_ids(world.population, CHUNK_ROWS, rng, fresh)
-        h = _vectors(world.latents, ids)
-        parts = label_parts(label, h)
-        logits, p_type = sum(parts) + label.bias, type_probs(world.types, h)
-        if hidden:
-            p_type[:, dials.types.index(hidden)] = 0
-            p_type /= p_type.sum(1, keepdims=True)
-        uniform, shock = rng.random((2, CHUNK_ROWS)), dials.noise * rng.standard_normal(CHUNK_ROWS)
-        ftype = (uniform[0][:, None] > np.cumsum(p_type, 1)[:, :-1]).sum(1)
-        label_drawn = uniform[1] < _sigmoid(logits[np.arange(CHUNK_ROWS), ftype] + shock)
-        p_given_type = expected_sigmoid(logits, dials.noise)
-        p = (p_type * p_given_type).sum(1)
-        n = min(CHUNK_ROWS, num_rows - chunk * CHUNK_ROWS)
-        ids = {
-            k: (v[0][: v[1][n]], v[1][: n + 1]) if isinstance(v, tuple) else v[:n]
-            for k, v in ids.items()
-        }
-        arrays = (label_drawn.astype(np.int8), ftype.astype(np.int8), p, p_type, p_given_type)
-        yield Rows(ids, *(a[:n] for a in arrays), tuple(a[:n] for a in parts))
+    """The rows of a split in chunks of CHUNK_ROWS; the first rows are the same however many are asked for."""
+    num_rows = world.dials.rows[shards.SPLITS.index(split)]
+    for chunk, start in enumerate(range(0, num_rows, CHUNK_ROWS)):
+        yield _first(_make_chunk(world, split, chunk), num_rows - start)
+
+
+def _make_chunk(world: World, split: str, chunk: int) -> Rows:
+    """Draws CHUNK_ROWS rows."""
+    dials, n, is_test = world.dials, CHUNK_ROWS, split == "test"
+    label = world.label_test if is_test else world.label
+    rng = population_lib.stream(dials, split, chunk)
+    fresh = None
+    if is_test and dials.new_id_rate:
+        fresh = population_lib.stream(dials, "new", chunk)
+    ids = population_lib.draw_ids(world.population, n, rng, fresh)
+
+    h = _vectors(world.latents, ids)
+    parts = label_parts(label, h)
+    logits, p_type = sum(parts) + label.bias, type_probs(world.types, h)
+    if dials.unseen_type and not is_test:
+        p_type[:, dials.types.index(dials.unseen_type)] = 0
+        p_type /= p_type.sum(1, keepdims=True)
+    p_given_type = expected_sigmoid(logits, dials.noise)
+    p = (p_type * p_given_type).sum(1)
+
+    uniform, shock = rng.random((2, n)), dials.noise * rng.standard_normal(n)
+    ftype = (uniform[0][:, None] > np.cumsum(p_type, 1)[:, :-1]).sum(1)
+    clicked = uniform[1] < _sigmoid(logits[np.arange(n), ftype] + shock)
+    return Rows(ids, clicked.astype(np.int8), ftype.astype(np.int8), p, p_type, p_given_type, parts)
+
+
+def _first(rows: Rows, n: int) -> Rows:
+    """The first `n` rows; all if there are fewer."""
+    n = min(n, len(rows.label))
+    cut = lambda x: Bags(x.ids[: x.starts[n]], x.starts[: n + 1]) if isinstance(x, Bags) else x[:n]
+    ids = {name: cut(x) for name, x in rows.ids.items()}
+    return Rows(ids, *(x[:n] for x in rows[1:6]), tuple(x[:n] for x in rows.parts))
 
 
 def label_parts(weights: Weights, h: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Main effects and interactions within and across groups, f64[n, T] each, of vectors h f64[n, S, r]."""
-    return (
-        _main(h, weights.main),
-        _pairs(h, _WITHIN, weights.within),
-        _pairs(h, _ACROSS, weights.across),
-    )
+    within, across = _pairs(h, _WITHIN, weights.within), _pairs(h, _ACROSS, weights.across)
+    return _main(h, weights.main), within, across
 
 
 def type_probs(weights: TypeWeights, h: np.ndarray) -> np.ndarray:
@@ -189,9 +191,8 @@ def expected_sigmoid(logits: np.ndarray, noise: float) -> np.ndarray:
     if not noise:
         return _sigmoid(logits)
     nodes, weights = np.polynomial.hermite.hermgauss(32)
-    return sum(
-        w * _sigmoid(logits + noise * np.sqrt(2) * x) for x, w in zip(nodes, weights)
-    ) / np.sqrt(np.pi)
+    shocked = (w * _sigmoid(logits + noise * np.sqrt(2) * x) for x, w in zip(nodes, weights))
+    return sum(shocked) / np.sqrt(np.pi)
 
 
 def _latents(
@@ -204,26 +205,23 @@ def _latents(
     else:
         v = rng.standard_normal((slot.size, RANK))
     scale = np.sqrt(popularity / (popularity + SMOOTHING))
-    missing, new = (
-        rng.standard_normal((1, RANK)),
-        rng.standard_normal((num_new_ids(slot), RANK)) * scale.min(),
-    )
+    missing = rng.standard_normal((1, RANK))
+    new = rng.standard_normal((population_lib.num_new_ids(slot), RANK)) * scale.min()
     v *= scale[:, None]
     return np.concatenate([missing, v, new if dials.new_id_rate else new[:0]]) - popularity @ v
 
 
-def _vectors(latents: dict, ids: dict) -> np.ndarray:
+def _vectors(latents: dict[str, np.ndarray], ids: Ids) -> np.ndarray:
     """h f64[n, S, r]: each slot's latent vector; a bag's is the mean over its ids, zero if it is empty."""
     h = np.empty((len(ids["hour"]), len(SLOTS), RANK))
     for s, slot in enumerate(SLOTS):
-        if slot.bag:
-            rows, starts = ids[slot.name]
-            sums = np.concatenate([np.zeros((1, RANK)), np.cumsum(latents[slot.name][rows], 0)])
-            h[:, s] = (sums[starts[1:]] - sums[starts[:-1]]) / np.maximum(np.diff(starts), 1)[
-                :, None
-            ]
+        found, table = ids[slot.name], latents[slot.name]
+        if isinstance(found, Bags):
+            sums = np.concatenate([np.zeros((1, RANK)), np.cumsum(table[found.ids], 0)])
+            starts, lengths = found.starts, np.maximum(np.diff(found.starts), 1)
+            h[:, s] = (sums[starts[1:]] - sums[starts[:-1]]) / lengths[:, None]
         else:
-            h[:, s] = latents[slot.name][ids[slot.name]]
+            h[:, s] = table[found]
     return h
 
 
@@ -269,6 +267,7 @@ def _make_types(dials: Dials, h: np.ndarray, rng: np.random.Generator) -> TypeWe
     raw = rng.standard_normal((len(_TYPE_CROSSES), RANK, RANK, num_types))
     shares = np.arange(num_types, 0, -1) / (num_types * (num_types + 1) / 2)
     pairs = _scaled_pairs(h, _TYPE_CROSSES, raw, TYPE_PAIRS)
+
     score, bias = _main(h, main) + _pairs(h, _TYPE_CROSSES, pairs), np.log(shares)
     for _ in range(50):
         bias = bias + np.log(shares / _softmax(score + bias).mean(0))
@@ -286,12 +285,12 @@ def _make_label(
     across = _mixed(rng, (len(_ACROSS), RANK, RANK), num_types, strength)
     across = _scaled_pairs(h, _ACROSS, across, ACROSS) * dials.cross_strength
     weights = Weights(main, _scaled_pairs(h, _WITHIN, within, WITHIN), across, np.zeros(num_types))
+
     logits, p_type = sum(label_parts(weights, h)), type_probs(types, h)
-    offset = (
-        RATES * dials.type_strength * np.linspace(-1, 1, num_types)
-        if num_types > 1
-        else np.zeros(1)
-    )
+    offset = np.zeros(1)
+    if num_types > 1:
+        offset = RATES * dials.type_strength * np.linspace(-1, 1, num_types)
+
     low, high = -30.0, 30.0
     for _ in range(40):
         middle = (low + high) / 2

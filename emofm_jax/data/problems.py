@@ -1,0 +1,42 @@
+"""Problems of raw rows: why a row cannot be used, for the count of its kind and in words."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+
+class Bad(NamedTuple):
+    """A row that cannot be used: its line, a short kind for counting, and the reason in words."""
+
+    line: int
+    kind: str
+    reason: str
+
+
+class Problems(dict[int, tuple[str, str]]):
+    """The first problem of each bad row of a chunk: {0-based row: (kind, reason)}."""
+
+    def mark(
+        self,
+        wrong: np.ndarray | pa.Array,
+        kind: str,
+        reason: Callable[[int], str],
+        row_of: np.ndarray | None = None,
+    ) -> None:
+        """Adds a problem for every value that is wrong.
+
+        Args:
+          wrong: bool[n].
+          reason: position of the value -> words.
+          row_of: i64[n], the row of each value; by default the value's position.
+        """
+        for i in np.flatnonzero(np.asarray(wrong)).tolist():
+            self.setdefault(i if row_of is None else int(row_of[i]), (kind, reason(i)))
+
+    def good(self, num_rows: int) -> np.ndarray:
+        """bool[num_rows]: the rows without a problem."""
+        good = np.ones(num_rows, bool)
+        good[list(self)] = False
+        return good
