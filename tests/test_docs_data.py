@@ -81,7 +81,7 @@ def test_the_csv_becomes_shards(checkout):
 
 def test_the_tables_are_what_prepare_prints(checkout):
     report = json.loads(Path("data/mine/prepare.json").read_text())
-    assert counts.as_text(report) in TEXT
+    assert counts.as_text(counts.Report.from_json(report)) in TEXT
 
 
 def test_raw_rows_get_the_scores_of_their_shards(checkout):

@@ -91,6 +91,12 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    @classmethod
+    def from_json(cls, body: dict[str, Any]) -> "Report":
+        slots = {name: SlotCounts(**slot) for name, slot in body["slots"].items()}
+        splits = {name: SplitCounts(**split) for name, split in body["splits"].items()}
+        return cls(slots, splits)
+
 
 class Counted(NamedTuple):
     """Counts of the rows of one table: what `Tally.add` sums up.
