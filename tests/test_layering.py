@@ -104,7 +104,7 @@ def test_only_the_step_knows_of_pmap():
 @pytest.mark.parametrize(
     "modules, never",
     [
-        ("prepare report cli points data.features data.synthetic.write", "jax flax optax"),
+        ("prepare report cli points data.features data.synthetic", "jax flax optax"),
         ("config evaluation.metrics evaluation.comparison reports.plots", "jax flax pyarrow"),
     ],
 )
