@@ -39,6 +39,7 @@ from emofm_jax.data import shards, synthetic
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.data.synthetic import population
 from emofm_jax.models import build as model_lib
+from emofm_jax.scoring import row_files
 from emofm_jax.scoring import scorer as scorer_lib
 from emofm_jax.training import checkpoint
 
@@ -233,7 +234,7 @@ def predict(workdir: str, split: Path, turns: int = 3) -> None:
         )
         calls = {
             "predict": program,
-            "scorer alone": lambda: scorer.start(features, predict_lib.BATCH_ROWS)(),
+            "scorer alone": lambda: scorer.start(features, row_files.BATCH_ROWS)(),
         }
         for turn in range(-1, turns):  # the first compiles
             for name, call in calls.items():
@@ -242,7 +243,7 @@ def predict(workdir: str, split: Path, turns: int = 3) -> None:
                 if turn >= 0:
                     times[name].append(time.perf_counter() - start)
     rates = {name: num_rows / statistics.median(seconds) for name, seconds in times.items()}
-    print(f"{num_rows:,} rows, batches of {predict_lib.BATCH_ROWS:,}, {turns} turns: {workdir}")
+    print(f"{num_rows:,} rows, batches of {row_files.BATCH_ROWS:,}, {turns} turns: {workdir}")
     for name, rate in rates.items():
         print(
             f"{name}: {rate:,.0f} rows/s (of turns {', '.join(f'{num_rows / s:,.0f}' for s in times[name])})"

@@ -1,10 +1,11 @@
-"""Exports a trained run as a directory that scores without this package: a program, its weights, an example.
+"""Exports a trained run as a directory that scores without this package: program, weights, example.
 
     python -m emofm_jax.export --workdir=runs/quickstart --output=artefact
     python -m emofm_jax.export --workdir=runs/a,runs/b --output=ensemble --calibrated
-    python artefact/score.py features.npz scores.npz                      # needs jax, numpy and flatbuffers alone
+    python artefact/score.py features.npz scores.npz      # needs jax, numpy and flatbuffers alone
 
-The README.md in the output says what each file is. `emofm_jax.load_scorer("artefact")` gives the scorer back.
+The README.md in the output says what each file is. `emofm_jax.load_scorer("artefact")` gives the
+scorer back.
 """
 
 import sys
@@ -16,22 +17,19 @@ from emofm_jax import cli
 
 
 def _main(flags: absl_flags.FlagValues) -> None:
-    from emofm_jax.scoring import artefact
-    from emofm_jax.scoring import scorer as scorer_lib  # load jax: after the flags were checked
+    from emofm_jax.scoring import artefact, write_artefact  # loads jax: after the flags' checks
+    from emofm_jax.scoring import scorer as scorer_lib
 
-    directory = Path(flags.output)
-    loaded = scorer_lib.load_scorer(
-        cli.workdirs(flags), calibrated=flags.calibrated, combine=flags.combine
-    )
-    artefact.write(loaded, directory)
+    runs, directory = cli.workdirs(flags), Path(flags.output)
+    scorer = scorer_lib.load_scorer(runs, calibrated=flags.calibrated, combine=flags.combine)
+    write_artefact.write(scorer, directory)
     artefact.load(directory)  # its worked example comes out here, too
-    size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
-    print(
-        f"{', '.join(loaded.names)} exported: {size / 2**20:,.1f} MiB, checksums and worked example verified"
-    )
-    print(
-        f"written: {directory}/ (README.md says how to use it; python {directory / 'score.py'} scores files)"
-    )
+
+    size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file()) / 2**20
+    verified = "checksums and worked example verified"
+    print(f"{', '.join(scorer.names)} exported: {size:,.1f} MiB, {verified}")
+    use = f"README.md says how to use it; python {directory / 'score.py'} scores files"
+    print(f"written: {directory}/ ({use})")
 
 
 def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
@@ -41,7 +39,7 @@ def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The program: exit code 0, or 2 after one line of error."""
+    """Runs the program: exit code 0, or 2 after one line of error."""
     return cli.run(_main, _define, argv)
 
 

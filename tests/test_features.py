@@ -14,7 +14,7 @@ from emofm_jax.data import batches, encode, features, shards
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.errors import UserError
-from emofm_jax.scoring import matrix as matrix_lib
+from emofm_jax.scoring.compiled import Layout
 
 CLICKS = Path(__file__).parents[1] / "data" / "examples" / "clicks.csv"
 SCHEMA = Schema(
@@ -254,12 +254,10 @@ def test_an_id_out_of_range_is_named(slot, place, bad, message):
 
 @pytest.mark.parametrize("num_rows", [0, 1, 5])
 def test_a_matrix_of_features_and_back_and_what_does_not_fit_is_refused(num_rows):
-    made, layout = features.example(SCHEMA, num_rows), matrix_lib.layout(SCHEMA)
-    packed = matrix_lib.of_features(made, layout)
+    made, layout = features.example(SCHEMA, num_rows), Layout.of(SCHEMA)
+    packed = layout.pack(made)
     assert packed.shape == (num_rows, SCHEMA.num_columns) and packed.dtype == np.int32
-    again = matrix_lib.to_features(
-        packed, layout, lambda x: np.ascontiguousarray(x).view(np.float32)
-    )
+    again = layout.unpack(packed)
     assert again.keys() == made.keys()
     for name in made:
         np.testing.assert_array_equal(again[name], made[name])
@@ -285,4 +283,4 @@ def test_a_matrix_of_features_and_back_and_what_does_not_fit_is_refused(num_rows
             changed = made[slot].copy()
             changed[-1] = bad
             wrong.append(made | {slot: changed})
-    assert all(matrix_lib.of_features(x, layout) is None for x in wrong)
+    assert all(layout.pack(x) is None for x in wrong)

@@ -116,7 +116,7 @@ def test_the_second_call_compiles_nothing(runs, features):
     scorer = emofm_jax.load_scorer(runs / "wm")
     fast = jax.jit(lambda params, f: scorer.fn(params, f)["p"])
     few = {k: x[:5] for k, x in features.items()}
-    compiled = lambda: [program._cache_size() for program in (fast, *scorer._call.programs)]
+    compiled = lambda: [program._cache_size() for program in (fast, *scorer._compiled[1:])]
     for _ in range(2):
         for rows in (few, features):
             fast(scorer.params, rows), scorer({k: x[::-1].copy() for k, x in rows.items()})
@@ -190,7 +190,7 @@ def test_an_ensemble_of_sure_types_is_finite(runs, features):
     members = [
         dataclasses.replace(both, fn=lambda _, f, p=p: sure(p), params=()) for p in (1.0, 0.0)
     ]
-    scores = scorer_lib._ensemble(members, "logit").fn(((), ()), features)
+    scores = scorer_lib._join(members, "logit").fn(((), ()), features)
     assert np.isfinite(scores["p_given_type"]).all() and 0 <= scores["p_given_type"][0, 0] <= 1
 
 

@@ -1,0 +1,174 @@
+"""Files of rows -> a file of their scores, in constant memory.
+
+The output has one row per row of the input, in its order: `row_id`, the scores, and `reason`, null
+or why the row has none.
+"""
+
+import collections
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from emofm_jax import files
+from emofm_jax.data import batches, encode, features, shards
+from emofm_jax.data.schema import Schema
+from emofm_jax.errors import UserError
+
+if TYPE_CHECKING:  # which loads jax
+    from emofm_jax.scoring.scorer import Scorer
+
+BATCH_ROWS = 4096  # rows of a step, over all devices
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """What became of a file: its rows, those without scores, {slot: share of unknown values}."""
+
+    num_rows: int
+    num_bad: int
+    unknown: dict[str, float]
+
+
+def check(source: Path, output: Path) -> None:
+    """Checks what can be seen before a model is loaded.
+
+    Raises:
+      UserError: there is no such input, or the output cannot be written.
+    """
+    if output.suffix not in (".parquet", ".csv"):
+        raise UserError(f"--output={output}: the ending must be .parquet or .csv")
+    if not output.parent.is_dir():
+        missing = f"there is no directory {output.parent}"
+        raise UserError(f"--output={output}: {missing}; make it, or name another")
+    if not source.exists():
+        raise UserError(f"--input={source}: no such file or directory")
+    if (source / "schema.json").exists():
+        one = f"name one, as in --input={source / 'test'}"
+        raise UserError(f"--input={source}: it holds splits of shards; {one}")
+    if output.exists() and output.samefile(source):
+        raise UserError(f"--output={output}: it is the input; name another file")
+
+
+def score(scorer: "Scorer", source: Path, output: Path, progress: bool = False) -> Scored:
+    """Scores the rows of a file; the output appears when it is whole.
+
+    Args:
+      scorer: of the run.
+      source: a raw file or a directory of these, or a split of shards.
+      output: .parquet, or .csv, which spells the lists of typed models `0.1^0.2`.
+      progress: whether to show a bar.
+
+    Raises:
+      UserError: no rows, no finite score, a file that cannot be read or written.
+    """
+    unknown = features.UnknownCounter(scorer.schema)
+    as_csv = output.suffix == ".csv"
+    num_rows = num_bad = 0
+    writer: Any = None
+    bar = tqdm(unit=" rows", unit_scale=True, disable=not progress)
+    with bar, files.whole(output) as temporary:
+        for chunk, inputs, finish in _started(scorer, source):
+            unknown.add(inputs)
+            table = _table(chunk, finish(), as_csv)
+            with _disk(output):
+                writer = writer or _open(temporary, table.schema, as_csv)
+                writer.write_table(table)
+
+            num_rows += table.num_rows
+            num_bad += table.num_rows - table["reason"].null_count
+            bar.update(table.num_rows)
+
+        if not num_rows:
+            raise UserError(f"--input={source}: it has no rows")
+        with _disk(output):
+            writer.close()
+    return Scored(num_rows, num_bad, unknown.shares())
+
+
+def _started(
+    scorer: "Scorer", source: Path
+) -> Iterator[tuple[encode.EncodedChunk, dict[str, np.ndarray], Callable]]:
+    """Yields chunks, their features, and what waits for their scores; the next chunk is started."""
+    if (source / "_SUCCESS").exists():
+        chunks = _shard_chunks(source, scorer.schema)
+    else:
+        chunks = encode.read_encoded(scorer.schema, scorer.directory, source, labelled=False)
+    with_features = lambda chunk: (chunk, features.from_table(chunk.table, scorer.schema))
+
+    waiting: collections.deque = collections.deque()
+    for chunk, inputs in batches.prefetch(chunks, 2, with_features):
+        waiting.append((chunk, inputs, scorer.start(inputs, BATCH_ROWS)))
+        if len(waiting) > 1:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _shard_chunks(source: Path, schema: Schema) -> Iterator[encode.EncodedChunk]:
+    split = shards.open_split(source.parent, source.name, schema)
+    names = [slot.name for slot in schema.slots] + (["row_id"] if schema.row_id else [])
+    done = 0
+    for group, (_, _, n) in enumerate(split.row_groups):
+        table = split.read_row_group(group, names)
+        row_id = table["row_id"] if schema.row_id else pa.array(np.arange(done, done + n))
+        done += n
+        yield encode.EncodedChunk(table, np.ones(n, bool), [None] * n, row_id)
+
+
+def _table(chunk: encode.EncodedChunk, scores: dict[str, np.ndarray], as_csv: bool) -> pa.Table:
+    """Puts the scores in the places of their rows; a row without them gets null and a reason.
+
+    Raises:
+      UserError: no score is finite.
+    """
+    rows, finite = np.flatnonzero(chunk.kept), np.isfinite(scores["logit"])
+    if len(rows) and not finite.any():
+        diverged = "the run has diverged; lower its learning rate and train again"
+        raise UserError(f"no score is finite: {diverged}")
+    reasons = list(chunk.reasons)
+    for row in rows[~finite]:
+        unlike = "a number far outside those of training, or a run that has diverged"
+        reasons[row] = f"its score is not finite: {unlike}"
+
+    place = np.full(len(reasons), -1)
+    place[rows[finite]] = np.flatnonzero(finite)
+    index = pa.array(place, mask=place < 0)
+    columns = {"row_id": chunk.row_id}
+    for name in ("p", "p_type", "p_given_type"):
+        if name in scores:
+            columns[name] = _column(scores[name], as_csv).take(index)
+    return pa.table(columns | {"reason": pa.array(reasons, pa.string())})
+
+
+def _column(scores: np.ndarray, as_csv: bool) -> pa.Array:
+    """Returns numbers, or lists, which a csv spells as text."""
+    if scores.ndim == 1:
+        return pa.array(scores)
+    if as_csv:
+        return pa.array(["^".join(f"{x:.9g}" for x in row) for row in scores.tolist()], pa.string())
+    n, width = scores.shape
+    offsets = np.arange(0, n * width + 1, width, dtype=np.int32)
+    return pa.ListArray.from_arrays(offsets, pa.array(scores.reshape(-1)))
+
+
+def _open(path: Path, schema: pa.Schema, as_csv: bool) -> Any:
+    if as_csv:
+        return pa.csv.CSVWriter(path, schema)
+    return pq.ParquetWriter(path, schema, compression="zstd")
+
+
+@contextlib.contextmanager
+def _disk(output: Path) -> Iterator[None]:
+    """Names the output in an error of the disk."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(f"--output={output}: cannot be written ({why})") from None
