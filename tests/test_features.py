@@ -254,7 +254,7 @@ def test_an_id_out_of_range_is_named(slot, place, bad, message):
 
 @pytest.mark.parametrize("num_rows", [0, 1, 5])
 def test_a_matrix_of_features_and_back_and_what_does_not_fit_is_refused(num_rows):
-    made, layout = features.example(SCHEMA, num_rows), Layout.of(SCHEMA)
+    made, layout = features.example(SCHEMA, num_rows), Layout(SCHEMA)
     packed = layout.pack(made)
     assert packed.shape == (num_rows, SCHEMA.num_columns) and packed.dtype == np.int32
     again = layout.unpack(packed)

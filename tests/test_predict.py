@@ -113,3 +113,7 @@ def test_mistakes(runs, tmp_path, capsys):
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+    (tmp_path / "made.parquet").mkdir()
+    where = f"--output={tmp_path / 'made.parquet'}"
+    assert run(f"--workdir={runs / 'hmm'}", source, where) == 2
+    assert "made.parquet: it is a directory; name a file" in capsys.readouterr().err

@@ -116,7 +116,8 @@ def test_the_second_call_compiles_nothing(runs, features):
     scorer = emofm_jax.load_scorer(runs / "wm")
     fast = jax.jit(lambda params, f: scorer.fn(params, f)["p"])
     few = {k: x[:5] for k, x in features.items()}
-    compiled = lambda: [program._cache_size() for program in (fast, *scorer._compiled[1:])]
+    programs = scorer._compiled.of_few, scorer._compiled.of_many
+    compiled = lambda: [program._cache_size() for program in (fast, *programs)]
     for _ in range(2):
         for rows in (few, features):
             fast(scorer.params, rows), scorer({k: x[::-1].copy() for k, x in rows.items()})

@@ -37,10 +37,8 @@ def load(directory: Path) -> tuple[Schema, dict, Callable[[Any, Mapping], dict]]
     loaded = _load(directory)
     schema = schema_lib.load(directory)
     if schema.fingerprint() != loaded.signature["schema"]:
-        raise UserError(
-            f"{directory}: schema.json is not of the run that the weights are of; "
-            "copy the artefact again"
-        )
+        other = "schema.json is not of the run that the weights are of"
+        raise UserError(f"{directory}: {other}; copy the artefact again")
 
     def call(weights, features):
         try:

@@ -1,11 +1,9 @@
-"""A compiled call from host arrays to scores that costs little beside its products, for one row as
-for thousands.
+"""A compiled call from host arrays to scores that costs little beside its products.
 
     matrix i32[B, N] = the slots' arrays side by side, numbers by their bits
 
 Features go in as this one matrix, checked while it is made: 28 arguments cost more than a small
-  network. The program
-takes the matrix apart again, at no cost: the compiler undoes both.
+network. The program takes the matrix apart again, which the compiler undoes at no cost.
 
 For few rows the network's parameters are constants of the program, so that XLA slices stacked
 weights when it compiles instead of at each call (HMM: 0.45 of the time for one row, 0.8 for four).
@@ -14,7 +12,7 @@ Each number of rows then holds a copy of them.
 
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,109 +26,85 @@ _CONSTANT = 1 << 24  # numbers that all constants together may have
 _INFINITE = 0x7F800000  # the bits of inf, but for the sign
 
 
-class Compiled(NamedTuple):
-    """A call, and the two programs in it.
+class Compiled:
+    """The compiled call of a pure `fn(params, features)`.
 
     Attributes:
-      call: features -> scores, or None where the features do not fit.
       of_few, of_many: the programs for up to 8 rows, and for more.
     """
 
-    call: Callable[[Any], Any]
-    of_few: Callable
-    of_many: Callable
+    def __init__(self, schema: Schema, params: Any, fn: Callable):
+        self._layout, self._params = Layout(schema), params
+        self._arguments, unite = _partition(params)
+        unpack = self._layout.unpack
+        self.of_few = compilation.jit(lambda x, m: fn(unite(x), unpack(m)), few_rows=True)
+        self.of_many = compilation.jit(lambda params, matrix: fn(params, unpack(matrix)))
 
-
-def make(schema: Schema, params: Any, fn: Callable) -> Compiled:
-    """Makes the compiled call of `fn(params, features)`, which is pure."""
-    layout = Layout.of(schema)
-    arguments, unite = _partition(params)
-    with_constants = lambda tables, matrix: fn(unite(tables), layout.unpack(matrix))
-    of_few = compilation.jit(with_constants, few_rows=True)
-    of_many = compilation.jit(lambda params, matrix: fn(params, layout.unpack(matrix)))
-
-    def call(features):
-        matrix = layout.pack(features) if isinstance(features, Mapping) else None
+    def __call__(self, features: Any) -> Any:
+        """Returns the scores, or None where the features do not fit."""
+        matrix = self._layout.pack(features) if isinstance(features, Mapping) else None
         if matrix is None:
             return None
-        return of_few(arguments, matrix) if len(matrix) <= _FEW else of_many(params, matrix)
+        if len(matrix) <= _FEW:
+            return self.of_few(self._arguments, matrix)
+        return self.of_many(self._params, matrix)
 
-    return Compiled(call, of_few, of_many)
 
+class Layout:
+    """What the features of a schema look like, side by side."""
 
-class Layout(NamedTuple):
-    """What the features of a schema look like, side by side.
-
-    Attributes:
-      names, dtypes, widths: of each slot; a width is the shape of its array behind the rows.
-      of_slots: takes features, returns their arrays in this order.
-      lowest: i32[N], the smallest id of each column.
-      span: u32[N], how many ids there are from there on; of a number all.
-      numbers: bool[N], which columns hold numbers; None where none does.
-    """
-
-    names: tuple[str, ...]
-    dtypes: list[np.dtype]
-    widths: tuple[tuple[int, ...], ...]
-    of_slots: Callable[[Mapping], tuple]
-    lowest: np.ndarray
-    span: np.ndarray
-    numbers: np.ndarray | None
-
-    @classmethod
-    def of(cls, schema: Schema) -> "Layout":
-        """Returns the layout of a schema's features."""
-        names = tuple(slot.name for slot in schema.slots)
+    def __init__(self, schema: Schema):
+        names = [slot.name for slot in schema.slots]
         bags = np.array([slot.kind == "multi" for slot in schema.slots])
         numeric = np.array([slot.is_numeric for slot in schema.slots])
         rows = np.array([slot.rows for slot in schema.slots])
         columns = schema.column_slots
 
-        # itemgetter of one name returns the array itself.
-        of_slots = operator.itemgetter(*names) if len(names) > 1 else lambda x: (x[names[0]],)
-        span = np.where(numeric, 2**32 - 1, rows + bags)
-        return cls(
-            names=names,
-            dtypes=[np.dtype(np.float32 if number else np.int32) for number in numeric],
-            widths=tuple((n,) if bag else () for n, bag in zip(schema.slot_widths, bags)),
-            of_slots=of_slots,
-            lowest=-bags.astype(np.int32)[columns],
-            span=span.astype(np.uint32)[columns],
-            numbers=numeric[columns] if numeric.any() else None,
-        )
+        # Of each slot; a width is the shape of its array behind the rows.
+        self._names = names
+        self._dtypes = [np.dtype(np.float32 if number else np.int32) for number in numeric]
+        self._widths = [(n,) if bag else () for n, bag in zip(schema.slot_widths, bags)]
+        # From features to their arrays; itemgetter of one name returns the array itself.
+        get = operator.itemgetter(*names)
+        self._arrays_of = get if len(names) > 1 else lambda features: (get(features),)
+
+        # Of each column: the smallest id, how many there are (of a number all), what is a number.
+        self._lowest = -bags.astype(np.int32)[columns]
+        self._span = np.where(numeric, 2**32 - 1, rows + bags).astype(np.uint32)[columns]
+        self._numbers = numeric[columns] if numeric.any() else None
 
     def pack(self, features: Mapping) -> np.ndarray | None:
-        """Returns i32[B, N] of numpy arrays; None if a name, dtype, shape, id or number does not
-        fit."""
+        """Returns i32[B, N]; None if a name, type, shape or id does not fit, or a number is inf."""
         try:
-            arrays = self.of_slots(features)
+            arrays = self._arrays_of(features)
             num_rows = len(arrays[0])
-            fits = len(features) == len(arrays) and [x.dtype for x in arrays] == self.dtypes
-            fits = fits and [x.shape for x in arrays] == [(num_rows, *w) for w in self.widths]
+            fits = len(features) == len(arrays) and [x.dtype for x in arrays] == self._dtypes
+            fits = fits and [x.shape for x in arrays] == [(num_rows, *w) for w in self._widths]
             if not fits or not all(type(x) is np.ndarray for x in arrays):
                 return None
         except (KeyError, TypeError, AttributeError):  # an absent slot, or no arrays
             return None
 
-        if self.numbers is not None:
+        if self._numbers is not None:
             arrays = tuple([x.view(np.int32) for x in arrays])
         if num_rows == 1:
             matrix = np.concatenate(arrays, axis=None)[None]
         else:
-            columns = [x if width else x[:, None] for x, width in zip(arrays, self.widths)]
+            columns = [x if width else x[:, None] for x, width in zip(arrays, self._widths)]
             matrix = np.concatenate(columns, axis=1)
 
         # As an unsigned number, what is below the lowest is above the span.
-        if not ((matrix - self.lowest).view(np.uint32) < self.span).all():
+        if not ((matrix - self._lowest).view(np.uint32) < self._span).all():
             return None
-        if self.numbers is not None and (self.numbers & ((matrix & 0x7FFFFFFF) == _INFINITE)).any():
-            return None
-        return matrix
+        if self._numbers is None:
+            return matrix
+        infinite = self._numbers & ((matrix & 0x7FFFFFFF) == _INFINITE)
+        return None if infinite.any() else matrix
 
     def unpack(self, matrix: jax.Array) -> dict[str, jax.Array]:
         """Returns the features again, in a program or outside."""
         features, start = {}, 0
-        for name, dtype, width in zip(self.names, self.dtypes, self.widths):
+        for name, dtype, width in zip(self._names, self._dtypes, self._widths):
             x = matrix[:, start : start + width[0]] if width else matrix[:, start]
             is_number = dtype == np.float32
             features[name] = jax.lax.bitcast_convert_type(x, jnp.float32) if is_number else x

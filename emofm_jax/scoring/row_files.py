@@ -55,6 +55,8 @@ def check(source: Path, output: Path) -> None:
         raise UserError(f"--input={source}: it holds splits of shards; {one}")
     if output.exists() and output.samefile(source):
         raise UserError(f"--output={output}: it is the input; name another file")
+    if output.is_dir():
+        raise UserError(f"--output={output}: it is a directory; name a file")
 
 
 def score(scorer: "Scorer", source: Path, output: Path, progress: bool = False) -> Scored:

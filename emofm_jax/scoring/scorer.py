@@ -65,7 +65,7 @@ class Scorer:
         Raises:
           UserError: an absent slot or one too many, another dtype or shape, an id out of range.
         """
-        scores = self._compiled.call(features)
+        scores = self._compiled(features)
         if scores is not None:
             return scores
 
@@ -73,7 +73,7 @@ class Scorer:
         arrays = features.values() if isinstance(features, Mapping) else ()
         if any(isinstance(x, jax.core.Tracer) for x in arrays):
             return self.fn(self.params, features)
-        return self._compiled.call(self._checked(features))
+        return self._compiled(self._checked(features))
 
     def start(
         self, features: Mapping[str, np.ndarray], batch_rows: int
@@ -140,7 +140,7 @@ class Scorer:
 
     @functools.cached_property
     def _compiled(self) -> compiled.Compiled:
-        return compiled.make(self.schema, self.params, self.fn)
+        return compiled.Compiled(self.schema, self.params, self.fn)
 
     @functools.cached_property
     def _compiled_batch(self) -> Callable:
@@ -225,7 +225,9 @@ def _load_run(workdir: Path, step: int | None, calibrated: bool) -> Scorer:
             scores |= {"p": p, "logit": jnp.log(p) - jnp.log1p(-p)}
         return scores
 
-    fn = lambda params, features: score(params, embed(params, features))
+    def fn(params, features):
+        return score(params, embed(params, features))
+
     return Scorer(schema, jax.device_put(params), fn, embed, score, workdir, (str(workdir),))
 
 

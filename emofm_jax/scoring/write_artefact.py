@@ -1,5 +1,4 @@
-"""Writes a scorer as an artefact, the directory that scores without this package (artefact.py says
-what is in it)."""
+"""Writes a scorer as an artefact, a directory that scores alone: artefact.py says what is in it."""
 
 import hashlib
 import json
@@ -33,10 +32,8 @@ def write(scorer: Scorer, directory: Path) -> None:
     if directory.is_file():
         raise UserError(f"{directory}: it is a file; name a directory")
     if other := _other_files(directory):
-        raise UserError(
-            f"{directory}: it holds {other[0]}, which is of no export; "
-            "choose an empty or a new directory"
-        )
+        holds = f"it holds {other[0]}, which is of no export"
+        raise UserError(f"{directory}: {holds}; choose an empty or a new directory")
 
     temporary = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -81,8 +78,7 @@ def _write_files(scorer: Scorer, path: Path) -> None:
 
 
 def _write_program(scorer: Scorer, path: Path, example: Mapping) -> dict[str, np.ndarray]:
-    """Writes the program for any number of rows; returns its first argument, the weights by their
-    names."""
+    """Writes the program for any number of rows; returns its weights by their names."""
     found, structure = jax.tree.flatten_with_path(scorer.params)
     name_of = lambda place: jax.tree_util.keystr(place, simple=True, separator="/")
     weights = {name_of(place): np.asarray(x) for place, x in found}
@@ -125,8 +121,7 @@ def _identity(program: Path, weights: Mapping[str, np.ndarray]) -> str:
 
 
 def _write_weights(path: Path, weights: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Writes a safetensors file whose header is filled up with blanks, so that the first array is
-    aligned."""
+    """Writes a safetensors file; blanks behind its header align the first array."""
     plain = path.with_suffix(".plain")
     safetensors.numpy.save_file(dict(weights), plain, metadata)
     with open(plain, "rb") as file, open(path, "wb") as aligned:
