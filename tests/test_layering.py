@@ -29,7 +29,7 @@ ROOMS = {
     ),
     "scoring": (
         "errors files config data evaluation nn models training",
-        "numpy jax safetensors",
+        "numpy jax flax safetensors pyarrow tqdm",
     ),
     "sweeping": ("errors files config evaluation training", "ml_collections optuna"),
     "reports": ("errors files config evaluation sweeping", "numpy pyarrow"),

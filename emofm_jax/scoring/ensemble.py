@@ -23,18 +23,16 @@ def average(scores: Sequence[dict], combine: str) -> dict[str, jax.Array]:
     if combine == "logit":
         logit = _mean(logits)
         combined = {"p": jax.nn.sigmoid(logit), "logit": logit}
+        join = lambda given: jax.nn.sigmoid(_mean([_log_odds(p) for p in given]))
     else:
         # In log space: f32 p would be 1 where the logit is 17.
         log_p, log_not_p = (_log_sum([jax.nn.log_sigmoid(s * z) for z in logits]) for s in (1, -1))
         combined = {"p": jnp.exp(log_p) / len(scores), "logit": log_p - log_not_p}
+        join = _mean
 
     if all("p_type" in s for s in scores):
-        given = [s["p_given_type"] for s in scores]
         combined["p_type"] = _mean([s["p_type"] for s in scores])
-        if combine == "logit":
-            combined["p_given_type"] = jax.nn.sigmoid(_mean([_log_odds(p) for p in given]))
-        else:
-            combined["p_given_type"] = _mean(given)
+        combined["p_given_type"] = join([s["p_given_type"] for s in scores])
     return combined
 
 
