@@ -1,4 +1,4 @@
-"""What an experiment file uses to say what `sweep` runs: points, seeds, a reference, and ranges to search.
+"""What an experiment file uses to tell `sweep` its points, seeds, reference and ranges.
 
     def get_config(arg=""): ...               # as for train; the base of every point
     def sweep(arg=""):                        # (name, overrides) or (name, a whole config)
@@ -39,7 +39,7 @@ def grid(fields: Mapping[str, Sequence]) -> Iterator[tuple[str, dict]]:
 
 
 def one_at_a_time(fields: Mapping[str, Sequence]) -> Iterator[tuple[str, dict]]:
-    """Yields every value of every field alone: ("kind=graph", {"model.mixer.kind": "graph"}), ..."""
+    """Yields each value of each field alone: ("kind=graph", {"model.mixer.kind": "graph"}), ..."""
     for short, (path, values) in zip(_short(list(fields)), fields.items()):
         for value in values:
             yield f"{short}={_text(value)}", {path: value}

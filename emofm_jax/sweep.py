@@ -1,15 +1,13 @@
 """Trains every point of an experiment file with every seed, and writes the results.
 
-    python -m emofm_jax.sweep --config=experiments/mixers.py --workdir=runs/mixers
-    python -m emofm_jax.sweep --config=experiments/mixers.py --workdir=runs/mixers --jobs=2  # two at a time
-    python -m emofm_jax.sweep --config=experiments/mixers.py --workdir=runs/mixers --nocheckpoints  # less on disk
-    python -m emofm_jax.sweep --config=FILE --workdir=runs/search --search=tpe --trials=30  # FILE has `ranges`
+    python -m emofm_jax.sweep --config=experiments/mixers.py --workdir=runs/mixers --jobs=2
+    python -m emofm_jax.sweep --config=FILE --workdir=runs/search --search=tpe --trials=30
 
-The file defines get_config as for train, and sweep(), which yields named points
-(emofm_jax/points.py has an example). All points are checked before the first is trained. A point
-that fails is reported and the others go on. The same command again goes on where it stopped, each
-run bit for bit; when all is done it starts nothing and shows the results. Points that the file has
-since gained are run; those that it has lost stay in runs/ and leave the results.
+The file defines get_config as for train, and sweep(), which yields named points, or for a search
+`ranges` (emofm_jax/points.py has an example). All points are checked before the first is trained.
+A run that fails is reported, and the others go on. The same command again goes on where it stopped,
+each run bit for bit; when all is done it starts nothing and shows the results. Points that the file
+has since gained are run; those that it has lost stay in runs/ and leave the results.
 
 The workdir then holds sweep.json (points, seeds, reference), results.jsonl and results.csv (a line
 per run), and runs/POINT/seed-S/, a workdir as train makes it.
@@ -46,12 +44,13 @@ def _sweep(flags: absl_flags.FlagValues) -> bool:
         if "data.dir" not in plan.ranges:
             sweep_lib.check_data(base)
     sweep_lib.check_points(plan.points)
+
     names = tuple(point.name for point in plan.points)
     names = names or tuple(f"trial-{number:03d}" for number in range(flags.trials))
     header = Header(named, base.name, names, plan.seeds, plan.reference or names[0], flags.search)
     sweep_lib.check_workdir(workdir, header)
-    kept, retry = flags.checkpoints, flags.retry
-    sweep = sweep_lib.Sweep(base, workdir, plan.seeds, flags.jobs, kept, retry)
+    how = (flags.jobs, flags.checkpoints, flags.retry)
+    sweep = sweep_lib.Sweep(base, workdir, plan.seeds, *how)
     runs = [run for point in plan.points for run in sweep.runs_of(point)]
 
     with workdir_lib.alone(workdir) as lock:

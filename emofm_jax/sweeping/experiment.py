@@ -23,7 +23,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,-]{0,99}")  # of a directory, on 
 
 
 class Point(NamedTuple):
-    """A config with a name; `given` are the overrides that the file stated, none for a whole config."""
+    """A config with a name; `given` are the overrides that the file states, if any."""
 
     name: str
     config: ConfigDict
@@ -48,6 +48,7 @@ def load(path: str | Path) -> ModuleType:
     path = Path(path)
     loader = importlib.machinery.SourceFileLoader(f"experiment_{path.stem}", str(path))
     spec = importlib.machinery.ModuleSpec(loader.name, loader, origin=str(path))
+    spec.has_location = True  # the module has a __file__
     module = importlib.util.module_from_spec(spec)
     _guard(path, lambda: loader.exec_module(module))
     return module

@@ -1,4 +1,4 @@
-"""Overrides of a config: {dotted field: value}, where a section counts as overrides of its fields."""
+"""Overrides of a config: {dotted field: value}; that of a section overrides its fields."""
 
 import copy
 import difflib

@@ -196,14 +196,14 @@ def _leave(*_: Any) -> None:
 
 
 def _on_terminate(handler: Any) -> Any:
-    """Sets the handler of SIGTERM and returns the one before; does nothing outside the main thread."""
+    """Sets the handler of SIGTERM in the main thread, and returns the one before."""
     if threading.current_thread() is threading.main_thread():
         return signal.signal(signal.SIGTERM, handler)
     return None
 
 
 def main() -> int:
-    """Runs what stdin names until it ends; if it ends within a run, the sweep has died: it stops."""
+    """Trains what stdin names until that ends; within a run that means that the sweep has died."""
     if cpus := {int(cpu) for cpu in sys.argv[1:]}:
         os.sched_setaffinity(0, cpus)  # before jax is loaded, which counts them
     compilation_cache.enable()

@@ -1,4 +1,4 @@
-"""The results of a sweep: results.jsonl and results.csv, written anew after every run, and what is printed."""
+"""The results of a sweep: in results.jsonl and results.csv after every run, and as printed."""
 
 import csv
 import io
@@ -16,13 +16,13 @@ _COLUMNS = "point seed status test_auc test_logloss test_pcoc test_gauc share p_
 _COLUMNS += " valid_logloss parameters_embedding parameters_network rows_per_s steps seconds"
 _COLUMNS += " peak_memory_mib error"
 
-# Of the table: its columns, the figure of each and its digits.
-_SHOWN = (
-    ("AUC", "auc", 6),
-    ("logloss", "logloss", 6),
-    ("share", "share", 3),
-    ("rows/s", "rate", 0),
-)
+# Heads of what is printed of a point, the figure below each and its digits.
+_SHOWN = {
+    "AUC": ("auc", 6),
+    "logloss": ("logloss", 6),
+    "share": ("share", 3),
+    "rows/s": ("rate", 0),
+}
 
 
 class Results:
@@ -65,14 +65,14 @@ class Results:
     def as_text(self) -> str:
         """A line per point, mean +/- sd over its seeds, then the runs that failed."""
         width = max(len(name) for name in (*self._points, "point"))
-        heads = "".join(f"{name:>22}" for name, _, _ in _SHOWN)
+        heads = "".join(f"{name:>22}" for name in _SHOWN)
         lines = [f"{'point':<{width}}  {'seeds':>5}{heads}"]
 
         for point in self._points:
             found = [_figures(result.metrics) for result in self.of(point) if result.metrics]
-            cells = [_mean([f[key] for f in found], digits) for _, key, digits in _SHOWN]
-            columns = "".join(f"{cell:>22}" for cell in cells)
-            lines.append(f"{point:<{width}}  {len(found):>5}{columns}")
+            means = (_mean([f[key] for f in found], digits) for key, digits in _SHOWN.values())
+            cells = "".join(f"{mean:>22}" for mean in means)
+            lines.append(f"{point:<{width}}  {len(found):>5}{cells}")
 
         lines += [f"failed: {run.point} seed {run.seed}: {run.error}" for run in self.failed()]
         return "\n".join(lines)

@@ -1,15 +1,16 @@
 """One run of a sweep: trained in its workdir, which then knows how it ended.
 
-    to do --- execute ---> trains --- it ends ------------------------------> ok
-     ^ ^                   | | | '--- an error -----------------------------> failed
-     | |                   | | '----- its process dies, not the sweep's ----> failed
-     | '--- told to stop --' |                                                  |
-     |      (state saved)    '------- killed with the sweep: to do again; ----> failed
-     |                                the second time at the same checkpoint    |
-     '----------------------------- --retry, or another config -----------------'
+    to do    execute                                              ->  trains
+    trains   it ends                                              ->  ok
+             an error, or its process dies while the sweep lives  ->  failed
+             told to stop: its state is saved                     ->  to do
+             killed with the sweep                                ->  to do
+             killed with it again, at the same checkpoint         ->  failed
+    failed   --retry, or another config                           ->  to do
+    ok       a later end (train.epochs, train.max_steps)          ->  to do
 
-result.json holds the end, attempt.json counts the deaths, so that no run can hold up a sweep for
-ever; what training prints goes to train.log.
+result.json says how it ended, attempt.json counts the deaths, so that no run can hold up a sweep
+for ever; what training prints goes to train.log.
 """
 
 import contextlib
@@ -41,9 +42,7 @@ class Run:
     """A run that is to be trained.
 
     Attributes:
-      point, seed: which run of the sweep it is.
-      overrides: {dotted field: value} in which its config differs from the sweep's base.
-      config: its own.
+      point, seed, overrides: as of its Result.
       workdir: its own, from where the program was started.
       keep: its checkpoints stay when it has ended.
     """
@@ -107,11 +106,9 @@ def _train(run: Run, step: int | None, deaths: int) -> tuple[dict | None, str | 
     ):
         try:
             if deaths == _DEATHS:
-                what = f"was killed {deaths} times after step {step or 0:,}"
-                why = (
-                    "perhaps for want of memory; choose a smaller model, or try again with --retry"
-                )
-                raise UserError(f"{run.workdir}: its process {what}, {why}")
+                what = f"killed {deaths} times after step {step or 0:,}, perhaps for want of memory"
+                remedy = "choose a smaller model, or try again with --retry"
+                raise UserError(f"{run.workdir}: its process was {what}; {remedy}")
             return run_lib.run(run.config, run.workdir).to_json(), None
         except UserError as mistake:
             error = str(mistake)
@@ -131,18 +128,12 @@ def end(
     seconds: float = 0.0,
     peak_memory_mib: float | None = None,
 ) -> Result:
-    """Makes the result of a run, and keeps it in the run's workdir; the arguments are its fields."""
-    result = Result(
-        run.point,
-        run.seed,
-        run.overrides,
-        record.place(run.point, run.seed),
-        metrics,
-        None if error is None else " ".join(error.split()),
-        round(seconds, 3),
-        peak_memory_mib,
-        config_lib.flatten(run.config),
-    )
+    """Makes the result of a run from its fields, and keeps it in the run's workdir."""
+    what = (run.point, run.seed, run.overrides, record.place(run.point, run.seed))
+    error = None if error is None else " ".join(error.split())
+    how = (metrics, error, round(seconds, 3), peak_memory_mib)
+    result = Result(*what, *how, config_lib.flatten(run.config))
+
     run.workdir.mkdir(parents=True, exist_ok=True)
     dataclasses.replace(Attempt.load(run.workdir), deaths=0).save(run.workdir)
     files.write_json(run.workdir / "result.json", result.to_json(), indent=None)

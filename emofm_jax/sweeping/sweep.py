@@ -91,7 +91,7 @@ class Sweep:
 
 
 def make_data(runs: Sequence[Run]) -> dict[str, str]:
-    """Makes the synthetic data that runs lack; returns {directory: error} of what cannot be made."""
+    """Makes the synthetic data that runs lack; returns {directory: error} where it cannot."""
     impossible = {}
     for directory, run in {run.config.data.dir: run for run in runs}.items():
         if not (Path(directory) / "schema.json").exists():
@@ -130,7 +130,7 @@ def check_points(points: Sequence[Point]) -> None:
 
 
 def check_data(config: ConfigDict) -> None:
-    """Opens data that are there, or that the sweep cannot make; raises UserError if they do not fit."""
+    """Opens data that are there, or that the sweep cannot make; raises UserError as that does."""
     if (Path(config.data.dir) / "schema.json").exists() or config.prepare.format != "synthetic":
         run_lib.open_data(config)
 
