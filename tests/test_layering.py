@@ -17,14 +17,14 @@ ROOMS = {
     # room: (rooms it may import, packages of others)
     "errors": ("", ""),
     "files": ("", ""),
-    "validation": ("errors", "ml_collections"),
-    "config": ("errors validation", "ml_collections"),
-    "data": ("errors files", "numpy pyarrow xxhash ml_collections tqdm"),
+    "options": ("errors", ""),
+    "config": ("errors options data models", "ml_collections"),
+    "data": ("errors files options", "numpy pyarrow xxhash ml_collections tqdm"),
     "evaluation": ("errors files data", "numpy scipy tqdm"),
-    "nn": ("errors", "numpy jax flax chex"),
-    "models": ("errors data nn", "numpy jax flax chex"),
+    "nn": ("errors options", "numpy jax flax chex"),
+    "models": ("errors options data nn", "numpy jax flax chex"),
     "training": (
-        "errors files config data evaluation nn models",
+        "errors files options config data evaluation nn models",
         "numpy jax flax optax ml_collections pyarrow safetensors tensorboardX tqdm xxhash",
     ),
     "scoring": (
@@ -34,7 +34,7 @@ ROOMS = {
     "sweeping": ("errors files config evaluation training", "ml_collections optuna"),
     "reports": ("errors files config evaluation sweeping", "numpy pyarrow"),
     "points": ("sweeping", ""),
-    "cli": ("errors config training", "absl ml_collections"),
+    "cli": ("errors config training sweeping", "absl ml_collections"),
 }
 PROGRAMS = ("everything above", "numpy pyarrow absl ml_collections tqdm")
 
