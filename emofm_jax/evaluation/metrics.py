@@ -17,11 +17,13 @@ AUC of f32 scores, 17 for a GAUC, 32 where there are weights (40 where some are 
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 _BLOCK_ROWS = 1 << 20
+_SIDES: tuple[Literal["left"], Literal["right"]] = ("left", "right")  # of equal scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,28 +70,25 @@ def auc(label: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None) 
     `score` is whatever orders the rows, p or logits. None if only one class has weight; ValueError
     on a NaN score.
     """
-    label, score, _, weight = _weighted(label, score, None, weight)
+    weight, score, label = _weighted(weight, score, label)
     clicked = label > 0
     if not clicked.any() or clicked.all():
         return None
+
     if weight is None:  # whole numbers: exact
         positive, negative, won = score[clicked], score[~clicked], 0
         positive.sort()  # neighbouring searches meet the same cache lines
         negative.sort()
         for rows in _blocks(len(positive)):
-            won += sum(
-                int(np.searchsorted(negative, positive[rows], side).sum())
-                for side in ("left", "right")
-            )
+            for side in _SIDES:
+                won += int(np.searchsorted(negative, positive[rows], side).sum())
         return won / (2 * len(positive) * len(negative))
-    (positive, mass), (negative, below) = (
-        _sorted(score[c], weight[c]) for c in (clicked, ~clicked)
-    )
+
+    positive, mass = _sorted(score[clicked], weight[clicked])
+    negative, below = _sorted(score[~clicked], weight[~clicked])
     below, pairs = np.concatenate([[0.0], np.cumsum(below)]), 0.0
     for rows in _blocks(len(positive)):
-        left, right = (
-            below[np.searchsorted(negative, positive[rows], side)] for side in ("left", "right")
-        )
+        left, right = (below[np.searchsorted(negative, positive[rows], side)] for side in _SIDES)
         pairs += float(np.dot(mass[rows], left + right))
     return pairs / float(2 * below[-1] * mass.sum())
 
@@ -133,21 +132,21 @@ def gauc(
     `key`, i64[n], is equal within a group; label, score, weight and errors as for `auc`. Returns
     (GAUC or None, groups used, groups left out since they have one class).
     """
-    label, score, key, weight = _weighted(label, score, key, weight)
+    weight, score, label, key = _weighted(weight, score, label, key)
     if not len(key):
         return None, 0, 0
     order = np.lexsort((score, key))
     ordered = key[order]
     starts = np.concatenate([[0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1])
     del ordered
+
     # Blocks of whole groups, cut where a group starts after each multiple of the block's rows.
     cuts = starts[np.unique(np.searchsorted(starts, np.arange(0, starts[-1] + 1, _BLOCK_ROWS)))]
     total, mass, used = 0.0, 0.0, 0
     for first, last in zip(cuts, [*cuts[1:], len(order)]):
         rows = order[first:last]
-        part = _groups(
-            label[rows] > 0, score[rows], key[rows], None if weight is None else weight[rows]
-        )
+        own = None if weight is None else weight[rows]
+        part = _groups(label[rows] > 0, score[rows], key[rows], own)
         total, mass, used = total + part[0], mass + part[1], used + part[2]
     return total / mass if used else None, used, len(starts) - used
 
@@ -240,35 +239,38 @@ def auxiliary(
     return Auxiliary(accuracy, float(shares.max()), nats, entropy, true), notes
 
 
-def _weighted(label, score, key, weight):
-    """The rows that have a weight, whose scores must be numbers."""
+def _weighted(weight: np.ndarray | None, score: np.ndarray, *others: np.ndarray) -> list[Any]:
+    """The arrays of the rows that have a weight, whose scores must be numbers."""
+    arrays: list[Any] = [weight, score, *others]
     if weight is not None and not (kept := weight > 0).all():
-        label, score, key, weight = (
-            None if x is None else x[kept] for x in (label, score, key, weight)
-        )
-    if np.isnan(score).any():
+        arrays = [array[kept] for array in arrays]
+    if np.isnan(arrays[1]).any():
         raise ValueError("a score is NaN")
-    return label, score, key, weight
+    return arrays
 
 
-def _sorted(score, weight) -> tuple[np.ndarray, np.ndarray]:
+def _sorted(score: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(score)
     return score[order], weight[order].astype(np.float64)
 
 
-def _groups(clicked, score, key, weight) -> tuple[float, float, int]:
+def _groups(
+    clicked: np.ndarray, score: np.ndarray, key: np.ndarray, weight: np.ndarray | None
+) -> tuple[float, float, int]:
     """(sum of weight x AUC, sum of weight, number) of two-class groups; rows by key, then score."""
     new_group = np.concatenate([[True], key[1:] != key[:-1]])
-    runs = np.flatnonzero(
-        new_group | np.concatenate([[True], score[1:] != score[:-1]])
-    )  # of equal scores
+    new_score = np.concatenate([[True], score[1:] != score[:-1]])
+    runs = np.flatnonzero(new_group | new_score)  # of equal scores
     mass = 1 if weight is None else weight.astype(np.float64)  # whole numbers stay exact
     positive = np.add.reduceat(np.where(clicked, mass, 0), runs)
     negative = np.add.reduceat(np.where(clicked, 0, mass), runs)
+
+    # Negatives of the group before each run, and from these the pairs that its positives win.
     first = np.flatnonzero(new_group[runs])
     before = np.cumsum(negative) - negative
     before -= np.repeat(before[first], np.diff(np.append(first, len(runs))))
     won = np.add.reduceat(positive * (2 * before + negative), first)
+
     positive, negative = np.add.reduceat(positive, first), np.add.reduceat(negative, first)
     used = (positive > 0) & (negative > 0)
     won, positive, negative = won[used], positive[used], negative[used]
@@ -276,19 +278,18 @@ def _groups(clicked, score, key, weight) -> tuple[float, float, int]:
     return float(np.sum(mass * (won / (2.0 * positive * negative)))), float(mass.sum()), len(mass)
 
 
-def _blocks(n: int):
+def _blocks(n: int) -> Iterator[slice]:
     return (slice(start, min(start + _BLOCK_ROWS, n)) for start in range(0, n, _BLOCK_ROWS))
 
 
-def _weights(weight, rows: slice) -> np.ndarray:
+def _weights(weight: np.ndarray | None, rows: slice) -> np.ndarray:
     """f64 weights of a block."""
     return np.ones(rows.stop - rows.start) if weight is None else weight[rows].astype(np.float64)
 
 
 def _sum(x: np.ndarray, weight: np.ndarray | None) -> float:
-    return math.fsum(
-        np.dot(x[rows].astype(np.float64), _weights(weight, rows)) for rows in _blocks(len(x))
-    )
+    dot = lambda rows: np.dot(x[rows].astype(np.float64), _weights(weight, rows))
+    return math.fsum(map(dot, _blocks(len(x))))
 
 
 def _mean(terms: Callable[[slice], np.ndarray], n: int, weight: np.ndarray | None) -> float | None:
@@ -296,10 +297,8 @@ def _mean(terms: Callable[[slice], np.ndarray], n: int, weight: np.ndarray | Non
     total = mass = 0.0
     for rows in _blocks(n):
         w = _weights(weight, rows)
-        total, mass = (
-            total + float(np.dot(np.where(w > 0, terms(rows), 0), w)),
-            mass + float(w.sum()),
-        )
+        total += float(np.dot(np.where(w > 0, terms(rows), 0), w))
+        mass += float(w.sum())
     return _ratio(total, mass)
 
 

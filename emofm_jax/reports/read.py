@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from emofm_jax import config as config_lib
+from emofm_jax import config, options
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation.split_report import SplitReport
 from emofm_jax.sweeping import record
@@ -98,9 +98,8 @@ def load(workdir: Path) -> Sweep | Run:
     if (workdir / "sweep.json").exists():
         return _sweep(workdir)
     if (workdir / "metrics.json").exists():
-        config, metrics = workdir / "config.json", _json(workdir / "metrics.json")
-        seed = _json(config)["seed"] if config.exists() else 0
-        return Run("", seed, workdir, **_parts(metrics))
+        seed = (fields(Run("", 0, workdir)) or {}).get("seed", 0)
+        return Run("", seed, workdir, **_parts(_json(workdir / "metrics.json")))
 
     if (workdir / "config.json").exists():
         result = workdir / "result.json"
@@ -128,7 +127,7 @@ def split_of(runs: Sequence[Run]) -> str:
 def fields(run: Run) -> dict | None:
     """{dotted path: value} of the run's config."""
     path = run.workdir / "config.json"
-    return config_lib.renamed(config_lib.flatten(_json(path))) if path.exists() else None
+    return config.renamed(options.flatten(_json(path))) if path.exists() else None
 
 
 def machine(run: Run) -> str:

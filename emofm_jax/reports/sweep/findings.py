@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from emofm_jax import config
+from emofm_jax import options
 from emofm_jax.evaluation import comparison
 from emofm_jax.evaluation.comparison import Interval
 from emofm_jax.reports import read
@@ -182,5 +182,5 @@ def settings(
         if fields := next(filter(None, map(read.fields, of_point)), None):
             found[point] = fields
     if len(found) < len(runs):
-        found = {p: config.flatten(r[0].overrides) if r else {} for p, r in runs.items()}
+        found = {p: options.flatten(r[0].overrides) if r else {} for p, r in runs.items()}
     return {p: {k: v for k, v in f.items() if k not in idle} for p, f in found.items()}
