@@ -9,7 +9,7 @@ from emofm_jax.reports.sweep import lines as lines_lib
 def lines(points, reference="a"):
     """{(field, name): (points, x)} of a sweep of {point: overrides}, whose runs left no config.json."""
     gone = Path("gone")
-    runs = {(p, 0): read.Run(p, 0, gone, overrides=o) for p, o in points.items()}
+    runs = {(p, 0): read.Run(p, 0, o, gone) for p, o in points.items()}
     sweep = read.Sweep("x", "x.py", tuple(points), (0,), reference, workdir=gone, runs=runs)
     found = lines_lib.lines(sweep)
     return {

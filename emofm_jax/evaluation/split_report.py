@@ -103,13 +103,17 @@ class SplitReport(Figures):
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Self:
         """Reads what `to_json` gave, now or in an earlier version."""
-        made = dict(body)
-        made["reliability"] = [_record(metrics.Bin, part) for part in body.get("calibration", ())]
-        made["types"] = [_figures(TypeFigures, part) for part in body.get("types", ())]
-        for key, kind in (("constant", metrics.Constant), ("am", metrics.Auxiliary)):
-            made[key] = _record(kind, body[key]) if body.get(key) else None
-        made["true_am"] = _record(Reached, body["true_am"]) if body.get("true_am") else None
-        return _figures(cls, made)
+        bins = [_read(metrics.Bin, part) for part in body.get("calibration", ())]
+        types = [_read(TypeFigures, part) for part in body.get("types", ())]
+        return _read(cls, {**body, "reliability": bins, "types": types})
+
+
+_RECORDS: dict[str, type] = {
+    "constant": metrics.Constant,
+    "bayes": Reached,
+    "true_am": Reached,
+    "am": metrics.Auxiliary,
+}
 
 
 def shown(found: Mapping[str, Any]) -> tuple[str, SplitReport]:
@@ -215,12 +219,11 @@ def _trimmed(body: dict[str, Any], kept: str = "") -> dict[str, Any]:
     return always | {key: body[key] for key in said}
 
 
-def _figures(kind: type[_T], body: Mapping[str, Any]) -> _T:
-    bayes = _record(Reached, body["bayes"]) if body.get("bayes") else None
-    return _record(kind, {**body, "bayes": bayes})
-
-
-def _record(kind: type[_T], body: Mapping[str, Any]) -> _T:
+def _read(kind: type[_T], body: Mapping[str, Any]) -> _T:
     """A record of what a file says; keys of other versions are passed over."""
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    return kind(**{key: value for key, value in body.items() if key in names})
+    made = {key: value for key, value in body.items() if key in names}
+    for key, inner in _RECORDS.items():
+        if made.get(key):
+            made[key] = _read(inner, made[key])
+    return kind(**made)

@@ -8,25 +8,15 @@ head (page.js) are inside it.
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, TypeAlias
 
 from emofm_jax.evaluation.comparison import Interval, Spread
 
 NOT_POSSIBLE = "not possible"
 _NOTHING = ("", "-", NOT_POSSIBLE)
 _LONG = 36  # characters of a cell that may be broken into lines
-
-
-class Block(Protocol):
-    """A part of a section."""
-
-    def as_html(self) -> str:
-        """The block in the page."""
-
-    def as_markdown(self) -> str:
-        """The block in Markdown; empty if it has no place there."""
 
 
 class Text(NamedTuple):
@@ -125,11 +115,7 @@ class Table(NamedTuple):
         return [any(row[i].key is not None for row in self.rows) for i in range(len(self.heads))]
 
 
-class Section(NamedTuple):
-    """A head and its blocks; those without blocks are left out."""
-
-    title: str
-    blocks: Sequence[Block]
+Block: TypeAlias = Text | Items | Charts | Table
 
 
 class Report(NamedTuple):
@@ -138,26 +124,26 @@ class Report(NamedTuple):
     Attributes:
       title: of the page.
       lead: short facts under it.
-      sections: in order.
+      sections: {title: blocks}; those without blocks are left out.
       results: what it comes to: tables under a name or none, first of what the program prints.
       said: sentences on them.
     """
 
     title: str
     lead: Sequence[str]
-    sections: Sequence[Section]
+    sections: Mapping[str, Sequence[Block]]
     results: Sequence[tuple[str, Table]]
     said: Sequence[str]
 
     def as_html(self) -> str:
         """The page."""
-        title, sections = html.escape(self.title), [s for s in self.sections if s.blocks]
-        heads = [html.escape(section.title) for section in sections]
-        links = " ".join(f'<a href="#s{i}">{head}</a>' for i, head in enumerate(heads))
-        body = []
-        for i, section in enumerate(sections):
-            blocks = "".join(block.as_html() for block in section.blocks)
-            body.append(f'<section id="s{i}"><h2>{heads[i]}</h2>{blocks}</section>')
+        title, links, body = html.escape(self.title), [], []
+        for head, blocks in self.sections.items():
+            if blocks:
+                head, mark = html.escape(head), f"s{len(body)}"
+                inner = "".join(block.as_html() for block in blocks)
+                links.append(f'<a href="#{mark}">{head}</a>')
+                body.append(f'<section id="{mark}"><h2>{head}</h2>{inner}</section>')
 
         facts = "".join(f"<li>{_inline(fact)}</li>" for fact in self.lead)
         return (
@@ -165,16 +151,16 @@ class Report(NamedTuple):
             '<meta name="viewport" content="width=device-width,initial-scale=1">'
             '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
             f"<style>{_beside('page.css')}</style></head><body><header><h1>{title}</h1>"
-            f"<ul>{facts}</ul><nav>{links}</nav></header><main>{''.join(body)}</main>"
+            f"<ul>{facts}</ul><nav>{' '.join(links)}</nav></header><main>{''.join(body)}</main>"
             f"<script>{_beside('page.js')}</script></body></html>\n"
         )
 
     def as_markdown(self) -> str:
         """The same without the charts."""
         parts = [f"# {self.title}", "\n".join(f"- {fact}" for fact in self.lead)]
-        for section in self.sections:
-            blocks = [text for block in section.blocks if (text := block.as_markdown())]
-            parts += [f"## {section.title}", *blocks] if blocks else []
+        for head, blocks in self.sections.items():
+            texts = [text for block in blocks if (text := block.as_markdown())]
+            parts += [f"## {head}", *texts] if texts else []
         return "\n\n".join(parts) + "\n"
 
     def as_text(self) -> str:

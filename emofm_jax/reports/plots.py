@@ -5,7 +5,7 @@ by colour, and follows the reader's light or dark mode. A value of None is left 
 """
 
 import html
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 from emofm_jax.evaluation.comparison import Interval, Spread
@@ -154,10 +154,7 @@ def lines(
     if level is not None:
         parts.append(axes.line(across.start, up(level), across.stop, up(level), "a d"))
 
-    def note(one: Series, at: float, value: float, interval: Interval | None) -> str:
-        return _note(f"{one.name}, {x} {axes.number(at)}", value, interval)
-
-    parts += _curves(series, across, up, note, marks=marks)
+    parts += _curves(series, across, up, x, marks=marks)
     return axes.svg(_WIDTH, top + _HEIGHT + _BELOW, title, [*parts, *legend])
 
 
@@ -176,10 +173,7 @@ def reliability(title: str, series: Sequence[Series]) -> str:
     parts = _grid(across, up, "mean prediction (probability)", "click rate (clicks per row)")
     parts.append(axes.line(across.start, up.start, across.stop, up.stop, "a d"))
 
-    def note(one: Series, at: float, value: float, interval: Interval | None) -> str:
-        return f"{one.name}: mean prediction {at:.4g}, click rate {value:.4g}"
-
-    parts += _curves(series, across, up, note, size=3.5)
+    parts += _curves(series, across, up, "click rate at mean prediction", size=3.5)
     return axes.svg(_LEFT + _SQUARE + 32, top + _SQUARE + _BELOW, title, [*parts, *legend])
 
 
@@ -254,7 +248,7 @@ def _curves(
     series: Sequence[Series],
     across: axes.Scale,
     up: axes.Scale,
-    note: Callable[[Series, float, float, Interval | None], str],
+    x: str,
     *,
     marks: bool = True,
     size: float = 4.0,
@@ -274,7 +268,8 @@ def _curves(
             interval = one.interval(i) if marks else None
             if interval:
                 parts.append(_upright(across(a), up, interval, axes.colour(j)))
-            parts.append(axes.marker(across(a), up(b), j, note(one, a, b, interval), size))
+            note = _note(f"{one.name}, {x} {axes.number(a)}", b, interval)
+            parts.append(axes.marker(across(a), up(b), j, note, size))
     return parts
 
 

@@ -7,6 +7,7 @@ files were moved or the run failed, comes back as None: the report is made of wh
 
 import dataclasses
 import datetime
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,30 +26,24 @@ SPLITS = ("test", "valid")  # the first one there is, is reported
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """A run that has ended.
+class Run(record.Result):
+    """A run that has ended; `workdir` is its own, `point` is empty for a run of no sweep."""
 
-    Attributes:
-      point, seed: of the sweep; ("", the config's seed) for a run of its own.
-      workdir: of the run.
-      splits: {split: its report}; empty if the run failed.
-      train, parameters: of its metrics.json.
-      error: why it failed; empty if it did not.
-      overrides: {dotted field: value} of the point.
-      seconds: of the whole run, 0 if unknown.
-      memory: the most that its process held, in MiB, None if unknown.
-    """
+    @functools.cached_property
+    def splits(self) -> dict[str, SplitReport]:
+        """The report of each split; empty if the run failed."""
+        found = self.metrics or {}
+        return {name: SplitReport.from_json(found[name]) for name in SPLITS if found.get(name)}
 
-    point: str
-    seed: int
-    workdir: Path
-    splits: Mapping[str, SplitReport] = dataclasses.field(default_factory=dict)
-    train: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    parameters: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    error: str = ""
-    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    seconds: float = 0.0
-    memory: float | None = None
+    @property
+    def train(self) -> dict[str, Any]:
+        """Steps, speed and evaluations of its metrics.json."""
+        return (self.metrics or {}).get("train") or {}
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Numbers of parameters of its metrics.json."""
+        return (self.metrics or {}).get("parameters") or {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,7 +70,7 @@ class Sweep(record.Header):
 
     def done(self, point: str) -> list[Run]:
         """The point's runs that have metrics."""
-        return [run for run in self.ended(point) if not run.error]
+        return [run for run in self.ended(point) if run.ok]
 
     def all_done(self) -> list[Run]:
         """Every run that has metrics."""
@@ -83,7 +78,7 @@ class Sweep(record.Header):
 
     def failed(self) -> list[Run]:
         """Every run that failed."""
-        return [run for point in self.points for run in self.ended(point) if run.error]
+        return [run for point in self.points for run in self.ended(point) if not run.ok]
 
 
 def load(workdir: Path) -> Sweep | Run:
@@ -98,8 +93,8 @@ def load(workdir: Path) -> Sweep | Run:
     if (workdir / "sweep.json").exists():
         return _sweep(workdir)
     if (workdir / "metrics.json").exists():
-        seed = (fields(Run("", 0, workdir)) or {}).get("seed", 0)
-        return Run("", seed, workdir, **_parts(_json(workdir / "metrics.json")))
+        run = Run("", 0, {}, workdir, _json(workdir / "metrics.json"))
+        return dataclasses.replace(run, seed=(fields(run) or {}).get("seed", 0))
 
     if (workdir / "config.json").exists():
         result = workdir / "result.json"
@@ -185,11 +180,12 @@ def _sweep(workdir: Path) -> Sweep:
     runs, left_out = {}, 0
     for where, body in _lines(workdir / "results.jsonl"):
         try:
-            result = record.Result.from_line(body)
+            run = Run.from_line(body)
         except ValueError as error:
             raise UserError(f"{where}: {error}; delete the line and sweep again") from None
-        if result.point in header.points and result.seed in header.seeds:
-            runs[result.point, result.seed] = _run(result, workdir)
+        if run.point in header.points and run.seed in header.seeds:
+            place = workdir / run.workdir
+            runs[run.point, run.seed] = dataclasses.replace(run, workdir=place)
         else:
             left_out += 1
 
@@ -201,28 +197,6 @@ def _sweep(workdir: Path) -> Sweep:
             what += f", {len(failed)} failed, {first}"
         raise UserError(f"{workdir}: {what}; let the sweep go on first")
     return sweep
-
-
-def _run(result: record.Result, sweep: Path) -> Run:
-    return Run(
-        result.point,
-        result.seed,
-        sweep / result.workdir,
-        **_parts(result.metrics or {}),
-        error=result.error or "",
-        overrides=result.overrides,
-        seconds=result.seconds,
-        memory=result.peak_memory_mib,
-    )
-
-
-def _parts(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """What a Run has of metrics.json."""
-    splits = {
-        split: SplitReport.from_json(metrics[split]) for split in SPLITS if metrics.get(split)
-    }
-    others = {key: metrics.get(key) or {} for key in ("train", "parameters")}
-    return {"splits": splits, **others}
 
 
 def _json(path: Path) -> dict:

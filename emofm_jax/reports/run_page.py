@@ -4,7 +4,7 @@ from emofm_jax import config
 from emofm_jax.evaluation import summary as summary_lib
 from emofm_jax.evaluation.split_report import SplitReport
 from emofm_jax.reports import curves, document, plots, read
-from emofm_jax.reports.document import Block, Cell, Charts, Section, Table, Text
+from emofm_jax.reports.document import Block, Cell, Charts, Table, Text
 
 _MOST_SLOTS = 40  # bars of a chart
 # Heads of the columns and the decimals of their figures.
@@ -15,14 +15,14 @@ def report(run: read.Run) -> document.Report:
     """The whole report; what is printed are its figures and a sentence or two."""
     split = read.split_of([run])
     part, figures, said = run.splits[split], _figures(run), _summary(run.splits[split], split)
-    sections = [
-        Section("Result", [Text(said), figures]),
-        Section("By type", _by_type(part, split)),
-        Section("Learning curves", _learning(run)),
-        Section("Calibration", _calibration(run, split)),
-        Section("Importance of the slots", _importance(run, split)),
-        Section("Configuration", _configuration(run)),
-    ]
+    sections: dict[str, list[Block]] = {
+        "Result": [Text(said), figures],
+        "By type": _by_type(part, split),
+        "Learning curves": _learning(run),
+        "Calibration": _calibration(run, split),
+        "Importance of the slots": _importance(run, split),
+        "Configuration": _configuration(run),
+    }
     return document.Report(_title(run), _lead(run), sections, [("", figures)], [said])
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from emofm_jax import config
 from emofm_jax.evaluation import comparison
 from emofm_jax.reports import document, plots
-from emofm_jax.reports.document import Block, Cell, Charts, Items, Section, Table, Text
+from emofm_jax.reports.document import Block, Cell, Charts, Items, Table, Text
 from emofm_jax.reports.sweep import details, findings, sensitivity
 from emofm_jax.reports.sweep import summary as summary_lib
 from emofm_jax.reports.sweep import view as view_lib
@@ -50,21 +50,21 @@ def report(v: View) -> document.Report:
     """The whole report; what is printed are its results and its summary."""
     results = [(same.name, _results_table(v, same)) for same in v.data]
     comparisons = f"Against {v.data[0].partner}" if len(v.data) == 1 else "Comparisons"
-    sections = [
-        Section("Summary", _summary(v)),
-        Section("Results", _results(v, results)),
-        Section("Across data", sensitivity.across(v)),
-        Section(comparisons, _comparisons(v)),
-        Section("Sensitivity", sensitivity.sensitivity(v)),
-        Section("By type", details.by_type(v)),
-        Section("Auxiliary model", details.auxiliary(v)),
-        Section("Cost", details.cost(v)),
-        Section("Learning curves", details.learning(v)),
-        Section("Calibration", details.calibration(v)),
-        Section("Configurations", _configurations(v)),
-        Section("Failed runs", _failed(v)),
-        Section("How to read this", [Items(_HOW)]),
-    ]
+    sections: dict[str, list[Block]] = {
+        "Summary": _summary(v),
+        "Results": _results(v, results),
+        "Across data": sensitivity.across(v),
+        comparisons: _comparisons(v),
+        "Sensitivity": sensitivity.sensitivity(v),
+        "By type": details.by_type(v),
+        "Auxiliary model": details.auxiliary(v),
+        "Cost": details.cost(v),
+        "Learning curves": details.learning(v),
+        "Calibration": details.calibration(v),
+        "Configurations": _configurations(v),
+        "Failed runs": _failed(v),
+        "How to read this": [Items(_HOW)],
+    }
     said = [*_unfinished(v), *summary_lib.summary(v), *summary_lib.by_data(v)]
     return document.Report(f"Sweep: {v.sweep.name}", view_lib.lead(v), sections, results, said)
 
@@ -274,5 +274,7 @@ def _configurations(v: View) -> list[Block]:
 def _failed(v: View) -> list[Block]:
     rows = []
     for run in v.sweep.failed():
-        rows.append([document.code(run.point), Cell(str(run.seed), run.seed), Cell(run.error)])
+        rows.append(
+            [document.code(run.point), Cell(str(run.seed), run.seed), Cell(run.error or "")]
+        )
     return [Table(["point", "seed", "error"], rows)] if rows else []

@@ -77,7 +77,7 @@ def view(sweep: read.Sweep, metric: str, reference: str) -> View:
     values: dict[str, Callable[[read.Run], float | None]] = {key: of_split(key) for key in keys}
     values["parameters"] = lambda run: run.parameters.get("total")
     values["rows_per_s"] = lambda run: run.train.get("rows_per_s") or None  # 0: of one step only
-    values["memory"] = lambda run: run.memory
+    values["memory"] = lambda run: run.peak_memory_mib
     figures = {name: findings.figure(sweep, value) for name, value in values.items()}
 
     memory = figures["memory"]  # it is known of the first run of each process only
