@@ -20,7 +20,7 @@ ROOMS = {
     "options": ("errors", ""),
     "config": ("errors options data models", "ml_collections"),
     "data": ("errors files options", "numpy pyarrow xxhash ml_collections tqdm"),
-    "evaluation": ("errors files data", "numpy scipy tqdm"),
+    "evaluation": ("errors files", "numpy scipy"),
     "nn": ("errors options", "numpy jax flax chex"),
     "models": ("errors options data nn", "numpy jax flax chex"),
     "training": (
@@ -32,7 +32,7 @@ ROOMS = {
         "numpy jax flax safetensors pyarrow tqdm",
     ),
     "sweeping": ("errors files config evaluation training", "ml_collections optuna"),
-    "reports": ("errors files config evaluation sweeping", "numpy pyarrow"),
+    "reports": ("errors files options config evaluation sweeping", "numpy pyarrow"),
     "points": ("sweeping", ""),
     "cli": ("errors config training sweeping", "absl ml_collections"),
 }
