@@ -43,8 +43,10 @@ RICH = {
     },
     "destine": {"destine.relu": True},
 }
-# Of XLA: a third of the time to compile.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+# Of XLA: a third of the time to compile. Later versions have no other emitters to choose.
+QUICK = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11):
+    QUICK["xla_cpu_use_fusion_emitters"] = False
 NORMED = tuple(
     name for name in RICH if name not in ("lr", "fm")
 )  # that batch norm has an effect on

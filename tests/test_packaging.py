@@ -5,8 +5,12 @@ import importlib
 import re
 from pathlib import Path
 
+import pytest
+
 import emofm_jax
 from emofm_jax import cli
+
+pytestmark = pytest.mark.fast
 
 ROOT = Path(emofm_jax.__file__).parents[1]
 SETUP = configparser.ConfigParser()
@@ -60,3 +64,11 @@ def test_hooks_have_the_pinned_versions():
     text = (ROOT / ".pre-commit-config.yaml").read_text()
     hooks = set(re.findall(r"additional_dependencies: \[(\S+==\S+)\]", text))
     assert hooks and hooks < pinned
+
+
+def test_the_changelog_knows_the_version():
+    assert SETUP["metadata"]["version"] == "attr: emofm_jax.__version__"
+    released = re.findall(
+        r"^## (\d\S*) - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
+    assert released[0] == emofm_jax.__version__
