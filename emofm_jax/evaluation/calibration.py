@@ -23,6 +23,8 @@ import scipy.optimize
 
 from emofm_jax import files
 from emofm_jax.errors import UserError, check_choice
+from emofm_jax.evaluation import metrics
+from emofm_jax.evaluation.split_report import SplitReport
 
 METHODS = ("platt", "isotonic")
 FORMAT_VERSION = 1
@@ -85,6 +87,29 @@ def apply(arrays: Mapping[str, Any], logit: Any, xp: ModuleType = np) -> Any:
         return xp.clip(xp.interp(logit, arrays["x"], arrays["y"]), _SMALLEST, 1 - _SMALLEST)
     z = xp.clip(arrays["slope"] * logit + arrays["intercept"], -_LARGEST_LOGIT, _LARGEST_LOGIT)
     return 1 / (1 + xp.exp(-z))
+
+
+def before_and_after(
+    fitted: Calibration,
+    report: SplitReport,
+    label: np.ndarray,
+    logit: np.ndarray,
+    weight: np.ndarray | None,
+) -> dict[str, dict[str, float | None]]:
+    """Figures of the rows of a report, as the model gives them and calibrated.
+
+    Returns:
+      {"before": {"auc", "logloss", "pcoc", "ece"}, "after": the same}.
+    """
+    p = apply(fitted.arrays, logit.astype(np.float64))
+    bins = metrics.reliability(label, p, weight)
+    after = {
+        "auc": metrics.auc(label, p, weight),
+        "logloss": metrics.logloss(label, p, weight),
+        "pcoc": metrics.pcoc(label, p, weight),
+        "ece": metrics.expected_calibration_error(bins),
+    }
+    return {"before": {key: getattr(report, key) for key in after}, "after": after}
 
 
 def save(workdir: Path, calibration: Calibration, step: int, fit: Mapping[str, Any]) -> Path:

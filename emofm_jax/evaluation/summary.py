@@ -98,7 +98,9 @@ def calibration(fit: Mapping[str, Any], split: str) -> str:
 def importance(found: Mapping[str, Any]) -> str:
     """Slots by the AUC that is lost when they are permuted; `found` as in importance.json."""
     width = max(len(slot["name"]) for slot in found["slots"])
-    lines = [f"{'slot':<{width}}  {'group':<16}{'AUC drop':>12}{'logloss rise':>14}"]
+    by = f"their values are permuted over {found['rows']:,} rows"
+    lines = [f"slots by the AUC that is lost when {by}"]
+    lines += [f"{'slot':<{width}}  {'group':<16}{'AUC drop':>12}{'logloss rise':>14}"]
     for slot in found["slots"]:
         figures = f"{slot['auc_drop']:>12.6f}{slot['logloss_rise']:>14.6f}"
         lines.append(f"{slot['name']:<{width}}  {slot['group']:<16}{figures}")

@@ -144,9 +144,9 @@ def _make_segment(logit: Callable) -> Callable:
         slopes = [gradient(place(at + point.astype(np.float32) * width)) for point in _POINTS]
         mean = jax.tree.map(lambda *g: sum(g) / len(g), *slopes)
         parts = jax.tree.map(lambda g, d: (g * d).sum(axis=-1) * width[:, None], mean, difference)
-        parts = sum(jax.tree.leaves(parts))  # of an ensemble: over its members
+        total: Any = sum(jax.tree.leaves(parts))  # of an ensemble: over its members
 
         rise = logit(params, place(at + width)) - logit(params, place(at))
-        return parts, rise - parts.sum(axis=1)
+        return total, rise - total.sum(axis=1)
 
     return segment

@@ -125,6 +125,7 @@ def _partition(params: Any) -> tuple[list[jax.Array], Callable[[list], Any]]:
 
     def unite(arguments):
         rest = iter(arguments)
-        return structure.unflatten([next(rest) if own else x for x, own in zip(leaves, stays)])
+        joined = [next(rest) if own else x for x, own in zip(leaves, stays)]
+        return jax.tree.unflatten(structure, joined)
 
     return [x for x, own in zip(leaves, stays) if own], unite

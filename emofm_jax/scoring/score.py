@@ -13,6 +13,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,7 +40,7 @@ def load(directory, check=True):
 
     program = export.deserialize(bytearray((directory / "model.stablehlo").read_bytes()))
     call = functools.partial(call_program, program, signature["inputs"].keys())
-    score = functools.partial(jax.jit(call), weights)
+    score: Any = functools.partial(jax.jit(call), weights)
     score.call, score.weights, score.signature = call, weights, signature
     if check:
         check_example(directory, score)

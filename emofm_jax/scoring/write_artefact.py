@@ -85,7 +85,7 @@ def _write_program(scorer: Scorer, path: Path, example: Mapping) -> dict[str, np
     names = list(weights)
 
     def program(weights, features):
-        params = structure.unflatten([weights[name] for name in names])
+        params = jax.tree.unflatten(structure, [weights[name] for name in names])
         return scorer.fn(params, features)
 
     (rows,) = jax.export.symbolic_shape("b")
