@@ -25,10 +25,10 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from emofm_jax import cli, files
+from emofm_jax import cli
 from emofm_jax import config as config_lib
+from emofm_jax.data import files, shards
 from emofm_jax.data import schema as schema_lib
-from emofm_jax.data import shards
 from emofm_jax.errors import UserError, check_choice
 from emofm_jax.evaluation import calibration, summary
 from emofm_jax.reports import plots

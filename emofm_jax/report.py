@@ -19,7 +19,8 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from emofm_jax import cli, files
+from emofm_jax import cli
+from emofm_jax.data import files
 from emofm_jax.errors import UserError, check_choice
 from emofm_jax.reports import read, run_page
 from emofm_jax.reports.sweep import page, view

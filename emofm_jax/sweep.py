@@ -20,7 +20,8 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from emofm_jax import cli, files
+from emofm_jax import cli
+from emofm_jax.data import files
 from emofm_jax.errors import UserError
 from emofm_jax.sweeping import experiment, search
 from emofm_jax.sweeping import sweep as sweep_lib

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from emofm_jax import files
+from emofm_jax.data import files
 
 
 def test_a_file_is_replaced_when_the_new_one_is_whole_and_not_before(tmp_path):

@@ -16,23 +16,22 @@ PACKAGE = Path(emofm_jax.__file__).parent
 ROOMS = {
     # room: (rooms it may import, packages of others)
     "errors": ("", ""),
-    "files": ("", ""),
     "options": ("errors", ""),
     "config": ("errors options data models", "ml_collections"),
-    "data": ("errors files options", "numpy pyarrow xxhash ml_collections tqdm"),
-    "evaluation": ("errors files", "numpy scipy"),
+    "data": ("errors options", "numpy pyarrow xxhash ml_collections tqdm"),
+    "evaluation": ("errors data", "numpy scipy"),
     "nn": ("errors options", "numpy jax flax chex"),
     "models": ("errors options data nn", "numpy jax flax chex"),
     "training": (
-        "errors files options config data evaluation nn models",
+        "errors options config data evaluation nn models",
         "numpy jax flax optax ml_collections pyarrow safetensors tensorboardX tqdm xxhash",
     ),
     "scoring": (
-        "errors files config data evaluation nn models training",
+        "errors config data evaluation nn models training",
         "numpy jax flax safetensors pyarrow tqdm",
     ),
-    "sweeping": ("errors files config evaluation training", "ml_collections optuna"),
-    "reports": ("errors files options config evaluation sweeping", "numpy pyarrow"),
+    "sweeping": ("errors config data evaluation training", "ml_collections optuna"),
+    "reports": ("errors options config evaluation sweeping", "numpy pyarrow"),
     "points": ("sweeping", ""),
     "cli": ("errors config training sweeping", "absl ml_collections"),
 }

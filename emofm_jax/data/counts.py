@@ -13,8 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emofm_jax import files
-from emofm_jax.data import shards
+from emofm_jax.data import files, shards
 from emofm_jax.data.schema import Schema, Slot
 
 

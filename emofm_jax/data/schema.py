@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from emofm_jax import files
+from emofm_jax.data import files
 from emofm_jax.errors import UserError
 
 FORMAT_VERSION = 1

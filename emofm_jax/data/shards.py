@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from emofm_jax import files as files_lib
+from emofm_jax.data import files as files_lib
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.problems import Bad
 from emofm_jax.data.schema import Schema, Slot

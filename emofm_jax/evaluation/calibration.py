@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.optimize
 
-from emofm_jax import files
+from emofm_jax.data import files
 from emofm_jax.errors import UserError, check_choice
 from emofm_jax.evaluation import metrics
 from emofm_jax.evaluation.split_report import SplitReport

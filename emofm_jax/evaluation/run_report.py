@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from emofm_jax import files
+from emofm_jax.data import files
 from emofm_jax.evaluation.split_report import SplitReport
 
 FILE = "metrics.json"

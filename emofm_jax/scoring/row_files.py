@@ -17,8 +17,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from emofm_jax import files
-from emofm_jax.data import batches, encode, features, shards
+from emofm_jax.data import batches, encode, features, files, shards
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
 

@@ -11,8 +11,8 @@ import numpy as np
 import safetensors.numpy
 
 from emofm_jax.data import features as features_lib
+from emofm_jax.data.files import write_json
 from emofm_jax.errors import UserError
-from emofm_jax.files import write_json
 from emofm_jax.scoring import artefact, score
 from emofm_jax.scoring.scorer import Scorer
 

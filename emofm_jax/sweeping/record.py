@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from emofm_jax import files
+from emofm_jax.data import files
 
 _LINE = ("point", "seed", "status", "error", "overrides", "metrics", "seconds", "peak_memory_mib")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from emofm_jax import files
+from emofm_jax.data import files
 from emofm_jax.evaluation import split_report
 from emofm_jax.sweeping.record import Result
 

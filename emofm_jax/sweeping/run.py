@@ -27,7 +27,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from emofm_jax import config as config_lib
-from emofm_jax import files
+from emofm_jax.data import files
 from emofm_jax.errors import UserError
 from emofm_jax.sweeping import record
 from emofm_jax.sweeping.record import Attempt, Result

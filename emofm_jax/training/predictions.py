@@ -16,8 +16,7 @@ import pyarrow.parquet as pq
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from emofm_jax import files
-from emofm_jax.data import batches
+from emofm_jax.data import batches, files
 from emofm_jax.data.schema import Schema
 from emofm_jax.data.shards import Split
 from emofm_jax.errors import UserError

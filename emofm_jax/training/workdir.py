@@ -19,7 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from emofm_jax import config as config_lib
-from emofm_jax import files
+from emofm_jax.data import files
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.errors import UserError
 
