@@ -25,6 +25,8 @@ from scipy import special
 from emofm_jax.evaluation import metrics
 
 HIGHER_IS_BETTER = {"auc": True, "logloss": False}
+LEVEL = 0.95  # of every interval
+RISK = 0.05  # that `holm` takes
 VERDICTS = ("better", "worse", "not distinguishable")
 
 
@@ -53,7 +55,7 @@ def spread(values: np.ndarray) -> Spread:
     return Spread(float(values.mean()), float(values.std(ddof=1)), t_interval(values))
 
 
-def t_interval(values: np.ndarray, level: float = 0.95) -> Interval:
+def t_interval(values: np.ndarray) -> Interval:
     """t interval of the mean of `values` f64[..., k]; of paired differences, the paired t test.
 
     Raises:
@@ -63,7 +65,7 @@ def t_interval(values: np.ndarray, level: float = 0.95) -> Interval:
     k = values.shape[-1]
     if k < 2:
         raise ValueError(f"{k} values have no spread; an interval needs two")
-    return _interval(values.mean(axis=-1), values.std(axis=-1, ddof=1) / np.sqrt(k), k - 1.0, level)
+    return _interval(values.mean(axis=-1), values.std(axis=-1, ddof=1) / np.sqrt(k), k - 1.0)
 
 
 def row_parts(metric: str, label: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -116,10 +118,10 @@ def over_rows(
         raise ValueError("not the same rows")
     strata = [np.asarray(a, np.float64) - b for a, b in zip(ours, theirs)]
     variance = sum(d.var(ddof=1) / len(d) if len(d) > 1 else 0.0 for d in strata)
-    return _interval(strata[0].mean(), np.sqrt(variance), np.inf, level)
+    return _interval(strata[0].mean(), np.sqrt(variance), np.inf)
 
 
-def together(differences: np.ndarray, rows: Interval, level: float = 0.95) -> Interval:
+def together(differences: np.ndarray, rows: Interval) -> Interval:
     """Interval of the mean of paired per-seed differences f64[..., k], over seeds and rows.
 
     Satterthwaite's interval alone covers 0.88 with two seeds and 0.92 with three where the rows add
@@ -130,19 +132,18 @@ def together(differences: np.ndarray, rows: Interval, level: float = 0.95) -> In
 
     Args:
       differences: of k >= 2 seeds.
-      rows: from `over_rows` at the same level.
+      rows: from `over_rows`.
     """
     differences = np.asarray(differences, np.float64)
     k = differences.shape[-1]
     of_seeds = differences.var(axis=-1, ddof=1) / k
-    quantile = special.ndtri((1 + level) / 2)
+    quantile = special.ndtri((1 + LEVEL) / 2)
     of_rows = ((np.asarray(rows.high) - rows.low) / 2 / quantile) ** 2
     total = of_seeds + of_rows
     share = np.where(total > 0, of_seeds / np.where(total > 0, total, 1.0), 1.0)
-    both = _interval(
-        differences.mean(axis=-1), np.sqrt(total), (k - 1) / np.maximum(share**2, 1e-9), level
-    )
-    alone = t_interval(differences, level)
+    freedom = (k - 1) / np.maximum(share**2, 1e-9)
+    both = _interval(differences.mean(axis=-1), np.sqrt(total), freedom)
+    alone = t_interval(differences)
     low, high = np.minimum(both.low, alone.low)[()], np.maximum(both.high, alone.high)[()]
     return Interval(both.mean, low, high, np.maximum(both.p, alone.p)[()])
 
@@ -154,19 +155,19 @@ def verdict(interval: Interval, higher_is_better: bool) -> str:
     return VERDICTS[0 if (interval.mean > 0) == higher_is_better else 1]
 
 
-def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
-    """Which of many differences stay when all shall be right with probability 1 - level (Holm)."""
+def holm(p_values: Sequence[float]) -> list[bool]:
+    """Which of many differences stay when all shall be right with probability 1 - RISK (Holm)."""
     order, kept = np.argsort(p_values, kind="stable"), [False] * len(p_values)
     for rank, i in enumerate(order):
-        if p_values[i] > level / (len(order) - rank):
+        if p_values[i] > RISK / (len(order) - rank):
             break
         kept[i] = True
     return kept
 
 
-def first_step_of_holm(num_seeds: int, num_comparisons: int, level: float = 0.05) -> float:
+def first_step_of_holm(num_seeds: int, num_comparisons: int) -> float:
     """Standard errors over seeds that the clearest of many differences needs to stay by `holm`."""
-    return float(special.stdtrit(num_seeds - 1, 1 - level / num_comparisons / 2))
+    return float(special.stdtrit(num_seeds - 1, 1 - RISK / num_comparisons / 2))
 
 
 def slope(x: Sequence[float] | np.ndarray, y: np.ndarray) -> tuple[float, Interval | None]:
@@ -189,18 +190,18 @@ def slope(x: Sequence[float] | np.ndarray, y: np.ndarray) -> tuple[float, Interv
     return float(slopes.mean()), t_interval(slopes)
 
 
-def rate_interval(rate: float, rows: int, level: float = 0.95) -> Interval:
+def rate_interval(rate: float, rows: int) -> Interval:
     """Wilson's interval of a share of `rows` rows."""
-    z = float(special.ndtri((1 + level) / 2))
+    z = float(special.ndtri((1 + LEVEL) / 2))
     middle = (rate + z * z / (2 * rows)) / (1 + z * z / rows)
     half = z / (1 + z * z / rows) * np.sqrt(rate * (1 - rate) / rows + z * z / (4 * rows * rows))
     return Interval(rate, float(middle - half), float(middle + half))
 
 
-def _interval(mean, error, freedom, level) -> Interval:
+def _interval(mean, error, freedom) -> Interval:
     """Interval of a t variable of `freedom` degrees, infinite if normal; a point if error is 0."""
     degrees = np.minimum(freedom, 1e9)
-    half = special.stdtrit(degrees, (1 + level) / 2) * error
+    half = special.stdtrit(degrees, (1 + LEVEL) / 2) * error
     with np.errstate(divide="ignore", invalid="ignore"):
         beyond = 2 * special.stdtr(degrees, -np.abs(mean / error))
     p = np.where(error > 0, beyond, np.where(mean == 0, 1.0, 0.0))

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 
 _BLOCK_ROWS = 1 << 20
+_BINS = 10  # of the reliability curve
 _SIDES: tuple[Literal["left"], Literal["right"]] = ("left", "right")  # of equal scores
 
 
@@ -156,24 +157,22 @@ def pcoc(label: np.ndarray, p: np.ndarray, weight: np.ndarray | None = None) -> 
     return _ratio(_sum(p, weight), _sum(label, weight))
 
 
-def reliability(
-    label: np.ndarray, p: np.ndarray, weight: np.ndarray | None = None, bins: int = 10
-) -> list[Bin]:
-    """Mean prediction beside click rate in parts of (nearly) equally many rows, by ascending p.
+def reliability(label: np.ndarray, p: np.ndarray, weight: np.ndarray | None = None) -> list[Bin]:
+    """Mean prediction beside click rate in ten parts of (nearly) equally many rows, by ascending p.
 
     Rows of equal p stay together, so fewer parts may come back. Weights enter the two means only.
     """
     if not len(p):
         return []
-    cuts = [max(len(p) * i // bins - 1, 0) for i in range(1, bins)]
+    cuts = [max(len(p) * i // _BINS - 1, 0) for i in range(1, _BINS)]
     edges = np.partition(p, cuts)[cuts]  # the last rows of the parts
 
-    sums = np.zeros((4, bins))
+    sums = np.zeros((4, _BINS))
     for rows in _blocks(len(p)):
         part = np.searchsorted(edges, p[rows], "left")
         w = _weights(weight, rows)
         for i, values in enumerate((np.ones(len(part)), w, w * p[rows], w * (label[rows] > 0))):
-            sums[i] += np.bincount(part, values, bins)
+            sums[i] += np.bincount(part, values, _BINS)
 
     found = (part for part in sums.T.tolist() if part[0])
     return [Bin(int(n), _ratio(p, w), _ratio(clicks, w)) for n, w, p, clicks in found]
