@@ -27,12 +27,11 @@ def load(directory: Path) -> tuple[Schema, dict, Callable[[Any, Mapping], dict]]
     """Loads an export, after verifying every file and the worked example.
 
     Returns:
-      The schema, the weights by name, and call(weights, features) -> scores. vmap and forward-mode
-      differentiation of the call are UserErrors when they are traced.
+      The schema, the weights by name, and call(weights, features) -> scores.
 
     Raises:
-      UserError: a file is missing, another than was exported, of a newer format, or of another
-        export.
+      UserError: a file is missing, not the exported one, of a newer format or another export. The
+        call raises it where vmap or jvp of it is traced.
     """
     loaded = _load(directory)
     schema = schema_lib.load(directory)

@@ -25,7 +25,7 @@ _POINTS = 0.5 + np.array([-0.5, 0.5]) / np.sqrt(3)  # of Gauss-Legendre in [0, 1
 
 
 class Measure(NamedTuple):
-    """The programs of a model, with its parameters; each is compiled once per number of rows.
+    """The functions of a model, with its parameters; each is compiled once per number of rows.
 
     Attributes:
       embed: features -> e f32[B, S, D], of an ensemble a tuple of these.
@@ -40,11 +40,11 @@ class Measure(NamedTuple):
 
 
 def make_measure(embed: Callable, score: Callable, params: Any) -> Measure:
-    """Builds the programs of `score(params, embed(params, features))`, without a calibration."""
+    """Builds the functions of `score(params, embed(params, features))`, without a calibration."""
     params = _uncalibrated(params)
     logit = lambda params, e: score(params, e)["logit"]
-    programs = (jax.jit(program) for program in (embed, logit, _make_segment(logit)))
-    return Measure(*(functools.partial(program, params) for program in programs))
+    compiled = (jax.jit(function) for function in (embed, logit, _make_segment(logit)))
+    return Measure(*(functools.partial(function, params) for function in compiled))
 
 
 def explain(
@@ -56,7 +56,7 @@ def explain(
     steps, which no gradient sees.
 
     Args:
-      measure: of a run, or of an ensemble of runs.
+      measure: of a run, or of an ensemble.
       features: of B rows.
       reference: features of B rows, or of one, to compare with; None: e = 0, which says nothing.
       tolerance: of completeness, in units of the logit.

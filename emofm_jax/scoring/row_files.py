@@ -1,8 +1,4 @@
-"""Files of rows -> a file of their scores, in constant memory.
-
-The output has one row per row of the input, in its order: `row_id`, the scores, and `reason`, null
-or why the row has none.
-"""
+"""Files of rows -> a file of their scores, in constant memory; predict.py says what is in it."""
 
 import collections
 import contextlib
@@ -40,7 +36,7 @@ def check(source: Path, output: Path) -> None:
     """Checks what can be seen before a model is loaded.
 
     Raises:
-      UserError: there is no such input, or the output cannot be written.
+      UserError: there is no such input, or no such output can be written.
     """
     if output.suffix not in (".parquet", ".csv"):
         raise UserError(f"--output={output}: the ending must be .parquet or .csv")
