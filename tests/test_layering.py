@@ -30,7 +30,7 @@ ROOMS = {
         "errors config data evaluation nn models training",
         "numpy jax flax safetensors pyarrow tqdm",
     ),
-    "sweeping": ("errors config data evaluation training", "ml_collections optuna"),
+    "sweeping": ("errors options config data evaluation training", "ml_collections optuna"),
     "reports": ("errors options config evaluation sweeping", "numpy pyarrow"),
     "points": ("sweeping", ""),
     "cli": ("errors config training sweeping", "absl ml_collections"),

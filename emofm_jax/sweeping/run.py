@@ -29,6 +29,7 @@ from ml_collections import ConfigDict
 from emofm_jax import config as config_lib
 from emofm_jax.data import files
 from emofm_jax.errors import UserError
+from emofm_jax.options import flatten
 from emofm_jax.sweeping import record
 from emofm_jax.sweeping.record import Attempt, Result
 from emofm_jax.training import run as run_lib
@@ -132,7 +133,7 @@ def end(
     what = (run.point, run.seed, run.overrides, record.place(run.point, run.seed))
     error = None if error is None else " ".join(error.split())
     how = (metrics, error, round(seconds, 3), peak_memory_mib)
-    result = Result(*what, *how, config_lib.flatten(run.config))
+    result = Result(*what, *how, flatten(run.config))
 
     run.workdir.mkdir(parents=True, exist_ok=True)
     dataclasses.replace(Attempt.load(run.workdir), deaths=0).save(run.workdir)
@@ -149,12 +150,12 @@ def ended(run: Run) -> Result | None:
     if found is None:
         return None
 
-    was = config_lib.flatten(config_lib.default()) | config_lib.renamed(dict(found.config))
+    was = flatten(config_lib.default()) | config_lib.renamed(dict(found.config))
     if config_lib.difference(was, run.config).keys() - config_lib.free():
         return None
 
     # What the sweep's base is, and where the sweep lies, may have changed since.
-    place, now = record.place(run.point, run.seed), config_lib.flatten(run.config)
+    place, now = record.place(run.point, run.seed), flatten(run.config)
     return dataclasses.replace(found, overrides=run.overrides, workdir=place, config=now)
 
 

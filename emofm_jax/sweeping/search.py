@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from emofm_jax import config as config_lib
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import monitor
+from emofm_jax.options import flatten, get
 from emofm_jax.sweeping import overrides
 from emofm_jax.sweeping import run as sweep_run
 from emofm_jax.sweeping.experiment import Point
@@ -95,8 +96,7 @@ def next_trial(
     """
     optuna = _optuna()
     distributions = {
-        field: _distribution(optuna, drawn, config_lib.get(base, field))
-        for field, drawn in ranges.items()
+        field: _distribution(optuna, drawn, get(base, field)) for field, drawn in ranges.items()
     }
     sampler = optuna.samplers.TPESampler(seed=(seed * 1_000_003 + len(history)) % 2**32)
     study = optuna.create_study(direction="maximize", sampler=sampler)
@@ -120,7 +120,7 @@ def next_trial(
 
 def _check_range(field: str, drawn: Any, base: ConfigDict) -> None:
     where = f"ranges: {field!r}"
-    if field not in config_lib.flatten(base):
+    if field not in flatten(base):
         remedy = "emofm_jax/config.py lists every field"
         raise UserError(f"{where} is no field of the config; {remedy}")
     if field == "seed":
@@ -138,7 +138,7 @@ def _check_range(field: str, drawn: Any, base: ConfigDict) -> None:
             overrides.put(base, {field: value}, "ranges")
         return
 
-    now = config_lib.get(base, field)
+    now = get(base, field)
     whole = _is_whole(now)
     if not whole and not isinstance(now, float):
         remedy = "write ('choice', [value, ...])"
