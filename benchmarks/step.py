@@ -105,7 +105,7 @@ def make_step(schema: Schema, embedding_dim: int):
     }
     module = model_lib.make_model(schema, options)
     optimizers = {k: optim.make_optimizer(defaults.optim[k].to_dict(), 1) for k in state.SECTIONS}
-    init = state.make_init(module, schema, optimizers, table_width=embedding_dim, init_scale=0.01)
+    init = state.make_init(module, schema, optimizers, init_scale=0.01)
     return init(jax.random.key(0)), step.make_train_step(module, schema, optimizers)
 
 

@@ -19,7 +19,7 @@ from emofm_jax.training import compilation
 hits = []
 jax.monitoring.register_event_listener(lambda name, **_: hits.append(name.endswith("cache_hits")))
 step = jax.pmap(lambda state, x: state + jnp.sin(x @ x.T).sum(), devices=jax.local_devices()[:1])
-step = compilation.compile_ahead(step, jax.local_devices()[:1])
+step = compilation.pmapped(step, jax.local_devices()[:1])
 print(sum(hits), float(step(jnp.ones(1), jnp.arange(64.0).reshape(1, 8, 8) / 7)[0]).hex(), sum(hits))
 """
 

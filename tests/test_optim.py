@@ -89,17 +89,27 @@ def test_the_schedule_reaches_the_updates():
 
 def test_only_counts_and_rows_are_in_the_state():
     """The sparse step gathers leaves of V rows and lets the others be: there may be nothing in between."""
-    for name in optim.OPTIMIZERS:
+    for name in {changes["name"] for changes in OPTIMIZERS}:
         state = optim.make_optimizer(section(name=name, momentum=0.9), 10).init(jnp.zeros((5, 2)))
         assert {leaf.shape for leaf in jax.tree.leaves(state)} <= {(), (5, 2)}
 
 
-def test_unknown_names_are_answered_with_the_known_ones():
-    with pytest.raises(
-        UserError, match=r"'lamb' is not known; choose one of adam, adamw, adagrad, sgd"
-    ):
+@pytest.mark.parametrize(
+    "field, value, known",
+    [
+        ("name", "lamb", "adam, adamw, adagrad, sgd"),
+        ("schedule", "step", "constant, cosine, plateau"),
+    ],
+)
+def test_unknown_names_are_answered_with_the_known_ones(field, value, known):
+    c = config.default()
+    c.optim.network[field] = value
+    with pytest.raises(UserError, match=rf"'{value}' is not known; choose one of {known}"):
+        config.validate(c)
+
+
+def test_every_optimizer_that_a_config_may_name_is_here():
+    known = config.options()["optim.network.name"].choices
+    assert set(known) == {changes["name"] for changes in OPTIMIZERS}
+    with pytest.raises(ValueError, match="'lamb' is not known"):
         optim.make_optimizer(section(name="lamb"), 10)
-    with pytest.raises(
-        UserError, match=r"'step' is not known; choose one of constant, cosine, plateau"
-    ):
-        optim.make_optimizer(section(schedule="step"), 10)

@@ -34,7 +34,7 @@ def one_device():
 def start():
     """Parameters of `Linear` at the start, on the host."""
     optimizers = dict.fromkeys(state_lib.SECTIONS, optax.identity())
-    options = dict(table_width=DIM, init_scale=0.5, devices=one_device())
+    options = dict(init_scale=0.5, devices=one_device())
     state = state_lib.make_init(Linear(), make_schema(), optimizers, **options)(jax.random.key(3))
     return state_lib.fetch(state.params)
 
@@ -272,20 +272,17 @@ class Typed(nn.Module):
 @pytest.mark.parametrize("drop_type", [-1, 1])
 def test_the_sums_of_a_step_are_those_of_its_rows(drop_type):
     schema, devices = make_schema(("view", "cart", "buy")), one_device()
-    optimizers = dict.fromkeys(step_lib.SECTIONS, optax.sgd(0.1))
-    init = step_lib.make_init(
-        Typed(), schema, optimizers, table_width=DIM, init_scale=0.5, devices=devices
-    )
+    optimizers = dict.fromkeys(state_lib.SECTIONS, optax.sgd(0.1))
+    init = state_lib.make_init(Typed(), schema, optimizers, init_scale=0.5, devices=devices)
     state = init(jax.random.key(0))
-    params = step_lib.fetch(state.params)
+    params = state_lib.fetch(state.params)
     batch = make_batch(0, 24, 20, types=3)
     ids, value, label, weight = as_rows(batch)
     ftype = batch.ftype[0]
     assert set(ftype[:20]) == {-1, 0, 1, 2}
-    step = step_lib.make_train_step(
-        Typed(), schema, optimizers, am_weight=0.5, drop_type=drop_type, devices=devices
-    )
-    record = step_lib.fetch(step(state, step_lib.put_batch(batch, devices))[1])
+    options = step_lib.Options(am_weight=0.5, drop_type=drop_type)
+    step = step_lib.make_train_step(Typed(), schema, optimizers, options, devices)
+    record = state_lib.fetch(step(state, state_lib.put_batch(batch, devices))[1])
 
     e = formulas.pool(params["embedding"], ids, value, schema.slot_widths).reshape(24, -1)
     p_given_type = formulas.sigmoid(e @ params["network"]["predictors"])

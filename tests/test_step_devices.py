@@ -30,7 +30,7 @@ def one_device():
 
 
 def make(update="lazy"):
-    options = dict(table_width=DIM, init_scale=0.5, devices=one_device())
+    options = dict(init_scale=0.5, devices=one_device())
     state = state_lib.make_init(Linear(), make_schema(), OPTIMIZERS, **options)(jax.random.key(0))
     options = step_lib.Options(updates=update)
     arguments = (Linear(), make_schema(), OPTIMIZERS, options, one_device())
@@ -59,7 +59,7 @@ def test_memory_of_a_step_does_not_follow_the_table():
     rows, batch = 200_000, state_lib.put_batch(make_batch(0), one_device())
     slots = (*make_schema().slots[:2], Slot("item", "item", encoding="identity", rows=rows))
     schema = Schema("large", slots, rows_per_type=(0,), clicks_per_type=(0,))
-    options = dict(table_width=DIM, init_scale=0.1, devices=one_device())
+    options = dict(init_scale=0.1, devices=one_device())
     init = state_lib.make_init(Linear(), schema, OPTIMIZERS, **options)
     state = jax.eval_shape(init, jax.random.key(0))
     for update, smaller in (("lazy", True), ("dense", False)):
@@ -136,9 +136,7 @@ def compare_devices(module, schema, update):
     section = {**SECTION, "eps": 0.1, "learning_rate": 0.01}
     optimizers = dict.fromkeys(state_lib.SECTIONS, optim.make_optimizer(section, 20))
     both = jax.local_devices()
-    init = state_lib.make_init(
-        module, schema, optimizers, table_width=DIM, init_scale=0.5, devices=both
-    )
+    init = state_lib.make_init(module, schema, optimizers, init_scale=0.5, devices=both)
     first = init(jax.random.key(0))
     first, ends, sums, equal = state_lib.fetch(first), [], [], True
     for devices in (both[:1], both):
@@ -175,15 +173,13 @@ def compare_devices(module, schema, update):
 
 def scores_of_equal_rows(dropout):
     """p of one step, a list for each of two devices that have the same rows."""
-    optimizers = dict.fromkeys(step_lib.SECTIONS, optim.make_optimizer(SECTION, 10))
+    optimizers = dict.fromkeys(state_lib.SECTIONS, optim.make_optimizer(SECTION, 10))
     module, devices = Linear(dropout=dropout), jax.local_devices()
-    init = step_lib.make_init(
-        module, make_schema(), optimizers, table_width=DIM, init_scale=0.5, devices=devices
-    )
+    init = state_lib.make_init(module, make_schema(), optimizers, init_scale=0.5, devices=devices)
     step = step_lib.make_train_step(module, make_schema(), optimizers, devices=devices)
     batch = jax.tree.map(lambda array: np.repeat(array, 2, axis=0), make_batch(0))
-    _, metrics = step(init(jax.random.key(0)), step_lib.put_batch(batch, devices))
-    return step_lib.fetch(metrics)["p"].tolist()
+    _, metrics = step(init(jax.random.key(0)), state_lib.put_batch(batch, devices))
+    return state_lib.fetch(metrics)["p"].tolist()
 
 
 def main():

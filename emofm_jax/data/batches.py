@@ -8,7 +8,7 @@ the epoch only, and any row of an epoch can be sought. No jax here.
 import concurrent.futures
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -180,7 +180,7 @@ def read(
         yield HostBatch(batch, n, done, rows.gauc_key)
 
 
-def prefetch(items: Iterator, depth: int, transform: Callable = lambda item: item) -> Iterator:
+def prefetch(items: Iterator, depth: int, transform: Callable = lambda item: item) -> Generator:
     """Runs `items` and `transform` in a background thread, at most `depth` results ahead.
 
     An exception of the thread is raised where its item would have come. Closing the iterator ends the thread.

@@ -22,7 +22,11 @@ _FEW = 32
 
 
 def init_table(
-    key: jax.Array, offsets: Sequence[int], num_rows: int, embedding_dim: int, init_scale: float
+    key: jax.Array,
+    offsets: Sequence[int] | np.ndarray,
+    num_rows: int,
+    embedding_dim: int,
+    init_scale: float,
 ) -> jax.Array:
     """Draws the table from N(0, init_scale); row 0 of each slot, of unknown values, is zero.
 

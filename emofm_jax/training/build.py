@@ -37,17 +37,6 @@ class Parts:
     num_steps: int  # of the whole run
 
 
-def check(config: ConfigDict) -> None:
-    """Checks the names that a config gives, before any data are touched.
-
-    Raises:
-      UserError: an unknown model, mixer or optimizer.
-    """
-    model_lib.check(config.model.to_dict())
-    for key in SECTIONS:
-        optim.make_optimizer(config.optim[key], 1)
-
-
 def make_parts(config: ConfigDict, schema: Schema, num_steps: int = 1) -> Parts:
     """Builds model, optimizers and steps of a config.
 
@@ -60,7 +49,7 @@ def make_parts(config: ConfigDict, schema: Schema, num_steps: int = 1) -> Parts:
       num_steps: of the whole run, where a cosine ends; evaluation asks for none.
 
     Raises:
-      UserError: an unknown model, mixer, type or optimizer; a batch that the devices do not divide.
+      UserError: a model that does not fit the data; a batch that the devices do not divide.
     """
     devices = jax.local_devices()
     for field in ("batch_size", "eval_batch_size"):
@@ -72,35 +61,28 @@ def make_parts(config: ConfigDict, schema: Schema, num_steps: int = 1) -> Parts:
 
     model, sections = FrozenConfigDict(config.model), FrozenConfigDict(config.optim)
     ends = any(sections[key].schedule == "cosine" for key in SECTIONS)
-    module, eval_step = _make_evaluation(schema, model, config.compute_dtype)
-    last = num_steps if ends else 0
-    init, train_step = _make_training(schema, model, config.compute_dtype, sections, last)
+    network = (schema, model, config.compute_dtype)
+    module, eval_step = _make_evaluation(*network)
+    init, train_step = _make_training(*network, sections, num_steps if ends else 0)
     key = jax.random.key(config.seed)
     start = functools.partial(init, key)
     return Parts(devices, schema, module, key, start, train_step, eval_step, num_steps)
 
 
+# What is cached is decided by the arguments, but for the shape of a batch.
 @functools.lru_cache(maxsize=_KEPT)
-def _make_evaluation(
-    schema: Schema, model: FrozenConfigDict, compute_dtype: str
-) -> tuple[nn.Module, Callable]:
+def _make_evaluation(schema: Schema, model: FrozenConfigDict, compute_dtype: str) -> tuple:
+    """(module, evaluation step)."""
     module = model_lib.make_model(schema, model.to_dict(), compute_dtype=compute_dtype)
     return module, step_lib.make_eval_step(module, schema)
 
 
 @functools.lru_cache(maxsize=_KEPT)
-def _make_training(
-    schema: Schema,
-    model: FrozenConfigDict,
-    compute_dtype: str,
-    sections: FrozenConfigDict,
-    num_steps: int,
-) -> tuple[Callable, Callable]:
-    """(init, train step): the arguments are all that decides them but for the shape of a batch."""
-    module, _ = _make_evaluation(schema, model, compute_dtype)
+def _make_training(schema: Schema, model: FrozenConfigDict, dtype: str, sections, num_steps: int):
+    """(init, train step)."""
+    module, _ = _make_evaluation(schema, model, dtype)
     optimizers = {key: optim.make_optimizer(sections[key], num_steps) for key in SECTIONS}
-    width, scale = model_lib.table_width(module), model.init_scale
-    init = state_lib.make_init(module, schema, optimizers, table_width=width, init_scale=scale)
+    init = state_lib.make_init(module, schema, optimizers, init_scale=model.init_scale)
     options = step_lib.Options(
         updates=sections.embedding.updates,
         embedding_l2=sections.embedding.l2,
@@ -114,7 +96,7 @@ def _make_training(
 
 
 def without_scratch(state: TrainState) -> TrainState:
-    """The state as checkpoints hold it: no scratch of the step, and no key, which the seed gives."""
+    """The state as checkpoints hold it: without scratch, and the key, which the seed gives."""
     return state.replace(owner=(), key=())
 
 

@@ -99,7 +99,7 @@ class Saver:
 
 
 def steps(directory: Path) -> list[int]:
-    """The steps that have a checkpoint, ascending; whether their bytes are good shows when they are read."""
+    """The steps that have a checkpoint, ascending; whether it is whole shows when it is read."""
     names = (path.name.removeprefix("step_") for path in Path(directory).glob("step_*"))
     return sorted(int(name) for name in names if name.isdecimal())
 
@@ -110,7 +110,7 @@ def latest(directory: Path) -> int | None:
 
 
 def read_info(directory: Path, step: int | None = None) -> tuple[int, dict]:
-    """Step and `info` of a checkpoint without its arrays; which one, and the errors, as for `restore`."""
+    """Step and `info` of a checkpoint without its arrays; which one, as for `restore`."""
     body = _newest_good(Path(directory), step, _read_json)
     return body["step"], body["info"]
 

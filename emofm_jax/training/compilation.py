@@ -1,50 +1,57 @@
-"""Compiling pmapped functions ahead of their first call, since pmap itself takes no compiler options."""
+"""Compiler options for CPUs: for pmapped functions, since pmap takes none, and for jitted ones.
+
+The file may be deleted when neither option is worth its time any more: when a step and a scorer run
+as fast without them (benchmarks/models.py, benchmarks/scorer.py), or when jaxlib knows neither. The
+step then is what `jax.pmap` returns, and `compiled` calls `jax.jit`.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.extend
 
-# XLA:CPU hands products to YNNPACK; left to Eigen a step took 0.5 to 0.98 of the time (docs/performance.md), but 1.25
-# of it where many small products are batched, as in DESTINE's attention.
-CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+# XLA:CPU hands products to YNNPACK. Left to Eigen a step took 0.5 to 0.98 of the time
+# (docs/performance.md), but 1.25 of it where many small products are batched, as in DESTINE.
+CPU_OPTIONS: dict[str, str | bool] = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
-# For programs of a few microseconds an operation: one after another, not handed to threads (HMM, one row: 0.8 of the
-# time).
-ONE_BY_ONE = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+# For programs of a few microseconds an operation: one after another, not handed to threads (HMM,
+# one row: 0.8 of the time).
+ONE_BY_ONE: dict[str, str | bool] = {
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+}
 
 
-def compile_ahead(mapped: Callable, devices: Sequence[jax.Device]) -> Callable:
+def pmapped(mapped: Any, devices: Sequence[jax.Device]) -> Any:
     """The pmapped function, on CPU compiled with `CPU_OPTIONS`, unless it has batched products.
 
     Args:
-      mapped: of `jax.pmap`. Its last argument, a batch, may come in several shapes, each compiled once; the shapes of
-        the others must stay those of the first call.
+      mapped: of `jax.pmap`. Its last argument, a batch, may come in several shapes, each compiled
+        once; the shapes of the others must stay those of the first call.
       devices: of the pmap.
     """
-    if (
-        devices[0].platform != "cpu" or jax.process_count() > 1
-    ):  # only pmap itself makes arrays global
+    # Over several processes only pmap itself makes arrays global.
+    if devices[0].platform != "cpu" or jax.process_count() > 1:
         return mapped
     compiled = {}
 
     def call(*args):
         batch = jax.tree.leaves(args[-1])
-        if any(
-            isinstance(x, jax.core.Tracer) for x in batch
-        ):  # within another program, which has its own options
+        # Within another program, which has its own options.
+        if any(isinstance(x, jax.core.Tracer) for x in batch):
             return mapped(*args)
+
         key = tuple((x.shape, x.dtype) for x in batch)
         if key not in compiled:
             compiled[key] = _compile(mapped.lower(*args))
         return compiled[key](*args)
 
-    call.lower = mapped.lower
+    call.lower = mapped.lower  # type: ignore[attr-defined]
     return call
 
 
-def _compile(lowered):
+def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     if "batching_dims" in lowered.as_text():
         return lowered.compile()
     try:
@@ -58,11 +65,10 @@ def _compile(lowered):
 def jit(function: Callable, few_rows: bool = False) -> Callable:
     """`jax.jit` that on CPU compiles with `CPU_OPTIONS`, unless rows go through batched products.
 
-    With the options HMM scored in 0.75 to 0.95 of the time, DESTINE in 1.2. A batched product of weights alone, as
-    typed models have, is small here and does not count.
-
-    The first call decides; from then on a call is jax.jit's own. For top-level calls only: JAX takes compiler options
-    nowhere else, so inside another program call the function itself.
+    With the options HMM scored in 0.75 to 0.95 of the time, DESTINE in 1.2. A batched product of
+    weights alone, as typed models have, is small here and does not count. The first call decides.
+    For top-level calls only: JAX takes compiler options nowhere else, so inside another program
+    call the function itself.
 
     Args:
       function: of arrays, the rows' in its last argument; compiled once for each set of shapes.
@@ -82,7 +88,8 @@ def jit(function: Callable, few_rows: bool = False) -> Callable:
             chosen = plain if batched else jax.jit(function, compiler_options=CPU_OPTIONS | always)
         return chosen(*args)
 
-    call._cache_size = lambda: chosen._cache_size() if chosen else 0  # as of jax.jit, for tests
+    # As of jax.jit, for tests.
+    call._cache_size = lambda: chosen._cache_size() if chosen else 0  # type: ignore[attr-defined]
     return call
 
 

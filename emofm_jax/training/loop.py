@@ -12,7 +12,8 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import types
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ from emofm_jax.training import predictions as predictions_lib
 from emofm_jax.training import state as state_lib
 from emofm_jax.training.build import Parts
 from emofm_jax.training.progress import Log, Progress, Window
-from emofm_jax.training.state import SECTIONS, PlacedBatch, TrainState
+from emofm_jax.training.state import SECTIONS, TrainState
 
 
 class _Run(NamedTuple):
@@ -45,15 +46,6 @@ class _Run(NamedTuple):
     progress: Progress
 
 
-class _Step(NamedTuple):
-    """A batch on the devices, its rows, and where the epochs stand after it."""
-
-    batch: PlacedBatch
-    rows: int
-    epoch: int
-    rows_done: int
-
-
 def num_steps(config: ConfigDict, num_rows: int) -> int:
     """Steps of a whole run on that many rows."""
     steps = config.train.epochs * math.ceil(num_rows / config.data.batch_size)
@@ -61,11 +53,11 @@ def num_steps(config: ConfigDict, num_rows: int) -> int:
 
 
 def run(config: ConfigDict, workdir: Path, splits: dict[str, Split], parts: Parts) -> RunReport:
-    """Trains until done, from the last checkpoint if there is one, then evaluates.
+    """Trains until done, from the last checkpoint if there is one, evaluates, writes the results.
 
     Args:
       config: validated.
-      workdir: of this run; metrics.json and the predictions are written there.
+      workdir: of this run.
       splits: `train`, `valid` and perhaps `test`, of one schema.
       parts: of this config and `num_steps`.
 
@@ -114,14 +106,14 @@ def _train(run: _Run, state: TrainState) -> TrainState:
         checkpoint.Saver(run.workdir / "checkpoints") as saver,
         Log(run.workdir, progress) as log,
         jax.transfer_guard("disallow"),
-        contextlib.closing(_steps(run)) as steps,
+        contextlib.closing(_batches(run)) as placed,
     ):
-        window = Window(log, bar, progress, run.splits["train"].num_rows)
-        for step in window.time(steps):
-            state, metrics = run.parts.train_step(state, step.batch)
-            progress.step += 1
-            progress.epoch, progress.rows_done = step.epoch, step.rows_done
-            window.add(metrics, step.rows)
+        num_rows = run.splits["train"].num_rows
+        window = Window(log, bar, progress, num_rows)
+        for batch in window.time(placed):
+            state, metrics = run.parts.train_step(state, batch.batch)
+            progress.advance(batch.rows_done, num_rows)
+            window.add(metrics, batch.num_rows)
 
             worth_saving = False
             if _is_evaluation_due(run):
@@ -144,9 +136,9 @@ def _train(run: _Run, state: TrainState) -> TrainState:
                 break
 
     if stop.signal:  # perhaps while the last checkpoint was written
-        name, saved = signal.Signals(stop.signal).name, f"step {progress.step:,} is saved"
-        text = f"{run.workdir}: stopped by {name}; {saved}, the same command goes on"
-        print(text, file=sys.stderr)
+        stopped = f"{run.workdir}: stopped by {signal.Signals(stop.signal).name}"
+        saved = f"step {progress.step:,} is saved, the same command goes on"
+        print(f"{stopped}; {saved}", file=sys.stderr)
         sys.exit(128 + stop.signal)
     return state
 
@@ -161,32 +153,20 @@ def _progress_bar(run: _Run) -> tqdm:
     return tqdm(total=total, initial=done, **options)
 
 
-def _steps(run: _Run) -> Iterator[_Step]:
-    """The batches from where the run stands, epoch after epoch, without end."""
-    while True:  # the loop has moved on to the next epoch before it asks for a batch of it
-        yield from _epoch(run, run.progress.epoch, run.progress.rows_done)
-
-
-def _epoch(run: _Run, epoch: int, skip_rows: int) -> Iterator[_Step]:
-    """The batches of an epoch but for its first rows, read and sent in the background."""
+def _batches(run: _Run) -> Generator[batches.HostBatch]:
+    """The batches from where the run stands, epoch after epoch; made and sent in the background."""
     data, split, devices = run.config.data, run.splits["train"], run.parts.devices
+    order = {"seed": run.config.seed, "shuffle_rows": data.shuffle_rows if data.shuffle else 0}
 
-    def put(host: batches.HostBatch) -> _Step:
-        at_end = host.rows_done == split.num_rows
-        place = (epoch + 1, 0) if at_end else (epoch, host.rows_done)
-        return _Step(state_lib.put_batch(host.batch, devices), host.num_rows, *place)
+    def put(host: batches.HostBatch) -> batches.HostBatch:
+        return host._replace(batch=state_lib.put_batch(host.batch, devices))
 
-    source = batches.read(
-        split,
-        data.batch_size,
-        num_devices=len(devices),
-        shuffle_rows=data.shuffle_rows if data.shuffle else 0,
-        seed=run.config.seed,
-        epoch=epoch,
-        skip_rows=skip_rows,
-    )
-    with contextlib.closing(batches.prefetch(source, data.prefetch, put)) as ready:
-        yield from ready
+    while True:
+        # The loop has moved on to the next epoch before it asks for a batch of it.
+        place = {"epoch": run.progress.epoch, "skip_rows": run.progress.rows_done}
+        source = batches.read(split, data.batch_size, num_devices=len(devices), **order, **place)
+        with contextlib.closing(batches.prefetch(source, data.prefetch, put)) as ready:
+            yield from ready
 
 
 def _is_evaluation_due(run: _Run) -> bool:
@@ -256,14 +236,10 @@ def _finish(run: _Run, state: TrainState) -> RunReport:
     return found
 
 
-class _Stop:
-    signal = 0
-
-
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """SIGTERM and SIGINT ask the loop to save and stop after the step; a second one acts as usual."""
-    stop, before = _Stop(), {}
+def _stop_signals() -> Iterator[types.SimpleNamespace]:
+    """`signal`, 0 before SIGTERM or SIGINT asks to save and stop; a second one acts as usual."""
+    stop, before = types.SimpleNamespace(signal=0), {}
 
     def ask(number, frame):
         stop.signal = number

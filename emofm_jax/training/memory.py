@@ -17,7 +17,7 @@ from emofm_jax.training.state import TrainState
 def check(config: ConfigDict, parts: Parts) -> str:
     """Returns in words what training takes on a device: state, gradients, kept activations.
 
-    An estimate from above: compilers keep 0.5 to 1.0 of it (measured). Batches to come are not in it.
+    An estimate from above: compilers keep 0.5 to 1.0 of it (measured). Batches are not in it.
 
     Raises:
       UserError: it is more than the machine (an accelerator: the device) has.

@@ -49,15 +49,12 @@ class Predictions(NamedTuple):
 def score(
     config: ConfigDict, split: Split, parts: Parts, state: TrainState
 ) -> tuple[Predictions, split_report.SplitReport]:
-    """Predictions of a split, and their report; on a terminal with a bar."""
-    bar = sys.stderr.isatty()
-    found = predict_split(parts, state, split, config.data.eval_batch_size, progress=bar)
+    """Predictions of a split, and their report."""
+    found = predict_split(parts, state, split, config.data.eval_batch_size)
     return found, report(found, split)
 
 
-def predict_split(
-    parts: Parts, state: TrainState, split: Split, batch_size: int, *, progress: bool = False
-) -> Predictions:
+def predict_split(parts: Parts, state: TrainState, split: Split, batch_size: int) -> Predictions:
     """Scores every row of a split, `batch_size` rows over all devices at a time.
 
     Raises:
@@ -77,7 +74,7 @@ def predict_split(
     source = batches.prefetch(batches.read(split, batch_size, num_devices=len(devices)), 2, put)
     scored = ((h, parts.eval_step(state.params, state.stats, batch)) for h, batch in source)
     look: dict[str, Any] = {"unit": " rows", "unit_scale": True, "leave": False}
-    look |= {"desc": f"  {split.path.name}", "disable": not progress}
+    look |= {"desc": f"  {split.path.name}", "disable": not sys.stderr.isatty()}
 
     done = 0
     with tqdm(total=n, **look) as bar:
@@ -100,8 +97,9 @@ def predict_split(
             "learning rate and train again"
         )
     unknown, values = (np.bincount(schema.column_slots, x) for x in counts)
-    columns = {name: out.get(name) for name in Predictions._fields}
-    return Predictions(**columns | {"unknown": unknown / np.maximum(values, 1)})
+    found: dict[str, Any] = {name: out.get(name) for name in Predictions._fields}
+    found["unknown"] = unknown / np.maximum(values, 1)
+    return Predictions(**found)
 
 
 def _one_behind(items: Iterable[_T]) -> Iterator[_T]:
@@ -154,7 +152,7 @@ def score_rows(parts: Parts, state: TrainState, rows: batches.Rows, batch_size: 
 
 
 def read_truth(split: Split) -> dict[str, np.ndarray] | None:
-    """The true probabilities of a synthetic split, None of others: p f64[n], p_type and p_given_type f64[n, T]."""
+    """p f64[n], p_type and p_given_type f64[n, T], the truth of a synthetic split; else None."""
     path = split.path / "truth.parquet"
     if not path.exists():
         return None

@@ -1,7 +1,7 @@
 """Where a run stands, and how it is seen: the loop's state, the window of a log line, log.jsonl.
 
 `Progress` is what must survive a stop beside the TrainState. The metrics of steps stay on the
-device until their window is closed, so that the loop never waits for a number that nobody reads yet.
+device until their window is closed: the loop never waits for a number that nobody reads yet.
 """
 
 import dataclasses
@@ -55,18 +55,23 @@ class Progress:
         """Reads what `to_json` gave, now or in an earlier version."""
         return cls(**{**info, "evaluations": [Evaluation(**x) for x in info["evaluations"]]})
 
+    def advance(self, rows_done: int, num_rows: int) -> None:
+        """Counts a step that ends with so many rows of the epoch's `num_rows`."""
+        self.step += 1
+        at_end = rows_done == num_rows
+        self.epoch, self.rows_done = (self.epoch + 1, 0) if at_end else (self.epoch, rows_done)
+
     def judge(self, report: SplitReport, train: ConfigDict) -> bool:
-        """Takes the validation report of this step; returns whether it is a gain on the best one."""
+        """Takes the validation report of this step; returns whether it is a gain on the best."""
         # Without a monitor the plateau schedule watches the log-loss.
         value = monitor.value(train.monitor or "logloss", report.auc, report.logloss)
-        gain = value is not None and value > self.best_value + train.min_delta
-        if gain or not train.monitor or self.best_step < 0:
-            self.report = report.to_json()
-        if gain:
+        if value is not None and value > self.best_value + train.min_delta:
             self.best_step, self.best_value, self.stale = self.step, value, 0
         else:
             self.stale += 1
-        return gain
+        if self.stale == 0 or not train.monitor or self.best_step < 0:
+            self.report = report.to_json()
+        return self.stale == 0
 
     def is_done(self, train: ConfigDict, num_steps: int) -> bool:
         """Whether all steps are taken, or patience has ended."""

@@ -20,9 +20,9 @@ def check(config: ConfigDict) -> None:
     """Checks what needs no data; raises UserError on a name or option that does not fit."""
     if not config.data.dir:
         raise UserError("config.data.dir: it is empty; name the directory of the shards")
-    from emofm_jax.training import build  # loads jax: after the cheap checks
+    from emofm_jax.models import build  # loads jax: after the cheap checks
 
-    build.check(config)
+    build.check(config.model.to_dict())
 
 
 def run(config: ConfigDict, workdir: Path) -> RunReport:

@@ -3,7 +3,7 @@
     g_r = sum over occurrences m with ids_m = r of dL/de_m
     (table_r, moments_r) <- optimizer(g_r, ...)               for those r alone
 
-No pass over the table or its moments: with the state donated, time follows the M occurrences and not V.
+No pass over the table or its moments: with the state donated, time follows the M occurrences.
 """
 
 from typing import Any, NamedTuple
@@ -70,7 +70,7 @@ def update_rows(
     l2: float,
     chunk: int,
 ) -> tuple[jax.Array, optax.OptState]:
-    """Applies a row-wise optimizer to the rows that were found, a chunk of them at a time, in place.
+    """Applies a row-wise optimizer to the rows that were found, a chunk at a time, in place.
 
     Leaves of the optimizer's state with V rows are gathered and scattered as the table is. All
     others (counts) enter each chunk as they were before the step, and advance once.
@@ -94,12 +94,6 @@ def update_rows(
     leaves, structure = jax.tree.flatten(opt_state)
     by_row = [leaf.ndim > 0 and leaf.shape[0] == table.shape[0] for leaf in leaves]
 
-    def take(array, at):
-        return array.at[at].get(mode="fill", fill_value=0, unique_indices=True)
-
-    def put(array, at, values):
-        return array.at[at].set(values, mode="drop", unique_indices=True)
-
     def merged(others, arrays):
         """The optimizer's state: leaves by row from `arrays`, all others from `others`."""
         arrays = iter(arrays)
@@ -108,25 +102,33 @@ def update_rows(
 
     def slab(arrays, at):
         """The state for the rows `at` alone."""
-        return merged(leaves, [take(array, at) for array in arrays])
+        return merged(leaves, [_take(array, at) for array in arrays])
 
     def body(carry):
         start, table, arrays = carry
         at = jax.lax.dynamic_slice(rows, (start,), (size,))
         g = jax.lax.dynamic_slice(grads, (start, 0), (size, grads.shape[1]))
-        old = take(table, at)
+        old = _take(table, at)
 
         updates, new = optimizer.update(add_l2(clip_factor * g, old, l2), slab(arrays, at), old)
         new = [leaf for leaf, r in zip(jax.tree.leaves(new), by_row) if r]
-        arrays = [put(array, at, values) for array, values in zip(arrays, new)]
-        return start + size, put(table, at, old + lr_scale * updates), arrays
+        arrays = [_put(array, at, values) for array, values in zip(arrays, new)]
+        return start + size, _put(table, at, old + lr_scale * updates), arrays
 
     # One row out of range tells how everything that is not a row advances.
     arrays = [leaf for leaf, r in zip(leaves, by_row) if r]
     nowhere = jnp.full(1, table.shape[0], jnp.int32)
-    row = take(table, nowhere)
+    row = _take(table, nowhere)
     _, advanced = optimizer.update(row, slab(arrays, nowhere), row)
 
     carry = (jnp.zeros((), jnp.int32), table, arrays)
     _, table, arrays = jax.lax.while_loop(lambda c: c[0] < found.num_rows, body, carry)
     return table, merged(jax.tree.leaves(advanced), arrays)
+
+
+def _take(array: jax.Array, rows: jax.Array) -> jax.Array:
+    return array.at[rows].get(mode="fill", fill_value=0, unique_indices=True)
+
+
+def _put(array: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
+    return array.at[rows].set(values, mode="drop", unique_indices=True)

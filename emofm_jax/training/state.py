@@ -42,7 +42,6 @@ def make_init(
     schema: Schema,
     optimizers: Optimizers,
     *,
-    table_width: int,
     init_scale: float,
     devices: Devices = None,
 ) -> Callable[[jax.Array], TrainState]:
@@ -52,16 +51,15 @@ def make_init(
       module: the network.
       schema: of the data; it lays out the table.
       optimizers: of table and network.
-      table_width: columns of the table, D and a model's extra ones.
-      init_scale: standard deviation of the table.
+      init_scale: standard deviation of the table, which has D columns and a model's extra ones.
       devices: that hold the replicas.
     """
 
     def init(key):
         table_key, network_key = jax.random.split(key)
         variables = model_lib.init(module, network_key, schema)
-        offsets, num_rows = schema.offsets, schema.num_rows
-        table = embedding.init_table(table_key, offsets, num_rows, table_width, init_scale)
+        num_rows, width = schema.num_rows, model_lib.table_width(module)
+        table = embedding.init_table(table_key, schema.offsets, num_rows, width, init_scale)
         params = {"embedding": table, "network": variables["params"]}
         return TrainState(
             step=jnp.zeros((), jnp.int32),
@@ -82,13 +80,13 @@ def put_state(state: Any, devices: Devices = None) -> Any:
 
 
 def put_batch(batch: Batch, devices: Devices = None) -> PlacedBatch:
-    """Sends a host batch, arrays [P, b, ...], to its P devices; its arrays must not change afterwards."""
+    """Sends a host batch, arrays [P, b, ...], to its P devices; it must not change afterwards."""
     return jax.device_put(batch, _sharding(devices, replicated=False))
 
 
 def fetch(tree: Any) -> Any:
-    """Copies arrays of the devices to the host as numpy arrays of their own; waits until they are computed."""
-    # A view would outlive the call on CPU, and a state of which a view exists is copied instead of donated.
+    """Copies arrays of the devices to the host, waiting until they are computed."""
+    # On CPU a view would outlive the call, and a state of which a view exists is not donated.
     return jax.tree.map(lambda array: np.array(array, copy=True), jax.device_get(tree))
 
 

@@ -1,6 +1,6 @@
 """One training step under pmap, whose cost follows the batch and not the table (docs/model.md).
 
-    e = table[ids] -> loss -> gradients of occurrences and network -> each row once -> optax on those
+    e = table[ids] -> loss -> gradients of occurrences and network -> each row once -> optax
 
 The only file with pmap and collectives: one axis, "data"; every device holds the whole state and b
 of the B rows. Each device differentiates its local weighted sum over the global weight; network
@@ -120,7 +120,7 @@ def make_train_step(
     devices = state_lib.local(devices)
     axes: dict[str, Any] = {"in_axes": (None, 0), "out_axes": (None, 0)}
     mapped = jax.pmap(step, axis_name=AXIS, devices=devices, donate_argnums=0, **axes)
-    return compilation.compile_ahead(mapped, devices)
+    return compilation.pmapped(mapped, devices)
 
 
 def gradients(
@@ -138,9 +138,9 @@ def gradients(
         training: dict[str, Any] = {"rngs": {"dropout": key}, "mutable": ["batch_stats"]}
         outputs, updated = module.apply(variables, e, weight, train=True, **training)
 
-        weighting = dict(am_weight=options.am_weight, drop_type=drop_type)
-        weighting["denominators"] = denominators
-        loss, sums = losses.total(outputs, batch.label, ftype, weight, **weighting)
+        how: dict[str, Any] = {"am_weight": options.am_weight, "drop_type": drop_type}
+        rows = (batch.label, ftype, weight)
+        loss, sums = losses.total(outputs, *rows, denominators=denominators, **how)
         sums |= _weights(batch, drop_type)
         return loss, (sums, outputs, updated.get("batch_stats", {}))
 
@@ -157,7 +157,7 @@ def gradients(
 
 
 def sum_rows(options: Options, state: TrainState, found: Gradients) -> sparse.RowGradients:
-    """Sums the gradients of each row: lazy of those that occur, without L2; dense of all, with L2."""
+    """Sums the gradients of a row: lazy of the rows that occur; dense of all, with L2."""
     if options.updates == "lazy":
         return sparse.sum_rows(found.ids, found.occurrences, state.owner, options.chunk)
     table = state.params["embedding"]
@@ -203,7 +203,7 @@ def move_dense(
 def make_eval_step(
     module: nn.Module, schema: Schema, *, devices: Devices = None
 ) -> Callable[[dict, dict, PlacedBatch], dict]:
-    """Makes `predict(params, stats, batch) -> {"p": f32[P, b], ...}`, see `models.build.predict`."""
+    """Makes `predict(params, stats, batch) -> {"p": f32[P, b], ...}`, see models/build.py."""
 
     def predict(params: dict, stats: dict, batch: PlacedBatch) -> dict:
         occurrences = embedding.lookup(params["embedding"], batch.ids)
@@ -212,7 +212,7 @@ def make_eval_step(
 
     devices = state_lib.local(devices)
     mapped = jax.pmap(predict, axis_name=AXIS, in_axes=(None, None, 0), devices=devices)
-    return compilation.compile_ahead(mapped, devices)
+    return compilation.pmapped(mapped, devices)
 
 
 def _metrics(
@@ -256,7 +256,7 @@ def _norm(tree) -> jax.Array:
 
 
 def _clipping(norms: Mapping[str, jax.Array], options: Options) -> dict[str, jax.Array]:
-    """Factors that bring each norm (`group`), or that of both (`global`), to at most `clip_norm`."""
+    """Factors that bring each norm (group), or that of both (global), to at most `clip_norm`."""
     if options.clip == "none":
         return {key: jnp.ones((), jnp.float32) for key in norms}
     if options.clip == "global":
