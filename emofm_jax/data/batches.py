@@ -1,15 +1,15 @@
-"""Shards -> batches of static shape: shuffled, padded, split over the devices and made ahead in a thread.
+"""Shards -> batches of static shape: shuffled, padded, split over devices, made ahead in a thread.
 
-A batch is one row-wise slice of the matrix of global table rows, ids[row, column] = offset[slot] + local id;
-padding (of a bag, and of the last batch) is V, one past the last row. The order of rows depends on the seed and
-the epoch only, and any row of an epoch can be sought. No jax here.
+A batch is one row-wise slice of the matrix of global table rows, ids[row, column] = offset[slot] +
+local id; padding (of a bag, and of the last batch) is V, one past the last row. The order of rows
+depends on the seed and the epoch only, and any row of an epoch can be sought. No jax here.
 """
 
 import concurrent.futures
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,8 +25,8 @@ class Batch(NamedTuple):
 
     Attributes:
       ids: i32[P, b, N], global table rows; V = padding.
-      value: f32[P, b, N], weight of each column's vector (1/len in a mean-pooled bag, the number of a numeric slot);
-        None if the schema needs none.
+      value: f32[P, b, N], weight of each column's vector (1/len in a mean-pooled bag, the number of
+        a numeric slot); None if the schema needs none.
       label: f32[P, b], 0 or 1.
       ftype: i32[P, b], interaction type, -1 if unknown.
       weight: f32[P, b], sample weight; 0 = padding.
@@ -39,24 +39,8 @@ class Batch(NamedTuple):
     weight: np.ndarray
 
 
-class HostBatch(NamedTuple):
-    """A batch and what stays on the host.
-
-    Attributes:
-      batch: padded to the full size.
-      num_rows: real rows, which stand first.
-      rows_done: rows of the epoch up to and including this batch; the place to go on from.
-      gauc_key: i64[num_rows] or None.
-    """
-
-    batch: Batch
-    num_rows: int
-    rows_done: int
-    gauc_key: np.ndarray | None
-
-
 class Rows(NamedTuple):
-    """Decoded rows, n of them: the arrays of a Batch without a device axis, and the GAUC key."""
+    """Decoded rows, n of them: the arrays of a Batch without the axis of devices; a GAUC key."""
 
     ids: np.ndarray
     value: np.ndarray | None
@@ -67,7 +51,27 @@ class Rows(NamedTuple):
 
     def take(self, index: np.ndarray | slice) -> "Rows":
         """The rows at `index`, in fresh arrays where it is an array."""
-        return Rows(*(None if a is None else a[index] for a in self))
+        taken: list[Any] = [None if a is None else a[index] for a in self]
+        return Rows(*taken)
+
+
+class HostBatch(NamedTuple):
+    """A batch and what stays on the host.
+
+    Attributes:
+      batch: `rows`, padded to the full size.
+      rows: as many as there are.
+      rows_done: rows of the epoch up to and including this batch; the place to go on from.
+    """
+
+    batch: Batch
+    rows: Rows
+    rows_done: int
+
+    @property
+    def num_rows(self) -> int:
+        """Real rows, which stand first in the batch."""
+        return len(self.rows.label)
 
 
 def to_rows(table: pa.Table, schema: Schema) -> Rows:
@@ -80,10 +84,9 @@ def to_rows(table: pa.Table, schema: Schema) -> Rows:
         columns = slice(start, start + slot.width)
         start = columns.stop
         local = features_lib.local_ids(feature, slot, np)
-        of_table = local + offset
-        ids[:, columns] = (
-            np.where(local < 0, schema.num_rows, of_table) if slot.is_bag else of_table
-        )
+        ids[:, columns] = local + offset
+        if slot.is_bag:
+            ids[:, columns][local < 0] = schema.num_rows
         if value is not None and slot.has_values:
             value[:, columns] = features_lib.values(feature, slot, np)
 
@@ -103,11 +106,10 @@ def to_rows(table: pa.Table, schema: Schema) -> Rows:
     )
 
 
-def concatenate(parts: list[Rows]) -> Rows:
+def concatenate(parts: Sequence[Rows]) -> Rows:
     """The rows of all parts, one part after the other."""
-    if len(parts) == 1:
-        return parts[0]
-    return Rows(*(None if arrays[0] is None else np.concatenate(arrays) for arrays in zip(*parts)))
+    joined: list[Any] = [None if a[0] is None else np.concatenate(a) for a in zip(*parts)]
+    return Rows(*joined)
 
 
 def pad(rows: Rows, num_rows: int, num_devices: int, padding_id: int) -> Batch:
@@ -141,8 +143,8 @@ def read(
 ) -> Iterator[HostBatch]:
     """Batches of one epoch, each row exactly once; the last one is padded.
 
-    Row groups are permuted, gathered into windows of at least `shuffle_rows` rows, and rows permuted within each
-    window; the next window is decoded in a thread meanwhile.
+    Row groups are permuted and gathered into windows of at least `shuffle_rows` rows; rows are
+    permuted within each window. The next window is decoded in a thread meanwhile.
 
     Args:
       split: complete split.
@@ -151,7 +153,7 @@ def read(
       shuffle_rows: rows of a shuffling window; 0 = rows in their order.
       seed: decides the order, together with `epoch`.
       epoch: counted from 0.
-      skip_rows: rows of the epoch to leave out at the start (`HostBatch.rows_done` of an earlier run).
+      skip_rows: rows to leave out at the start (`HostBatch.rows_done` of an earlier run).
       window_rows: rows decoded at a time when not shuffled.
 
     Yields:
@@ -165,30 +167,27 @@ def read(
         first += 1
 
     def ordered() -> Iterator[tuple[Rows, np.ndarray]]:
-        skipped = start
         for number, rows in _load_ahead(split, windows, first):
             order, shuffle = np.arange(len(rows.label)), rng(1, number)
             order = order if shuffle is None else shuffle.permutation(order)
-            yield rows, order[skipped:]
-            skipped = 0
+            yield rows, order[start:] if number == first else order
 
     done = skip_rows
     for rows in _cut(ordered(), batch_size):
-        n = len(rows.label)
-        done += n
-        batch = pad(rows, batch_size, num_devices, split.schema.num_rows)
-        yield HostBatch(batch, n, done, rows.gauc_key)
+        done += len(rows.label)
+        yield HostBatch(pad(rows, batch_size, num_devices, split.schema.num_rows), rows, done)
 
 
 def prefetch(items: Iterator, depth: int, transform: Callable = lambda item: item) -> Generator:
     """Runs `items` and `transform` in a background thread, at most `depth` results ahead.
 
-    An exception of the thread is raised where its item would have come. Closing the iterator ends the thread.
+    An exception of the thread is raised where its item would have come. Closing the iterator ends
+    the thread.
     """
     ready: queue.Queue = queue.Queue(maxsize=depth)
     stop = threading.Event()
 
-    def put(entry) -> bool:
+    def put(entry: tuple[Any, BaseException | None]) -> bool:
         while not stop.is_set():
             try:
                 ready.put(entry, timeout=0.1)
@@ -229,7 +228,7 @@ class _Window(NamedTuple):
 
 
 def _windows(split: Split, min_rows: int, rng: np.random.Generator | None) -> list[_Window]:
-    """All row groups in the order of the epoch (that of the files without `rng`), gathered into windows."""
+    """All row groups, in the order of the files without `rng`, gathered into windows."""
     order = np.arange(len(split.row_groups))
     if rng is not None:
         order = rng.permutation(order)
@@ -244,7 +243,7 @@ def _windows(split: Split, min_rows: int, rng: np.random.Generator | None) -> li
 
 
 def _load_ahead(split: Split, windows: list[_Window], first: int) -> Iterator[tuple[int, Rows]]:
-    """(number, rows) of each window from `first` on, the next one being decoded while one is used."""
+    """(number, rows) of each window from `first` on; the next is decoded while one is used."""
     if first >= len(windows):
         return
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -258,13 +257,13 @@ def _load_ahead(split: Split, windows: list[_Window], first: int) -> Iterator[tu
 
 
 def _load(split: Split, window: _Window) -> Rows:
-    names = [name for name in shards.arrow_schema(split.schema).names if name != "row_id"]
-    tables = (split.read_row_group(group, names) for group in window.groups)
-    return concatenate([to_rows(table, split.schema) for table in tables])
+    names = [name for name in shards.columns(split.schema) if name != "row_id"]
+    tables = [split.read_row_group(group, names) for group in window.groups]
+    return to_rows(pa.concat_tables(tables), split.schema)
 
 
 def _cut(windows: Iterator[tuple[Rows, np.ndarray]], batch_size: int) -> Iterator[Rows]:
-    """The rows of windows, in the order of their indices, `batch_size` at a time; the last ones may be fewer."""
+    """The rows at the indices of windows, `batch_size` at a time; the last ones may be fewer."""
     rest: Rows | None = None
     for rows, order in windows:
         if rest is not None:

@@ -47,37 +47,27 @@ class Moments:
 
 @dataclasses.dataclass(frozen=True)
 class SlotCounts:
-    """A slot as it was prepared: its encoded values in the train split, unless it says otherwise.
-
-    Attributes:
-      kind, rows: of the slot.
-      encoding: of ids; of a number its transform.
-      distinct: ids that occur, None for a number, as is `top_share`.
-      unknown: {split: share of values whose id is 0 or does not occur in train}; of a number the
-        missing ones.
-      top_share: share of the most frequent id.
-      min, mean, max: of a number, None without one.
-    """
+    """A slot as it was prepared: its encoded values in the train split, unless said otherwise."""
 
     kind: str
-    encoding: str
-    rows: int
-    distinct: int | None
-    unknown: dict[str, float]
-    top_share: float | None
-    min: float | None = None
+    encoding: str  # of ids; of a number its transform
+    rows: int  # of the table
+    distinct: int | None  # ids that occur; None for a number, as is top_share
+    unknown: dict[str, float]  # {split: share of ids that are 0 or not in train, missing numbers}
+    top_share: float | None  # share of the most frequent id
+    min: float | None = None  # of the numbers, as are mean and max
     mean: float | None = None
     max: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitCounts:
-    """Rows of a split, rejected {kind: rows}, clicks, and both of each type {"rows", "clicks"}."""
+    """Rows and clicks of a split."""
 
     rows: int
-    rejected: dict[str, int]
+    rejected: dict[str, int]  # {kind: rows}
     clicks: int
-    types: dict[str, dict[str, int]]
+    types: dict[str, dict[str, int]]  # {type: {"rows", "clicks"}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,17 +88,11 @@ class Report:
 
 
 class Counted(NamedTuple):
-    """Counts of the rows of one table: what `Tally.add` sums up.
+    """Counts of the rows of one table: what `Tally.add` sums up."""
 
-    Attributes:
-      ids: {slot: (distinct ids, occurrences of each)}; counting these is the costly part.
-      numbers: {slot: f32[n]}, NaN where missing.
-      types: i64[2, T + 1]: rows and clicks of each type, last those of unknown type.
-    """
-
-    ids: dict[str, tuple[np.ndarray, np.ndarray]]
-    numbers: dict[str, np.ndarray]
-    types: np.ndarray
+    ids: dict[str, tuple[np.ndarray, np.ndarray]]  # {slot: (distinct ids, occurrences of each)}
+    numbers: dict[str, np.ndarray]  # {slot: f32[n]}, NaN where missing
+    types: np.ndarray  # i64[2, T + 1]: rows and clicks of each type, last those of unknown type
 
 
 def count(schema: Schema, table: pa.Table) -> Counted:

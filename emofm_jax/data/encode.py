@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from emofm_jax.data import formats, shards
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data import vocabulary as vocabulary_lib
+from emofm_jax.data.formats.lines import Chunk
 from emofm_jax.data.problems import Problems
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.data.vocabulary import Vocabulary, as_text, hash_values
@@ -230,19 +231,13 @@ def _only(where: pa.Array, text: pa.Array) -> pa.Array:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedChunk:
-    """Raw rows, encoded, where every row keeps its place.
+    """Raw rows, encoded, where every row keeps its place."""
 
-    Attributes:
-      table: the rows that could be encoded, with the columns of `shards.arrow_schema`.
-      kept: bool[n], which of the n rows they are.
-      reasons: n texts, None for a row that was kept.
-      row_id: of each of the n rows, null if the row could not be split into columns; the 0-based
-        position among all rows where the recipe names no row id column.
-    """
-
-    table: pa.Table
-    kept: np.ndarray
-    reasons: list[str | None]
+    table: pa.Table  # the rows that could be encoded, with the columns of `shards.arrow_schema`
+    kept: np.ndarray  # bool[n], which of the n rows they are
+    reasons: list[str | None]  # n texts, None for a row that was kept
+    # n row ids, null if a row could not be split into columns; without a column of row ids the
+    # 0-based positions among all rows.
     row_id: pa.Array
 
 
@@ -274,9 +269,7 @@ def read_encoded(
         yield encoded
 
 
-def _keep_places(
-    encoder: Encoder, chunk: formats.Chunk, labelled: bool, position: int
-) -> EncodedChunk:
+def _keep_places(encoder: Encoder, chunk: Chunk, labelled: bool, position: int) -> EncodedChunk:
     """Encodes a chunk; `position` rows stand before it."""
     table, problems = encoder.encode(chunk.columns, labelled)
     bad = [*chunk.bad, *chunk.bad_rows(problems)]

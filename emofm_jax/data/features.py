@@ -1,10 +1,11 @@
-"""Features: what the scorer takes, one array per slot, and how raw values become them (docs/scorer.md).
+"""Features: what the scorer takes, and how raw values become them (docs/scorer.md).
 
     categorical  i32[B]       0 = missing or unknown, else 1 .. rows - 1
     multi        i32[B, L]    L = max_length: the first ids of the bag, then -1
     numeric      f32[B]       transformed as in training; NaN = missing
 
-Ids are local to their slot, as in a shard. No jax here: `pack` computes with whichever numpy it is given.
+One array per slot. Ids are local to their slot, as in a shard. No jax here: `pack` computes with
+whichever numpy it is given.
 """
 
 import concurrent.futures
@@ -18,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from emofm_jax.data.encode import Encoder, cut_bags
-from emofm_jax.data.formats import tabular
+from emofm_jax.data.formats import memory, tabular
 from emofm_jax.data.problems import Problems
 from emofm_jax.data.schema import ROLE_COLUMNS, Schema, Slot
 from emofm_jax.errors import UserError
@@ -27,8 +28,16 @@ _THREAD_CELLS = 1 << 16  # fewer cells than this are not worth threads
 
 
 def signature(schema: Schema) -> dict[str, dict[str, Any]]:
-    """{slot: {"dtype", "shape", "kind", "rows", "missing"}}; the axis "b" of a shape is any number of rows."""
-    return {slot.name: _describe(slot) for slot in schema.slots}
+    """{slot: {"dtype", "shape", "kind", "rows", "missing"}}; the axis "b" is any number of rows."""
+    found = {}
+    for slot in schema.slots:
+        dtype, shape = _form(slot)
+        missing = "NaN" if slot.is_numeric else 0
+        if slot.is_bag:
+            missing = "-1 from the end of the bag on; 0 = unknown element"
+        described = {"dtype": dtype, "shape": shape, "kind": slot.kind, "rows": slot.rows}
+        found[slot.name] = described | {"missing": missing}
+    return found
 
 
 def encode(
@@ -38,22 +47,22 @@ def encode(
 
     Args:
       encoder: of the run.
-      data: a column for every slot: lists (None = missing), numpy or Arrow arrays, of B entries. An entry of a bag is
-        a list of values, or a text with the slot's separators. Columns with a role in `config.prepare` (the label,
-        say) are passed over.
+      data: a column for every slot: lists (None = missing), numpy or Arrow arrays, of B entries. An
+        entry of a bag is a list of values, or a text with the slot's separators. Columns with a
+        role in `config.prepare` (the label, say) are passed over.
 
     Returns:
       Features.
 
     Raises:
-      UserError: a slot that is absent, a column that is none, columns of unlike lengths, a cell that cannot be read:
-        no number, an id that is no integer below the rows of the slot.
+      UserError: a slot that is absent, a column that is none, columns of unlike lengths, a cell
+        that cannot be read: no number, an id that is no integer below the rows of the slot.
     """
     schema = encoder.schema
     roles = {schema.recipe.get(role) for role in (*ROLE_COLUMNS, "day_column")}
     named = _by_name("data", data)
     _check_names("data", schema, named, roles.union(schema.recipe.get("ignore", ())))
-    columns = {slot.name: _as_arrow(slot, named[slot.name]) for slot in schema.slots}
+    columns = {slot.name: memory.as_arrow(slot, named[slot.name]) for slot in schema.slots}
     _check_lengths("data", {name: len(column) for name, column in columns.items()})
 
     def one(slot: Slot) -> tuple[np.ndarray, Problems]:
@@ -111,7 +120,7 @@ def check(schema: Schema, features: Mapping[str, Any]) -> int:
 
 
 def check_ids(schema: Schema, features: Mapping[str, np.ndarray], valid: np.ndarray) -> None:
-    """Raises a UserError that names the first id out of range or infinite number, by what `pack` found."""
+    """Raises a UserError that names the first id out of range, or infinite number, `pack` found."""
     if valid.all():
         return
     row, column = (int(x) for x in np.argwhere(~valid)[0])
@@ -121,11 +130,8 @@ def check_ids(schema: Schema, features: Mapping[str, np.ndarray], valid: np.ndar
     where = f"features: slot {slot.name!r}, row {row}"
     if slot.is_numeric:
         raise UserError(f"{where}: {found} is not finite; a missing number is NaN")
-    padding = ", -1 for padding" if slot.is_bag else ""
-    raise UserError(
-        f"{where}: the id {found} is out of range; its ids are 0 .. {slot.rows - 1}{padding} "
-        "(0 = unknown)"
-    )
+    allowed = f"0 .. {slot.rows - 1}{', -1 for padding' if slot.is_bag else ''} (0 = unknown)"
+    raise UserError(f"{where}: the id {found} is out of range; its ids are {allowed}")
 
 
 def pack(schema: Schema, features: Mapping[str, Any], xp: ModuleType = np) -> tuple:
@@ -137,8 +143,9 @@ def pack(schema: Schema, features: Mapping[str, Any], xp: ModuleType = np) -> tu
       xp: numpy, or jax.numpy inside a program.
 
     Returns:
-      ids i32[B, N], global rows of the table, V = padding or out of range; value f32[B, N], or None if the schema needs
-      none; valid bool[B, N], False where an id is out of its slot's range, or a number infinite.
+      ids i32[B, N], global rows of the table, V = padding or out of range; value f32[B, N], or None
+      if the schema needs none; valid bool[B, N], False where an id is out of its slot's range, or a
+      number infinite.
     """
     columns = []
     for slot in schema.slots:
@@ -169,7 +176,7 @@ def local_ids(feature: Any, slot: Slot, xp: ModuleType) -> Any:
 
 
 def values(feature: Any, slot: Slot, xp: ModuleType) -> Any:
-    """f32[B, columns of the slot]: weights of the ids: the number, in a mean-pooled bag 1 / length, else 1."""
+    """f32[B, columns of the slot]: weight of each id: the number, 1 / length of a bag, or 1."""
     if slot.is_numeric:
         return xp.where(xp.isnan(feature), 1.0, feature).astype(np.float32)[:, None]
     if not slot.is_bag:
@@ -180,7 +187,7 @@ def values(feature: Any, slot: Slot, xp: ModuleType) -> Any:
 
 
 class UnknownCounter:
-    """Counts the values of each slot (of a bag: its elements) and those that are missing or unknown."""
+    """Counts the values of each slot (of a bag: its ids) and those that are missing or unknown."""
 
     def __init__(self, schema: Schema):
         self.schema = schema
@@ -220,13 +227,13 @@ def pad(features: Mapping[str, np.ndarray], schema: Schema, num_rows: int) -> di
 
 
 def example(schema: Schema, num_rows: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Made-up features: ids drawn evenly, bags of every length, numbers from N(0, 1); row 0 has nothing known."""
-    rng, made = np.random.default_rng(seed), {}
+    """Made-up features: ids, bags of every length, numbers from N(0, 1); row 0 knows nothing."""
+    rng = np.random.default_rng(seed)
+    made: dict[str, np.ndarray] = {}
     for slot in schema.slots:
         if slot.is_numeric:
-            numbers = rng.standard_normal(num_rows).astype(np.float32)
-            numbers[:1] = np.nan
-            made[slot.name] = numbers
+            made[slot.name] = rng.standard_normal(num_rows).astype(np.float32)
+            made[slot.name][:1] = np.nan
             continue
         ids = rng.integers(0, slot.rows, (num_rows, slot.width), dtype=np.int32)
         if slot.is_bag:
@@ -240,34 +247,6 @@ def example(schema: Schema, num_rows: int, seed: int = 0) -> dict[str, np.ndarra
     return made
 
 
-def _as_arrow(slot: Slot, values: Any) -> pa.Array:
-    """One column, however it was given."""
-    where = f"data: slot {slot.name!r}"
-    if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
-    if isinstance(values, pa.Array):
-        return values.dictionary_decode() if isinstance(values, pa.DictionaryArray) else values
-    if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
-        raise UserError(f"{where} is {values!r}; give a list or an array, one entry a row")
-    if hasattr(values, "__dlpack__"):  # an array of jax, say
-        values = np.asarray(values)
-    if isinstance(values, np.ndarray) and values.ndim > 1:
-        values = list(values)  # rows of a matrix are bags
-
-    try:
-        column = pa.array(values, from_pandas=True)
-    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{where} cannot be read ({reason}); give values of one type") from None
-    if pa.types.is_list(column.type) and not slot.is_bag:
-        raise UserError(
-            f"{where} holds lists, it has one value a row (it is {slot.kind}); give single values"
-        )
-    if pa.types.is_null(column.type):
-        return column.cast(pa.list_(pa.string()) if slot.is_bag else pa.string())
-    return column
-
-
 def _by_name(where: str, given: Any) -> Mapping[str, Any]:
     """Columns or features by their names."""
     if isinstance(given, pa.Table | pa.RecordBatch):
@@ -276,10 +255,8 @@ def _by_name(where: str, given: Any) -> Mapping[str, Any]:
             raise UserError(f"{where}: column {twice[0]!r} stands twice; leave one out")
         return dict(zip(names, given.columns))
     if not isinstance(given, Mapping):
-        raise UserError(
-            f"{where}: a {type(given).__name__} is no mapping; give an array for each slot, "
-            "by its name"
-        )
+        problem = f"a {type(given).__name__} is no mapping"
+        raise UserError(f"{where}: {problem}; give an array for each slot, by its name")
     return given
 
 
@@ -292,14 +269,12 @@ def _check_names(
     if extra:
         near = difflib.get_close_matches(extra[0], absent, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "leave it out"
-        raise UserError(
-            f"{where}: {', '.join(map(repr, extra))} is no slot of {schema.name!r}; {hint}"
-        )
+        listed = ", ".join(map(repr, extra))
+        raise UserError(f"{where}: {listed} is no slot of {schema.name!r}; {hint}")
     if absent:
-        raise UserError(
-            f"{where}: {len(absent)} of the {len(names)} slots of {schema.name!r} are absent: "
-            f"{', '.join(map(repr, absent))}; give an array for each"
-        )
+        of_all = f"{len(absent)} of the {len(names)} slots of {schema.name!r}"
+        listed = ", ".join(map(repr, absent))
+        raise UserError(f"{where}: {of_all} are absent: {listed}; give an array for each")
 
 
 def _check_lengths(where: str, lengths: Mapping[str, int]) -> int:
@@ -307,47 +282,28 @@ def _check_lengths(where: str, lengths: Mapping[str, int]) -> int:
     first, num_rows = next(iter(lengths.items()))
     for name, length in lengths.items():
         if length != num_rows:
-            raise UserError(
-                f"{where}: slot {first!r} has {num_rows} rows, slot {name!r} {length}; "
-                "give as many for each slot"
-            )
+            found = f"slot {first!r} has {num_rows} rows, slot {name!r} {length}"
+            raise UserError(f"{where}: {found}; give as many for each slot")
     return num_rows
 
 
 def _check_one(slot: Slot, x: Any) -> None:
     """Checks dtype and shape of one feature."""
-    where, wanted = f"features: slot {slot.name!r}", _in_words(slot)
+    dtype, shape = _form(slot)
+    wanted = f"{dtype[0]}32[{', '.join(map(str, shape))}]"
+    where, raw = f"features: slot {slot.name!r}", "scorer.encode"
     found = f"{x.dtype}{list(x.shape)}" if hasattr(x, "dtype") else type(x).__name__
     kind = getattr(getattr(x, "dtype", None), "kind", None)
     if kind is None or kind in "OSUT":
-        raise UserError(
-            f"{where} is {found}, it must be an array {wanted}; scorer.encode takes raw values"
-        )
-    if x.dtype != (np.float32 if slot.is_numeric else np.int32):
-        raise UserError(
-            f"{where} is {found}, it must be {wanted}; convert it, or give scorer.encode raw values"
-        )
-    if x.ndim != (2 if slot.is_bag else 1) or (slot.is_bag and x.shape[1] != slot.max_length):
-        filled = ": bags are filled up with -1, as scorer.encode does" if slot.is_bag else ""
+        raise UserError(f"{where} is {found}, it must be an array {wanted}; {raw} takes raw values")
+    if x.dtype != dtype:
+        remedy = f"convert it, or give {raw} raw values"
+        raise UserError(f"{where} is {found}, it must be {wanted}; {remedy}")
+    if x.ndim != len(shape) or [*x.shape[1:]] != shape[1:]:
+        filled = f": bags are filled up with -1, as {raw} does" if slot.is_bag else ""
         raise UserError(f"{where} has shape {x.shape}, it must be {wanted}{filled}; reshape it")
 
 
-def _describe(slot: Slot) -> dict[str, Any]:
-    shape: list[str | int] = ["b"]
-    missing: str | int = "NaN" if slot.is_numeric else 0
-    if slot.is_bag:
-        shape = ["b", slot.max_length]
-        missing = "-1 from the end of the bag on; 0 = unknown element"
-    return {
-        "dtype": "float32" if slot.is_numeric else "int32",
-        "shape": shape,
-        "kind": slot.kind,
-        "rows": slot.rows,
-        "missing": missing,
-    }
-
-
-def _in_words(slot: Slot) -> str:
-    if slot.is_numeric:
-        return "f32[b]"
-    return f"i32[b, {slot.max_length}]" if slot.is_bag else "i32[b]"
+def _form(slot: Slot) -> tuple[str, list[str | int]]:
+    """The dtype and shape of a feature; the axis "b" is any number of rows."""
+    return "float32" if slot.is_numeric else "int32", ["b", slot.width] if slot.is_bag else ["b"]

@@ -14,7 +14,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,7 +26,8 @@ from tqdm import tqdm
 from emofm_jax.data import counts as counts_lib
 from emofm_jax.data import encode, formats, shards, synthetic, vocabulary
 from emofm_jax.data import recipe as recipe_lib
-from emofm_jax.data.formats import Chunk, cti, tabular
+from emofm_jax.data.formats import cti, tabular
+from emofm_jax.data.formats.lines import Chunk
 from emofm_jax.data.problems import Bad, Problems
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
@@ -76,20 +77,14 @@ def prepare(config: ConfigDict, progress: bool = True) -> counts_lib.Report:
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """The raw files, and how they are read.
+    """The raw files, and how they are read."""
 
-    Attributes:
-      recipe: `config.prepare` as a dict; it names the types of cti data too.
-      files: {split: files}; under the one key "" when the rows themselves say their split.
-      progress: shows a progress bar.
-    """
-
-    recipe: Mapping[str, Any]
-    files: dict[str, list[Path]]
-    progress: bool
+    recipe: Mapping[str, Any]  # `config.prepare`, with the types of cti data
+    files: dict[str, list[Path]]  # of each split; under "" alone when the rows say their split
+    progress: bool  # shows a progress bar
 
     def run(self, work: Callable[[Chunk], T], split: str, what: str) -> Iterator[T]:
-        """Yields work(chunk) of every chunk of a split's files, in order, a few at once on threads."""
+        """Yields work(chunk) of every chunk of a split, in order, a few at once on threads."""
         paths = self.files[split]
         size = sum(path.stat().st_size for path in paths if path.exists())
         pending: deque = deque()
@@ -98,11 +93,10 @@ class _Source:
         with tqdm(total=size, desc=what, unit="B", unit_scale=True, disable=hidden) as bar:
             pool = ThreadPoolExecutor(_THREADS)
             try:
-                with closing(formats.tasks(self.recipe, paths, True, bar.update)) as tasks:
-                    for task in tasks:
-                        pending.append(pool.submit(of_task, task))
-                        if len(pending) > _THREADS:
-                            yield pending.popleft().result()
+                for task in formats.tasks(self.recipe, paths, True, bar.update):
+                    pending.append(pool.submit(of_task, task))
+                    if len(pending) > _THREADS:
+                        yield pending.popleft().result()
                 while pending:
                     yield pending.popleft().result()
             finally:

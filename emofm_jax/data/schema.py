@@ -5,8 +5,8 @@ as `schema.json` beside the shards that it describes and is copied into every wo
 layout of the one embedding table: slot s owns the rows `offset[s] .. offset[s] + rows[s] - 1`, and
 row 0 of each slot is the row of missing and unknown values.
 
-    N columns of ids = 1 per categorical or numeric slot, `max_length` per bag       (`column_slots`)
-    V rows of the table = sum of the rows of all slots that share no other's rows    (`num_rows`)
+    N columns of ids = 1 per categorical or numeric slot, `max_length` per bag      (`column_slots`)
+    V rows of the table = sum of the rows of all slots that share no other's rows       (`num_rows`)
 """
 
 import dataclasses

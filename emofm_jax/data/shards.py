@@ -35,19 +35,24 @@ FINGERPRINT = b"emofm_jax.fingerprint"  # key of a shard's metadata
 _REJECTED = pa.schema([("file", pa.string()), ("line", pa.int64()), ("reason", pa.string())])
 
 
-def arrow_schema(schema: Schema) -> pa.Schema:
-    """The columns of a shard."""
-    columns = {slot.name: _column_type(slot) for slot in schema.slots}
-    columns["label"] = pa.int8()
+def columns(schema: Schema) -> dict[str, pa.DataType]:
+    """Names and types of the columns of a shard."""
+    types = {slot.name: _column_type(slot) for slot in schema.slots}
+    types["label"] = pa.int8()
     if schema.types:
-        columns["ftype"] = pa.int8()
+        types["ftype"] = pa.int8()
     if schema.row_id:
-        columns["row_id"] = pa.int64() if schema.row_id == "int64" else pa.string()
+        types["row_id"] = pa.int64() if schema.row_id == "int64" else pa.string()
     if schema.has_weight:
-        columns["weight"] = pa.float32()
+        types["weight"] = pa.float32()
     if schema.has_gauc_key:
-        columns["gauc_key"] = pa.int64()
-    return pa.schema(columns, metadata={FINGERPRINT: schema.fingerprint().encode()})
+        types["gauc_key"] = pa.int64()
+    return types
+
+
+def arrow_schema(schema: Schema) -> pa.Schema:
+    """The columns of a shard, and the schema's fingerprint."""
+    return pa.schema(columns(schema), metadata={FINGERPRINT: schema.fingerprint().encode()})
 
 
 def _column_type(slot: Slot) -> pa.DataType:

@@ -36,12 +36,9 @@ def sample(split: shards.Split, num_rows: int, seed: int) -> batches.Rows:
     parts, done = [], 0
     for host in batches.read(split, shards.ROW_GROUP_ROWS):
         own = drawn[slice(*np.searchsorted(drawn, (done, done + host.num_rows)))] - done
-        arrays = (*host.batch, None)  # no GAUC key
-        flat: list[Any] = [None if a is None else a.reshape(-1, *a.shape[2:]) for a in arrays]
-        parts.append(batches.Rows(*flat).take(own))
+        parts.append(host.rows.take(own))
         done += host.num_rows
-    whole: list[Any] = [None if a[0] is None else np.concatenate(a) for a in zip(*parts)]
-    return batches.Rows(*whole)
+    return batches.concatenate(parts)
 
 
 def permuted(rows: batches.Rows, schema: Schema, slot: int, seed: int) -> batches.Rows:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from emofm_jax.data import batches, files
-from emofm_jax.data.schema import Schema
+from emofm_jax.data import features as features_lib
 from emofm_jax.data.shards import Split
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import split_report
@@ -43,7 +43,7 @@ class Predictions(NamedTuple):
     logit: np.ndarray  # f32[n]
     p_type: np.ndarray | None  # f32[n, T], p(t | x) of the auxiliary model
     p_given_type: np.ndarray | None  # f32[n, T], p(y = 1 | x, t)
-    unknown: np.ndarray  # f64[S], share of a slot's values (bag: ids) that are missing or unknown
+    unknown: dict[str, float]  # {slot: share of its values that are missing or unknown}
 
 
 def score(
@@ -61,14 +61,14 @@ def predict_split(parts: Parts, state: TrainState, split: Split, batch_size: int
       UserError: a score is not finite.
     """
     n, schema, devices = split.num_rows, split.schema, parts.devices
-    known = ("label", "ftype", "weight") if schema.has_weight else ("label", "ftype")
+    optional = {"weight": schema.has_weight, "gauc_key": schema.has_gauc_key}
+    known = ["label", "ftype", *(name for name, there in optional.items() if there)]
     dtypes = {"label": np.int8, "ftype": np.int8, "gauc_key": np.int64}
-    names = ("p", "logit", *known, *(("gauc_key",) if schema.has_gauc_key else ()))
-    out = {name: np.empty(n, dtypes.get(name, np.float32)) for name in names}
-    counts = np.zeros((2, schema.num_columns), np.int64)
+    out = {name: np.empty(n, dtypes.get(name, np.float32)) for name in ("p", "logit", *known)}
+    unknown = features_lib.UnknownCounter(schema)
 
     def put(host: batches.HostBatch) -> tuple[batches.HostBatch, PlacedBatch]:
-        np.add(counts, _count_unknown(schema, host.batch.ids), out=counts)
+        unknown.add_ids(host.rows.ids)
         return host, state_lib.put_batch(host.batch, devices)
 
     source = batches.prefetch(batches.read(split, batch_size, num_devices=len(devices)), 2, put)
@@ -80,13 +80,12 @@ def predict_split(parts: Parts, state: TrainState, split: Split, batch_size: int
     with tqdm(total=n, **look) as bar:
         for host, scores in _one_behind(scored):  # fetched while the next step runs
             rows = slice(done, done + host.num_rows)
-            columns = {name: getattr(host.batch, name) for name in known} | jax.device_get(scores)
-            for name, array in columns.items():
+            for name in known:
+                out[name][rows] = getattr(host.rows, name)
+            for name, array in jax.device_get(scores).items():
                 if name not in out:  # of a typed model
                     out[name] = np.empty((n, *array.shape[2:]), np.float32)
                 out[name][rows] = _by_row(array)[: host.num_rows]
-            if host.gauc_key is not None:
-                out["gauc_key"][rows] = host.gauc_key
             done = rows.stop
             bar.update(host.num_rows)
 
@@ -96,10 +95,8 @@ def predict_split(parts: Parts, state: TrainState, split: Split, batch_size: int
             f"{split.path}: the score of row {int(np.argmin(finite))} is not finite; lower the "
             "learning rate and train again"
         )
-    unknown, values = (np.bincount(schema.column_slots, x) for x in counts)
-    found: dict[str, Any] = {name: out.get(name) for name in Predictions._fields}
-    found["unknown"] = unknown / np.maximum(values, 1)
-    return Predictions(**found)
+    columns: dict[str, Any] = {name: out.get(name) for name in Predictions._fields}
+    return Predictions(**columns | {"unknown": unknown.shares()})
 
 
 def _one_behind(items: Iterable[_T]) -> Iterator[_T]:
@@ -116,14 +113,6 @@ def _one_behind(items: Iterable[_T]) -> Iterator[_T]:
 def _by_row(array: np.ndarray) -> np.ndarray:
     """[P, b, ...] -> [P * b, ...]."""
     return array.reshape(-1, *array.shape[2:])
-
-
-def _count_unknown(schema: Schema, ids: np.ndarray) -> np.ndarray:
-    """i64[2, N]: how many ids i32[P, b, N] of a column are row 0 of their slot, and no padding."""
-    first = schema.offsets[schema.column_slots].astype(np.int32)
-    at_first = np.count_nonzero(ids == first, axis=(0, 1))
-    padding = np.count_nonzero(ids == np.int32(schema.num_rows), axis=(0, 1))
-    return np.stack([at_first, ids[..., 0].size - padding])
 
 
 def score_rows(parts: Parts, state: TrainState, rows: batches.Rows, batch_size: int) -> dict:
@@ -181,8 +170,7 @@ def report(predictions: Predictions, split: Split) -> split_report.SplitReport:
         type_names=split.schema.types,
         truth=read_truth(split),
     )
-    names = [slot.name for slot in split.schema.slots]
-    return dataclasses.replace(found, unknown=dict(zip(names, predictions.unknown.tolist())))
+    return dataclasses.replace(found, unknown=predictions.unknown)
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:

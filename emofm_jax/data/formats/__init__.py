@@ -1,7 +1,7 @@
-"""Raw files -> chunks of raw columns. One format a file; nothing after `encode` notices which one it was.
+"""Raw files -> chunks of raw columns, one format a file; nothing after `encode` notices which.
 
-A format is a function `tasks(recipe, path, labelled, progress)`, which reads one file front to back and yields
-functions of no argument: each parses one block into a `Chunk`, on whatever thread calls it.
+A format is a function `tasks(recipe, path, labelled, progress)`, which reads one file front to back
+and yields functions of no argument: each parses one block into a `Chunk`, on whatever thread calls.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,8 +44,7 @@ def tasks(
     """
     source = recipe["format"]
     if source not in FORMATS:
-        raise UserError(
-            f"config.prepare.format: {source!r} has no raw files; choose one of {', '.join(FORMATS)}"
-        )
+        remedy = f"choose one of {', '.join(FORMATS)}"
+        raise UserError(f"config.prepare.format: {source!r} has no raw files; {remedy}")
     for path in files:
         yield from FORMATS[source](recipe, Path(path), labelled, progress)

@@ -1,9 +1,10 @@
-"""The raw rows of the CTI competition (EMOFM, data section): one conversion type a row, features as id:slot.
+"""Rows of the CTI competition (EMOFM, data section): one type a row, features as id:slot.
 
     log_id \\t t1 \\t t2 \\t t3 \\t feature_id:slot_id feature_id:slot_id ...
 
-Exactly one of t1..t3 is 0 or 1, which is the label; which one is filled is the interaction type. The number of
-types follows from the columns. Ids are whole numbers of up to 64 bits. A slot may repeat, if it is a bag.
+Exactly one of t1..t3 is 0 or 1, which is the label; which one is filled is the interaction type.
+The number of types follows from the columns. Ids are whole numbers of up to 64 bits. A slot may
+repeat, if it is a bag.
 """
 
 import functools
@@ -31,10 +32,8 @@ def tasks(
     slots = recipe_lib.slots(recipe)
     numeric = [slot.name for slot in slots if slot.kind == "numeric"]
     if numeric:
-        raise UserError(
-            f"config.prepare.slots: slot {numeric[0]!r} is numeric, but cti rows hold ids only; "
-            "change it"
-        )
+        problem = f"slot {numeric[0]!r} is numeric, but cti rows hold ids only"
+        raise UserError(f"config.prepare.slots: {problem}; change it")
     names = columns(path)
     of_types = names[1:-1]
     types = list(recipe["types"]) or of_types

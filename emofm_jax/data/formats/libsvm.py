@@ -1,16 +1,17 @@
 """Rows of `label field:id:value ...`, or of `label id:value ...`.
 
-    1 user:17:1 item:4:1 price:0:3.5            field names are the names of the slots; a field may repeat in a bag
-    1 17:1 4012:1                               one slot named `features`, a bag of ids
+    1 user:17:1 item:4:1 price:0:3.5    field names are names of slots; a field may repeat in a bag
+    1 17:1 4012:1                       one slot named `features`, a bag of ids
 
-The value of an id is 1; the id of a numeric slot means nothing. Labels are 0 and 1, or -1 and +1. A row to predict
-may lack its label.
+The value of an id is 1; the id of a numeric slot means nothing. Labels are 0 and 1, or -1 and +1. A
+row to predict may lack its label.
 """
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -45,12 +46,10 @@ def tasks(
         label, features = _split_label(raw["row"])
         if flat:
             features = pc.replace_substring_regex(features, "([^ ]+)", FLAT_SLOT + r":\1")
-        columns, problems = tokens_lib.split_tokens(
-            features, slots, recipe["ignore"], slot_first=True
-        )
-        if labelled:
-            for row in pc.indices_nonzero(pc.is_null(label)).to_pylist():
-                problems[row] = ("label", "it has no label; 0 or 1 must stand first")
+        ignore = recipe["ignore"]
+        columns, problems = tokens_lib.split_tokens(features, slots, ignore, slot_first=True)
+        for row in np.flatnonzero(pc.is_null(label)).tolist() if labelled else ():
+            problems[row] = ("label", "it has no label; 0 or 1 must stand first")
         columns = tokens_lib.with_gauc_key(columns | {"label": label}, recipe["gauc_key"])
         return Chunk(str(path), lines, columns, bad).without(problems)
 

@@ -1,8 +1,9 @@
 """Text files as blocks of whole rows, and a block as columns; what every text format stands on.
 
-A clean block (no quote, no NUL, valid UTF-8, the same number of columns in every row) is parsed in one call of
-pyarrow. Where that fails, the rows are looked at one by one, the bad ones are named with their line, and the rest
-is parsed. pyarrow's own streaming reader is not used: it knows no line numbers and one bad cell ends the file.
+A clean block (no quote, no NUL, valid UTF-8, the same number of columns in every row) is parsed in
+one call of pyarrow. Where that fails, the rows are looked at one by one: the bad ones are named by
+their lines, and the rest is parsed. pyarrow's streaming reader is not used: it knows no line
+numbers and one bad cell ends the file.
 """
 
 import csv
@@ -29,20 +30,16 @@ _OPEN_BYTES = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Consecutive raw rows of one file, as columns.
+    """Consecutive raw rows of one file as columns, by slot and by role.
 
-    Attributes:
-      file: path of the file.
-      lines: i64[n], 1-based lines (Parquet: rows) on which the n readable rows start.
-      columns: n raw values each, by the name of the slot, and by role: `label`, `ftype`, `row_id`, `weight`,
-        `gauc_key`, `_day`. Text is pa.string(), a bag is a list of them; Parquet keeps its types.
-      bad: the rows that are not among the n.
+    Roles are `label`, `ftype`, `row_id`, `weight`, `gauc_key`, `_day`. Text is pa.string(), a bag
+    is a list of them; Parquet keeps its types.
     """
 
     file: str
-    lines: np.ndarray
-    columns: dict[str, pa.Array]
-    bad: tuple[Bad, ...] = ()
+    lines: np.ndarray  # i64[n], 1-based lines (Parquet: rows) on which the n readable rows start
+    columns: dict[str, pa.Array]  # of n raw values each
+    bad: tuple[Bad, ...] = ()  # the rows that are not among the n
 
     def bad_rows(self, problems: Problems) -> list[Bad]:
         """The rows with a problem, in order."""
@@ -67,19 +64,12 @@ class Block(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Dialect:
-    """How columns stand in a row of text.
+    """How columns stand in a row of text."""
 
-    Attributes:
-      names: of the columns of the file, in order.
-      separator: one character between columns.
-      quotes: True if double quotes may enclose a cell; a row may then span lines.
-      null_values: spellings of a missing value.
-    """
-
-    names: Sequence[str]
-    separator: str
-    quotes: bool = False
-    null_values: Sequence[str] = ()
+    names: Sequence[str]  # of the columns of the file, in order
+    separator: str  # one character between columns
+    quotes: bool = False  # double quotes may enclose a cell; a row may then span lines
+    null_values: Sequence[str] = ()  # spellings of a missing value
 
 
 def blocks(
@@ -93,8 +83,9 @@ def blocks(
 
     Args:
       path: the file; `.gz` and `.zst` say how it is compressed.
-      separator: between columns, where double quotes may enclose a cell (then a row may span lines); else empty.
-      progress: is told how many bytes of the file, as it lies on disk, were read since the last call.
+      separator: between columns, if double quotes may enclose a cell and a row span lines; else
+        empty.
+      progress: is told how many bytes of the file, as it lies on disk, were read since last told.
       block_bytes: size of a block; by default BLOCK_BYTES.
 
     Raises:
@@ -117,10 +108,8 @@ def blocks(
             line += rest.count(b"\n", 0, cut)
             rest = rest[cut:]
         elif len(rest) > MAX_ROW_BYTES:
-            raise UserError(
-                f"{path}:{line}: a row of more than {MAX_ROW_BYTES} bytes; "
-                "is this a text file of rows?"
-            )
+            problem = f"a row of more than {MAX_ROW_BYTES} bytes"
+            raise UserError(f"{path}:{line}: {problem}; is this a text file of rows?")
     if not position:
         raise UserError(f"{path}: the file is empty; remove it or name another")
     if rest:
@@ -157,9 +146,8 @@ def parse(
         return {name: pa.array([], pa.string()) for name in wanted}, lines, bad
     table = _arrow(clean, dialect, wanted, quoted)
     if table is None or table.num_rows != len(lines):
-        raise ValueError(
-            f"lines {lines[0]} .. {lines[-1]}: rows that passed every check cannot be parsed"
-        )
+        where = f"lines {lines[0]} .. {lines[-1]}"
+        raise ValueError(f"{where}: rows that passed every check cannot be parsed")
     return _columns(table), lines, bad
 
 
@@ -185,9 +173,9 @@ def _row_ends(data: bytes, separator: str, open_limit: int = 0) -> np.ndarray:
 
     Args:
       data: text that starts with a row.
-      separator: between columns where quotes may enclose a cell, and a line end inside them ends no row.
-      open_limit: a cell still open at the end of `data` hides line ends too, if it is shorter than this; otherwise
-        it is taken for a stray quote, which the row check then reports.
+      separator: between columns, if quotes may enclose a cell; a line end inside ends no row.
+      open_limit: a cell still open at the end of `data` hides line ends too, if it is shorter than
+        this; otherwise it is taken for a stray quote, which the row check then reports.
     """
     ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
     if not separator or b'"' not in data:

@@ -1,10 +1,11 @@
-"""Rows of named columns: csv, tsv and the like, with or without a header, plain, gzip or zstd; and Parquet.
+"""Rows of named columns: csv, tsv and the like, plain, gzip or zstd, a header or none; and Parquet.
 
     label,user,item,tags,price
     1,u17,i4,red^small,3.5
 
-Cells may stand in double quotes, as Python's csv module has it. Columns are found by name, so files may differ in
-their order. Every column must be a slot, have a role, or be left out on purpose (`config.prepare.ignore`).
+Cells may stand in double quotes, as Python's csv module has it. Columns are found by name, so files
+may differ in their order. Every column must be a slot, have a role, or be left out on purpose
+(`config.prepare.ignore`).
 """
 
 import csv
@@ -58,7 +59,9 @@ def integer_row_id(recipe: Mapping, path: Path) -> bool:
 def plain_columns(
     where: str, recipe: Mapping, columns: Mapping[str, pa.Array], slots: Sequence[Slot]
 ) -> dict[str, pa.Array]:
-    """Arrow columns of any type as integers, floats, text and, for bags, lists of these; null for `null_values`.
+    """Arrow columns of any type as integers, floats, text and, for bags, lists of these.
+
+    A value that `null_values` spells becomes null.
 
     Raises:
       UserError: a type that cannot be used, lists in a column of single values.
@@ -70,9 +73,8 @@ def plain_columns(
             plain[name] = _without_nulls(cells, recipe["null_values"])
         except pa.ArrowException as error:
             reason = " ".join(str(error).split())
-            raise UserError(
-                f"{where}: column {name!r} of type {column.type} cannot be used ({reason})"
-            ) from None
+            what = f"column {name!r} of type {column.type}"
+            raise UserError(f"{where}: {what} cannot be used ({reason})") from None
     return _split_bags(recipe, plain, slots)
 
 
@@ -82,9 +84,8 @@ def _text_tasks(
     slots = recipe_lib.slots(recipe)
     separator = recipe["separator"]
     if len(separator.encode()) != 1 or separator in '"\r\n':
-        raise UserError(
-            f"config.prepare.separator: {separator!r} must be one character, such as ',' or '\\t'"
-        )
+        problem = f"{separator!r} must be one character, such as ',' or '\\t'"
+        raise UserError(f"config.prepare.separator: {problem}")
     names = _names(recipe, path, labelled)
     sources = _sources(recipe, path, names, labelled, slots)
     wanted = list(dict.fromkeys(sources.values()))
@@ -141,14 +142,11 @@ def _split_bags(
             separator = recipe_lib.slot_options(recipe, name)["separator"]
             columns[name] = pc.split_pattern(column.cast(pa.string()), separator)
         elif kind not in ("multi", None) and is_list:
-            raise UserError(
-                f"config.prepare.slots: slot {name!r} holds lists but is {kind}; make it multi"
-            )
+            problem = f"slot {name!r} holds lists but is {kind}"
+            raise UserError(f"config.prepare.slots: {problem}; make it multi")
         elif kind is None and is_list:
-            raise UserError(
-                f"config.prepare.{_option(name)}: its column holds lists; "
-                "name a column of single values"
-            )
+            where = f"config.prepare.{_option(name)}"
+            raise UserError(f"{where}: its column holds lists; name a column of single values")
     return columns
 
 
@@ -158,21 +156,16 @@ def _names(recipe: Mapping, path: Path, labelled: bool) -> list[str]:
         text = lines_lib.first_row(path).decode()
         first = next(csv.reader([text], delimiter=recipe["separator"], strict=True), [])
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(
-            f"{path}:1: the first row cannot be read ({error}); is it a text file of columns?"
-        ) from None
+        problem = f"the first row cannot be read ({error})"
+        raise UserError(f"{path}:1: {problem}; is it a text file of columns?") from None
 
     names = first if recipe["header"] else list(recipe["columns"])
     if not names and recipe["header"]:
-        raise UserError(
-            f"{path}:1: the first line is empty, where the names of the columns should stand; "
-            "add them"
-        )
+        problem = "the first line is empty, where the names of the columns should stand"
+        raise UserError(f"{path}:1: {problem}; add them")
     if not names:
-        raise UserError(
-            "config.prepare.columns: with header=False it must name the columns of the file, "
-            "in order"
-        )
+        problem = "with header=False it must name the columns of the file, in order"
+        raise UserError(f"config.prepare.columns: {problem}")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"{path}: column {twice[0]!r} stands twice; rename one of the two")
@@ -201,16 +194,13 @@ def _sources(
     if missing:
         role = next((r for r, name in roles.items() if name == missing[0]), "")
         what = f"config.prepare.{_option(role)}" if role else "a slot of config.prepare.groups"
-        raise UserError(
-            f"{path}: there is no column {missing[0]!r} ({what}); the file has {', '.join(names)}"
-        )
+        has = f"the file has {', '.join(names)}"
+        raise UserError(f"{path}: there is no column {missing[0]!r} ({what}); {has}")
     used = {*sources.values(), *recipe["ignore"]}
     extra = [name for name in names if name not in used]
     if extra and labelled:
-        raise UserError(
-            f"{path}: column {extra[0]!r} is a slot in no group; name it in config.prepare.groups "
-            "or config.prepare.ignore"
-        )
+        remedy = "name it in config.prepare.groups or config.prepare.ignore"
+        raise UserError(f"{path}: column {extra[0]!r} is a slot in no group; {remedy}")
     return sources
 
 
@@ -252,8 +242,6 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
         raise UserError(f"{path}: not a complete Parquet file ({error}); copy it again") from None
     if shards.FINGERPRINT in (file.metadata.metadata or {}):
         # Its ids would pass for raw values, and every score would be wrong.
-        raise UserError(
-            f"{path}: it is a shard, not raw rows; name raw rows, or the directory of a complete "
-            "split"
-        )
+        remedy = "name raw rows, or the directory of a complete split"
+        raise UserError(f"{path}: it is a shard, not raw rows; {remedy}")
     return file

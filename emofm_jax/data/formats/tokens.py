@@ -35,7 +35,7 @@ def split_tokens(
       features: string[n].
       slots: of the schema; a bag becomes a list in the order of the row, others a value or null.
       ignore: slots to leave out.
-      slot_first: True if a token is slot:id:value; the value is the number of a numeric slot, else 1.
+      slot_first: True if a token is slot:id:value; the value is a numeric slot's number, else 1.
 
     Returns:
       {slot: array[n]} and the problems of rows.

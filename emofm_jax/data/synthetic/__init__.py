@@ -1,31 +1,17 @@
 """Made-up click logs of the CTI kind, whose true probabilities are known.
 
-    ids        Zipf (exponent 1.05 to 1.2 in the large slots), nested as in a real log      data/synthetic/population.py
-    type t     ~ softmax_t(main effects and interactions of a few well-populated slots)       data/synthetic/truth.py
-    label      ~ sigmoid(bias_t + main effects_t + interactions_t within and across groups)
+    ids       Zipf (exponent 1.05 to 1.2 in large slots), nested as in a real log    (population.py)
+    type t    ~ softmax_t(main effects and interactions of a few well-populated slots)    (truth.py)
+    label     ~ sigmoid(bias_t + main effects_t + interactions_t within and across groups)
 
-The data sets of the paper are not public, so their structure is simulated: 28 slots in the groups user, scene, ad and
-session, 7 each, 4 of them bags, and T interaction types that a model may see in training only. The true p(y|x),
-p(y|x, t) and p(t|x) of valid and test are written beside the shards, so that a result reads as a share of what is
-attainable. Dials (`config.prepare.synthetic`): `type_strength` (0: all types alike), `cross_strength` (0: no
-interactions across groups), `noise` (of the logit; the truth is then the expectation over it), `drift` and
-`new_id_rate` (test rows only), `unseen_type` (train and valid never show it, test does), `num_types` (0: untyped).
-What is written of the same rows: `hash_rows` (ids of the slots that grow with time collide in so many table rows) and
-`group_slots` (the first slots of each group only, whose others still act, or more, which are noise and decide nothing).
+The data sets of the paper are not public, so their structure is simulated: 28 slots in the groups
+user, scene, ad and session, 7 each, 4 of them bags, and T interaction types that a model may see in
+training only. The true p(y|x), p(y|x, t) and p(t|x) of valid and test are written beside the
+shards, so that a result reads as a share of what is attainable. facts.py measures the data.
 
-The defaults, measured on their 50,000 test rows (`python -m emofm_jax.data.synthetic.facts` prints them):
-
-    Bayes AUC of p(y|x) 0.8135; of p(y|x, t) with the row's type 0.8682
-    click rate 0.097; types' shares 0.40, 0.30, 0.20, 0.10, click rates 0.057, 0.114, 0.125, 0.150
-    marginal entropy of the types minus the log-loss of p(t|x): 0.33 nats
-    interactions: 0.39 of the variance of the row's logit, 0.56 of that across groups
-    60,204 ids occur in train
-
-Share of the lift (AUC - 0.5) / (Bayes AUC - 0.5) that the truth itself keeps when part of it is taken away, so what
-not learning that part costs (seed 0, 50,000 other rows): ids with fewer than 50 train rows 0.999, with fewer than 50
-of the row's type 0.996; the own effects of users, ads, items and terms 0.981; every interaction halved 0.961, none
-across groups 0.896, none at all 0.782; p(t|x) replaced by the types' shares 0.918. The main effects of the types'
-scores alone close 0.72 of the types' gap. No model was trained to choose these numbers.
+`population.Dials` says what can be changed. `drift` and `new_id_rate` are of test rows only; train
+and valid never show the `unseen_type`. `hash_rows` and `group_slots` change what is written of the
+same rows: a slot that is left out still acts, and one beyond the 7 of its group is noise.
 """
 
 import sys
@@ -42,7 +28,7 @@ from emofm_jax.data import shards
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.data.synthetic import population
 from emofm_jax.data.synthetic import truth as truth_lib
-from emofm_jax.data.synthetic.population import Bags, Dials, SlotPlan
+from emofm_jax.data.synthetic.population import Bags, Dials, Ids, SlotPlan
 from emofm_jax.data.synthetic.truth import Rows
 from emofm_jax.data.vocabulary import hash_values
 from emofm_jax.errors import UserError
@@ -54,16 +40,13 @@ _NOISE, _NOISE_SIZE, _NOISE_ZIPF = "_noise_", 1_000, 1.1
 def write(
     recipe: Mapping[str, Any], directory: Path, name: str, progress: bool
 ) -> counts_lib.Report:
-    """Makes the three splits of shards, `truth.parquet` of valid and test, `schema.json` and `prepare.json`.
+    """Makes the splits, `truth.parquet` of valid and test, `schema.json` and `prepare.json`.
 
     Args:
-      recipe: `config.prepare` as a dict; its `synthetic` section holds the dials, `gauc_key` may name a slot.
+      recipe: `config.prepare` as a dict; `synthetic` holds the dials, `gauc_key` may name a slot.
       directory: made, or filled.
       name: of the data set.
       progress: reports the rows written so far on stderr.
-
-    Returns:
-      The content of `prepare.json`.
 
     Raises:
       UserError: a dial is out of range, or `gauc_key` names no slot with one id per row.
@@ -72,18 +55,16 @@ def write(
     world, schema = truth_lib.make_world(dials), make_schema(dials, name, recipe)
     key = recipe["gauc_key"]
     if key and key not in [slot.name for slot in schema.slots if not slot.is_bag]:
-        raise UserError(
-            f"config.prepare.gauc_key: {key!r} is no slot of single ids; choose one, "
-            "such as 'user_id'"
-        )
+        remedy = "choose one, such as 'user_id'"
+        raise UserError(f"config.prepare.gauc_key: {key!r} is no slot of single ids; {remedy}")
     hashes = _hashes(schema, world)
     tally, done = counts_lib.Tally(schema), 0
     for split in shards.SPLITS:
         writer = shards.Writer(directory, split, schema)
         with writer, _TruthWriter(writer.path, split, dials) as truth:
             for chunk, rows in enumerate(truth_lib.make_rows(world, split)):
-                noise = _noise(schema, dials, split, chunk, len(rows.label))
-                table = _table(rows, schema, key, noise, hashes)
+                ids = {**rows.ids, **_noise(schema, dials, split, chunk, len(rows.label))}
+                table = _table(rows, ids, schema, hashes)
                 writer.write(table)
                 truth.write(rows)
                 tally.add(split, counts_lib.count(schema, table))
@@ -133,7 +114,7 @@ def _plans(dials: Dials) -> list[SlotPlan]:
 def _noise(
     schema: Schema, dials: Dials, split: str, chunk: int, num_rows: int
 ) -> dict[str, np.ndarray]:
-    """Ids of the slots of noise, from a random stream of their own: the other slots, and labels, are as without."""
+    """Ids of the slots of noise, from a random stream of their own: all else is as without them."""
     rng = population.stream(dials, "noise", shards.SPLITS.index(split), chunk)
     cumulative = np.cumsum((np.arange(_NOISE_SIZE) + 1.0) ** -_NOISE_ZIPF)
     edges = cumulative[:-1] / cumulative[-1]
@@ -147,7 +128,7 @@ def _noise(
 
 
 def _hashes(schema: Schema, world: truth_lib.World) -> dict[str, np.ndarray]:
-    """Table rows of the ids of hashed slots, i32, as the encoding has them of raw value k = id - 1; 0 stays missing."""
+    """i32 table row of each id of the hashed slots, by the raw value id - 1; 0 stays missing."""
     found = {}
     for slot in schema.slots:
         if slot.encoding == "hash":
@@ -157,27 +138,21 @@ def _hashes(schema: Schema, world: truth_lib.World) -> dict[str, np.ndarray]:
     return found
 
 
-def _table(
-    rows: Rows,
-    schema: Schema,
-    gauc_key: str,
-    noise: dict[str, np.ndarray],
-    hashes: dict[str, np.ndarray],
-) -> pa.Table:
-    """The columns of a shard."""
-    columns, drawn = {}, rows.ids | noise
+def _table(rows: Rows, ids: Ids, schema: Schema, hashes: dict[str, np.ndarray]) -> pa.Table:
+    """The columns of a shard; `ids` are of its slots."""
+    columns: dict[str, pa.Array] = {}
     for slot in schema.slots:
-        found = drawn[slot.name]
-        ids = found.ids if isinstance(found, Bags) else found
-        column = pa.array(hashes[slot.name][ids] if slot.name in hashes else ids)
+        found = ids[slot.name]
+        own = found.ids if isinstance(found, Bags) else found
+        column = pa.array(hashes[slot.name][own] if slot.name in hashes else own)
         if isinstance(found, Bags):
             column = pa.ListArray.from_arrays(pa.array(found.starts.astype(np.int32)), column)
         columns[slot.name] = column
-    columns["label"] = rows.label
+    columns["label"] = pa.array(rows.label)
     if schema.types:
-        columns["ftype"] = rows.ftype
-    if gauc_key:
-        columns["gauc_key"] = rows.ids[gauc_key].astype(np.int64)
+        columns["ftype"] = pa.array(rows.ftype)
+    if schema.has_gauc_key:
+        columns["gauc_key"] = pa.array(rows.ids[schema.recipe["gauc_key"]]).cast(pa.int64())
     return pa.table(columns)
 
 

@@ -1,4 +1,25 @@
-"""Facts about synthetic data, from its true probabilities: `python -m emofm_jax.data.synthetic.facts` prints them."""
+"""Facts about synthetic data: `python -m emofm_jax.data.synthetic.facts` measures the defaults.
+
+On their 50,000 test rows:
+
+    Bayes AUC of p(y|x) 0.8135; of p(y|x, t) with the row's type 0.8682
+    click rate 0.097; shares of the types 0.40, 0.30, 0.20, 0.10
+    click rates of the types 0.057, 0.114, 0.125, 0.150
+    marginal entropy of the types minus the log-loss of p(t|x): 0.33 nats
+    interactions: 0.39 of the variance of the row's logit, 0.56 of that across groups
+    60,204 ids occur in train
+
+What not learning a part of the truth costs: the share of the lift (AUC - 0.5) / (Bayes AUC - 0.5)
+that the truth itself keeps when the part is taken away (seed 0, 50,000 other rows).
+
+    ids with fewer than 50 train rows            0.999    every interaction halved     0.961
+    with fewer than 50 of the row's type         0.996    none across groups           0.896
+    own effects of users, ads, items, terms      0.981    no interaction               0.782
+    p(t|x) replaced by the shares of the types   0.918
+
+The main effects of the types' scores alone close 0.72 of the types' gap. No model was trained to
+choose these numbers.
+"""
 
 import numpy as np
 
@@ -8,13 +29,15 @@ from emofm_jax.data.synthetic.population import Dials
 
 
 def measure(dials: Dials) -> dict[str, float]:
-    """What the data is like, measured on the test split's true probabilities; ids on the train split.
+    """What the data is like, by the true probabilities of the test split.
 
     Returns:
-      bayes_auc, known_type_auc: of p(y|x) and of p(y|x, t) with the row's type, expected over labels;
-      click_rate; type_gap: marginal entropy of the types minus the expected log-loss of p(t|x), in nats;
-      interactions: their share of the variance of the row's logit, and across_groups: the share of that; distinct_ids:
-      that occur in train; share_t1, rate_t1, ...: share and click rate of each type (typed data only).
+      bayes_auc, known_type_auc: of p(y|x) and of p(y|x, t) with the row's type, over labels;
+      click_rate;
+      type_gap: marginal entropy of the types minus the expected log-loss of p(t|x), in nats;
+      interactions: their share of the variance of the row's logit; across_groups: of that variance;
+      distinct_ids: how many occur in train;
+      share_t1, rate_t1, ...: share and click rate of each type (typed data only).
     """
     world = truth_lib.make_world(dials)
     chunks = list(truth_lib.make_rows(world, "test"))
@@ -44,7 +67,7 @@ def measure(dials: Dials) -> dict[str, float]:
 
 
 def expected_auc(score: np.ndarray, p: np.ndarray) -> float:
-    """AUC of `score` f64[n] with every row counted as p a click and 1 - p none; scores without ties."""
+    """AUC of `score` f64[n], without ties; every row counts as p a click and as 1 - p none."""
     p = p[np.argsort(score)]
     below = np.cumsum(1 - p) - (1 - p)
     return float((p * below).sum() / (p.sum() * (1 - p).sum() - (p * (1 - p)).sum()))

@@ -1,13 +1,15 @@
-"""Who and what occurs in the synthetic data: slots, how often each id is drawn, what follows from what.
+"""Who and what occurs in the synthetic data: slots, how often each id is drawn, what follows.
 
-    id         ~ (k + 1)^-zipf over the ids of a slot, in no order of popularity; or it follows from a parent's id
+    id      ~ (k + 1)^-zipf over the ids of a slot, in no order; or it follows from a parent's id
     user_id   -> gender, age, city, occupation, segment, activity
     ad_id     -> campaign -> advertiser -> category;  format, price;  campaign -> landing
-    device    -> os;  depth -> lengths of the bags;  clicked_items -> clicked_categories, last_category
+    device    -> os;  depth -> lengths of the bags
+    clicked_items -> clicked_categories, last_category
 
-Users of a segment come back to a few items of its own, so that the session group tells of the user. Some values are
-missing (row 0). `new_id_rate` swaps ids of test rows for ids that training never saw, in the slots that grow with
-time: what follows from the id, such as the campaign of a new ad, stays.
+Users of a segment come back to a few items of its own, so that the session group tells of the user.
+Some values are missing (row 0). `new_id_rate` swaps ids of test rows for ids that training never
+saw, in the slots that grow with time: what follows from the id, such as the campaign of a new ad,
+stays.
 """
 
 import dataclasses
@@ -74,7 +76,7 @@ GROUPS = tuple(dict.fromkeys(slot.group for slot in SLOTS))
 
 
 class Bags(NamedTuple):
-    """Bags of n rows: the ids of all, i32, and where each row's begin and the last one's end, i64[n + 1]."""
+    """Bags of n rows: the ids of all, i32, and where each row's begin, i64[n + 1]."""
 
     ids: np.ndarray
     starts: np.ndarray
@@ -133,21 +135,13 @@ class Dials:
 
 @dataclasses.dataclass(frozen=True)
 class Population:
-    """What the ids are drawn from.
-
-    Attributes:
-      dials: they made it.
-      popularity: per slot, f64[size]: how often each id occurs (a segment's favourites aside).
-      cumulative: per slot, f64[size - 1]: the running sum of it, without the last.
-      parents: per derived slot, i32[size of its parent]: the id that follows from the parent's.
-      favourites: i32[segments, FAVOURITES]: items that the users of a segment come back to.
-    """
+    """What the ids are drawn from."""
 
     dials: Dials
-    popularity: dict[str, np.ndarray]
-    cumulative: dict[str, np.ndarray]
-    parents: dict[str, np.ndarray]
-    favourites: np.ndarray
+    popularity: dict[str, np.ndarray]  # f64[size]: how often each id occurs, favourites aside
+    cumulative: dict[str, np.ndarray]  # f64[size - 1]: its running sum, without the last
+    parents: dict[str, np.ndarray]  # i32[size of the parent]: the id that follows from a parent's
+    favourites: np.ndarray  # i32[segments, FAVOURITES]: items that a segment's users come back to
 
 
 def make_population(dials: Dials, rng: np.random.Generator) -> Population:
@@ -226,7 +220,7 @@ def stream(dials: Dials, name: str, *place: int) -> np.random.Generator:
 
 
 def _popularity(slot: SlotPlan, rng: np.random.Generator) -> np.ndarray:
-    """Zipf, in no order of the ids unless they are ordered; without an exponent uniform, or a hump if ordered."""
+    """Zipf, in no order unless the ids are ordered; without an exponent uniform, or a hump."""
     k = np.arange(slot.size)
     if slot.zipf or not slot.ordered:
         p = (k + 1.0) ** -slot.zipf

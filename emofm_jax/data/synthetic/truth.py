@@ -1,16 +1,18 @@
 """The planted truth of the synthetic data: ids, latent vectors, weights, and rows drawn from them.
 
-    h_s        = v_s[id], of a bag the mean over its ids, zero if it is empty;  v_s[id] in R^3, one per id
-    z_t        = b_t + sum_s w_st . h_s + sum_(s, s') h_s . M_ss't h_s'     over pairs within and across groups
-    p(t|x)     = softmax_t(a_t + sum_s u_st . h_s + sum_(s, s') h_s . N_ss't h_s')       over a few well-populated slots
+    h_s        = v_s[id], v_s[id] in R^3; of a bag the mean over its ids, zero if it is empty
+    z_t        = b_t + sum_s w_st . h_s + sum_(s, s') h_s . M_ss't h_s'
+    p(t|x)     = softmax_t(a_t + sum_s u_st . h_s + sum_(s, s') h_s . N_ss't h_s')
     p(y|x, t)  = E sigmoid(z_t + noise * normal);    p(y|x) = sum_t p(t|x) p(y|x, t)
 
-Latent vectors are shared by main effects, interactions, types and labels, as what a user or an ad is like decides all
-of them; so interactions have rank 3, and an id learnt in one place serves in all. A vector is centred over the
-rows and shrinks with sqrt(P(id) / (P(id) + p_0)), so that rare ids act mostly through what follows from them (an ad
-through its category), as in a log that can be learnt at all; neighbouring ids of ordered slots are alike. Weights of a
-type are (shared + type_strength * own), each term scaled on a pilot sample so that the sizes stated below hold
-whatever the seed. `drift` adds to the test rows' weights an independent draw of them, times the dial.
+The pairs (s, s') of z_t are within and across groups, those of p(t|x) are of a few slots. Main
+effects, interactions, types and labels share the latent vectors, as what a user or an ad is
+like decides all of them; so interactions have rank 3, and an id learnt in one place serves in all.
+A vector is centred over the rows and shrinks with sqrt(P(id) / (P(id) + p_0)): rare ids act mostly
+through what follows from them (an ad through its category), as in a log that can be learnt at all.
+Neighbouring ids of ordered slots are alike. Weights of a type are (shared + type_strength * own),
+each term scaled on a pilot sample so that the sizes stated below hold whatever the seed. `drift`
+adds to the test rows' weights an independent draw of them, times the dial.
 """
 
 import dataclasses
@@ -29,7 +31,7 @@ PILOT_ROWS = 1 << 14  # on which weights are scaled and biases set
 RANK = 3  # r, of the latent vector of an id, hence of every interaction
 CLICK_RATE = 0.095
 SMOOTHING = 1.5e-4  # p_0: an id of this popularity has 1/sqrt(2) of the full effect, rarer ids less
-# Standard deviations, in nats of the label's logit: main effects, interactions within and across groups.
+# Standard deviations, in nats of the label's logit: main effects, interactions within and across.
 MAIN, WITHIN, ACROSS = 1.24, 0.72, 0.82
 OWN = 1.0  # size of a type's own weights beside the shared ones, at type_strength 1
 RATES = 0.5  # half the distance of the largest and the smallest bias of a type, in nats
@@ -54,37 +56,30 @@ _INDEX = {slot.name: i for i, slot in enumerate(SLOTS)}
 
 
 class Weights(NamedTuple):
-    """Weights of the label's logits: main f64[S, r, T], within and across f64[pairs, r, r, T], bias f64[T]."""
+    """Weights of the label's logits."""
 
-    main: np.ndarray
-    within: np.ndarray
-    across: np.ndarray
-    bias: np.ndarray
+    main: np.ndarray  # f64[S, r, T]
+    within: np.ndarray  # f64[pairs, r, r, T]
+    across: np.ndarray  # f64[pairs, r, r, T]
+    bias: np.ndarray  # f64[T]
 
 
 class TypeWeights(NamedTuple):
-    """Weights of the types' scores: main f64[S, r, T], pairs f64[pairs, r, r, T], bias f64[T]."""
+    """Weights of the types' scores."""
 
-    main: np.ndarray
-    pairs: np.ndarray
-    bias: np.ndarray
+    main: np.ndarray  # f64[S, r, T]
+    pairs: np.ndarray  # f64[pairs, r, r, T]
+    bias: np.ndarray  # f64[T]
 
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """The planted truth.
-
-    Attributes:
-      population: what the ids are drawn from; it holds the dials.
-      latents: per slot, f64[rows, r], row 0 for a missing value, new ids last.
-      label: weights of train and valid; `label_test` of test.
-      types: weights of the types' scores.
-    """
+    """The planted truth."""
 
     population: Population
-    latents: dict[str, np.ndarray]
-    label: Weights
-    label_test: Weights
+    latents: dict[str, np.ndarray]  # f64[rows, r], row 0 for a missing value, new ids last
+    label: Weights  # of train and valid
+    label_test: Weights  # of test
     types: TypeWeights
 
     @property
@@ -93,26 +88,20 @@ class World:
 
 
 class Rows(NamedTuple):
-    """A chunk of n rows.
-
-    Attributes:
-      ids: per slot, rows of its table (`population.Ids`).
-      label, ftype: i8[n].
-      p, p_type, p_given_type: p(y=1|x) f64[n], p(t|x) and p(y=1|x, t) f64[n, T].
-      parts: main effects, interactions within and across groups, f64[n, T] each: with the bias, the logit.
-    """
+    """A chunk of n rows."""
 
     ids: Ids
-    label: np.ndarray
-    ftype: np.ndarray
-    p: np.ndarray
-    p_type: np.ndarray
-    p_given_type: np.ndarray
+    label: np.ndarray  # i8[n]
+    ftype: np.ndarray  # i8[n]
+    p: np.ndarray  # f64[n], p(y=1|x)
+    p_type: np.ndarray  # f64[n, T], p(t|x)
+    p_given_type: np.ndarray  # f64[n, T], p(y=1|x, t)
+    # f64[n, T] each: main effects, interactions within and across groups; with the bias, the logit.
     parts: tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def make_world(dials: Dials) -> World:
-    """Plants the truth: ids and their latent vectors, weights of the stated sizes, biases that hit the rates.
+    """Plants the truth: ids, latent vectors, weights of the stated sizes, biases for the rates.
 
     Raises:
       UserError: a dial is out of range.
@@ -130,13 +119,13 @@ def make_world(dials: Dials) -> World:
     label = label_test = _make_label(dials, h, types, rng)
     if dials.drift:
         moved = _make_label(dials, h, types, stream("drift"))
-        drifted = (a + dials.drift * b for a, b in zip(label[:3], moved[:3]))
-        label_test = Weights(*drifted, label.bias)
+        main, within, across = (a + dials.drift * b for a, b in zip(label[:3], moved[:3]))
+        label_test = Weights(main, within, across, label.bias)
     return World(population, latents, label, label_test, types)
 
 
 def make_rows(world: World, split: str) -> Iterator[Rows]:
-    """The rows of a split in chunks of CHUNK_ROWS; the first rows are the same however many are asked for."""
+    """The rows of a split in chunks of CHUNK_ROWS; the first ones do not depend on how many."""
     num_rows = world.dials.rows[shards.SPLITS.index(split)]
     for chunk, start in enumerate(range(0, num_rows, CHUNK_ROWS)):
         yield _first(_make_chunk(world, split, chunk), num_rows - start)
@@ -171,12 +160,17 @@ def _first(rows: Rows, n: int) -> Rows:
     """The first `n` rows; all if there are fewer."""
     n = min(n, len(rows.label))
     cut = lambda x: Bags(x.ids[: x.starts[n]], x.starts[: n + 1]) if isinstance(x, Bags) else x[:n]
-    ids = {name: cut(x) for name, x in rows.ids.items()}
-    return Rows(ids, *(x[:n] for x in rows[1:6]), tuple(x[:n] for x in rows.parts))
+    whole = rows._asdict()
+    ids, parts = whole.pop("ids"), whole.pop("parts")
+    return Rows(
+        ids={name: cut(x) for name, x in ids.items()},
+        parts=tuple(x[:n] for x in parts),
+        **{name: x[:n] for name, x in whole.items()},
+    )
 
 
 def label_parts(weights: Weights, h: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Main effects and interactions within and across groups, f64[n, T] each, of vectors h f64[n, S, r]."""
+    """The parts of the logits, as in `Rows`, of vectors h f64[n, S, r]."""
     within, across = _pairs(h, _WITHIN, weights.within), _pairs(h, _ACROSS, weights.across)
     return _main(h, weights.main), within, across
 
@@ -212,7 +206,7 @@ def _latents(
 
 
 def _vectors(latents: dict[str, np.ndarray], ids: Ids) -> np.ndarray:
-    """h f64[n, S, r]: each slot's latent vector; a bag's is the mean over its ids, zero if it is empty."""
+    """h f64[n, S, r]: each slot's latent vector."""
     h = np.empty((len(ids["hour"]), len(SLOTS), RANK))
     for s, slot in enumerate(SLOTS):
         found, table = ids[slot.name], latents[slot.name]
@@ -243,11 +237,12 @@ def _pair(h: np.ndarray, pair: tuple[str, str], matrix: np.ndarray) -> np.ndarra
 
 
 def _pairs(h: np.ndarray, pairs: tuple, matrices: np.ndarray) -> np.ndarray:
-    return sum(_pair(h, pair, matrix) for pair, matrix in zip(pairs, matrices))
+    each = (_pair(h, pair, matrix) for pair, matrix in zip(pairs, matrices))
+    return sum(each, start=np.zeros(()))
 
 
 def _scaled_main(h, raw: np.ndarray, weight: np.ndarray, deviation: float) -> np.ndarray:
-    """Scales weights so that slot s contributes in proportion to weight[s], and all by `deviation` nats."""
+    """Scales weights so that slot s contributes like weight[s], and all by `deviation` nats."""
     each = np.stack([(h[:, s] @ raw[s]).std(0) for s in range(len(SLOTS))])  # [S, T]
     scaled = raw * (weight[:, None] / each)[:, None, :]
     return scaled * (deviation / _main(h, scaled).std(0))
@@ -260,7 +255,7 @@ def _scaled_pairs(h, pairs: tuple, raw: np.ndarray, deviation: float) -> np.ndar
 
 
 def _make_types(dials: Dials, h: np.ndarray, rng: np.random.Generator) -> TypeWeights:
-    """Weights of the types' scores, and biases that give type t the share (T - t) / (1 + ... + T)."""
+    """Weights of the types' scores; biases give type t the share (T - t) / (1 + ... + T)."""
     num_types = max(1, dials.num_types)
     weight = np.array([float(slot.name in _TYPE_SLOTS) for slot in SLOTS])
     main = _scaled_main(h, rng.standard_normal((len(SLOTS), RANK, num_types)), weight, TYPE_MAIN)
