@@ -43,10 +43,6 @@ RICH = {
     },
     "destine": {"destine.relu": True},
 }
-# Of XLA: a third of the time to compile. Later versions have no other emitters to choose.
-QUICK = {"xla_backend_optimization_level": 0}
-if jax.__version_info__ < (0, 11):
-    QUICK["xla_cpu_use_fusion_emitters"] = False
 NORMED = tuple(
     name for name in RICH if name not in ("lr", "fm")
 )  # that batch norm has an effect on
@@ -77,7 +73,7 @@ def rich(name, typed=False, norm="batch", compute_dtype="float32"):
 def start(module):
     """The variables of `models.init`."""
     e = jnp.zeros((1, sum(cases.SIZES), model_lib.table_width(module)))
-    return jax.jit(lambda key: module.init(key, e), compiler_options=QUICK)(jax.random.key(0))
+    return jax.jit(lambda key: module.init(key, e))(jax.random.key(0))
 
 
 def rows_of(module, seed=0):
@@ -87,19 +83,17 @@ def rows_of(module, seed=0):
     return [rng.normal(size=(*rows[0].shape[:2], width)).astype(np.float32), *rows[1:]]
 
 
-gradients = functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)(
-    cases.gradients.__wrapped__
-)
+gradients = cases.gradients
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=0)
 def forward(module, variables, e, weight=None, key=None):
     """(Outputs, updated statistics) of a training step's forward."""
     rngs = {} if key is None else {"dropout": key}
     return module.apply(variables, e, weight, train=True, rngs=rngs, mutable=["batch_stats"])
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=0)
 def predict(module, variables, e):
     return model_lib.predict(module, variables, e)
 

@@ -170,9 +170,7 @@ def test_two_devices_agree_with_one_whatever_stands_in_padding(name, typed):
     local = lambda e, weight: many.apply(variables, e, weight, train=True, mutable=["batch_stats"])
     e[7:] = 1e3
     halves = [x.reshape(2, cases.ROWS // 2, *x.shape[1:]) for x in (e, weight)]
-    outputs2, stats2 = jax.jit(jax.vmap(local, axis_name="data"), compiler_options=baselines.QUICK)(
-        *halves
-    )
+    outputs2, stats2 = jax.jit(jax.vmap(local, axis_name="data"))(*halves)
     jax.tree.map(lambda a, b: close(a[:7], np.array(b).reshape(a.shape)[:7]), outputs, outputs2)
     assert jax.tree.leaves(stats)
     jax.tree.map(lambda a, b: close(np.stack([a, a]), b), stats, stats2)
@@ -229,7 +227,7 @@ def _heads_of_final(module, variables, e, weight):
         return module.apply(variables, e, weight, train=True, mutable=["batch_stats", "intermediates"],
                             capture_intermediates=lambda layer, _: layer.name in heads)[1]  # fmt: skip
 
-    seen = jax.jit(apply, compiler_options=baselines.QUICK)(variables, e, weight)["intermediates"]
+    seen = jax.jit(apply)(variables, e, weight)["intermediates"]
     return [_double(seen[head]["__call__"][0]) for head in heads]
 
 

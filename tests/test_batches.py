@@ -11,6 +11,8 @@ from emofm_jax.data import batches, shards
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.errors import UserError
 
+pytestmark = pytest.mark.fast
+
 SCHEMA = Schema(
     name="test",
     slots=(

@@ -9,6 +9,8 @@ import pytest
 from emofm_jax import cli
 from emofm_jax import config as config_lib
 
+pytestmark = pytest.mark.fast
+
 GOOD = """from emofm_jax import config
 def get_config(arg="none"):
     c = config.default()

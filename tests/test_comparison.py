@@ -8,6 +8,8 @@ from sklearn import metrics as sk
 from emofm_jax.evaluation import comparison
 from tests.reference import delong
 
+pytestmark = pytest.mark.fast
+
 REPETITIONS = 1000
 FEW = 150  # of what is simulated row by row: 0.95 is then known to 0.018, and three times that is allowed
 

@@ -8,6 +8,8 @@ from ml_collections import ConfigDict
 from emofm_jax import config as config_lib
 from emofm_jax.errors import UserError
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),

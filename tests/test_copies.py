@@ -1,7 +1,5 @@
 """Baselines made type-aware: copies that are what separate networks would be, and what a row of a type reaches."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
@@ -119,7 +117,7 @@ def test_a_row_is_charged_the_aux_loss_of_its_type():
     e, label, ftype, weight = baselines.rows_of(module)
     outputs, _ = baselines.forward(module, variables, e, weight)
 
-    @functools.partial(jax.jit, compiler_options=baselines.QUICK)
+    @jax.jit
     def loss(outputs):
         of_all = losses.denominators(ftype, weight, None, drop_type=-1)
         return losses.total(

@@ -11,6 +11,8 @@ from emofm_jax.data import counts as counts_lib
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data import shards
 
+pytestmark = pytest.mark.fast
+
 
 def test_cti_sample_and_its_counts(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(Path(__file__).parents[1])

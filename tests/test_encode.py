@@ -13,6 +13,8 @@ from emofm_jax.data import encode, shards, vocabulary
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.errors import UserError
 
+pytestmark = pytest.mark.fast
+
 
 def one(slot, values, vocabularies=None, labelled=True):
     """(encoded column, bad rows) of a schema with one slot."""

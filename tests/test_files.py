@@ -6,6 +6,8 @@ import pytest
 
 from emofm_jax.data import files
 
+pytestmark = pytest.mark.fast
+
 
 def test_a_file_is_replaced_when_the_new_one_is_whole_and_not_before(tmp_path):
     path = tmp_path / "x.json"

@@ -15,6 +15,8 @@ from emofm_jax.data.formats import lines
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.errors import UserError
 
+pytestmark = pytest.mark.fast
+
 
 def recipe(**fields) -> dict:
     c = config.default()

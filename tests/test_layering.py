@@ -10,6 +10,8 @@ import pytest
 
 import emofm_jax
 
+pytestmark = pytest.mark.fast
+
 PACKAGE = Path(emofm_jax.__file__).parent
 
 # A room is a folder, or a module at the top; what else stands at the top is a program.

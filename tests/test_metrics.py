@@ -11,6 +11,8 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from emofm_jax.evaluation import metrics, split_report
 
+pytestmark = pytest.mark.fast
+
 TOLERANCE = dict(rel=0, abs=1e-9)
 
 

@@ -13,6 +13,8 @@ from emofm_jax.evaluation.comparison import Interval
 from emofm_jax.reports import axes, plots
 from emofm_jax.reports.plots import Series
 
+pytestmark = pytest.mark.fast
+
 NAMES = [
     "hmm",
     "wm <&\"'>",

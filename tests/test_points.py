@@ -6,6 +6,8 @@ from emofm_jax import config, points
 from emofm_jax.errors import UserError
 from emofm_jax.sweeping import search
 
+pytestmark = pytest.mark.fast
+
 BASE = config.default()
 BASE.data.dir = "data"
 

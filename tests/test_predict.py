@@ -57,10 +57,9 @@ def test_an_ensemble_and_an_export(runs, wanted, tmp_path, capsys):
 def test_several_devices_score_the_same(runs, wanted, tmp_path):
     command = [sys.executable, "-m", "emofm_jax.predict", f"--workdir={runs / 'hmm'}"]
     command += [f"--input={runs / 'data' / 'test'}", f"--output={tmp_path / 'out.parquet'}"]
-    devices = {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=3"
-    }  # 4,096 rows do not divide over them
-    subprocess.run(command, check=True, env=os.environ | devices, capture_output=True)
+    # 4,096 rows do not divide over three.
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=3"
+    subprocess.run(command, check=True, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True)
     np.testing.assert_allclose(
         pq.read_table(tmp_path / "out.parquet")["p"].to_numpy(), wanted["one"], atol=1e-6
     )

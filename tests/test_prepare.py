@@ -14,6 +14,8 @@ from emofm_jax.data import counts as counts_lib
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data import shards
 
+pytestmark = pytest.mark.fast
+
 HEADER = "label,user,item,tags,price,day"
 EXPERIMENT = """
 from emofm_jax import config

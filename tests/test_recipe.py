@@ -7,6 +7,8 @@ from emofm_jax import config
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.errors import UserError
 
+pytestmark = pytest.mark.fast
+
 
 def test_rows_of_a_split_do_not_depend_on_the_chunks():
     c = config.default()

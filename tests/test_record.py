@@ -6,6 +6,8 @@ import pytest
 
 from emofm_jax.sweeping.record import Attempt, Header, Result
 
+pytestmark = pytest.mark.fast
+
 HEADER = {
     "experiment": "experiments/mixers.py",
     "name": "mixers",

@@ -13,6 +13,8 @@ from emofm_jax import report
 from emofm_jax.reports import read
 from emofm_jax.reports.sweep import findings
 
+pytestmark = pytest.mark.fast
+
 DRIFT, HASH = "prepare.synthetic.drift", "prepare.synthetic.hash_rows"
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from emofm_jax import report
 
+pytestmark = pytest.mark.fast
+
 POINTS = {
     "hmm": (0.5, {}),
     "strong": (1.6, {"model.name": "wm"}),

@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+import pytest
+
 from emofm_jax.reports import read
 from emofm_jax.reports.sweep import lines as lines_lib
+
+pytestmark = pytest.mark.fast
 
 
 def lines(points, reference="a"):

@@ -9,6 +9,8 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from emofm_jax.evaluation import metrics, split_report
 
+pytestmark = pytest.mark.fast
+
 
 def close(value):
     """For comparison with a number or a dict of numbers."""

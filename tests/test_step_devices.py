@@ -99,7 +99,7 @@ def two_devices():
     """What `main` finds under two devices, by name."""
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2",
         "JAX_PLATFORMS": "cpu",
     }
     root = Path(__file__).parent.parent

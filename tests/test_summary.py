@@ -5,8 +5,11 @@ it names, each from data that has it.
 import dataclasses
 
 import numpy as np
+import pytest
 
 from emofm_jax.evaluation import split_report, summary
+
+pytestmark = pytest.mark.fast
 
 
 def report(label, ftype, true_p, types):

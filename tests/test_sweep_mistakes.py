@@ -6,6 +6,8 @@ import pytest
 
 from emofm_jax import sweep
 
+pytestmark = pytest.mark.fast
+
 SWEEP = Path(__file__).parent / "tiny_sweep.py"
 MISTAKES = {
     "no sweep": (

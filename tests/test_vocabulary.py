@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from emofm_jax.data import vocabulary
 from emofm_jax.errors import UserError
 
+pytestmark = pytest.mark.fast
+
 
 @settings(max_examples=30, deadline=None)
 @given(
