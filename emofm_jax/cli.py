@@ -18,6 +18,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_flags
@@ -93,12 +94,14 @@ def define_config(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
         _check_override(config, override)
     rest = [arg for arg in argv if _name(arg) != _CONFIG]  # with it overrides would be for later
     config_flags.DEFINE_config_dict("config", config, text, flags, sys_argv=rest)
-    flags["config"].experiment = path, arg
+    flag: Any = flags["config"]
+    flag.experiment = path, arg
 
 
 def experiment(flags: absl_flags.FlagValues) -> tuple[Path, str | None]:
     """The file of --config, and what stood behind its colon (None: no colon)."""
-    return flags["config"].experiment
+    flag: Any = flags["config"]
+    return flag.experiment
 
 
 def define_scorer(flags: absl_flags.FlagValues) -> None:
@@ -210,7 +213,7 @@ def _experiments() -> dict[str, Path]:
 def _help(
     main: Callable, flags: absl_flags.FlagValues, full: bool, more_help: Callable[[], str] | None
 ) -> str:
-    lines = [inspect.getmodule(main).__doc__.strip(), "", "Flags:"]
+    lines = [(inspect.getmodule(main).__doc__ or "").strip(), "", "Flags:"]
     for name in sorted(flags):
         flag = flags[name]
         default = "" if flag.default in (None, "") else f" (default: {flag.default})"

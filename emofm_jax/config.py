@@ -23,9 +23,11 @@ from ml_collections import ConfigDict
 
 from emofm_jax import options as options_lib
 from emofm_jax.errors import UserError
-from emofm_jax.options import END, FREE, Option, flatten, get
+from emofm_jax.options import END, FREE, Option
+from emofm_jax.options import flatten as flatten
+from emofm_jax.options import get as get
 
-_SEED = {"low": 0, "high": 2**32 - 1}
+_SEED: dict[str, Any] = {"low": 0, "high": 2**32 - 1}
 _RUN = {
     "name": Option(
         "experiment", "name of the data set and run, for tables and titles", resume=FREE

@@ -14,7 +14,7 @@ from typing import Any
 from emofm_jax.errors import UserError
 
 IDENTITY, FREE, END = "identity", "free", "end"
-_OF = {
+_OF: dict[type | None, tuple[Any, str]] = {
     int: (int, "a whole number"),
     float: (int | float, "a number"),
     str: (str, "text, between quotes"),

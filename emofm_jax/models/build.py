@@ -8,6 +8,7 @@ model_lib.predict(module, variables, e)["p"]                # f32[B], the type u
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from emofm_jax.models import EMOFM, MODELS
 from emofm_jax.models.typed import Copies, Typed
 from emofm_jax.models.typed import table_width as table_width
 from emofm_jax.models.typed import with_axis as with_axis
-from emofm_jax.nn import layers, mixers, typewise
+from emofm_jax.nn import layers, losses, mixers, typewise
 from emofm_jax.options import flatten, options_of, without_effect
 
 # Options that every model reads; `head_bias` is a field of each.
@@ -110,7 +111,7 @@ def predict(module: nn.Module, variables: Mapping, e: jax.Array) -> dict[str, ja
       log-odds. Typed models also `p_type` f32[B, T], the AM's distribution over types (a dropped
       type: 0), and `p_given_type` f32[B, T] (a dropped type: that of the mixture).
     """
-    outputs = module.apply(variables, e)
+    outputs = cast(losses.Outputs, module.apply(variables, e))
     if outputs.type_logits is None:
         return {"p": jax.nn.sigmoid(outputs.logits), "logit": outputs.logits}
     mixture = typewise.mixture(outputs.logits, outputs.type_logits, module.drop_type)

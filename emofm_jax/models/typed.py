@@ -13,6 +13,7 @@ first-order weights."""
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ def table_width(module: nn.Module) -> int:
 
 def with_axis(module: nn.Module, axis_name: str) -> nn.Module:
     """The model whose batch norms sum their statistics over the devices of a pmap axis."""
-    found = {}
+    found: dict[str, Any] = {}
     if isinstance(module, Typed | Copies):
         found["network"] = with_axis(module.network, axis_name)
     if style := getattr(module, "style", None):
@@ -112,9 +113,9 @@ class Copies(nn.Module):
         leaves = [layers.unstack(leaf) for leaf in leaves]
         outputs, updated = [], []
         for t, (copy, x) in enumerate(zip(copies, inputs)):
-            own = structure.unflatten([leaf[t] for leaf in leaves])
+            own = jax.tree.unflatten(structure, [leaf[t] for leaf in leaves])
             rngs = {} if key is None else {"dropout": jax.random.fold_in(key, t)}
-            call = {"train": train, "rngs": rngs, "mutable": ["batch_stats"]}
+            call: dict[str, Any] = {"train": train, "rngs": rngs, "mutable": ["batch_stats"]}
             output, new = copy.apply(own, x, weight, **call)
             outputs.append(output)
             updated.append(new)

@@ -11,6 +11,7 @@ line in `MIXERS`."""
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -260,7 +261,7 @@ class MLPMixer(nn.Module):
         return [u + m for u, m in zip(tokens, mixed.reshape(n, *tokens[0].shape))]
 
 
-MIXERS = {
+MIXERS: dict[str, Any] = {
     "cross_attention": CrossAttentionMixer,
     "self_attention": SelfAttentionMixer,
     "graph": GraphMixer,
