@@ -1,6 +1,7 @@
 """Click-through and conversion-rate prediction in JAX: EMOFM (arXiv 2310.04482) and its baselines.
 
-The names below are looked up when they are first used, so that `import emofm_jax.data...` loads no jax.
+The names below are looked up when they are first used, so that `import emofm_jax.data...` loads no
+jax.
 """
 
 import importlib

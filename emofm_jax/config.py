@@ -10,7 +10,8 @@ An experiment file states what differs from `default()`:
         return c
 
 `python -m emofm_jax.config` prints docs/options.md: every option with its default, meaning, range
-and needs."""
+and needs.
+"""
 
 import difflib
 import functools

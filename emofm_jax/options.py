@@ -3,7 +3,8 @@
     num_layers: int = option(3, "cross layers", low=1)          # a field of a module in models/
 
 From these come `config.default()`, its checks, `--help`, "has no effect on" and docs/options.md.
-The options of a model stand in its own file, all others in config.py."""
+The options of a model stand in its own file, all others in config.py.
+"""
 
 import dataclasses
 import functools

@@ -1,12 +1,14 @@
 """Turns raw click logs into shards: `python -m emofm_jax.prepare --config=experiments/frappe.py`.
 
-Reads what `config.prepare` describes, counts vocabularies over the training rows where a slot needs one, encodes
-every row, and writes Parquet shards, schema.json and prepare.json to `config.data.dir`, replacing what an earlier
-run left there. Prints, for each split, rows, rejected rows and click rates, and for each slot its distinct values,
-the share of values that training never saw, and the share of the most frequent one. docs/data.md explains the
-formats, with a walk from a csv to a trained model.
+Reads what `config.prepare` describes, counts vocabularies over the training rows where a slot needs
+one, encodes every row, and writes Parquet shards, schema.json and prepare.json to
+`config.data.dir`, replacing what an earlier run left there. Prints, for each split, rows, rejected
+rows and click rates, and for each slot its distinct values, the share of values that training never
+saw, and the share of the most frequent one. docs/data.md explains the formats, with a walk from a
+csv to a trained model.
 
-Nothing half-written is left behind: everything is made in a `.partial` directory beside and moved at the end.
+Nothing half-written is left behind: everything is made in a `.partial` directory beside and moved
+at the end.
 """
 
 import sys

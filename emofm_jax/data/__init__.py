@@ -1,0 +1,1 @@
+"""Raw rows -> shards -> batches. No jax."""

@@ -78,10 +78,12 @@ class Report:
     splits: dict[str, SplitCounts]
 
     def to_json(self) -> dict[str, Any]:
+        """The content of prepare.json."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, body: dict[str, Any]) -> "Report":
+        """The report that `to_json` gave."""
         slots = {name: SlotCounts(**slot) for name, slot in body["slots"].items()}
         splits = {name: SplitCounts(**split) for name, split in body["splits"].items()}
         return cls(slots, splits)

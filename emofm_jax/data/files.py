@@ -1,4 +1,4 @@
-"""Files appear when they are whole: each is written under another name beside its own, then renamed."""
+"""Files appear when they are whole: each is written under another name, then renamed."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yields the name to write to; at the end the file has its own. After an error neither is new."""
+    """Yields the name to write to; at the end the file has its own. After an error neither is."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         yield temporary

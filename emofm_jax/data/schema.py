@@ -84,6 +84,7 @@ class Slot:
 
     @property
     def is_bag(self) -> bool:
+        """Whether a row has any number of ids."""
         return self.kind == "multi"
 
     @property
@@ -133,14 +134,17 @@ class Schema:
 
     @property
     def num_slots(self) -> int:
+        """S, the number of slots."""
         return len(self.slots)
 
     @property
     def num_types(self) -> int:
+        """T, the number of interaction types; 0 for untyped rows."""
         return len(self.types)
 
     @functools.cached_property
     def groups(self) -> tuple[str, ...]:
+        """Names of the groups, in the order of their first slots."""
         return tuple(dict.fromkeys(slot.group for slot in self.slots))
 
     @functools.cached_property
@@ -202,6 +206,7 @@ class Schema:
         return cls(**fields)
 
     def save(self, directory: Path) -> None:
+        """Writes schema.json."""
         files.write_json(Path(directory) / "schema.json", self.to_json())
 
 

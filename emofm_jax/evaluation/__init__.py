@@ -1,0 +1,1 @@
+"""Numbers about predictions; numpy and scipy only."""

@@ -116,7 +116,7 @@ def logloss(label: np.ndarray, p: np.ndarray, weight: np.ndarray | None = None) 
 def logloss_from_logits(
     label: np.ndarray, logit: np.ndarray, weight: np.ndarray | None = None
 ) -> float | None:
-    """`logloss` of sigmoid(z), exact at any size: log(1 + exp(-z)), without click log(1 + exp(z))."""
+    """`logloss` of sigmoid(z), exact at any size: log(1 + exp(-z)), of no click log(1 + exp(z))."""
 
     def terms(rows: slice) -> np.ndarray:
         z = logit[rows].astype(np.float64)

@@ -22,7 +22,8 @@ and may have
     derive(schema, own)           static: fields that follow from both
 
 and one line in `MODELS`. Checks, `--help`, docs/options.md, sweeps and the typed ensemble then know
-it."""
+it.
+"""
 
 from emofm_jax.models import dcnv2, deepfm, destine, dnn, edcn, emofm, final, finalmlp, fm
 from emofm_jax.nn.layers import Style

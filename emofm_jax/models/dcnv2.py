@@ -7,7 +7,8 @@ Wang et al., WWW 2021, arXiv 2008.13535.
 
 The second, of `low_rank` > 0, mixes experts of that rank. Stated: layers, structures, experts.
 Ours: the gate, softmax over k of g_k . x_l with g shared by the layers, and b_l common to the
-experts, as in the public implementations."""
+experts, as in the public implementations.
+"""
 
 from collections.abc import Sequence
 

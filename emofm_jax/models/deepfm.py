@@ -5,7 +5,8 @@ Guo et al., IJCAI 2017, arXiv 1703.04247.
     logit(x) = sum_s w_s + sum_{s < r} e_s . e_r + MLP([e_1 .. e_S]) + b
 
 The two logits are added; the first-order weights w_s are one more column of the table
-(models/fm.py). Stated: the sum and the shared embeddings. Ours: the widths (`hidden`)."""
+(models/fm.py). Stated: the sum and the shared embeddings. Ours: the widths (`hidden`).
+"""
 
 from collections.abc import Sequence
 

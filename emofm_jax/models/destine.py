@@ -10,7 +10,8 @@ Ours: dropout on the shares; no bias that the means or the softmax take away.
 Without `relu` a layer is linear in x once its shares are known, so x is never formed while that is
 cheaper: it is carried as z K, where z holds the shares' sums of the embeddings and K the product of
 the kernels, one small matrix a batch. On Frappe's settings (4 layers of 128) this is a sixteenth of
-the multiply-adds, and the same numbers. tests/reference/baselines.py has the plain version."""
+the multiply-adds, and the same numbers. tests/reference/baselines.py has the plain version.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -171,7 +172,8 @@ class DESTINE(nn.Module):
 
         Only queries are centred: what the keys' mean takes off a row of scores is the same along
         the row, and the softmax takes it away. Queries are centred in the scores, where they are
-        small."""
+        small.
+        """
         dtype, heads = self.style.dtype, self.num_heads
         if self.relu:
             query, key = (nn.relu(layers.dot(z, w, dtype)) for w in (query, key))

@@ -6,7 +6,8 @@
 
 All widths are S D. Stated: streams, gates, four bridges. Ours: dropout after h', the norm after the
 gates and nowhere else (as in the public code), bridges that use weights with a ReLU of their own;
-`residual=False` drops "+ c_l", as that code does."""
+`residual=False` drops "+ c_l", as that code does.
+"""
 
 import dataclasses
 from collections.abc import Sequence

@@ -5,7 +5,8 @@
     in stage 1, across types in stage 2
 
 Each is a set of predictors, one per interaction type, which `typed.Typed` combines (docs/model.md,
-sections 2 to 6). Without types (`num_predictors = 0`) it is one predictor and nothing else."""
+sections 2 to 6). Without types (`num_predictors = 0`) it is one predictor and nothing else.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -85,7 +86,8 @@ class HMM(HM):
     """HM with mixers: field-wise across groups in stage 1, type-wise across types in stage 2.
 
     With one predictor (untyped, or `type_predictors="shared"`) stage 2 has one token, so its mixers
-    are the identity."""
+    are the identity.
+    """
 
     mixer: mixers.Mixing
 

@@ -8,7 +8,8 @@
 With `gate` the first block reads [e, e * gate], the gate of a slot being linear in the same column
 of all slots.
 Stated: the layer, two blocks, their distillation. Ours: one `activation` and `dropout` for both;
-the gate is as in the published code."""
+the gate is as in the published code.
+"""
 
 from collections.abc import Mapping, Sequence
 

@@ -7,7 +7,8 @@ Mao et al., AAAI 2023, arXiv 2304.00902.
 
 context_i: embeddings of their own of the slots `context1`, `context2`, which are further columns of
 the one table; without slots, a learned vector. The halves h_ik are the heads' shares of h_i. All is
-stated; ours are the widths, the gates' ReLU without norm or dropout, and the start of W_k."""
+stated; ours are the widths, the gates' ReLU without norm or dropout, and the start of W_k.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -52,7 +53,7 @@ class FinalMLP(nn.Module):
 
     @staticmethod
     def derive(schema: Schema, own: Mapping) -> dict:
-        """The contexts as numbers of slots; raises a UserError for an unknown name, or one twice."""
+        """The contexts as numbers of slots; raises a UserError for an unknown or repeated name."""
         if not own["selection"]:
             return {}
         return {key: _slot_numbers(schema, key, own[key]) for key in ("context1", "context2")}

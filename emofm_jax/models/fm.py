@@ -4,7 +4,8 @@
     (|sum_s e_s|^2 - sum_s |e_s|^2) / 2
 
 w_s, the first-order weight of a slot's id, is one more column of the embedding table, the last of
-e. All is stated; ours is that b starts at the log-odds of the click rate (`head_bias`)."""
+e. All is stated; ours is that b starts at the log-odds of the click rate (`head_bias`).
+"""
 
 from collections.abc import Sequence
 

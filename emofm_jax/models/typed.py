@@ -9,7 +9,8 @@ themselves; `Copies` makes such a network of any baseline (docs/model.md, sectio
 
 Columns of e: [D | shared | own of predictor 1 | own of predictor 2 ..], where
 `network.shared_columns` are read by all (FinalMLP's contexts) and `network.own_columns` are
-first-order weights."""
+first-order weights.
+"""
 
 import dataclasses
 from collections.abc import Sequence

@@ -1,0 +1,1 @@
+"""The embedding table, layers, mixers and losses: what models are made of."""

@@ -4,7 +4,8 @@
 
 Between layers the tokens stay apart, as a list of n arrays [B, d]: on CPU, stacking them and
 multiplying by one batched product is the slower way, and on GPU XLA sees the same graph. Parameters
-are stacked on a leading axis n."""
+are stacked on a leading axis n.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -96,7 +97,8 @@ class GroupDense(nn.Module):
         """f32[B, S, D] -> G arrays [B, features].
 
         `kernel` is f32[S * D, features]: the rows of group g are those of its slots, drawn for its
-        own fan-in."""
+        own fan-in.
+        """
         batch, slots, dim = e.shape
         edges = dim * np.cumsum(self.group_sizes)
         if edges[-1] != slots * dim:

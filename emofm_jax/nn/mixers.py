@@ -7,7 +7,8 @@ stage 2. It takes and returns n arrays [B, d] (docs/model.md, section 4). With n
 identity, without parameters.
 
 A new one is a class, whose fields are those options of `Mixing` that it reads and `dtype`, and one
-line in `MIXERS`."""
+line in `MIXERS`.
+"""
 
 import dataclasses
 from collections.abc import Sequence

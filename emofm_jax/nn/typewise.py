@@ -3,7 +3,8 @@
     p(y | x) = sum_t p_AM(t | x) sigmoid(logit_t(x))           (docs/model.md, section 6)
 
 Everything is in log space. `drop_type` names a type without a predictor: the sum leaves it out and
-the AM's mass is renormalised over the others."""
+the AM's mass is renormalised over the others.
+"""
 
 import dataclasses
 from collections.abc import Sequence

@@ -26,9 +26,11 @@ class Text(NamedTuple):
     loud: bool = False
 
     def as_html(self) -> str:
+        """The paragraph as HTML."""
         return f"<p{' class=loud' if self.loud else ''}>{_inline(self.text)}</p>"
 
     def as_markdown(self) -> str:
+        """The paragraph as Markdown."""
         return f"> {self.text}" if self.loud else self.text
 
 
@@ -38,9 +40,11 @@ class Items(NamedTuple):
     texts: Sequence[str]
 
     def as_html(self) -> str:
+        """The list as HTML."""
         return f"<ul>{''.join(f'<li>{_inline(text)}</li>' for text in self.texts)}</ul>"
 
     def as_markdown(self) -> str:
+        """The list as Markdown."""
         return "\n".join(f"- {text}" for text in self.texts)
 
 
@@ -50,9 +54,11 @@ class Charts(NamedTuple):
     drawings: Sequence[str]
 
     def as_html(self) -> str:
+        """The drawings as HTML."""
         return f'<div class="charts">{"".join(self.drawings)}</div>'
 
     def as_markdown(self) -> str:
+        """Nothing: Markdown has no drawings."""
         return ""
 
 

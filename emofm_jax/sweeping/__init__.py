@@ -1,0 +1,1 @@
+"""Many runs, in one process or several, and what they leave."""

@@ -1,10 +1,10 @@
-"""Compiled programs stay on disk, so that the next run of the same shapes need not wait for the compiler.
+"""Compiled programs stay on disk: the next run of the same shapes does not wait for the compiler.
 
-    ~/.cache/emofm_jax/<host>/        XDG_CACHE_HOME in place of ~/.cache; <host> is a hash of the processor
+    ~/.cache/emofm_jax/<host>/    XDG_CACHE_HOME in place of ~/.cache; a hash of the processor
 
-JAX's persistent compilation cache does the work. `JAX_COMPILATION_CACHE_DIR` chooses another directory, and
-`JAX_ENABLE_COMPILATION_CACHE=0` switches it off (docs/performance.md). No jax here: JAX reads its environment once,
-when it is loaded.
+JAX's persistent compilation cache does the work. `JAX_COMPILATION_CACHE_DIR` chooses another
+directory, and `JAX_ENABLE_COMPILATION_CACHE=0` switches it off (docs/performance.md). No jax here:
+JAX reads its environment once, when it is loaded.
 """
 
 import hashlib
@@ -19,8 +19,8 @@ LIMIT = 1 << 30  # bytes in all; what was used longest ago goes first
 def enable() -> None:
     """Tells JAX, which is not loaded yet, where to keep what it compiles.
 
-    Nothing happens if the user has chosen a directory or switched the cache off, if JAX is loaded already, or if there
-    is no directory to write to.
+    Nothing happens if the user has chosen a directory or switched the cache off, if JAX is loaded
+    already, or if there is no directory to write to.
     """
     base, chosen = _base(), os.environ.get("JAX_COMPILATION_CACHE_DIR")
     inherited = (
@@ -51,8 +51,9 @@ def enable() -> None:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(directory)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     if "avx512" in processor:
-        # On these processors XLA logs an error of several lines for each program that it loads, since it counts two
-        # of its own preferences among the processor's features (github.com/openxla/xla/issues/44565).
+        # On these processors XLA logs an error of several lines for each program that it loads: it
+        # counts two of its own preferences among the processor's features
+        # (github.com/openxla/xla/issues/44565).
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
@@ -65,8 +66,8 @@ def _base() -> Path | None:
 def _processor() -> str:
     """What decides the code that the compiler makes: JAX's key has none of it.
 
-    The features of the processor, since code for others may end in SIGILL, and how many processors there are, since
-    loops are cut for them.
+    The features of the processor, since code for others may end in SIGILL, and how many processors
+    there are, since loops are cut for them.
     """
     kept = ("vendor_id", "model name", "flags", "CPU implementer", "CPU part", "Features")
     try:

@@ -42,6 +42,7 @@ def tasks(
 
 
 def is_parquet(path: Path) -> bool:
+    """Whether the name is that of a Parquet file."""
     return path.suffix in (".parquet", ".pq")
 
 

@@ -84,6 +84,7 @@ class World:
 
     @property
     def dials(self) -> Dials:
+        """The dials that the world was made with."""
         return self.population.dials
 
 
