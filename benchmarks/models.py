@@ -28,6 +28,7 @@ from emofm_jax import cli
 from emofm_jax.data import batches, shards
 from emofm_jax.errors import UserError
 from emofm_jax.models import build as model_lib
+from emofm_jax.nn.mixers import MIXERS
 from emofm_jax.training import build
 from emofm_jax.training import state as state_lib
 
@@ -160,7 +161,7 @@ def _load(path: str, argument: str) -> ConfigDict:
 def _mixers(path: str) -> dict[str, ConfigDict]:
     """WM of as many multiply-adds and layers as HMM; HMM with the model's default sizes and each mixer; HM."""
     configs = {}
-    for kind in ("cross_attention", "self_attention", "graph", "mlp", "none"):
+    for kind in MIXERS:
         config = _load(path, "hmm")
         config.model.stage1 = config.model.stage2 = (256, 128)
         config.model.mixer.kind = kind

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from emofm_jax import models
 from emofm_jax.models import build as model_lib
 from emofm_jax.models import final as final_lib
 from emofm_jax.nn import embedding
@@ -14,6 +15,10 @@ from tests.reference import baselines as reference
 from tests.reference import emofm as reference_emofm
 
 close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6)
+
+
+def test_every_baseline_has_settings_here():
+    assert baselines.RICH.keys() == models.MODELS.keys() - models.EMOFM.keys()
 
 
 def _double(tree):

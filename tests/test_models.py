@@ -9,6 +9,7 @@ import pytest
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.errors import UserError
 from emofm_jax.models import build as model_lib
+from emofm_jax.nn import mixers
 from tests import baseline_cases as baselines
 from tests import model_cases as cases
 
@@ -177,7 +178,7 @@ def test_every_kind_of_mixer_and_type_awareness_change_the_model():
         "mixer.d_att": 8,
         "mixer.num_heads": 2,
     }
-    kinds = ("cross_attention", "self_attention", "graph", "mlp", "none")
+    kinds = tuple(mixers.MIXERS)
     texts = {
         baselines.traced("hmm", shallow | {"mixer.kind": kind}, types=cases.TYPES) for kind in kinds
     }

@@ -8,7 +8,7 @@ A model is a linen module in a file of its own, from embeddings to the logit of 
 It takes what it needs as fields, by name:
 
     embedding_dim                             D
-    head_bias                                 logits at the start, one a predictor
+    head_bias                                 logits at the start; of a baseline one number
     hidden, stage1, stage2, init_scale, ..    options that models have in common, below
     style                                     activation, norm, dropout, dtype (nn/layers.py)
     group_sizes, num_predictors               of the schema

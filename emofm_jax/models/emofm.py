@@ -1,8 +1,8 @@
 """WM, HM and HMM: whole, hierarchical, and hierarchical MLPs with mixers (EMOFM, arXiv 2310.04482).
 
-    WM(x)  = MLP([e_1 .. e_S, type]) HM(x)  = MLP_2([MLP_1(x_1) .. MLP_G(x_G), type])        x_g:
-    the embeddings of the slots of group g HMM(x) = HM with a mixer after every layer: across groups
-    in stage 1, across types in stage 2
+    WM(x)  = MLP([e_1 .. e_S, type])
+    HM(x)  = MLP_2([MLP_1(x_1) .. MLP_G(x_G), type])        x_g: embeddings of the slots of group g
+    HMM(x) = HM with a mixer after every layer: across groups in stage 1, types in stage 2
 
 Each is a set of predictors, one per interaction type, which `typed.Typed` combines (docs/model.md,
 sections 2 to 6). Without types (`num_predictors = 0`) it is one predictor and nothing else.

@@ -1,12 +1,11 @@
 """FINAL: factorized interaction blocks, one or two, that teach each other (Zhu et al., SIGIR 2023).
 
-    layer: h = [u, u * v] (residual=concat) or u + u * v (sum),  [u, v] = x W + b;  then norm,
-      activation, dropout
+    layer: h = [u, u * v] (residual=concat) or u + u * v (sum),  [u, v] = x W + b
     1B: logit = y_1
     2B: logit = (y_1 + y_2) / 2,  p = sigmoid(logit),  aux_loss = BCE(y_1, sg(p)) + BCE(y_2, sg(p))
 
-With `gate` the first block reads [e, e * gate], the gate of a slot being linear in the same column
-of all slots.
+Norm, activation and dropout follow every layer. With `gate` the first block reads [e, e * gate],
+the gate of a slot being linear in the same column of all slots.
 Stated: the layer, two blocks, their distillation. Ours: one `activation` and `dropout` for both;
 the gate is as in the published code.
 """

@@ -1,7 +1,9 @@
 """LR and FM: logistic regression, and the factorization machine (Rendle, ICDM 2010).
 
-    LR(x) = b + sum_s w_s FM(x) = b + sum_s w_s + sum_{s < r} e_s . e_r        the last sum is
-    (|sum_s e_s|^2 - sum_s |e_s|^2) / 2
+    LR(x) = b + sum_s w_s
+    FM(x) = b + sum_s w_s + sum_{s < r} e_s . e_r
+
+The last sum is (|sum_s e_s|^2 - sum_s |e_s|^2) / 2.
 
 w_s, the first-order weight of a slot's id, is one more column of the embedding table, the last of
 e. All is stated; ours is that b starts at the log-odds of the click rate (`head_bias`).

@@ -20,7 +20,7 @@ from flax import linen as nn
 
 from emofm_jax.errors import check_heads
 from emofm_jax.nn import layers
-from emofm_jax.options import option
+from emofm_jax.options import option, options_of
 
 
 class CrossAttentionMixer(nn.Module):
@@ -103,9 +103,11 @@ def attend(projected: Sequence[jax.Array], num_heads: int, own: bool = False) ->
 class GraphMixer(nn.Module):
     """A gated graph network on the complete graph of the tokens (Fi-GNN, Li et al., CIKM 2019).
 
-        h_i = first_i = u_i Ws_i A_ij = softmax over j != i of LeakyReLU(w . [first_i ; first_j])
-        num_steps times:  a_i = (sum_{j != i} A_ij h_j W_out_j) W_in_i + b,   h_i <- GRU(a_i, h_i) +
-        first_i out_i = u_i + h_i Wo_i
+        h_i = first_i = u_i Ws_i
+        A_ij = softmax over j != i of LeakyReLU(w . [first_i ; first_j])
+        num_steps times:  a_i = (sum_{j != i} A_ij h_j W_out_j) W_in_i + b
+                          h_i <- GRU(a_i, h_i) + first_i
+        out_i = u_i + h_i Wo_i
 
     The paper's first states are embeddings after an attention layer and its results go to a scoring
     layer; Ws, Wo and the residual to u_i, which make a mixer of it, are ours, as is the slope 0.01
@@ -285,7 +287,9 @@ class Mixing:
     stages: tuple = option(
         (1, 2), "stages that have mixers", of=int, choices=(1, 2), needs=_readers("norm")
     )
-    d_att: int = option(64, "width of queries, keys, values", low=1, needs=_readers("d_att"))
+    d_att: int = option(
+        64, "width of queries, keys, values; of a graph's states", low=1, needs=_readers("d_att")
+    )
     num_heads: int = option(4, "H, a divisor of d_att", low=1, needs=_readers("num_heads"))
     norm: str = option(
         "none", "norm within a mixer", choices=("none", "layer"), needs=_readers("norm")
@@ -299,12 +303,8 @@ class Mixing:
     def make(self, name: str, dtype: jnp.dtype) -> nn.Module:
         """Makes one mixer; `kind` is not none."""
         mixer = MIXERS[self.kind]
-        read = {
-            f: getattr(self, f)
-            for f in ("d_att", "num_heads", "norm")
-            if f in mixer.__dataclass_fields__
-        }
-        return mixer(**read, dtype=dtype, name=name)
+        read = options_of(Mixing).keys() & mixer.__dataclass_fields__.keys()
+        return mixer(**{f: getattr(self, f) for f in read}, dtype=dtype, name=name)
 
 
 def _normalize(tokens, norm):
