@@ -166,7 +166,11 @@ class Section(ConfigDict):
     def __setitem__(self, key: str, value: Any) -> None:
         if self.is_locked and key not in self.keys():
             raise AttributeError(self._missing(key))
-        super().__setitem__(key, value)
+        try:
+            super().__setitem__(key, value)
+        except TypeError:
+            kind = type(self[key]).__name__
+            raise TypeError(f"{key} = {value!r} is no {kind}, as {self[key]!r} is") from None
 
     def _missing(self, key):
         near = difflib.get_close_matches(str(key), list(self.keys()), n=1)

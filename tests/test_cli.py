@@ -64,7 +64,7 @@ def test_overrides_count_wherever_they_stand_and_the_last_one_wins(start):
         ),
         (
             GOOD.replace("c.name = arg", "c.model.hidden = 400"),
-            "x.py:4: TypeError: Could not override field 'hidden'",
+            "x.py:4: TypeError: hidden = 400 is no tuple, as (512, 256, 128) is",
         ),
     ],
 )

@@ -73,4 +73,5 @@ def _of_machine() -> int:
 
 
 def _in_words(num_bytes: float) -> str:
-    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
+    unit = 2**30 if num_bytes >= 2**30 else 2**20
+    return f"{max(num_bytes / unit, 0.1):.1f} {'GiB' if unit == 2**30 else 'MiB'}"
