@@ -19,6 +19,7 @@ def repository(tmp_path):
     root = tmp_path / "whole"
     for folder in ("emofm_jax", "tests", "runs"):
         (root / folder).mkdir(parents=True)
+    (root / "setup.cfg").write_text("[tool:pytest]\npythonpath = .\n")
     (root / "emofm_jax" / "__init__.py").touch()
     (root / "emofm_jax" / "sums.py").write_text("def double(x):\n    return x + x\n")
     (root / "tests" / "test_sums.py").write_text(
