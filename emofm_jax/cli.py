@@ -51,7 +51,7 @@ def run(
       0; 2 after `error: ...` on stderr for a UserError, or for a file that the system refuses (a
       full disk, say); 130 after an interrupt; 141 where nobody reads what is printed (`| head`).
     """
-    argv = list(sys.argv if argv is None else argv)
+    argv = _joined(list(sys.argv if argv is None else argv))
     flags = absl_flags.FlagValues()
     try:
         if any(arg in _HELP for arg in argv[1:]):
@@ -146,9 +146,22 @@ def _parse(
         raise UserError(f"{rest[1]!r}: a word that is no flag; flags look like --name=value")
     for name in [n for n in flags if flags[n].present == 0 and flags[n].default is None]:
         raise UserError(f"--{name}: it is required; --help explains it")
+    for name in [n for n in ("workdir", "output", "input") if n in flags and flags[n].value == ""]:
+        raise UserError(f"--{name}: it is empty; name a path, or leave it out")
     if "config" in flags:
         config_lib.validate(flags.config)
     return flags
+
+
+def _joined(argv: list[str]) -> list[str]:
+    """The arguments, `--config FILE` as `--config=FILE`."""
+    joined: list[str] = []
+    for arg in argv:
+        if joined and joined[-1] == _CONFIG and not arg.startswith("-"):
+            joined[-1] += f"={arg}"
+        else:
+            joined.append(arg)
+    return joined
 
 
 def _name(arg: str) -> str:
@@ -167,13 +180,17 @@ def _check_override(config: ConfigDict, override: str) -> None:
     """Raises a UserError if an override is of a field that a config has not."""
     if not _name(override).startswith(f"{_CONFIG}."):
         return
-    section = config
-    for part in _name(override).split(".")[1:]:
-        if not isinstance(section, ConfigDict) or part not in section:
-            near = difflib.get_close_matches(part, list(section), n=1)
+    section, path = config, _name(override).removeprefix(f"{_CONFIG}.")
+    for part in path.split("."):
+        known = list(section) if isinstance(section, ConfigDict) else []
+        if part not in known:
+            near = difflib.get_close_matches(part, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "--helpfull lists every option"
             raise UserError(f"{override}: there is no field {part!r}; {hint}")
         section = section[part]
+    if isinstance(section, ConfigDict) and path not in config_lib.options():
+        example = f"--config.{path}.{next(iter(section))}=..."
+        raise UserError(f"{override}: {path} is a section; name a field of it, as in {example}")
 
 
 def _experiment(argv: Sequence[str]) -> tuple[Path, str | None]:

@@ -166,6 +166,8 @@ class Section(ConfigDict):
     def __setitem__(self, key: str, value: Any) -> None:
         if self.is_locked and key not in self.keys():
             raise AttributeError(self._missing(key))
+        if isinstance(value, ConfigDict) and not isinstance(value, Section):
+            value = Section(value)
         try:
             super().__setitem__(key, value)
         except TypeError:

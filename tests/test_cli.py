@@ -40,6 +40,7 @@ def start(tmp_path, monkeypatch):
 def test_overrides_count_wherever_they_stand_and_the_last_one_wins(start):
     assert start(GOOD) == (0, (0, "none"))
     assert start(GOOD, "--config.seed=3", config="x.py:deep") == (0, (3, "deep"))
+    assert start(GOOD, "--config.prepare.slots={'a': {'kind': 'multi'}}")[0] == 0
     assert start(
         GOOD, "--config.seed=3", "--config.name=a", "--config.seed=3", "-config.seed=5"
     ) == (0, (5, "a"))
@@ -86,6 +87,9 @@ def test_a_mistake_in_the_experiment_file(tmp_path, monkeypatch, line, message):
         ("--config.modle.name=hm", "there is no field 'modle'; did you mean 'model'?"),
         ("--config.model.nam=hm", "there is no field 'nam'; did you mean 'name'?"),
         ("--config.zzz=1", "there is no field 'zzz'"),
+        ("--config.seed.x=1", "there is no field 'x'"),
+        ("--config.model.stage1.x=1", "there is no field 'x'"),
+        ("--config.model=wm", "model is a section; name a field of it, as in --config.model."),
         ("--config.seed=1.5", "invalid literal for int() with base 10: '1.5'"),
         ("--confg.seed=1", "--confg.seed: there is no such flag"),
         ("word", "'word': a word that is no flag"),

@@ -82,7 +82,7 @@ def test_a_config_comes_back_as_it_was(tmp_path):
     config = config_lib.default()
     config.model.hidden = (7,)
     config.prepare.groups = (("user", ("a", "C1-C2")), ("item", "b"))
-    config.prepare.slots = {"a": {"kind": "multi", "separator": "|"}}
+    config.prepare.slots = ConfigDict({"a": {"kind": "multi", "separator": "|"}})
     (tmp_path / "config.json").write_text(config.to_json())
     back = config_lib.load(tmp_path)
     assert not config_lib.difference(config, back)

@@ -42,6 +42,7 @@ def run(config: ConfigDict, workdir: Path) -> RunReport:
     """
     from emofm_jax.training import build, loop, memory
 
+    workdir_lib.check(config, workdir)  # before data are made
     _print_differences(config)
     splits = open_data(config)
     train = splits["train"]

@@ -76,24 +76,33 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
         )
 
 
+def check(config: ConfigDict, workdir: Path) -> None:
+    """Raises UserError if a directory holds another run, or something else."""
+    if workdir.is_file():
+        raise UserError(f"--workdir={workdir}: it is a file; choose a directory")
+    if (workdir / "config.json").exists():
+        check_same_run(config, workdir)
+    elif workdir.exists() and _names(workdir) - _BEFORE_CONFIG:
+        raise UserError(
+            f"{workdir}: holds files but no run (no config.json); choose an empty --workdir"
+        )
+
+
+def _names(workdir: Path) -> set[str]:
+    return {file.name.removesuffix(".tmp") for file in workdir.iterdir()}
+
+
 def open_workdir(config: ConfigDict, workdir: Path, schema: schema_lib.Schema) -> None:
     """Makes the workdir, or checks that the run in it is this one.
 
     Raises:
       UserError: it holds another run, or something else.
     """
+    check(config, workdir)
     path = workdir / "config.json"
-    if path.exists():
-        check_same_run(config, workdir)
-        if changed := schema_lib.difference(schema_lib.load(workdir), schema):
-            raise UserError(
-                f"{workdir}: its run was trained on another schema ({changed}); choose another "
-                "--workdir"
-            )
-    elif {file.name.removesuffix(".tmp") for file in workdir.iterdir()} - _BEFORE_CONFIG:
-        raise UserError(
-            f"{workdir}: holds files but no run (no config.json); choose an empty --workdir"
-        )
+    if path.exists() and (changed := schema_lib.difference(schema_lib.load(workdir), schema)):
+        other = f"its run was trained on another schema ({changed})"
+        raise UserError(f"{workdir}: {other}; choose another --workdir")
 
     vocabulary = Path(config.data.dir) / "vocabulary"
     if vocabulary.is_dir():
