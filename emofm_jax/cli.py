@@ -58,9 +58,8 @@ def run(
             define(flags, argv)
             print(_help(main, flags, "--helpfull" in argv, more_help))
         else:
-            parsed = _parse(flags, define, argv)
-            compilation_cache.enable()
-            main(parsed)
+            compilation_cache.enable()  # first: the options of models load jax
+            main(_parse(flags, define, argv))
         sys.stdout.flush()
     except BrokenPipeError:
         # Else Python complains as it ends.
@@ -196,7 +195,7 @@ def _check_override(config: ConfigDict, override: str) -> None:
 def _experiment(argv: Sequence[str]) -> tuple[Path, str | None]:
     """The experiment file that --config names, and its argument."""
     given = [arg.split("=", 1)[1] for arg in argv if _name(arg) == _CONFIG and "=" in arg]
-    if not given:
+    if not given or any(arg in (_CONFIG, "-config") for arg in argv):
         raise UserError(
             "--config: it is required; name an experiment file, as in "
             "--config=experiments/quickstart.py"

@@ -176,7 +176,8 @@ class Section(ConfigDict):
 
     def _missing(self, key):
         near = difflib.get_close_matches(str(key), list(self.keys()), n=1)
-        return f"there is no field {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        hint = f"did you mean {near[0]!r}?" if near else "--helpfull lists every option"
+        return f"there is no field {key!r}; {hint}"
 
 
 @functools.cache

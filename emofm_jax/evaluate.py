@@ -41,7 +41,7 @@ def _main(flags: absl_flags.FlagValues) -> None:
     config, schema = config_lib.load(workdir), schema_lib.load(workdir)
     split = shards.open_split(flags.data or config.data.dir, name, schema)
     valid = shards.open_split(config.data.dir, "valid", schema) if flags.calibrate else None
-    from emofm_jax.training import build  # loads jax: after the cheap checks
+    from emofm_jax.training import build  # after the cheap checks
     from emofm_jax.training import predictions as predictions_lib
 
     parts = build.make_parts(config, schema)

@@ -71,6 +71,8 @@ class Option:
 
     def check(self, where: str, value: Any) -> None:
         """Raises a UserError that names the option, the value and what it may be."""
+        if value is None:
+            raise UserError(f"{where}: None is no {type(self.default).__name__}; leave it out")
         if isinstance(self.default, tuple):
             self._check_tuple(where, tuple(value))
         elif self.choices and value not in self.choices:
@@ -131,7 +133,8 @@ def without_effect(options: Mapping[str, Option], values: Mapping[str, Any]) -> 
         for names, wanted in described.needs.items():
             others = [_absolute(section, name) for name in names.split(" | ")]
             if not any(values[other] in wanted for other in others):
-                found[path] = f"{others[0]}={values[others[0]]}"
+                said = (f"{other}={values[other] or repr(values[other])}" for other in others)
+                found[path] = " and ".join(said)
     return found
 
 

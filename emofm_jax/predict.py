@@ -27,7 +27,7 @@ from emofm_jax.scoring import row_files
 def _main(flags: absl_flags.FlagValues) -> None:
     source, output = Path(flags.input), Path(flags.output)
     row_files.check(source, output)
-    from emofm_jax.scoring import scorer as scorer_lib  # loads jax: after the cheap checks
+    from emofm_jax.scoring import scorer as scorer_lib  # after the cheap checks
 
     runs = cli.workdirs(flags)
     scorer = scorer_lib.load_scorer(runs, calibrated=flags.calibrated, combine=flags.combine)

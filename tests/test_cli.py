@@ -64,6 +64,10 @@ def test_overrides_count_wherever_they_stand_and_the_last_one_wins(start):
             "x.py:4: AttributeError: there is no field 'nam'; did you mean 'name'?",
         ),
         (
+            GOOD.replace("c.name = arg", "c.prepare.groups = None"),
+            "groups: None is no tuple; leave",
+        ),
+        (
             GOOD.replace("c.name = arg", "c.model.hidden = 400"),
             "x.py:4: TypeError: hidden = 400 is no tuple, as (512, 256, 128) is",
         ),

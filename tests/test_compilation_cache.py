@@ -112,3 +112,20 @@ def test_the_second_process_compiles_nothing(tmp_path):
     off, first, second = said(**{ENABLED: "0"}), said(), said()
     assert off[1] == first[1] == second[1], "the same bits"
     assert int(off[2]) == int(first[2]) == 0 and int(second[2]) > 0
+
+
+def test_a_program_that_reads_a_config_keeps_what_it_compiles(tmp_path):
+    """The options of models load jax: the directory must be chosen before."""
+    code = (
+        "import os, sys\n"
+        "from emofm_jax import cli\n"
+        "cli.run(lambda flags: None, cli.define_config, ['x', '--config=quickstart'])\n"
+        "import jax\n"
+        "print(jax.config.jax_compilation_cache_dir)\n"
+    )
+    chosen = {"JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE"}
+    environment = {name: x for name, x in os.environ.items() if name not in chosen}
+    environment["XDG_CACHE_HOME"] = str(tmp_path)
+    command = [sys.executable, "-c", code]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert Path(ran.stdout.strip()).parent == tmp_path / "emofm_jax"

@@ -203,5 +203,18 @@ def test_unread_fields_are_named_with_what_they_need(changes, unread, read):
     }
 
 
+def test_without_mixers_their_stages_switch_nothing_off():
+    idle = model_lib.unread(
+        make(
+            {"model.name": "hmm", "model.mixer.kind": "none", "model.mixer.stages": ()}
+        ).model.to_dict()
+    )
+    assert "mixer.kind" not in idle and idle["mixer.d_att"] == "mixer.kind=none"
+
+
 def test_unread_fields_of_an_optimizer_are_named():
     assert config.without_effect(make({}))["optim.network.momentum"] == "optim.network.name=adam"
+    idle = config.without_effect(make({}))
+    both = "optim.embedding.schedule=constant and optim.network.schedule=constant"
+    assert idle["train.plateau_min"] == both
+    assert idle["train.min_delta"] == f"train.monitor='' and {both}"

@@ -79,7 +79,7 @@ def test_a_killed_run_leaves_no_output_and_starts_over(runs, wanted, tmp_path):
         (tmp_path / "raw" / f"{i}.csv").write_text("\n".join([header, *rows * 100]) + "\n")
     command = [sys.executable, "-m", "emofm_jax.predict", f"--workdir={runs / 'mine'}"]
     command += [f"--input={tmp_path / 'raw'}", f"--output={tmp_path / 'out.parquet'}"]
-    partial = tmp_path / "out.parquet.tmp"
+    partial = tmp_path / ".out.parquet.partial"
     process = subprocess.Popen(command)
     while process.poll() is None and not (partial.exists() and partial.stat().st_size):
         time.sleep(0.01)

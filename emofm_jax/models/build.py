@@ -203,7 +203,7 @@ def _unread_of_types(options):
 def _unread_of_stages(options):
     stages = options["mixer"]["stages"]
     one_type = not options["use_ftype"] or options["type_predictors"] == "shared"
-    if stages and not (one_type and set(stages) == {2}):
+    if options["mixer"]["kind"] == "none" or (stages and not (one_type and set(stages) == {2})):
         return {}
     why = f"mixer.stages={tuple(stages)}" + ", where one predictor is alone" * bool(stages)
     return {f"mixer.{field}": why for field in options["mixer"] if field != "stages"}

@@ -13,7 +13,7 @@ COMBINE = ("logit", "p")
 
 
 def average(scores: Sequence[dict], combine: str) -> dict[str, jax.Array]:
-    """Averages the scores of the members, each as `models.predict` returns them.
+    """Averages the scores of the members, each as `models.build.predict` returns them.
 
     Returns:
       "p" and "logit". If all members are typed, also "p_type", the mean of theirs, and

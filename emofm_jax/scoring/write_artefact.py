@@ -72,7 +72,8 @@ def _write_files(scorer: Scorer, path: Path) -> None:
 
     lines = []
     for file in sorted(file for file in path.rglob("*") if file.is_file()):
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        with open(file, "rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
         lines.append(f"{digest}  {file.relative_to(path).as_posix()}\n")
     (path / _CHECKSUMS).write_text("".join(lines))
 

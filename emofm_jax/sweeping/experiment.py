@@ -7,6 +7,7 @@ import importlib.machinery
 import importlib.util
 import inspect
 import re
+import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -46,10 +47,11 @@ def load(path: str | Path) -> ModuleType:
       UserError: the file has an error, with its line.
     """
     path = Path(path)
-    loader = importlib.machinery.SourceFileLoader(f"experiment_{path.stem}", str(path))
+    loader = importlib.machinery.SourceFileLoader(f"experiment {path.resolve()}", str(path))
     spec = importlib.machinery.ModuleSpec(loader.name, loader, origin=str(path))
     spec.has_location = True  # the module has a __file__
     module = importlib.util.module_from_spec(spec)
+    sys.modules[loader.name] = module  # dataclasses look there
     _guard(path, lambda: loader.exec_module(module))
     return module
 
@@ -67,7 +69,12 @@ def read_config(path: str | Path, arg: str | None) -> ConfigDict:
     module = load(path)
     if not callable(getattr(module, "get_config", None)):
         raise UserError(f"{path}: it has no get_config(); define one that returns a config")
-    config = _guard(Path(path), lambda: _call(module.get_config, arg))
+    get_config, needed, most = module.get_config, *_arguments(module.get_config)
+    if arg is not None and not most:
+        raise UserError(f"{path}:{arg}: its get_config takes no argument; leave {arg!r} out")
+    if arg is None and needed:
+        raise UserError(f"{path}: its get_config needs an argument; write {path}:ARGUMENT")
+    config = _guard(Path(path), lambda: get_config() if arg is None else get_config(arg))
     if not isinstance(config, ConfigDict) or config.keys() != config_lib.default().keys():
         must = "its get_config must return emofm_jax.config.default() with changes"
         raise UserError(f"{path}: {must}; correct it")
@@ -185,10 +192,15 @@ def _value(path: Path, module: ModuleType, name: str, arg: str | None, default: 
 
 def _call(function: Callable, arg: str | None) -> Any:
     """Calls it with the argument, if it takes one."""
-    parameters = list(inspect.signature(function).parameters.values())
-    if not parameters or (arg is None and parameters[0].default is not inspect.Parameter.empty):
-        return function()
-    return function(arg or "")
+    needed, most = _arguments(function)
+    return function() if not most or (arg is None and not needed) else function(arg or "")
+
+
+def _arguments(function: Callable) -> tuple[int, int]:
+    """How many arguments a function needs, and how many it takes."""
+    parameters = inspect.signature(function).parameters.values()
+    needed = [p for p in parameters if p.default is inspect.Parameter.empty]
+    return len(needed), len(parameters)
 
 
 def _guard(path: Path, work: Callable) -> Any:

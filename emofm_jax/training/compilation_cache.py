@@ -7,12 +7,15 @@ directory, and `JAX_ENABLE_COMPILATION_CACHE=0` switches it off (docs/performanc
 JAX reads its environment once, when it is loaded.
 """
 
+import contextlib
 import hashlib
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 
+_NO = ("0", "false", "no", "off", "n", "f")
 LIMIT = 1 << 30  # bytes in all; what was used longest ago goes first
 
 
@@ -23,22 +26,14 @@ def enable() -> None:
     already, or if there is no directory to write to.
     """
     base, chosen = _base(), os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    inherited = (
-        chosen and base and Path(chosen).parent == base
-    )  # from the sweep that started this process
-    off = os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "1").lower() in (
-        "0",
-        "false",
-        "no",
-        "off",
-        "n",
-        "f",
-    )
-    if base is None or off or "jax" in sys.modules or (chosen is not None and not inherited):
+    off = os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "1").lower() in _NO
+    if base is None or off or "jax" in sys.modules:
         return
-
     processor = _processor()
     directory = base / hashlib.sha256(processor.encode()).hexdigest()[:16]
+    if chosen is not None and not _is_ours(Path(chosen), base):
+        return
+
     try:
         base.mkdir(parents=True, exist_ok=True, mode=0o700)  # what lies there is executed
         directory.mkdir(exist_ok=True, mode=0o700)
@@ -50,11 +45,16 @@ def enable() -> None:
 
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(directory)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-    if "avx512" in processor:
+    if "avx512" in processor and not any(Path("/dev").glob("nvidia[0-9]*")):
         # On these processors XLA logs an error of several lines for each program that it loads: it
         # counts two of its own preferences among the processor's features
         # (github.com/openxla/xla/issues/44565).
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def _is_ours(directory: Path, base: Path) -> bool:
+    """Whether a directory is one of these, chosen by the sweep that started this process."""
+    return directory.parent == base and re.fullmatch("[0-9a-f]{16}", directory.name) is not None
 
 
 def _base() -> Path | None:
@@ -83,9 +83,11 @@ def _processor() -> str:
 def _prune(base: Path, limit: int) -> None:
     """Removes the files that were used longest ago until the rest is within the limit."""
     files = []
-    for path in base.glob("*/*-cache"):
-        found = path.stat()
-        files.append((max(found.st_atime, found.st_mtime), found.st_size, path))
+    for path in base.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a neighbour removes, too
+            found = path.stat()
+            if path.is_file():
+                files.append((max(found.st_atime, found.st_mtime), found.st_size, path))
     total = sum(size for _, size, _ in files)
     for _, size, path in sorted(files):
         if total <= limit:

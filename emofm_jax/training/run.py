@@ -20,7 +20,7 @@ def check(config: ConfigDict) -> None:
     """Checks what needs no data; raises UserError on a name or option that does not fit."""
     if not config.data.dir:
         raise UserError("config.data.dir: it is empty; name the directory of the shards")
-    from emofm_jax.models import build  # loads jax: after the cheap checks
+    from emofm_jax.models import build
 
     build.check(config.model.to_dict())
 
@@ -42,7 +42,9 @@ def run(config: ConfigDict, workdir: Path) -> RunReport:
     """
     from emofm_jax.training import build, loop, memory
 
-    workdir_lib.check(config, workdir)  # before data are made
+    if workdir.exists():  # before data are made
+        with workdir_lib.alone(workdir):
+            workdir_lib.check(config, workdir)
     _print_differences(config)
     splits = open_data(config)
     train = splits["train"]

@@ -78,18 +78,18 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
 
 def check(config: ConfigDict, workdir: Path) -> None:
     """Raises UserError if a directory holds another run, or something else."""
-    if workdir.is_file():
-        raise UserError(f"--workdir={workdir}: it is a file; choose a directory")
     if (workdir / "config.json").exists():
         check_same_run(config, workdir)
-    elif workdir.exists() and _names(workdir) - _BEFORE_CONFIG:
+    elif _names(workdir) - _BEFORE_CONFIG:
         raise UserError(
             f"{workdir}: holds files but no run (no config.json); choose an empty --workdir"
         )
 
 
 def _names(workdir: Path) -> set[str]:
-    return {file.name.removesuffix(".tmp") for file in workdir.iterdir()}
+    """Names of the files there, whole or under a temporary name."""
+    names = {file.name.removesuffix(".tmp") for file in workdir.iterdir()}
+    return {n[1:].removesuffix(".partial") if n.endswith(".partial") else n for n in names}
 
 
 def open_workdir(config: ConfigDict, workdir: Path, schema: schema_lib.Schema) -> None:
