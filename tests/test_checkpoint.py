@@ -131,6 +131,9 @@ def test_the_newest_two_and_the_best_are_kept(tmp_path):
     # A run that was taken back to an earlier step has no use for the later ones.
     checkpoint.save(tmp_path, 115, state, {}, best_step=110)
     assert listing(tmp_path) == ["step_110", "step_115"]
+    # The best of what is yet to come is no exception.
+    checkpoint.save(tmp_path, 105, state, {}, best_step=115)
+    assert listing(tmp_path) == ["step_105"]
 
 
 def test_the_same_step_is_replaced(tmp_path):
