@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import safetensors.numpy
 
 import emofm_jax
 from emofm_jax import evaluate
@@ -17,6 +18,7 @@ from emofm_jax.data import shards
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import calibration
 from emofm_jax.scoring import scorer as scorer_lib
+from emofm_jax.training import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +55,19 @@ def test_scores_are_those_of_evaluate(runs, run, data):
     assert ("p_type" in scores) == (run == "hmm") and len(scores["p"]) == table.num_rows > 30
 
 
-def test_the_best_checkpoint_is_taken_if_there_is_a_monitor(runs):
-    step = json.loads((runs / "dnn" / "metrics.json").read_text())["train"]["kept_step"]
-    one, same = (
-        emofm_jax.load_scorer(p)
-        for p in (runs / "dnn", runs / "dnn" / "checkpoints" / f"step_{step}")
-    )
-    np.testing.assert_array_equal(one.params["embedding"], same.params["embedding"])
+def test_the_best_checkpoint_is_taken_if_there_is_a_monitor(runs, tmp_path):
+    """A run whose best state is the one before the last."""
+    shutil.copytree(runs / "dnn", tmp_path / "run")
+    directory = tmp_path / "run" / "checkpoints"
+    best, info = checkpoint.read_info(directory)
+    arrays = safetensors.numpy.load_file(directory / f"step_{best}" / "state.safetensors")
+    later = arrays | {"params/embedding": arrays["params/embedding"] + 1}
+    checkpoint.save(directory, best + 1, later, info | {"best_step": best}, best_step=best)
+
+    paths = (tmp_path / "run", directory / f"step_{best}", directory / f"step_{best + 1}")
+    taken, same, last = (emofm_jax.load_scorer(path).params["embedding"] for path in paths)
+    np.testing.assert_array_equal(taken, same)
+    np.testing.assert_allclose(last, taken + 1, rtol=1e-6)
 
 
 def test_batch_size_padding_and_order_change_nothing(scorer, features):
@@ -110,6 +118,8 @@ def test_the_gradient_goes_through_the_auxiliary_model_too(scorer, features):
     close(scorer.fn_from_embeddings(scorer.params, e), scorer(features))
     grads = jax.grad(lambda params: scorer.fn(params, features)["logit"].sum())(scorer.params)
     assert all(np.any(np.asarray(g)) for g in jax.tree.leaves(grads["network"]["auxiliary"]))
+    share = lambda e: scorer.fn_from_embeddings(scorer.params, e)["p_type"][:, 0].sum()
+    assert np.any(np.asarray(jax.grad(share)(e)))  # in training it may end before the embeddings
 
 
 def test_the_second_call_compiles_nothing(runs, features):
