@@ -74,7 +74,7 @@ def test_a_row_becomes_ids_and_values(tmp_path):
     np.testing.assert_allclose(batch.batch.weight[0], [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0, 0], rtol=1e-6)
     np.testing.assert_array_equal(ids[6:], v)
     assert batch.num_rows == 6 and batch.rows_done == 6
-    np.testing.assert_array_equal(batch.gauc_key, np.arange(6) + 10**15)
+    np.testing.assert_array_equal(batch.rows.gauc_key, np.arange(6) + 10**15)
 
 
 def users(host_batches):
