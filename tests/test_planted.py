@@ -10,8 +10,6 @@ from emofm_jax.data.synthetic import facts as facts_lib
 from emofm_jax.data.synthetic import truth as truth_lib
 from emofm_jax.data.synthetic.population import SLOTS, Dials
 
-pytestmark = pytest.mark.fast
-
 SMALL = (9_000, 300, 9_000)  # a chunk of 8192 rows and a part of one
 
 
