@@ -42,7 +42,8 @@ def run(config: ConfigDict, workdir: Path) -> RunReport:
     """
     from emofm_jax.training import build, loop, memory
 
-    if workdir.exists():  # before data are made
+    missing = not (Path(config.data.dir) / "schema.json").exists()
+    if missing and workdir.exists():  # before data are made
         with workdir_lib.alone(workdir):
             workdir_lib.check(config, workdir)
     _print_differences(config)
