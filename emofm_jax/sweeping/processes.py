@@ -150,8 +150,8 @@ class _Process:
     def stop(self) -> None:
         """Tells it to save what it has and to end."""
         if self._process is not None:
-            if self.run:
-                self._process.terminate()
+            # Within a run it then tells itself to stop. A signal from here too would be its second,
+            # which ends it before the state is saved.
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
 
