@@ -145,7 +145,8 @@ def _parse(
         raise UserError(f"{rest[1]!r}: a word that is no flag; flags look like --name=value")
     for name in [n for n in flags if flags[n].present == 0 and flags[n].default is None]:
         raise UserError(f"--{name}: it is required; --help explains it")
-    for name in [n for n in ("workdir", "output", "input") if n in flags and flags[n].value == ""]:
+    paths = [flags[name] for name in ("workdir", "output", "input") if name in flags]
+    for name in [flag.name for flag in paths if flag.present and flag.value == ""]:
         raise UserError(f"--{name}: it is empty; name a path, or leave it out")
     if "config" in flags:
         config_lib.validate(flags.config)

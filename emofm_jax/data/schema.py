@@ -36,6 +36,10 @@ ROLE_COLUMNS = ("label", "ftype", "row_id", "weight", "gauc_key")
 MAX_ROWS = 2**31 - 2**27
 # Fields of a schema that do not decide what an id means.
 _DESCRIPTIVE = ("rows_per_type", "clicks_per_type", "recipe")
+# Fields that came after release 0.1, with what every schema before them meant: they stand in the
+# fingerprint only where they differ from that, so that older shards keep theirs.
+_LATER: dict[str, Any] = {"spelling": 1}
+_LATER_OF_SLOT: dict[str, Any] = {}
 # Fields that slots of the same rows have in common.
 _SHARED = ("rows", "encoding", "seed", "digest")
 
@@ -115,6 +119,7 @@ class Schema:
       row_id: type of the row id column, `int64` or `string`; empty when the position is the id.
       rows_per_type, clicks_per_type: of the train split, T + 1 numbers, the last for rows of
         unknown type (one number for untyped data).
+      spelling: how a raw value became text (data/values.py): 2, or 1 in data of release 0.1.
       recipe: the `prepare` section of the configuration that made the shards.
     """
 
@@ -126,6 +131,7 @@ class Schema:
     row_id: str = ""
     rows_per_type: tuple[int, ...] = ()
     clicks_per_type: tuple[int, ...] = ()
+    spelling: int = 1
     recipe: Mapping = dataclasses.field(default_factory=dict, hash=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -190,6 +196,8 @@ class Schema:
     def fingerprint(self) -> str:
         """16 hex digits of everything that decides what an id in a shard means."""
         body = {k: v for k, v in self.to_json().items() if k not in _DESCRIPTIVE}
+        body = _without(body, _LATER)
+        body["slots"] = [_without(slot, _LATER_OF_SLOT) for slot in body["slots"]]
         return xxhash.xxh3_64_hexdigest(json.dumps(body, sort_keys=True).encode())
 
     def to_json(self) -> dict[str, Any]:
@@ -244,6 +252,11 @@ def difference(ours: Schema, theirs: Schema) -> str:
         y = slots_b.get(name, x)
         parts += [f"slot {name!r} {k} {x[k]!r} against {y[k]!r}" for k in x if x[k] != y[k]]
     return ", ".join(parts)
+
+
+def _without(body: dict[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields but for those that have the value which they had before they existed."""
+    return {k: v for k, v in body.items() if k not in later or v != later[k]}
 
 
 def _problems(schema: Schema) -> Iterator[str]:
