@@ -55,16 +55,17 @@ def sigmoid(z):
 
 
 def gauc_by_loop(label, score, key, weight):
+    """As one would with pandas: group by the key, which is 0 where there is none."""
+    there = weight > 0
+    no_key, there = np.count_nonzero(there & (key == 0)), there & (key != 0)
     total, mass, used = 0.0, 0.0, 0
-    for k in np.unique(key[weight > 0]):
-        y, s, w = (x[(key == k) & (weight > 0)].astype(np.float64) for x in (label, score, weight))
+    for k in np.unique(key[there]):
+        y, s, w = (x[there & (key == k)].astype(np.float64) for x in (label, score, weight))
         if y.min() < y.max():
-            total, mass, used = (
-                total + w.sum() * roc_auc_score(y, s, sample_weight=w),
-                mass + w.sum(),
-                used + 1,
-            )
-    return (total / mass if used else None), used, len(np.unique(key[weight > 0])) - used
+            area = roc_auc_score(y, s, sample_weight=w)
+            total, mass, used = total + w.sum() * area, mass + w.sum(), used + 1
+    value = total / mass if used else None
+    return value, used, len(np.unique(key[there])) - used, no_key
 
 
 @pytest.mark.parametrize("n", [2, 50, 20_000])
@@ -99,7 +100,8 @@ def test_auc_and_gauc_over_many_blocks(monkeypatch):
     monkeypatch.setattr(metrics, "_BLOCK_ROWS", 7)
     for w, (auc, gauc) in zip((None, weight), whole):
         assert metrics.auc(label, score, w) == pytest.approx(auc, **TOLERANCE)
-        assert metrics.gauc(label, score, key, w) == pytest.approx(gauc, **TOLERANCE)
+        found = metrics.gauc(label, score, key, w)
+        assert found.value == pytest.approx(gauc.value, **TOLERANCE) and found[1:] == gauc[1:]
     assert whole[0][0] == pytest.approx(roc_auc_score(label, score), **TOLERANCE)
 
 
@@ -114,10 +116,30 @@ def test_auc_of_float32_scores_that_differ_in_the_last_bit():
 def test_gauc_agrees_with_a_loop_over_groups(example):
     label, score, weight, key = arrays(example)
     for w in (weight, np.ones_like(weight)):
-        expected, used, left_out = gauc_by_loop(label, score, key, w)
-        value, *counts = metrics.gauc(label, score, key, None if w is not weight else w)
-        assert counts == [used, left_out]
-        assert value == close(expected)
+        expected, *counts = gauc_by_loop(label, score, key, w)
+        found = metrics.gauc(label, score, key, None if w is not weight else w)
+        assert [*found[1:]] == counts
+        assert found.value == close(expected)
+
+
+def test_rows_without_a_key_are_in_no_group_and_are_counted():
+    """A third without a user, which as one group would pull the mean to its own AUC."""
+    r = np.random.default_rng(4)
+    key, score = r.integers(1, 60, 3_000), r.normal(size=3_000).astype(np.float32)
+    label = (r.random(3_000) < sigmoid(score + key / 20 - 2)).astype(np.float32)
+    key[r.random(3_000) < 1 / 3] = metrics.NO_KEY
+    ones = np.ones_like(score)
+    expected, used, one_class, without = gauc_by_loop(label, score, key, ones)
+    assert metrics.gauc(label, score, key) == (close(expected), used, one_class, without)
+    assert (
+        metrics.gauc(label, score, key)[0]
+        == metrics.gauc(label[key > 0], score[key > 0], key[key > 0])[0]
+    )
+    (note,) = split_report.figures(label, sigmoid(score), key=key).notes
+    groups = f"GAUC of {used} groups; {one_class} have one class and are left out"
+    assert note == f"{groups}; {without:,} rows have no key and are left out"
+    nobody = split_report.figures(label[:1], sigmoid(score[:1]), key=np.zeros(1, np.int64))
+    assert nobody.gauc is None and nobody.notes[-1].endswith("; 1 row has no key and is left out")
 
 
 @settings(max_examples=60, deadline=None)
@@ -194,7 +216,7 @@ def test_logloss_of_certain_predictions():
 
 def test_what_is_not_defined_is_none_and_noted():
     p = np.full(4, 0.25, np.float32)
-    none = split_report.figures(np.zeros(4), p, key=np.arange(4))
+    none = split_report.figures(np.zeros(4), p, key=1 + np.arange(4))
     assert (none.auc, none.gauc, none.pcoc) == (None, None, None)
     assert none.notes == [
         "one class only: no AUC and no PCOC",
@@ -283,7 +305,7 @@ def test_memory_stays_as_documented():
     n = 1 << 20
     r = np.random.default_rng(0)
     label, score = (r.random(n) < 0.1).astype(np.float32), r.random(n, np.float32)
-    weight, key = r.random(n, np.float32), r.integers(0, n // 20, n)
+    weight, key = r.random(n, np.float32), r.integers(1, n // 20, n)
     some = np.where(np.arange(n) % 9, weight, 0)
     for call, most in (
         (lambda: metrics.auc(label, score), 6.5),
@@ -291,6 +313,8 @@ def test_memory_stays_as_documented():
         (lambda: metrics.auc(label, score, some), 40),
         (lambda: metrics.gauc(label, score, key), 18),
         (lambda: metrics.gauc(label, score, key, some), 40),
+        (lambda: metrics.gauc(label, score, key - 1), 18 + 17),
+        (lambda: metrics.gauc(label, score, np.where(key % 9, key, 0), some), 40 + 17),
     ):
         original, metrics._BLOCK_ROWS = metrics._BLOCK_ROWS, 1 << 14
         tracemalloc.start()

@@ -3,7 +3,8 @@
     AUC      share of (click, no click) pairs in which the click has the higher score, a tie
              counting one half
     logloss  mean of -log p(label), in nats
-    GAUC     mean of the groups' AUCs weighted by their rows; groups of one class are left out
+    GAUC     mean of the groups' AUCs weighted by their rows; groups of one class are left out, and
+             so are rows without a group
     PCOC     sum of p / sum of labels: predicted clicks over clicks
     ECE      mean distance of prediction and click rate over parts of equally many rows, by rising p
     am       accuracy and log-loss of p(type | x), over the rows of known type
@@ -12,19 +13,21 @@ Every `label` is [n] of 0 and 1 (any dtype), every `weight` f32[n] >= 0 or None 
 weight 0 counts nowhere but in `rows`, and an integer weight counts like that many rows. What is not
 defined (one class only, no clicks, no rows) is None, never 0.5 or NaN. Sums are taken in float64
 over blocks, so that the largest temporaries are those of a sort: at the peak 6 bytes a row for an
-AUC of f32 scores, 17 for a GAUC, 32 where there are weights (40 where some are 0).
+AUC of f32 scores, 17 for a GAUC, 32 where there are weights (40 where some are 0), and up to 17
+more for a GAUC where rows have no key.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 _BLOCK_ROWS = 1 << 20
 _BINS = 10  # of the reliability curve
 _SIDES: tuple[Literal["left"], Literal["right"]] = ("left", "right")  # of equal scores
+NO_KEY = 0  # the GAUC key of a row that has none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,15 @@ class Bin:
     rows: int
     mean_p: float | None
     rate: float | None
+
+
+class Gauc(NamedTuple):
+    """A GAUC, None where no group has both classes, and what it stands on."""
+
+    value: float | None
+    groups: int  # that it is the mean of
+    one_class: int  # groups that are left out
+    no_key: int  # rows that are in no group
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,15 +139,20 @@ def logloss_from_logits(
 
 def gauc(
     label: np.ndarray, score: np.ndarray, key: np.ndarray, weight: np.ndarray | None = None
-) -> tuple[float | None, int, int]:
+) -> Gauc:
     """AUC within each group, averaged with the groups' weight (their impressions).
 
-    `key`, i64[n], is equal within a group; label, score, weight and errors as for `auc`. Returns
-    (GAUC or None, groups used, groups left out since they have one class).
+    `key`, i64[n], is equal within a group, and `NO_KEY` for a row of no group; label, score, weight
+    and errors as for `auc`.
     """
     weight, score, label, key = _weighted(weight, score, label, key)
+    num_rows = len(key)
+    if not (keyed := key != NO_KEY).all():
+        score, label, key = score[keyed], label[keyed], key[keyed]
+        weight = None if weight is None else weight[keyed]
+    del keyed
     if not len(key):
-        return None, 0, 0
+        return Gauc(None, 0, 0, num_rows)
     order = np.lexsort((score, key))
     ordered = key[order]
     starts = np.concatenate([[0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1])
@@ -149,7 +166,8 @@ def gauc(
         own = None if weight is None else weight[rows]
         part = _groups(label[rows] > 0, score[rows], key[rows], own)
         total, mass, used = total + part[0], mass + part[1], used + part[2]
-    return total / mass if used else None, used, len(starts) - used
+    value = total / mass if used else None
+    return Gauc(value, used, len(starts) - used, num_rows - len(key))
 
 
 def pcoc(label: np.ndarray, p: np.ndarray, weight: np.ndarray | None = None) -> float | None:

@@ -185,7 +185,7 @@ def figures(
     """Figures of probabilities p f32[n].
 
     AUC, GAUC and logloss are taken from `logit`, f32[n], where it is given, since f32 p ties near
-    1. `key`, i64[n]: the groups of GAUC.
+    1. `key`, i64[n]: the groups of GAUC, `metrics.NO_KEY` for none.
     """
     score = p if logit is None else logit
     auc, pcoc = metrics.auc(label, score, weight), metrics.pcoc(label, p, weight)
@@ -200,12 +200,23 @@ def figures(
     elif auc is None:
         notes.append(f"one class only: no AUC{' and no PCOC' if pcoc is None else ''}")
     if key is not None:
-        gauc, used, left_out = metrics.gauc(label, score, key, weight)
-        notes.append(f"GAUC of {used:,} groups; {left_out:,} have one class and are left out")
+        of_groups = metrics.gauc(label, score, key, weight)
+        gauc = of_groups.value
+        notes.append(_gauc_note(of_groups))
 
     rows, clicks = len(label), int(np.count_nonzero(label > 0))
     found: dict[str, Any] = {"rows": rows, "clicks": clicks, "notes": notes}
     return Figures(auc=auc, logloss=nats, gauc=gauc, pcoc=pcoc, **found)
+
+
+def _gauc_note(found: metrics.Gauc) -> str:
+    """What a GAUC stands on, and what is left out of it."""
+    one_class = f"{found.one_class:,} have one class and are left out"
+    text = f"GAUC of {found.groups:,} groups; {one_class}"
+    if not found.no_key:
+        return text
+    rows = f"{found.no_key:,} row{'s have' if found.no_key > 1 else ' has'} no key"
+    return f"{text}; {rows} and {'are' if found.no_key > 1 else 'is'} left out"
 
 
 def _reached(label: np.ndarray, p: np.ndarray, weight: np.ndarray | None) -> Reached:
