@@ -58,7 +58,7 @@ def run(
             define(flags, argv)
             print(_help(main, flags, "--helpfull" in argv, more_help))
         else:
-            compilation_cache.enable()  # first: the options of models load jax
+            compilation_cache.enable()  # first: the options of models may load jax
             main(_parse(flags, define, argv))
         sys.stdout.flush()
     except BrokenPipeError:

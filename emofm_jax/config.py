@@ -13,9 +13,12 @@ An experiment file states what differs from `default()`:
 and needs.
 """
 
+import contextlib
 import difflib
 import functools
+import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from emofm_jax import options as options_lib
+from emofm_jax.data import files
 from emofm_jax.errors import UserError
 from emofm_jax.options import END, FREE, Option
 from emofm_jax.options import flatten as flatten
@@ -183,19 +187,49 @@ class Section(ConfigDict):
 @functools.cache
 def options() -> dict[str, Option]:
     """{dotted path: option} of everything that a config holds, in the order of `--helpfull`."""
-    from emofm_jax import models  # loads jax; each model's file carries its own options
     from emofm_jax.data.synthetic.population import Dials
 
     synthetic = {f"synthetic.{name}": o for name, o in options_lib.options_of(Dials).items()}
     sections = {
         "prepare": _PREPARE | synthetic,
         "data": _DATA,
-        "model": models.options(),
+        "model": _of_models(),
         "optim": _OPTIM,
         "train": _TRAIN,
     }
     paths = {f"{s}.{name}": o for s, members in sections.items() for name, o in members.items()}
     return _RUN | paths
+
+
+def _of_models() -> dict[str, Option]:
+    """`models.options()`, as it is kept on disk where it can be: the models' files load jax."""
+    if "emofm_jax.models" in sys.modules:
+        return sys.modules["emofm_jax.models"].options()
+    name = None
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        name = _kept_name()
+        return options_lib.from_json(json.loads(files.read_cache(name)))
+
+    from emofm_jax import models  # loads jax
+
+    found = models.options()
+    with contextlib.suppress(OSError, TypeError):  # no place to write; a value that JSON has not
+        text = json.dumps(options_lib.to_json(found))
+        if _kept_name() == name and options_lib.from_json(json.loads(text)) == found:
+            files.write_cache(name, text)
+    return found
+
+
+def _kept_name() -> str:
+    """Changes with every source file of the package, so what is kept under it is never stale.
+
+    Raises:
+      OSError: the package is no directory of source files.
+    """
+    package, found = Path(__file__).parent, hashlib.sha256(Path(__file__).read_bytes())
+    for path in sorted(package.rglob("*.py")):
+        found.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
+    return f"options-{found.hexdigest()[:32]}.json"
 
 
 def default() -> ConfigDict:

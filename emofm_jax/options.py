@@ -138,6 +138,23 @@ def without_effect(options: Mapping[str, Option], values: Mapping[str, Any]) -> 
     return found
 
 
+def to_json(options: Mapping[str, Option]) -> dict[str, dict]:
+    """What `json.dumps` takes of {path: option}."""
+    kinds = {path: described.of and described.of.__name__ for path, described in options.items()}
+    return {path: dataclasses.asdict(options[path]) | {"of": kinds[path]} for path in options}
+
+
+def from_json(body: Mapping[str, Mapping]) -> dict[str, Option]:
+    """The options of `to_json`; raises KeyError, TypeError or AttributeError for anything else."""
+    kinds = {None: None} | {kind.__name__: kind for kind in _OF if kind}
+    found = {}
+    for path, fields in body.items():
+        fields = {name: _as_tuple(value) for name, value in fields.items()}
+        needs = {names: _as_tuple(values) for names, values in fields["needs"].items()}
+        found[path] = Option(**fields | {"of": kinds[fields["of"]], "needs": needs})
+    return found
+
+
 def _absolute(section: str, name: str) -> str:
     return name[1:] if name.startswith(".") else f"{section}.{name}"
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,3 +35,29 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
     """Writes an object as JSON, with a line end behind it."""
     write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def user_cache() -> Path:
+    """What the package keeps for a user: ~/.cache/emofm_jax; raises OSError if there is no home."""
+    text = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if not Path(text).is_absolute():
+        raise OSError(f"{text}: nobody knows where the user's home is")
+    return Path(text) / "emofm_jax"
+
+
+def read_cache(name: str) -> str:
+    """A file that `write_cache` wrote; raises OSError if there is none."""
+    return (user_cache() / name).read_text(encoding="utf-8")
+
+
+def write_cache(name: str, text: str) -> None:
+    """Writes a file of the user's cache, whoever else does so; raises OSError if it cannot."""
+    directory = user_cache()
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)  # others may not write there
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=directory, delete=False) as file:
+        file.write(text)
+    try:
+        os.replace(file.name, directory / name)
+    except OSError:
+        os.unlink(file.name)
+        raise

@@ -15,6 +15,8 @@ import re
 import sys
 from pathlib import Path
 
+from emofm_jax.data import files
+
 _NO = ("0", "false", "no", "off", "n", "f")
 LIMIT = 1 << 30  # bytes in all; what was used longest ago goes first
 
@@ -25,16 +27,15 @@ def enable() -> None:
     Nothing happens if the user has chosen a directory or switched the cache off, if JAX is loaded
     already, or if there is no directory to write to.
     """
-    base, chosen = _base(), os.environ.get("JAX_COMPILATION_CACHE_DIR")
     off = os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "1").lower() in _NO
-    if base is None or off or "jax" in sys.modules:
+    if off or "jax" in sys.modules:
         return
-    processor = _processor()
-    directory = base / hashlib.sha256(processor.encode()).hexdigest()[:16]
-    if chosen is not None and not _is_ours(Path(chosen), base):
-        return
-
+    chosen, processor = os.environ.get("JAX_COMPILATION_CACHE_DIR"), _processor()
     try:
+        base = files.user_cache()
+        directory = base / hashlib.sha256(processor.encode()).hexdigest()[:16]
+        if chosen is not None and not _is_ours(Path(chosen), base):
+            return
         base.mkdir(parents=True, exist_ok=True, mode=0o700)  # what lies there is executed
         directory.mkdir(exist_ok=True, mode=0o700)
         _prune(base, LIMIT)
@@ -57,12 +58,6 @@ def _is_ours(directory: Path, base: Path) -> bool:
     return directory.parent == base and re.fullmatch("[0-9a-f]{16}", directory.name) is not None
 
 
-def _base() -> Path | None:
-    """The cache directory of this package; None if nobody knows where the user's home is."""
-    text = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(text) / "emofm_jax" if Path(text).is_absolute() else None
-
-
 def _processor() -> str:
     """What decides the code that the compiler makes: JAX's key has none of it.
 
@@ -82,14 +77,14 @@ def _processor() -> str:
 
 def _prune(base: Path, limit: int) -> None:
     """Removes the files that were used longest ago until the rest is within the limit."""
-    files = []
+    kept = []
     for path in base.rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # a neighbour removes, too
             found = path.stat()
             if path.is_file():
-                files.append((max(found.st_atime, found.st_mtime), found.st_size, path))
-    total = sum(size for _, size, _ in files)
-    for _, size, path in sorted(files):
+                kept.append((max(found.st_atime, found.st_mtime), found.st_size, path))
+    total = sum(size for _, size, _ in kept)
+    for _, size, path in sorted(kept):
         if total <= limit:
             break
         path.unlink(missing_ok=True)
