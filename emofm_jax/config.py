@@ -160,7 +160,13 @@ _RENAMED = {"optim.embedding.update": "optim.embedding.updates"}  # in runs of b
 
 
 class Section(ConfigDict):
-    """A section of a config; asked for a field that it has not, it names the nearest one."""
+    """A section of a config; asked for a field that it has not, it names the nearest one.
+
+    A key may hold dots, as names of slots do: `c.prepare.slots = {"item.price": {...}}`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs | {"allow_dotted_keys": True})
 
     def __getitem__(self, key: str) -> Any:
         if key not in self.keys():
@@ -170,7 +176,7 @@ class Section(ConfigDict):
     def __setitem__(self, key: str, value: Any) -> None:
         if self.is_locked and key not in self.keys():
             raise AttributeError(self._missing(key))
-        if isinstance(value, ConfigDict) and not isinstance(value, Section):
+        if isinstance(value, dict | ConfigDict) and not isinstance(value, Section):
             value = Section(value)
         try:
             super().__setitem__(key, value)
@@ -323,7 +329,11 @@ def from_dict(body: dict) -> ConfigDict:
       UserError: a value is out of range.
     """
     config = default()
-    config.prepare.slots = body["prepare"].pop("slots")
+    slots = body["prepare"].pop("slots")
+    config.prepare.slots = {
+        slot: {field: options_lib.as_tuple(value) for field, value in fields.items()}
+        for slot, fields in slots.items()
+    }
     config.update_from_flattened_dict(renamed(flatten(body)))  # locked, but for the names of slots
     validate(config)
     return config

@@ -15,6 +15,7 @@ from typing import Any
 from emofm_jax.errors import UserError
 
 IDENTITY, FREE, END = "identity", "free", "end"
+_SLOTS = "prepare.slots."
 _OF: dict[type | None, tuple[Any, str]] = {
     int: (int, "a whole number"),
     float: (int | float, "a number"),
@@ -167,14 +168,23 @@ def flatten(section: Mapping, prefix: str = "") -> dict[str, Any]:
         if hasattr(value, "items"):
             flat.update(flatten(value, f"{prefix}{key}."))
         else:
-            flat[prefix + key] = _as_tuple(value)
+            flat[prefix + key] = as_tuple(value)
     return flat
+
+
+def parts(path: str) -> list[str]:
+    """The keys of a dotted path; the name of a slot, in `prepare.slots`, may hold dots itself."""
+    if path.startswith(_SLOTS):
+        slot = path.removeprefix(_SLOTS).rsplit(".", 1)
+        return [*_SLOTS.rstrip(".").split("."), *slot]
+    return path.split(".")
 
 
 def get(section: Mapping, path: str) -> Any:
     """The value at a dotted path."""
-    return functools.reduce(lambda inner, part: inner[part], path.split("."), section)
+    return functools.reduce(lambda inner, part: inner[part], parts(path), section)
 
 
-def _as_tuple(value):
-    return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
+def as_tuple(value: Any) -> Any:
+    """A value, tuples for lists at any depth."""
+    return tuple(map(as_tuple, value)) if isinstance(value, list | tuple) else value

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from emofm_jax import config as config_lib
 from emofm_jax.errors import UserError
+from emofm_jax.sweeping import overrides
 
 pytestmark = pytest.mark.fast
 
@@ -87,6 +88,25 @@ def test_a_config_comes_back_as_it_was(tmp_path):
     back = config_lib.load(tmp_path)
     assert not config_lib.difference(config, back)
     assert back.model.hidden == (7,) and back.prepare.slots.a.separator == "|"
+
+
+def test_a_name_of_a_slot_may_hold_dots_blanks_and_any_script(tmp_path):
+    names = ("item.price", "item.price.net", "größe in cm", "物品", "a/b", "x[0]", "..")
+    config = config_lib.default()
+    config.prepare.slots = {name: {"kind": "numeric"} for name in names}
+    config.prepare.slots["item.price"].transform = "log1p"
+    (tmp_path / "config.json").write_text(config.to_json())
+    back = config_lib.load(tmp_path)
+    assert not config_lib.difference(config, back)
+    assert back.prepare.to_dict()["slots"] == config.prepare.to_dict()["slots"]
+    assert set(back.prepare.slots) == set(names)
+
+    field = "prepare.slots.item.price.net.kind"
+    changed = overrides.put(back, {field: "multi"}, "sweep")
+    assert config_lib.difference(changed, back) == {field: ("multi", "numeric")}
+    assert config_lib.get(changed, field) == "multi"
+    with pytest.raises(UserError, match="sweep: there is no field 'prepare.slots.item.kind'"):
+        overrides.put(back, {"prepare.slots.item.kind": "multi"}, "sweep")
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from emofm_jax import config as config_lib
+from emofm_jax import options as options_lib
 from emofm_jax.errors import UserError
-from emofm_jax.options import flatten
 
 
 def apply(config: ConfigDict, overrides: Mapping[str, Any], where: str) -> ConfigDict:
@@ -30,13 +30,13 @@ def put(config: ConfigDict, overrides: Mapping[str, Any], where: str) -> ConfigD
     """As `apply`, but any value of the field's type will do."""
     config = copy.deepcopy(config)
     for path, value in leaves(overrides):
-        *parents, field = path.split(".")
+        *parents, field = options_lib.parts(path)
         section = config
         for part in parents:
             section = section[part] if isinstance(section, ConfigDict) and part in section else None
 
         if not isinstance(section, ConfigDict) or field not in section:
-            near = difflib.get_close_matches(path, list(flatten(config)), n=1)
+            near = difflib.get_close_matches(path, list(options_lib.flatten(config)), n=1)
             hint = f"did you mean {near[0]!r}?" if near else "--helpfull lists every option"
             raise UserError(f"{where}: there is no field {path!r}; {hint}")
 
