@@ -150,8 +150,8 @@ def from_json(body: Mapping[str, Mapping]) -> dict[str, Option]:
     kinds = {None: None} | {kind.__name__: kind for kind in _OF if kind}
     found = {}
     for path, fields in body.items():
-        fields = {name: _as_tuple(value) for name, value in fields.items()}
-        needs = {names: _as_tuple(values) for names, values in fields["needs"].items()}
+        fields = {name: as_tuple(value) for name, value in fields.items()}
+        needs = {names: as_tuple(values) for names, values in fields["needs"].items()}
         found[path] = Option(**fields | {"of": kinds[fields["of"]], "needs": needs})
     return found
 
