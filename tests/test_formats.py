@@ -316,11 +316,11 @@ def test_libsvm_with_field_names(tmp_path):
         "user": ["7", None],
         "item": [["3", "4"], ["3"]],
         "x": ["2.5", None],
-        "label": ["1", "0"],
+        "label": ["1", "-1"],
     }
     assert at == [1, 2] and bad == {3: "value", 4: "label", 5: "token", 6: "slot"}
     columns, _, bad = read(path, labelled=False, **fields)
-    assert columns["label"] == ["1", "0", None] and columns["user"] == ["7", None, "1"]
+    assert columns["label"] == ["1", "-1", None] and columns["user"] == ["7", None, "1"]
 
 
 def test_libsvm_without_field_names_is_one_bag(tmp_path):

@@ -221,8 +221,9 @@ def test_bad_rows_are_tolerated_counted_and_kept(shop, tmp_path, capsys):
     assert shop() == 2
     error = capsys.readouterr().err
     assert error.startswith(
-        f"error: {path}:302: the label is '2'; it must be 0 or 1; 3 bad rows so far in train ("
+        f"error: {path}:302: the label is '2'; it must be 0 or 1 (or true/false, yes/no,"
     )
+    assert "config.prepare.positive; 3 bad rows so far in train (" in error
     assert "label: 1" in error and "columns: 1" in error and "number: 1" in error
     assert "config.prepare.max_rejected" in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
@@ -253,8 +254,8 @@ def test_bad_rows_are_tolerated_counted_and_kept(shop, tmp_path, capsys):
         ),
         (
             "test.csv",
-            HEADER.encode() + b"\nyes,u,i,a,1,d\n",
-            "test.csv:2: the label is 'yes'; it must be 0 or 1",
+            HEADER.encode() + b"\nmaybe,u,i,a,1,d\n",
+            "test.csv:2: the label is 'maybe'; it must be 0 or 1",
         ),
         ("test.csv", HEADER.encode() + b"\n1,u\0,i,a,1,d\n", "test.csv:2: a NUL byte"),
         ("test.csv", HEADER.encode() + b"\n1,\xc3(,i,a,1,d\n", "test.csv:2: invalid UTF-8"),

@@ -121,7 +121,9 @@ def test_raw_data_become_the_same_shards(here):
         if path.suffix == ".parquet":
             assert read(path).equals(then, check_metadata=True), path
         else:
-            assert_close(read(path), then, rtol=1e-12)
+            # A later release may say more; what release 0.1 said, it says too.
+            found, said = flat(read(path), ()), flat(then, ())
+            assert_close({k: v for k, v in found.items() if k in said}, said, rtol=1e-12)
 
 
 def test_a_finished_run_is_finished(here, capsys):

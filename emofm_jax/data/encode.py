@@ -20,6 +20,7 @@ from emofm_jax.data import formats, shards
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data import vocabulary as vocabulary_lib
 from emofm_jax.data.formats.lines import Chunk
+from emofm_jax.data.labels import Labels
 from emofm_jax.data.problems import Problems
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.data.vocabulary import Vocabulary, as_text, hash_values
@@ -47,6 +48,7 @@ class Encoder:
 
     def __init__(self, schema: Schema, vocabularies: Mapping[str, Vocabulary]):
         self.schema, self.vocabularies = schema, vocabularies
+        self._labels = Labels(recipe_lib.later(schema.recipe, "positive"))
         self.arrow_schema = shards.arrow_schema(schema)
         for vocabulary in vocabularies.values():
             vocabulary.ids(pa.array([""]))  # builds its index, before threads share it
@@ -58,7 +60,8 @@ class Encoder:
 
         Args:
           columns: of a `formats.Chunk`, n rows.
-          labelled: False fills 0 for a label, type and weight that are absent or not readable.
+          labelled: False makes every label 0, and fills 0 for a type and weight that are absent or
+            not readable.
 
         Returns:
           The good rows, with the columns of `shards.arrow_schema`, and the problems of the others.
@@ -68,9 +71,10 @@ class Encoder:
         num_rows = len(next(iter(columns.values())))
         encoded = [self.slot(slot, columns[slot.name], problems) for slot in schema.slots]
 
-        roles = {"label": _label, "ftype": self._ftype, "weight": _weight, "gauc_key": _gauc_key}
+        roles = {"label": self._label, "ftype": self._ftype}
+        roles |= {"weight": _weight, "gauc_key": _gauc_key}
         for field in list(self.arrow_schema)[schema.num_slots :]:
-            column = columns.get(field.name)
+            column = columns.get(field.name) if labelled or field.name != "label" else None
             if field.name == "row_id":
                 encoded.append(row_ids(column, schema.row_id, problems))
             elif column is None:
@@ -121,6 +125,9 @@ class Encoder:
             reason = lambda i: f"{holds} {values[i].as_py()!r}; {said}"
             problems.mark(result < 0, "id out of range", reason, row_of)
         return result
+
+    def _label(self, column: pa.Array, problems: Problems) -> pa.Array:
+        return pa.array(self._labels.read(column, problems))
 
     def _ftype(self, column: pa.Array, problems: Problems) -> pa.Array:
         text = as_text(column)
@@ -201,13 +208,6 @@ def _identity(text: pa.Array, rows: int) -> np.ndarray:
     digits = pc.match_substring_regex(text, r"^0*\d{1,10}$")
     k = pc.if_else(digits, text, "-2").cast(pa.int64()).to_numpy()
     return np.where((k >= 0) & (k <= rows - 2), k + 1, -1)
-
-
-def _label(column: pa.Array, problems: Problems) -> pa.Array:
-    numbers = parse_numbers(column, "label", Problems())
-    reason = lambda i: f"the label is {column[i].as_py()!r}; it must be 0 or 1"
-    problems.mark(~np.isin(numbers, (0, 1)), "label", reason)
-    return pa.array((numbers == 1).astype(np.int8))
 
 
 def _weight(column: pa.Array, problems: Problems) -> pa.Array:

@@ -144,7 +144,11 @@ def _write(recipe: dict[str, Any], directory: Path, name: str, progress: bool) -
                         writers[part.split].write(part.table)
                         tally.add(part.split, part.counted)
     _check_rows(recipe, first, writers)
-    return tally.save(directory, {split: writer.rejected for split, writer in writers.items()})
+    report = tally.save(directory, {split: writer.rejected for split, writer in writers.items()})
+    if recipe["positive"] and not report.splits["train"].clicks:
+        problem = f"no label of the train split is one of {recipe['positive']}"
+        raise UserError(f"config.prepare.positive: {problem}; name the values that mean a click")
+    return report
 
 
 def _declared(recipe: dict[str, Any], name: str, first: Path) -> Schema:

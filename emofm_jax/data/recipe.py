@@ -18,12 +18,19 @@ from emofm_jax.errors import UserError
 
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}  # endings of text files
 _RANGE = re.compile(r"(.*?)(\d+)-\1(\d+)")
+# Options that came after release 0.1, with what every recipe before them meant.
+_LATER: dict[str, Any] = {"positive": ()}
 # Roles that the rows of a format do not have.
 _NO_ROLES = {
     "tabular": (),
-    "cti": ("ftype", "weight", "row_id"),
+    "cti": ("ftype", "weight", "row_id", "positive"),
     "libsvm": ("ftype", "types", "weight", "row_id"),
 }
+
+
+def later(recipe: Mapping, field: str) -> Any:
+    """The value of an option that recipes of release 0.1 do not have."""
+    return recipe.get(field, _LATER[field])
 
 
 def slots(recipe: Mapping) -> tuple[Slot, ...]:

@@ -3,8 +3,8 @@
     1 user:17:1 item:4:1 price:0:3.5    field names are names of slots; a field may repeat in a bag
     1 17:1 4012:1                       one slot named `features`, a bag of ids
 
-The value of an id is 1; the id of a numeric slot means nothing. Labels are 0 and 1, or -1 and +1. A
-row to predict may lack its label.
+The value of an id is 1; the id of a numeric slot means nothing. Labels are those of `labels`. A row
+to predict may lack its label.
 """
 
 import functools
@@ -22,7 +22,6 @@ from emofm_jax.data.formats.lines import Block, Chunk
 from emofm_jax.errors import UserError
 
 FLAT_SLOT = "features"  # the slot of rows without field names
-_SIGNED = {"+1": "1", "-1": "0"}
 # The separator stands in no text, so that a row is one column.
 _DIALECT = lines_lib.Dialect(["row"], "\x1f")
 
@@ -58,12 +57,10 @@ def tasks(
 
 
 def _split_label(rows: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """The label of each row as 0 or 1, null if it has none, and the row without it."""
+    """The label of each row, null if it has none, and the row without it."""
     rows = pc.utf8_trim_whitespace(pc.replace_substring(rows, "\t", " "))
     first = pc.list_element(pc.split_pattern(rows, " ", max_splits=1), 0)
     has_label = pc.invert(pc.match_substring(first, ":"))
     label = pc.if_else(has_label, first, pa.scalar(None, pa.string()))
-    for spelled, plain in _SIGNED.items():
-        label = pc.if_else(pc.equal(label, spelled), pa.scalar(plain), label)
     rest = pc.utf8_ltrim_whitespace(pc.replace_substring_regex(rows, "^[^ ]*", ""))
     return label, pc.if_else(has_label, rest, rows)

@@ -1,0 +1,83 @@
+"""Labels as files spell them -> 0 and 1 (docs/data.md)."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from emofm_jax.data.problems import Problems
+from emofm_jax.data.vocabulary import as_text
+from emofm_jax.errors import UserError
+
+_WORDS = {"true": 1, "yes": 1, "t": 1, "y": 1, "false": 0, "no": 0, "f": 0, "n": 0}
+_NUMBERS = {1.0: 1, 0.0: 0, -1.0: 0}
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_USUAL = "0 or 1 (or true/false, yes/no, t/f, y/n, -1/1)"
+
+
+class Labels:
+    """Reads labels, chunk by chunk; several threads may do so at once.
+
+    Args:
+      positive: values that mean a click, all others mean none; by default the usual spellings.
+    """
+
+    def __init__(self, positive: Sequence[Any] = ()):
+        self._positive = {_key(str(value)) for value in positive}
+        self._negative: set[float] = set()  # numbers that meant no click so far
+
+    def read(self, column: pa.Array, problems: Problems) -> np.ndarray:
+        """i8[n] of n labels; those that cannot be read are 0 and go to `problems`.
+
+        Raises:
+          UserError: both 0 and -1 occur, so that one of them is not what it seems.
+        """
+        coded = column.dictionary_encode()
+        text = as_text(coded.dictionary).to_pylist()
+        meanings = [*map(self._meaning, text), None]  # the last one is for null
+        missing = len(text)
+        self._check_signs(set(map(_key, filter(None, text))))
+
+        index = coded.indices.fill_null(missing).to_numpy()
+        unread = np.array([meaning is None for meaning in meanings])
+        found = np.array([meaning or 0 for meaning in meanings], np.int8)
+        problems.mark(unread[index], "label", lambda i: _said([*text, None][index[i]]))
+        return found[index]
+
+    def _meaning(self, text: str | None) -> int | None:
+        """1 for a click, 0 for none, None for what is no label."""
+        if text is None or not text.strip():
+            return None
+        key = _key(text)
+        if key != key:  # NaN
+            return None
+        if self._positive:
+            return int(key in self._positive)
+        return _NUMBERS.get(key) if isinstance(key, float) else _WORDS.get(key.lower())
+
+    def _check_signs(self, keys: set[str | float]) -> None:
+        if self._positive:
+            return
+        self._negative.update({0.0, -1.0} & keys)
+        if len(self._negative) == 2:
+            raise UserError(
+                "config.prepare.label: the labels hold both 0 and -1, and -1 may mean that none is "
+                "known; name the values that mean a click in config.prepare.positive, as in (1,), "
+                "or those that are no label in config.prepare.null_values"
+            )
+
+
+def _key(text: str) -> str | float:
+    """What makes two spellings one value: the number, or the text without blanks around it."""
+    text = text.strip()
+    if _NUMBER.fullmatch(text) or text.lower() == "nan":
+        return float(text)
+    return {"true": 1.0, "false": 0.0}.get(text.lower(), text)
+
+
+def _said(text: str | None) -> str:
+    found = "missing" if text is None or not text.strip() else repr(text)
+    remedy = "or name the values that mean a click in config.prepare.positive"
+    return f"the label is {found}; it must be {_USUAL}, {remedy}"
