@@ -89,6 +89,9 @@ _PREPARE = {
     "slot.pooling": Option("mean", "multi: how a bag becomes one vector", ("mean", "sum")),
     "slot.separator": Option("^", "multi: what stands between the values of a text cell"),
     "slot.transform": Option("none", "numeric: what is done to the number", _TRANSFORMS),
+    "slot.respell": Option(
+        True, "whether text that is a number, truth value or time is the same value as it"
+    ),
     "slot.share": Option("", "slot whose table rows this one uses"),
 }
 

@@ -192,7 +192,7 @@ def test_padding_is_a_row_of_nothing():
             r"row 1: slot 'hour' holds .*24.*; its ids are 0 .. 23 \(2 such rows\)",
         ),
         ({"price": ["x", "1", "2", "3"]}, r"row 0: 'price' is numeric but holds 'x'"),
-        ({"user": ["a", 1, "b", 2]}, r"slot 'user' cannot be read"),
+        ({"user": ["a", {}, "b", 2]}, r"slot 'user' cannot be read \({} is a dict\)"),
         ({"user": "abcd"}, r"slot 'user' is 'abcd'; give a list"),
         ({"user": [["a"]] * 4}, r"slot 'user' holds lists"),
         ({"tags": [[["a"]]] * 4}, r"tags"),

@@ -51,10 +51,10 @@ def flat(tree, without, prefix=""):
 
 
 def assert_close(found, expected, rtol, atol=1e-9, without=()):
-    """Same keys, same texts and counts; numbers within a share of themselves, which the processor decides."""
+    """Its keys, with the same texts and counts, and perhaps new ones; numbers within a share of themselves, which the processor decides."""
     without = {*without, "rows_per_s", "input_wait", "seconds"}  # what a clock measured
     found, expected = flat(found, without), flat(expected, without)
-    assert found.keys() == expected.keys()
+    assert found.keys() >= expected.keys()
     for path, value in expected.items():
         if isinstance(value, float):
             assert found[path] == pytest.approx(value, rel=rtol, abs=atol, nan_ok=True), path
@@ -119,7 +119,7 @@ def test_raw_data_become_the_same_shards(here):
     assert files == [path for path in sorted(Path("data/shop").rglob("*")) if path.is_file()]
     for path, then in zip(files, before):
         if path.suffix == ".parquet":
-            assert read(path).equals(then, check_metadata=True), path
+            assert read(path).equals(then), path
         else:
             # A later release may say more; what release 0.1 said, it says too.
             found, said = flat(read(path), ()), flat(then, ())

@@ -9,6 +9,7 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emofm_jax.data import values as values_lib
 from emofm_jax.data import vocabulary
 from emofm_jax.errors import UserError
 
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.fast
 def test_ids_follow_the_counts(pieces):
     counter = vocabulary.Counter()
     for piece in pieces:
-        counter.add(pa.array(piece, pa.string()))
+        add(counter, pa.array(piece, pa.string()))
     expected = collections.Counter(v for piece in pieces for v in piece if v is not None)
     order = sorted(
         (v for v in expected if expected[v] >= 2), key=lambda v: (-expected[v], v.encode())
@@ -39,13 +40,18 @@ def test_ids_follow_the_counts(pieces):
     assert ids.tolist() == [order.index(v) + 1 if v in order else 0 for v in asked]
 
 
+def add(counter, column):
+    found = values_lib.distinct(column)
+    counter.add(found.text, found.counts())
+
+
 def test_pieces_merge_when_there_are_many(monkeypatch):
     monkeypatch.setattr(vocabulary, "_MERGE_ROWS", 10)
     rng = np.random.default_rng(0)
     draws = rng.integers(0, 50, (40, 30)).astype(str)
     counter = vocabulary.Counter()
     for row in draws:
-        counter.add(pa.array(row.tolist()))
+        add(counter, pa.array(row.tolist()))
         assert counter._pending_rows <= 60  # bounded by the distinct values, not by the rows
     found = counter.vocabulary(1)
     assert dict(zip(found.values.to_pylist(), found.counts.to_pylist())) == collections.Counter(
@@ -87,7 +93,7 @@ def test_hash_is_xxh3_of_the_utf8_bytes():
 
 def test_save_and_load(tmp_path):
     counter = vocabulary.Counter()
-    counter.add(pa.array(["b", "a", "b"]))
+    add(counter, pa.array(["b", "a", "b"]))
     ours = counter.vocabulary(1)
     ours.save(tmp_path, "shop/city")  # a name that is no file name
     theirs = vocabulary.load(tmp_path, "shop/city")

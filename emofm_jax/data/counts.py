@@ -14,7 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from emofm_jax.data import files, shards
+from emofm_jax.data.problems import Notes
 from emofm_jax.data.schema import Schema, Slot
+
+# What is said of the values of a slot, by the kind of the note.
+_NOTES = {
+    "respelled": "{number:,} values are text in another spelling, such as {example}; "
+    "respell=False keeps them apart",
+}
 
 
 class Moments:
@@ -58,6 +65,8 @@ class SlotCounts:
     min: float | None = None  # of the numbers, as are mean and max
     mean: float | None = None
     max: float | None = None
+    # {what: (values of all splits of which it is to be said, an example)}: a key of _NOTES.
+    notes: dict[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +133,7 @@ class Tally:
         self._ids: dict[tuple[str, str], np.ndarray] = {}
         self._numbers = {slot.name: Moments() for slot in schema.slots if slot.is_numeric}
         self._types: dict[str, np.ndarray] = {}
+        self._notes = Notes()
 
     def add(self, split: str, counted: Counted) -> None:
         """Adds the counts of some rows of a split."""
@@ -139,6 +149,10 @@ class Tally:
             self._ids[split, slot.name][values] += counts.astype(np.int32)
         self._types[split] = self._types.get(split, 0) + counted.types
 
+    def note(self, notes: Notes) -> None:
+        """Adds what is to be said of the values of some rows."""
+        self._notes.join(notes)
+
     def save(self, directory: Path, rejected: Mapping[str, Mapping[str, int]]) -> Report:
         """Writes `prepare.json`, and `schema.json` with the train split's rows and clicks per type.
 
@@ -146,7 +160,7 @@ class Tally:
           directory: of the shards.
           rejected: {split: {kind: rows that were left out}}.
         """
-        slots = {slot.name: self._slot(slot) for slot in self._schema.slots}
+        slots = {s.name: self._with_notes(s.name, self._slot(s)) for s in self._schema.slots}
         there = [split for split in shards.SPLITS if split in self._types]
         splits = {split: self._split(split, dict(rejected.get(split, {}))) for split in there}
         report = Report(slots, splits)
@@ -155,6 +169,10 @@ class Tally:
         schema = dataclasses.replace(self._schema, rows_per_type=rows, clicks_per_type=clicks)
         schema.save(directory)
         return report
+
+    def _with_notes(self, name: str, counts: SlotCounts) -> SlotCounts:
+        own = {kind: found for (slot, kind), found in self._notes.items() if slot == name}
+        return dataclasses.replace(counts, notes=own)
 
     def _slot(self, slot: Slot) -> SlotCounts:
         if slot.is_numeric:
@@ -184,8 +202,17 @@ class Tally:
 
 
 def as_text(report: Report) -> str:
-    """The report as two tables."""
-    return "\n".join([*_split_lines(report), "", *_slot_lines(report)])
+    """The report as two tables, and what is to be said of slots."""
+    return "\n".join([*_split_lines(report), "", *_slot_lines(report), *_note_lines(report)])
+
+
+def _note_lines(report: Report) -> list[str]:
+    lines = []
+    for name, slot in report.slots.items():
+        for kind, (number, example) in slot.notes.items():
+            said = _NOTES[kind].format(number=number, example=example)
+            lines.append(f"slot {name!r}: {said}")
+    return ["", *lines] if lines else []
 
 
 def _split_lines(report: Report) -> list[str]:

@@ -5,31 +5,36 @@
     identity      k + 1, outside 0 .. rows - 2 a bad row
     missing       0 (a bag: empty; a number: null)
 
-The same code encodes the shards, and later the rows to predict.
+What a value is called, whatever carried it, says `values`. The same code encodes the shards, and
+later the rows to predict.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emofm_jax.data import formats, shards
+from emofm_jax.data import formats, shards, values
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data import vocabulary as vocabulary_lib
 from emofm_jax.data.formats.lines import Chunk
 from emofm_jax.data.labels import Labels
-from emofm_jax.data.problems import Problems
+from emofm_jax.data.problems import Notes, Problems
 from emofm_jax.data.schema import Schema, Slot
-from emofm_jax.data.vocabulary import Vocabulary, as_text, hash_values
+from emofm_jax.data.values import Distinct
+from emofm_jax.data.vocabulary import Vocabulary, hash_values
 from emofm_jax.errors import UserError
 
 # Values of roles that the rows lack.
 _DEFAULTS = {"label": 0, "ftype": None, "weight": 1, "gauc_key": 0}
-_NO_TYPE = (None, "", "-")  # spellings of a type that is not known
-_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+_NO_TYPE = ("-",)  # spellings of a type that is not known
+_NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
+
+_NUMERIC = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null)
 
 
 def load_vocabularies(schema: Schema, directory: Path) -> dict[str, Vocabulary]:
@@ -49,13 +54,14 @@ class Encoder:
     def __init__(self, schema: Schema, vocabularies: Mapping[str, Vocabulary]):
         self.schema, self.vocabularies = schema, vocabularies
         self._labels = Labels(recipe_lib.later(schema.recipe, "positive"))
+        self.missing = tuple(schema.recipe.get("null_values", ()))
         self.arrow_schema = shards.arrow_schema(schema)
         for vocabulary in vocabularies.values():
             vocabulary.ids(pa.array([""]))  # builds its index, before threads share it
 
     def encode(
         self, columns: Mapping[str, pa.Array], labelled: bool = True
-    ) -> tuple[pa.Table, Problems]:
+    ) -> tuple[pa.Table, Problems, Notes]:
         """Encodes the rows of a chunk.
 
         Args:
@@ -64,15 +70,20 @@ class Encoder:
             not readable.
 
         Returns:
-          The good rows, with the columns of `shards.arrow_schema`, and the problems of the others.
+          The good rows, with the columns of `shards.arrow_schema`; the problems of the others; and
+          what is to be said of the values.
         """
-        problems, schema = Problems(), self.schema
+        problems, notes, schema = Problems(), Notes(), self.schema
         of_labels = problems if labelled else Problems()
         num_rows = len(next(iter(columns.values())))
-        encoded = [self.slot(slot, columns[slot.name], problems) for slot in schema.slots]
+        encoded = [self.slot(slot, columns[slot.name], problems, notes) for slot in schema.slots]
 
-        roles = {"label": self._label, "ftype": self._ftype}
-        roles |= {"weight": _weight, "gauc_key": _gauc_key}
+        roles = {
+            "label": self._label,
+            "ftype": self._ftype,
+            "weight": self._weight,
+            "gauc_key": self._gauc_key,
+        }
         for field in list(self.arrow_schema)[schema.num_slots :]:
             column = columns.get(field.name) if labelled or field.name != "label" else None
             if field.name == "row_id":
@@ -85,31 +96,43 @@ class Encoder:
         table = pa.table(encoded, schema=self.arrow_schema)
         if problems:
             table = table.filter(pa.array(problems.good(num_rows)))
-        return table, problems
+        return table, problems, notes
 
-    def slot(self, slot: Slot, column: pa.Array, problems: Problems) -> pa.Array:
+    def slot(
+        self, slot: Slot, column: pa.Array, problems: Problems, notes: Notes | None = None
+    ) -> pa.Array:
         """The column of a shard from a raw one; rows that cannot be read go to `problems`."""
         if slot.kind == "numeric":
-            numbers = parse_numbers(column, slot.name, problems)
+            numbers = parse_numbers(column, slot.name, problems, self.missing)
             if slot.transform == "bucket":
                 return pa.array(bucket(numbers, slot.rows))
             return pa.array(transform(numbers, slot), from_pandas=True)
         if not slot.is_bag:
-            return pa.array(self._ids(slot, column, None, problems))
+            return pa.array(self._ids(slot, column, None, problems, notes))
 
         column, lengths = cut_bags(column, slot.max_length)
         row_of = np.repeat(np.arange(len(column)), lengths)
-        ids = self._ids(slot, column.flatten(), row_of, problems)
+        ids = self._ids(slot, column.flatten(), row_of, problems, notes)
         offsets = np.append(0, np.cumsum(lengths)).astype(np.int32)
         return pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids))
 
+    def distinct(self, slot: Slot, column: pa.Array) -> Distinct:
+        """The distinct values of a slot of ids, spelled as the schema says; no lists."""
+        spelling = self.schema.spelling
+        missing = () if slot.is_bag and spelling == 1 else self.missing
+        return values.distinct(column, missing, slot.respell, spelling)
+
     def _ids(
-        self, slot: Slot, values: pa.Array, row_of: np.ndarray | None, problems: Problems
+        self,
+        slot: Slot,
+        column: pa.Array,
+        row_of: np.ndarray | None,
+        problems: Problems,
+        notes: Notes | None,
     ) -> np.ndarray:
         """i32[n] of n values, one a row or in the rows `row_of`; distinct ones are encoded once."""
-        coded = values if isinstance(values, pa.DictionaryArray) else values.dictionary_encode()
-        distinct = as_values(coded.dictionary)
-        known = distinct.drop_null()
+        found = self.distinct(slot, column)
+        known = found.text.drop_null()
         if slot.encoding == "hash":
             ids = (hash_values(known, slot.seed) % np.uint64(slot.rows - 1)).astype(np.int64) + 1
         elif slot.encoding == "vocabulary":
@@ -117,58 +140,134 @@ class Encoder:
         else:
             ids = _identity(known, slot.rows)
 
-        table = np.zeros(len(distinct) + 1, np.int32)  # the last one is for null
-        table[np.flatnonzero(np.asarray(distinct.is_valid()))] = ids
-        result = table[coded.indices.fill_null(len(distinct)).to_numpy()]
+        table = np.zeros(len(found.text) + 1, np.int32)  # the last one is for null
+        table[np.flatnonzero(np.asarray(found.text.is_valid()))] = ids
+        result = table[found.which]
         if len(ids) and ids.min() < 0:
             holds, said = f"slot {slot.name!r} holds", f"its ids are 0 .. {slot.rows - 2}"
-            reason = lambda i: f"{holds} {values[i].as_py()!r}; {said}"
+            reason = lambda i: f"{holds} {column[i].as_py()!r}; {said}"
             problems.mark(result < 0, "id out of range", reason, row_of)
+        if (wrong := values.undecodable(found.raw)).any():
+            reason = lambda i: f"slot {slot.name!r} holds {column[i].as_py()!r}, no text in UTF-8"
+            problems.mark(np.append(wrong, False)[found.which], "encoding", reason, row_of)
+        if notes is not None:
+            _note_respelled(slot, found, notes)
         return result
 
     def _label(self, column: pa.Array, problems: Problems) -> pa.Array:
         return pa.array(self._labels.read(column, problems))
 
     def _ftype(self, column: pa.Array, problems: Problems) -> pa.Array:
-        text = as_text(column)
-        index = pc.index_in(text, pa.array(self.schema.types, pa.string()))
-        absent = pc.is_in(text, pa.array(_NO_TYPE, pa.string()))
+        spelling = self.schema.spelling
+        types = values.spell(pa.array(self.schema.types, pa.string()), spelling=spelling)
+        found = values.distinct(column, _NO_TYPE, spelling=spelling)
+        which = pc.index_in(found.text, types)
+        absent = np.append(np.asarray(found.text.is_null()), True)[found.which]
+        index = which.take(pa.array(found.which, mask=found.which == len(found.text)))
+
         known = f"is not one of config.prepare.types ({', '.join(self.schema.types)})"
-        reason = lambda i: f"the type {text[i].as_py()!r} {known}"
-        problems.mark(pc.and_not(pc.is_null(index), absent), "type", reason)
+        reason = lambda i: f"the type {column[i].as_py()!r} {known}"
+        problems.mark(pc.and_not(index.is_null(), pa.array(absent)), "type", reason)
         return index.cast(pa.int8())
+
+    def _weight(self, column: pa.Array, problems: Problems) -> pa.Array:
+        numbers = parse_numbers(column, "weight", problems, self.missing)
+        reason = lambda i: f"the weight is {column[i].as_py()!r}; it must be a number of at least 0"
+        problems.mark(~(numbers >= 0), "weight", reason)
+        return pa.array(np.where(numbers >= 0, numbers, 0).astype(np.float32))
+
+    def _gauc_key(self, column: pa.Array, problems: Problems) -> pa.Array:
+        """i64[n]: hashes of the values; 0 where missing."""
+        found = values.distinct(column, self.missing, spelling=self.schema.spelling)
+        known = np.asarray(found.text.is_valid())
+        hashes = np.zeros(len(known) + 1, np.int64)
+        hashes[:-1][known] = hash_values(found.text.drop_null(), 0).view(np.int64)
+        return pa.array(hashes[found.which])
 
 
 def row_ids(column: pa.Array, kind: str, problems: Problems) -> pa.Array:
-    """A row id column as `kind`, string or int64; what is no integer becomes null."""
-    if kind == "string" or pa.types.is_integer(column.type):
-        return column.cast(pa.string() if kind == "string" else pa.int64())
-    text = as_text(column)
-    fits = pc.match_substring_regex(text, r"^-?\d{1,18}$")
-    reason = lambda i: f"the row id is {text[i].as_py()!r}; it must be an integer, as in training"
-    problems.mark(pc.invert(fits).fill_null(False), "row id", reason)
-    return _only(fits, text).cast(pa.int64())
+    """A row id column as `kind`, string or int64; what is no such integer becomes null."""
+    if kind == "string":
+        return row_names(column)
+    if pa.types.is_integer(column.type) and column.type != pa.uint64():
+        return column.cast(pa.int64())
+    found = values.distinct(column)
+    fits = [int(x) if x is not None and _is_int64(x) else None for x in found.text.to_pylist()]
+    wrong = np.append([x is None for x in fits], False)[found.which]
+    known = np.append(np.asarray(found.text.is_valid()), False)[found.which]
+    said = "it must be an integer of 64 bits, as in the first file"
+    reason = lambda i: f"the row id is {column[i].as_py()!r}; {said}"
+    problems.mark(wrong & known, "row id", reason)
+    return pa.array([*fits, None], pa.int64()).take(pa.array(found.which))
 
 
-def parse_numbers(column: pa.Array, name: str, problems: Problems) -> np.ndarray:
-    """f64[n] of text or typed numbers, NaN for missing; what is no finite float32 is a problem."""
-    is_text = pa.types.is_string(column.type)
-    if is_text:
-        column = pc.utf8_trim_whitespace(column)
-    try:
-        numbers = column.cast(pa.float64())
-        fits = pc.is_finite(numbers) if is_text else pc.true_unless_null(numbers)
-    except pa.ArrowInvalid:
-        fits = pc.match_substring_regex(column, _NUMBER)
-        numbers = pc.utf8_ltrim(_only(fits, column), "+").cast(pa.float64())
-    wrong = lambda i: f"{name!r} is numeric but holds {column[i].as_py()!r}"
-    problems.mark(pc.invert(fits).fill_null(False), "number", wrong)
+def row_names(column: pa.Array) -> pa.Array:
+    """string[n]: row ids as they came, whatever they are."""
+    kind = values.unwrapped_type(column.type)
+    if values.is_text(kind):
+        return values.spell(column, respell=False)
+    found = values.distinct(column)
+    return found.text.take(pa.array(found.which, mask=found.which == len(found.text)))
 
-    numbers = numbers.fill_null(np.nan).to_numpy(zero_copy_only=False)
+
+def _is_int64(text: str) -> bool:
+    digits = text.removeprefix("-")
+    return digits.isascii() and digits.isdigit() and -(2**63) <= int(text) < 2**63
+
+
+def parse_numbers(
+    column: pa.Array, name: str, problems: Problems, missing: Collection[str] = ()
+) -> np.ndarray:
+    """f64[n] of text or typed numbers, NaN for missing; what is no finite float32 is a problem.
+
+    Args:
+      missing: spellings of a missing number; "-1" is -1 and -1.0.
+
+    Raises:
+      UserError: a column of another type, such as a timestamp.
+    """
+    column = values.unwrapped(column)
+    if isinstance(column, pa.DictionaryArray):
+        column = column.dictionary_decode()
+    of_text = values.is_text(column.type)
+    numbers = _text_numbers(column, name, problems) if of_text else _typed_numbers(column, name)
+
+    gone = [float(text) for text in missing if re.fullmatch(_NUMBER, text)]
+    numbers = np.where(np.isin(numbers, gone), np.nan, numbers) if gone else numbers
     infinite = lambda i: f"{name!r} holds {column[i].as_py()!r}, which is not finite"
     with np.errstate(over="ignore"):
         problems.mark(np.isinf(numbers.astype(np.float32)), "number", infinite)
     return numbers
+
+
+def _typed_numbers(column: pa.Array, name: str) -> np.ndarray:
+    kind = column.type
+    if pa.types.is_boolean(kind):
+        column = column.cast(pa.int8())
+    elif not any(test(kind) for test in _NUMERIC):
+        remedy = "make it categorical, or give a number made of it"
+        raise UserError(f"column {name!r} must hold numbers, but its type is {kind}; {remedy}")
+    if pa.types.is_float16(kind):
+        column = column.cast(pa.float32())
+    numbers = column.cast(pa.float64(), safe=False)  # above 2^53 integers are rounded
+    return numbers.fill_null(np.nan).to_numpy(zero_copy_only=False)
+
+
+def _text_numbers(column: pa.Array, name: str, problems: Problems) -> np.ndarray:
+    text = pc.utf8_trim_whitespace(values.spell(column, respell=False))
+    text = _only(pc.invert(pc.is_in(text, pa.array(values.MISSING))), text)
+    try:
+        numbers = text.cast(pa.float64())
+        fits = pc.is_finite(numbers)
+    except pa.ArrowInvalid:
+        text = values.spell(text)  # truth values are 0 and 1 here too
+        fits = pc.match_substring_regex(text, f"^{_NUMBER}$")
+        numbers = pc.utf8_ltrim(_only(fits, text), "+").cast(pa.float64())
+    wrong = lambda i: f"{name!r} is numeric but holds {column[i].as_py()!r}"
+    problems.mark(pc.invert(fits).fill_null(False), "number", wrong)
+    if (undecodable := values.undecodable(column)).any():
+        problems.mark(undecodable, "encoding", wrong)
+    return numbers.fill_null(np.nan).to_numpy(zero_copy_only=False)
 
 
 def transform(numbers: np.ndarray, slot: Slot) -> np.ndarray:
@@ -197,12 +296,6 @@ def cut_bags(column: pa.Array, max_length: int) -> tuple[pa.Array, np.ndarray]:
     return column, lengths
 
 
-def as_values(column: pa.Array) -> pa.Array:
-    """A plain column as string[n]; an empty text is a missing value, as an element of a bag too."""
-    text = as_text(column)
-    return _only(pc.not_equal(text, ""), text)
-
-
 def _identity(text: pa.Array, rows: int) -> np.ndarray:
     """i64[n]: k + 1, or -1 where the text is no integer in 0 .. rows - 2."""
     digits = pc.match_substring_regex(text, r"^0*\d{1,10}$")
@@ -210,6 +303,7 @@ def _identity(text: pa.Array, rows: int) -> np.ndarray:
     return np.where((k >= 0) & (k <= rows - 2), k + 1, -1)
 
 
+<<<<<<< HEAD
 def _weight(column: pa.Array, problems: Problems) -> pa.Array:
     numbers = parse_numbers(column, "weight", problems)
     reason = lambda i: f"the weight is {column[i].as_py()!r}; it must be a number of at least 0"
@@ -222,6 +316,20 @@ def _gauc_key(column: pa.Array, problems: Problems) -> pa.Array:
     coded = as_text(column).dictionary_encode()
     hashes = np.append(hash_values(coded.dictionary, 0).view(np.int64), 0)
     return pa.array(hashes[coded.indices.fill_null(len(coded.dictionary)).to_numpy()])
+=======
+def _note_respelled(slot: Slot, found: Distinct, notes: Notes) -> None:
+    """Notes the texts that count as a number, truth value or time in another spelling."""
+    if not slot.respell or not values.is_text(found.raw.type):
+        return
+    raw = values.spell(found.raw, respell=False)
+    if raw.equals(found.text):
+        return
+    other = np.asarray(pc.not_equal(raw, found.text).fill_null(False))
+    if other.any():
+        first = int(np.argmax(other))
+        example = f"{raw[first].as_py()!r}, which is {found.text[first].as_py()}"
+        notes.add(slot.name, "respelled", int(found.counts()[other].sum()), example)
+>>>>>>> 7478a04 (One value, one text, whatever carries it: data/values.py, and a property test over all carriers and roles)
 
 
 def _only(where: pa.Array, text: pa.Array) -> pa.Array:
@@ -261,7 +369,9 @@ def read_encoded(
     if not path.exists():
         raise UserError(f"{path}: no such file or directory; name the rows to predict")
 
-    encoder = Encoder(schema, load_vocabularies(schema, directory))
+    # Row ids are only given back here: whatever they are, they cost no row its score.
+    as_text = dataclasses.replace(schema, row_id=schema.row_id and "string")
+    encoder = Encoder(as_text, load_vocabularies(schema, directory))
     position = 0
     for chunk in formats.read(schema.recipe, recipe_lib.raw_files(path), labelled):
         encoded = _keep_places(encoder, chunk, labelled, position)
@@ -271,7 +381,7 @@ def read_encoded(
 
 def _keep_places(encoder: Encoder, chunk: Chunk, labelled: bool, position: int) -> EncodedChunk:
     """Encodes a chunk; `position` rows stand before it."""
-    table, problems = encoder.encode(chunk.columns, labelled)
+    table, problems, _ = encoder.encode(chunk.columns, labelled)
     bad = [*chunk.bad, *chunk.bad_rows(problems)]
     unreadable = np.array([b.line for b in chunk.bad], np.int64)
     lines = np.sort(np.concatenate([chunk.lines, unreadable]))
@@ -283,7 +393,8 @@ def _keep_places(encoder: Encoder, chunk: Chunk, labelled: bool, position: int) 
 
     if not encoder.schema.row_id:
         return EncodedChunk(table, kept, reasons, pa.array(position + np.arange(len(lines))))
-    own = row_ids(chunk.columns["row_id"], encoder.schema.row_id, Problems())
+    own = chunk.columns["row_id"]
+    own = own if pa.types.is_integer(own.type) else row_names(own)
     index = np.full(len(lines), -1)
     index[np.searchsorted(lines, chunk.lines)] = np.arange(len(chunk.lines))
     return EncodedChunk(table, kept, reasons, own.take(pa.array(index, mask=index < 0)))

@@ -24,11 +24,11 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from emofm_jax.data import counts as counts_lib
-from emofm_jax.data import encode, formats, shards, synthetic, vocabulary
+from emofm_jax.data import encode, formats, shards, synthetic, values, vocabulary
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.formats import cti, tabular
 from emofm_jax.data.formats.lines import Chunk
-from emofm_jax.data.problems import Bad, Problems
+from emofm_jax.data.problems import Bad, Notes, Problems
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
 
@@ -106,7 +106,7 @@ class _Source:
         """i8[n]: index in `shards.SPLITS` of the split of each readable row, if the rows say it."""
         days = None
         if self.recipe["split"] == "day":
-            days = encode.as_values(chunk.columns["_day"]).to_pylist()
+            days = values.distinct(chunk.columns["_day"], self.recipe["null_values"])
         file = [str(path) for path in self.files[""]].index(chunk.file)
         return recipe_lib.split_of(self.recipe, file, chunk.lines, days)
 
@@ -117,6 +117,7 @@ class _Part(NamedTuple):
     split: str
     table: pa.Table
     counted: counts_lib.Counted
+    notes: Notes
     bad: list[Bad]
 
 
@@ -143,6 +144,7 @@ def _write(recipe: dict[str, Any], directory: Path, name: str, progress: bool) -
                     if part.table.num_rows:
                         writers[part.split].write(part.table)
                         tally.add(part.split, part.counted)
+                    tally.note(part.notes)
     _check_rows(recipe, first, writers)
     report = tally.save(directory, {split: writer.rejected for split, writer in writers.items()})
     if recipe["positive"] and not report.splits["train"].clicks:
@@ -170,13 +172,14 @@ def _declared(recipe: dict[str, Any], name: str, first: Path) -> Schema:
         has_weight=bool(recipe["weight"]),
         has_gauc_key=bool(recipe["gauc_key"]),
         row_id=row_id,
+        spelling=values.SPELLING,
         recipe=recipe,
     )
 
 
 def _learn(source: _Source, schema: Schema, directory: Path) -> tuple[Schema, Vocabularies]:
     """Completes the slots from the training rows, and saves the vocabularies."""
-    counters, moments = _count(source, schema)
+    counters, moments = _count(source, encode.Encoder(schema, {}))
     counted = [slot for slot in schema.slots if slot.name in counters]
     vocabularies = {s.name: counters[s.name].vocabulary(s.min_count) for s in counted}
     for name, found in vocabularies.items():
@@ -197,8 +200,11 @@ def _learn(source: _Source, schema: Schema, directory: Path) -> tuple[Schema, Vo
     return dataclasses.replace(schema, slots=tuple(slots)), vocabularies
 
 
-def _count(source: _Source, schema: Schema) -> tuple[Counters, dict[str, counts_lib.Moments]]:
+def _count(
+    source: _Source, encoder: encode.Encoder
+) -> tuple[Counters, dict[str, counts_lib.Moments]]:
     """The values of the training rows by the slot that owns the table rows, the numbers by slot."""
+    schema = encoder.schema
     counted = [slot for slot in schema.slots if slot.encoding == "vocabulary"]
     open_bucket = lambda slot: slot.transform == "bucket" and not slot.rows
     measured = [s for s in schema.slots if s.transform == "standardize" or open_bucket(s)]
@@ -214,11 +220,13 @@ def _count(source: _Source, schema: Schema) -> tuple[Counters, dict[str, counts_
             column = chunk.columns[slot.name]
             column = column if train is None else column.filter(train)
             if slot in measured:
-                moments[slot.name].add(encode.parse_numbers(column, slot.name, Problems()))
+                numbers = encode.parse_numbers(column, slot.name, Problems(), encoder.missing)
+                moments[slot.name].add(numbers)
             else:
                 if slot.is_bag:
                     column = encode.cut_bags(column, slot.max_length)[0].flatten()
-                counters[slot.owner].add(encode.as_values(column))
+                found = encoder.distinct(slot, column)
+                counters[slot.owner].add(found.text, found.counts())
     return counters, moments
 
 
@@ -226,7 +234,7 @@ def _encode(
     source: _Source, encoder: encode.Encoder, split: str, chunk: Chunk
 ) -> tuple[str, list[_Part]]:
     """The file of a chunk, and what each split gets of it; `split` is empty if the rows say it."""
-    table, problems = encoder.encode(chunk.columns)
+    table, problems, notes = encoder.encode(chunk.columns)
     names = (split,) if split else shards.SPLITS
     index = np.zeros(len(chunk.lines), np.int8) if split else source.split_of(chunk)
     index_of_good = index[problems.good(len(index))]
@@ -238,7 +246,8 @@ def _encode(
     for i, name in enumerate(names):
         rows = table if split else table.filter(pa.array(index_of_good == i))
         bad_rows = sorted(b for b, own in zip(bad, index_of_bad) if own == i)
-        parts.append(_Part(name, rows, counts_lib.count(encoder.schema, rows), bad_rows))
+        of_first = notes if i == 0 else Notes()  # they are of the whole chunk
+        parts.append(_Part(name, rows, counts_lib.count(encoder.schema, rows), of_first, bad_rows))
     return chunk.file, parts
 
 

@@ -40,3 +40,17 @@ class Problems(dict[int, tuple[str, str]]):
         good = np.ones(num_rows, bool)
         good[list(self)] = False
         return good
+
+
+class Notes(dict[tuple[str, str], tuple[int, str]]):
+    """Remarks on the values of slots: {(slot, kind): (how many values, an example)}."""
+
+    def add(self, slot: str, kind: str, number: int, example: str) -> None:
+        """Adds `number` values; the first example stays."""
+        before, first = self.get((slot, kind), (0, example))
+        self[slot, kind] = before + number, first
+
+    def join(self, other: "Notes") -> None:
+        """Adds the notes of other rows."""
+        for (slot, kind), (number, example) in other.items():
+            self.add(slot, kind, number, example)

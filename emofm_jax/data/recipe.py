@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from emofm_jax.data import values
 from emofm_jax.data.schema import CHOICES, Slot
 from emofm_jax.data.shards import SPLITS
+from emofm_jax.data.values import Distinct
 from emofm_jax.errors import UserError
 
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}  # endings of text files
@@ -176,7 +178,7 @@ def raw_files(path: Path) -> list[Path]:
 
 
 def split_of(
-    recipe: Mapping, file_index: int, lines: np.ndarray, days: list[str | None] | None
+    recipe: Mapping, file_index: int, lines: np.ndarray, days: Distinct | None
 ) -> np.ndarray:
     """Which split each row is in: an index into `shards.SPLITS`.
 
@@ -185,17 +187,17 @@ def split_of(
       file_index: of the rows' file among the source's files.
       lines: i64[n], lines of the rows in it. With `share` a row's split follows from the seed, its
         file's index and its line alone.
-      days: n values of the day column (split=day).
+      days: values of the day column of the n rows (split=day).
 
     Returns:
       i8[n].
     """
     if days is not None:
-        valid, test = set(map(str, recipe["valid_days"])), set(map(str, recipe["test_days"]))
+        valid, test = (set(map(values.one, recipe[f"{name}_days"])) for name in SPLITS[1:])
         length = recipe["day_length"] or None
         split_of_day = lambda day: 2 if day in test else int(day in valid)
-        found = {day: split_of_day(str(day)[:length]) for day in set(days)}
-        return np.array([found[day] for day in days], np.int8)
+        found = [split_of_day(str(day)[:length]) for day in days.text.to_pylist()]
+        return np.array([*found, 0], np.int8)[days.which]  # the last is for a missing day
     edges = np.cumsum(recipe["shares"])[:2]
     key = np.uint64((recipe["seed"] * 0x9E3779B97F4A7C15 + (file_index << 40)) % 2**64)
     bits = _mix(_mix(key + np.asarray(lines, np.uint64))) >> np.uint64(11)
@@ -232,6 +234,7 @@ def _slot(recipe: Mapping, group: str, name: str, options: dict[str, dict[str, A
         pooling=own["pooling"],
         transform=own["transform"] if numeric else "none",
         share=own["share"],
+        respell=owner.get("respell", True),
     )
 
 

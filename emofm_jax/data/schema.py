@@ -39,7 +39,7 @@ _DESCRIPTIVE = ("rows_per_type", "clicks_per_type", "recipe")
 # Fields that came after release 0.1, with what every schema before them meant: they stand in the
 # fingerprint only where they differ from that, so that older shards keep theirs.
 _LATER: dict[str, Any] = {"spelling": 1}
-_LATER_OF_SLOT: dict[str, Any] = {}
+_LATER_OF_SLOT: dict[str, Any] = {"respell": True}
 # Fields that slots of the same rows have in common.
 _SHARED = ("rows", "encoding", "seed", "digest")
 
@@ -64,6 +64,8 @@ class Slot:
       mean, std: of the train split, for `standardize`.
       share: name of the slot whose table rows and encoding this one uses.
       digest: of the vocabulary's values, so that two vocabularies of one size differ.
+      respell: of ids: whether text that is a number, truth value or time is the same value as it
+        (`values`); False leaves text as it is.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Slot:
     std: float = 1.0
     share: str = ""
     digest: str = ""
+    respell: bool = True
 
     @property
     def is_numeric(self) -> bool:

@@ -3,8 +3,7 @@
     id = 1 .. n by falling count in the train split (equal counts: by value); 0 for a value that is
     missing, unknown or rarer than min_count
 
-A value is text: a number in a Parquet column is its digits, so that the same data as csv gets the
-same ids. Memory grows with the number of distinct values, never with the number of rows.
+A value is text (`values`). Memory grows with the number of distinct values, not of rows.
 """
 
 import functools
@@ -21,13 +20,6 @@ import xxhash
 from emofm_jax.errors import UserError
 
 _MERGE_ROWS = 1 << 20
-
-
-def as_text(values: pa.Array) -> pa.Array:
-    """Any plain column as pa.string(); integers become their digits."""
-    if isinstance(values, pa.DictionaryArray):
-        values = values.dictionary_decode()
-    return values if values.type == pa.string() else values.cast(pa.string())
 
 
 def hash_values(values: pa.Array, seed: int) -> np.ndarray:
@@ -130,10 +122,11 @@ class Counter:
         self._pending: list[pa.Table] = []
         self._pending_rows = 0
 
-    def add(self, values: pa.Array) -> None:
-        """Counts string[n]; nulls are no values."""
-        counted = pc.value_counts(values.drop_null())
-        self._pending.append(_table(counted.field(0), counted.field(1)))
+    def add(self, values: pa.Array, counts: np.ndarray) -> None:
+        """Counts string[n], each as often as `counts` says; nulls are no values."""
+        known = values.is_valid()
+        counted = pa.array(counts, pa.int64()).filter(known)
+        self._pending.append(_table(values.drop_null(), counted))
         self._pending_rows += len(counted)
         if self._pending_rows > max(_MERGE_ROWS, self._merged.num_rows):
             self._merge()

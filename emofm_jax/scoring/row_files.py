@@ -70,14 +70,16 @@ def score(scorer: "Scorer", source: Path, output: Path, progress: bool = False) 
     as_csv = output.suffix == ".csv"
     num_rows = num_bad = 0
     writer: Any = None
+    schema: pa.Schema | None = None
     bar = tqdm(unit=" rows", unit_scale=True, disable=not progress)
     with bar, files.whole(output) as temporary:
         for chunk, inputs, finish in _started(scorer, source):
             unknown.add(inputs)
             table = _table(chunk, finish(), as_csv)
             with _disk(output):
-                writer = writer or _open(temporary, table.schema, as_csv)
-                writer.write_table(table)
+                schema = schema or table.schema
+                writer = writer or _open(temporary, schema, as_csv)
+                writer.write_table(_with_row_ids(table, schema, source))
 
             num_rows += table.num_rows
             num_bad += table.num_rows - table["reason"].null_count
@@ -142,6 +144,15 @@ def _table(chunk: encode.EncodedChunk, scores: dict[str, np.ndarray], as_csv: bo
         if name in scores:
             columns[name] = _column(scores[name], as_csv).take(index)
     return pa.table(columns | {"reason": pa.array(reasons, pa.string())})
+
+
+def _with_row_ids(table: pa.Table, schema: pa.Schema, source: Path) -> pa.Table:
+    """The table with row ids of the type that the first file had."""
+    try:
+        return table.cast(schema)
+    except pa.ArrowInvalid:
+        what = "row ids are integers in one file and text in another"
+        raise UserError(f"--input={source}: {what}; score these files apart") from None
 
 
 def _column(scores: np.ndarray, as_csv: bool) -> pa.Array:

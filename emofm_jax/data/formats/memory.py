@@ -1,40 +1,98 @@
-"""Raw values in memory: lists, numpy, jax or Arrow arrays, of one slot each -> Arrow columns."""
+"""Raw values in memory: lists, numpy, jax, pandas or Arrow arrays, of one slot -> Arrow columns."""
 
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from emofm_jax.data import values as values_lib
 from emofm_jax.data.schema import Slot
 from emofm_jax.errors import UserError
+
+_ROWS = (list, tuple, np.ndarray, set, frozenset)
+_ARRAYS = ("__arrow_c_stream__", "__arrow_c_array__", "__arrow_array__")
 
 
 def as_arrow(slot: Slot, values: Any) -> pa.Array:
     """One column, however it was given.
 
     Raises:
-      UserError: no list or array, values of several types, lists in a slot of single values.
+      UserError: no list or array, values that are none, lists in a slot of single values.
     """
     where = f"data: slot {slot.name!r}"
-    if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
-    if isinstance(values, pa.Array):
-        return values.dictionary_decode() if isinstance(values, pa.DictionaryArray) else values
     if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
         raise UserError(f"{where} is {values!r}; give a list or an array, one entry a row")
-    if hasattr(values, "__dlpack__"):  # an array of jax, say
-        values = np.asarray(values)
-    if isinstance(values, np.ndarray) and values.ndim > 1:
-        values = list(values)  # rows of a matrix are bags
-
     try:
-        column = pa.array(values, from_pandas=True)
+        column = _column(values, slot)
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{where} cannot be read ({reason}); give values of one type") from None
-    if pa.types.is_list(column.type) and not slot.is_bag:
+        raise UserError(f"{where} cannot be read ({reason}); give plain values") from None
+    if pa.types.is_nested(column.type) and not slot.is_bag:
         problem = f"holds lists, it has one value a row (it is {slot.kind})"
         raise UserError(f"{where} {problem}; give single values")
     if pa.types.is_null(column.type):
         return column.cast(pa.list_(pa.string()) if slot.is_bag else pa.string())
     return column
+
+
+def _column(values: Any, slot: Slot) -> pa.Array:
+    if isinstance(values, pa.Array):
+        return values
+    if isinstance(values, pa.ChunkedArray):
+        return _whole(values)
+    if str(getattr(values, "dtype", "")) == "object":
+        return _of_objects(list(values), slot)
+    if any(hasattr(values, name) for name in _ARRAYS):
+        found = pa.chunked_array(values) if hasattr(values, _ARRAYS[0]) else pa.array(values)
+        return _whole(found) if isinstance(found, pa.ChunkedArray) else found
+    if hasattr(values, "__dlpack__"):  # an array of jax, say
+        values = np.asarray(values)
+    if not isinstance(values, np.ndarray):
+        return _of_objects(list(values), slot)
+    if values.ndim > 1:  # rows of a matrix are bags
+        return pa.array(list(values))
+    if values.dtype.kind == "M" and np.datetime_data(values.dtype)[0] not in values_lib.UNITS:
+        values = values.astype("datetime64[s]")
+    return pa.array(values, from_pandas=True)
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    chunks = column.unify_dictionaries().chunks
+    return pa.concat_arrays(chunks) if chunks else pa.array([], column.type)
+
+
+def _of_objects(values: list, slot: Slot) -> pa.Array:
+    """Values of Python, numpy or pandas, or lists of these."""
+    if not any(isinstance(value, _ROWS) for value in values):
+        return _of_singles(values, slot)
+    rows = [[] if _is_missing(row) else _elements(row) for row in values]
+    offsets = np.append(0, np.cumsum([len(row) for row in rows]))
+    flat = _of_singles([element for row in rows for element in row], slot)
+    missing = pa.array([_is_missing(row) for row in values])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat, mask=missing)
+
+
+def _elements(row: Any) -> list:
+    if isinstance(row, _ROWS):
+        return list(row)
+    raise TypeError(f"{row!r} stands among lists")
+
+
+def _of_singles(values: list, slot: Slot) -> pa.Array:
+    """Single values. Those of one type keep it; of several, each is spelled for itself."""
+    kinds = {type(value) for value in values if not _is_missing(value)}
+    if kinds == {np.datetime64} or len(kinds) > 1 or any(map(_is_large, values)):
+        spelled = [values_lib.one(value, slot.respell) for value in values]
+        return pa.array(spelled, pa.string())
+    return pa.array([None if _is_missing(value) else value for value in values], from_pandas=True)
+
+
+def _is_missing(value: Any) -> bool:
+    if isinstance(value, float | np.floating | np.datetime64):
+        return bool(value != value)
+    return value is None or type(value).__name__ in ("NAType", "NaTType")
+
+
+def _is_large(value: Any) -> bool:
+    """Whether an integer of Python is too large for Arrow's."""
+    return isinstance(value, int) and not -(2**63) <= value < 2**63

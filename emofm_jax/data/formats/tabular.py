@@ -10,7 +10,6 @@ may differ in their order. Every column must be a slot, have a role, or be left 
 
 import csv
 import functools
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -20,14 +19,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from emofm_jax.data import recipe as recipe_lib
-from emofm_jax.data import shards
+from emofm_jax.data import shards, values
 from emofm_jax.data.formats import lines as lines_lib
 from emofm_jax.data.formats.lines import Block, Chunk
 from emofm_jax.data.schema import ROLE_COLUMNS, Slot
 from emofm_jax.errors import UserError
 
 _PARQUET_ROWS = 1 << 16
-_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
 # Roles that a row to predict may lack.
 _ONLY_TRAINING = ("label", "ftype", "weight", "gauc_key", "_day")
 
@@ -60,9 +58,7 @@ def integer_row_id(recipe: Mapping, path: Path) -> bool:
 def plain_columns(
     where: str, recipe: Mapping, columns: Mapping[str, pa.Array], slots: Sequence[Slot]
 ) -> dict[str, pa.Array]:
-    """Arrow columns of any type as integers, floats, text and, for bags, lists of these.
-
-    A value that `null_values` spells becomes null.
+    """Arrow columns of any type as plain ones and, for bags, lists of these.
 
     Raises:
       UserError: a type that cannot be used, lists in a column of single values.
@@ -70,8 +66,7 @@ def plain_columns(
     plain = {}
     for name, column in columns.items():
         try:
-            cells = column.cast(_plain_type(column.type))
-            plain[name] = _without_nulls(cells, recipe["null_values"])
+            plain[name] = _without_nulls(_plain(column), recipe["null_values"])
         except pa.ArrowException as error:
             reason = " ".join(str(error).split())
             what = f"column {name!r} of type {column.type}"
@@ -141,7 +136,7 @@ def _split_bags(
         is_list, kind = pa.types.is_list(column.type), kinds.get(name)
         if kind == "multi" and not is_list:
             separator = recipe_lib.slot_options(recipe, name)["separator"]
-            columns[name] = pc.split_pattern(column.cast(pa.string()), separator)
+            columns[name] = pc.split_pattern(values.spell(column, respell=False), separator)
         elif kind not in ("multi", None) and is_list:
             problem = f"slot {name!r} holds lists but is {kind}"
             raise UserError(f"config.prepare.slots: {problem}; make it multi")
@@ -211,27 +206,30 @@ def _option(role: str) -> str:
 
 
 def _without_nulls(column: pa.Array, spellings: Sequence[str]) -> pa.Array:
-    """Null for the spellings of a missing value, of a number too: "-1" is -1 and -1.0."""
-    if pa.types.is_list(column.type):
+    """Null for text that is a spelling of a missing value: a whole cell, of a bag too."""
+    if not pa.types.is_string(column.type):
         return column
-    if pa.types.is_string(column.type):
-        missing = pc.is_in(column, pa.array(spellings, pa.string()))
-    else:
-        numbers = [float(text) for text in spellings if _NUMBER.fullmatch(text)]
-        missing = pc.is_in(column.cast(pa.float64(), safe=False), pa.array(numbers, pa.float64()))
+    missing = pc.is_in(column, pa.array(spellings, pa.string()))
     return pc.if_else(missing, pa.scalar(None, column.type), column)
 
 
-def _plain_type(kind: pa.DataType) -> pa.DataType:
-    """Integers, floats and lists stay, truth values become 0 and 1, anything else becomes text."""
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        return kind
-    if pa.types.is_boolean(kind):
-        return pa.int8()
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        nested = pa.types.is_nested(kind.value_type)
-        return pa.list_(pa.string() if nested else _plain_type(kind.value_type))
-    return pa.string()
+def _plain(column: pa.Array) -> pa.Array:
+    """Values without dictionaries of lists, extension types and the like; all lists are `list`."""
+    column = values.unwrapped(column)
+    if isinstance(column, pa.DictionaryArray) and pa.types.is_nested(column.type.value_type):
+        column = column.dictionary_decode()
+    kind = column.type
+    if not pa.types.is_nested(kind):
+        values.spell(column.slice(0, 0))  # an error if its values cannot be text
+        return column
+    if not hasattr(kind, "value_type") or pa.types.is_nested(
+        values.unwrapped_type(kind.value_type)
+    ):
+        raise pa.ArrowInvalid("neither single values nor lists of these")
+    if pa.types.is_list(kind):
+        return column
+    element = kind.value_type
+    return column.cast(pa.list_(pa.binary() if pa.types.is_fixed_size_binary(element) else element))
 
 
 def _open_parquet(path: Path) -> pq.ParquetFile:

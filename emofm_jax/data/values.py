@@ -1,0 +1,351 @@
+"""One value, one text: what a raw value is called, whatever carried it (a table in docs/data.md).
+
+    17, 17.0, "17.0", Decimal("17.00")               17
+    0.5, "0.50"                                      0.5
+    True, "true", "True", "TRUE", 1                  1
+    date, timestamp at midnight, "2024-03-05 00:00"  2024-03-05
+    timestamp of any unit and zone                   2024-03-05 10:00:00.25, in UTC
+    bytes                                            the text that they are in UTF-8
+    None, null, NaN, NaT, "", "nan", "NaN", "NaT"    missing
+
+Text that is no plain number, truth value or ISO time stays as it is: "007", "1e5", "+1", "1.2.0".
+"""
+
+import datetime
+import decimal
+import numbers
+import re
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+SPELLING = 2  # of data that are prepared now; 1 is that of release 0.1
+MISSING = ("", "nan", "NaN", "NaT")
+
+# Texts that are a number, truth value or time, but not as it is spelled here.
+_ZEROS = re.compile(r"-?(0|[1-9][0-9]*)\.[0-9]*0|-0")
+# As C and Java write floats. "1e5" and "12E4" may be ids in hexadecimal.
+_POWER = re.compile(r"-?[0-9](?:\.[0-9]+)?[eE][+-][0-9]{2,3}|-?[0-9]\.[0-9]+E-?[0-9]{1,3}")
+_TRUTH = {"true": "1", "True": "1", "TRUE": "1", "false": "0", "False": "0", "FALSE": "0"}
+_CLOCK = r"([0-9]{2}):([0-9]{2})(?::([0-9]{2})(?:\.([0-9]{1,9}))?)?"
+_TIME_OF_DAY = re.compile(_CLOCK)
+_INSTANT = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[ T]" + _CLOCK + r" ?(?:(Z|UTC)|([+-])([0-9]{2}):?([0-9]{2})?)?"
+)
+_RESPELLED = (
+    rf"^(?:{_ZEROS.pattern}|{_POWER.pattern}|[Tt]rue|TRUE|[Ff]alse|FALSE"
+    r"|[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9].*|[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]*0)$"
+)
+# One of these stands in every text that may be respelled; few ids have one.
+_SIGNS = (b".", b"-", b"+", b"rue", b"RUE", b"als", b"ALS")
+
+_DAY = 86_400  # seconds
+UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+
+
+class Distinct(NamedTuple):
+    """The distinct values of n: text string[d] (null = missing), which i64[n] (d = null)."""
+
+    text: pa.Array
+    which: np.ndarray
+    raw: pa.Array  # d values as they came
+
+    def counts(self) -> np.ndarray:
+        """i64[d]: how often each occurs."""
+        return np.bincount(self.which, minlength=len(self.text) + 1)[:-1]
+
+
+def distinct(
+    column: pa.Array, missing: Collection[str] = (), respell: bool = True, spelling: int = SPELLING
+) -> Distinct:
+    """The distinct values of a plain column, spelled.
+
+    Args:
+      column: n values of any plain type; no lists.
+      missing: more spellings of a missing value.
+      respell: False leaves text as it is.
+      spelling: 1 spells as release 0.1 did.
+    """
+    coded = column if isinstance(column, pa.DictionaryArray) else unwrapped(column)
+    if not isinstance(coded, pa.DictionaryArray):
+        coded = (
+            _of_halves(coded) if pa.types.is_float16(coded.type) else coded
+        ).dictionary_encode()
+    text = spell(coded.dictionary, respell, spelling)
+    if missing:
+        of_all = spell(pa.array(list(missing), pa.string()), respell, spelling)
+        gone = pc.is_in(text, pa.array([*missing, *of_all.drop_null().to_pylist()], pa.string()))
+        text = pc.if_else(gone, pa.scalar(None, pa.string()), text)
+    which = coded.indices.cast(pa.int64()).fill_null(len(text)).to_numpy()
+    return Distinct(text, which, coded.dictionary)
+
+
+def spell(column: pa.Array, respell: bool = True, spelling: int = SPELLING) -> pa.Array:
+    """A plain column as string[n], null where missing; bytes that are no UTF-8 are missing too.
+
+    Args:
+      column: n values of any plain type; no lists.
+      respell: False leaves text as it is.
+      spelling: 1 spells as release 0.1 did.
+    """
+    column = unwrapped(column)
+    if isinstance(column, pa.DictionaryArray):
+        column = column.dictionary_decode()
+    kind = column.type
+    if spelling == 1:
+        plain = column.cast(pa.int8()) if pa.types.is_boolean(kind) else column
+        return _only(pc.not_equal(text := plain.cast(pa.string()), ""), text)
+
+    if is_text(kind):
+        text = column if kind == pa.string() else _decoded(column)
+        return _respelled(text) if respell else _only(pc.not_equal(text, ""), text)
+    if pa.types.is_integer(kind) or pa.types.is_null(kind):
+        return column.cast(pa.string())
+    if pa.types.is_boolean(kind):
+        return column.cast(pa.int8()).cast(pa.string())
+    if pa.types.is_floating(kind):
+        return _of_floats(column)
+    if pa.types.is_decimal(kind):
+        return pa.array([None if x is None else _plain(x) for x in column.to_pylist()], pa.string())
+    return _of_times(column)
+
+
+def one(value: Any, respell: bool = True) -> str | None:
+    """The text of one value of Python, numpy or pandas; None if it is missing.
+
+    Raises:
+      TypeError: a value of another kind.
+      ValueError: bytes that are no UTF-8.
+    """
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    if isinstance(value, str | bytes):
+        text = value.decode() if isinstance(value, bytes) else str(value)
+        return spell(pa.array([text], pa.string()), respell)[0].as_py()
+    if isinstance(value, bool | np.bool_):
+        return str(int(value))
+    if isinstance(value, numbers.Integral):
+        return str(int(value))
+    if isinstance(value, decimal.Decimal):
+        return _plain(value)
+    if isinstance(value, numbers.Real):  # numpy's too
+        return None if value != value else _of_float(value)
+    if isinstance(value, datetime.date | datetime.time):  # a datetime is a date
+        return _of_text(value.isoformat())
+    if isinstance(value, np.datetime64):
+        coarse = np.datetime_data(value.dtype)[0] not in UNITS
+        return spell(pa.array(np.array([value.astype("datetime64[s]") if coarse else value])))[
+            0
+        ].as_py()
+    if isinstance(value, datetime.timedelta):
+        return spell(pa.array([value]))[0].as_py()
+    if type(value).__name__ == "UUID":
+        return str(value)
+    raise TypeError(f"{value!r} is a {type(value).__name__}")
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values of a type are text, or bytes."""
+    tests = (
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_string_view,
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+        pa.types.is_fixed_size_binary,
+        pa.types.is_binary_view,
+    )
+    return any(test(kind) for test in tests)
+
+
+def undecodable(column: pa.Array) -> np.ndarray:
+    """bool[n]: values that are bytes, but no text in UTF-8."""
+    column, kind = unwrapped(column), unwrapped_type(column.type)
+    if not is_text(kind) or "binary" not in str(kind):
+        return np.zeros(len(column), bool)
+    if isinstance(column, pa.DictionaryArray):
+        column = column.dictionary_decode()
+    return np.asarray(pc.and_not(column.is_valid(), _decoded(column).is_valid()))
+
+
+def unwrapped(column: pa.Array) -> pa.Array:
+    """The values of extension types and run-end encoded arrays."""
+    while isinstance(column, pa.ExtensionArray | pa.RunEndEncodedArray):
+        is_extension = isinstance(column, pa.ExtensionArray)
+        column = column.storage if is_extension else pc.run_end_decode(column)
+    return column
+
+
+def unwrapped_type(kind: pa.DataType) -> pa.DataType:
+    """The type of the values of dictionaries, extension types and run-end encoded arrays."""
+    while True:
+        if isinstance(kind, pa.BaseExtensionType):
+            kind = kind.storage_type
+        elif pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+            kind = kind.value_type
+        else:
+            return kind
+
+
+def _respelled(text: pa.Array) -> pa.Array:
+    """string[n]: numbers, truth values and times as they are spelled here."""
+    text = _only(pc.invert(pc.is_in(text, pa.array(MISSING))), text)
+    data = text.buffers()[2]
+    if data is None or not any(sign in memoryview(data).tobytes() for sign in _SIGNS):
+        return text
+    odd = pc.match_substring_regex(text, _RESPELLED).fill_null(False)
+    if not pc.any(odd).as_py():
+        return text
+    new = [_of_text(value) for value in text.filter(odd).to_pylist()]
+    return pc.replace_with_mask(text, odd, pa.array(new, pa.string()))
+
+
+def _of_text(text: str) -> str:
+    """The text in this module's spelling, if it is a number, truth value or time."""
+    if text in _TRUTH:
+        return _TRUTH[text]
+    if _ZEROS.fullmatch(text):
+        return _plain(decimal.Decimal(text))
+    if _POWER.fullmatch(text):
+        return _of_float(float(text))
+    if found := _INSTANT.fullmatch(text):
+        return _of_instant(text, *found.groups())
+    if found := _TIME_OF_DAY.fullmatch(text):
+        hour, minute, second, fraction = found.groups()
+        if second:
+            return f"{hour}:{minute}:{second}{_fraction(fraction or '')}"
+    return text
+
+
+def _of_instant(text: str, date: str, *parts: str | None) -> str:
+    """An ISO time, in UTC; the text itself if there is no such time."""
+    hour, minute, second, fraction, _, sign, hours, minutes = parts
+    try:
+        clock = datetime.time(int(hour or 0), int(minute or 0), int(second or 0))
+        time = datetime.datetime.combine(datetime.date.fromisoformat(date), clock)
+        if sign:
+            offset = datetime.timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
+            time += -offset if sign == "+" else offset
+    except (ValueError, OverflowError):
+        return text
+    return _of_datetime(time.isoformat(" ") + _fraction(fraction or ""))
+
+
+def _of_datetime(text: str) -> str:
+    """A date and time, without a time of midnight."""
+    return text.removesuffix(" 00:00:00")
+
+
+def _of_float(value: Any) -> str:
+    """The fewest decimal digits that are this number among those of its width, no exponent."""
+    if np.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    text = np.format_float_positional(value, unique=True, trim="-")
+    return "0" if text == "-0" else text
+
+
+def _plain(value: decimal.Decimal) -> str:
+    """A number without exponent, zeros behind it, or a sign of zero."""
+    if not value.is_finite():
+        return str(value)
+    text = f"{value:f}"
+    if "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text
+
+
+def _of_floats(column: pa.Array) -> pa.Array:
+    """string[n] of floats; NaN is missing."""
+    if pa.types.is_float16(column.type):
+        values = np.array([np.nan if x is None else x for x in column.to_pylist()], np.float16)
+    else:
+        values = column.fill_null(np.nan).to_numpy(zero_copy_only=False)
+    known = ~np.isnan(values)
+    # Most floats that are ids are whole numbers.
+    whole = known & (np.abs(values.astype(np.float64)) < 2**53)
+    whole[whole] = values[whole] == np.floor(values[whole])
+    integers = np.where(whole, values, 0).astype(np.int64)
+    text = pa.array(integers).cast(pa.string())
+    text = pc.if_else(pa.array(known), text, pa.scalar(None, pa.string()))
+    rest = known & ~whole
+    if not rest.any():
+        return text
+    return pc.replace_with_mask(
+        text, pa.array(rest), pa.array([_of_float(x) for x in values[rest]], pa.string())
+    )
+
+
+def _of_halves(column: pa.Array) -> pa.Array:
+    """float16[n] as text, since Arrow makes no dictionary of them."""
+    return _of_floats(column)
+
+
+def _of_times(column: pa.Array) -> pa.Array:
+    """string[n] of dates, timestamps, times of day and durations (in seconds)."""
+    kind = column.type
+    if pa.types.is_date64(kind):
+        column, kind = column.cast(pa.timestamp("ms")), pa.timestamp("ms")
+    if pa.types.is_date(kind):
+        days = column.cast(pa.int32()).to_pylist()
+        made = [None if x is None else _date(x) for x in days]
+    elif pa.types.is_timestamp(kind):
+        ticks, per_second = column.cast(pa.int64()).to_pylist(), UNITS[kind.unit]
+        made = [None if x is None else _instant(x, per_second) for x in ticks]
+    elif pa.types.is_time(kind):
+        whole = column.cast(pa.int32() if pa.types.is_time32(kind) else pa.int64())
+        made = [None if x is None else _clock(x, UNITS[kind.unit]) for x in whole.to_pylist()]
+    elif pa.types.is_duration(kind):
+        ticks = column.cast(pa.int64()).to_pylist()
+        seconds = lambda x: _plain(decimal.Decimal(x) / UNITS[kind.unit])
+        made = [None if x is None else seconds(x) for x in ticks]
+    else:
+        raise pa.ArrowInvalid(f"values of type {kind} have no text")
+    return pa.array(made, pa.string())
+
+
+def _instant(ticks: int, per_second: int) -> str:
+    days, rest = divmod(ticks, _DAY * per_second)
+    return _of_datetime(f"{_date(days)} {_clock(rest, per_second)}")
+
+
+def _date(days: int) -> str:
+    return str(np.datetime64(days, "D"))
+
+
+def _clock(ticks: int, per_second: int) -> str:
+    seconds, rest = divmod(ticks, per_second)
+    digits = str(rest + per_second)[1:]
+    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}{_fraction(digits)}"
+
+
+def _fraction(digits: str) -> str:
+    """The digits of a fraction of a second, with their point."""
+    digits = digits.rstrip("0")
+    return f".{digits}" if digits else ""
+
+
+def _decoded(column: pa.Array) -> pa.Array:
+    """Text of any Arrow type, or bytes, as string[n]; null where it is no UTF-8."""
+    try:
+        if pa.types.is_fixed_size_binary(column.type):
+            column = column.cast(pa.binary())
+        return column.cast(pa.string())
+    except pa.ArrowInvalid:
+        return pa.array(
+            [_utf8(value) for value in column.cast(pa.binary()).to_pylist()], pa.string()
+        )
+
+
+def _utf8(value: bytes | None) -> str | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _only(where: pa.Array, text: pa.Array) -> pa.Array:
+    """The text where bool[n] is true; null elsewhere."""
+    return pc.if_else(where, text, pa.scalar(None, pa.string()))

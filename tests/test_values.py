@@ -1,0 +1,354 @@
+"""One value, one text, whatever carries it: the table of docs/data.md, by property."""
+
+import datetime
+import decimal
+import json
+import random
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emofm_jax.data import encode, formats, values
+from emofm_jax.data.formats import memory
+from emofm_jax.data.schema import Schema, Slot
+
+pytestmark = pytest.mark.fast
+N = 10_000
+RANDOM = random.Random(0)
+UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+
+
+def whole(bits):
+    return [
+        RANDOM.randint(-(2**bits) + 1, 2**bits - 1) >> RANDOM.randint(0, bits) for _ in range(N)
+    ]
+
+
+def wholes():
+    """(the texts, {carrier: column}): integers, of which each carrier holds all exactly."""
+    given = whole(23)
+    text = [str(x) for x in given]
+    yield (
+        text,
+        {
+            **{f"int{bits}": pa.array(given, getattr(pa, f"int{bits}")()) for bits in (32, 64)},
+            "float32": pa.array(np.array(given, np.float32)),
+            "float64": pa.array(np.array(given, np.float64)),
+            "decimal": pa.array([decimal.Decimal(x) for x in given], pa.decimal128(20, 4)),
+            "decimal256": pa.array([decimal.Decimal(x) for x in given], pa.decimal256(60, 0)),
+            **{
+                f"text {end!r}": pa.array([f"{x}{end}" for x in given])
+                for end in ("", ".0", ".000")
+            },
+            "C": pa.array([f"{float(x):.7e}" for x in given]),
+            "Java": pa.array(
+                [f"{float(x):.7e}".replace("e+0", "E").replace("e", "E") for x in given]
+            ),
+            "large text": pa.array(text, pa.large_string()),
+            "text view": pa.array(text, pa.string_view()),
+            "bytes": pa.array([x.encode() for x in text]),
+            "dictionary": pa.array(given).dictionary_encode(),
+            "runs": pa.compute.run_end_encode(pa.array(given)),
+            "list": memory.as_arrow(SLOT, given),
+            "list of floats": memory.as_arrow(SLOT, [float(x) for x in given]),
+            "mixed list": memory.as_arrow(
+                SLOT, [x if i % 2 else f"{x}.0" for i, x in enumerate(given)]
+            ),
+            "numpy": memory.as_arrow(SLOT, np.array(given, np.int32)),
+            "objects": memory.as_arrow(SLOT, np.array([np.int64(x) for x in given], object)),
+        },
+    )
+    given = [abs(x) % 256 for x in whole(30)]
+    yield (
+        [str(x) for x in given],
+        {
+            **{
+                f"uint{bits}": pa.array(given, getattr(pa, f"uint{bits}")())
+                for bits in (8, 16, 32, 64)
+            },
+            "float16": pa.array(np.array(given, np.float16)),
+        },
+    )
+    given = [abs(x) for x in whole(64)]
+    yield (
+        [str(x) for x in given],
+        {
+            "uint64": pa.array(given, pa.uint64()),
+            "decimal": pa.array([decimal.Decimal(x) for x in given], pa.decimal128(38, 0)),
+            "text": pa.array([str(x) for x in given]),
+            "list": memory.as_arrow(SLOT, given),
+        },
+    )
+
+
+def fractions():
+    """Numbers of up to 6 significant digits, which floats of 32 bits tell apart."""
+    digits = [RANDOM.randint(1, 10**6 - 1) for _ in range(N)]
+    places = [RANDOM.randint(1, 6) for _ in range(N)]
+    exact = [decimal.Decimal(d).scaleb(-p) for d, p in zip(digits, places)]
+    text = []
+    for d, p in zip(digits, places):  # spelled by hand
+        before, after = divmod(d, 10**p)
+        text.append(f"{before}.{after:0{p}d}".rstrip("0").rstrip("."))
+    yield (
+        text,
+        {
+            "float32": pa.array(np.array(exact, np.float32)),
+            "float64": pa.array([float(x) for x in exact]),
+            "decimal": pa.array(exact, pa.decimal128(20, 6)),
+            "text": pa.array([f"{x:f}" for x in exact]),
+            "text of six places": pa.array([f"{x:.6f}" for x in exact]),
+            "repr": pa.array([repr(float(x)) for x in exact]),
+            "list of decimals": memory.as_arrow(SLOT, exact),
+            "objects": memory.as_arrow(SLOT, np.array([np.float32(x) for x in exact], object)),
+        },
+    )
+
+
+def truths():
+    given = [RANDOM.random() < 0.5 for _ in range(N)]
+    names = lambda yes, no: pa.array([yes if x else no for x in given])
+    yield (
+        ["1" if x else "0" for x in given],
+        {
+            "bool": pa.array(given),
+            "int8": pa.array(given).cast(pa.int8()),
+            **{
+                yes: names(yes, no)
+                for yes, no in (("True", "False"), ("true", "false"), ("TRUE", "FALSE"))
+            },
+            "list": memory.as_arrow(SLOT, given),
+            "numpy": memory.as_arrow(SLOT, np.array(given)),
+            "mixed": memory.as_arrow(
+                SLOT, [np.bool_(x) if i % 2 else int(x) for i, x in enumerate(given)]
+            ),
+        },
+    )
+
+
+def days():
+    given = [
+        datetime.date(1900, 1, 1) + datetime.timedelta(RANDOM.randrange(100_000)) for _ in range(N)
+    ]
+    text = [x.isoformat() for x in given]
+    yield (
+        text,
+        {
+            "date32": pa.array(given),
+            "date64": pa.array(given, pa.date64()),
+            **{u: pa.array(given).cast(pa.timestamp("s")).cast(pa.timestamp(u)) for u in UNITS},
+            "text": pa.array(text),
+            "pandas": pa.array([f"{x} 00:00:00" for x in text]),
+            "polars": pa.array([f"{x}T00:00:00.000000" for x in text]),
+            "list": memory.as_arrow(SLOT, given),
+            "numpy": memory.as_arrow(SLOT, np.array(given, "datetime64[D]")),
+        },
+    )
+
+
+def instants():
+    ticks = [
+        RANDOM.randrange(4 * 10**15) * 1000 + RANDOM.choice((0, 250_000_000)) for _ in range(N)
+    ]
+    ticks = [x // 10**6 * 10**6 for x in ticks]  # whole milliseconds, in ns
+    epoch = datetime.datetime(1970, 1, 1)
+    time = [epoch + datetime.timedelta(microseconds=x // 1000) for x in ticks]
+    text = []
+    for t in time:
+        said = f"{t:%Y-%m-%d %H:%M:%S}" + (
+            f".{t.microsecond:06d}".rstrip("0") if t.microsecond else ""
+        )
+        text.append(said.removesuffix(" 00:00:00"))
+    zone = datetime.timezone(datetime.timedelta(hours=-3, minutes=-30))
+    aware = [t.replace(tzinfo=datetime.UTC).astimezone(zone) for t in time]
+    yield (
+        text,
+        {
+            **{
+                u: pa.array([x // (10**9 // UNITS[u]) for x in ticks], pa.timestamp(u))
+                for u in ("ms", "us", "ns")
+            },
+            "zone": pa.array(ticks, pa.timestamp("ns", tz="Asia/Kolkata")),
+            "text": pa.array([t.isoformat(" ") for t in time]),
+            "T": pa.array([t.isoformat() + "Z" for t in time]),
+            "offset": pa.array([t.isoformat() for t in aware]),
+            "list": memory.as_arrow(SLOT, time),
+            "list with a zone": memory.as_arrow(SLOT, aware),
+            "numpy": memory.as_arrow(SLOT, np.array(time, "datetime64[us]")),
+        },
+    )
+
+
+SLOT = Slot("s", "g", encoding="hash", rows=2**30)
+KINDS = {"whole": wholes, "fraction": fractions, "truth": truths, "day": days, "instant": instants}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_carrier_gives_the_same_text_and_the_same_ids(kind):
+    for text, carriers in KINDS[kind]():
+        ids = lambda column: encode.Encoder(SCHEMA, {}).slot(SLOT, column, {}).to_pylist()
+        expected = ids(pa.array(text))
+        for carrier, column in carriers.items():
+            found = values.distinct(column)
+            spelled = found.text.take(pa.array(found.which)).to_pylist()
+            differ = [(a, b) for a, b in zip(text, spelled, strict=True) if a != b]
+            assert not differ, (carrier, len(differ), differ[:3])
+            assert ids(column) == expected, carrier
+
+
+SCHEMA = Schema("test", (SLOT,), spelling=values.SPELLING)
+
+
+@pytest.mark.parametrize("role", ["slot", "bag", "ftype", "gauc_key", "_day"])
+def test_csv_and_parquet_and_memory_agree_in_every_role(tmp_path, role):
+    """The same rows as csv (written by pyarrow) and as Parquet, and the values of each alone."""
+    typed = {
+        "int": pa.array([3, 17, None, 3], pa.int16()),
+        "float": pa.array([3.0, 17.0, None, 0.25]),
+        "bool": pa.array([True, False, None, True]),
+        "date": pa.array([datetime.date(2024, 3, 5), None, datetime.date(2024, 3, 6), None]),
+        "instant": pa.array(
+            [1709632800, None, 1709596800, 1], pa.timestamp("s", tz="Europe/Berlin")
+        ),
+        "decimal": pa.array([decimal.Decimal("1.50"), None, decimal.Decimal("3.00"), None]),
+        "dictionary": pa.array(["a", "17.0", None, "b"]).dictionary_encode(),
+    }
+    for name, column in typed.items():
+        table = pa.table({"label": [1, 0, 1, 0], "x": column})
+        pq.write_table(table, tmp_path / "x.parquet")
+        plain = (
+            table.set_column(1, "x", column.dictionary_decode()) if name == "dictionary" else table
+        )
+        pyarrow.csv.write_csv(plain, tmp_path / "x.csv")
+        found = [ids(role, tmp_path / file) for file in ("x.csv", "x.parquet")]
+        if role in ("slot", "bag"):
+            kind = dict(kind="multi", max_length=3) if role == "bag" else {}
+            slot = Slot("x", "g", encoding="hash", rows=2**30, **kind)
+            given = [[x] if x is not None else None for x in column.to_pylist()]
+            raw = memory.as_arrow(slot, given if role == "bag" else column.to_pylist())
+            found.append(encoder(slot).slot(slot, raw, {}).to_pylist())
+        assert all(other == found[0] for other in found), (name, found)
+        unknown = (None, []) if role == "ftype" else (None, 0, [], [0])
+        present = [x for x in found[0] if x not in unknown]
+        assert len(set(map(json.dumps, present))) == len(
+            set(filter(None.__ne__, column.to_pylist()))
+        )
+
+
+def encoder(slot, **roles):
+    recipe = {"null_values": ["", "-9"]}
+    return encode.Encoder(Schema("t", (slot,), recipe=recipe, spelling=2, **roles), {})
+
+
+def ids(role, path):
+    """What the rows of a file become in a role."""
+    from emofm_jax import config
+
+    recipe = config.default().prepare.to_dict()
+    in_slot = role in ("slot", "bag")
+    recipe["groups"] = (("g", ("x",)),)
+    recipe["slots"] = {
+        "x": {"encoding": "hash", "rows": 2**30} | ({"kind": "multi"} if role == "bag" else {})
+    }
+    if role == "_day":
+        recipe |= {"split": "day", "day_column": "x"}
+    elif not in_slot:
+        recipe[role] = "x"
+    (chunk,) = formats.read(recipe, [path])
+    column = chunk.columns["x" if in_slot else role]
+    if role == "_day":
+        found = values.distinct(column, recipe["null_values"])
+        return found.text.take(
+            pa.array(found.which, mask=found.which == len(found.text))
+        ).to_pylist()
+    if in_slot:
+        slot = Slot(
+            "x", "g", "multi" if role == "bag" else "categorical", "hash", 2**30, max_length=3
+        )
+        return encoder(slot).slot(slot, column, {}).to_pylist()
+    types = ("3", "17", "0.25", "1", "0", "2024-03-05", "2024-03-06", "2024-03-05 10:00:00")
+    types += ("2024-03-05 00:00", "1970-01-01 00:00:01", "1.5", "a", "b")
+    made = encoder(SLOT, types=types, has_gauc_key=True)
+    problems = encode.Problems()
+    found = (made._ftype if role == "ftype" else made._gauc_key)(column, problems).to_pylist()
+    assert not problems
+    return found
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([None, "", "nan", "NaN", "NaT", "-9", "-9.0"]),
+        pa.array([None, float("nan"), -9.0]),
+        pa.array([-9, None], pa.int64()),
+        pa.array([None, decimal.Decimal("-9.00")]),
+        pa.array([None], pa.timestamp("ns")),
+        pa.nulls(2),
+        memory.as_arrow(SLOT, [None, float("nan"), np.datetime64("NaT"), "", -9]),
+        memory.as_arrow(SLOT, np.array([np.datetime64("NaT")])),
+    ],
+)
+def test_missing_is_missing_in_every_carrier(column):
+    found = values.distinct(column, ("", "-9"))
+    assert found.text.null_count == len(found.text)
+    assert not any(encoder(SLOT).slot(SLOT, column, {}).to_pylist())
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=12) | st.from_regex(values._RESPELLED))
+def test_spelling_twice_is_spelling_once(text):
+    once = values.spell(pa.array([text])).to_pylist()
+    assert values.spell(pa.array(once, pa.string())).to_pylist() == once
+    assert values.spell(pa.array([text]), respell=False).to_pylist() == [text or None]
+
+
+STAY = [
+    "007",
+    "1e5",
+    "12E4",
+    "+1",
+    "1.2.0",
+    ".5",
+    "5.",
+    "1_0",
+    "t",
+    "TrUe",
+    " 17.0",
+    "2024-13-05 00:00:00",
+]
+STAY += ["2024-03-05x", "0x10", "1.0e5", "--1.0", "٣.٠", "10:00", "inf", "00.0", "2024-3-5 1:00"]
+
+
+@pytest.mark.parametrize("text", STAY)
+def test_other_text_stays_as_it_is(text):
+    assert values.spell(pa.array([text])).to_pylist() == [text] == [values.one(text)]
+
+
+def test_release_0_1_spelled_otherwise():
+    spell = lambda column: values.spell(column, spelling=1).to_pylist()
+    assert spell(pa.array(["17.0", "True", "nan", ""])) == ["17.0", "True", "nan", None]
+    assert spell(pa.array([True])) == ["1"] and spell(pa.array([17.0, 0.5])) == ["17", "0.5"]
+    assert Schema("t", (SLOT,)).fingerprint() != SCHEMA.fingerprint()
+
+
+def test_text_that_is_respelled_is_counted_and_may_be_kept_apart():
+    column, notes = pa.array(["4.1", "4.10", "4.10", "17.0", "u"]), encode.Notes()
+    found = encoder(SLOT).slot(SLOT, column, {}, notes).to_pylist()
+    assert found[0] == found[1] == found[2]
+    assert notes == {("s", "respelled"): (3, "'4.10', which is 4.1")}
+    apart = Slot("s", "g", encoding="hash", rows=2**30, respell=False)
+    found = encoder(apart).slot(apart, column, {}, notes).to_pylist()
+    assert found[0] != found[1] == found[2] and len(notes) == 1
+
+
+def test_bytes_that_are_no_text_are_bad_rows():
+    problems = encode.Problems()
+    column = pa.array([b"a", b"\xff", None, b"\xff"])
+    assert encoder(SLOT).slot(SLOT, column, problems).to_pylist()[1:] == [0, 0, 0]
+    assert problems == {
+        row: ("encoding", "slot 's' holds b'\\xff', no text in UTF-8") for row in (1, 3)
+    }
