@@ -36,11 +36,11 @@ _INSTANT = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2})[ T]" + _CLOCK + r" ?(?:(Z|UTC)|([+-])([0-9]{2}):?([0-9]{2})?)?"
 )
 _RESPELLED = (
-    rf"^(?:{_ZEROS.pattern}|{_POWER.pattern}|[Tt]rue|TRUE|[Ff]alse|FALSE"
+    rf"^(?:{_ZEROS.pattern}|{_POWER.pattern}|[Tt]rue|TRUE|false|False|FALSE"
     r"|[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9].*|[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]*0)$"
 )
 # One of these stands in every text that may be respelled; few ids have one.
-_SIGNS = (b".", b"-", b"+", b"rue", b"RUE", b"als", b"ALS")
+_SIGNS = (b".", b"-", b"+", b"ru", b"RU", b"fal", b"Fal", b"FAL")
 
 _DAY = 86_400  # seconds
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
