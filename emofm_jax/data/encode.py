@@ -53,8 +53,8 @@ class Encoder:
 
     def __init__(self, schema: Schema, vocabularies: Mapping[str, Vocabulary]):
         self.schema, self.vocabularies = schema, vocabularies
-        self._labels = Labels(recipe_lib.later(schema.recipe, "positive"))
         self.missing = tuple(schema.recipe.get("null_values", ()))
+        self._labels = Labels(recipe_lib.later(schema.recipe, "positive"), self.missing)
         self.arrow_schema = shards.arrow_schema(schema)
         for vocabulary in vocabularies.values():
             vocabulary.ids(pa.array([""]))  # builds its index, before threads share it
@@ -303,20 +303,6 @@ def _identity(text: pa.Array, rows: int) -> np.ndarray:
     return np.where((k >= 0) & (k <= rows - 2), k + 1, -1)
 
 
-<<<<<<< HEAD
-def _weight(column: pa.Array, problems: Problems) -> pa.Array:
-    numbers = parse_numbers(column, "weight", problems)
-    reason = lambda i: f"the weight is {column[i].as_py()!r}; it must be a number of at least 0"
-    problems.mark(~(numbers >= 0), "weight", reason)
-    return pa.array(np.where(numbers >= 0, numbers, 0).astype(np.float32))
-
-
-def _gauc_key(column: pa.Array, problems: Problems) -> pa.Array:
-    """i64[n]: hashes of the values; 0 where missing."""
-    coded = as_text(column).dictionary_encode()
-    hashes = np.append(hash_values(coded.dictionary, 0).view(np.int64), 0)
-    return pa.array(hashes[coded.indices.fill_null(len(coded.dictionary)).to_numpy()])
-=======
 def _note_respelled(slot: Slot, found: Distinct, notes: Notes) -> None:
     """Notes the texts that count as a number, truth value or time in another spelling."""
     if not slot.respell or not values.is_text(found.raw.type):
@@ -329,7 +315,6 @@ def _note_respelled(slot: Slot, found: Distinct, notes: Notes) -> None:
         first = int(np.argmax(other))
         example = f"{raw[first].as_py()!r}, which is {found.text[first].as_py()}"
         notes.add(slot.name, "respelled", int(found.counts()[other].sum()), example)
->>>>>>> 7478a04 (One value, one text, whatever carries it: data/values.py, and a property test over all carriers and roles)
 
 
 def _only(where: pa.Array, text: pa.Array) -> pa.Array:

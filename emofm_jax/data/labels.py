@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from emofm_jax.data import values
 from emofm_jax.data.problems import Problems
-from emofm_jax.data.vocabulary import as_text
 from emofm_jax.errors import UserError
 
 _WORDS = {"true": 1, "yes": 1, "t": 1, "y": 1, "false": 0, "no": 0, "f": 0, "n": 0}
@@ -22,9 +22,11 @@ class Labels:
 
     Args:
       positive: values that mean a click, all others mean none; by default the usual spellings.
+      missing: spellings of a missing label.
     """
 
-    def __init__(self, positive: Sequence[Any] = ()):
+    def __init__(self, positive: Sequence[Any] = (), missing: Sequence[str] = ()):
+        self._missing = missing
         self._positive = {_key(str(value)) for value in positive}
         self._negative: set[float] = set()  # numbers that meant no click so far
 
@@ -34,13 +36,12 @@ class Labels:
         Raises:
           UserError: both 0 and -1 occur, so that one of them is not what it seems.
         """
-        coded = column.dictionary_encode()
-        text = as_text(coded.dictionary).to_pylist()
+        distinct = values.distinct(column, self._missing)
+        text = distinct.text.to_pylist()
         meanings = [*map(self._meaning, text), None]  # the last one is for null
-        missing = len(text)
         self._check_signs(set(map(_key, filter(None, text))))
 
-        index = coded.indices.fill_null(missing).to_numpy()
+        index = distinct.which
         unread = np.array([meaning is None for meaning in meanings])
         found = np.array([meaning or 0 for meaning in meanings], np.int8)
         problems.mark(unread[index], "label", lambda i: _said([*text, None][index[i]]))
