@@ -1,18 +1,29 @@
-"""Evaluates a trained run on a split of its data and prints the table that `train` ends with.
+"""Evaluates a trained run on a split of its data, or on new labelled rows, and prints its table.
 
     python -m emofm_jax.evaluate --workdir=runs/quickstart
     python -m emofm_jax.evaluate --workdir=runs/quickstart --split=valid
     python -m emofm_jax.evaluate --workdir=runs/quickstart --calibrate=platt
     python -m emofm_jax.evaluate --workdir=runs/quickstart --importance
+    python -m emofm_jax.evaluate --workdir=runs/mine --input=tomorrow.csv --by=device,country
 
 Uses the best checkpoint if the run had a monitor, else the last. Writes predictions/SPLIT.parquet
-(row, label, ftype, p, p_type, p_given_type) and predictions/SPLIT.json (the metrics) into the
-workdir. Of other data, --data=DIR, they are SPLIT@NAME.parquet and .json, NAME being the last part
-of DIR: reports read those of the run's own.
+(row, label, ftype, weight, gauc_key, logit, p, p_type, p_given_type, as far as there are such) and
+predictions/SPLIT.json (the metrics) into the workdir. Of other data, --data=DIR, they are
+SPLIT@NAME.parquet and .json, NAME being the last part of DIR: reports read those of the run's own.
+
+--input=FILE, a directory, or several with commas, are raw rows with labels, of the format and with
+the columns that the run's data were prepared from; other columns are passed over. They go through
+the run's own vocabularies. The files are input@NAME.parquet and .json, NAME being the first file's
+without endings, and `row` is the position in the input. Rows that cannot be read are counted, and
+input@NAME.rejected.parquet says why (row, reason).
+
+--by=COLUMN,... adds a table for each column: the metrics of the rows of each of its values, the
+worst calibrated first. Of raw rows it may be any column of theirs, of shards a slot or ftype.
+--by_values says how many values are shown; the others are one line.
 
 --calibrate fits p = f(logit) on the validation split of the run's data, by logistic (platt) or
 isotonic regression, stores it in calibration.json for the scorer and shows PCOC, expected
-calibration error and log-loss of SPLIT before and after. The predictions stay as the model gives
+calibration error and log-loss of the rows before and after. The predictions stay as the model gives
 them. --importance shows what AUC and log-loss lose when a slot's values are permuted over a sample
 of SPLIT's rows, and writes predictions/SPLIT.importance.json and .svg.
 """
@@ -23,87 +34,178 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from absl import flags as absl_flags
+from ml_collections import ConfigDict
 
 from emofm_jax import cli
 from emofm_jax import config as config_lib
-from emofm_jax.data import files, shards
+from emofm_jax.data import files, groups, shards
 from emofm_jax.data import schema as schema_lib
+from emofm_jax.data.raw_rows import RawRows
 from emofm_jax.errors import UserError, check_choice
-from emofm_jax.evaluation import calibration, summary
+from emofm_jax.evaluation import by_value, calibration, summary
+from emofm_jax.evaluation.split_report import SplitReport
 from emofm_jax.reports import plots
 from emofm_jax.scoring import importance as importance_lib
 
 
 def _main(flags: absl_flags.FlagValues) -> None:
     _check(flags)
-    workdir, name = Path(flags.workdir), flags.split
+    workdir, by = Path(flags.workdir), flags.by.split(",") if flags["by"].present else []
     config, schema = config_lib.load(workdir), schema_lib.load(workdir)
-    split = shards.open_split(flags.data or config.data.dir, name, schema)
+    rows = _open(flags, config, schema, by)
     valid = shards.open_split(config.data.dir, "valid", schema) if flags.calibrate else None
     from emofm_jax.training import build  # after the cheap checks
     from emofm_jax.training import predictions as predictions_lib
 
     parts = build.make_parts(config, schema)
     state, progress = build.restore_kept(config, workdir, parts)
-    predictions, report = predictions_lib.score(config, split, parts, state)
-    path, data = workdir / "predictions" / f"{name}.parquet", split.path.parent.resolve()
-    if data != Path(config.data.dir).resolve():
-        path = path.with_stem(f"{name}@{data.name}")
-        report = dataclasses.replace(report, data=str(split.path))
-    written = [path, path.with_suffix(".json")]
+    score = lambda rows: predictions_lib.score(config, rows, parts, state)
+    predictions, report = score(rows)
+    stem, data = _named(rows, config)
+    report = dataclasses.replace(report, data=data)
+    if by or isinstance(rows, RawRows):
+        tables = _by_value(rows, by, predictions, workdir, flags.by_values)
+        report = dataclasses.replace(report, by=tables, step=progress.step)
+    path = workdir / "predictions" / f"{stem}.parquet"
+    written = [path, path.with_name(f"{stem}.json")]
 
     # Before anything is written: rows of one class have no importance and no calibration.
-    if flags.importance:
-        rows = importance_lib.sample(split, flags.importance_rows, config.seed)
+    importance = None
+    if flags.importance and isinstance(rows, shards.Split):
+        sample = importance_lib.sample(rows, flags.importance_rows, config.seed)
         size, bar = config.data.eval_batch_size, sys.stderr.isatty()
-        score = lambda rows: predictions_lib.score_rows(parts, state, rows, size)
-        importance = importance_lib.importance(score, rows, schema, config.seed, progress=bar)
+        again = lambda rows: predictions_lib.score_rows(parts, state, rows, size)
+        importance = importance_lib.importance(again, sample, schema, config.seed, progress=bar)
     if valid is not None:
-        on = predictions
-        if valid.path != split.path:
-            on, _ = predictions_lib.score(config, valid, parts, state)
-        fitted = calibration.fit(flags.calibrate, on.logit, on.label, on.weight)
-        rows = predictions.label, predictions.logit, predictions.weight
-        fit = {"method": flags.calibrate, "split": "valid", "rows": len(on.label)}
-        fit |= {"evaluated": name} | calibration.before_and_after(fitted, report, *rows)
+        same = isinstance(rows, shards.Split) and rows.path == valid.path
+        on = predictions if same else score(valid)[0]
+        fitted, fit = _calibrate(flags.calibrate, on, predictions, report, stem)
         report = dataclasses.replace(report, calibration_fit=fit)
         written.append(calibration.save(workdir, fitted, progress.step, fit))
 
-    predictions_lib.write_predictions(path, predictions)
+    predictions_lib.write_predictions(path, predictions, rows)
     files.write_json(written[1], report.to_json())
-    print(summary.table(report, name))
-    if valid is not None:
-        print(f"\n{summary.calibration(fit, name)}")
-    if flags.importance:
+    title = "new rows" if flags.input else f"{flags.split} split"
+    _print(report, title)
+    if importance is not None:
         print(f"\n{summary.importance(importance)}")
-        title = f"{config.name}, {name} split: importance of the slots"
-        written += _write_importance(importance, path, title)
+        name = f"{config.name}, {title}: importance of the slots"
+        written += _write_importance(importance, path, name)
+    if isinstance(rows, RawRows):
+        written += _write_rejected(rows, path)
     print(f"step {progress.step:,} of {workdir}; written: {', '.join(map(str, written))}")
+
+
+def _print(report: SplitReport, title: str) -> None:
+    print(summary.table(report, title))
+    for part in report.by:
+        print(f"\n{summary.by_value(part)}")
+    if report.calibration_fit is not None:
+        print(f"\n{summary.calibration(report.calibration_fit, title)}")
+
+
+def _open(
+    flags: absl_flags.FlagValues, config: ConfigDict, schema: schema_lib.Schema, by: list[str]
+) -> shards.Split | RawRows:
+    """The rows that are to be evaluated, checked as far as that is cheap."""
+    if flags.input:
+        # The path of one may have commas.
+        one = Path(flags.input).exists()
+        paths = [Path(name) for name in ([flags.input] if one else flags.input.split(","))]
+        return RawRows(schema, Path(flags.workdir), paths, by)
+    groups.check(schema, by, of_shards=True)
+    return shards.open_split(flags.data or config.data.dir, flags.split, schema)
+
+
+def _named(rows: shards.Split | RawRows, config: ConfigDict) -> tuple[str, str]:
+    """What the files of the rows are called, and where the rows are, if not in the run's data."""
+    if isinstance(rows, RawRows):
+        return rows.stem, rows.name
+    data = rows.path.parent.resolve()
+    if data == Path(config.data.dir).resolve():
+        return rows.path.name, ""
+    return f"{rows.path.name}@{data.name}", str(rows.path)
+
+
+def _by_value(
+    rows: shards.Split | RawRows, by: list[str], predictions: Any, workdir: Path, most: int
+) -> list[by_value.ByValue]:
+    """The tables of the columns."""
+    if isinstance(rows, RawRows):
+        found = rows.groups()
+    else:
+        found = [groups.of_split(rows, workdir, column) for column in by]
+    scored = predictions.label, predictions.p, predictions.logit, predictions.weight
+    return [by_value.make(one, *scored, most) for one in found]
+
+
+def _calibrate(
+    method: str, on: Any, predictions: Any, report: SplitReport, stem: str
+) -> tuple[calibration.Calibration, dict[str, Any]]:
+    """The calibration that predictions `on` the validation split give, and what it changes."""
+    fitted = calibration.fit(method, on.logit, on.label, on.weight)
+    scored = predictions.label, predictions.logit, predictions.weight
+    fit = {"method": method, "split": "valid", "rows": len(on.label), "evaluated": stem}
+    return fitted, fit | calibration.before_and_after(fitted, report, *scored)
 
 
 def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
     string = functools.partial(absl_flags.DEFINE_string, flag_values=flags)
+    integer = functools.partial(absl_flags.DEFINE_integer, flag_values=flags)
     string("workdir", None, "Directory of the run.")
     string("split", "test", "Which split of the data: train, valid or test.")
     string("data", "", "Directory of the shards, if not the run's own.")
+    raw = "Raw rows with labels in place of a split: a file, a directory, or several with commas."
+    string("input", "", raw)
+    string("by", "", "Columns, with commas, for each of whose values to show the metrics.")
+    integer("by_values", by_value.MOST, "Values of a column that --by shows, the others in a line.")
     methods = " or ".join(calibration.METHODS)
     string("calibrate", "", f"Fit a calibration on the validation split: {methods}.")
 
     importance = "Importance of each slot, by permutation."
     absl_flags.DEFINE_bool("importance", False, importance, flag_values=flags)
     rows = "Rows that --importance uses at most, drawn evenly from the split by config.seed."
-    absl_flags.DEFINE_integer("importance_rows", 100_000, rows, flag_values=flags)
+    integer("importance_rows", 100_000, rows)
+
+
+# Flags that say nothing without another.
+_NEEDS = {"importance_rows": "importance", "by_values": "by"}
+# Flags that cannot go with --input, and why.
+_NOT_OF_INPUT = {
+    "split": "raw rows have no splits",
+    "data": "raw rows are no shards",
+    "importance": "it permutes the rows of a split",
+}
 
 
 def _check(flags: absl_flags.FlagValues) -> None:
     if flags["calibrate"].present:
         check_choice("--calibrate", flags.calibrate, calibration.METHODS)
-    given = f"--importance_rows={flags.importance_rows}"
-    if flags["importance_rows"].present and not flags.importance:
-        raise UserError(f"{given}: no effect without --importance; add that")
-    if flags.importance_rows < 1:
-        raise UserError(f"{given}: it must be at least 1; give a number of rows")
+    for name, needed in _NEEDS.items():
+        given = f"--{name}={flags[name].value}"
+        if flags[name].present and not flags[needed].value:
+            raise UserError(f"{given}: no effect without --{needed}; add that")
+        if int(flags[name].value or 0) < 1:
+            what = name.partition("_")[2]
+            raise UserError(f"{given}: it must be at least 1; give a number of {what}")
+    for name, why in _NOT_OF_INPUT.items() if flags.input else ():
+        if flags[name].present:
+            raise UserError(f"--{name}: {why}; leave it out, or --input")
+
+
+def _write_rejected(rows: RawRows, predictions: Path) -> list[Path]:
+    """Writes the rows that could not be read beside the predictions; an older file goes."""
+    path = predictions.with_name(f"{predictions.stem}.rejected.parquet")
+    if not rows.rejected:
+        path.unlink(missing_ok=True)
+        return []
+    table = pa.table([list(column) for column in zip(*rows.rejected)], names=["row", "reason"])
+    with files.whole(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+    return [path]
 
 
 def _write_importance(found: dict[str, Any], predictions: Path, title: str) -> list[Path]:

@@ -32,7 +32,7 @@ def _main(flags: absl_flags.FlagValues) -> None:
             raise UserError(f"{idle}; leave it out")
     report = run_lib.run(config, workdir)
     split, of_split = report.shown
-    print(f"\n{summary.table(of_split, split)}\n\n{summary.footer(report.to_json())}")
+    print(f"\n{summary.table(of_split, f'{split} split')}\n\n{summary.footer(report.to_json())}")
     files = "metrics.json, predictions/, checkpoints/, log.jsonl, TensorBoard events"
     print(f"written: {workdir}/ ({files})")
 

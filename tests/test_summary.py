@@ -92,15 +92,17 @@ def test_the_tables_of_calibration_and_importance():
         "method": "platt",
         "split": "valid",
         "rows": 1000,
+        "evaluated": "test",
         "before": before,
         "after": before | {"pcoc": None},
     }
-    lines = summary.calibration(fit, "test").splitlines()
+    lines = summary.calibration(fit, "test split").splitlines()
     assert lines[0].split() == ["platt,", "test", "split", "AUC", "logloss", "PCOC", "ECE"]
     assert lines[1].split() == ["before", "0.700000", "0.500000", "1.250", "0.040000"]
     assert lines[2].split() == ["after", "0.700000", "0.500000", "-", "0.040000"]
     assert lines[3].strip() == "fitted on 1,000 rows of the valid split"
-    assert summary.calibration(fit, "valid").endswith("of the valid split, the same rows")
+    same = summary.calibration(fit | {"evaluated": "valid"}, "valid split")
+    assert same.endswith("of the valid split, the same rows")
     slots = [{"name": "item", "group": "ad", "auc_drop": 0.125, "logloss_rise": -0.25}]
     head, _, line = summary.importance({"slots": slots, "rows": 7000}).splitlines()
     assert head.endswith("when their values are permuted over 7,000 rows")

@@ -172,10 +172,24 @@ def read(
             order = order if shuffle is None else shuffle.permutation(order)
             yield rows, order[start:] if number == first else order
 
-    done = skip_rows
-    for rows in _cut(ordered(), batch_size):
+    cut = _cut(ordered(), batch_size)
+    yield from _batches(cut, batch_size, num_devices, split.schema, skip_rows)
+
+
+def gather(
+    pieces: Iterator[Rows], batch_size: int, num_devices: int, schema: Schema
+) -> Iterator[HostBatch]:
+    """Batches of rows that come in pieces of any size, in their order; the last one is padded."""
+    whole = ((rows, np.arange(len(rows.label))) for rows in pieces)
+    yield from _batches(_cut(whole, batch_size), batch_size, num_devices, schema, 0)
+
+
+def _batches(
+    cut: Iterator[Rows], batch_size: int, num_devices: int, schema: Schema, done: int
+) -> Iterator[HostBatch]:
+    for rows in cut:
         done += len(rows.label)
-        yield HostBatch(pad(rows, batch_size, num_devices, split.schema.num_rows), rows, done)
+        yield HostBatch(pad(rows, batch_size, num_devices, schema.num_rows), rows, done)
 
 
 def prefetch(items: Iterator, depth: int, transform: Callable = lambda item: item) -> Generator:

@@ -11,7 +11,7 @@ later the rows to predict.
 
 import dataclasses
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from emofm_jax.data import formats, shards, values
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data import vocabulary as vocabulary_lib
+from emofm_jax.data.formats import tabular
 from emofm_jax.data.formats.lines import Chunk
 from emofm_jax.data.labels import Labels
 from emofm_jax.data.problems import Notes, Problems
@@ -206,8 +207,7 @@ def row_names(column: pa.Array) -> pa.Array:
     kind = values.unwrapped_type(column.type)
     if values.is_text(kind):
         return values.spell(column, respell=False)
-    found = values.distinct(column)
-    return found.text.take(pa.array(found.which, mask=found.which == len(found.text)))
+    return values.distinct(column).column()
 
 
 def _is_int64(text: str) -> bool:
@@ -332,41 +332,57 @@ class EncodedChunk:
     # n row ids, null if a row could not be split into columns; without a column of row ids the
     # 0-based positions among all rows.
     row_id: pa.Array
+    also: dict[str, pa.Array] = dataclasses.field(default_factory=dict)  # of the table's rows
 
 
 def read_encoded(
-    schema: Schema, directory: Path, path: Path, labelled: bool = False
+    schema: Schema,
+    directory: Path,
+    path: Path | Sequence[Path],
+    labelled: bool = False,
+    also: Sequence[str] = (),
 ) -> Iterator[EncodedChunk]:
     """Reads raw rows, of the format that the schema's recipe says, and encodes them.
 
     Args:
       schema: of the shards that a model was trained on.
       directory: that holds `vocabulary/`.
-      path: a file, or a directory of files, in the order of their names.
-      labelled: True if labels must be there; otherwise a label that is absent is 0.
+      path: a file, a directory of files, in the order of their names, or several of these.
+      labelled: True if labels and the other roles must be there, as in training; otherwise a label
+        that is absent is 0.
+      also: names of columns that come along as text, null where missing: slots, or any columns of
+        tabular rows. Only of labelled rows.
 
     Raises:
       UserError: missing or damaged file, columns that do not fit the recipe; never for a bad row.
     """
-    path, source = Path(path), schema.recipe["format"]
+    source = schema.recipe["format"]
+    paths = [Path(path)] if isinstance(path, Path | str) else [Path(one) for one in path]
     if source not in formats.FORMATS:
-        raise UserError(f"{path}: {source} data has no raw rows; name a directory of shards")
-    if not path.exists():
-        raise UserError(f"{path}: no such file or directory; name the rows to predict")
+        raise UserError(f"{paths[0]}: {source} data has no raw rows; name a directory of shards")
+    for one in paths:
+        if not one.exists():
+            raise UserError(f"{one}: no such file or directory; name raw rows")
 
     # Row ids are only given back here: whatever they are, they cost no row its score.
     as_text = dataclasses.replace(schema, row_id=schema.row_id and "string")
     encoder = Encoder(as_text, load_vocabularies(schema, directory))
+    recipe = recipe_lib.to_evaluate(schema.recipe, also) if labelled else schema.recipe
+    files = [file for one in paths for file in recipe_lib.raw_files(one)]
     position = 0
-    for chunk in formats.read(schema.recipe, recipe_lib.raw_files(path), labelled):
-        encoded = _keep_places(encoder, chunk, labelled, position)
+    for chunk in formats.read(recipe, files, labelled):
+        encoded = _keep_places(encoder, chunk, labelled, position, also)
         position += len(encoded.kept)
         yield encoded
 
 
-def _keep_places(encoder: Encoder, chunk: Chunk, labelled: bool, position: int) -> EncodedChunk:
+def _keep_places(
+    encoder: Encoder, chunk: Chunk, labelled: bool, position: int, also: Sequence[str]
+) -> EncodedChunk:
     """Encodes a chunk; `position` rows stand before it."""
     table, problems, _ = encoder.encode(chunk.columns, labelled)
+    good = pa.array(problems.good(len(chunk.lines)))
+    beside = {name: _also(encoder, chunk, name).filter(good) for name in also}
     bad = [*chunk.bad, *chunk.bad_rows(problems)]
     unreadable = np.array([b.line for b in chunk.bad], np.int64)
     lines = np.sort(np.concatenate([chunk.lines, unreadable]))
@@ -377,9 +393,22 @@ def _keep_places(encoder: Encoder, chunk: Chunk, labelled: bool, position: int) 
     kept = np.array([reason is None for reason in reasons], bool)
 
     if not encoder.schema.row_id:
-        return EncodedChunk(table, kept, reasons, pa.array(position + np.arange(len(lines))))
+        row_id = pa.array(position + np.arange(len(lines)))
+        return EncodedChunk(table, kept, reasons, row_id, beside)
     own = chunk.columns["row_id"]
     own = own if pa.types.is_integer(own.type) else row_names(own)
     index = np.full(len(lines), -1)
     index[np.searchsorted(lines, chunk.lines)] = np.arange(len(chunk.lines))
-    return EncodedChunk(table, kept, reasons, own.take(pa.array(index, mask=index < 0)))
+    row_id = own.take(pa.array(index, mask=index < 0))
+    return EncodedChunk(table, kept, reasons, row_id, beside)
+
+
+def _also(encoder: Encoder, chunk: Chunk, name: str) -> pa.Array:
+    """string[n]: a column that comes along, spelled as a slot is."""
+    column = tabular.also(chunk.columns, name)
+    if column is None or pa.types.is_list(column.type):
+        problem = "no slot of single values" if column is None else "a slot of bags"
+        raise UserError(f"{chunk.file}: {name!r} is {problem}; name another column")
+    respell = all(slot.respell for slot in encoder.schema.slots if slot.name == name)
+    spelling = encoder.schema.spelling
+    return values.distinct(column, encoder.missing, respell, spelling).column()

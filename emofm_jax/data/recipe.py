@@ -6,7 +6,7 @@ it stands in schema.json), so that raw rows can be read again exactly as when th
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,15 @@ def _problems_of_options(options: Mapping[str, Any]) -> Iterator[tuple[str, str]
             yield field, f"{options[field]}; it must be at least 1"
     if options["kind"] == "multi" and not options["separator"]:
         yield "separator", "none; name what stands between its values"
+
+
+def to_evaluate(recipe: Mapping, also: Sequence[str] = ()) -> dict[str, Any]:
+    """The recipe that reads labelled rows which no split is made of.
+
+    Roles must be there as in training, but for the day; columns that the recipe does not know are
+    passed over. The columns `also` come along with the slots and roles.
+    """
+    return {**recipe, "split": "share", "also": tuple(also)}
 
 
 def files(recipe: Mapping) -> dict[str, list[Path]]:

@@ -53,6 +53,10 @@ class Distinct(NamedTuple):
     which: np.ndarray
     raw: pa.Array  # d values as they came
 
+    def column(self) -> pa.Array:
+        """string[n]: the values."""
+        return self.text.take(pa.array(self.which, mask=self.which == len(self.text)))
+
     def counts(self) -> np.ndarray:
         """i64[d]: how often each occurs."""
         return np.bincount(self.which, minlength=len(self.text) + 1)[:-1]

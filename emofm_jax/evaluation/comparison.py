@@ -68,7 +68,9 @@ def t_interval(values: np.ndarray) -> Interval:
     return _interval(values.mean(axis=-1), values.std(axis=-1, ddof=1) / np.sqrt(k), k - 1.0)
 
 
-def row_parts(metric: str, label: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, ...]:
+def row_parts(
+    metric: str, label: np.ndarray, p: np.ndarray, weight: np.ndarray | None = None
+) -> tuple[np.ndarray, ...]:
     """What each row adds to a metric: arrays whose averages over models `over_rows` compares.
 
     auc (DeLong's components): of each click the share of the rest it beats, and of each of the rest
@@ -78,6 +80,7 @@ def row_parts(metric: str, label: np.ndarray, p: np.ndarray) -> tuple[np.ndarray
     Args:
       label: [n] of 0 and 1.
       p: f32[n].
+      weight: f32[n] > 0, or None for all 1: the shares are then of weight.
 
     Returns:
       auc: (f64[clicks], f64[n - clicks]); logloss: (f64[n],).
@@ -98,8 +101,9 @@ def row_parts(metric: str, label: np.ndarray, p: np.ndarray) -> tuple[np.ndarray
     ends = np.append(starts[1:], len(scores))
     run = np.repeat(np.arange(len(starts)), ends - starts)
     parts = []
+    mass = 1 if weight is None else weight[order].astype(np.float64)  # whole numbers stay exact
     for mine, others in ((is_click, ~is_click), (~is_click, is_click)):
-        below = np.concatenate([[0], np.cumsum(others)])
+        below = np.concatenate([[0], np.cumsum(others * mass)])
         share = np.empty(len(scores))
         share[order[mine]] = ((below[starts] + below[ends]) / (2.0 * below[-1]))[run[mine]]
         parts.append(share)
@@ -190,7 +194,7 @@ def slope(x: Sequence[float] | np.ndarray, y: np.ndarray) -> tuple[float, Interv
     return float(slopes.mean()), t_interval(slopes)
 
 
-def rate_interval(rate: float, rows: int) -> Interval:
+def rate_interval(rate: float, rows: float) -> Interval:
     """Wilson's interval of a share of `rows` rows."""
     z = float(special.ndtri((1 + LEVEL) / 2))
     middle = (rate + z * z / (2 * rows)) / (1 + z * z / rows)

@@ -7,11 +7,13 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from emofm_jax.evaluation import metrics
+from emofm_jax.evaluation.by_value import ByValue
 
 _T = TypeVar("_T")
 
 # Keys that the file has only where there is something to say, behind all others.
 _OPTIONAL = ("p_over_true", "bayes", "true_am", "am", "types", "unknown", "data", "calibration_fit")
+_OPTIONAL += ("by", "rejected", "step")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +79,11 @@ class SplitReport(Figures):
       am: the auxiliary model; None without types, or where none is known.
       types: of a model with types.
       unknown: {slot: share of its values that are missing or unknown}.
-      data: path of the split, if it is not of the run's own data.
+      data: path of the split, if it is not of the run's own data, or of the raw rows.
       calibration_fit: figures before and after the calibration that evaluate fitted.
+      by: figures by the values of columns, where `evaluate --by` was asked for them.
+      rejected: of raw rows: how many could not be read.
+      step: of the state that the rows were scored in; None where the file's run says it.
     """
 
     constant: metrics.Constant | None = None
@@ -91,6 +96,9 @@ class SplitReport(Figures):
     unknown: dict[str, float] = dataclasses.field(default_factory=dict)
     data: str = ""
     calibration_fit: dict[str, Any] | None = None
+    by: list[ByValue] = dataclasses.field(default_factory=list)
+    rejected: int | None = None
+    step: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The content of the file, without the keys that have nothing to say."""
@@ -105,7 +113,8 @@ class SplitReport(Figures):
         """Reads what `to_json` gave, now or in an earlier version."""
         bins = [_read(metrics.Bin, part) for part in body.get("calibration", ())]
         types = [_read(TypeFigures, part) for part in body.get("types", ())]
-        return _read(cls, {**body, "reliability": bins, "types": types})
+        by = [ByValue.from_json(part) for part in body.get("by", ())]
+        return _read(cls, {**body, "reliability": bins, "types": types, "by": by})
 
 
 _RECORDS: dict[str, type] = {

@@ -4,16 +4,18 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from emofm_jax.evaluation.by_value import ByValue, ValueFigures
 from emofm_jax.evaluation.metrics import Auxiliary
 from emofm_jax.evaluation.split_report import SplitReport
 
+_NAME = 24  # characters of a value that a line shows
 _MOST_SLOTS = 5  # that the line of unknown values names
 _SHARE_WORTH_KNOWING = 0.001
 
 
-def table(report: SplitReport, split: str) -> str:
-    """Metrics of a split in fixed columns: the model beside what is attainable and a constant."""
-    lines = [f"{split + ' split':<28}{'AUC':>10}{'logloss':>10}{'PCOC':>8}{'GAUC':>10}{'rows':>12}"]
+def table(report: SplitReport, title: str) -> str:
+    """Metrics of some rows in fixed columns: the model beside what is attainable and a constant."""
+    lines = [f"{title:<28}{'AUC':>10}{'logloss':>10}{'PCOC':>8}{'GAUC':>10}{'rows':>12}"]
     lines.append(_line("model", report))
     if report.bayes:
         lines.append(_line("Bayes-optimal", report.bayes))
@@ -79,20 +81,56 @@ def unknown(shares: Mapping[str, float]) -> str:
     return f"{text} (others up to {most:.1%})"
 
 
-def calibration(fit: Mapping[str, Any], split: str) -> str:
-    """Figures of a split before and after calibration.
+def calibration(fit: Mapping[str, Any], title: str) -> str:
+    """Figures of some rows before and after calibration.
 
     Args:
-      fit: "method", "split" and "rows" that it was fitted on, "before" and "after" {"auc",
-        "logloss", "pcoc", "ece"}.
-      split: whose figures these are.
+      fit: "method", "split" and "rows" that it was fitted on, "evaluated", whose figures these are,
+        "before" and "after" {"auc", "logloss", "pcoc", "ece"}.
+      title: what the rows are called.
     """
-    head = f"{fit['method']}, {split} split"
+    head = f"{fit['method']}, {title}"
     lines = [f"{head:<28}{'AUC':>10}{'logloss':>10}{'PCOC':>8}{'ECE':>10}"]
     for name in ("before", "after"):
         lines.append(_cells(f"  {name}", fit[name], "ece"))
-    own = ", the same rows" if fit["split"] == split else ""
+    own = ", the same rows" if fit["split"] == fit["evaluated"] else ""
     return "\n".join([*lines, f"  fitted on {fit['rows']:,} rows of the {fit['split']} split{own}"])
+
+
+def by_value(found: ByValue) -> str:
+    """Figures by the values of a column, a line each."""
+    heads = "rows clicks rate mean_p PCOC interval AUC interval logloss chance"
+    widths = [11, 9, 9, 9, 8, 17, 8, 15, 9, 10]
+    line = lambda cells: "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths))
+    lines = [f"by {found.column}: {found.said}"]
+    lines.append(f"{'value':<{_NAME}}{line([head.replace('_', ' ') for head in heads.split()])}")
+    for name, value in found.named:
+        short = name if len(name) < _NAME else f"{name[: _NAME - 3]}.."
+        lines.append(f"{short:<{_NAME}}{line(_value_cells(value))}")
+    return "\n".join(lines)
+
+
+def _value_cells(value: ValueFigures) -> list[str]:
+    number = lambda x, digits: "-" if x is None else f"{x:,.{digits}f}"
+
+    def interval(ends: tuple[float, float | None] | None, digits: int) -> str:
+        if ends is None:
+            return "-"
+        high = "inf" if ends[1] is None else number(ends[1], digits)
+        return f"{number(ends[0], digits)} to {high}"
+
+    return [
+        number(value.rows, 0),
+        number(value.clicks, 0),
+        number(value.rate, 4),
+        number(value.mean_p, 4),
+        number(value.pcoc, 3),
+        interval(value.pcoc_interval, 3),
+        number(value.auc, 4),
+        interval(value.auc_interval, 3),
+        number(value.logloss, 5),
+        "-" if value.chance is None else f"{value.chance:.2g}",
+    ]
 
 
 def importance(found: Mapping[str, Any]) -> str:

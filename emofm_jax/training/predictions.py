@@ -1,9 +1,10 @@
-"""A split and a trained state -> predictions of every row -> its report and its prediction file.
+"""Rows and a trained state -> predictions of every row -> their report and prediction file.
 
 The forward is `models.build.predict` under pmap, the metrics are exact and on the host.
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from tqdm import tqdm
 
 from emofm_jax.data import batches, files
 from emofm_jax.data import features as features_lib
+from emofm_jax.data.raw_rows import RawRows
+from emofm_jax.data.schema import Schema
 from emofm_jax.data.shards import Split
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import split_report
@@ -30,7 +33,7 @@ _WRITE_ROWS = 1 << 18  # rows of a prediction file that are put together at a ti
 
 
 class Predictions(NamedTuple):
-    """An entry per row of a split, in its order; n rows, T types.
+    """An entry per row of a split, or of raw rows, in their order; n rows, T types.
 
     None where the model or schema has no such thing.
     """
@@ -47,11 +50,26 @@ class Predictions(NamedTuple):
 
 
 def score(
-    config: ConfigDict, split: Split, parts: Parts, state: TrainState
+    config: ConfigDict, rows: Split | RawRows, parts: Parts, state: TrainState
 ) -> tuple[Predictions, split_report.SplitReport]:
-    """Predictions of a split, and their report."""
-    found = predict_split(parts, state, split, config.data.eval_batch_size)
-    return found, report(found, split)
+    """Predictions of a split, or of those raw rows that can be read, and their report.
+
+    Raises:
+      UserError: no raw row can be read, or a score is not finite.
+    """
+    size = config.data.eval_batch_size
+    if isinstance(rows, Split):
+        found = predict_split(parts, state, rows, size)
+        return found, _report(found, rows.schema, read_truth(rows))
+
+    source = batches.gather(iter(rows), size, len(parts.devices), rows.schema)
+    found = _predict(parts, state, source, rows.schema, rows.name)
+    made, notes = _report(found, rows.schema, None), []
+    if rows.rejected:
+        left_out = f"{len(rows.rejected):,} of {rows.num_read:,} rows could not be read"
+        notes = [f"{left_out} and are left out; the first: {rows.rejected[0][1]}"]
+    notes += made.notes
+    return found, dataclasses.replace(made, rejected=len(rows.rejected), notes=notes)
 
 
 def predict_split(parts: Parts, state: TrainState, split: Split, batch_size: int) -> Predictions:
@@ -60,43 +78,66 @@ def predict_split(parts: Parts, state: TrainState, split: Split, batch_size: int
     Raises:
       UserError: a score is not finite.
     """
-    n, schema, devices = split.num_rows, split.schema, parts.devices
+    source = batches.read(split, batch_size, num_devices=len(parts.devices))
+    return _predict(parts, state, source, split.schema, str(split.path), split.num_rows)
+
+
+def _predict(
+    parts: Parts,
+    state: TrainState,
+    source: Iterator[batches.HostBatch],
+    schema: Schema,
+    name: str,
+    num_rows: int = 0,
+) -> Predictions:
+    """Scores the rows of batches: `num_rows` of them, as far as that is known."""
     optional = {"weight": schema.has_weight, "gauc_key": schema.has_gauc_key}
     known = ["label", "ftype", *(name for name, there in optional.items() if there)]
     dtypes = {"label": np.int8, "ftype": np.int8, "gauc_key": np.int64}
-    out = {name: np.empty(n, dtypes.get(name, np.float32)) for name in ("p", "logit", *known)}
+    names = ("p", "logit", *known)
+    out = {name: np.empty(num_rows, dtypes.get(name, np.float32)) for name in names}
     unknown = features_lib.UnknownCounter(schema)
 
     def put(host: batches.HostBatch) -> tuple[batches.HostBatch, PlacedBatch]:
         unknown.add_ids(host.rows.ids)
-        return host, state_lib.put_batch(host.batch, devices)
+        return host, state_lib.put_batch(host.batch, parts.devices)
 
-    source = batches.prefetch(batches.read(split, batch_size, num_devices=len(devices)), 2, put)
-    scored = ((h, parts.eval_step(state.params, state.stats, batch)) for h, batch in source)
+    placed = batches.prefetch(source, 2, put)
+    scored = ((h, parts.eval_step(state.params, state.stats, batch)) for h, batch in placed)
     look: dict[str, Any] = {"unit": " rows", "unit_scale": True, "leave": False}
-    look |= {"desc": f"  {split.path.name}", "disable": not sys.stderr.isatty()}
+    look |= {"desc": f"  {Path(name).name}", "disable": not sys.stderr.isatty()}
 
     done = 0
-    with tqdm(total=n, **look) as bar:
+    with tqdm(total=num_rows or None, **look) as bar:
         for host, scores in _one_behind(scored):  # fetched while the next step runs
             rows = slice(done, done + host.num_rows)
-            for name in known:
-                out[name][rows] = getattr(host.rows, name)
-            for name, array in jax.device_get(scores).items():
-                if name not in out:  # of a typed model
-                    out[name] = np.empty((n, *array.shape[2:]), np.float32)
-                out[name][rows] = _by_row(array)[: host.num_rows]
+            found = {name: _by_row(array) for name, array in jax.device_get(scores).items()}
+            for key in found.keys() - out.keys():  # of a typed model
+                out[key] = np.empty((len(out["p"]), *found[key].shape[1:]), np.float32)
+            _make_room(out, rows.stop)
+            for key in known:
+                out[key][rows] = getattr(host.rows, key)
+            for key, array in found.items():
+                out[key][rows] = array[: host.num_rows]
             done = rows.stop
             bar.update(host.num_rows)
 
+    out = {key: array[:done] for key, array in out.items()}
     finite = np.isfinite(out["logit"])
     if not finite.all():
         raise UserError(
-            f"{split.path}: the score of row {int(np.argmin(finite))} is not finite; lower the "
+            f"{name}: the score of row {int(np.argmin(finite))} is not finite; lower the "
             "learning rate and train again"
         )
     columns: dict[str, Any] = {name: out.get(name) for name in Predictions._fields}
     return Predictions(**columns | {"unknown": unknown.shares()})
+
+
+def _make_room(arrays: dict[str, np.ndarray], num_rows: int) -> None:
+    """Lets the arrays hold so many rows; what they hold stays."""
+    for array in arrays.values():
+        if len(array) < num_rows:
+            array.resize((max(num_rows, 2 * len(array)), *array.shape[1:]), refcheck=False)
 
 
 def _one_behind(items: Iterable[_T]) -> Iterator[_T]:
@@ -156,8 +197,10 @@ def read_truth(split: Split) -> dict[str, np.ndarray] | None:
     return truth
 
 
-def report(predictions: Predictions, split: Split) -> split_report.SplitReport:
-    """The split's part of metrics.json; `unknown` is of the data alone."""
+def _report(
+    predictions: Predictions, schema: Schema, truth: dict[str, np.ndarray] | None
+) -> split_report.SplitReport:
+    """The rows' part of metrics.json; `unknown` is of the data alone."""
     found = split_report.make(
         predictions.label,
         predictions.p,
@@ -167,32 +210,45 @@ def report(predictions: Predictions, split: Split) -> split_report.SplitReport:
         key=predictions.gauc_key,
         p_type=predictions.p_type,
         p_given_type=predictions.p_given_type,
-        type_names=split.schema.types,
-        truth=read_truth(split),
+        type_names=schema.types,
+        truth=truth,
     )
     return dataclasses.replace(found, unknown=predictions.unknown)
 
 
-def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Writes row, label, ftype, p and, for typed models, p_type and p_given_type as Parquet."""
+def write_predictions(path: Path, predictions: Predictions, rows: Any = None) -> None:
+    """Writes what there is of row, row_id, label, ftype, weight, gauc_key, logit, p, p_type, ...
+
+    Every metric of the rows can be computed from the file alone.
+
+    Args:
+      path: of the Parquet file.
+      predictions: of the rows.
+      rows: raw ones have positions of their own, and ids; of a split `row` is the position in it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    schema = _table(predictions, slice(0, 0)).schema
+    table = functools.partial(_table, predictions)
+    is_raw = isinstance(rows, RawRows)
+    row = rows.positions if is_raw else np.arange(len(predictions.p))
+    row_id = rows.row_id if is_raw else None
+    schema = table(slice(0, 0), row, row_id).schema
     with (
         files.whole(path) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
     ):
         for start in range(0, max(len(predictions.p), 1), _WRITE_ROWS):
-            writer.write_table(_table(predictions, slice(start, start + _WRITE_ROWS)))
+            writer.write_table(table(slice(start, start + _WRITE_ROWS), row, row_id))
 
 
-def _table(predictions: Predictions, rows: slice) -> pa.Table:
-    label = predictions.label[rows]
-    columns = {
-        "row": np.arange(rows.start, rows.start + len(label), dtype=np.int64),
-        "label": label,
-        "ftype": predictions.ftype[rows],
-        "p": predictions.p[rows],
-    }
+def _table(
+    predictions: Predictions, rows: slice, row: np.ndarray, row_id: pa.ChunkedArray | None
+) -> pa.Table:
+    columns = {"row": row[rows]}
+    if row_id is not None:
+        columns["row_id"] = row_id.slice(rows.start, rows.stop - rows.start)
+    for name in ("label", "ftype", "weight", "gauc_key", "logit", "p"):
+        if (array := getattr(predictions, name)) is not None:
+            columns[name] = array[rows]
     for name in ("p_type", "p_given_type"):
         if (array := getattr(predictions, name)) is not None:
             flat = array[rows].reshape(-1)

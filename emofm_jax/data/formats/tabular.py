@@ -26,6 +26,8 @@ from emofm_jax.data.schema import ROLE_COLUMNS, Slot
 from emofm_jax.errors import UserError
 
 _PARQUET_ROWS = 1 << 16
+# Before the names of columns that a recipe to evaluate with (`recipe.to_evaluate`) takes along.
+_ALSO = "also:"
 # Roles that a row to predict may lack.
 _ONLY_TRAINING = ("label", "ftype", "weight", "gauc_key", "_day")
 
@@ -141,8 +143,7 @@ def _split_bags(
             problem = f"slot {name!r} holds lists but is {kind}"
             raise UserError(f"config.prepare.slots: {problem}; make it multi")
         elif kind is None and is_list:
-            where = f"config.prepare.{_option(name)}"
-            raise UserError(f"{where}: its column holds lists; name a column of single values")
+            raise UserError(f"{_asked(name)}: its column holds lists; name one of single values")
     return columns
 
 
@@ -185,24 +186,35 @@ def _sources(
         if roles.get(role) not in names:
             roles.pop(role, None)
     sources = {slot.name: slot.name for slot in slots} | roles
+    also = recipe.get("also")
+    # The name of a role serves where no column has it: `ftype`, say.
+    sources |= {_ALSO + name: name for name in also or () if name in names or name not in roles}
 
     missing = [name for name in dict.fromkeys(sources.values()) if name not in names]
     if missing:
-        role = next((r for r, name in roles.items() if name == missing[0]), "")
-        what = f"config.prepare.{_option(role)}" if role else "a slot of config.prepare.groups"
+        key = next(key for key, name in sources.items() if name == missing[0])
+        is_slot = any(slot.name == key for slot in slots)
+        what = "a slot of config.prepare.groups" if is_slot else _asked(key)
         has = f"the file has {', '.join(names)}"
         raise UserError(f"{path}: there is no column {missing[0]!r} ({what}); {has}")
     used = {*sources.values(), *recipe["ignore"]}
     extra = [name for name in names if name not in used]
-    if extra and labelled:
+    if extra and labelled and also is None:
         remedy = "name it in config.prepare.groups or config.prepare.ignore"
         raise UserError(f"{path}: column {extra[0]!r} is a slot in no group; {remedy}")
     return sources
 
 
-def _option(role: str) -> str:
-    """The option that names the column of a role."""
-    return "day_column" if role == "_day" else role
+def also(columns: Mapping[str, pa.Array], name: str) -> pa.Array | None:
+    """A column that came along, or else the slot of this name; None if the rows have neither."""
+    return columns.get(_ALSO + name, columns.get(name))
+
+
+def _asked(key: str) -> str:
+    """Who asks for a column that is no slot: the option of a role, or `--by`."""
+    if key.startswith(_ALSO):
+        return f"--by={key.removeprefix(_ALSO)}"
+    return f"config.prepare.{'day_column' if key == '_day' else key}"
 
 
 def _without_nulls(column: pa.Array, spellings: Sequence[str]) -> pa.Array:

@@ -1,0 +1,107 @@
+"""Labelled raw rows -> decoded rows, with what becomes known of them on the way.
+
+Reads them as a run's own data were read: its recipe, its vocabularies.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from emofm_jax.data import batches, encode, groups
+from emofm_jax.data.recipe import COMPRESSED
+from emofm_jax.data.schema import Schema
+from emofm_jax.errors import UserError
+
+
+class RawRows:
+    """Raw rows of files; iterating, once, gives `batches.Rows`, and fills the attributes.
+
+    Attributes:
+      schema: of the run.
+      num_read: rows of the files.
+      rejected: (position among them, file, line and reason) of each row that is left out.
+    """
+
+    def __init__(self, schema: Schema, directory: Path, paths: Sequence[Path], by: Sequence[str]):
+        """Checks what can be seen before anything is read.
+
+        Args:
+          schema, directory: of the run.
+          paths: files, and directories of files.
+          by: columns to group the rows by.
+
+        Raises:
+          UserError: made-up data, shards, no such file, a column that cannot be grouped by.
+        """
+        for path in paths:
+            _check(schema, path)
+        groups.check(schema, by, of_shards=False)
+        self.schema, self.num_read = schema, 0
+        self.rejected: list[tuple[int, str]] = []
+        self._directory, self._paths = directory, paths
+        self._collectors = {name: groups.Collector(name) for name in by}
+        self._positions: list[np.ndarray] = []
+        self._row_ids: list[pa.Array] = []
+
+    @property
+    def name(self) -> str:
+        """The input in words."""
+        return ", ".join(map(str, self._paths))
+
+    @property
+    def stem(self) -> str:
+        """Of the files that are written of the input: the first one's name, without endings."""
+        first = self._paths[0].resolve()
+        plain = first.with_suffix("") if first.suffix in COMPRESSED else first
+        stem = plain.stem if first.is_file() else first.name
+        more = len(self._paths) - 1
+        return f"input@{stem}+{more}" if more else f"input@{stem}"
+
+    @property
+    def positions(self) -> np.ndarray:
+        """i64[n]: the place of each row that was kept among all rows, from 0."""
+        return np.concatenate(self._positions or [np.zeros(0, np.int64)])
+
+    @property
+    def row_id(self) -> pa.ChunkedArray | None:
+        """The row id of each row that was kept; None where the run has no column of them."""
+        return pa.chunked_array(self._row_ids) if self._row_ids else None
+
+    def groups(self) -> list[groups.Groups]:
+        """The rows that were kept by the values of each column."""
+        return [collector.groups() for collector in self._collectors.values()]
+
+    def __iter__(self) -> Iterator[batches.Rows]:
+        by, where = [*self._collectors], (self._directory, self._paths)
+        for chunk in encode.read_encoded(self.schema, *where, labelled=True, also=by):
+            positions = self.num_read + np.arange(len(chunk.kept))
+            self.num_read += len(positions)
+            bad = np.flatnonzero(~chunk.kept).tolist()
+            self.rejected += [(int(positions[row]), str(chunk.reasons[row])) for row in bad]
+            self._positions.append(positions[chunk.kept])
+            if self.schema.row_id:
+                self._row_ids.append(chunk.row_id.filter(pa.array(chunk.kept)))
+            for name, collector in self._collectors.items():
+                collector.add(chunk.also[name])
+            yield batches.to_rows(chunk.table, self.schema)
+
+        if not self.num_read:
+            raise UserError(f"--input={self.name}: it has no rows; name labelled raw rows")
+        if len(self.rejected) == self.num_read:
+            none = f"none of its {self.num_read:,} rows can be read as a labelled row"
+            raise UserError(f"--input={self.name}: {none}; the first: {self.rejected[0][1]}")
+
+
+def _check(schema: Schema, path: Path) -> None:
+    where = f"--input={path}"
+    if schema.recipe["format"] == "synthetic":
+        remedy = "name shards of such data (--data=DIR)"
+        raise UserError(f"{where}: the run's data are made up, and have no raw rows; {remedy}")
+    if not path.exists():
+        raise UserError(f"{where}: no such file or directory; name raw rows")
+    for directory, split in ((path, "test"), (path.resolve().parent, path.resolve().name)):
+        if (directory / "schema.json").exists():
+            shards = f"--data={directory} --split={split}"
+            raise UserError(f"{where}: it holds shards, not raw rows; write {shards}")

@@ -1,0 +1,299 @@
+"""`evaluate --input` and `--by`: labelled raw rows through a run's own recipe, by the values of columns too."""
+
+import csv
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sklearn.metrics import log_loss, roc_auc_score
+
+from emofm_jax import evaluate, prepare, train
+
+COLUMNS = "id,clicked,user,device,price,tags,kind,w,campaign"
+FILE = """
+from emofm_jax import config
+
+def get_config():
+    c = config.default()
+    c.name, c.data.dir, c.seed = "shop", "data", 3
+    p = c.prepare
+    p.source, p.split, p.label, p.gauc_key, p.row_id = "raw", "files", "clicked", "user", "id"
+    p.ftype, p.types, p.weight, p.ignore = "kind", ("view", "buy"), "w", ("campaign",)
+    p.files.train, p.files.valid, p.files.test = "train.csv", "valid.csv", "test.csv"
+    p.groups = (("user", ("user",)), ("item", ("device", "price", "tags")))
+    p.slots = {"price": {"kind": "numeric", "transform": "log1p"}, "tags": {"kind": "multi"},
+               "device": {"encoding": "hash", "rows": 50}}
+    c.model.name, c.model.hidden, c.model.embedding_dim = "wm", (8,), 4
+    c.model.stage1 = c.model.stage2 = c.model.am_hidden = (8,)
+    c.data.batch_size = c.data.eval_batch_size = 64
+    c.optim.embedding.learning_rate = c.optim.network.learning_rate = 0.02
+    return c
+"""
+
+
+def made(n: int, seed: int) -> list[list[str]]:
+    """Rows of COLUMNS: a tenth without a user, some without a device or campaign; "tv" is never in training."""
+    r = np.random.default_rng(seed)
+    devices = ["pc", "phone", "", *(["tv"] if seed > 1 else [])]
+    lines = []
+    for i in range(n):
+        user, device = int(r.integers(12)), str(r.choice(devices))
+        rate = 0.15 + 0.05 * (user % 5) + 0.3 * (device == "pc")
+        lines.append(
+            [
+                f"r{seed}-{i}",
+                str(int(r.random() < rate)),
+                f"u{user}" if r.random() < 0.9 else "",
+                device,
+                f"{r.gamma(2) * 10:.2f}",
+                "^".join(f"t{t}" for t in r.integers(0, 9, r.integers(0, 4))),
+                str(r.choice(["view", "buy", "-"])),
+                str(int(r.integers(1, 4))),
+                str(r.choice(["spring", "autumn", ""])),
+            ]
+        )
+    return lines
+
+
+def write(path: Path, rows: list[list[str]], columns: str = COLUMNS) -> None:
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([columns.split(","), *rows])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The directory of a run on raw files of its own."""
+    home = tmp_path_factory.mktemp("shop")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        Path("raw").mkdir()
+        for seed, (split, n) in enumerate({"train": 600, "valid": 200, "test": 300}.items()):
+            write(Path("raw") / f"{split}.csv", made(n, min(seed, 1)))
+        Path("shop.py").write_text(FILE)
+        assert prepare.main(["prepare", "--config=shop.py"]) == 0
+        assert train.main(["train", "--config=shop.py", "--workdir=run"]) == 0
+        yield home
+
+
+def evaluated(*flags) -> int:
+    return evaluate.main(["evaluate", "--workdir=run", *flags])
+
+
+def said(name: str) -> dict:
+    return json.loads(Path(f"run/predictions/{name}.json").read_text())
+
+
+def close(value):
+    return None if value is None else pytest.approx(value, rel=0, abs=1e-9)
+
+
+def test_the_raw_test_file_gives_what_its_split_gave(run, capsys):
+    """To the bit: recipe, vocabularies, types, weights and keys are those of training."""
+    own = Path("run/predictions/test.parquet").read_bytes()
+    assert evaluated("--input=raw/test.csv") == 0
+    found, split = said("input@test"), json.loads(Path("run/metrics.json").read_text())["test"]
+    assert (found.pop("data"), found.pop("rejected")) == ("raw/test.csv", 0)
+    assert (
+        found.pop("step") == json.loads(Path("run/metrics.json").read_text())["train"]["kept_step"]
+    )
+    assert found == split and split["gauc"] and len(split["types"]) == 2 and split["calibration"]
+
+    out = capsys.readouterr().out
+    assert out.startswith("new rows   ") and "unknown values: " in out
+    assert "rows have no key and are left out" in out
+    assert "written: run/predictions/input@test.parquet, run/predictions/input@test.json" in out
+    assert Path("run/predictions/test.parquet").read_bytes() == own, "that of the split stays"
+    assert not Path("run/predictions/input@test.rejected.parquet").exists()
+    table, before = (pq.read_table(f"run/predictions/{n}.parquet") for n in ("input@test", "test"))
+    assert table.drop_columns("row_id").equals(before)
+    assert table["row_id"].to_pylist() == [row[0] for row in made(300, 1)]
+
+
+def test_every_figure_is_that_of_scikit_learn_on_the_written_rows(run):
+    """Rows of another order of columns, with one more, half of them compressed; bad ones are left out."""
+    rows = [[*row, "x"] for row in made(500, 2)]
+    order = [8, 2, 1, 0, 3, 4, 5, 6, 7, 9]
+    head = [*COLUMNS.split(","), "new"]
+    rows[7][1], rows[20][1], rows[30][4], rows[40][6] = "maybe", "", "cheap", "rent"
+    bad = [7, 20, 30, 40]
+    mixed = [[row[i] for i in order] for row in rows]
+    columns = ",".join(head[i] for i in order)
+    write(Path("a.csv"), mixed[:250], columns)
+    write(Path("b.csv"), mixed[250:], columns)
+    Path("tomorrow").mkdir()
+    Path("tomorrow/b.csv.gz").write_bytes(gzip.compress(Path("b.csv").read_bytes()))
+    assert (
+        evaluated("--input=a.csv,tomorrow", "--by=device,campaign,user,kind", "--by_values=7") == 0
+    )
+
+    report, table = said("input@a+1"), pq.read_table("run/predictions/input@a+1.parquet")
+    kept = [row for i, row in enumerate(rows) if i not in bad]
+    assert table["row"].to_pylist() == [i for i in range(500) if i not in bad]
+    assert table["row_id"].to_pylist() == [row[0] for row in kept]
+    cell = lambda name: [row[head.index(name)] for row in kept]
+    y, w = np.array(cell("clicked"), int), np.array(cell("w"), float)
+    z = table["logit"].to_numpy().astype(np.float64)
+    p, p_z = table["p"].to_numpy().astype(np.float64), 1 / (1 + np.exp(-z))
+
+    def figures(own, y=y, score=z, p=p, q=p_z):
+        own = np.asarray(own)
+        return {
+            "auc": close(roc_auc_score(y[own], score[own], sample_weight=w[own])),
+            "logloss": close(log_loss(y[own], q[own], sample_weight=w[own])),
+            "pcoc": close((w * p)[own].sum() / (w * y)[own].sum()),
+            "rows": int(own.sum()),
+            "clicks": int(y[own].sum()),
+        }
+
+    assert report | figures(np.ones(len(y), bool)) == report
+    users, total, mass = np.array(cell("user")), 0.0, 0.0
+    for user in sorted({*users} - {""}):
+        own = users == user
+        total += w[own].sum() * roc_auc_score(y[own], z[own], sample_weight=w[own])
+        mass += w[own].sum()
+    assert report["gauc"] == close(total / mass)
+    assert (
+        f"; {np.count_nonzero(users == '')} rows have no key and are left out" in report["notes"][1]
+    )
+    given = np.stack(table["p_given_type"].to_pylist()).astype(np.float64)
+    for t, part in enumerate(report["types"]):
+        q = given[:, t]
+        assert part | figures(np.array(cell("kind")) == part["name"], y, q, q, q) == part
+
+    assert [part["column"] for part in report["by"]] == ["device", "campaign", "user", "kind"]
+    for part in report["by"]:
+        values = np.array(cell(part["column"]))
+        assert part["num_values"] == len({*values}) and len(part["values"]) == min(
+            7, len({*values})
+        )
+        for value in part["values"]:
+            own = values == (value["value"] or "")
+            expected = figures(own) | {"mean_p": close(np.average(p[own], weights=w[own]))}
+            assert value | expected == value
+        others = ~np.isin(values, [v["value"] or "" for v in part["values"]])
+        assert (part["others"] is None) == (not others.any())
+        if part["others"]:
+            assert part["others"] | figures(others) == part["others"]
+    assert [v["value"] for v in report["by"][1]["values"]].count(None) == 1, "no campaign"
+    assert {v["value"] for v in report["by"][0]["values"]} == {"pc", "phone", None, "tv"}
+
+
+def test_rows_that_cannot_be_read_are_counted_named_and_written(run, capsys):
+    rows = made(40, 2)
+    rows[3][1], rows[9] = "maybe", rows[9][:4]
+    write(Path("c.csv"), rows)
+    assert evaluated("--input=c.csv") == 0
+    first = "c.csv:5: the label is 'maybe'; it must be 0 or 1"
+    assert f"note: 2 of 40 rows could not be read and are left out; the first: {first}" in (
+        capsys.readouterr().out
+    )
+    left_out = pq.read_table("run/predictions/input@c.rejected.parquet").to_pydict()
+    assert left_out["row"] == [3, 9] and left_out["reason"][0] == first
+    assert said("input@c")["rejected"] == 2 and said("input@c")["rows"] == 38
+    write(Path("c.csv"), made(40, 2))
+    assert evaluated("--input=c.csv") == 0
+    assert not Path("run/predictions/input@c.rejected.parquet").exists(), "it was of other rows"
+
+
+def test_parquet_and_calibration_of_new_rows(run, capsys):
+    rows = made(200, 2)
+    cells = dict(zip(COLUMNS.split(","), zip(*rows)))
+    table = {name: pa.array(column).cast(pa.string()) for name, column in cells.items()}
+    table["clicked"], table["price"] = (
+        table[n].cast(t) for n, t in (("clicked", pa.int64()), ("price", pa.float64()))
+    )
+    table["tags"] = pa.array([[t for t in text.split("^") if t] for text in cells["tags"]])
+    table["hour"] = pa.array(np.arange(200) % 3)
+    pq.write_table(pa.table(table), "new.parquet")
+    write(Path("new.csv"), rows)
+    assert evaluated("--input=new.csv") == 0
+    from_csv = said("input@new")
+    assert evaluated("--input=new.parquet", "--by=hour,clicked", "--calibrate=platt") == 0
+    found = said("input@new")
+    fit, by = found.pop("calibration_fit"), found.pop("by")
+    assert found == from_csv | {"data": "new.parquet"}
+    assert (fit["split"], fit["rows"], fit["evaluated"]) == ("valid", 200, "input@new")
+    assert sorted(v["value"] for v in by[0]["values"]) == ["0", "1", "2"]
+    assert [v["auc"] for v in by[1]["values"]] == [None, None]
+    assert "platt, new rows" in capsys.readouterr().out
+
+
+def test_a_split_by_its_slots_and_types(run, capsys):
+    """Values of a vocabulary, rows of a hash, types; the same figures as of the raw rows."""
+    assert evaluated("--by=user,device,ftype") == 0
+    out, split = capsys.readouterr().out, said("test")
+    assert "by user: " in out and "(missing or unknown)" in out and "(of unknown type)" in out
+    assert evaluated("--input=raw/test.csv", "--by=user,device,ftype") == 0
+    raw = said("input@test")
+    for ours, theirs in zip(split["by"], raw["by"]):
+        assert [v | {"value": ""} for v in ours["values"]] == [
+            v | {"value": ""} for v in theirs["values"]
+        ]
+    names = lambda part: {v["value"] for v in part["values"]}
+    assert names(split["by"][0]) == names(raw["by"][0]) and "u3" in names(split["by"][0])
+    assert {str(name).split()[0] for name in names(split["by"][1])} == {"hash", "None"}
+    assert names(split["by"][2]) == {"view", "buy", None} and names(raw["by"][2]) == {
+        "view",
+        "buy",
+        "-",
+    }
+    assert split["step"] == raw["step"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--input=none.csv"], "--input=none.csv: no such file or directory"),
+        (
+            ["--input=data"],
+            "--input=data: it holds shards, not raw rows; write --data=data --split=test",
+        ),
+        (["--input=data/test"], "--input=data/test: it holds shards, not raw rows; write --data="),
+        (["--input=bare.csv"], "bare.csv: there is no column 'clicked' (config.prepare.label)"),
+        (
+            ["--input=dash.csv"],
+            "none of its 3 rows can be read as a labelled row; the first: dash.csv:2: ",
+        ),
+        (["--input=raw/test.csv", "--split=test"], "--split: raw rows have no splits"),
+        (["--input=raw/test.csv", "--data=data"], "--data: raw rows are no shards"),
+        (["--input=raw/test.csv", "--importance"], "--importance: it permutes the rows of a split"),
+        (
+            ["--input=raw/test.csv", "--by=colour"],
+            "there is no column 'colour' (--by=colour); the file has",
+        ),
+        (["--input=raw/test.csv", "--by=tags"], "--by=tags: rows have several of its values"),
+        (["--by=price"], "--by=price: shards hold a transformed number"),
+        (["--by=campaign"], "--by=campaign: shards have no such column (user, device, ftype)"),
+        (["--by=user,user"], "--by=user: it stands twice"),
+        (["--by="], "--by=: a name is empty"),
+        (
+            ["--by=user", "--by_values=0"],
+            "--by_values=0: it must be at least 1; give a number of values",
+        ),
+        (["--by_values=3"], "--by_values=3: no effect without --by; add that"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_no_file(run, capsys, flags, message):
+    columns = [name for name in COLUMNS.split(",") if name != "clicked"]
+    write(Path("bare.csv"), [row[:1] + row[2:] for row in made(3, 1)], ",".join(columns))
+    write(Path("dash.csv"), [[row[0], "-", *row[2:]] for row in made(3, 1)])
+    before = {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")}
+    capsys.readouterr()
+    assert evaluated(*flags) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")} == before
+
+
+def test_made_up_data_have_no_raw_rows(run, capsys, monkeypatch):
+    recipe = json.loads(Path("run/schema.json").read_text())
+    recipe["recipe"]["format"] = "synthetic"
+    Path("made_up").mkdir()
+    Path("made_up/schema.json").write_text(json.dumps(recipe))
+    Path("made_up/config.json").write_text(Path("run/config.json").read_text())
+    assert evaluate.main(["evaluate", "--workdir=made_up", "--input=raw/test.csv"]) == 2
+    assert "the run's data are made up, and have no raw rows" in capsys.readouterr().err
