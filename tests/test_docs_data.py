@@ -94,6 +94,14 @@ def test_raw_rows_get_the_scores_of_their_shards(checkout):
     assert np.ptp(expected) > 1e-4  # else any order would do
 
 
+def test_new_labelled_rows_are_evaluated(checkout, capsys):
+    (line,) = re.findall("^    python -m (emofm_jax.evaluate .*)$", TEXT, re.MULTILINE)
+    assert evaluate.main(line.split()) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[1].split()[-1] == "400" and "by device: 3 values" in out
+    assert "predictions/input@clicks.json" in out
+
+
 def test_rows_to_predict_come_as_they_like(checkout, tmp_path, capsys):
     expected = score("data/examples/clicks.csv")["p"].to_pylist()
     header, *rows = Path("data/examples/clicks.csv").read_text().splitlines(keepends=True)

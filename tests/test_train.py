@@ -424,6 +424,8 @@ def test_a_model_without_types_on_typed_data(home, capsys):
         "row",
         "label",
         "ftype",
+        "gauc_key",
+        "logit",
         "p",
     ]
 
