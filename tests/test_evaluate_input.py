@@ -192,7 +192,7 @@ def test_rows_that_cannot_be_read_are_counted_named_and_written(run, capsys):
         capsys.readouterr().out
     )
     left_out = pq.read_table("run/predictions/input@c.rejected.parquet").to_pydict()
-    assert left_out["row"] == [3, 9] and left_out["reason"][0] == first
+    assert left_out["row"] == [3, 9] and left_out["reason"][0].startswith(first)
     assert said("input@c")["rejected"] == 2 and said("input@c")["rows"] == 38
     write(Path("c.csv"), made(40, 2))
     assert evaluated("--input=c.csv") == 0
