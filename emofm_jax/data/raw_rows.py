@@ -67,7 +67,10 @@ class RawRows:
     @property
     def row_id(self) -> pa.ChunkedArray | None:
         """The row id of each row that was kept; None where the run has no column of them."""
-        return pa.chunked_array(self._row_ids) if self._row_ids else None
+        # Of one file they may be text, and of another integers.
+        kinds = {ids.type for ids in self._row_ids}
+        one = [ids if len(kinds) == 1 else ids.cast(pa.string()) for ids in self._row_ids]
+        return pa.chunked_array(one) if one else None
 
     def groups(self) -> list[groups.Groups]:
         """The rows that were kept by the values of each column."""
