@@ -260,7 +260,7 @@ def ids(role, path):
     (chunk,) = formats.read(recipe, [path])
     column = chunk.columns["x" if in_slot else role]
     if role == "_day":
-        found = values.distinct(column, recipe["null_values"])
+        found = values.distinct(column, values.missing(recipe["null_values"]))
         return found.text.take(
             pa.array(found.which, mask=found.which == len(found.text))
         ).to_pylist()
@@ -292,7 +292,7 @@ def ids(role, path):
     ],
 )
 def test_missing_is_missing_in_every_carrier(column):
-    found = values.distinct(column, ("", "-9"))
+    found = values.distinct(column, values.missing(("", "-9")))
     assert found.text.null_count == len(found.text)
     assert not any(encoder(SLOT).slot(SLOT, column, {}).to_pylist())
 

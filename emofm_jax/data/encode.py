@@ -11,7 +11,7 @@ later the rows to predict.
 
 import dataclasses
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +54,7 @@ class Encoder:
 
     def __init__(self, schema: Schema, vocabularies: Mapping[str, Vocabulary]):
         self.schema, self.vocabularies = schema, vocabularies
-        self.missing = tuple(schema.recipe.get("null_values", ()))
+        self.missing = values.missing(schema.recipe.get("null_values", ()), schema.spelling)
         self._labels = Labels(recipe_lib.later(schema.recipe, "positive"), self.missing)
         self.arrow_schema = shards.arrow_schema(schema)
         for vocabulary in vocabularies.values():
@@ -120,7 +120,7 @@ class Encoder:
     def distinct(self, slot: Slot, column: pa.Array) -> Distinct:
         """The distinct values of a slot of ids, spelled as the schema says; no lists."""
         spelling = self.schema.spelling
-        missing = () if slot.is_bag and spelling == 1 else self.missing
+        missing = values.missing((), 1) if slot.is_bag and spelling == 1 else self.missing
         return values.distinct(column, missing, slot.respell, spelling)
 
     def _ids(
@@ -161,7 +161,7 @@ class Encoder:
     def _ftype(self, column: pa.Array, problems: Problems) -> pa.Array:
         spelling = self.schema.spelling
         types = values.spell(pa.array(self.schema.types, pa.string()), spelling=spelling)
-        found = values.distinct(column, _NO_TYPE, spelling=spelling)
+        found = values.distinct(column, values.missing(_NO_TYPE), spelling=spelling)
         which = pc.index_in(found.text, types)
         absent = np.append(np.asarray(found.text.is_null()), True)[found.which]
         index = which.take(pa.array(found.which, mask=found.which == len(found.text)))
@@ -216,12 +216,12 @@ def _is_int64(text: str) -> bool:
 
 
 def parse_numbers(
-    column: pa.Array, name: str, problems: Problems, missing: Collection[str] = ()
+    column: pa.Array, name: str, problems: Problems, missing: pa.Array | None = None
 ) -> np.ndarray:
     """f64[n] of text or typed numbers, NaN for missing; what is no finite float32 is a problem.
 
     Args:
-      missing: spellings of a missing number; "-1" is -1 and -1.0.
+      missing: what a missing number may be called (`values.missing`); "-1" is -1 and -1.0.
 
     Raises:
       UserError: a column of another type, such as a timestamp.
@@ -232,7 +232,8 @@ def parse_numbers(
     of_text = values.is_text(column.type)
     numbers = _text_numbers(column, name, problems) if of_text else _typed_numbers(column, name)
 
-    gone = [float(text) for text in missing if re.fullmatch(_NUMBER, text)]
+    called = [] if missing is None else missing.to_pylist()
+    gone = [float(text) for text in called if re.fullmatch(_NUMBER, text)]
     numbers = np.where(np.isin(numbers, gone), np.nan, numbers) if gone else numbers
     infinite = lambda i: f"{name!r} holds {column[i].as_py()!r}, which is not finite"
     with np.errstate(over="ignore"):

@@ -22,11 +22,11 @@ class Labels:
 
     Args:
       positive: values that mean a click, all others mean none; by default the usual spellings.
-      missing: spellings of a missing label.
+      missing: what a missing label may be called (`values.missing`).
     """
 
-    def __init__(self, positive: Sequence[Any] = (), missing: Sequence[str] = ()):
-        self._missing = missing
+    def __init__(self, positive: Sequence[Any] = (), missing: pa.Array | None = None):
+        self._missing = values.missing(()) if missing is None else missing
         self._positive = {_key(str(value)) for value in positive}
         self._negative: set[float] = set()  # numbers that meant no click so far
 

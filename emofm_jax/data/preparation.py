@@ -106,7 +106,9 @@ class _Source:
         """i8[n]: index in `shards.SPLITS` of the split of each readable row, if the rows say it."""
         days = None
         if self.recipe["split"] == "day":
-            days = values.distinct(chunk.columns["_day"], self.recipe["null_values"])
+            days = values.distinct(
+                chunk.columns["_day"], values.missing(self.recipe["null_values"])
+            )
         file = [str(path) for path in self.files[""]].index(chunk.file)
         return recipe_lib.split_of(self.recipe, file, chunk.lines, days)
 

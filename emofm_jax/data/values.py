@@ -39,10 +39,11 @@ _RESPELLED = (
     rf"^(?:{_ZEROS.pattern}|{_POWER.pattern}|[Tt]rue|TRUE|false|False|FALSE"
     r"|[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9].*|[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]*0)$"
 )
-# One of these stands in every text that may be respelled; few ids have one.
-_SIGNS = (b".", b"-", b"+", b"ru", b"RU", b"fal", b"Fal", b"FAL")
+# One of these stands in every text that may be respelled, and in no number in hexadecimal.
+_SIGNS = (b".", b"-", b"+", b"u", b"U", b"l", b"L")
 
 _DAY = 86_400  # seconds
+_NO_MORE = pa.array(MISSING)
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
@@ -62,14 +63,24 @@ class Distinct(NamedTuple):
         return np.bincount(self.which, minlength=len(self.text) + 1)[:-1]
 
 
+def missing(spellings: Collection[str], spelling: int = SPELLING) -> pa.Array:
+    """string[..]: what a missing value may be called, where `spellings` are some names for it."""
+    known = ("",) if spelling == 1 else MISSING
+    respelled = spell(pa.array(list(spellings), pa.string()), spelling=spelling)
+    return pa.array([*known, *spellings, *respelled.drop_null().to_pylist()], pa.string())
+
+
 def distinct(
-    column: pa.Array, missing: Collection[str] = (), respell: bool = True, spelling: int = SPELLING
+    column: pa.Array,
+    missing: pa.Array = _NO_MORE,
+    respell: bool = True,
+    spelling: int = SPELLING,
 ) -> Distinct:
     """The distinct values of a plain column, spelled.
 
     Args:
       column: n values of any plain type; no lists.
-      missing: more spellings of a missing value.
+      missing: what a missing value may be called (`missing`).
       respell: False leaves text as it is.
       spelling: 1 spells as release 0.1 did.
     """
@@ -78,11 +89,8 @@ def distinct(
         coded = (
             _of_halves(coded) if pa.types.is_float16(coded.type) else coded
         ).dictionary_encode()
-    text = spell(coded.dictionary, respell, spelling)
-    if missing:
-        of_all = spell(pa.array(list(missing), pa.string()), respell, spelling)
-        gone = pc.is_in(text, pa.array([*missing, *of_all.drop_null().to_pylist()], pa.string()))
-        text = pc.if_else(gone, pa.scalar(None, pa.string()), text)
+    text = _spelled(coded.dictionary, respell, spelling)
+    text = _only(pc.invert(pc.is_in(text, missing)), text)
     which = coded.indices.cast(pa.int64()).fill_null(len(text)).to_numpy()
     return Distinct(text, which, coded.dictionary)
 
@@ -95,17 +103,23 @@ def spell(column: pa.Array, respell: bool = True, spelling: int = SPELLING) -> p
       respell: False leaves text as it is.
       spelling: 1 spells as release 0.1 did.
     """
+    text = _spelled(column, respell, spelling)
+    known = ("",) if spelling == 1 or not respell else MISSING
+    return _only(pc.invert(pc.is_in(text, pa.array(known))), text)
+
+
+def _spelled(column: pa.Array, respell: bool, spelling: int) -> pa.Array:
+    """As `spell`, but text that means a missing value is still there."""
     column = unwrapped(column)
     if isinstance(column, pa.DictionaryArray):
         column = column.dictionary_decode()
     kind = column.type
     if spelling == 1:
-        plain = column.cast(pa.int8()) if pa.types.is_boolean(kind) else column
-        return _only(pc.not_equal(text := plain.cast(pa.string()), ""), text)
+        return (column.cast(pa.int8()) if pa.types.is_boolean(kind) else column).cast(pa.string())
 
     if is_text(kind):
         text = column if kind == pa.string() else _decoded(column)
-        return _respelled(text) if respell else _only(pc.not_equal(text, ""), text)
+        return _respelled(text) if respell else text
     if pa.types.is_integer(kind) or pa.types.is_null(kind):
         return column.cast(pa.string())
     if pa.types.is_boolean(kind):
@@ -196,9 +210,9 @@ def unwrapped_type(kind: pa.DataType) -> pa.DataType:
 
 def _respelled(text: pa.Array) -> pa.Array:
     """string[n]: numbers, truth values and times as they are spelled here."""
-    text = _only(pc.invert(pc.is_in(text, pa.array(MISSING))), text)
     data = text.buffers()[2]
-    if data is None or not any(sign in memoryview(data).tobytes() for sign in _SIGNS):
+    raw = b"" if data is None else memoryview(data).tobytes()
+    if not any(sign in raw for sign in _SIGNS):
         return text
     odd = pc.match_substring_regex(text, _RESPELLED).fill_null(False)
     if not pc.any(odd).as_py():
