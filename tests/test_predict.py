@@ -79,21 +79,21 @@ def test_a_killed_run_leaves_no_output_and_starts_over(runs, wanted, tmp_path):
         (tmp_path / "raw" / f"{i}.csv").write_text("\n".join([header, *rows * 100]) + "\n")
     command = [sys.executable, "-m", "emofm_jax.predict", f"--workdir={runs / 'mine'}"]
     command += [f"--input={tmp_path / 'raw'}", f"--output={tmp_path / 'out.parquet'}"]
-    partial = tmp_path / ".out.parquet.partial"
+    partial = lambda: list(tmp_path.glob(".out.parquet.*.partial"))
     process = subprocess.Popen(command)
-    while process.poll() is None and not (partial.exists() and partial.stat().st_size):
+    while process.poll() is None and not any(file.stat().st_size for file in partial()):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert (
         process.returncode == -signal.SIGKILL
-        and partial.exists()
+        and partial()
         and not (tmp_path / "out.parquet").exists()
     )
     subprocess.run(command, check=True, capture_output=True)
     assert (
         pq.read_table(tmp_path / "out.parquet").num_rows == 6 * 100 * len(rows)
-        and not partial.exists()
+        and not partial()
     )
 
 

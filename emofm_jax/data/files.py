@@ -1,8 +1,13 @@
 """Files appear when they are whole: each is written under another name, then renamed."""
 
 import contextlib
+import errno
+import fcntl
+import glob
 import json
 import os
+import re
+import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +15,19 @@ from typing import Any
 
 from emofm_jax.errors import UserError
 
+# .NAME.TOKEN.partial: a file that is to be called NAME, of one writer.
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.partial")
+
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yields the name to write to; at the end the file has its own. After an error neither is."""
-    temporary = path.with_name(f".{path.name}.partial")
+    """Yields the name to write to; at the end the file has its own. After an error neither is.
+
+    Two programs may write the same file: the last to end has it. What a kill left is removed by
+    the next writer. Raises OSError if the directory cannot be written.
+    """
+    _remove_dead(path)
+    temporary, descriptor = _make(path)
     try:
         yield temporary
         try:
@@ -24,6 +37,60 @@ def whole(path: Path) -> Iterator[Path]:
             raise UserError(f"{path}: cannot be written ({reason}); name another place") from None
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def whole_name(name: str) -> str:
+    """The name that a temporary file is to have; that of any other file."""
+    found = _TEMPORARY.fullmatch(name)
+    return found[1] if found else name
+
+
+def lock(descriptor: int, *, shared: bool = False, wait: bool = False) -> None:
+    """Locks an open file or directory until it is closed, unless its file system has no locks.
+
+    Raises:
+      BlockingIOError: another program has it, and `wait` is not set.
+    """
+    how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(descriptor, how if wait else how | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise
+
+
+def is_at(descriptor: int, path: Path) -> bool:
+    """Whether a path still names what was opened."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _make(path: Path) -> tuple[Path, int]:
+    """Makes a temporary file that is locked as long as the descriptor is open."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        lock(descriptor, wait=True)
+        if is_at(descriptor, temporary):  # nobody took it for a dead one before it was locked
+            return temporary, descriptor
+        os.close(descriptor)
+
+
+def _remove_dead(path: Path) -> None:
+    """Removes temporary files of the path whose writers have ended: their locks are free."""
+    for file in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        if whole_name(file.name) != path.name:
+            continue
+        with contextlib.suppress(OSError):  # it is in use, has gone meanwhile, or is another's
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

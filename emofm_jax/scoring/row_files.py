@@ -72,7 +72,9 @@ def score(scorer: "Scorer", source: Path, output: Path, progress: bool = False) 
     writer: Any = None
     schema: pa.Schema | None = None
     bar = tqdm(unit=" rows", unit_scale=True, disable=not progress)
-    with bar, files.whole(output) as temporary:
+    with bar, contextlib.ExitStack() as stack:
+        with _disk(output):
+            temporary = stack.enter_context(files.whole(output))
         for chunk, inputs, finish in _started(scorer, source):
             unknown.add(inputs)
             table = _table(chunk, finish(), as_csv)

@@ -4,8 +4,6 @@ config.json comes last: a directory with it is a run.
 """
 
 import contextlib
-import errno
-import fcntl
 import importlib.metadata
 import os
 import platform
@@ -41,7 +39,7 @@ def alone(workdir: Path) -> Iterator[int]:
             # The directory itself is locked: nothing is left behind, even by a kill.
             directory = os.open(workdir, os.O_RDONLY)
             stack.callback(os.close, directory)
-            _lock(directory)
+            files.lock(directory)
             (workdir / ".writable").touch()
             (workdir / ".writable").unlink()
         except BlockingIOError:
@@ -53,15 +51,6 @@ def alone(workdir: Path) -> Iterator[int]:
                 f"--workdir={workdir}: not writable ({error.strerror}); choose another"
             ) from None
         yield directory
-
-
-def _lock(directory: int) -> None:
-    """Locks a directory, unless its file system has no locks."""
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
-            raise
 
 
 def check_same_run(config: ConfigDict, workdir: Path) -> None:
@@ -88,8 +77,7 @@ def check(config: ConfigDict, workdir: Path) -> None:
 
 def _names(workdir: Path) -> set[str]:
     """Names of the files there, whole or under a temporary name."""
-    names = {file.name.removesuffix(".tmp") for file in workdir.iterdir()}
-    return {n[1:].removesuffix(".partial") if n.endswith(".partial") else n for n in names}
+    return {files.whole_name(file.name.removesuffix(".tmp")) for file in workdir.iterdir()}
 
 
 def open_workdir(config: ConfigDict, workdir: Path, schema: schema_lib.Schema) -> None:
