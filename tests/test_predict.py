@@ -91,10 +91,7 @@ def test_a_killed_run_leaves_no_output_and_starts_over(runs, wanted, tmp_path):
         and not (tmp_path / "out.parquet").exists()
     )
     subprocess.run(command, check=True, capture_output=True)
-    assert (
-        pq.read_table(tmp_path / "out.parquet").num_rows == 6 * 100 * len(rows)
-        and not partial()
-    )
+    assert pq.read_table(tmp_path / "out.parquet").num_rows == 6 * 100 * len(rows) and not partial()
 
 
 def test_mistakes(runs, tmp_path, capsys):

@@ -41,7 +41,7 @@ _NUMERIC = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.t
 def load_vocabularies(schema: Schema, directory: Path) -> dict[str, Vocabulary]:
     """The vocabularies beside the shards of a schema, by the slot that owns the rows."""
     counted = [slot for slot in schema.slots if slot.encoding == "vocabulary" and not slot.share]
-    return {slot.name: vocabulary_lib.load(directory, slot.name) for slot in counted}
+    return {s.name: vocabulary_lib.load(directory, s.name, s.digest) for s in counted}
 
 
 class Encoder:

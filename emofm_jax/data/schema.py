@@ -35,7 +35,7 @@ ROLE_COLUMNS = ("label", "ftype", "row_id", "weight", "gauc_key")
 # Table rows are int32, and the step numbers its scratch rows from V upwards.
 MAX_ROWS = 2**31 - 2**27
 # Fields of a schema that do not decide what an id means.
-_DESCRIPTIVE = ("rows_per_type", "clicks_per_type", "recipe")
+_DESCRIPTIVE = ("rows_per_type", "clicks_per_type", "recipe", "digests")
 # Fields that came after release 0.1, with what every schema before them meant: they stand in the
 # fingerprint only where they differ from that, so that older shards keep theirs.
 _LATER: dict[str, Any] = {"spelling": 1}
@@ -124,6 +124,7 @@ class Schema:
         unknown type (one number for untyped data).
       spelling: how a raw value became text (data/values.py): 2, or 1 in data of release 0.1.
       recipe: the `prepare` section of the configuration that made the shards.
+      digests: {split: 16 hex digits of its encoded rows}; empty in data of release 0.1.
     """
 
     name: str
@@ -136,6 +137,7 @@ class Schema:
     clicks_per_type: tuple[int, ...] = ()
     spelling: int = 1
     recipe: Mapping = dataclasses.field(default_factory=dict, hash=False, compare=False)
+    digests: Mapping = dataclasses.field(default_factory=dict, hash=False, compare=False)
 
     def __post_init__(self) -> None:
         for problem in _problems(self):
@@ -203,9 +205,21 @@ class Schema:
         body["slots"] = [_without(slot, _LATER_OF_SLOT) for slot in body["slots"]]
         return xxhash.xxh3_64_hexdigest(json.dumps(body, sort_keys=True).encode())
 
+    @property
+    def identity(self) -> str:
+        """16 hex digits of a preparation: what its ids mean, and every row; empty if not known.
+
+        The same rows prepared again in the same way have the same.
+        """
+        if not self.digests:
+            return ""
+        parts = [self.fingerprint(), *(f"{k}:{v}" for k, v in sorted(self.digests.items()))]
+        return xxhash.xxh3_64_hexdigest(" ".join(parts).encode())
+
     def to_json(self) -> dict[str, Any]:
         """Content of schema.json."""
-        fields = dataclasses.asdict(self) | {"recipe": dict(self.recipe)}
+        same = {"recipe": dict(self.recipe), "digests": dict(self.digests)}
+        fields = dataclasses.asdict(self) | same
         return {"format_version": FORMAT_VERSION, **fields}
 
     @classmethod
@@ -255,6 +269,22 @@ def difference(ours: Schema, theirs: Schema) -> str:
         y = slots_b.get(name, x)
         parts += [f"slot {name!r} {k} {x[k]!r} against {y[k]!r}" for k in x if x[k] != y[k]]
     return ", ".join(parts)
+
+
+def other_rows(run: Schema, data: Schema) -> str:
+    """What tells that a run is of other rows than these data, in words; empty if nothing does.
+
+    Where one of them is of release 0.1, which noted no identity, the counts are compared.
+    """
+    if run.identity and data.identity:
+        if run.identity == data.identity:
+            return ""
+        return f"preparation {data.identity}, the run is of {run.identity}"
+    for name in ("rows_per_type", "clicks_per_type"):
+        ours, theirs = getattr(run, name), getattr(data, name)
+        if ours and theirs and tuple(ours) != tuple(theirs):
+            return f"{name} {tuple(theirs)} of the train split, the run is of {tuple(ours)}"
+    return ""
 
 
 def _without(body: dict[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,11 @@
     <dir>/vocabulary/<slot>.parquet     the values of a counted slot, in the order of their ids
     <dir>/<split>/part-00000.parquet    columns of the slots, label, ftype, row_id, weight, gauc_key
     <dir>/<split>/rejected.parquet      file, line, reason of rows that were left out; may be absent
-    <dir>/<split>/_SUCCESS              row counts; a split without it is not read
+    <dir>/<split>/_SUCCESS              rows and digests; a split without it is not read
     <dir>/<split>/truth.parquet         synthetic data only: the true probabilities, row by row
+
+Each file holds the digest of its rows, `_SUCCESS` those of all files of the split, and schema.json
+one of each split: data that are prepared anew while somebody reads are told at the next read.
 
 Ids are int32 and local to their slot (a bag: list<int32>), numbers float32, labels int8, types int8
 (null = unknown). Row groups hold 64k rows, compressed by zstd. No jax here.
@@ -20,7 +23,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import xxhash
 
 from emofm_jax.data import files as files_lib
 from emofm_jax.data import schema as schema_lib
@@ -31,7 +36,11 @@ from emofm_jax.errors import UserError
 ROW_GROUP_ROWS = 1 << 16
 SHARD_ROWS = 1 << 21
 SPLITS = ("train", "valid", "test")
-FINGERPRINT = b"emofm_jax.fingerprint"  # key of a shard's metadata
+# Keys of a shard's metadata.
+FINGERPRINT = b"emofm_jax.fingerprint"
+DIGEST = b"emofm_jax.digest"
+_SUCCESS = "_SUCCESS"
+ANEW = "the data were prepared anew, or moved, while this program reads them; start it again"
 _REJECTED = pa.schema([("file", pa.string()), ("line", pa.int64()), ("reason", pa.string())])
 
 
@@ -72,6 +81,7 @@ class Writer:
       num_rows: rows that are in the files so far.
       rejected: {kind: rows} that were left out.
       first_rejected: file, line and reason of the first of them.
+      digests: of the files, once they are closed.
     """
 
     def __init__(self, directory: Path, split: str, schema: Schema):
@@ -85,6 +95,8 @@ class Writer:
         self._pending_rows = 0
         self._file: pq.ParquetWriter | None = None
         self._file_rows: list[int] = []
+        self._digest = xxhash.xxh3_64()
+        self.digests: list[str] = []
         self._rejects: pq.ParquetWriter | None = None
 
     def write(self, table: pa.Table) -> None:
@@ -121,25 +133,65 @@ class Writer:
         if error_type is None and (self._pending_rows or not self._file_rows):
             rest = [self._arrow_schema.empty_table(), *self._pending]
             self._write_group(pa.concat_tables(rest).combine_chunks())
-        for writer in (self._file, self._rejects):
-            if writer is not None:
-                writer.close()
+        self._close_file()
+        if self._rejects is not None:
+            self._rejects.close()
         if error_type is None:
             counts = {"rows": self.num_rows, "files": self._file_rows}
-            counts["rejected"] = dict(self.rejected)
-            files_lib.write_json(self.path / "_SUCCESS", counts, indent=None)
+            counts |= {"rejected": dict(self.rejected), "digests": self.digests}
+            files_lib.write_json(self.path / _SUCCESS, counts, indent=None)
 
     def _write_group(self, rows: pa.Table) -> None:
         if self._file is None:
             path = self.path / f"part-{len(self._file_rows):05d}.parquet"
             self._file = pq.ParquetWriter(path, self._arrow_schema, compression="zstd")
             self._file_rows.append(0)
+            self._digest = xxhash.xxh3_64(self._arrow_schema.metadata[FINGERPRINT])
+        for column in rows.itercolumns():
+            _add(self._digest, column.combine_chunks())
         self._file.write_table(rows, row_group_size=ROW_GROUP_ROWS)
         self._file_rows[-1] += rows.num_rows
         self.num_rows += rows.num_rows
         if self._file_rows[-1] >= SHARD_ROWS:
+            self._close_file()
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            self.digests.append(self._digest.hexdigest())
+            self._file.add_key_value_metadata({DIGEST: self.digests[-1].encode()})
             self._file.close()
             self._file = None
+
+
+def digest_of(digests: Sequence[str]) -> str:
+    """The digest of a split from those of its files; empty in data of release 0.1."""
+    return xxhash.xxh3_64_hexdigest(" ".join(digests).encode()) if any(digests) else ""
+
+
+def digests(directory: Path) -> dict[str, str]:
+    """{split: digest} of all complete splits of a directory."""
+    there = [name for name in SPLITS if (Path(directory) / name / _SUCCESS).exists()]
+    return {name: digest_of(_read_counts(Path(directory) / name)[2]) for name in there}
+
+
+def _add(digest: xxhash.xxh3_64, column: pa.Array) -> None:
+    """Adds the values of a column, whatever their offset and whatever lies under nulls."""
+    if column.null_count:
+        digest.update(np.packbits(column.is_valid().to_numpy(zero_copy_only=False)))
+    if pa.types.is_struct(column.type):
+        for child in column.flatten():
+            _add(digest, child)
+    elif pa.types.is_list(column.type):
+        digest.update(pc.list_value_length(column).fill_null(0).to_numpy())
+        _add(digest, column.flatten())
+    elif pa.types.is_string(column.type) and len(column):
+        column = column.fill_null("")
+        digest.update(pc.binary_length(column).to_numpy())
+        offsets = np.frombuffer(column.buffers()[1], np.int32)[column.offset :]
+        text = memoryview(column.buffers()[2] or b"")
+        digest.update(text[offsets[0] : offsets[len(column)]])
+    elif len(column):
+        digest.update(column.fill_null(0).to_numpy())
 
 
 class RowGroup(NamedTuple):
@@ -160,6 +212,7 @@ class Split:
       files: its Parquet files, in order.
       row_groups: all of them, in order.
       num_rows: rows in all.
+      digests: of the files; empty texts in data of release 0.1.
     """
 
     path: Path
@@ -167,19 +220,45 @@ class Split:
     files: tuple[Path, ...]
     row_groups: tuple[RowGroup, ...]
     num_rows: int
+    digests: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits of all rows; empty in data of release 0.1."""
+        return digest_of(self.digests)
+
+    def check(self) -> None:
+        """Raises UserError if the data have been prepared anew since the split was opened."""
+        if not self.path.is_dir() or tuple(_read_counts(self.path)[2]) != self.digests:
+            raise UserError(f"{self.path}: not as it was when it was opened; {ANEW}")
 
     def read_row_group(self, index: int, columns: list[str] | None) -> pa.Table:
         """One row group as a table of these columns, by default of all.
 
         Raises:
-          UserError: the file cannot be decoded.
+          UserError: the file cannot be decoded, or is not the one that was opened.
         """
-        file, group, _ = self.row_groups[index]
+        file, group, num_rows = self.row_groups[index]
+        path = self.files[file]
         try:
-            return pq.ParquetFile(self.files[file]).read_row_group(group, columns=columns)
+            with pq.ParquetFile(path) as opened:
+                if digest_in(opened.metadata) != self.digests[file]:
+                    raise UserError(f"{path}: another file than before; {ANEW}")
+                table = opened.read_row_group(group, columns=columns)
+        except FileNotFoundError:
+            raise UserError(f"{path}: not there any more; {ANEW}") from None
         except (pa.ArrowException, OSError) as error:
-            where = f"{self.files[file]}: row group {group}"
+            where = f"{path}: row group {group}"
             raise UserError(f"{where} cannot be read ({error}); prepare again") from None
+        if table.num_rows != num_rows:
+            read = f"{table.num_rows} rows of row group {group} were read where it has {num_rows}"
+            raise UserError(f"{path}: {read}; prepare again")
+        return table
+
+
+def digest_in(metadata: pq.FileMetaData) -> str:
+    """The digest that a file holds; empty in data of release 0.1."""
+    return (metadata.metadata or {}).get(DIGEST, b"").decode()
 
 
 def open_split(directory: Path, split: str, schema: Schema | None = None) -> Split:
@@ -199,35 +278,43 @@ def open_split(directory: Path, split: str, schema: Schema | None = None) -> Spl
         remedy = "prepare again or name another run"
         raise UserError(f"{directory}: its shards have another schema ({differs}); {remedy}")
     if not path.is_dir():
-        found = sorted(p.name for p in directory.glob("*") if (p / "_SUCCESS").exists())
+        found = sorted(p.name for p in directory.glob("*") if (p / _SUCCESS).exists())
         raise UserError(f"{path}: no such split; prepare it, or choose one of {', '.join(found)}")
 
-    num_rows, file_rows = _read_counts(path)
+    num_rows, file_rows, digests = _read_counts(path)
+    if digest_of(digests) != ours.digests.get(split, digest_of(digests)):
+        raise UserError(f"{path}: not of the preparation of its schema.json; {ANEW}")
     files = tuple(sorted(path.glob("part-*.parquet")))
     if len(files) != len(file_rows):
         counted = f"{len(files)} shards where _SUCCESS counts {len(file_rows)}"
         raise UserError(f"{path}: {counted}; prepare again")
-    groups = [_check_shard(file, rows, ours) for file, rows in zip(files, file_rows)]
+    wanted = zip(files, file_rows, digests)
+    groups = [_check_shard(file, rows, digest, ours) for file, rows, digest in wanted]
     row_groups = [RowGroup(i, g, n) for i, rows in enumerate(groups) for g, n in enumerate(rows)]
-    return Split(path, ours, files, tuple(row_groups), num_rows)
+    if num_rows != sum(file_rows):
+        counted = f"{num_rows} rows where its files have {sum(file_rows)}"
+        raise UserError(f"{path}/{_SUCCESS}: it counts {counted}; prepare again")
+    return Split(path, ours, files, tuple(row_groups), num_rows, tuple(digests))
 
 
-def _read_counts(path: Path) -> tuple[int, list[int]]:
-    """Rows of a split, in all and of each file."""
+def _read_counts(path: Path) -> tuple[int, list[int], list[str]]:
+    """Rows of a split, in all and of each file, and the digest of each file."""
     try:
-        counts = json.loads((path / "_SUCCESS").read_text())
-        return counts["rows"], counts["files"]
+        counts = json.loads((path / _SUCCESS).read_text())
+        return counts["rows"], counts["files"], counts.get("digests", [""] * len(counts["files"]))
     except FileNotFoundError:
         problem = "no _SUCCESS file, so the split is not complete"
         raise UserError(f"{path}: {problem}; prepare again") from None
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}/_SUCCESS: not readable; prepare again") from None
+        raise UserError(f"{path}/{_SUCCESS}: not readable; prepare again") from None
 
 
-def _check_shard(file: Path, rows: int, schema: Schema) -> list[int]:
+def _check_shard(file: Path, rows: int, digest: str, schema: Schema) -> list[int]:
     """Checks that a file is whole and of the schema; returns the rows of its row groups."""
     try:
         metadata = pq.read_metadata(file)
+    except FileNotFoundError:
+        raise UserError(f"{file}: not there any more; {ANEW}") from None
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{file}: not a complete Parquet file ({error}); prepare again") from None
     found = (metadata.metadata or {}).get(FINGERPRINT, b"none").decode()
@@ -236,6 +323,8 @@ def _check_shard(file: Path, rows: int, schema: Schema) -> list[int]:
             f"{file}: its schema has the fingerprint {found}, but schema.json "
             f"{schema.fingerprint()}; shards of different schemas cannot be mixed, prepare again"
         )
+    if digest_in(metadata) != digest:
+        raise UserError(f"{file}: not the file that {_SUCCESS} counts; {ANEW}")
     if metadata.num_rows != rows:
         counted = f"{metadata.num_rows} rows where _SUCCESS counts {rows}"
         raise UserError(f"{file}: {counted}; prepare again")

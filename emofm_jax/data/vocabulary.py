@@ -97,21 +97,30 @@ class Vocabulary:
         return (self.values.slice(start, _MERGE_ROWS) for start in starts)
 
 
-def load(directory: Path, slot: str) -> Vocabulary:
+def load(directory: Path, slot: str, digest: str = "") -> Vocabulary:
     """Reads the vocabulary that `save` wrote.
 
+    Args:
+      directory: of the shards, or of a run.
+      slot: that owns the table rows.
+      digest: that the vocabulary must have; empty if that is not known.
+
     Raises:
-      UserError: the file is missing or damaged.
+      UserError: the file is missing or damaged, or of another preparation.
     """
     path = _path(directory, slot)
     try:
         table = pq.ParquetFile(path).read()
-        return Vocabulary(table["value"].combine_chunks(), table["count"].combine_chunks())
+        found = Vocabulary(table["value"].combine_chunks(), table["count"].combine_chunks())
     except FileNotFoundError:
         problem = f"the vocabulary of slot {slot!r} is missing"
         raise UserError(f"{path}: {problem}; prepare the data again") from None
     except (pa.ArrowException, OSError, KeyError) as error:
         raise UserError(f"{path}: it cannot be read ({error}); prepare the data again") from None
+    if digest and found.digest() != digest:
+        what = f"its values have the digest {found.digest()}, those of the schema {digest}"
+        raise UserError(f"{path}: {what}; use the files of one preparation, or start again")
+    return found
 
 
 class Counter:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from emofm_jax.data import batches, files
+from emofm_jax.data import batches, files, shards
 from emofm_jax.data import features as features_lib
 from emofm_jax.data.raw_rows import RawRows
 from emofm_jax.data.schema import Schema
@@ -76,10 +76,14 @@ def predict_split(parts: Parts, state: TrainState, split: Split, batch_size: int
     """Scores every row of a split, `batch_size` rows over all devices at a time.
 
     Raises:
-      UserError: a score is not finite.
+      UserError: a score is not finite; fewer or more rows than were counted.
     """
     source = batches.read(split, batch_size, num_devices=len(parts.devices))
-    return _predict(parts, state, source, split.schema, str(split.path), split.num_rows)
+    found = _predict(parts, state, source, split.schema, str(split.path), split.num_rows)
+    if (read := len(found.label)) != split.num_rows:
+        counted = f"{read} rows were read where _SUCCESS counts {split.num_rows}"
+        raise UserError(f"{split.path}: {counted}; prepare again")
+    return found
 
 
 def _predict(
@@ -185,8 +189,13 @@ def read_truth(split: Split) -> dict[str, np.ndarray] | None:
     """p f64[n], p_type and p_given_type f64[n, T], the truth of a synthetic split; else None."""
     path = split.path / "truth.parquet"
     if not path.exists():
-        return None
-    table = pq.read_table(path)
+        split.check()
+        if not path.exists():  # not even now, that the data are known to be in their place
+            return None
+    with pq.ParquetFile(path) as file:
+        digest, table = shards.digest_in(file.metadata), file.read()
+    if digest != split.digest:
+        raise UserError(f"{path}: not of the rows that were scored; {shards.ANEW}")
     if table.num_rows != split.num_rows:
         raise UserError(
             f"{path}: {table.num_rows} rows where the split has {split.num_rows}; prepare again"

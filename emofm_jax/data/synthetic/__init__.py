@@ -62,7 +62,7 @@ def write(
     tally, done = counts_lib.Tally(schema), 0
     for split in shards.SPLITS:
         writer = shards.Writer(directory, split, schema)
-        with writer, _TruthWriter(writer.path, split, dials) as truth:
+        with _TruthWriter(writer, split, dials) as truth, writer:
             for chunk, rows in enumerate(truth_lib.make_rows(world, split)):
                 ids = {**rows.ids, **_noise(schema, dials, split, chunk, len(rows.label))}
                 table = _table(rows, ids, schema, hashes)
@@ -159,16 +159,21 @@ def _table(rows: Rows, ids: Ids, schema: Schema, hashes: dict[str, np.ndarray]) 
 
 
 class _TruthWriter:
-    """Writes `truth.parquet` beside the shards of valid and test; of train, nothing."""
+    """Writes `truth.parquet` beside the shards of valid and test; of train, nothing.
 
-    def __init__(self, path: Path, split: str, dials: Dials):
+    It is closed after the shards, whose digest it holds.
+    """
+
+    def __init__(self, shards_writer: shards.Writer, split: str, dials: Dials):
+        self.shards_writer = shards_writer
         fields = [("p", pa.float64())]
         if dials.num_types:
             fields += [("p_given_type", pa.list_(pa.float64())), ("p_type", pa.list_(pa.float64()))]
         self.schema = pa.schema(fields)
         self.file = None
         if split != "train":
-            self.file = pq.ParquetWriter(path / "truth.parquet", self.schema, compression="zstd")
+            path = shards_writer.path / "truth.parquet"
+            self.file = pq.ParquetWriter(path, self.schema, compression="zstd")
 
     def write(self, rows: Rows) -> None:
         if self.file is not None:
@@ -184,4 +189,6 @@ class _TruthWriter:
 
     def __exit__(self, error_type, error, traceback) -> None:
         if self.file is not None:
+            digest = shards.digest_of(self.shards_writer.digests)
+            self.file.add_key_value_metadata({shards.DIGEST: digest.encode()})
             self.file.close()
