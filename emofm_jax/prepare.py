@@ -8,7 +8,7 @@ saw, and the share of the most frequent one. docs/data.md explains the formats, 
 csv to a trained model.
 
 Nothing half-written is left behind: everything is made in a `.partial` directory beside and moved
-at the end.
+at the end. A program that reads the old shards meanwhile ends with a line that says so.
 """
 
 import sys

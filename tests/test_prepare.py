@@ -352,8 +352,35 @@ def test_an_interrupt_leaves_what_was_there(shop, tmp_path, monkeypatch):
 
 def test_what_a_kill_left_is_no_hindrance(shop, tmp_path):
     assert shop() == 0
-    for name in ("out.old", "out.partial"):
-        (tmp_path / name / "train").mkdir(parents=True)
+    for name in ("new/train", "old", "train"):
+        (tmp_path / "out.partial" / name).mkdir(parents=True)
+    assert shop() == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "raw", "shop.py"]
+
+
+def test_a_kill_between_the_two_moves_loses_nothing(shop, tmp_path):
+    assert shop() == 0
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out").rename(tmp_path / "out.partial" / "old")
+    assert shop("--config.prepare.source=nowhere") == 2
+    assert shards.open_split(tmp_path / "out", "train").num_rows == 300
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "raw", "shop.py"]
+
+
+def test_two_programs_do_not_prepare_in_one_place(shop, tmp_path, capsys, monkeypatch):
+    """The second begins while the first encodes, and a third after both."""
+    add, codes = counts_lib.Tally.add, []
+
+    def slow(self, *args):
+        monkeypatch.setattr(counts_lib.Tally, "add", add)
+        codes.append(shop())
+        return add(self, *args)
+
+    monkeypatch.setattr(counts_lib.Tally, "add", slow)
+    assert shop() == 0 and codes == [2]
+    error = capsys.readouterr().err
+    assert "out: another program prepares there now; wait for it" in error
+    assert error.count("\n") == 1 and shards.open_split(tmp_path / "out", "train").num_rows == 300
     assert shop() == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "raw", "shop.py"]
 

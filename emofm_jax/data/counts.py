@@ -166,9 +166,8 @@ class Tally:
         report = Report(slots, splits)
         files.write_json(Path(directory) / "prepare.json", report.to_json())
         rows, clicks = (tuple(counts) for counts in self._types["train"].tolist())
-        found = {"rows_per_type": rows, "clicks_per_type": clicks}
-        found["digests"] = shards.digests(directory)
-        dataclasses.replace(self._schema, **found).save(directory)
+        schema = dataclasses.replace(self._schema, rows_per_type=rows, clicks_per_type=clicks)
+        dataclasses.replace(schema, digests=shards.digests(directory)).save(directory)
         return report
 
     def _with_notes(self, name: str, counts: SlotCounts) -> SlotCounts:

@@ -3,12 +3,15 @@
     count    vocabularies, means and largest buckets, over the training rows, if a slot needs them
     encode   every row -> Parquet shards, schema.json, prepare.json
 
-Nothing half-written is left behind: everything is made in a `.partial` directory beside the shards
-and moved at the end.
+Nothing half-written is left behind: everything is made in `<dir>.partial/new` and moved at the end.
+That directory is locked meanwhile, so that two programs never prepare in the same place. Who reads
+the old shards is told at the next read (`shards`).
 """
 
+import contextlib
 import dataclasses
 import functools
+import os
 import shutil
 import sys
 from collections import deque
@@ -25,6 +28,7 @@ from tqdm import tqdm
 
 from emofm_jax.data import counts as counts_lib
 from emofm_jax.data import encode, formats, shards, synthetic, values, vocabulary
+from emofm_jax.data import files as files_lib
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.formats import cti, tabular
 from emofm_jax.data.formats.lines import Chunk
@@ -48,31 +52,86 @@ def prepare(config: ConfigDict, progress: bool = True) -> counts_lib.Report:
 
     Returns:
       The report, which is also saved as `prepare.json`.
+
     Raises:
-      UserError: bad raw data or options. The directory is then as it was before.
+      UserError: bad raw data or options, another program that prepares there. The directory is then
+        as it was before.
     """
-    where, target = "config.data.dir", Path(config.data.dir)
+    target = _target(config)
+    with _alone(target) as partial:
+        return _prepare(config, target, partial, progress)
+
+
+def prepare_missing(config: ConfigDict) -> None:
+    """Does what `prepare` does, unless there are shards by now."""
+    target = _target(config)
+    with _alone(target) as partial:
+        if not (target / "schema.json").exists():
+            _prepare(config, target, partial, progress=True)
+
+
+def _target(config: ConfigDict) -> Path:
     if not config.data.dir:
         remedy = "name the directory that the shards shall be written to"
-        raise UserError(f"{where}: it is empty; {remedy}")
-    _check_replaceable(target)
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        problem = f"{target} cannot be written ({error.strerror})"
-        raise UserError(f"{where}: {problem}; name another") from None
+        raise UserError(f"config.data.dir: it is empty; {remedy}")
+    return Path(config.data.dir)
 
-    recipe = config.prepare.to_dict()
+
+def _prepare(config: ConfigDict, target: Path, partial: Path, progress: bool) -> counts_lib.Report:
+    _check_replaceable(target)
+    recipe, new = config.prepare.to_dict(), partial / "new"
     write = synthetic.write if recipe["format"] == "synthetic" else _write
-    try:
-        report = write(recipe, partial, config.name, progress and sys.stderr.isatty())
-        _replace(target, partial)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    new.mkdir()
+    report = write(recipe, new, config.name, progress and sys.stderr.isatty())
+    if target.exists():
+        target.rename(partial / "old")
+    new.rename(target)
     return report
+
+
+@contextlib.contextmanager
+def _alone(target: Path) -> Iterator[Path]:
+    """Makes the empty directory `.partial`, of this program alone, and removes it at the end.
+
+    Raises:
+      UserError: another program prepares there, or it cannot be written.
+    """
+    where, partial = f"config.data.dir: {target}", Path(f"{target.absolute()}.partial")
+    try:
+        descriptor = _locked(partial)
+    except BlockingIOError:
+        problem = "another program prepares there now"
+        raise UserError(f"{where}: {problem}; wait for it, or name another directory") from None
+    except OSError as error:
+        raise UserError(f"{where} cannot be written ({error.strerror}); name another") from None
+    try:
+        new, old = partial / "new", partial / "old"
+        if old.exists() and not target.exists():  # killed between the two moves
+            old.rename(target)
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _locked(partial: Path) -> int:
+    """Makes a directory; returns a descriptor that holds its lock."""
+    while True:
+        partial.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(partial, os.O_RDONLY)
+        except FileNotFoundError:  # removed by the program before
+            continue
+        try:
+            files_lib.lock(descriptor)
+            if files_lib.is_at(descriptor, partial):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,13 +348,3 @@ def _check_replaceable(target: Path) -> None:
         strange = sorted(found - _WRITTEN)[:1] or ["no schema.json"]
         problem = f"{target} is not a directory of shards ({strange[0]}), and is not replaced"
         raise UserError(f"config.data.dir: {problem}; name another, or remove it")
-
-
-def _replace(target: Path, partial: Path) -> None:
-    """Puts the new directory in the place of the old one."""
-    old = target.with_name(target.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    partial.rename(target)
-    shutil.rmtree(old, ignore_errors=True)

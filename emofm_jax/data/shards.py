@@ -177,7 +177,7 @@ def digests(directory: Path) -> dict[str, str]:
 def _add(digest: xxhash.xxh3_64, column: pa.Array) -> None:
     """Adds the values of a column, whatever their offset and whatever lies under nulls."""
     if column.null_count:
-        digest.update(np.packbits(column.is_valid().to_numpy(zero_copy_only=False)))
+        digest.update(np.packbits(column.is_valid().to_numpy(zero_copy_only=False)).tobytes())
     if pa.types.is_struct(column.type):
         for child in column.flatten():
             _add(digest, child)

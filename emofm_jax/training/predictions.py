@@ -192,8 +192,11 @@ def read_truth(split: Split) -> dict[str, np.ndarray] | None:
         split.check()
         if not path.exists():  # not even now, that the data are known to be in their place
             return None
-    with pq.ParquetFile(path) as file:
-        digest, table = shards.digest_in(file.metadata), file.read()
+    try:
+        with pq.ParquetFile(path) as file:
+            digest, table = shards.digest_in(file.metadata), file.read()
+    except FileNotFoundError:
+        raise UserError(f"{path}: not there any more; {shards.ANEW}") from None
     if digest != split.digest:
         raise UserError(f"{path}: not of the rows that were scored; {shards.ANEW}")
     if table.num_rows != split.num_rows:

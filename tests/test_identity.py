@@ -1,0 +1,207 @@
+"""One run, one data set: shards know which preparation they are of, and nobody mixes two."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from emofm_jax import config as config_lib
+from emofm_jax.data import batches, encode, preparation, shards
+from emofm_jax.data import schema as schema_lib
+from emofm_jax.data.schema import Schema, Slot
+from emofm_jax.errors import UserError
+from emofm_jax.training import predictions
+
+pytestmark = pytest.mark.fast
+
+SCHEMA = Schema(
+    "test",
+    (
+        Slot("user", "user", encoding="hash", rows=100),
+        Slot("tags", "item", kind="multi", encoding="hash", rows=100, max_length=3),
+        Slot("price", "item", kind="numeric", rows=2),
+    ),
+    types=("a", "b"),
+    row_id="string",
+)
+ROWS = {
+    "user": [1, 2, 3, 4],
+    "tags": [[1, 2], [], [3], None],
+    "price": [0.5, None, 1.0, 2.0],
+    "label": [0, 1, 0, 1],
+    "ftype": [0, None, 1, 0],
+    "row_id": ["a", "bc", None, "d"],
+}
+OTHERS = {  # a value more, less or elsewhere: every one is another digest
+    "user": [1, 2, 3, 5],
+    "tags": [[1], [2], [3], None],
+    "price": [0.5, 0.0, 1.0, 2.0],
+    "label": [0, 1, 1, 1],
+    "ftype": [0, 0, 1, None],
+    "row_id": ["ab", "c", None, "d"],
+}
+
+
+def table(rows):
+    return pa.table(rows, schema=shards.arrow_schema(SCHEMA).remove_metadata())
+
+
+def write(directory, *tables, split="train"):
+    with shards.Writer(directory, split, SCHEMA) as writer:
+        for part in tables:
+            writer.write(part)
+    SCHEMA.save(directory)
+    return shards.open_split(directory, split)
+
+
+def test_a_digest_is_of_the_values_however_they_lie_in_memory(tmp_path):
+    whole = table(ROWS)
+    same = write(tmp_path / "a", whole).digest
+    assert (
+        len(same) == 16 and write(tmp_path / "b", whole[:1], whole[1:3], whole[3:]).digest == same
+    )
+    shifted = pa.concat_tables([whole, whole]).combine_chunks()[2:6]
+    halves = write(tmp_path / "c", whole[2:], whole[:2]).digest
+    assert write(tmp_path / "d", shifted).digest == halves != same
+
+    # What lies under a null is nobody's value.
+    under = pa.array(
+        np.array([0.5, 7, 1, 2], np.float32), mask=np.array([False, True, False, False])
+    )
+    place = whole.column_names.index("price")
+    assert write(tmp_path / "e", whole.set_column(place, "price", under)).digest == same
+
+
+@pytest.mark.parametrize("column", ROWS)
+def test_any_other_value_is_another_digest(tmp_path, column):
+    one, other = (
+        write(tmp_path / "a", table(ROWS)),
+        write(tmp_path / "b", table(ROWS | {column: OTHERS[column]})),
+    )
+    assert one.digest != other.digest and one.schema.fingerprint() == other.schema.fingerprint()
+
+
+def test_rows_are_read_of_the_files_that_were_opened_or_not_at_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "ROW_GROUP_ROWS", 2)
+    whole = table(ROWS)
+    split = write(tmp_path / "data", whole)
+    write(tmp_path / "same", whole)
+    write(tmp_path / "other", table(ROWS | {"label": [1, 1, 1, 1]}))
+    source = batches.read(split, 2, window_rows=2)
+    next(source)
+    put(tmp_path / "same", tmp_path / "data")
+    assert split.read_row_group(1, ["label"])["label"].to_pylist() == [0, 1]
+    split.check()
+
+    put(tmp_path / "other", tmp_path / "data")
+    for read in (lambda: split.read_row_group(1, None), split.check):
+        with pytest.raises(UserError, match="prepared anew, or moved, while this program reads"):
+            read()
+    shutil.rmtree(tmp_path / "data")
+    for read in (lambda: split.read_row_group(1, None), split.check):
+        with pytest.raises(UserError, match="prepared anew, or moved, while this program reads"):
+            read()
+
+
+def put(source, target):
+    shutil.rmtree(target)
+    shutil.copytree(source, target)
+
+
+def test_data_of_release_0_1_are_read_until_they_are_prepared_anew(tmp_path):
+    new = write(tmp_path / "new", table(ROWS))
+    write(tmp_path / "old", table(ROWS))
+    path = tmp_path / "old" / "train"
+    pq.write_table(table(ROWS).cast(shards.arrow_schema(SCHEMA)), path / "part-00000.parquet")
+    counts = json.loads((path / "_SUCCESS").read_text())
+    del counts["digests"]
+    (path / "_SUCCESS").write_text(json.dumps(counts))
+    split = shards.open_split(tmp_path / "old", "train")
+    assert split.digest == "" and split.read_row_group(0, None).num_rows == 4
+
+    put(tmp_path / "new", tmp_path / "old")
+    with pytest.raises(UserError, match="another file than before"):
+        split.read_row_group(0, None)
+    assert shards.open_split(tmp_path / "old", "train").digest == new.digest
+
+
+def test_a_split_of_another_preparation_is_not_opened(tmp_path):
+    write(tmp_path / "data", table(ROWS))
+    digests = {"train": "0" * 16}
+    dataclasses.replace(SCHEMA, digests=digests).save(tmp_path / "data")
+    with pytest.raises(UserError, match="data/train: not of the preparation of its schema.json"):
+        shards.open_split(tmp_path / "data", "train")
+
+    SCHEMA.save(tmp_path / "data")
+    other = write(tmp_path / "other", table(ROWS | {"user": OTHERS["user"]}))
+    shutil.copy(other.files[0], tmp_path / "data" / "train")
+    with pytest.raises(UserError, match="part-00000.parquet: not the file that _SUCCESS counts"):
+        shards.open_split(tmp_path / "data", "train")
+
+
+def make(directory, seed=0, rows=50, encoding="vocabulary"):
+    """Prepares a csv whose values are drawn by a seed."""
+    directory.mkdir(exist_ok=True)
+    rng = np.random.default_rng(seed)
+    drawn = [f"{rng.integers(2)},u{rng.integers(9)},{i}\n" for i in range(rows)]
+    (directory / "rows.csv").write_text("label,user,note\n" + "".join(drawn))
+    c = config_lib.default()
+    c.prepare.source, c.prepare.split = str(directory / "rows.csv"), "share"
+    c.prepare.groups, c.prepare.ignore = (("user", ("user",)),), ("note",)
+    c.prepare.slots = {
+        "user": {"encoding": encoding} | ({"rows": 50} if encoding == "hash" else {})
+    }
+    c.data.dir = str(directory / "data")
+    preparation.prepare(c)
+    return schema_lib.load(directory / "data")
+
+
+def test_the_identity_of_a_preparation_is_that_of_its_rows(tmp_path):
+    one = make(tmp_path / "a", encoding="hash")
+    assert set(one.digests) == {"train", "valid", "test"} and len(one.identity) == 16
+    assert make(tmp_path / "b", encoding="hash").identity == one.identity
+    other = make(tmp_path / "c", seed=1, encoding="hash")
+    assert other.fingerprint() == one.fingerprint() and other.identity != one.identity
+    assert schema_lib.other_rows(one, one) == "" and other.identity in schema_lib.other_rows(
+        one, other
+    )
+    assert "digests" not in schema_lib.difference(one, other)
+
+    old, counts = dataclasses.replace(one, digests={}), {"rows_per_type": (1,)}
+    assert schema_lib.other_rows(old, one) == "" and old.fingerprint() == one.fingerprint()
+    assert "rows_per_type" in schema_lib.other_rows(dataclasses.replace(old, **counts), one)
+
+
+def test_a_vocabulary_of_another_preparation_is_not_taken(tmp_path):
+    schema = make(tmp_path / "a")
+    assert encode.load_vocabularies(schema, tmp_path / "a" / "data")["user"].rows == 10
+    make(tmp_path / "b", seed=1)
+    put(tmp_path / "b/data/vocabulary", tmp_path / "a/data/vocabulary")
+    with pytest.raises(UserError, match=r"user.parquet: its values have the digest .* start again"):
+        encode.load_vocabularies(schema, tmp_path / "a" / "data")
+
+
+def test_the_truth_is_of_the_rows(tmp_path):
+    for seed in (0, 1):
+        c = config_lib.default()
+        c.prepare.format, c.data.dir = "synthetic", str(tmp_path / f"{seed}")
+        c.prepare.synthetic.rows, c.prepare.synthetic.seed = (300, 100, 100), seed
+        preparation.prepare(c)
+    split = shards.open_split(tmp_path / "0", "test")
+    truth = predictions.read_truth(split)
+    assert truth is not None and len(truth["p"]) == 100
+
+    path = tmp_path / "0" / "test" / "truth.parquet"
+    shutil.copy(tmp_path / "1" / "test" / "truth.parquet", path)
+    with pytest.raises(UserError, match="truth.parquet: not of the rows that were scored"):
+        predictions.read_truth(split)
+    path.unlink()
+    assert predictions.read_truth(split) is None
+    put(tmp_path / "1" / "test", tmp_path / "0" / "test")
+    path.unlink()
+    with pytest.raises(UserError, match="test: not as it was when it was opened"):
+        predictions.read_truth(split)
