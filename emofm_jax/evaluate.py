@@ -10,6 +10,8 @@ Uses the best checkpoint if the run had a monitor, else the last. Writes predict
 (row, label, ftype, weight, gauc_key, logit, p, p_type, p_given_type, as far as there are such) and
 predictions/SPLIT.json (the metrics) into the workdir. Of other data, --data=DIR, they are
 SPLIT@NAME.parquet and .json, NAME being the last part of DIR: reports read those of the run's own.
+The run's own data are those that it was trained on, prepared as they were then: seen from here, or
+else from a directory above the run.
 
 --input=FILE, a directory, or several with commas, are raw rows with labels, of the format and with
 the columns that the run's data were prepared from; other columns are passed over. They go through
@@ -21,10 +23,10 @@ input@NAME.rejected.parquet says why (row, reason).
 worst calibrated first. Of raw rows it may be any column of theirs, of shards a slot or ftype.
 --by_values says how many values are shown; the others are one line.
 
---calibrate fits p = f(logit) on the validation split of the run's data, by logistic (platt) or
-isotonic regression, stores it in calibration.json for the scorer and shows PCOC, expected
-calibration error and log-loss of the rows before and after. The predictions stay as the model gives
-them. --importance shows what AUC and log-loss lose when a slot's values are permuted over a sample
+--calibrate fits p = f(logit) on the validation split of --data, if that has one, or else of the
+run's own data, by logistic (platt) or isotonic regression, stores it in calibration.json for the
+scorer and shows PCOC, expected calibration error and log-loss of the rows before and after. The
+predictions stay as the model gives them. --importance shows what AUC and log-loss lose when a slot's values are permuted over a sample
 of SPLIT's rows, and writes predictions/SPLIT.importance.json and .svg.
 """
 
@@ -37,7 +39,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import flags as absl_flags
-from ml_collections import ConfigDict
 
 from emofm_jax import cli
 from emofm_jax import config as config_lib
@@ -49,14 +50,24 @@ from emofm_jax.evaluation import by_value, calibration, summary
 from emofm_jax.evaluation.split_report import SplitReport
 from emofm_jax.reports import plots
 from emofm_jax.scoring import importance as importance_lib
+from emofm_jax.training import workdir as workdir_lib
+from emofm_jax.training.run_data import RunData
 
 
 def _main(flags: absl_flags.FlagValues) -> None:
     _check(flags)
-    workdir, by = Path(flags.workdir), flags.by.split(",") if flags["by"].present else []
+    workdir = Path(flags.workdir)
+    config_lib.load(workdir)  # before a directory that holds no run is locked
+    with workdir_lib.together(workdir):
+        _evaluate(flags, workdir)
+
+
+def _evaluate(flags: absl_flags.FlagValues, workdir: Path) -> None:
+    by = flags.by.split(",") if flags["by"].present else []
     config, schema = config_lib.load(workdir), schema_lib.load(workdir)
-    rows = _open(flags, config, schema, by)
-    valid = shards.open_split(config.data.dir, "valid", schema) if flags.calibrate else None
+    data = RunData(workdir, config, schema)
+    rows = _open(flags, data, by)
+    valid = data.open_valid(flags.data) if flags.calibrate else None
     from emofm_jax.training import build  # after the cheap checks
     from emofm_jax.training import predictions as predictions_lib
 
@@ -64,8 +75,8 @@ def _main(flags: absl_flags.FlagValues) -> None:
     state, progress = build.restore_kept(config, workdir, parts)
     score = lambda rows: predictions_lib.score(config, rows, parts, state)
     predictions, report = score(rows)
-    stem, data = _named(rows, config)
-    report = dataclasses.replace(report, data=data)
+    stem, place = _named(rows, data)
+    report = dataclasses.replace(report, data=place)
     if by or isinstance(rows, RawRows):
         tables = _by_value(rows, by, predictions, workdir, flags.by_values)
         report = dataclasses.replace(report, by=tables, step=progress.step)
@@ -83,6 +94,8 @@ def _main(flags: absl_flags.FlagValues) -> None:
         same = isinstance(rows, shards.Split) and rows.path == valid.path
         on = predictions if same else score(valid)[0]
         fitted, fit = _calibrate(flags.calibrate, on, predictions, report, stem)
+        if not data.is_own(valid):
+            fit["data"] = str(valid.path)
         report = dataclasses.replace(report, calibration_fit=fit)
         written.append(calibration.save(workdir, fitted, progress.step, fit))
 
@@ -107,27 +120,24 @@ def _print(report: SplitReport, title: str) -> None:
         print(f"\n{summary.calibration(report.calibration_fit, title)}")
 
 
-def _open(
-    flags: absl_flags.FlagValues, config: ConfigDict, schema: schema_lib.Schema, by: list[str]
-) -> shards.Split | RawRows:
+def _open(flags: absl_flags.FlagValues, data: RunData, by: list[str]) -> shards.Split | RawRows:
     """The rows that are to be evaluated, checked as far as that is cheap."""
     if flags.input:
         # The path of one may have commas.
         one = Path(flags.input).exists()
         paths = [Path(name) for name in ([flags.input] if one else flags.input.split(","))]
-        return RawRows(schema, Path(flags.workdir), paths, by)
-    groups.check(schema, by, of_shards=True)
-    return shards.open_split(flags.data or config.data.dir, flags.split, schema)
+        return RawRows(data.schema, data.workdir, paths, by)
+    groups.check(data.schema, by, of_shards=True)
+    return data.open(flags.split, flags.data)
 
 
-def _named(rows: shards.Split | RawRows, config: ConfigDict) -> tuple[str, str]:
+def _named(rows: shards.Split | RawRows, data: RunData) -> tuple[str, str]:
     """What the files of the rows are called, and where the rows are, if not in the run's data."""
     if isinstance(rows, RawRows):
         return rows.stem, rows.name
-    data = rows.path.parent.resolve()
-    if data == Path(config.data.dir).resolve():
+    if data.is_own(rows):
         return rows.path.name, ""
-    return f"{rows.path.name}@{data.name}", str(rows.path)
+    return f"{rows.path.name}@{rows.path.parent.resolve().name}", str(rows.path)
 
 
 def _by_value(
@@ -163,7 +173,7 @@ def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
     string("by", "", "Columns, with commas, for each of whose values to show the metrics.")
     integer("by_values", by_value.MOST, "Values of a column that --by shows, the others in a line.")
     methods = " or ".join(calibration.METHODS)
-    string("calibrate", "", f"Fit a calibration on the validation split: {methods}.")
+    string("calibrate", "", f"Fit a calibration on the validation split of the data: {methods}.")
 
     importance = "Importance of each slot, by permutation."
     absl_flags.DEFINE_bool("importance", False, importance, flag_values=flags)

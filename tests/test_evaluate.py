@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import anew
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,16 +13,18 @@ import pytest
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from emofm_jax import evaluate, train
+from emofm_jax import evaluate, predict, train
 from emofm_jax.data import schema, shards
+from emofm_jax.errors import UserError
 from emofm_jax.evaluation import calibration, metrics
+from emofm_jax.training import workdir as workdir_lib
 
 TINY = Path(__file__).parent / "tiny.py"
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A directory with shards (`data`), the same with a validation split without clicks (`dull`), and a run of each."""
+    """A directory with shards (`data`), the same with a validation split without clicks (`dull`), and a run."""
     home = tmp_path_factory.mktemp("home")
     before = os.getcwd()
     os.chdir(home)
@@ -29,16 +32,12 @@ def home(tmp_path_factory):
     flags = [f"--config={TINY}:wm", "--config.train.epochs=8"]
     assert train.main(["train", *flags, "--workdir=run"]) == 0
     shutil.copytree("data", "dull")
-    split = shards.open_split("dull", "valid")
-    for file in split.files:
-        table = pq.read_table(file)
+
+    def without_clicks(table):
         place = table.column_names.index("label")
-        table = table.set_column(place, "label", pa.array(np.zeros(table.num_rows, np.int8)))
-        pq.write_table(table, file)
-    shutil.copytree("run", "run_dull")
-    config = json.loads(Path("run/config.json").read_text())
-    config["data"]["dir"] = "dull"
-    Path("run_dull/config.json").write_text(json.dumps(config))
+        return table.set_column(place, "label", pa.array(np.zeros(table.num_rows, np.int8)))
+
+    anew.rewrite("dull", "valid", without_clicks)
     yield home
     os.chdir(before)
 
@@ -182,7 +181,7 @@ def test_the_share_of_unknown_values_is_that_of_the_shards(home, capsys):
         (["--calibrate=beta"], "--calibrate: 'beta' is not known; choose one of platt, isotonic"),
         (["--calibrate="], "--calibrate: '' is not known; choose one of platt, isotonic"),
         (
-            ["--workdir=run_dull", "--calibrate=platt"],
+            ["--data=dull", "--calibrate=platt"],
             "each of the 1,000 rows is no click; fit on rows of both classes",
         ),
         (["--importance", "--importance_rows=0"], "--importance_rows=0: it must be at least 1"),
@@ -201,9 +200,9 @@ def test_mistakes_are_one_line_and_leave_no_file(home, capsys, flags, message):
 
 
 def test_importance_where_no_row_is_a_click(home, capsys):
-    assert run("--workdir=run_dull", "--split=valid", "--importance") == 2
+    assert run("--data=dull", "--split=valid", "--importance") == 2
     assert "--importance: the 1,000 rows have one class" in capsys.readouterr().err
-    assert not (home / "run_dull/predictions/valid.json").exists(), "nothing is written"
+    assert not (home / "run/predictions/valid@dull.json").exists(), "nothing is written"
 
 
 def test_other_data_leave_the_runs_own_predictions_alone(home, capsys):
@@ -216,3 +215,76 @@ def test_other_data_leave_the_runs_own_predictions_alone(home, capsys):
     assert (home / "run/predictions/test.parquet").read_bytes() == own
     assert run("--data=./data") == 0
     assert "written: run/predictions/test.parquet" in capsys.readouterr().out
+
+
+@pytest.fixture
+def copy(home, tmp_path, monkeypatch):
+    """A directory of its own with the run and its data; one starts in another beside them."""
+    for name in ("run", "data"):
+        shutil.copytree(name, tmp_path / name)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return tmp_path
+
+
+def test_data_of_a_relative_name_are_found_from_anywhere(copy, capsys):
+    flags = ["evaluate", "--workdir=../run", "--calibrate=platt"]
+    assert evaluate.main(flags) == 0
+    report = json.loads((copy / "run/predictions/test.json").read_text())
+    shutil.copytree(copy / "data", copy / "elsewhere/data")
+    anew.reverse(copy / "elsewhere/data")  # of that name, but another preparation
+    assert evaluate.main(flags) == 0
+    assert json.loads((copy / "run/predictions/test.json").read_text()) == report
+    assert "test@" not in capsys.readouterr().out
+
+    (copy / "data").rename(copy / "moved")
+    assert evaluate.main([*flags, "--data=../moved"]) == 0
+    other = json.loads((copy / "run/predictions/test@moved.json").read_text())
+    fit = other["calibration_fit"] | {"evaluated": "test"}
+    assert Path(other.pop("data")) == Path("../moved/test")
+    assert Path(fit.pop("data")) == Path("../moved/valid")
+    assert other | {"calibration_fit": fit} == report
+
+
+def test_a_validation_split_that_other_data_lack_is_the_runs_own(copy, capsys):
+    shutil.copytree(copy / "data", copy / "tomorrow", ignore=shutil.ignore_patterns("valid"))
+    assert evaluate.main(["e", "--workdir=../run", "--data=../tomorrow", "--calibrate=platt"]) == 0
+    assert "fitted on 1,000 rows of the valid split" in capsys.readouterr().out
+
+
+def test_data_that_were_prepared_anew_are_other_data(copy, capsys):
+    own = (copy / "run/predictions/test.parquet").read_bytes()
+    anew.reverse(copy / "data", "valid")
+    assert evaluate.main(["evaluate", "--workdir=../run"]) == 2
+    error = capsys.readouterr().err
+    assert "data: not the data of ../run: preparation " in error and error.count("\n") == 1
+    assert "prepare the run's data again, or name others by --data" in error
+    assert evaluate.main(["evaluate", "--workdir=../run", "--data=../data"]) == 0
+    assert (copy / "run/predictions/test@data.parquet").exists()
+    assert (copy / "run/predictions/test.parquet").read_bytes() == own
+
+    anew.reverse(copy / "data", "valid")
+    assert evaluate.main(["evaluate", "--workdir=../run"]) == 0
+    shutil.rmtree(copy / "data")
+    assert evaluate.main(["evaluate", "--workdir=../run"]) == 2
+    assert "data: no prepared data, seen from here or from above the run" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_other_data_is_not_taken(copy, capsys):
+    anew.reverse(copy / "data")
+    shutil.copy(copy / "data/schema.json", copy / "run")
+    for program in (["evaluate"], ["predict", "--input=../data/test", "--output=x.csv"]):
+        main = {"evaluate": evaluate.main, "predict": predict.main}[program[0]]
+        assert main([*program, "--workdir=../run"]) == 2
+        error = capsys.readouterr().err
+        assert "schema.json: not the schema that" in error and "(preparation " in error
+
+
+def test_no_evaluation_beside_a_training(copy, capsys):
+    with workdir_lib.alone(copy / "run"):
+        assert evaluate.main(["evaluate", "--workdir=../run"]) == 2
+    assert "../run: another program trains there now; wait" in capsys.readouterr().err
+    with workdir_lib.together(copy / "run"):
+        assert evaluate.main(["evaluate", "--workdir=../run"]) == 0
+        with pytest.raises(UserError, match="another program works there now"):
+            workdir_lib.alone(copy / "run").__enter__()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import anew
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
@@ -17,10 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
+from emofm_jax import config as config_lib
 from emofm_jax import evaluate, predict, prepare, train
 from emofm_jax.data import shards
+from emofm_jax.errors import UserError
 from emofm_jax.evaluation import metrics
 from emofm_jax.training import loop
+from emofm_jax.training import run as run_lib
 from emofm_jax.training import workdir as workdir_lib
 
 TINY = Path(__file__).parent / "tiny.py"
@@ -247,6 +251,52 @@ sys.exit(train.main(["train", *sys.argv[2:]]))
 """
 
 
+def test_a_run_goes_on_with_the_data_that_it_began_with(home, tmp_path, monkeypatch, capsys):
+    shutil.copytree(home / "data", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    assert train.main(arguments("run", "--config.train.max_steps=8")) == 0
+    anew.reverse("data")
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    for more in ([], ["--config.train.max_steps=8"]):  # one that goes on, one that is finished
+        capsys.readouterr()
+        assert train.main(arguments("run", *more)) == 2
+        error = capsys.readouterr().err
+        assert "run: its run is of other rows than data has now: preparation " in error
+        assert "prepare those again, or choose another --workdir" in error
+        assert error.count("\n") == 1
+    assert before == {path: path.read_bytes() for path in before}
+
+    anew.reverse("data")
+    assert train.main(arguments("run")) == 0
+    assert files(home / "run")[1] == files(Path("run"))[1]
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_data_that_change_under_a_run_end_it(home, tmp_path, monkeypatch, capsys, split):
+    shutil.copytree(home / "data", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    judged = loop.summary.verdict  # called in the first evaluation, when an epoch is done
+
+    def prepared_anew(*args):
+        anew.reverse("data", split)
+        return judged(*args)
+
+    monkeypatch.setattr(loop.summary, "verdict", prepared_anew)
+    assert train.main(arguments("run")) == 2
+    error = capsys.readouterr().err
+    assert f"data/{split}/part-00000.parquet: another file than before; the data were" in error
+    assert error.count("\n") == 1 and not Path("run/metrics.json").exists()
+
+
+def test_a_run_of_a_sweep_takes_no_other_preparation(home, monkeypatch, tmp_path):
+    config = config_lib.default()
+    config.prepare.format, config.data.dir = "synthetic", str(home / "data")
+    monkeypatch.setattr(run_lib, "_stale", lambda *_: [])
+    with pytest.raises(UserError, match="prepared anew, or moved, while this program reads"):
+        run_lib.run(config, tmp_path / "run", "0" * 16)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_finished_run_goes_on_when_it_is_given_more_steps(home, monkeypatch, capsys):
     assert train.main(arguments("longer", "--config.train.max_steps=20")) == 0
     assert json.loads((home / "longer/metrics.json").read_text())["train"]["steps"] == 20
@@ -296,7 +346,7 @@ def test_a_kill_before_the_first_step_is_no_obstacle(home, monkeypatch):
 def test_a_workdir_takes_one_program_at_a_time(home, capsys):
     with workdir_lib.alone(home / "run"):
         assert train.main(arguments("run")) == 2
-    assert "run: another program trains there now" in capsys.readouterr().err
+    assert "run: another program works there now" in capsys.readouterr().err
     assert train.main(arguments("run")) == 0
 
 
@@ -489,10 +539,12 @@ def test_broken_data_are_named(home, capsys, tmp_path):
     worst = table.set_column(
         0, table.column_names[0], pa.array(np.full(table.num_rows, 10**8, np.int32))
     )
-    pq.write_table(worst.cast(table.schema), shard)
+    digest = {shards.DIGEST: json.loads((data / "train" / "_SUCCESS").read_text())["digests"][0]}
+    keep = lambda names: table.schema.with_metadata({**names, **digest})
+    pq.write_table(worst.cast(keep(table.schema.metadata)), shard)
     assert "slot 'user_id' holds the id 100000000" in run()
     data = fresh()
-    other = table.replace_schema_metadata({b"emofm_jax.fingerprint": b"0" * 16})
+    other = table.cast(keep({b"emofm_jax.fingerprint": b"0" * 16}))
     pq.write_table(other, data / "train" / "part-00000.parquet")
     assert "shards of different schemas cannot be mixed" in run()
     shutil.rmtree(fresh() / "valid")

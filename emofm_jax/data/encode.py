@@ -40,8 +40,18 @@ _NUMERIC = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.t
 
 def load_vocabularies(schema: Schema, directory: Path) -> dict[str, Vocabulary]:
     """The vocabularies beside the shards of a schema, by the slot that owns the rows."""
-    counted = [slot for slot in schema.slots if slot.encoding == "vocabulary" and not slot.share]
+    counted = _counted(schema)
     return {s.name: vocabulary_lib.load(directory, s.name, s.digest) for s in counted}
+
+
+def copy_vocabularies(schema: Schema, source: Path, target: Path) -> None:
+    """Copies the vocabularies of a schema, one after another, when they are those of the schema."""
+    for slot in _counted(schema):
+        vocabulary_lib.load(source, slot.name, slot.digest).save(target, slot.name)
+
+
+def _counted(schema: Schema) -> list[Slot]:
+    return [slot for slot in schema.slots if slot.encoding == "vocabulary" and not slot.share]
 
 
 class Encoder:

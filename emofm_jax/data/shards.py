@@ -324,7 +324,8 @@ def _check_shard(file: Path, rows: int, digest: str, schema: Schema) -> list[int
             f"{schema.fingerprint()}; shards of different schemas cannot be mixed, prepare again"
         )
     if digest_in(metadata) != digest:
-        raise UserError(f"{file}: not the file that {_SUCCESS} counts; {ANEW}")
+        counted = f"its digest is {digest_in(metadata) or 'none'} where {_SUCCESS} has {digest}"
+        raise UserError(f"{file}: {counted}; prepare again, or start again if that is under way")
     if metadata.num_rows != rows:
         counted = f"{metadata.num_rows} rows where _SUCCESS counts {rows}"
         raise UserError(f"{file}: {counted}; prepare again")

@@ -33,7 +33,7 @@ from emofm_jax.evaluation import calibration, monitor
 from emofm_jax.models import build as model_lib
 from emofm_jax.nn import embedding
 from emofm_jax.scoring import artefact, attribution, compiled, ensemble
-from emofm_jax.training import checkpoint, compilation
+from emofm_jax.training import build, checkpoint, compilation
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # jax.jit and pmap ask what they are given for a hash
@@ -238,14 +238,7 @@ def _restore(directory: Path, step: int, module: nn.Module, schema: Schema) -> d
     params = {"embedding": table, "network": variables["params"]}
     like = {"params": params, "stats": variables.get("batch_stats", {})}
     restored = checkpoint.restore(directory, like, step=step, only=("params", "stats"))
-
-    trained_on, ours = restored.info.get("schema"), schema.fingerprint()
-    if trained_on and trained_on != ours:
-        raise UserError(
-            f"{directory.parent / 'schema.json'}: not the schema that "
-            f"{directory / f'step_{step}'} was trained on "
-            f"(fingerprint {ours} against {trained_on}); use the files of one run"
-        )
+    build.check_data(directory.parent, restored, schema)
     return restored.state["params"] | {"stats": restored.state["stats"]}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from emofm_jax import config as config_lib
+from emofm_jax.data import schema as schema_lib
 from emofm_jax.errors import UserError
 from emofm_jax.sweeping import processes, record
 from emofm_jax.sweeping import run as sweep_run
@@ -31,6 +32,7 @@ class Sweep:
       jobs: processes that train at a time.
       keep: checkpoints of runs that have ended stay.
       retry: runs that failed are tried again.
+      prepared: {data.dir: (identity of its preparation, who is of it)}, of all runs.
     """
 
     base: ConfigDict
@@ -39,6 +41,7 @@ class Sweep:
     jobs: int
     keep: bool
     retry: bool
+    prepared: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
 
     def runs_of(self, point: Point) -> list[Run]:
         """Returns the runs of a point, one a seed.
@@ -65,6 +68,9 @@ class Sweep:
           runs: those of a point beside each other, since they share what is compiled.
           results: gains all of them.
           lock: descriptor that holds the lock of the workdir.
+
+        Raises:
+          UserError: the data were prepared anew since runs of the sweep were trained.
         """
         todo, old = [], []
         for run in runs:
@@ -73,6 +79,8 @@ class Sweep:
                 todo.append(run)
                 continue
             old.append(result)
+            if result.ok:
+                self._check_prepared(run.config.data.dir, run.workdir)
             if result.ok and not self.keep:  # a kill may have left them
                 shutil.rmtree(run.workdir / "checkpoints", ignore_errors=True)
         results.add(old)
@@ -82,12 +90,31 @@ class Sweep:
             if error := impossible.get(run.config.data.dir):
                 results.end(sweep_run.end(run, error=error))
             else:
-                possible.append(run)
+                directory = run.config.data.dir
+                identity = self._check_prepared(directory, Path(directory))
+                possible.append(dataclasses.replace(run, identity=identity))
 
         groups = [list(group) for _, group in itertools.groupby(possible, lambda run: run.point)]
         with contextlib.closing(processes.execute_all(groups, self.jobs, lock)) as found:
             for result in found:
                 results.end(result)
+
+    def _check_prepared(self, data: str, place: Path) -> str:
+        """The identity of the preparation of `data` that a directory, or a run, is of.
+
+        Raises:
+          UserError: it is another than that of the runs before.
+        """
+        known = (place / "schema.json").exists()  # a run may have been moved away
+        identity = schema_lib.load(place).identity if known else ""
+        if not identity:
+            return ""
+        first, whose = self.prepared.setdefault(data, (identity, str(place)))
+        if identity != first:
+            both = f"of the preparation {identity} of {data}, but {whose} of {first}"
+            remedy = "prepare that again, delete what is of another, or choose another --workdir"
+            raise UserError(f"{place}: {both}; {remedy}")
+        return identity
 
 
 def make_data(runs: Sequence[Run]) -> dict[str, str]:

@@ -104,14 +104,30 @@ def restore(workdir: Path, parts: Parts, step: int | None = None) -> tuple[Train
     """The state of a checkpoint, by default the newest whole one.
 
     Raises:
-      UserError: no checkpoint, or none that is whole and of this model.
+      UserError: no checkpoint, or none that is whole and of this model and data.
     """
     like = jax.eval_shape(parts.init)
     found = checkpoint.restore(workdir / "checkpoints", without_scratch(like), step=step)
+    check_data(workdir, found, parts.schema)
     # The key is a copy: steps delete the arrays of the state they get.
     key = np.array(jax.random.key_data(parts.key))
     state = found.state.replace(owner=np.zeros(like.owner.shape, np.int32), key=key)
     return state_lib.put_state(state, parts.devices), Progress.from_json(found.info)
+
+
+def check_data(workdir: Path, found: checkpoint.Restored, schema: Schema) -> None:
+    """Raises UserError if a checkpoint was trained on other data than a schema names."""
+    for key, what, ours in (
+        ("schema", "fingerprint", schema.fingerprint()),
+        ("data", "preparation", schema.identity),
+    ):
+        theirs = found.info.get(key)
+        if theirs and ours and theirs != ours:
+            place = workdir / "checkpoints" / f"step_{found.step}"
+            raise UserError(
+                f"{workdir / 'schema.json'}: not the schema that {place} was trained on "
+                f"({what} {ours} against {theirs}); use the files of one run"
+            )
 
 
 def restore_or_init(workdir: Path, parts: Parts) -> tuple[TrainState, Progress]:

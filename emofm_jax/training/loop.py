@@ -84,7 +84,8 @@ def run(config: ConfigDict, workdir: Path, splits: dict[str, Split], parts: Part
     if not progress.is_done(train, last):
         if progress.step:
             print(f"{workdir}: goes on from step {progress.step:,} of {last:,}")
-        progress.finished, progress.schema = False, parts.schema.fingerprint()
+        progress.finished = False
+        progress.schema, progress.data = parts.schema.fingerprint(), parts.schema.identity
         (workdir / FILE).unlink(missing_ok=True)  # of a run that was to end earlier
         state = _train(of_run, state)
 
@@ -188,18 +189,20 @@ def _evaluate(run: _Run, state: TrainState, log: Log) -> tuple[TrainState, bool]
     auc, logloss = ("-" if x is None else f"{x:.6f}" for x in figures)
     tqdm.write(f"step {progress.step:,}: validation AUC {auc}, logloss {logloss}")
     if len(progress.evaluations) == 1:
-        tqdm.write(_verdict(config, report))
+        tqdm.write(_verdict(run, report))
 
     if progress.judge(report, config.train):
         return state, bool(config.train.monitor)
     return _lower_rates(run, state, log), False
 
 
-def _verdict(config: ConfigDict, report: SplitReport) -> str:
+def _verdict(run: _Run, report: SplitReport) -> str:
     """The line after the first evaluation."""
-    path = Path(config.data.dir) / "prepare.json"
-    prepared = json.loads(path.read_text()) if path.exists() else None
-    rates = {key: config.optim[key].learning_rate for key in SECTIONS}
+    split, prepared = run.splits["train"], None
+    with contextlib.suppress(FileNotFoundError):
+        prepared = json.loads((split.path.parent / "prepare.json").read_text())
+    split.check()  # what was read is of these data
+    rates = {key: run.config.optim[key].learning_rate for key in SECTIONS}
     return summary.verdict(report, prepared, rates)
 
 

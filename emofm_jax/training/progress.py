@@ -45,6 +45,7 @@ class Progress:
     seconds: float = 0.0  # of stepping, compilation apart
     waited: float = 0.0  # seconds of these that went by in waiting for input
     schema: str = ""  # fingerprint of the data; empty in checkpoints of before it was noted
+    data: str = ""  # identity of their preparation, as far as it is known
 
     def to_json(self) -> dict[str, Any]:
         """What a checkpoint holds as its info."""

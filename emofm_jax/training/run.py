@@ -25,19 +25,20 @@ def check(config: ConfigDict) -> None:
     build.check(config.model.to_dict())
 
 
-def run(config: ConfigDict, workdir: Path) -> RunReport:
+def run(config: ConfigDict, workdir: Path, identity: str = "") -> RunReport:
     """Trains in a workdir, from its last checkpoint if it has one, and says on stdout what it does.
 
     Args:
       config: validated and checked.
       workdir: of the run; made if missing.
+      identity: of the preparation that the data must be of; empty if any will do.
 
     Returns:
       The content of metrics.json.
 
     Raises:
-      UserError: no data, too little memory, a workdir that holds something else, a batch that does
-        not divide over the devices, a loss that is not finite.
+      UserError: no data, or other data than before; too little memory, a workdir that holds
+        something else, a batch that does not divide over the devices, a loss that is not finite.
       SystemExit: after SIGTERM or SIGINT, with the state saved.
     """
     from emofm_jax.training import build, loop, memory
@@ -49,6 +50,8 @@ def run(config: ConfigDict, workdir: Path) -> RunReport:
     _print_differences(config)
     splits = open_data(config)
     train = splits["train"]
+    if identity and train.schema.identity != identity:
+        raise UserError(f"{config.data.dir}: {shards.ANEW}")
 
     # What fails here leaves no workdir.
     parts = build.make_parts(config, train.schema, loop.num_steps(config, train.num_rows))
@@ -73,20 +76,31 @@ def open_data(config: ConfigDict) -> dict[str, shards.Split]:
                 "with this config first"
             )
         print(f"{directory}: no shards yet, making the synthetic data")
-        preparation.prepare(config)
+        preparation.prepare_missing(config)
 
-    if stale := _stale(config, schema_lib.load(directory)):
+    schema = schema_lib.load(directory)
+    if stale := _stale(config, schema):
         raise UserError(
             f"{directory}: prepared with other options ({'; '.join(stale)}); run "
             "`python -m emofm_jax.prepare` again, or set another config.data.dir"
         )
-    there = [name for name in shards.SPLITS if (directory / name).is_dir()]
-    splits = {name: shards.open_split(directory, name) for name in there}
+    splits = _open_all(directory)
+    if any(split.schema.identity != schema.identity for split in splits.values()):
+        raise UserError(f"{directory}: {shards.ANEW}")
     for name in ("train", "valid"):
         if name not in splits or not splits[name].num_rows:
             raise UserError(
                 f"{directory / name}: no rows; training needs a train and a valid split"
             )
+    return splits
+
+
+def _open_all(directory: Path) -> dict[str, shards.Split]:
+    """Opens the splits that are there, and are there still when all are open."""
+    there = lambda: [name for name in shards.SPLITS if (directory / name).is_dir()]
+    splits = {name: shards.open_split(directory, name) for name in there()}
+    if list(splits) != there():
+        raise UserError(f"{directory}: {shards.ANEW}")
     return splits
 
 

@@ -1,6 +1,7 @@
-"""A run's directory: one program at a time, the same run or an error, and its first files.
+"""A run's directory: one program at a time, the same run on the same data or an error, its files.
 
-config.json comes last: a directory with it is a run.
+config.json comes last: a directory with it is a run. Its schema.json holds the identity of the data
+that it is of.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from emofm_jax import config as config_lib
-from emofm_jax.data import files
+from emofm_jax.data import encode, files
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.errors import UserError
 
@@ -28,7 +29,7 @@ _BEFORE_CONFIG |= {"train.log", "result.json", "attempt.json"}  # by a sweep
 
 @contextlib.contextmanager
 def alone(workdir: Path) -> Iterator[int]:
-    """Makes the workdir and refuses a second program of this machine in it meanwhile.
+    """Makes the workdir and refuses another program of this machine in it meanwhile.
 
     Yields:
       The descriptor that holds the lock: it lasts until every process that has it has ended.
@@ -44,13 +45,31 @@ def alone(workdir: Path) -> Iterator[int]:
             (workdir / ".writable").unlink()
         except BlockingIOError:
             raise UserError(
-                f"{workdir}: another program trains there now; wait for it, or choose another"
+                f"{workdir}: another program works there now; wait for it, or choose another"
             ) from None
         except OSError as error:
             raise UserError(
                 f"--workdir={workdir}: not writable ({error.strerror}); choose another"
             ) from None
         yield directory
+
+
+@contextlib.contextmanager
+def together(workdir: Path) -> Iterator[None]:
+    """Refuses a program that trains in the workdir meanwhile; any number may evaluate there."""
+    with contextlib.ExitStack() as stack:
+        try:
+            directory = os.open(workdir, os.O_RDONLY)
+            stack.callback(os.close, directory)
+            files.lock(directory, shared=True)
+        except BlockingIOError:
+            remedy = "wait for it, or stop it: the same command then goes on"
+            raise UserError(f"{workdir}: another program trains there now; {remedy}") from None
+        except OSError as error:
+            raise UserError(
+                f"--workdir={workdir}: not readable ({error.strerror}); choose another"
+            ) from None
+        yield
 
 
 def check_same_run(config: ConfigDict, workdir: Path) -> None:
@@ -81,21 +100,25 @@ def _names(workdir: Path) -> set[str]:
 
 
 def open_workdir(config: ConfigDict, workdir: Path, schema: schema_lib.Schema) -> None:
-    """Makes the workdir, or checks that the run in it is this one.
+    """Makes the workdir, or checks that the run in it is this one, on the same data.
 
     Raises:
-      UserError: it holds another run, or something else.
+      UserError: it holds another run, or something else; the data were prepared anew since.
     """
     check(config, workdir)
     path = workdir / "config.json"
-    if path.exists() and (changed := schema_lib.difference(schema_lib.load(workdir), schema)):
-        other = f"its run was trained on another schema ({changed})"
-        raise UserError(f"{workdir}: {other}; choose another --workdir")
-
-    vocabulary = Path(config.data.dir) / "vocabulary"
-    if vocabulary.is_dir():
-        shutil.copytree(vocabulary, workdir / "vocabulary", dirs_exist_ok=True)
-    schema.save(workdir)
+    if path.exists():
+        ours = schema_lib.load(workdir)
+        if changed := schema_lib.difference(ours, schema):
+            other = f"its run was trained on another schema ({changed})"
+            raise UserError(f"{workdir}: {other}; choose another --workdir")
+        if differs := schema_lib.other_rows(ours, schema):
+            other = f"its run is of other rows than {config.data.dir} has now: {differs}"
+            remedy = "prepare those again, or choose another --workdir"
+            raise UserError(f"{workdir}: {other}; {remedy}")
+    else:
+        encode.copy_vocabularies(schema, Path(config.data.dir), workdir)
+        schema.save(workdir)
     files.write_json(workdir / "environment.json", _environment())
     files.write_text(path, config.to_json(indent=1) + "\n")  # last: a workdir with it is a run
 
