@@ -26,8 +26,9 @@ worst calibrated first. Of raw rows it may be any column of theirs, of shards a 
 --calibrate fits p = f(logit) on the validation split of --data, if that has one, or else of the
 run's own data, by logistic (platt) or isotonic regression, stores it in calibration.json for the
 scorer and shows PCOC, expected calibration error and log-loss of the rows before and after. The
-predictions stay as the model gives them. --importance shows what AUC and log-loss lose when a slot's values are permuted over a sample
-of SPLIT's rows, and writes predictions/SPLIT.importance.json and .svg.
+predictions stay as the model gives them. --importance shows what AUC and log-loss lose when a
+slot's values are permuted over a sample of SPLIT's rows, and writes
+predictions/SPLIT.importance.json and .svg.
 """
 
 import dataclasses
@@ -67,7 +68,8 @@ def _evaluate(flags: absl_flags.FlagValues, workdir: Path) -> None:
     config, schema = config_lib.load(workdir), schema_lib.load(workdir)
     data = RunData(workdir, config, schema)
     rows = _open(flags, data, by)
-    valid = data.open_valid(flags.data) if flags.calibrate else None
+    split = rows if isinstance(rows, shards.Split) else None
+    valid = data.open_valid(flags.data, split) if flags.calibrate else None
     from emofm_jax.training import build  # after the cheap checks
     from emofm_jax.training import predictions as predictions_lib
 
@@ -85,13 +87,13 @@ def _evaluate(flags: absl_flags.FlagValues, workdir: Path) -> None:
 
     # Before anything is written: rows of one class have no importance and no calibration.
     importance = None
-    if flags.importance and isinstance(rows, shards.Split):
-        sample = importance_lib.sample(rows, flags.importance_rows, config.seed)
+    if flags.importance and split is not None:
+        sample = importance_lib.sample(split, flags.importance_rows, config.seed)
         size, bar = config.data.eval_batch_size, sys.stderr.isatty()
         again = lambda rows: predictions_lib.score_rows(parts, state, rows, size)
         importance = importance_lib.importance(again, sample, schema, config.seed, progress=bar)
     if valid is not None:
-        same = isinstance(rows, shards.Split) and rows.path == valid.path
+        same = split is not None and split.path == valid.path
         on = predictions if same else score(valid)[0]
         fitted, fit = _calibrate(flags.calibrate, on, predictions, report, stem)
         if not data.is_own(valid):

@@ -56,10 +56,18 @@ class RunData:
             raise UserError(f"{found.path}: {shards.ANEW}")
         return found
 
-    def open_valid(self, directory: str = "") -> shards.Split:
-        """Opens the validation split of a directory, if it has one, or of the run's own data."""
+    def open_valid(self, directory: str, beside: shards.Split | None) -> shards.Split:
+        """Opens the validation split of a directory, if it has one, or of the run's own data.
+
+        Raises:
+          UserError: as `open` does; it is of another preparation than the split beside it.
+        """
         has = bool(directory) and (Path(directory) / "valid").is_dir()
-        return self.open("valid", directory if has else "")
+        found = self.open("valid", directory if has else "")
+        together = beside is not None and beside.path.parent == found.path.parent
+        if beside and together and beside.schema.identity != found.schema.identity:
+            raise UserError(f"{found.path}: {shards.ANEW}")
+        return found
 
     def is_own(self, split: shards.Split) -> bool:
         """Whether a split is of the data that the run was trained on, in their place."""
