@@ -1,6 +1,7 @@
 """The scorer: the figures of `evaluate`, pure under every transformation, ensembles, calibration, explanations."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -24,6 +25,12 @@ from emofm_jax.training import checkpoint
 @pytest.fixture(scope="module")
 def scorer(runs):
     return emofm_jax.load_scorer(runs / "hmm")
+
+
+@pytest.fixture(scope="module")
+def wm(runs):
+    """A typed model that is compiled in a third of the other's time, for what no model decides."""
+    return emofm_jax.load_scorer(runs / "wm")
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +77,8 @@ def test_the_best_checkpoint_is_taken_if_there_is_a_monitor(runs, tmp_path):
     np.testing.assert_allclose(last, taken + 1, rtol=1e-6)
 
 
-def test_batch_size_padding_and_order_change_nothing(scorer, features):
-    whole = scorer(features)
+def test_batch_size_padding_and_order_change_nothing(wm, features):
+    scorer, whole = wm, wm(features)
     for rows in ([3], [0, 7, 39], list(range(39, -1, -1)), [5] * 9):
         close(
             scorer({k: x[rows] for k, x in features.items()}),
@@ -89,37 +96,32 @@ def test_batch_size_padding_and_order_change_nothing(scorer, features):
     }
 
 
-def test_it_is_pure_under_every_transformation(scorer, features):
-    whole, score = scorer(features), lambda f: scorer.fn(scorer.params, f)
-    close(jax.jit(score)(features), whole)
-    close(scorer.fn(scorer.params, features), whole)
+def test_it_is_pure_under_every_transformation(scorer, wm, features):
+    """Jitted where one operation after the other would be compiled on its own."""
     split = {k: x.reshape(5, 8, *x.shape[1:]) for k, x in features.items()}
     flat = lambda scores: {k: x.reshape(40, *x.shape[2:]) for k, x in scores.items()}
-    close(flat(jax.vmap(score)(split)), whole)
-    close(
-        flat(
-            jax.pmap(scorer.fn, in_axes=(None, 0))(
-                scorer.params, {k: x[None] for k, x in features.items()}
-            )
-        ),
-        whole,
-    )
+    for one in (scorer, wm):
+        whole, score = one(features), functools.partial(one.fn, one.params)
+        close(jax.jit(score)(features), whole)
+        close(flat(jax.jit(jax.vmap(score))(split)), whole)
+    close(score(features), whole)
+    one_device = {k: x[None] for k, x in features.items()}
+    close(flat(jax.pmap(wm.fn, in_axes=(None, 0))(wm.params, one_device)), whole)
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
     specs = dict(mesh=mesh, in_specs=(jax.P(), jax.P("data")), out_specs=jax.P("data"))
-    close(jax.shard_map(scorer.fn, **specs)(scorer.params, features), whole)
+    close(jax.jit(jax.shard_map(wm.fn, **specs))(wm.params, features), whole)
     close(flat(jax.lax.map(score, {k: jnp.asarray(x) for k, x in split.items()})), whole)
-    close(
-        jax.jit(lambda f: scorer(f))(features), whole
-    )  # checked as far as it can be while it is traced
+    close(jax.jit(lambda f: wm(f))(features), whole)  # checked as far as it can be while traced
 
 
-def test_the_gradient_goes_through_the_auxiliary_model_too(scorer, features):
-    e = scorer.embed(scorer.params, features)
-    close(scorer.fn_from_embeddings(scorer.params, e), scorer(features))
-    grads = jax.grad(lambda params: scorer.fn(params, features)["logit"].sum())(scorer.params)
+def test_the_gradient_goes_through_the_auxiliary_model_too(wm, features):
+    e = wm.embed(wm.params, features)
+    close(jax.jit(wm.fn_from_embeddings)(wm.params, e), wm(features))
+    total = lambda params: wm.fn(params, features)["logit"].sum()
+    grads = jax.jit(jax.grad(total))(wm.params)
     assert all(np.any(np.asarray(g)) for g in jax.tree.leaves(grads["network"]["auxiliary"]))
-    share = lambda e: scorer.fn_from_embeddings(scorer.params, e)["p_type"][:, 0].sum()
-    assert np.any(np.asarray(jax.grad(share)(e)))  # in training it may end before the embeddings
+    share = lambda e: wm.fn_from_embeddings(wm.params, e)["p_type"][:, 0].sum()
+    assert np.any(np.asarray(jax.jit(jax.grad(share))(e)))  # training may end it before these
 
 
 def test_the_second_call_compiles_nothing(runs, features):
@@ -165,8 +167,8 @@ def test_a_mistake_is_named_while_tracing(scorer, features):
 
 
 @pytest.mark.parametrize("combine", ["logit", "p"])
-def test_an_ensemble_is_an_average_and_a_scorer(runs, features, combine):
-    members = [emofm_jax.load_scorer(runs / name) for name in ("hmm", "wm")]
+def test_an_ensemble_is_an_average_and_a_scorer(runs, scorer, wm, features, combine):
+    members = scorer, wm
     both = emofm_jax.load_scorer([runs / "hmm", runs / "wm"], combine=combine)
     one, two = ({k: np.asarray(x, np.float64) for k, x in m(features).items()} for m in members)
     logit_of, p_of = lambda p: np.log(p / (1 - p)), lambda z: 1 / (1 + np.exp(-z))
@@ -180,13 +182,8 @@ def test_an_ensemble_is_an_average_and_a_scorer(runs, features, combine):
         given = (one["p_given_type"] + two["p_given_type"]) / 2
     wanted |= {"p_type": (one["p_type"] + two["p_type"]) / 2, "p_given_type": given}
     close(both(features), wanted, 3e-6)
-    close(both.fn_from_embeddings(both.params, both.embed(both.params, features)), wanted, 3e-6)
-    explained = both.explain(features)
-    np.testing.assert_allclose(
-        explained["attribution"].sum(axis=1),
-        explained["logit"] - explained["reference_logit"],
-        atol=1e-3,
-    )
+    e = both.embed(both.params, features)
+    close(jax.jit(both.fn_from_embeddings)(both.params, e), wanted, 3e-6)
 
 
 def test_an_ensemble_of_sure_types_is_finite(runs, features):
@@ -205,9 +202,17 @@ def test_an_ensemble_of_sure_types_is_finite(runs, features):
     assert np.isfinite(scores["p_given_type"]).all() and 0 <= scores["p_given_type"][0, 0] <= 1
 
 
-def test_a_typed_and_an_untyped_run_have_the_click_in_common(runs, features):
-    both = emofm_jax.load_scorer([runs / "hmm", runs / "dnn"])
-    assert both(features).keys() == {"p", "logit"}
+@pytest.mark.parametrize("combine", ["logit", "p"])
+def test_a_typed_and_an_untyped_run_have_the_click_in_common(runs, features, combine):
+    both = emofm_jax.load_scorer([runs / "wm", runs / "dnn"], combine=combine)
+    scores, explained = both(features), both.explain(features)
+    assert scores.keys() == {"p", "logit"}
+    np.testing.assert_allclose(explained["logit"], scores["logit"], atol=1e-5)
+    np.testing.assert_allclose(
+        explained["attribution"].sum(axis=1),
+        explained["logit"] - explained["reference_logit"],
+        atol=1e-3,
+    )
     assert emofm_jax.load_scorer([runs / "dnn"]).names == (str(runs / "dnn"),)
 
 
@@ -278,7 +283,8 @@ def test_numbers_and_a_calibration_are_explained_without_compiling_again(runs, t
     assert scorer._measure.segment.func._cache_size() == compiled == 1
 
 
-def test_attributions_against_other_rows(scorer, features):
+def test_attributions_against_other_rows(wm, features):
+    scorer = wm
     one, other = ({k: x[rows] for k, x in features.items()} for rows in ([0, 1, 2], [7]))
     found = scorer.explain(one, other)
     assert (
