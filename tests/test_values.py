@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from emofm_jax.data import encode, formats, values
 from emofm_jax.data.formats import memory
 from emofm_jax.data.schema import Schema, Slot
+from emofm_jax.errors import UserError
 
 pytestmark = pytest.mark.fast
 N = 10_000
@@ -350,3 +351,32 @@ def test_bytes_that_are_no_text_are_bad_rows():
     assert problems == {
         row: ("encoding", "slot 's' holds b'\\xff', no text in UTF-8") for row in (1, 3)
     }
+
+
+@pytest.mark.parametrize(
+    "typed, text",
+    [
+        (
+            pa.array([2**60 + 1, -(2**62), None]),
+            ["1152921504606846977", "-4611686018427387904", ""],
+        ),
+        (pa.array([2**64 - 1], pa.uint64()), ["18446744073709551615"]),
+        (pa.array([decimal.Decimal("1.50"), None]), ["1.50", ""]),
+        (pa.array([True, False, None]), ["True", "false", "NaN"]),
+        (pa.array(np.array([0.5, np.nan], np.float16)), ["0.5", "nan"]),
+        (pa.array([3, -9]).dictionary_encode(), ["3", "-9.0"]),
+        (pa.array([b"2.5", b""]), [" 2.5", ""]),
+    ],
+)
+def test_a_numeric_slot_reads_the_same_number_from_every_carrier(typed, text):
+    slot = Slot("s", "g", "numeric", "identity", 2, transform="log1p")
+    problems = encode.Problems()
+    read = lambda column: encoder(slot).slot(slot, column, problems).to_pylist()
+    assert read(typed) == read(pa.array(text)) and not problems
+    assert any(x is not None for x in read(typed))
+
+
+def test_a_time_is_no_number():
+    slot = Slot("s", "g", "numeric", "identity", 2)
+    with pytest.raises(UserError, match=r"'s' must hold numbers, but its type is timestamp\[s\]"):
+        encoder(slot).slot(slot, pa.array([1], pa.timestamp("s")), {})
