@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from emofm_jax import evaluate, prepare, train
+from emofm_jax import evaluate, prepare, report, train
 
 COLUMNS = "id,clicked,user,device,price,tags,kind,w,campaign"
+FIGURES = {"auc": 5, "logloss": 5, "pcoc": 3, "gauc": 5}  # and the decimals of a page
 FILE = """
 from emofm_jax import config
 
@@ -130,7 +131,7 @@ def test_every_figure_is_that_of_scikit_learn_on_the_written_rows(run):
         evaluated("--input=a.csv,tomorrow", "--by=device,campaign,user,kind", "--by_values=7") == 0
     )
 
-    report, table = said("input@a+1"), pq.read_table("run/predictions/input@a+1.parquet")
+    body, table = said("input@a+1"), pq.read_table("run/predictions/input@a+1.parquet")
     kept = [row for i, row in enumerate(rows) if i not in bad]
     assert table["row"].to_pylist() == [i for i in range(500) if i not in bad]
     assert table["row_id"].to_pylist() == [row[0] for row in kept]
@@ -149,23 +150,23 @@ def test_every_figure_is_that_of_scikit_learn_on_the_written_rows(run):
             "clicks": int(y[own].sum()),
         }
 
-    assert report | figures(np.ones(len(y), bool)) == report
+    assert body | figures(np.ones(len(y), bool)) == body
     users, total, mass = np.array(cell("user")), 0.0, 0.0
     for user in sorted({*users} - {""}):
         own = users == user
         total += w[own].sum() * roc_auc_score(y[own], z[own], sample_weight=w[own])
         mass += w[own].sum()
-    assert report["gauc"] == close(total / mass)
+    assert body["gauc"] == close(total / mass)
     assert (
-        f"; {np.count_nonzero(users == '')} rows have no key and are left out" in report["notes"][1]
+        f"; {np.count_nonzero(users == '')} rows have no key and are left out" in body["notes"][1]
     )
     given = np.stack(table["p_given_type"].to_pylist()).astype(np.float64)
-    for t, part in enumerate(report["types"]):
+    for t, part in enumerate(body["types"]):
         q = given[:, t]
         assert part | figures(np.array(cell("kind")) == part["name"], y, q, q, q) == part
 
-    assert [part["column"] for part in report["by"]] == ["device", "campaign", "user", "kind"]
-    for part in report["by"]:
+    assert [part["column"] for part in body["by"]] == ["device", "campaign", "user", "kind"]
+    for part in body["by"]:
         values = np.array(cell(part["column"]))
         assert part["num_values"] == len({*values}) and len(part["values"]) == min(
             7, len({*values})
@@ -178,8 +179,8 @@ def test_every_figure_is_that_of_scikit_learn_on_the_written_rows(run):
         assert (part["others"] is None) == (not others.any())
         if part["others"]:
             assert part["others"] | figures(others) == part["others"]
-    assert [v["value"] for v in report["by"][1]["values"]].count(None) == 1, "no campaign"
-    assert {v["value"] for v in report["by"][0]["values"]} == {"pc", "phone", None, "tv"}
+    assert [v["value"] for v in body["by"][1]["values"]].count(None) == 1, "no campaign"
+    assert {v["value"] for v in body["by"][0]["values"]} == {"pc", "phone", None, "tv"}
 
 
 def test_rows_that_cannot_be_read_are_counted_named_and_written(run, capsys):
@@ -242,6 +243,31 @@ def test_a_split_by_its_slots_and_types(run, capsys):
         "-",
     }
     assert split["step"] == raw["step"]
+
+
+def test_the_page_of_the_run_has_new_rows_and_values(run, capsys):
+    assert evaluated("--input=raw/test.csv", "--by=campaign", "--by_values=2") == 0
+    assert evaluated("--split=valid", "--by=device") == 0
+    Path("run/predictions/other.json").write_text(json.dumps(said("valid") | {"step": 1}))
+    assert report.main(["report", "--workdir=run"]) == 0
+    text = Path("run/report.md").read_text()
+    found, worst = said("input@test"), said("input@test")["by"][0]["values"][0]
+    cells = lambda text: [[c.strip() for c in x.split("|")[1:-1]] for x in text.splitlines()]
+    lines = cells(text)
+    model = next(line for line in lines if line[:2] == ["input@test", "model"])
+    assert model[2:] == [*(f"{found[k]:.{d}f}" for k, d in FIGURES.items()), "300"]
+    head = "`input@test` by `campaign`: 3 values, worst calibrated first; 2 are shown"
+    lines = cells(text.split(head)[1])
+    line = next(line for line in lines if line[:1] == [worst["value"] or "(missing)"])
+    assert line[1:3] == [str(worst["rows"]), str(worst["clicks"])]
+    assert line[5] == f"{worst['pcoc']:.3f}" and line[6].startswith(
+        f"{worst['pcoc_interval'][0]:.3f} to "
+    )
+    assert "`valid` by `device`" in text and "(1 other)" in text
+    assert "Left out, since they are of another step than the run's: `other`." in text
+    assert text.count("`other`") == 1
+    Path("run/predictions/other.json").unlink()
+    assert "campaign" in Path("run/report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def test_every_section_is_there_with_its_charts(sweep):
         "Auxiliary model",
         "Cost",
         "Learning curves",
-        "Calibration",
+        "Reliability",
         "Configurations",
         "Failed runs",
         "How to read this",
@@ -183,7 +183,7 @@ def test_every_section_is_there_with_its_charts(sweep):
         "Test AUC against rows/s",
         "Validation AUC during training",
         "Training logloss of the last steps",
-        "Calibration on the test split",
+        "Reliability on the test split",
     ):
         assert f'aria-label="{chart}"' in text, chart
     markdown = (sweep / "report.md").read_text()
@@ -342,7 +342,7 @@ def test_a_run_of_its_own(sweep, tmp_path, capsys):
     for chart in (
         "AUC during training",
         "Logloss during training",
-        "Calibration on the test split",
+        "Reliability on the test split",
         "Importance of the slots",
     ):
         assert f'aria-label="{chart}"' in page_of(made), chart

@@ -83,7 +83,8 @@ class ByValue:
         lines = [(self.missing if v.value is None else v.value, v) for v in self.values]
         lines = [(f"({name})" if v.value is None else name, v) for name, v in lines]
         if self.others is not None:
-            lines.append((f"({self.num_values - len(self.values):,} others)", self.others))
+            more = self.num_values - len(self.values)
+            lines.append((f"({more:,} other{'s' if more > 1 else ''})", self.others))
         return lines
 
     @property

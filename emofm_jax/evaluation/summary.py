@@ -105,6 +105,7 @@ def by_value(found: ByValue) -> str:
     lines = [f"by {found.column}: {found.said}"]
     lines.append(f"{'value':<{_NAME}}{line([head.replace('_', ' ') for head in heads.split()])}")
     for name, value in found.named:
+        name = "".join(c if c.isprintable() else " " for c in name)
         short = name if len(name) < _NAME else f"{name[: _NAME - 3]}.."
         lines.append(f"{short:<{_NAME}}{line(_value_cells(value))}")
     return "\n".join(lines)

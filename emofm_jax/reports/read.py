@@ -170,6 +170,26 @@ def importance(run: Run, split: str) -> dict | None:
     return _json(path) if path.exists() else None
 
 
+def evaluations(run: Run) -> tuple[dict[str, SplitReport], list[str]]:
+    """What `evaluate --input` and `evaluate --by` have left of the state that the run keeps.
+
+    Returns:
+      {name of the file: its report}, and the names of those of another state.
+    """
+    found, stale = {}, []
+    for path in sorted((run.workdir / "predictions").glob("*.json")):
+        if path.name.endswith(".importance.json"):
+            continue
+        part = SplitReport.from_json(_json(path))
+        if part.step is None:  # neither new rows nor by values
+            continue
+        if part.step == run.train.get("kept_step"):
+            found[path.stem] = part
+        else:
+            stale.append(path.stem)
+    return found, stale
+
+
 def _sweep(workdir: Path) -> Sweep:
     path = workdir / "sweep.json"
     try:

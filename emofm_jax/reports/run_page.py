@@ -1,12 +1,17 @@
-"""The report of a single run: figures, types, curves, calibration, slots, configuration."""
+"""The report of a single run: figures, types, curves, reliability, slots, configuration."""
 
 from emofm_jax import config
 from emofm_jax.evaluation import summary as summary_lib
+from emofm_jax.evaluation.by_value import ByValue
 from emofm_jax.evaluation.split_report import SplitReport
 from emofm_jax.reports import curves, document, plots, read
 from emofm_jax.reports.document import Block, Cell, Charts, Table, Text
 
 _MOST_SLOTS = 40  # bars of a chart
+_HOW_BY = (
+    "Intervals are of 95%. `chance`: how likely clicks at least as far from the predicted number "
+    "are, if the predictions are right; the values stand by it."
+)
 # Heads of the columns and the decimals of their figures.
 _FIGURES = {"auc": ("AUC", 5), "logloss": ("logloss", 5), "pcoc": ("PCOC", 3), "gauc": ("GAUC", 5)}
 
@@ -19,7 +24,8 @@ def report(run: read.Run) -> document.Report:
         "Result": [Text(said), figures],
         "By type": _by_type(part, split),
         "Learning curves": _learning(run),
-        "Calibration": _calibration(run, split),
+        "Reliability": _reliability(run, split),
+        "New rows and values of columns": _evaluations(run),
         "Importance of the slots": _importance(run, split),
         "Configuration": _configuration(run),
     }
@@ -79,18 +85,23 @@ def _heads(*keys: str) -> list[str]:
 
 def _figures(run: read.Run) -> Table:
     """The model beside what is attainable and a constant, on every split that was evaluated."""
-    rows = []
-    for split, part in run.splits.items():
-        for name, found in (
-            ("model", part),
-            ("true p(y|x)", part.bayes),
-            ("model with the true p(t|x)", part.true_am),
-            ("constant", part.constant),
-        ):
-            if found:
-                size = document.number(getattr(found, "rows", None), 0)
-                rows.append([Cell(split), Cell(name), *_cells(found, *_FIGURES), size])
+    rows = [line for split, part in run.splits.items() for line in _lines(split, part)]
     return Table(["split", "predictor", *_heads(*_FIGURES), "rows"], rows, 0).compact()
+
+
+def _lines(name: str, part: SplitReport) -> list[list[Cell]]:
+    """The figures of some rows, a line each predictor."""
+    lines = []
+    for predictor, found in (
+        ("model", part),
+        ("true p(y|x)", part.bayes),
+        ("model with the true p(t|x)", part.true_am),
+        ("constant", part.constant),
+    ):
+        if found:
+            size = document.number(getattr(found, "rows", None), 0)
+            lines.append([Cell(name), Cell(predictor), *_cells(found, *_FIGURES), size])
+    return lines
 
 
 def _by_type(part: SplitReport, split: str) -> list[Block]:
@@ -132,7 +143,7 @@ def _learning(run: read.Run) -> list[Block]:
     return [Charts(charts)] if charts else []
 
 
-def _calibration(run: read.Run, split: str) -> list[Block]:
+def _reliability(run: read.Run, split: str) -> list[Block]:
     series = curves.reliability([run], "model", split)
     if series is None:
         return []
@@ -140,12 +151,57 @@ def _calibration(run: read.Run, split: str) -> list[Block]:
         "Tenths of the rows by prediction, rates with 95% intervals (Wilson). "
         "On the dashed line both agree."
     )
-    charts = curves.reliability_charts(f"Calibration on the {split} split", [series])
+    charts = curves.reliability_charts(f"Reliability on the {split} split", [series])
     rows = []
     for part in run.splits[split].reliability:
         sizes = (part.rows, 0), (part.mean_p, 5), (part.rate, 5)
         rows.append([document.number(*pair) for pair in sizes])
     return [Text(text), Charts(charts), Table(["rows", "mean prediction", "click rate"], rows)]
+
+
+def _evaluations(run: read.Run) -> list[Block]:
+    """What `evaluate` has found on new rows, and by the values of columns."""
+    found, stale = read.evaluations(run)
+    blocks: list[Block] = []
+    new = {name: part for name, part in found.items() if part.rejected is not None}
+    if new:
+        lines = [line for name, part in new.items() for line in _lines(name, part)]
+        blocks.append(Table(["rows of", "predictor", *_heads(*_FIGURES), "rows"], lines).compact())
+        blocks += [
+            Text(f"`{name}`: {'; '.join([part.data, *part.notes])}.") for name, part in new.items()
+        ]
+    for name, part in found.items():
+        for table in part.by:
+            blocks += [Text(f"`{name}` by `{table.column}`: {table.said}."), _by_value(table)]
+    if blocks:
+        blocks.append(Text(_HOW_BY))
+    if stale:
+        which = ", ".join(f"`{name}`" for name in stale)
+        blocks.append(Text(f"Left out, since they are of another step than the run's: {which}."))
+    return blocks
+
+
+def _by_value(table: ByValue) -> Table:
+    rows = []
+    for name, value in table.named:
+        sizes = document.number(value.rows, 0), document.number(value.clicks, 0)
+        rates = (document.number(x, 5) for x in (value.rate, value.mean_p))
+        pcoc = document.number(value.pcoc, 3), _interval(value.pcoc_interval, 3)
+        auc = document.number(value.auc, 5), _interval(value.auc_interval, 4)
+        chance = Cell("-") if value.chance is None else Cell(f"{value.chance:.2g}", value.chance)
+        logloss = document.number(value.logloss, 5)
+        rows.append([Cell(name), *sizes, *rates, *pcoc, chance, *auc, logloss])
+    heads = (
+        "rows, clicks, click rate, mean p, PCOC, its interval, chance, AUC, its interval, logloss"
+    )
+    return Table([table.column, *heads.split(", ")], rows)
+
+
+def _interval(ends: tuple[float, float | None] | None, digits: int) -> Cell:
+    if ends is None:
+        return Cell("-")
+    low, high = ends
+    return Cell(f"{low:.{digits}f} to {'inf' if high is None else f'{high:.{digits}f}'}", low)
 
 
 def _importance(run: read.Run, split: str) -> list[Block]:

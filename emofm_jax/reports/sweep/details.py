@@ -167,7 +167,7 @@ def learning(v: View) -> list[Block]:
     return [Text(f"Means over seeds.{_of_data(v)}{more}"), Charts(charts)]
 
 
-def calibration(v: View) -> list[Block]:
+def reliability(v: View) -> list[Block]:
     """Click rates against predictions: of the best points, and of each data's reference."""
 
     def series(named: Sequence[tuple[str, curves.Runs]]) -> list[plots.Series]:
@@ -182,14 +182,14 @@ def calibration(v: View) -> list[Block]:
         f"Tenths of the rows by prediction, means over seeds{above}. "
         "On the dashed line predictions and rates agree."
     )
-    charts = curves.reliability_charts(f"Calibration on the {v.split} split", first)
+    charts = curves.reliability_charts(f"Reliability on the {v.split} split", first)
     blocks: list[Block] = [Text(text + _of_data(v)), Charts(charts)]
 
     data = v.data[: axes.NUM_STYLES]
     partners = series([(same.name, v.sweep.done(same.partner)) for same in data])
     if len(partners) > 1:
         other = "and on other data the point that stands for it"
-        charts = curves.reliability_charts("Calibration on other data", partners)
+        charts = curves.reliability_charts("Reliability on other data", partners)
         blocks += [Text(f"The reference `{v.sweep.reference}`, {other}."), Charts(charts)]
     return blocks
 

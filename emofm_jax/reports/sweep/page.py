@@ -60,7 +60,7 @@ def report(v: View) -> document.Report:
         "Auxiliary model": details.auxiliary(v),
         "Cost": details.cost(v),
         "Learning curves": details.learning(v),
-        "Calibration": details.calibration(v),
+        "Reliability": details.reliability(v),
         "Configurations": _configurations(v),
         "Failed runs": _failed(v),
         "How to read this": [Items(_HOW)],
