@@ -45,6 +45,10 @@ _RUN = {
 _FORMATS, _SPLITS = ("tabular", "libsvm", "cti", "synthetic"), ("files", "share", "day")
 _TRANSFORMS = ("none", "log1p", "standardize", "bucket")
 _GLOBS = {"train": "train.*", "valid": "valid.*", "test": "test.*"}
+_QUOTING = (
+    "whether cells may stand in double quotes; multiline: over line ends, too, where each line "
+    "looks like a row"
+)
 _PREPARE = {
     "format": Option("tabular", "format of the raw data; tabular is csv, tsv or Parquet", _FORMATS),
     "source": Option("", "directory or file of raw data", resume=FREE),
@@ -62,6 +66,7 @@ _PREPARE = {
         0, "bad rows that a split may have; they are counted", low=0, resume=FREE
     ),
     "separator": Option(",", "tabular text: what stands between columns"),
+    "quoting": Option("double", f"tabular text: {_QUOTING}", ("double", "none", "multiline")),
     "header": Option(True, "tabular text: whether the first line names the columns"),
     "columns": Option((), "tabular text without a header: names of the columns, in order", of=str),
     "null_values": Option(("",), "tabular text: spellings of a missing value", of=str),

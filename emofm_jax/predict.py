@@ -20,6 +20,7 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from emofm_jax import cli
+from emofm_jax.data import counts
 from emofm_jax.evaluation import summary
 from emofm_jax.scoring import row_files
 
@@ -33,6 +34,8 @@ def _main(flags: absl_flags.FlagValues) -> None:
     scorer = scorer_lib.load_scorer(runs, calibrated=flags.calibrated, combine=flags.combine)
     done = row_files.score(scorer, source, output, progress=sys.stderr.isatty())
 
+    for words in counts.said(done.notes):
+        print(words)
     if unknown := summary.unknown(done.unknown):
         print(unknown)
     scored = f"{done.num_rows - done.num_bad:,} rows scored with {' + '.join(scorer.names)}"

@@ -103,7 +103,7 @@ def test_blocks_cut_only_between_rows(tmp_path, monkeypatch, block_bytes):
     csv.writer(text, lineterminator="\n").writerows([["label", "user", "item"], *want])
     path = write(tmp_path / "a.csv", text.getvalue().encode())
     monkeypatch.setattr(lines, "BLOCK_BYTES", block_bytes)
-    columns, at, bad = read(path)
+    columns, at, bad = read(path, quoting="multiline")
     assert not bad
     assert columns["user"] == [user for _, user, _ in want]
     starts = np.cumsum([2] + [1 + user.count("\n") for _, user, _ in want])[:-1]

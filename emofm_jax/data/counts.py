@@ -17,8 +17,12 @@ from emofm_jax.data import files, shards
 from emofm_jax.data.problems import Notes
 from emofm_jax.data.schema import Schema, Slot
 
-# What is said of the values of a slot, by the kind of the note.
+# What is said of the values of a slot, and of rows and files, by the kind of the note.
 _NOTES = {
+    "empty files": "{number:,} files hold no row and are passed over, the first is {example}",
+    "blank lines": "{number:,} blank lines are no rows, the first is {example}",
+    "rows over lines": "{number:,} rows run over line ends in cells in quotes, the first at "
+    "{example}; if the file never quotes, set config.prepare.quoting to 'none'",
     "respelled": "{number:,} values are text in another spelling, such as {example}; "
     "respell=False keeps them apart",
 }
@@ -85,6 +89,8 @@ class Report:
 
     slots: dict[str, SlotCounts]
     splits: dict[str, SplitCounts]
+    # Of rows and files, as those of a slot.
+    notes: dict[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The content of prepare.json."""
@@ -95,7 +101,7 @@ class Report:
         """The report that `to_json` gave."""
         slots = {name: SlotCounts(**slot) for name, slot in body["slots"].items()}
         splits = {name: SplitCounts(**split) for name, split in body["splits"].items()}
-        return cls(slots, splits)
+        return cls(slots, splits, body.get("notes", {}))
 
 
 class Counted(NamedTuple):
@@ -150,7 +156,7 @@ class Tally:
         self._types[split] = self._types.get(split, 0) + counted.types
 
     def note(self, notes: Notes) -> None:
-        """Adds what is to be said of the values of some rows."""
+        """Adds what is to be said of some rows and their values."""
         self._notes.join(notes)
 
     def save(self, directory: Path, rejected: Mapping[str, Mapping[str, int]]) -> Report:
@@ -163,7 +169,7 @@ class Tally:
         slots = {s.name: self._with_notes(s.name, self._slot(s)) for s in self._schema.slots}
         there = [split for split in shards.SPLITS if split in self._types]
         splits = {split: self._split(split, dict(rejected.get(split, {}))) for split in there}
-        report = Report(slots, splits)
+        report = Report(slots, splits, self._notes.of(""))
         files.write_json(Path(directory) / "prepare.json", report.to_json())
         rows, clicks = (tuple(counts) for counts in self._types["train"].tolist())
         schema = dataclasses.replace(self._schema, rows_per_type=rows, clicks_per_type=clicks)
@@ -171,8 +177,7 @@ class Tally:
         return report
 
     def _with_notes(self, name: str, counts: SlotCounts) -> SlotCounts:
-        own = {kind: found for (slot, kind), found in self._notes.items() if slot == name}
-        return dataclasses.replace(counts, notes=own)
+        return dataclasses.replace(counts, notes=self._notes.of(name))
 
     def _slot(self, slot: Slot) -> SlotCounts:
         if slot.is_numeric:
@@ -202,16 +207,19 @@ class Tally:
 
 
 def as_text(report: Report) -> str:
-    """The report as two tables, and what is to be said of slots."""
+    """The report as two tables, and what is to be said of rows and slots."""
     return "\n".join([*_split_lines(report), "", *_slot_lines(report), *_note_lines(report)])
 
 
+def said(notes: Mapping[str, tuple[int, str]]) -> list[str]:
+    """Notes of one slot, or of rows and files, in words."""
+    return [_NOTES[kind].format(number=n, example=example) for kind, (n, example) in notes.items()]
+
+
 def _note_lines(report: Report) -> list[str]:
-    lines = []
+    lines = said(report.notes)
     for name, slot in report.slots.items():
-        for kind, (number, example) in slot.notes.items():
-            said = _NOTES[kind].format(number=number, example=example)
-            lines.append(f"slot {name!r}: {said}")
+        lines += [f"slot {name!r}: {words}" for words in said(slot.notes)]
     return ["", *lines] if lines else []
 
 

@@ -344,6 +344,7 @@ class EncodedChunk:
     # 0-based positions among all rows.
     row_id: pa.Array
     also: dict[str, pa.Array] = dataclasses.field(default_factory=dict)  # of the table's rows
+    notes: Notes = dataclasses.field(default_factory=Notes)  # on rows and files
 
 
 def read_encoded(
@@ -405,13 +406,13 @@ def _keep_places(
 
     if not encoder.schema.row_id:
         row_id = pa.array(position + np.arange(len(lines)))
-        return EncodedChunk(table, kept, reasons, row_id, beside)
+        return EncodedChunk(table, kept, reasons, row_id, beside, chunk.notes)
     own = chunk.columns["row_id"]
     own = own if pa.types.is_integer(own.type) else row_names(own)
     index = np.full(len(lines), -1)
     index[np.searchsorted(lines, chunk.lines)] = np.arange(len(chunk.lines))
     row_id = own.take(pa.array(index, mask=index < 0))
-    return EncodedChunk(table, kept, reasons, row_id, beside)
+    return EncodedChunk(table, kept, reasons, row_id, beside, chunk.notes)
 
 
 def _also(encoder: Encoder, chunk: Chunk, name: str) -> pa.Array:

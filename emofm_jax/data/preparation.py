@@ -296,6 +296,7 @@ def _encode(
 ) -> tuple[str, list[_Part]]:
     """The file of a chunk, and what each split gets of it; `split` is empty if the rows say it."""
     table, problems, notes = encoder.encode(chunk.columns)
+    notes.join(chunk.notes)
     names = (split,) if split else shards.SPLITS
     index = np.zeros(len(chunk.lines), np.int8) if split else source.split_of(chunk)
     index_of_good = index[problems.good(len(index))]

@@ -43,7 +43,11 @@ class Problems(dict[int, tuple[str, str]]):
 
 
 class Notes(dict[tuple[str, str], tuple[int, str]]):
-    """Remarks on the values of slots: {(slot, kind): (how many values, an example)}."""
+    """Remarks on the values of slots: {(slot, kind): (how many values, an example)}.
+
+    Those on rows and files stand under the slot "" (no slot has that name), the example being the
+    first of them, as file:line.
+    """
 
     def add(self, slot: str, kind: str, number: int, example: str) -> None:
         """Adds `number` values; the first example stays."""
@@ -54,3 +58,7 @@ class Notes(dict[tuple[str, str], tuple[int, str]]):
         """Adds the notes of other rows."""
         for (slot, kind), (number, example) in other.items():
             self.add(slot, kind, number, example)
+
+    def of(self, slot: str) -> dict[str, tuple[int, str]]:
+        """{kind: (how many, an example)} of one slot."""
+        return {kind: found for (name, kind), found in self.items() if name == slot}

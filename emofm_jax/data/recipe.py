@@ -21,7 +21,7 @@ from emofm_jax.errors import UserError
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}  # endings of text files
 _RANGE = re.compile(r"(.*?)(\d+)-\1(\d+)")
 # Options that came after release 0.1, with what every recipe before them meant.
-_LATER: dict[str, Any] = {"positive": ()}
+_LATER: dict[str, Any] = {"positive": (), "quoting": "double"}
 # Roles that the rows of a format do not have.
 _NO_ROLES = {
     "tabular": (),

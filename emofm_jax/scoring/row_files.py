@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from emofm_jax.data import batches, encode, features, files, shards
+from emofm_jax.data.problems import Notes
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
 
@@ -25,11 +26,15 @@ BATCH_ROWS = 4096  # rows of a step, over all devices
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """What became of a file: its rows, those without scores, {slot: share of unknown values}."""
+    """What became of a file: its rows, those without scores, {slot: share of unknown values}.
+
+    Then what is to be said of its rows and files, by `counts.said`.
+    """
 
     num_rows: int
     num_bad: int
     unknown: dict[str, float]
+    notes: dict[str, tuple[int, str]]
 
 
 def check(source: Path, output: Path) -> None:
@@ -69,6 +74,7 @@ def score(scorer: "Scorer", source: Path, output: Path, progress: bool = False) 
     unknown = features.UnknownCounter(scorer.schema)
     as_csv = output.suffix == ".csv"
     num_rows = num_bad = 0
+    notes = Notes()
     writer: Any = None
     schema: pa.Schema | None = None
     bar = tqdm(unit=" rows", unit_scale=True, disable=not progress)
@@ -77,6 +83,7 @@ def score(scorer: "Scorer", source: Path, output: Path, progress: bool = False) 
             temporary = stack.enter_context(files.whole(output))
         for chunk, inputs, finish in _started(scorer, source):
             unknown.add(inputs)
+            notes.join(chunk.notes)
             table = _table(chunk, finish(), as_csv)
             with _disk(output):
                 schema = schema or table.schema
@@ -91,7 +98,7 @@ def score(scorer: "Scorer", source: Path, output: Path, progress: bool = False) 
             raise UserError(f"--input={source}: it has no rows")
         with _disk(output):
             writer.close()
-    return Scored(num_rows, num_bad, unknown.shares())
+    return Scored(num_rows, num_bad, unknown.shares(), notes.of(""))
 
 
 def _started(

@@ -7,6 +7,7 @@ The number of types follows from the columns. Ids are whole numbers of up to 64 
 repeat, if it is a bag.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -48,20 +49,21 @@ def tasks(
     dialect = lines_lib.Dialect(names, "\t")
 
     def parse(block: Block) -> Chunk:
-        raw, lines, bad = lines_lib.parse(block, dialect, names)
+        chunk = lines_lib.parse(block, dialect, names)
+        raw = chunk.columns
         found, problems = tokens.split_tokens(raw["features"], slots, recipe["ignore"])
         cells = [raw[name] for name in of_types]
-        label, ftype, of_label = _label(cells, types, len(lines), labelled)
+        label, ftype, of_label = _label(cells, types, len(chunk.lines), labelled)
         found |= {"label": label, "ftype": ftype, "row_id": raw["log_id"]}
         if recipe["split"] == "day":
             found["_day"] = raw["log_id"]
         found = tokens.with_gauc_key(found, recipe["gauc_key"])
         problems.update(of_label)
-        return Chunk(str(path), lines, found, bad).without(problems)
+        return dataclasses.replace(chunk, columns=found).without(problems)
 
     for block in lines_lib.blocks(path, progress=progress):
         if block.line == 1 and block.data.startswith(b"log_id\t"):
-            block = Block(2, block.data[block.data.find(b"\n") + 1 :])
+            block = block._replace(line=2, data=block.data[block.data.find(b"\n") + 1 :])
         if block.data:
             yield functools.partial(parse, block)
 

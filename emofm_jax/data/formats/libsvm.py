@@ -7,6 +7,7 @@ The value of an id is 1; the id of a numeric slot means nothing. Labels are thos
 to predict may lack its label.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -41,8 +42,8 @@ def tasks(
         )
 
     def parse(block: Block) -> Chunk:
-        raw, lines, bad = lines_lib.parse(block, _DIALECT, ["row"])
-        label, features = _split_label(raw["row"])
+        chunk = lines_lib.parse(block, _DIALECT, ["row"])
+        label, features = _split_label(chunk.columns["row"])
         if flat:
             features = pc.replace_substring_regex(features, "([^ ]+)", FLAT_SLOT + r":\1")
         ignore = recipe["ignore"]
@@ -50,7 +51,7 @@ def tasks(
         for row in np.flatnonzero(pc.is_null(label)).tolist() if labelled else ():
             problems[row] = ("label", "it has no label; 0 or 1 must stand first")
         columns = tokens_lib.with_gauc_key(columns | {"label": label}, recipe["gauc_key"])
-        return Chunk(str(path), lines, columns, bad).without(problems)
+        return dataclasses.replace(chunk, columns=columns).without(problems)
 
     for block in lines_lib.blocks(path, progress=progress):
         yield functools.partial(parse, block)

@@ -3,12 +3,13 @@
     label,user,item,tags,price
     1,u17,i4,red^small,3.5
 
-Cells may stand in double quotes, as Python's csv module has it. Columns are found by name, so files
-may differ in their order. Every column must be a slot, have a role, or be left out on purpose
-(`config.prepare.ignore`).
+Cells may stand in double quotes, unless `config.prepare.quoting` says otherwise. Columns are found
+by name, so files may differ in their order. Every column must be a slot, have a role, or be left
+out on purpose (`config.prepare.ignore`).
 """
 
 import csv
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -87,22 +88,21 @@ def _text_tasks(
     names = _names(recipe, path, labelled)
     sources = _sources(recipe, path, names, labelled, slots)
     wanted = list(dict.fromkeys(sources.values()))
-    dialect = lines_lib.Dialect(names, separator, True, recipe["null_values"])
+    quoting = recipe_lib.later(recipe, "quoting")
+    dialect = lines_lib.Dialect(names, separator, quoting, recipe["null_values"])
 
     def parse(block: Block) -> Chunk:
-        raw, lines, bad = lines_lib.parse(block, dialect, wanted)
-        columns = {key: raw[name] for key, name in sources.items()}
-        return Chunk(str(path), lines, _split_bags(recipe, columns, slots), bad)
+        chunk = lines_lib.parse(block, dialect, wanted)
+        columns = {key: chunk.columns[name] for key, name in sources.items()}
+        return dataclasses.replace(chunk, columns=_split_bags(recipe, columns, slots))
 
-    skip_header = recipe["header"]
-    for block in lines_lib.blocks(path, separator=separator, progress=progress):
-        if skip_header:
-            skip_header = False
+    quoted = separator if quoting != "none" else ""
+    for block in lines_lib.blocks(path, separator=quoted, progress=progress):
+        if block.line == 1 and recipe["header"]:
             end = block.data.find(b"\n") + 1
-            if not end:
-                return  # a header and no row
-            block = Block(block.line + 1, block.data[end:])
-        yield functools.partial(parse, block)
+            block = block._replace(line=2, data=block.data[end:] if end else b"")
+        if block.data:
+            yield functools.partial(parse, block)
 
 
 def _parquet_tasks(
@@ -151,7 +151,7 @@ def _names(recipe: Mapping, path: Path, labelled: bool) -> list[str]:
     """Names of the file's columns, in order."""
     try:
         text = lines_lib.first_row(path).decode()
-        first = next(csv.reader([text], delimiter=recipe["separator"], strict=True), [])
+        first = _cells(text, recipe)
     except (UnicodeDecodeError, csv.Error) as error:
         problem = f"the first row cannot be read ({error})"
         raise UserError(f"{path}:1: {problem}; is it a text file of columns?") from None
@@ -173,6 +173,13 @@ def _names(recipe: Mapping, path: Path, labelled: bool) -> list[str]:
     if not labelled and 0 < short <= len(roles):
         return [name for name in names if name not in roles[:short]]
     return names
+
+
+def _cells(row: str, recipe: Mapping) -> list[str]:
+    """The cells of one row of text."""
+    quoting = csv.QUOTE_NONE if recipe_lib.later(recipe, "quoting") == "none" else csv.QUOTE_MINIMAL
+    rows = csv.reader([row], delimiter=recipe["separator"], quoting=quoting, strict=True)
+    return next(rows, [])
 
 
 def _sources(
