@@ -162,8 +162,8 @@ def _quotes(data: bytes, separator: str, last: bool) -> _Quotes:
             if stop < 0:
                 break
         at = stop
-    arrays = (np.array(found, np.int64) for found in (starts, stops, stray))
-    return _Quotes(*arrays, undecided)
+    array = lambda found: np.array(found, np.int64)
+    return _Quotes(array(starts), array(stops), array(stray), undecided)
 
 
 def _layout(data: bytes, separator: str, quoting: str) -> _Layout:

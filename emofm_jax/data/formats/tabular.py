@@ -177,9 +177,9 @@ def _names(recipe: Mapping, path: Path, labelled: bool) -> list[str]:
 
 def _cells(row: str, recipe: Mapping) -> list[str]:
     """The cells of one row of text."""
-    quoting = csv.QUOTE_NONE if recipe_lib.later(recipe, "quoting") == "none" else csv.QUOTE_MINIMAL
-    rows = csv.reader([row], delimiter=recipe["separator"], quoting=quoting, strict=True)
-    return next(rows, [])
+    if recipe_lib.later(recipe, "quoting") == "none":
+        return row.split(recipe["separator"]) if row else []
+    return next(csv.reader([row], delimiter=recipe["separator"], strict=True), [])
 
 
 def _sources(
