@@ -44,6 +44,7 @@ _RUN = {
 # Raw data -> shards. docs/data.md explains each with an example.
 _FORMATS, _SPLITS = ("tabular", "libsvm", "cti", "synthetic"), ("files", "share", "day")
 _TRANSFORMS = ("none", "log1p", "standardize", "bucket")
+_KINDS = ("categorical", "multi", "numeric", "vector")
 _GLOBS = {"train": "train.*", "valid": "valid.*", "test": "test.*"}
 _QUOTING = (
     "whether cells may stand in double quotes; multiline: over line ends, too, where each line "
@@ -81,7 +82,7 @@ _PREPARE = {
     "groups": Option((), '((group, members), ..); members: a name, "C1-C26", or a list of these'),
     "slots": Option({}, "{slot: {field of `slot`: value}}: the exceptions"),
     "slot.kind": Option(
-        "categorical", "kind of a slot; multi is a bag", ("categorical", "multi", "numeric")
+        "categorical", "kind of a slot; multi is a bag, vector a list of numbers", _KINDS
     ),
     "slot.encoding": Option(
         "vocabulary",
@@ -90,9 +91,17 @@ _PREPARE = {
     ),
     "slot.rows": Option(0, "hash, identity: table rows; of a vocabulary they follow from the data"),
     "slot.min_count": Option(1, "vocabulary: rarer values are unknown"),
-    "slot.max_length": Option(10, "multi: ids that are kept, the first ones"),
+    "slot.max_length": Option(10, "multi: ids that are kept"),
+    "slot.keep": Option("first", "multi: the end of a longer bag that is kept", ("first", "last")),
+    "slot.weighted": Option(
+        False, "categorical, multi: an id is `id:weight`, a Parquet pair or map"
+    ),
     "slot.pooling": Option("mean", "multi: how a bag becomes one vector", ("mean", "sum")),
-    "slot.separator": Option("^", "multi: what stands between the values of a text cell"),
+    "slot.length": Option(0, "vector: how many numbers it has", low=0),
+    "slot.separator": Option("^", "multi, vector: what stands between the values of a text cell"),
+    "slot.null_values": Option(
+        (), "spellings of a missing value of the slot; in a bag, of what fills it up", of=str
+    ),
     "slot.transform": Option("none", "numeric: what is done to the number", _TRANSFORMS),
     "slot.respell": Option(
         True, "whether text that is a number, truth value or time is the same value as it"

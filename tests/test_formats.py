@@ -159,7 +159,7 @@ def test_without_header(tmp_path):
 def test_list_cells_split_and_parquet_lists_stay(tmp_path):
     fields = {"slots": {"item": {"kind": "multi", "separator": "|"}}}
     text = read(write(tmp_path / "a.csv", b"label,user,item\n1,u,a|b\n1,u,\n1,u,c\n"), **fields)[0]
-    assert text["item"] == [["a", "b"], None, ["c"]]
+    assert text["item"] == ["a|b", None, "c"]  # the encoder splits it
     table = {"label": [1, 0], "user": [7, None], "item": [["a", "b"], None]}
     pq.write_table(pa.table(table), tmp_path / "a.parquet")
     columns, at, _ = read(tmp_path / "a.parquet", **fields)
@@ -310,14 +310,14 @@ def test_libsvm_with_field_names(tmp_path):
     path = write(tmp_path / "a.svm", "\n".join(rows).encode())
     columns, at, bad = read(path, **fields)
     assert columns == {
-        "user": ["7", None],
-        "item": [["3", "4"], ["3"]],
-        "x": ["2.5", None],
-        "label": ["1", "-1"],
+        "user": [{"id": "7", "weight": "1"}, None, {"id": "7", "weight": "2"}],
+        "item": [["3", "4"], ["3"], []],
+        "x": ["2.5", None, None],
+        "label": ["1", "-1", "+1"],
     }
-    assert at == [1, 2] and bad == {3: "value", 4: "label", 5: "token", 6: "slot"}
+    assert at == [1, 2, 3] and bad == {4: "label", 5: "token", 6: "slot"}
     columns, _, bad = read(path, labelled=False, **fields)
-    assert columns["label"] == ["1", "-1", None] and columns["user"] == ["7", None, "1"]
+    assert columns["label"] == ["1", "-1", "+1", None] and columns["user"][3]["id"] == "1"
 
 
 def test_libsvm_without_field_names_is_one_bag(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emofm_jax import config
 from emofm_jax.data import encode, formats, values
 from emofm_jax.data.formats import memory
 from emofm_jax.data.schema import Schema, Slot
@@ -232,7 +233,7 @@ def test_csv_and_parquet_and_memory_agree_in_every_role(tmp_path, role):
             slot = Slot("x", "g", encoding="hash", rows=2**30, **kind)
             given = [[x] if x is not None else None for x in column.to_pylist()]
             raw = memory.as_arrow(slot, given if role == "bag" else column.to_pylist())
-            found.append(encoder(slot).slot(slot, raw, {}).to_pylist())
+            found.append(encoder(slot).slot(slot, raw, encode.Problems()).to_pylist())
         assert all(other == found[0] for other in found), (name, found)
         unknown = (None, []) if role == "ftype" else (None, 0, [], [0])
         present = [x for x in found[0] if x not in unknown]
@@ -240,14 +241,12 @@ def test_csv_and_parquet_and_memory_agree_in_every_role(tmp_path, role):
 
 
 def encoder(slot, **roles):
-    recipe = {"null_values": ["", "-9"]}
+    recipe = config.default().prepare.to_dict() | {"null_values": ["", "-9"]}
     return encode.Encoder(Schema("t", (slot,), recipe=recipe, spelling=2, **roles), {})
 
 
 def ids(role, path):
     """What the rows of a file become in a role."""
-    from emofm_jax import config
-
     recipe = config.default().prepare.to_dict()
     in_slot = role in ("slot", "bag")
     recipe["groups"] = (("g", ("x",)),)
@@ -269,7 +268,7 @@ def ids(role, path):
         slot = Slot(
             "x", "g", "multi" if role == "bag" else "categorical", "hash", 2**30, max_length=3
         )
-        return encoder(slot).slot(slot, column, {}).to_pylist()
+        return encoder(slot).slot(slot, column, encode.Problems()).to_pylist()
     types = ("3", "17", "0.25", "1", "0", "2024-03-05", "2024-03-06", "2024-03-05 10:00:00")
     types += ("2024-03-05 00:00", "1970-01-01 00:00:01", "1.5", "a", "b")
     made = encoder(SLOT, types=types, has_gauc_key=True)

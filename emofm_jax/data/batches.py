@@ -25,8 +25,9 @@ class Batch(NamedTuple):
 
     Attributes:
       ids: i32[P, b, N], global table rows; V = padding.
-      value: f32[P, b, N], weight of each column's vector (1/len in a mean-pooled bag, the number of
-        a numeric slot); None if the schema needs none.
+      value: f32[P, b, N], weight of each column's vector (1/len in a mean-pooled bag, a weight of
+        a weighted one, the number of a numeric slot, each number of a vector); None if the schema
+        needs none.
       label: f32[P, b], 0 or 1.
       ftype: i32[P, b], interaction type, -1 if unknown.
       weight: f32[P, b], sample weight; 0 = padding.
@@ -80,15 +81,15 @@ def to_rows(table: pa.Table, schema: Schema) -> Rows:
     ids = np.empty((n, schema.num_columns), np.int32)
     value = np.ones(ids.shape, np.float32) if schema.has_values else None
     for slot, offset in zip(schema.slots, schema.offsets.tolist()):
-        feature = features_lib.of_column(table[slot.name], slot)
+        features = features_lib.of_column(table[slot.name], slot)
         columns = slice(start, start + slot.width)
         start = columns.stop
-        local = features_lib.local_ids(feature, slot, np)
+        local = features_lib.local_ids(features, slot, np)
         ids[:, columns] = local + offset
-        if slot.is_bag:
+        if slot.is_bag or slot.is_vector:
             ids[:, columns][local < 0] = schema.num_rows
         if value is not None and slot.has_values:
-            value[:, columns] = features_lib.values(feature, slot, np)
+            value[:, columns] = features_lib.values(features, slot, np)
 
     def role(name: str, default: int, dtype: type) -> np.ndarray:
         if name not in table.column_names:

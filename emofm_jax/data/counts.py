@@ -25,6 +25,8 @@ _NOTES = {
     "{example}; if the file never quotes, set config.prepare.quoting to 'none'",
     "respelled": "{number:,} values are text in another spelling, such as {example}; "
     "respell=False keeps them apart",
+    "cut": "{number:,} bags ({share:.2%}) are longer than max_length, such as {example}; "
+    "config.prepare.slot.keep says which end",
 }
 
 
@@ -66,9 +68,10 @@ class SlotCounts:
     distinct: int | None  # ids that occur; None for a number, as is top_share
     unknown: dict[str, float]  # {split: share of ids that are 0 or not in train, missing numbers}
     top_share: float | None  # share of the most frequent id
-    min: float | None = None  # of the numbers, as are mean and max
+    min: float | None = None  # of the numbers, or of the weights of ids, as are mean and max
     mean: float | None = None
     max: float | None = None
+    cut: float = 0.0  # share of all rows whose bag was longer than what is kept of it
     # {what: (values of all splits of which it is to be said, an example)}: a key of _NOTES.
     notes: dict[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
 
@@ -108,7 +111,8 @@ class Counted(NamedTuple):
     """Counts of the rows of one table: what `Tally.add` sums up."""
 
     ids: dict[str, tuple[np.ndarray, np.ndarray]]  # {slot: (distinct ids, occurrences of each)}
-    numbers: dict[str, np.ndarray]  # {slot: f32[n]}, NaN where missing
+    # {slot: f32[n]}, NaN where missing; all numbers of a vector, the weights of ids.
+    numbers: dict[str, np.ndarray]
     types: np.ndarray  # i64[2, T + 1]: rows and clicks of each type, last those of unknown type
 
 
@@ -117,10 +121,15 @@ def count(schema: Schema, table: pa.Table) -> Counted:
     ids, numbers = {}, {}
     for slot in schema.slots:
         column = table[slot.name].combine_chunks()
-        if slot.is_numeric:
+        if not slot.holds_ids:
+            column = column.flatten() if slot.is_vector else column
             numbers[slot.name] = column.fill_null(np.nan).to_numpy(zero_copy_only=False)
         else:
-            found = pc.value_counts(column.flatten() if slot.is_bag else column)
+            column = column.flatten() if slot.is_bag else column
+            if slot.weighted:
+                numbers[slot.name] = pc.struct_field(column, "weight").to_numpy()
+                column = pc.struct_field(column, "id")
+            found = pc.value_counts(column)
             ids[slot.name] = found.field(0).to_numpy(), found.field(1).to_numpy()
 
     clicked = table["label"].to_numpy() == 1
@@ -137,16 +146,17 @@ class Tally:
     def __init__(self, schema: Schema):
         self._schema = schema
         self._ids: dict[tuple[str, str], np.ndarray] = {}
-        self._numbers = {slot.name: Moments() for slot in schema.slots if slot.is_numeric}
+        has_numbers = lambda slot: slot.weighted or not slot.holds_ids
+        self._numbers = {slot.name: Moments() for slot in schema.slots if has_numbers(slot)}
         self._types: dict[str, np.ndarray] = {}
         self._notes = Notes()
 
     def add(self, split: str, counted: Counted) -> None:
         """Adds the counts of some rows of a split."""
         for slot in self._schema.slots:
-            if slot.is_numeric:
-                if split == "train":
-                    self._numbers[slot.name].add(counted.numbers[slot.name])
+            if split == "train" and slot.name in self._numbers:
+                self._numbers[slot.name].add(counted.numbers[slot.name])
+            if not slot.holds_ids:
                 continue
             if (split, slot.name) not in self._ids:
                 self._ids[split, slot.name] = np.zeros(slot.rows, np.int32)
@@ -166,9 +176,10 @@ class Tally:
           directory: of the shards.
           rejected: {split: {kind: rows that were left out}}.
         """
-        slots = {s.name: self._with_notes(s.name, self._slot(s)) for s in self._schema.slots}
         there = [split for split in shards.SPLITS if split in self._types]
         splits = {split: self._split(split, dict(rejected.get(split, {}))) for split in there}
+        rows = sum(s.rows + sum(s.rejected.values()) for s in splits.values())
+        slots = {s.name: self._described(s.name, self._slot(s), rows) for s in self._schema.slots}
         report = Report(slots, splits, self._notes.of(""))
         files.write_json(Path(directory) / "prepare.json", report.to_json())
         rows, clicks = (tuple(counts) for counts in self._types["train"].tolist())
@@ -176,16 +187,23 @@ class Tally:
         dataclasses.replace(schema, digests=shards.digests(directory)).save(directory)
         return report
 
-    def _with_notes(self, name: str, counts: SlotCounts) -> SlotCounts:
-        return dataclasses.replace(counts, notes=self._notes.of(name))
+    def _described(self, name: str, counts: SlotCounts, rows: int) -> SlotCounts:
+        notes = self._notes.of(name)
+        cut = notes["cut"][0] / rows if "cut" in notes else 0.0
+        counts = dataclasses.replace(counts, notes=notes, cut=cut)
+        moments = self._numbers.get(name)
+        if moments is None or not moments.count:
+            return counts
+        smallest, largest = float(moments.smallest), float(moments.largest)
+        return dataclasses.replace(
+            counts, min=smallest, mean=moments.mean_and_std()[0], max=largest
+        )
 
     def _slot(self, slot: Slot) -> SlotCounts:
-        if slot.is_numeric:
-            moments, rows = self._numbers[slot.name], int(self._types["train"][0].sum())
-            found = moments.smallest, moments.mean_and_std()[0], moments.largest
-            known = map(float, found) if moments.count else ()
-            unknown = {"train": 1 - moments.count / max(rows, 1)}
-            return SlotCounts(slot.kind, slot.transform, slot.rows, None, unknown, None, *known)
+        if not slot.holds_ids:
+            rows = int(self._types["train"][0].sum()) * slot.width
+            unknown = {"train": 1 - self._numbers[slot.name].count / max(rows, 1)}
+            return SlotCounts(slot.kind, slot.transform, slot.rows, None, unknown, None)
 
         train = self._ids["train", slot.name]
         total = lambda counts: counts.sum(dtype=np.int64)
@@ -211,15 +229,19 @@ def as_text(report: Report) -> str:
     return "\n".join([*_split_lines(report), "", *_slot_lines(report), *_note_lines(report)])
 
 
-def said(notes: Mapping[str, tuple[int, str]]) -> list[str]:
-    """Notes of one slot, or of rows and files, in words."""
-    return [_NOTES[kind].format(number=n, example=example) for kind, (n, example) in notes.items()]
+def said(notes: Mapping[str, tuple[int, str]], cut: float = 0.0) -> list[str]:
+    """Notes of one slot, or of rows and files, in words; `cut` is the share of bags that were."""
+    words = lambda kind, n, example: _NOTES[kind].format(number=n, example=example, share=cut)
+    return [words(kind, *found) for kind, found in notes.items()]
 
 
 def _note_lines(report: Report) -> list[str]:
     lines = said(report.notes)
     for name, slot in report.slots.items():
-        lines += [f"slot {name!r}: {words}" for words in said(slot.notes)]
+        if slot.distinct is not None and slot.min is not None:
+            weights = f"min {slot.min:.6g}, mean {slot.mean:.6g}, max {slot.max:.6g}"
+            lines.append(f"slot {name!r}: its ids have weights ({weights})")
+        lines += [f"slot {name!r}: {words}" for words in said(slot.notes, slot.cut)]
     return ["", *lines] if lines else []
 
 

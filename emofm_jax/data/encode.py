@@ -10,7 +10,7 @@ later the rows to predict.
 """
 
 import dataclasses
-import re
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emofm_jax.data import formats, shards, values
+from emofm_jax.data import bags, formats, list_text, numeric, shards, values
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data import vocabulary as vocabulary_lib
 from emofm_jax.data.formats import tabular
@@ -33,9 +33,6 @@ from emofm_jax.errors import UserError
 # Values of roles that the rows lack.
 _DEFAULTS = {"label": 0, "ftype": None, "weight": 1, "gauc_key": 0}
 _NO_TYPE = ("-",)  # spellings of a type that is not known
-_NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
-
-_NUMERIC = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null)
 
 
 def load_vocabularies(schema: Schema, directory: Path) -> dict[str, Vocabulary]:
@@ -65,6 +62,9 @@ class Encoder:
     def __init__(self, schema: Schema, vocabularies: Mapping[str, Vocabulary]):
         self.schema, self.vocabularies = schema, vocabularies
         self.missing = values.missing(schema.recipe.get("null_values", ()), schema.spelling)
+        of_slot = lambda slot: (*schema.recipe.get("null_values", ()), *slot.null_values)
+        special = [slot for slot in schema.slots if slot.null_values]
+        self._missing = {s.name: values.missing(of_slot(s), schema.spelling) for s in special}
         self._labels = Labels(recipe_lib.later(schema.recipe, "positive"), self.missing)
         self.arrow_schema = shards.arrow_schema(schema)
         for vocabulary in vocabularies.values():
@@ -114,24 +114,85 @@ class Encoder:
     ) -> pa.Array:
         """The column of a shard from a raw one; rows that cannot be read go to `problems`."""
         if slot.kind == "numeric":
-            numbers = parse_numbers(column, slot.name, problems, self.missing)
+            numbers = self.numbers(slot, column, problems)
             if slot.transform == "bucket":
-                return pa.array(bucket(numbers, slot.rows))
-            return pa.array(transform(numbers, slot), from_pandas=True)
-        if not slot.is_bag:
-            return pa.array(self._ids(slot, column, None, problems, notes))
+                return pa.array(numeric.bucket(numbers, slot.rows))
+            return pa.array(numeric.transform(numbers, slot), from_pandas=True)
+        if slot.is_vector:
+            return bags.vectors(slot, self._lists(slot, column, problems), problems)
 
-        column, lengths = cut_bags(column, slot.max_length)
-        row_of = np.repeat(np.arange(len(column)), lengths)
-        ids = self._ids(slot, column.flatten(), row_of, problems, notes)
+        ids, weights, lengths = self.elements(slot, column, problems, notes)
+        row_of = None if lengths is None else np.repeat(np.arange(len(column)), lengths)
+        encoded = pa.array(self._ids(slot, ids, row_of, problems, notes))
+        if weights is not None:
+            found = self.distinct(slot, ids)
+            is_missing = np.append(np.asarray(found.text.is_null()), True)[found.which]
+            number = bags.weights(slot, ids, weights, is_missing, row_of, problems)
+            if slot.weighted:
+                fields = [encoded, pa.array(number)]
+                encoded = pa.StructArray.from_arrays(fields, fields=list(shards.WEIGHTED))
+        if lengths is None:
+            return encoded
         offsets = np.append(0, np.cumsum(lengths)).astype(np.int32)
-        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids))
+        return pa.ListArray.from_arrays(pa.array(offsets), encoded)
+
+    def numbers(self, slot: Slot, column: pa.Array, problems: Problems) -> np.ndarray:
+        """f64[n], the raw numbers of a numeric slot; NaN for missing."""
+        missing = self._missing.get(slot.name, self.missing)
+        return numeric.parse(column, slot.name, problems, missing)
+
+    def elements(
+        self, slot: Slot, column: pa.Array, problems: Problems, notes: Notes | None = None
+    ) -> tuple[pa.Array, pa.Array | None, np.ndarray | None]:
+        """The values of a slot of ids that are kept.
+
+        Returns:
+          The values; a weight of each, or None where none is given; i32[n], how many values are of
+          each row, or None where it is one.
+        """
+        lengths = None
+        if slot.is_bag:
+            column = self._without_padding(slot, self._lists(slot, column, problems))
+            before = pc.list_value_length(column)
+            column, lengths = bags.cut(column, slot.max_length, slot.keep)
+            if notes is not None:
+                _note_cut(slot, before, notes)
+        if slot.weighted or pa.types.is_struct(column.type):
+            return *bags.pairs(column), lengths
+        return column, None, lengths
 
     def distinct(self, slot: Slot, column: pa.Array) -> Distinct:
         """The distinct values of a slot of ids, spelled as the schema says; no lists."""
         spelling = self.schema.spelling
-        missing = values.missing((), 1) if slot.is_bag and spelling == 1 else self.missing
+        missing = self._missing.get(slot.name, self.missing)
+        missing = values.missing((), 1) if slot.is_bag and spelling == 1 else missing
         return values.distinct(column, missing, slot.respell, spelling)
+
+    def _lists(self, slot: Slot, column: pa.Array, problems: Problems) -> pa.Array:
+        """Cells of several values as list[n]; text is split."""
+        if pa.types.is_list(column.type):
+            return column
+        text = values.spell(column, respell=False)
+        separator = recipe_lib.slot_options(self.schema.recipe, slot.name)["separator"]
+        if self.schema.spelling == 1:
+            return pc.split_pattern(text, separator)
+        lists, wrong = list_text.split(text, separator, slot.weighted)
+        reason = lambda i: f"slot {slot.name!r} holds {text[i].as_py()!r}, which is no plain list"
+        problems.mark(wrong, "list", reason)
+        return lists
+
+    def _without_padding(self, slot: Slot, column: pa.Array) -> pa.Array:
+        """The bags list[n] without what fills them up, the slot's own `null_values`."""
+        if not slot.null_values:
+            return column
+        ids = column.flatten()
+        if slot.weighted or pa.types.is_struct(ids.type):
+            ids = bags.pairs(ids)[0]
+        spell = functools.partial(values.distinct, respell=slot.respell)
+        found, padding = spell(ids), spell(pa.array(slot.null_values, pa.string()))
+        gone = pc.is_in(found.text, padding.text.drop_null())
+        gone = np.where(found.text.is_null(), "" in slot.null_values, np.asarray(gone))
+        return bags.without(column, np.append(gone, "" in slot.null_values)[found.which])
 
     def _ids(
         self,
@@ -182,7 +243,7 @@ class Encoder:
         return index.cast(pa.int8())
 
     def _weight(self, column: pa.Array, problems: Problems) -> pa.Array:
-        numbers = parse_numbers(column, "weight", problems, self.missing)
+        numbers = numeric.parse(column, "weight", problems, self.missing)
         reason = lambda i: f"the weight is {column[i].as_py()!r}; it must be a number of at least 0"
         problems.mark(~(numbers >= 0), "weight", reason)
         return pa.array(np.where(numbers >= 0, numbers, 0).astype(np.float32))
@@ -225,93 +286,20 @@ def _is_int64(text: str) -> bool:
     return digits.isascii() and digits.isdigit() and -(2**63) <= int(text) < 2**63
 
 
-def parse_numbers(
-    column: pa.Array, name: str, problems: Problems, missing: pa.Array | None = None
-) -> np.ndarray:
-    """f64[n] of text or typed numbers, NaN for missing; what is no finite float32 is a problem.
-
-    Args:
-      missing: what a missing number may be called (`values.missing`); "-1" is -1 and -1.0.
-
-    Raises:
-      UserError: a column of another type, such as a timestamp.
-    """
-    column = values.unwrapped(column)
-    if isinstance(column, pa.DictionaryArray):
-        column = column.dictionary_decode()
-    of_text = values.is_text(column.type)
-    numbers = _text_numbers(column, name, problems) if of_text else _typed_numbers(column, name)
-
-    called = [] if missing is None else missing.to_pylist()
-    gone = [float(text) for text in called if re.fullmatch(_NUMBER, text)]
-    numbers = np.where(np.isin(numbers, gone), np.nan, numbers) if gone else numbers
-    infinite = lambda i: f"{name!r} holds {column[i].as_py()!r}, which is not finite"
-    with np.errstate(over="ignore"):
-        problems.mark(np.isinf(numbers.astype(np.float32)), "number", infinite)
-    return numbers
-
-
-def _typed_numbers(column: pa.Array, name: str) -> np.ndarray:
-    kind = column.type
-    if pa.types.is_boolean(kind):
-        column = column.cast(pa.int8())
-    elif not any(test(kind) for test in _NUMERIC):
-        remedy = "make it categorical, or give a number made of it"
-        raise UserError(f"column {name!r} must hold numbers, but its type is {kind}; {remedy}")
-    if pa.types.is_float16(kind):
-        column = column.cast(pa.float32())
-    numbers = column.cast(pa.float64(), safe=False)  # above 2^53 integers are rounded
-    return numbers.fill_null(np.nan).to_numpy(zero_copy_only=False)
-
-
-def _text_numbers(column: pa.Array, name: str, problems: Problems) -> np.ndarray:
-    text = pc.utf8_trim_whitespace(values.spell(column, respell=False))
-    text = _only(pc.invert(pc.is_in(text, pa.array(values.MISSING))), text)
-    try:
-        numbers = text.cast(pa.float64())
-        fits = pc.is_finite(numbers)
-    except pa.ArrowInvalid:
-        text = values.spell(text)  # truth values are 0 and 1 here too
-        fits = pc.match_substring_regex(text, f"^{_NUMBER}$")
-        numbers = pc.utf8_ltrim(_only(fits, text), "+").cast(pa.float64())
-    wrong = lambda i: f"{name!r} is numeric but holds {column[i].as_py()!r}"
-    problems.mark(pc.invert(fits).fill_null(False), "number", wrong)
-    if (undecodable := values.undecodable(column)).any():
-        problems.mark(undecodable, "encoding", wrong)
-    return numbers.fill_null(np.nan).to_numpy(zero_copy_only=False)
-
-
-def transform(numbers: np.ndarray, slot: Slot) -> np.ndarray:
-    """f32[n]: f64[n] raw numbers, transformed; NaN stays."""
-    if slot.transform == "log1p":
-        numbers = np.sign(numbers) * np.log1p(np.abs(numbers))
-    elif slot.transform == "standardize":
-        numbers = (numbers - slot.mean) / slot.std
-    with np.errstate(over="ignore"):
-        return numbers.astype(np.float32)
-
-
-def bucket(numbers: np.ndarray, rows: int) -> np.ndarray:
-    """i32[n]: NaN: 0; 0 .. 2: 1; x > 2: 2 + floor(ln(x)^2), at most rows - 2; x < 0: rows - 1."""
-    large = 2 + np.floor(np.log(np.where(numbers > 2, numbers, 2.0)) ** 2)
-    ids = np.where(numbers > 2, np.minimum(large, rows - 2), 1)
-    return np.where(np.isnan(numbers), 0, np.where(numbers < 0, rows - 1, ids)).astype(np.int32)
-
-
-def cut_bags(column: pa.Array, max_length: int) -> tuple[pa.Array, np.ndarray]:
-    """The first elements of each bag, and i32[n]: how many these are; null is an empty bag."""
-    lengths = pc.list_value_length(column).fill_null(0).to_numpy()
-    if lengths.max(initial=0) > max_length:
-        lengths = np.minimum(lengths, max_length)
-        column = pc.list_slice(column, 0, max_length, return_fixed_size_list=False)
-    return column, lengths
-
-
 def _identity(text: pa.Array, rows: int) -> np.ndarray:
     """i64[n]: k + 1, or -1 where the text is no integer in 0 .. rows - 2."""
     digits = pc.match_substring_regex(text, r"^0*\d{1,10}$")
     k = pc.if_else(digits, text, "-2").cast(pa.int64()).to_numpy()
     return np.where((k >= 0) & (k <= rows - 2), k + 1, -1)
+
+
+def _note_cut(slot: Slot, lengths: pa.Array, notes: Notes) -> None:
+    """Notes the bags that are longer than what is kept of them."""
+    long = pc.greater(lengths, slot.max_length).fill_null(False)
+    if number := pc.sum(long).as_py():
+        first = lengths.filter(long)[0].as_py()
+        example = f"one of {first} of which the {slot.keep} {slot.max_length} are kept"
+        notes.add(slot.name, "cut", number, example)
 
 
 def _note_respelled(slot: Slot, found: Distinct, notes: Notes) -> None:
@@ -418,7 +406,8 @@ def _keep_places(
 def _also(encoder: Encoder, chunk: Chunk, name: str) -> pa.Array:
     """string[n]: a column that comes along, spelled as a slot is."""
     column = tabular.also(chunk.columns, name)
-    if column is None or pa.types.is_list(column.type):
+    several = [slot.name for slot in encoder.schema.slots if slot.width > 1 or slot.weighted]
+    if column is None or name in several or pa.types.is_nested(column.type):
         problem = "no slot of single values" if column is None else "a slot of bags"
         raise UserError(f"{chunk.file}: {name!r} is {problem}; name another column")
     respell = all(slot.respell for slot in encoder.schema.slots if slot.name == name)

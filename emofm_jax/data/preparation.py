@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from emofm_jax.data import counts as counts_lib
-from emofm_jax.data import encode, formats, shards, synthetic, values, vocabulary
+from emofm_jax.data import encode, formats, numeric, shards, synthetic, values, vocabulary
 from emofm_jax.data import files as files_lib
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.formats import cti, tabular
@@ -240,7 +240,7 @@ def _declared(recipe: dict[str, Any], name: str, first: Path) -> Schema:
 
 def _learn(source: _Source, schema: Schema, directory: Path) -> tuple[Schema, Vocabularies]:
     """Completes the slots from the training rows, and saves the vocabularies."""
-    counters, moments = _count(source, encode.Encoder(schema, {}))
+    counters, moments, weighted = _count(source, encode.Encoder(schema, {}))
     counted = [slot for slot in schema.slots if slot.name in counters]
     vocabularies = {s.name: counters[s.name].vocabulary(s.min_count) for s in counted}
     for name, found in vocabularies.items():
@@ -248,6 +248,7 @@ def _learn(source: _Source, schema: Schema, directory: Path) -> tuple[Schema, Vo
 
     slots = []
     for slot in schema.slots:
+        slot = dataclasses.replace(slot, weighted=slot.weighted or slot.name in weighted)
         if found := vocabularies.get(slot.owner):
             slot = dataclasses.replace(slot, rows=found.rows, digest=found.digest())
         elif slot.transform == "standardize":
@@ -255,7 +256,7 @@ def _learn(source: _Source, schema: Schema, directory: Path) -> tuple[Schema, Vo
             slot = dataclasses.replace(slot, mean=mean, std=std)
         elif slot.name in moments:
             # Row 0, buckets 1 .. of the largest number, and the last row for negative numbers.
-            largest = encode.bucket(np.array([moments[slot.name].largest]), 1 << 30)[0]
+            largest = numeric.bucket(np.array([moments[slot.name].largest]), 1 << 30)[0]
             slot = dataclasses.replace(slot, rows=int(max(largest, 1)) + 2)
         slots.append(slot)
     return dataclasses.replace(schema, slots=tuple(slots)), vocabularies
@@ -263,16 +264,23 @@ def _learn(source: _Source, schema: Schema, directory: Path) -> tuple[Schema, Vo
 
 def _count(
     source: _Source, encoder: encode.Encoder
-) -> tuple[Counters, dict[str, counts_lib.Moments]]:
-    """The values of the training rows by the slot that owns the table rows, the numbers by slot."""
+) -> tuple[Counters, dict[str, counts_lib.Moments], set[str]]:
+    """What the training rows say of the slots.
+
+    Returns:
+      The values by the slot that owns the table rows; the numbers by slot; the slots of ids that
+      have a value other than 1 in libsvm rows.
+    """
     schema = encoder.schema
-    counted = [slot for slot in schema.slots if slot.encoding == "vocabulary"]
+    is_libsvm, weighted = source.recipe["format"] == "libsvm", set()
+    of_ids = [slot for slot in schema.slots if slot.holds_ids and slot.kind != "numeric"]
+    counted = [slot for slot in of_ids if slot.encoding == "vocabulary" or is_libsvm]
     open_bucket = lambda slot: slot.transform == "bucket" and not slot.rows
     measured = [s for s in schema.slots if s.transform == "standardize" or open_bucket(s)]
-    counters = {slot.owner: vocabulary.Counter() for slot in counted}
+    counters = {s.owner: vocabulary.Counter() for s in counted if s.encoding == "vocabulary"}
     moments = {slot.name: counts_lib.Moments() for slot in measured}
     if not counted and not measured:
-        return counters, moments
+        return counters, moments, weighted
 
     split = "train" if "train" in source.files else ""
     for chunk in source.run(lambda chunk: chunk, split, "counting"):
@@ -281,14 +289,17 @@ def _count(
             column = chunk.columns[slot.name]
             column = column if train is None else column.filter(train)
             if slot in measured:
-                numbers = encode.parse_numbers(column, slot.name, Problems(), encoder.missing)
-                moments[slot.name].add(numbers)
-            else:
-                if slot.is_bag:
-                    column = encode.cut_bags(column, slot.max_length)[0].flatten()
-                found = encoder.distinct(slot, column)
+                moments[slot.name].add(encoder.numbers(slot, column, Problems()))
+                continue
+            ids, weights, _ = encoder.elements(slot, column, Problems())
+            if is_libsvm and weights is not None and slot.name not in weighted:
+                numbers = numeric.parse(weights, slot.name, Problems())
+                if ((numbers != 1) & ~np.isnan(numbers)).any():
+                    weighted.add(slot.name)
+            if slot.encoding == "vocabulary":
+                found = encoder.distinct(slot, ids)
                 counters[slot.owner].add(found.text, found.counts())
-    return counters, moments
+    return counters, moments, weighted
 
 
 def _encode(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from emofm_jax.data import values
-from emofm_jax.data.schema import CHOICES, Slot
+from emofm_jax.data.schema import CHOICES, LATER_OF_SLOT, Slot
 from emofm_jax.data.shards import SPLITS
 from emofm_jax.data.values import Distinct
 from emofm_jax.errors import UserError
@@ -97,9 +97,11 @@ def members(spec: Any) -> list[str]:
 
 def slot_options(recipe: Mapping, name: str) -> dict[str, Any]:
     """`config.prepare.slot` with the exceptions of one slot, checked."""
-    options = dict(recipe["slot"])
+    # In JSON a tuple is a list.
+    as_tuple = lambda value: tuple(value) if isinstance(value, list) else value
+    options = LATER_OF_SLOT | {k: as_tuple(value) for k, value in recipe["slot"].items()}
     for field, value in dict(recipe["slots"].get(name, {})).items():
-        where = f"config.prepare.slots.{name}.{field}"
+        where, value = f"config.prepare.slots.{name}.{field}", as_tuple(value)
         if field not in options:
             raise UserError(f"{where}: there is no such field; known: {', '.join(sorted(options))}")
         if type(value) is not type(options[field]):
@@ -117,11 +119,23 @@ def _problems_of_options(options: Mapping[str, Any]) -> Iterator[tuple[str, str]
     for field, known in CHOICES.items():
         if options[field] not in known:
             yield field, f"{options[field]!r}; choose one of {', '.join(known)}"
+    kind = options["kind"]
     for field in ("min_count", "max_length"):
         if options[field] < 1:
             yield field, f"{options[field]}; it must be at least 1"
-    if options["kind"] == "multi" and not options["separator"]:
+    if kind in ("multi", "vector") and not options["separator"]:
         yield "separator", "none; name what stands between its values"
+    if kind == "vector" and options["length"] < 1:
+        yield "length", f"{options['length']}; say how many numbers a vector has"
+    if kind == "vector" and options["transform"] != "none":
+        yield (
+            "transform",
+            f"{options['transform']!r}, but is a vector, whose numbers stay as they are",
+        )
+    if kind in ("numeric", "vector") and options["weighted"]:
+        yield "weighted", f"True, but is {kind}; only ids have weights"
+    if odd := [text for text in options["null_values"] if not isinstance(text, str)]:
+        yield "null_values", f"{odd[0]!r}, which is no text; write it between quotes"
 
 
 def to_evaluate(recipe: Mapping, also: Sequence[str] = ()) -> dict[str, Any]:
@@ -218,16 +232,19 @@ def _slot(recipe: Mapping, group: str, name: str, options: dict[str, dict[str, A
     own = options[name]
     owner = options.get(own["share"], own)
     numeric = own["kind"] == "numeric"
-    encoding = "identity" if numeric else owner["encoding"]
+    vector = own["kind"] == "vector"
+    encoding = "identity" if numeric or vector else owner["encoding"]
     rows = owner["rows"]
     where = "config.prepare.slot"
-    if numeric and own["share"]:
+    if (numeric or vector) and own["share"]:
         remedy = "only slots of ids can share rows"
-        raise UserError(f"{where}.share: slot {name!r} is numeric; {remedy}")
-    if not numeric and encoding != "vocabulary" and rows < 2:
+        raise UserError(f"{where}.share: slot {name!r} is {own['kind']}; {remedy}")
+    if not (numeric or vector) and encoding != "vocabulary" and rows < 2:
         found = f"{encoding} encoding and {rows} rows"
         raise UserError(f"{where}.rows: slot {name!r} has {found}; set at least 2")
-    if numeric and own["transform"] != "bucket":
+    if vector:
+        rows = own["length"] + 1
+    elif numeric and own["transform"] != "bucket":
         rows = 2
     elif encoding == "vocabulary":
         rows = 0
@@ -240,10 +257,14 @@ def _slot(recipe: Mapping, group: str, name: str, options: dict[str, dict[str, A
         seed=recipe["seed"] if encoding == "hash" else 0,
         min_count=owner["min_count"],
         max_length=own["max_length"] if own["kind"] == "multi" else 1,
+        keep=own["keep"] if own["kind"] == "multi" else "first",
+        weighted=own["weighted"],
         pooling=own["pooling"],
         transform=own["transform"] if numeric else "none",
+        length=own["length"] if vector else 0,
+        null_values=tuple(own["null_values"]),
         share=own["share"],
-        respell=owner.get("respell", True),
+        respell=owner["respell"],
     )
 
 

@@ -5,7 +5,8 @@ as `schema.json` beside the shards that it describes and is copied into every wo
 layout of the one embedding table: slot s owns the rows `offset[s] .. offset[s] + rows[s] - 1`, and
 row 0 of each slot is the row of missing and unknown values.
 
-    N columns of ids = 1 per categorical or numeric slot, `max_length` per bag      (`column_slots`)
+    N columns of ids = 1 per categorical or numeric slot, `max_length` per bag, `length` per vector
+                                                                                    (`column_slots`)
     V rows of the table = sum of the rows of all slots that share no other's rows       (`num_rows`)
 """
 
@@ -25,8 +26,9 @@ from emofm_jax.errors import UserError
 FORMAT_VERSION = 1
 # What these fields of a slot may be.
 CHOICES = {
-    "kind": ("categorical", "multi", "numeric"),
+    "kind": ("categorical", "multi", "numeric", "vector"),
     "encoding": ("vocabulary", "hash", "identity"),
+    "keep": ("first", "last"),
     "pooling": ("mean", "sum"),
     "transform": ("none", "log1p", "standardize", "bucket"),
 }
@@ -39,7 +41,13 @@ _DESCRIPTIVE = ("rows_per_type", "clicks_per_type", "recipe", "digests")
 # Fields that came after release 0.1, with what every schema before them meant: they stand in the
 # fingerprint only where they differ from that, so that older shards keep theirs.
 _LATER: dict[str, Any] = {"spelling": 1}
-_LATER_OF_SLOT: dict[str, Any] = {"respell": True}
+LATER_OF_SLOT: dict[str, Any] = {
+    "respell": True,
+    "keep": "first",
+    "weighted": False,
+    "length": 0,
+    "null_values": (),
+}
 # Fields that slots of the same rows have in common.
 _SHARED = ("rows", "encoding", "seed", "digest")
 
@@ -51,14 +59,21 @@ class Slot:
     Attributes:
       name: column of the shard.
       group: the field group that it belongs to.
-      kind: `categorical` (one id), `multi` (a bag of ids) or `numeric` (one number).
+      kind: `categorical` (one id), `multi` (a bag of ids), `numeric` (one number) or `vector`
+        (`length` numbers).
       encoding: of ids: `vocabulary` (counted over the train split), `hash` (1 + xxh3_64 mod
         (rows - 1)) or `identity` (raw k is row k + 1).
-      rows: rows of the table that the slot owns, row 0 included; a numeric slot has 2.
+      rows: rows of the table that the slot owns, row 0 included; a numeric slot has 2, a vector
+        length + 1.
       seed: of the hash.
       min_count: train occurrences below which a value of a vocabulary is unknown.
-      max_length: ids of a bag that are kept, the first ones.
-      pooling: of a bag: `mean` or `sum` of its vectors.
+      max_length: ids of a bag that are kept.
+      keep: which end of a longer bag is kept: its `first` ids or its `last`.
+      weighted: whether each id has a weight, a number that multiplies its vector.
+      pooling: of a bag: `mean` or `sum` of its vectors; of a weighted one sum w e / sum w, or
+        sum w e.
+      length: numbers of a vector.
+      null_values: spellings of a missing value, or of what fills a bag up, of this slot.
       transform: of a number: `none`, `log1p` (sign(x) log(1 + |x|)), `standardize`, or `bucket`,
         which makes a categorical slot.
       mean, std: of the train split, for `standardize`.
@@ -76,7 +91,11 @@ class Slot:
     seed: int = 0
     min_count: int = 1
     max_length: int = 1
+    keep: str = "first"
+    weighted: bool = False
     pooling: str = "mean"
+    length: int = 0
+    null_values: tuple[str, ...] = ()
     transform: str = "none"
     mean: float = 0.0
     std: float = 1.0
@@ -95,14 +114,34 @@ class Slot:
         return self.kind == "multi"
 
     @property
+    def is_mean(self) -> bool:
+        """Whether the slot's vector is a mean over its ids."""
+        return self.is_bag and self.pooling == "mean"
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether a row has `length` numbers."""
+        return self.kind == "vector"
+
+    @property
+    def holds_ids(self) -> bool:
+        """True if the shard holds ids; False if it holds numbers."""
+        return not (self.is_numeric or self.is_vector)
+
+    @property
+    def weights(self) -> str:
+        """Name of the array of the weights beside that of the ids; empty without weights."""
+        return f"{self.name}:weight" if self.weighted else ""
+
+    @property
     def width(self) -> int:
-        """Columns of the slot in `Batch.ids`: `max_length` for a bag, else 1."""
-        return self.max_length if self.is_bag else 1
+        """Columns of the slot in `Batch.ids`: a bag's `max_length`, a vector's `length`, or 1."""
+        return {"multi": self.max_length, "vector": self.length}.get(self.kind, 1)
 
     @property
     def has_values(self) -> bool:
         """True if the columns of the slot have values in `Batch.value` that are not 1."""
-        return self.is_numeric or (self.is_bag and self.pooling == "mean")
+        return self.weighted or not self.holds_ids or self.is_mean
 
     @property
     def owner(self) -> str:
@@ -195,14 +234,20 @@ class Schema:
 
     @property
     def has_values(self) -> bool:
-        """True if `Batch.value` is needed: some slot is numeric or pooled by mean."""
+        """True if `Batch.value` is needed: some slot has numbers, weights or is pooled by mean."""
         return any(slot.has_values for slot in self.slots)
+
+    @property
+    def vectors(self) -> tuple[tuple[int, int], ...]:
+        """(first table row, length) of each vector."""
+        pairs = zip(self.slots, self.offsets.tolist())
+        return tuple((first, slot.length) for slot, first in pairs if slot.is_vector)
 
     def fingerprint(self) -> str:
         """16 hex digits of everything that decides what an id in a shard means."""
         body = {k: v for k, v in self.to_json().items() if k not in _DESCRIPTIVE}
         body = _without(body, _LATER)
-        body["slots"] = [_without(slot, _LATER_OF_SLOT) for slot in body["slots"]]
+        body["slots"] = [_without(slot, LATER_OF_SLOT) for slot in body["slots"]]
         return xxhash.xxh3_64_hexdigest(json.dumps(body, sort_keys=True).encode())
 
     @property
@@ -226,7 +271,7 @@ class Schema:
     def from_json(cls, body: dict[str, Any]) -> "Schema":
         """The schema that `to_json` wrote; KeyError, TypeError or AttributeError if it is none."""
         fields: dict[str, Any] = {k: tuple(v) if type(v) is list else v for k, v in body.items()}
-        fields["slots"] = tuple(Slot(**slot) for slot in fields["slots"])
+        fields["slots"] = tuple(_slot(slot) for slot in fields["slots"])
         del fields["format_version"]
         return cls(**fields)
 
@@ -301,6 +346,8 @@ def _problems(schema: Schema) -> Iterator[str]:
         yield from (f"slot {slot.name!r} {problem}" for problem in _problems_of_slot(slot))
         if slot.name in by_name:
             yield f"slot {slot.name!r} stands twice; name it in one group only"
+        if any(slot.name == other.weights for other in schema.slots):
+            yield f"slot {slot.name!r} has the name of another's weights; rename the column"
         if slot.name in ROLE_COLUMNS:
             yield f"a slot may not be called {slot.name!r}; rename the column"
         by_name[slot.name] = slot
@@ -323,6 +370,12 @@ def _problems(schema: Schema) -> Iterator[str]:
         yield f"{schema.num_rows} table rows; at most {MAX_ROWS} fit, use fewer hash rows"
 
 
+def _slot(body: dict[str, Any]) -> Slot:
+    """The slot of a JSON object, whose lists are tuples."""
+    fields: dict[str, Any] = {k: tuple(v) if type(v) is list else v for k, v in body.items()}
+    return Slot(**fields)
+
+
 def _problems_of_slot(slot: Slot) -> Iterator[str]:
     for field, known in CHOICES.items():
         if getattr(slot, field) not in known:
@@ -331,3 +384,7 @@ def _problems_of_slot(slot: Slot) -> Iterator[str]:
         yield "is in no group; name it in config.prepare.groups"
     if slot.max_length < 1:
         yield f"has max_length {slot.max_length}; it must be at least 1"
+    if slot.is_vector and slot.length < 1:
+        yield f"is a vector of length {slot.length}; say how many numbers it has"
+    if slot.weighted and slot.kind not in ("categorical", "multi"):
+        yield f"is {slot.kind}, and has no ids that could be weighted; leave `weighted` out"

@@ -10,8 +10,9 @@
 Each file holds the digest of its rows, `_SUCCESS` those of all files of the split, and schema.json
 one of each split: data that are prepared anew while somebody reads are told at the next read.
 
-Ids are int32 and local to their slot (a bag: list<int32>), numbers float32, labels int8, types int8
-(null = unknown). Row groups hold 64k rows, compressed by zstd. No jax here.
+Ids are int32 and local to their slot (a bag: list<int32>), numbers float32 (a vector:
+list<float32>), labels int8, types int8 (null = unknown). A weighted id is struct<id, weight>. Row
+groups hold 64k rows, compressed by zstd. No jax here.
 """
 
 import dataclasses
@@ -41,6 +42,7 @@ FINGERPRINT = b"emofm_jax.fingerprint"
 DIGEST = b"emofm_jax.digest"
 _SUCCESS = "_SUCCESS"
 ANEW = "the data were prepared anew, or moved, while this program reads them; start it again"
+WEIGHTED = pa.struct([("id", pa.int32()), ("weight", pa.float32())])
 _REJECTED = pa.schema([("file", pa.string()), ("line", pa.int64()), ("reason", pa.string())])
 
 
@@ -65,9 +67,10 @@ def arrow_schema(schema: Schema) -> pa.Schema:
 
 
 def _column_type(slot: Slot) -> pa.DataType:
-    if slot.is_numeric:
-        return pa.float32()
-    return pa.list_(pa.int32()) if slot.is_bag else pa.int32()
+    if not slot.holds_ids:
+        return pa.list_(pa.float32()) if slot.is_vector else pa.float32()
+    element = WEIGHTED if slot.weighted else pa.int32()
+    return pa.list_(element) if slot.is_bag else element
 
 
 class Writer:
@@ -335,9 +338,9 @@ def _check_shard(file: Path, rows: int, digest: str, schema: Schema) -> list[int
 
 def _check_ids(file: Path, metadata: pq.FileMetaData, schema: Schema) -> None:
     """Checks the smallest and largest id of every row group, by Parquet's statistics."""
-    paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
-    columns = {path.removesuffix(".list.element"): i for i, path in enumerate(paths)}
-    slots = [(slot, columns[slot.name]) for slot in schema.slots if not slot.is_numeric]
+    # A weighted slot has two columns, ids and weights.
+    first = np.cumsum([0, *(1 + slot.weighted for slot in schema.slots)]).tolist()
+    slots = [(slot, column) for slot, column in zip(schema.slots, first) if slot.holds_ids]
 
     for group in range(metadata.num_row_groups):
         for slot, column in slots:

@@ -27,8 +27,12 @@ def init_table(
     num_rows: int,
     embedding_dim: int,
     init_scale: float,
+    vectors: Sequence[tuple[int, int]] = (),
 ) -> jax.Array:
     """Draws the table from N(0, init_scale); row 0 of each slot, of unknown values, is zero.
+
+    A vector of n numbers is a sum over n rows. These are drawn from N(0, init_scale / sqrt(n)), so
+    that numbers of size 1 give it the size of any other slot.
 
     Args:
       key: of `jax.random`.
@@ -37,17 +41,20 @@ def init_table(
       num_rows: V (`schema.num_rows`).
       embedding_dim: D.
       init_scale: standard deviation.
+      vectors: first row and length of each slot that is a vector (`schema.vectors`).
 
     Returns:
       f32[V, D].
     """
     zero_rows = jnp.asarray(np.unique(offsets), jnp.int32)
-    return _init_table(key, zero_rows, num_rows, embedding_dim, init_scale)
+    return _init_table(key, zero_rows, num_rows, embedding_dim, init_scale, tuple(vectors))
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _init_table(key, zero_rows, num_rows, embedding_dim, init_scale):
+@functools.partial(jax.jit, static_argnums=(2, 3, 5))
+def _init_table(key, zero_rows, num_rows, embedding_dim, init_scale, vectors):
     table = init_scale * random.normal(key, (num_rows, embedding_dim))
+    for first, length in vectors:
+        table = table.at[first + 1 : first + 1 + length].multiply(length**-0.5)
     return table.at[zero_rows].set(0.0)
 
 
@@ -78,8 +85,9 @@ def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
 def pool(occurrences: jax.Array, value: jax.Array | None, slot_widths: Sequence[int]) -> jax.Array:
     """Sums the columns of each slot, weighted by their values.
 
-    Mean pooling is a value of 1 / len, a numeric slot's value is its scaled number; an empty bag is
-    the zero vector. When no slot is a bag and there are no values, this is the identity.
+    Mean pooling is a value of 1 / len, a numeric slot's value is its scaled number, a vector's are
+    its numbers; an empty bag is the zero vector. When no slot is a bag and there are no values,
+    this is the identity.
 
     Args:
       occurrences: f32[B, N, D], what `lookup` returned.

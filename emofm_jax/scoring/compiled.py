@@ -18,12 +18,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emofm_jax.data import bags
+from emofm_jax.data import features as features_lib
 from emofm_jax.data.schema import Schema
 from emofm_jax.training import compilation
 
 _FEW = 8  # rows
 _CONSTANT = 1 << 24  # numbers that all constants together may have
 _INFINITE = 0x7F800000  # the bits of inf, but for the sign
+_MAX_WEIGHT = int(np.float32(bags.MAX_WEIGHT).view(np.int32))
 
 
 class Compiled:
@@ -54,24 +57,35 @@ class Layout:
     """What the features of a schema look like, side by side."""
 
     def __init__(self, schema: Schema):
-        names = [slot.name for slot in schema.slots]
-        bags = np.array([slot.kind == "multi" for slot in schema.slots])
-        numeric = np.array([slot.is_numeric for slot in schema.slots])
-        rows = np.array([slot.rows for slot in schema.slots])
-        columns = schema.column_slots
+        arrays = features_lib.arrays(schema)
+        names = [array.name for array in arrays]
+        widths = [array.shape[0] if array.shape else 1 for array in arrays]
+        of_columns = lambda values: np.repeat(np.array(values), widths)
 
-        # Of each slot; a width is the shape of its array behind the rows.
+        # Of each array; a width is its shape behind the rows.
         self._names = names
-        self._dtypes = [np.dtype(np.float32 if number else np.int32) for number in numeric]
-        self._widths = [(n,) if bag else () for n, bag in zip(schema.slot_widths, bags)]
+        self._dtypes = [np.dtype(array.dtype) for array in arrays]
+        self._widths = [array.shape for array in arrays]
         # From features to their arrays; itemgetter of one name returns the array itself.
         get = operator.itemgetter(*names)
         self._arrays_of = get if len(names) > 1 else lambda features: (get(features),)
 
-        # Of each column: the smallest id, how many there are (of a number all), what is a number.
-        self._lowest = -bags.astype(np.int32)[columns]
-        self._span = np.where(numeric, 2**32 - 1, rows + bags).astype(np.uint32)[columns]
-        self._numbers = numeric[columns] if numeric.any() else None
+        # Of each column: the smallest id, how many there are (of a number all, of a weight in a
+        # mean the bits of all that it may be), what is a number, what is a weight.
+        numbers = np.array([array.dtype == "float32" for array in arrays])
+        of_bags = np.array([array.slot.is_bag for array in arrays]) & ~numbers
+        means = np.array([array.is_weight and array.slot.is_mean for array in arrays])
+        weights = np.array([array.is_weight for array in arrays])
+        span = np.array([array.slot.rows for array in arrays]) + of_bags
+        span = np.where(means, _MAX_WEIGHT + 1, np.where(numbers, 2**32 - 1, span))
+        self._lowest = -of_columns(of_bags).astype(np.int32)
+        self._span = of_columns(span).astype(np.uint32)
+        self._numbers = of_columns(numbers) if numbers.any() else None
+        self._weights = of_columns(weights) if weights.any() else None
+        # The columns of each vector: NaN is all of it, or none.
+        starts = np.cumsum([0, *widths]).tolist()
+        vectors = [i for i, array in enumerate(arrays) if array.slot.is_vector]
+        self._vectors = [slice(starts[i], starts[i + 1]) for i in vectors]
 
     def pack(self, features: Mapping) -> np.ndarray | None:
         """Returns i32[B, N]; None if a name, type, shape or id does not fit, or a number is inf."""
@@ -98,8 +112,16 @@ class Layout:
             return None
         if self._numbers is None:
             return matrix
-        infinite = self._numbers & ((matrix & 0x7FFFFFFF) == _INFINITE)
-        return None if infinite.any() else matrix
+        bits = matrix & 0x7FFFFFFF
+        if (self._numbers & (bits == _INFINITE)).any():
+            return None
+        if self._weights is not None and (self._weights & (bits > _MAX_WEIGHT)).any():
+            return None
+        for columns in self._vectors:
+            missing = bits[:, columns] > _INFINITE
+            if (missing.any(axis=1) != missing.all(axis=1)).any():
+                return None
+        return matrix
 
     def unpack(self, matrix: jax.Array) -> dict[str, jax.Array]:
         """Returns the features again, in a program or outside."""

@@ -59,7 +59,8 @@ def make_init(
         table_key, network_key = jax.random.split(key)
         variables = model_lib.init(module, network_key, schema)
         num_rows, width = schema.num_rows, model_lib.table_width(module)
-        table = embedding.init_table(table_key, schema.offsets, num_rows, width, init_scale)
+        rows = (schema.offsets, num_rows, width)
+        table = embedding.init_table(table_key, *rows, init_scale, schema.vectors)
         params = {"embedding": table, "network": variables["params"]}
         return TrainState(
             step=jnp.zeros((), jnp.int32),

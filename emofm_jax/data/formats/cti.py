@@ -31,10 +31,11 @@ def tasks(
 ) -> Iterator[Callable[[], Chunk]]:
     """Yields functions that each make the chunk of one block of the file (see `formats`)."""
     slots = recipe_lib.slots(recipe)
-    numeric = [slot.name for slot in slots if slot.kind == "numeric"]
-    if numeric:
-        problem = f"slot {numeric[0]!r} is numeric, but cti rows hold ids only"
-        raise UserError(f"config.prepare.slots: {problem}; change it")
+    for slot in slots:
+        if slot.weighted or slot.kind in ("numeric", "vector"):
+            what = "weighted" if slot.weighted else slot.kind
+            problem = f"slot {slot.name!r} is {what}, but cti rows hold ids only"
+            raise UserError(f"config.prepare.slots: {problem}; change it")
     names = columns(path)
     of_types = names[1:-1]
     types = list(recipe["types"]) or of_types

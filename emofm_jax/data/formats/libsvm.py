@@ -3,8 +3,9 @@
     1 user:17:1 item:4:1 price:0:3.5    field names are names of slots; a field may repeat in a bag
     1 17:1 4012:1                       one slot named `features`, a bag of ids
 
-The value of an id is 1; the id of a numeric slot means nothing. Labels are those of `labels`. A row
-to predict may lack its label.
+The value of an id weighs its vector; a slot has weights if one of its values in the training rows
+is not 1. The id of a numeric slot means nothing. Labels are those of `labels`. A row to predict may
+lack its label.
 """
 
 import dataclasses
@@ -32,6 +33,9 @@ def tasks(
 ) -> Iterator[Callable[[], Chunk]]:
     """Yields functions that each make the chunk of one block of the file (see `formats`)."""
     slots = recipe_lib.slots(recipe)
+    if vectors := [slot.name for slot in slots if slot.is_vector]:
+        problem = f"slot {vectors[0]!r} is a vector, but libsvm rows hold single numbers"
+        raise UserError(f"config.prepare.slots: {problem}; make it numeric, or a weighted bag")
     tokens = lines_lib.first_row(path).decode(errors="replace").split()
     flat = any(token.count(":") == 1 for token in tokens)
     if flat and ([slot.name for slot in slots] != [FLAT_SLOT] or not slots[0].is_bag):

@@ -27,11 +27,13 @@ def as_arrow(slot: Slot, values: Any) -> pa.Array:
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{where} cannot be read ({reason}); give plain values") from None
-    if pa.types.is_nested(column.type) and not slot.is_bag:
+    is_pair = slot.weighted and pa.types.is_struct(column.type)
+    if pa.types.is_nested(column.type) and not (slot.is_bag or slot.is_vector or is_pair):
         problem = f"holds lists, it has one value a row (it is {slot.kind})"
         raise UserError(f"{where} {problem}; give single values")
     if pa.types.is_null(column.type):
-        return column.cast(pa.list_(pa.string()) if slot.is_bag else pa.string())
+        is_list = slot.is_bag or slot.is_vector
+        return column.cast(pa.list_(pa.string()) if is_list else pa.string())
     return column
 
 
@@ -63,19 +65,46 @@ def _whole(column: pa.ChunkedArray) -> pa.Array:
 
 def _of_objects(values: list, slot: Slot) -> pa.Array:
     """Values of Python, numpy or pandas, or lists of these."""
-    if not any(isinstance(value, _ROWS) for value in values):
+    if slot.weighted and not slot.is_bag:
+        return _of_pairs(values, slot)
+    kinds = (*_ROWS, dict) if slot.weighted else _ROWS
+    if not any(isinstance(value, kinds) for value in values):
         return _of_singles(values, slot)
     rows = [[] if _is_missing(row) else _elements(row) for row in values]
     offsets = np.append(0, np.cumsum([len(row) for row in rows]))
-    flat = _of_singles([element for row in rows for element in row], slot)
+    of_elements = _of_pairs if slot.weighted else _of_singles
+    flat = of_elements([element for row in rows for element in row], slot)
     missing = pa.array([_is_missing(row) for row in values])
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat, mask=missing)
 
 
 def _elements(row: Any) -> list:
+    if isinstance(row, dict):  # {id: weight}
+        return list(row.items())
     if isinstance(row, _ROWS):
         return list(row)
     raise TypeError(f"{row!r} stands among lists")
+
+
+def _of_pairs(values: list, slot: Slot) -> pa.Array:
+    """Ids with weights: text `id:weight`, (id, weight), or a dict of these two."""
+    if all(isinstance(value, str) or _is_missing(value) for value in values):
+        return _of_singles(values, slot)
+    ids, weights = zip(*map(_pair, values))
+    columns = [_of_singles(list(ids), slot), _of_singles(list(weights), slot)]
+    return pa.StructArray.from_arrays(columns, ["id", "weight"])
+
+
+def _pair(value: Any) -> tuple[Any, Any]:
+    if _is_missing(value):
+        return None, None
+    if isinstance(value, str):
+        name, found, weight = value.rpartition(":")
+        return (name.strip(), weight.strip()) if found else (value, None)
+    both = tuple(value.values()) if isinstance(value, dict) else value
+    if not isinstance(both, _ROWS[:3]) or len(both) != 2:
+        raise TypeError(f"{value!r} is no pair of an id and its weight")
+    return both[0], both[1]
 
 
 def _of_singles(values: list, slot: Slot) -> pa.Array:

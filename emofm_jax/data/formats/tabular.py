@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from emofm_jax.data import bags, shards, values
 from emofm_jax.data import recipe as recipe_lib
-from emofm_jax.data import shards, values
 from emofm_jax.data.formats import lines as lines_lib
 from emofm_jax.data.formats.lines import Block, Chunk
 from emofm_jax.data.schema import ROLE_COLUMNS, Slot
@@ -61,7 +61,9 @@ def integer_row_id(recipe: Mapping, path: Path) -> bool:
 def plain_columns(
     where: str, recipe: Mapping, columns: Mapping[str, pa.Array], slots: Sequence[Slot]
 ) -> dict[str, pa.Array]:
-    """Arrow columns of any type as plain ones and, for bags, lists of these.
+    """Arrow columns of any type as plain ones and, for bags and vectors, lists of these.
+
+    Where ids have weights, a value is a struct of id and weight.
 
     Raises:
       UserError: a type that cannot be used, lists in a column of single values.
@@ -74,7 +76,8 @@ def plain_columns(
             reason = " ".join(str(error).split())
             what = f"column {name!r} of type {column.type}"
             raise UserError(f"{where}: {what} cannot be used ({reason})") from None
-    return _split_bags(recipe, plain, slots)
+    _check_lists(plain, slots)
+    return plain
 
 
 def _text_tasks(
@@ -94,7 +97,7 @@ def _text_tasks(
     def parse(block: Block) -> Chunk:
         chunk = lines_lib.parse(block, dialect, wanted)
         columns = {key: chunk.columns[name] for key, name in sources.items()}
-        return dataclasses.replace(chunk, columns=_split_bags(recipe, columns, slots))
+        return dataclasses.replace(chunk, columns=columns)
 
     quoted = separator if quoting != "none" else ""
     for block in lines_lib.blocks(path, separator=quoted, progress=progress):
@@ -129,22 +132,39 @@ def _parquet_tasks(
         raise UserError(f"{path}: it cannot be read to its end ({error}); copy it again") from None
 
 
-def _split_bags(
-    recipe: Mapping, columns: dict[str, pa.Array], slots: Sequence[Slot]
-) -> dict[str, pa.Array]:
-    """Cells of bags as lists; Parquet may hold lists already."""
-    kinds = {slot.name: slot.kind for slot in slots}
+def _check_lists(columns: Mapping[str, pa.Array], slots: Sequence[Slot]) -> None:
+    """Raises UserError where lists, or pairs of id and weight, are not what a slot is."""
+    known = {slot.name: slot for slot in slots}
     for name, column in columns.items():
-        is_list, kind = pa.types.is_list(column.type), kinds.get(name)
-        if kind == "multi" and not is_list:
-            separator = recipe_lib.slot_options(recipe, name)["separator"]
-            columns[name] = pc.split_pattern(values.spell(column, respell=False), separator)
-        elif kind not in ("multi", None) and is_list:
-            problem = f"slot {name!r} holds lists but is {kind}"
-            raise UserError(f"config.prepare.slots: {problem}; make it multi")
-        elif kind is None and is_list:
+        slot, kind = known.get(name), column.type
+        is_list = pa.types.is_list(kind)
+        is_pair = pa.types.is_struct(kind.value_type if is_list else kind)
+        if slot is None and (is_list or is_pair):
             raise UserError(f"{_asked(name)}: its column holds lists; name one of single values")
-    return columns
+        if slot is None:
+            continue
+
+        where, what = "config.prepare.slots", f"slot {name!r} holds"
+        if is_list and not (slot.is_bag or slot.is_vector):
+            raise UserError(f"{where}: {what} lists but is {slot.kind}; {_remedy(column)}")
+        if is_pair and not slot.weighted:
+            remedy = "set weighted=True, or give ids alone"
+            raise UserError(f"{where}: {what} pairs of id and weight, but no weights; {remedy}")
+        if is_pair and slot.is_bag and not is_list:
+            raise UserError(f"{where}: {what} one pair a row but is multi; make it categorical")
+        is_single = not is_list and not values.is_text(values.unwrapped_type(kind))
+        if slot.is_vector and is_single and not pa.types.is_null(kind):
+            raise UserError(f"{where}: {what} single numbers but is a vector; make it numeric")
+
+
+def _remedy(column: pa.Array) -> str:
+    """What a slot may be whose column holds lists."""
+    element = values.unwrapped_type(column.type.value_type)
+    lengths = pc.unique(pc.list_value_length(column).drop_null()).to_pylist()
+    if not (pa.types.is_floating(element) or pa.types.is_decimal(element)):
+        return "make it multi"
+    length = str(lengths[0]) if len(lengths) == 1 else "how many"
+    return f"make it kind='vector', length={length}; a bag of values is kind='multi'"
 
 
 def _names(recipe: Mapping, path: Path, labelled: bool) -> list[str]:
@@ -241,14 +261,15 @@ def _plain(column: pa.Array) -> pa.Array:
     if not pa.types.is_nested(kind):
         values.spell(column.slice(0, 0))  # an error if its values cannot be text
         return column
-    if not hasattr(kind, "value_type") or pa.types.is_nested(
-        values.unwrapped_type(kind.value_type)
-    ):
+    if not pa.types.is_struct(kind):
+        column = bags.as_lists(column)
+        kind = values.unwrapped_type(column.type.value_type)
+    parts = [field.type for field in kind] if pa.types.is_struct(kind) else [kind]
+    if any(pa.types.is_nested(values.unwrapped_type(part)) for part in parts):
         raise pa.ArrowInvalid("neither single values nor lists of these")
-    if pa.types.is_list(kind):
-        return column
-    element = kind.value_type
-    return column.cast(pa.list_(pa.binary() if pa.types.is_fixed_size_binary(element) else element))
+    if pa.types.is_struct(kind) and len(parts) != 2:
+        raise pa.ArrowInvalid(f"a pair is an id and its weight, but it has {len(parts)} fields")
+    return column
 
 
 def _open_parquet(path: Path) -> pq.ParquetFile:

@@ -7,9 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from emofm_jax.data import bags
 from emofm_jax.data.problems import Problems
 from emofm_jax.data.schema import Slot
 from emofm_jax.errors import UserError
+
+_ONE = pa.array(["1", "1.0"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +36,11 @@ def split_tokens(
 
     Args:
       features: string[n].
-      slots: of the schema; a bag becomes a list in the order of the row, others a value or null.
+      slots: of the schema; a bag becomes a list in the order of the row, others a value or null. If
+        a value other than 1 stands beside an id of the slot, all are structs (id, value).
       ignore: slots to leave out.
-      slot_first: True if a token is slot:id:value; the value is a numeric slot's number, else 1.
+      slot_first: True if a token is slot:id:value; the value is a numeric slot's number, and a
+        weight of any other's id.
 
     Returns:
       {slot: array[n]} and the problems of rows.
@@ -68,7 +73,8 @@ def with_gauc_key(columns: dict[str, pa.Array], gauc_key: str) -> dict[str, pa.A
         raise UserError(
             f"config.prepare.gauc_key: {gauc_key!r} must be a slot with one value; name another"
         )
-    return columns | {"gauc_key": columns[gauc_key]}
+    key = columns[gauc_key]
+    return columns | {"gauc_key": bags.pairs(key)[0] if pa.types.is_struct(key.type) else key}
 
 
 def _split(features: pa.Array, slot_first: bool, problems: Problems) -> tuple[pa.Array, _Tokens]:
@@ -94,11 +100,8 @@ def _column(slot: Slot, tokens: _Tokens, num_rows: int, problems: Problems) -> p
     rows, values = tokens.row_of, tokens.ids
     if tokens.values is not None and slot.kind == "numeric":
         values = tokens.values
-    elif tokens.values is not None:
-        is_one = pc.is_in(tokens.values, pa.array(["1", "1.0"]))
-        said = f"slot {slot.name!r} is not numeric but has the value"
-        reason = lambda i: f"{said} {tokens.values[i].as_py()!r}, not 1"
-        problems.mark(pc.invert(is_one), "value", reason, rows)
+    elif tokens.values is not None and not pc.all(pc.is_in(tokens.values, _ONE)).as_py():
+        values = pa.StructArray.from_arrays([values, tokens.values], ["id", "weight"])
 
     if slot.is_bag:
         offsets = np.append(0, np.cumsum(np.bincount(rows, minlength=num_rows)))

@@ -1,0 +1,116 @@
+"""Numbers from text or typed columns, and what a numeric slot makes of them (docs/data.md)."""
+
+import re
+from collections.abc import Callable, Collection
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from emofm_jax.data import values
+from emofm_jax.data.problems import Problems
+from emofm_jax.data.schema import Slot
+from emofm_jax.errors import UserError
+
+_NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
+_NUMERIC = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null)
+
+
+def parse(
+    column: pa.Array,
+    name: str,
+    problems: Problems,
+    missing: pa.Array | None = None,
+    row_of: np.ndarray | None = None,
+    what: str = "is numeric but holds",
+) -> np.ndarray:
+    """f64[n] of text or typed numbers, NaN for missing; what is no finite float32 is a problem.
+
+    Args:
+      name: of the column, for messages.
+      missing: what a missing number may be called (`values.missing`); "-1" is -1 and -1.0.
+      row_of: i64[n], the row of each number; by default one a row.
+      what: what is said of text that is no number, before it.
+
+    Raises:
+      UserError: a column of another type, such as a timestamp.
+    """
+    column = values.unwrapped(column)
+    if isinstance(column, pa.DictionaryArray):
+        column = column.dictionary_decode()
+    of_text = values.is_text(column.type)
+    called = [] if missing is None else missing.to_pylist()
+    numbers = None if of_text else _typed_numbers(column, name)
+    if numbers is None:
+        wrong = lambda i: f"{name!r} {what} {column[i].as_py()!r}"
+        numbers = _text_numbers(column, called, problems, wrong, row_of)
+
+    gone = spelled(called)
+    numbers = np.where(np.isin(numbers, gone), np.nan, numbers) if len(gone) else numbers
+    infinite = lambda i: f"{name!r} holds {column[i].as_py()!r}, which is not finite"
+    with np.errstate(over="ignore"):
+        problems.mark(np.isinf(numbers.astype(np.float32)), "number", infinite, row_of)
+    return numbers
+
+
+def spelled(texts: Collection[str]) -> np.ndarray:
+    """f64[]: the numbers among texts."""
+    return np.array([float(text) for text in texts if re.fullmatch(_NUMBER, text)])
+
+
+def _typed_numbers(column: pa.Array, name: str) -> np.ndarray:
+    kind = column.type
+    if pa.types.is_boolean(kind):
+        column = column.cast(pa.int8())
+    elif not any(test(kind) for test in _NUMERIC):
+        remedy = "make it categorical, or give a number made of it"
+        raise UserError(f"column {name!r} must hold numbers, but its type is {kind}; {remedy}")
+    if pa.types.is_float16(kind):
+        column = column.cast(pa.float32())
+    numbers = column.cast(pa.float64(), safe=False)  # above 2^53 integers are rounded
+    return numbers.fill_null(np.nan).to_numpy(zero_copy_only=False)
+
+
+def _text_numbers(
+    column: pa.Array,
+    missing: Collection[str],
+    problems: Problems,
+    wrong: Callable[[int], str],
+    row_of: np.ndarray | None,
+) -> np.ndarray:
+    text = pc.utf8_trim_whitespace(values.spell(column, respell=False))
+    absent = pa.array([*values.MISSING, *missing], pa.string())
+    text = _only(pc.invert(pc.is_in(text, absent)), text)
+    try:
+        numbers = text.cast(pa.float64())
+        fits = pc.is_finite(numbers)
+    except pa.ArrowInvalid:
+        text = values.spell(text)  # truth values are 0 and 1 here too
+        fits = pc.match_substring_regex(text, f"^{_NUMBER}$")
+        numbers = pc.utf8_ltrim(_only(fits, text), "+").cast(pa.float64())
+    problems.mark(pc.invert(fits).fill_null(False), "number", wrong, row_of)
+    if (undecodable := values.undecodable(column)).any():
+        problems.mark(undecodable, "encoding", wrong, row_of)
+    return numbers.fill_null(np.nan).to_numpy(zero_copy_only=False)
+
+
+def transform(numbers: np.ndarray, slot: Slot) -> np.ndarray:
+    """f32[n]: f64[n] raw numbers, transformed; NaN stays."""
+    if slot.transform == "log1p":
+        numbers = np.sign(numbers) * np.log1p(np.abs(numbers))
+    elif slot.transform == "standardize":
+        numbers = (numbers - slot.mean) / slot.std
+    with np.errstate(over="ignore"):
+        return numbers.astype(np.float32)
+
+
+def bucket(numbers: np.ndarray, rows: int) -> np.ndarray:
+    """i32[n]: NaN: 0; 0 .. 2: 1; x > 2: 2 + floor(ln(x)^2), at most rows - 2; x < 0: rows - 1."""
+    large = 2 + np.floor(np.log(np.where(numbers > 2, numbers, 2.0)) ** 2)
+    ids = np.where(numbers > 2, np.minimum(large, rows - 2), 1)
+    return np.where(np.isnan(numbers), 0, np.where(numbers < 0, rows - 1, ids)).astype(np.int32)
+
+
+def _only(where: pa.Array, text: pa.Array) -> pa.Array:
+    """The text where bool[n] is true; null elsewhere."""
+    return pc.if_else(where, text, pa.scalar(None, pa.string()))
