@@ -11,11 +11,13 @@ import sys
 import types
 from pathlib import Path
 
+import anew
 import jax
 import pytest
 
 from emofm_jax import config, points, report, sweep, train
 from emofm_jax.evaluation.run_report import RunReport
+from emofm_jax.sweeping import run as sweep_run
 from emofm_jax.sweeping import search
 from emofm_jax.sweeping import sweep as sweep_lib
 from emofm_jax.training import run as run_lib
@@ -210,6 +212,35 @@ def test_a_run_whose_process_dies_twice_at_one_step_has_failed(home, monkeypatch
     )
     assert sweep.main(arguments("deaths", "--retry")) == 0
     assert results("deaths") == results("done")
+
+
+def test_all_runs_of_a_sweep_are_of_one_preparation(home, tmp_path, monkeypatch, capsys):
+    """Data that are prepared anew before the second run: it fails, and so do those behind it."""
+    shutil.copytree("data", tmp_path / "data")
+    wanted = results("done")
+    monkeypatch.chdir(tmp_path)
+    execute = sweep_run.execute
+
+    def prepared_anew(run):
+        if (run.point, run.seed) == ("hm", 1):
+            anew.reverse("data")
+        return execute(run)
+
+    monkeypatch.setattr(sweep_run, "execute", prepared_anew)
+    assert sweep.main(arguments("ours")) == 1
+    found = results("ours")
+    assert found[0] == wanted[0] and [line["metrics"] for line in found[1:]] == [None] * 3
+    assert "data: the data were prepared anew, or moved, while" in found[3]["error"]
+
+    capsys.readouterr()
+    monkeypatch.setattr(sweep_run, "execute", execute)
+    assert sweep.main(arguments("ours", "--retry")) == 2
+    error = capsys.readouterr().err
+    assert re.search(r"data: of the preparation (\w+) of data, but ours/runs/hm/seed-0 of ", error)
+    assert "prepare that again, delete what is of another, or choose another --workdir" in error
+    anew.reverse("data")
+    assert sweep.main(arguments("ours", "--retry")) == 0
+    assert results("ours") == wanted
 
 
 def test_what_changes_no_number_starts_nothing_and_another_end_does(home, monkeypatch, capsys):
