@@ -188,7 +188,6 @@ _NEEDS = {"importance_rows": "importance", "by_values": "by"}
 # Flags that cannot go with --input, and why.
 _NOT_OF_INPUT = {
     "split": "raw rows have no splits",
-    "data": "raw rows are no shards",
     "importance": "it permutes the rows of a split",
 }
 
@@ -206,6 +205,8 @@ def _check(flags: absl_flags.FlagValues) -> None:
     for name, why in _NOT_OF_INPUT.items() if flags.input else ():
         if flags[name].present:
             raise UserError(f"--{name}: {why}; leave it out, or --input")
+    if flags.input and flags["data"].present and not flags.calibrate:
+        raise UserError("--data: raw rows are no shards; leave it out, or --input")
 
 
 def _write_rejected(rows: RawRows, predictions: Path) -> list[Path]:

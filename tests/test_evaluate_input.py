@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +222,10 @@ def test_parquet_and_calibration_of_new_rows(run, capsys):
     assert sorted(v["value"] for v in by[0]["values"]) == ["0", "1", "2"]
     assert [v["auc"] for v in by[1]["values"]] == [None, None]
     assert "platt, new rows" in capsys.readouterr().out
+    shutil.copytree("data", "moved")
+    assert evaluated("--input=new.parquet", "--calibrate=platt", "--data=moved") == 0
+    again = said("input@new")["calibration_fit"]
+    assert again == fit | {"data": "moved/valid"}, "fitted on the shards of --data"
 
 
 def test_a_split_by_its_slots_and_types(run, capsys):
