@@ -42,13 +42,30 @@ def test_the_figures_of_each_value(weighted):
     assert {value.value for value in found.values} == {*groups.values}
     for value in found.values:
         own = groups.code == groups.values.index(value.value)
-        y, q, w = label[own], p[own], np.ones(own.sum()) if weight is None else weight[own]
+        y, q, w = (
+            label[own],
+            p[own],
+            np.ones(own.sum()) if weight is None else weight[own].astype(float),
+        )
         assert (value.rows, value.clicks) == (own.sum(), y.sum())
         assert value.rate == close(np.average(y, weights=w))
         assert value.mean_p == close(np.average(q, weights=w))
         assert value.pcoc == close((w * q).sum() / (w * y).sum())
         assert value.auc == close(roc_auc_score(y, q, sample_weight=w))
         assert value.logloss == close(log_loss(y, q, sample_weight=w))
+
+        n = w.sum() ** 2 / np.square(w).sum()  # rows of equal weight that say as much
+        k = value.rate * n
+        low, high = stats.beta.ppf(0.025, k, n - k + 1), stats.beta.ppf(0.975, k + 1, n - k)
+        assert value.pcoc_interval == close((value.mean_p / high, value.mean_p / low))
+        tails = (
+            stats.beta.cdf(value.mean_p, k, n - k + 1),
+            stats.beta.sf(value.mean_p, k + 1, n - k),
+        )
+        assert value.chance == close(2 * min(tails))
+        assert value.auc_interval[0] < value.auc < value.auc_interval[1]
+    order = [value.chance for value in found.values]
+    assert order == sorted(order)
 
 
 def test_intervals_and_chance_of_a_click_rate_are_exact():

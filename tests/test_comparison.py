@@ -275,3 +275,18 @@ def test_the_interval_of_a_rate_is_that_of_scipy(clicks, rows):
     mean, low, high, _ = comparison.rate_interval(clicks / rows, rows)
     np.testing.assert_allclose((low, high), wanted, atol=1e-15)
     assert mean == clicks / rows
+
+
+def test_the_interval_of_a_mean_ends_where_its_metric_does():
+    """Two seeds of a good AUC: Student's t alone would reach 1.05."""
+    values = np.array([0.98, 0.99])
+    plain, of_auc = comparison.spread(values), comparison.spread(values, "auc")
+    assert plain.interval.high > 1.04 and of_auc.interval.high == 1
+    assert (
+        of_auc.interval.low
+        == plain.interval.low
+        == pytest.approx(0.985 - 12.7062 * 0.005, abs=1e-6)
+    )
+    of_nats = comparison.spread(np.array([0.01, 0.03, np.nan]), "logloss").interval
+    assert of_nats.low == 0 and of_nats.high > 0.1
+    assert comparison.spread(values - 1, "share").interval.low < 0

@@ -26,6 +26,7 @@ from emofm_jax.evaluation import metrics
 
 HIGHER_IS_BETTER = {"auc": True, "logloss": False}
 LEVEL = 0.95  # of every interval
+WITHIN = {"auc": (0.0, 1.0), "logloss": (0.0, math.inf)}  # ends that no interval of these passes
 RISK = 0.05  # that `holm` takes
 VERDICTS = ("better", "worse", "not distinguishable")
 
@@ -47,12 +48,16 @@ class Spread(NamedTuple):
     interval: Interval | None = None
 
 
-def spread(values: np.ndarray) -> Spread:
-    """Spread of `values` [k], those apart that are NaN."""
+def spread(values: np.ndarray, metric: str = "") -> Spread:
+    """Spread of `values` [k] of a metric, those apart that are NaN; intervals end where it does."""
     values = values[np.isfinite(values)]
     if len(values) < 2:
         return Spread(float(values[0])) if len(values) else Spread()
-    return Spread(float(values.mean()), float(values.std(ddof=1)), t_interval(values))
+    found = t_interval(values)
+    if metric in WITHIN:
+        low, high = np.clip([found.low, found.high], *WITHIN[metric]).tolist()
+        found = found._replace(low=low, high=high)
+    return Spread(float(values.mean()), float(values.std(ddof=1)), found)
 
 
 def t_interval(values: np.ndarray) -> Interval:

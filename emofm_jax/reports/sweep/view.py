@@ -46,7 +46,8 @@ class View(NamedTuple):
 
     def spread(self, point: str, figure: str = "") -> comparison.Spread:
         """Of a figure, if not of the metric, over the seeds there are."""
-        return comparison.spread(self.figures[figure or self.metric][point])
+        figure = figure or self.metric
+        return comparison.spread(self.figures[figure][point], figure)
 
     def mean(self, point: str, figure: str = "") -> float:
         """Of the same; NaN without any seed."""
