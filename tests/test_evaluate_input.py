@@ -186,12 +186,14 @@ def test_every_figure_is_that_of_scikit_learn_on_the_written_rows(run):
 
 def test_rows_that_cannot_be_read_are_counted_named_and_written(run, capsys):
     rows = made(40, 2)
-    rows[3][1], rows[9] = "maybe", rows[9][:4]
+    rows[3][1], rows[9], rows[20][8] = "maybe", rows[9][:4], "spr\ning"
     write(Path("c.csv"), rows)
     assert evaluated("--input=c.csv") == 0
     first = "c.csv:5: the label is 'maybe'; it must be 0 or 1"
-    assert f"note: 2 of 40 rows could not be read and are left out; the first: {first}" in (
-        capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"note: 2 of 40 rows could not be read and are left out; the first: {first}" in out
+    assert "1 rows run over line ends" in out and "c.csv:22" in out, (
+        "what prepare says of such a file, too"
     )
     left_out = pq.read_table("run/predictions/input@c.rejected.parquet").to_pydict()
     assert left_out["row"] == [3, 9] and left_out["reason"][0].startswith(first)
@@ -296,7 +298,10 @@ def test_the_page_of_the_run_has_new_rows_and_values(run, capsys):
             ["--input=raw/test.csv", "--by=colour"],
             "there is no column 'colour' (--by=colour); the file has",
         ),
-        (["--input=raw/test.csv", "--by=tags"], "--by=tags: rows have several of its values"),
+        (
+            ["--input=raw/test.csv", "--by=tags"],
+            "--by=tags: its values have weights, or are several a row",
+        ),
         (["--by=price"], "--by=price: shards hold a transformed number"),
         (["--by=campaign"], "--by=campaign: shards have no such column (user, device, ftype)"),
         (["--by=user,user"], "--by=user: it stands twice"),
@@ -318,6 +323,14 @@ def test_mistakes_are_one_line_and_leave_no_file(run, capsys, flags, message):
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
     assert {path: path.stat().st_mtime_ns for path in Path("run").rglob("*")} == before
+
+
+def test_a_split_by_days_needs_no_day_of_new_rows(run, tmp_path):
+    copy = shutil.copytree("run", tmp_path / "by_day")
+    schema = json.loads((copy / "schema.json").read_text())
+    schema["recipe"] |= {"split": "day", "day_column": "dt"}
+    (copy / "schema.json").write_text(json.dumps(schema))
+    assert evaluate.main(["evaluate", f"--workdir={copy}", "--input=raw/test.csv"]) == 0
 
 
 def test_made_up_data_have_no_raw_rows(run, capsys, monkeypatch):

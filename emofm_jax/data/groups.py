@@ -73,15 +73,16 @@ def check(schema: Schema, columns: Sequence[str], of_shards: bool) -> None:
             raise UserError(f"--by={','.join(columns)}: a name is empty; name columns with commas")
         if columns.count(name) > 1:
             raise UserError(f"{where}: it stands twice; name it once")
-        if slot is not None and slot.is_bag:
-            raise UserError(f"{where}: rows have several of its values; name a column of one")
+        if slot is not None and (slot.is_bag or slot.is_vector or slot.weighted):
+            several = "its values have weights, or are several a row"
+            raise UserError(f"{where}: {several}; name a column of single values")
         if not of_shards:
             continue
         if slot is not None and slot.is_numeric:
             remedy = "evaluate the raw rows (--input), or name another column"
             raise UserError(f"{where}: shards hold a transformed number; {remedy}")
         if slot is None and not (name == "ftype" and schema.types):
-            known = [s.name for s in schema.slots if not (s.is_bag or s.is_numeric)]
+            known = [s.name for s in schema.slots if s.holds_ids and not (s.is_bag or s.weighted)]
             known += ["ftype"] if schema.types else []
             remedy = "name one of these, or evaluate the raw rows (--input)"
             raise UserError(f"{where}: shards have no such column ({', '.join(known)}); {remedy}")

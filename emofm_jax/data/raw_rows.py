@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from emofm_jax.data import batches, encode, groups
+from emofm_jax.data.problems import Notes
 from emofm_jax.data.recipe import COMPRESSED
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
@@ -22,6 +23,7 @@ class RawRows:
       schema: of the run.
       num_read: rows of the files.
       rejected: (position among them, file, line and reason) of each row that is left out.
+      notes: on rows and files.
     """
 
     def __init__(self, schema: Schema, directory: Path, paths: Sequence[Path], by: Sequence[str]):
@@ -40,6 +42,7 @@ class RawRows:
         groups.check(schema, by, of_shards=False)
         self.schema, self.num_read = schema, 0
         self.rejected: list[tuple[int, str]] = []
+        self.notes = Notes()
         self._directory, self._paths = directory, paths
         self._collectors = {name: groups.Collector(name) for name in by}
         self._positions: list[np.ndarray] = []
@@ -83,6 +86,7 @@ class RawRows:
             self.num_read += len(positions)
             bad = np.flatnonzero(~chunk.kept).tolist()
             self.rejected += [(int(positions[row]), str(chunk.reasons[row])) for row in bad]
+            self.notes.join(chunk.notes)
             self._positions.append(positions[chunk.kept])
             if self.schema.row_id:
                 self._row_ids.append(chunk.row_id.filter(pa.array(chunk.kept)))

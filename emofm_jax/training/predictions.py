@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from emofm_jax.data import batches, files, shards
+from emofm_jax.data import batches, counts, files, shards
 from emofm_jax.data import features as features_lib
 from emofm_jax.data.raw_rows import RawRows
 from emofm_jax.data.schema import Schema
@@ -68,7 +68,7 @@ def score(
     if rows.rejected:
         left_out = f"{len(rows.rejected):,} of {rows.num_read:,} rows could not be read"
         notes = [f"{left_out} and are left out; the first: {rows.rejected[0][1]}"]
-    notes += made.notes
+    notes += [*counts.said(rows.notes.of("")), *made.notes]
     return found, dataclasses.replace(made, rejected=len(rows.rejected), notes=notes)
 
 
