@@ -399,3 +399,31 @@ def test_a_parquet_source_gives_the_same_shards_as_its_csv(shop, tmp_path):
     assert shop() == 0
     for split in shards.SPLITS:
         assert shard(tmp_path / "out", split).equals(from_csv[split])
+
+
+def test_what_is_rejected_teaches_nothing(shop, tmp_path):
+    """The mean, the vocabularies and the largest bucket are those of the rows that are kept."""
+    slots = lambda: schema_lib.load(out).slots
+    learnt = lambda: [(slot.mean, slot.std, slot.rows, slot.digest) for slot in slots()]
+    out, train = tmp_path / "out", tmp_path / "raw" / "train.csv"
+    for transform in ("standardize", "bucket"):
+        flags = [f"--config.prepare.slots.price.transform={transform}"]
+        before = train.read_text()
+        assert shop(*flags) == 0
+        clean = learnt()
+        bad = ["1,only_here,i1,a,1e39,2024-01-01 10:00", "2,here_too,i1,q^r,9e30,2024-01-01 10:00"]
+        train.write_text(before + "\n".join(bad) + "\n")
+        assert shop(*flags, "--config.prepare.max_rejected=2") == 0
+        assert learnt() == clean
+        train.write_text(before)
+
+
+@pytest.mark.parametrize("price", ["", "-3"])
+def test_a_bucket_of_nothing_or_of_negative_numbers_is_small(shop, tmp_path, price):
+    raw = tmp_path / "raw" / "train.csv"
+    rows = [line.rsplit(",", 2) for line in raw.read_text().splitlines()[1:]]
+    raw.write_text(
+        "\n".join([HEADER, *(f"{start},{price},{day}" for start, _, day in rows)]) + "\n"
+    )
+    assert shop("--config.prepare.slots.price.transform=bucket") == 0
+    assert {s.name: s.rows for s in schema_lib.load(tmp_path / "out").slots}["price"] == 3

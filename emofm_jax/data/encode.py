@@ -56,10 +56,11 @@ class Encoder:
 
     Args:
       schema: complete, that is with the rows of every slot.
-      vocabularies: by the name of the slot that owns the rows (not of those that share them).
+      vocabularies: by the name of the slot that owns the rows (not of those that share them); None
+        where rows are judged and counted only.
     """
 
-    def __init__(self, schema: Schema, vocabularies: Mapping[str, Vocabulary]):
+    def __init__(self, schema: Schema, vocabularies: Mapping[str, Vocabulary] | None):
         self.schema, self.vocabularies = schema, vocabularies
         self.missing = values.missing(schema.recipe.get("null_values", ()), schema.spelling)
         of_slot = lambda slot: (*schema.recipe.get("null_values", ()), *slot.null_values)
@@ -67,7 +68,7 @@ class Encoder:
         self._missing = {s.name: values.missing(of_slot(s), schema.spelling) for s in special}
         self._labels = Labels(recipe_lib.later(schema.recipe, "positive"), self.missing)
         self.arrow_schema = shards.arrow_schema(schema)
-        for vocabulary in vocabularies.values():
+        for vocabulary in (vocabularies or {}).values():
             vocabulary.ids(pa.array([""]))  # builds its index, before threads share it
 
     def encode(
@@ -108,6 +109,26 @@ class Encoder:
         if problems:
             table = table.filter(pa.array(problems.good(num_rows)))
         return table, problems, notes
+
+    def judge(self, columns: Mapping[str, pa.Array]) -> Problems:
+        """The problems that `encode` finds in labelled rows, before there are vocabularies."""
+        problems = Problems()
+        for slot in self.schema.slots:
+            column = columns[slot.name]
+            # A single value that is plain text always has an id.
+            plain = slot.kind == "categorical" and not slot.weighted and column.type == pa.string()
+            if not plain or slot.encoding == "identity":
+                self.slot(slot, column, problems)
+        for name, read in (
+            ("label", self._label),
+            ("ftype", self._ftype),
+            ("weight", self._weight),
+        ):
+            if name in columns and name in self.arrow_schema.names:
+                read(columns[name], problems)
+        if self.schema.row_id == "int64":
+            row_ids(columns["row_id"], "int64", problems)
+        return problems
 
     def slot(
         self, slot: Slot, column: pa.Array, problems: Problems, notes: Notes | None = None
@@ -207,10 +228,12 @@ class Encoder:
         known = found.text.drop_null()
         if slot.encoding == "hash":
             ids = (hash_values(known, slot.seed) % np.uint64(slot.rows - 1)).astype(np.int64) + 1
-        elif slot.encoding == "vocabulary":
-            ids = self.vocabularies[slot.owner].ids(known)
-        else:
+        elif slot.encoding == "identity":
             ids = _identity(known, slot.rows)
+        elif self.vocabularies is None:
+            ids = np.zeros(len(known), np.int32)
+        else:
+            ids = self.vocabularies[slot.owner].ids(known)
 
         table = np.zeros(len(found.text) + 1, np.int32)  # the last one is for null
         table[np.flatnonzero(np.asarray(found.text.is_valid()))] = ids

@@ -33,7 +33,7 @@ from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.formats import cti, tabular
 from emofm_jax.data.formats.lines import Chunk
 from emofm_jax.data.problems import Bad, Notes, Problems
-from emofm_jax.data.schema import Schema
+from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.errors import UserError
 
 T = TypeVar("T")
@@ -240,7 +240,7 @@ def _declared(recipe: dict[str, Any], name: str, first: Path) -> Schema:
 
 def _learn(source: _Source, schema: Schema, directory: Path) -> tuple[Schema, Vocabularies]:
     """Completes the slots from the training rows, and saves the vocabularies."""
-    counters, moments, weighted = _count(source, encode.Encoder(schema, {}))
+    counters, moments, weighted = _count(source, encode.Encoder(schema, None))
     counted = [slot for slot in schema.slots if slot.name in counters]
     vocabularies = {s.name: counters[s.name].vocabulary(s.min_count) for s in counted}
     for name, found in vocabularies.items():
@@ -256,8 +256,8 @@ def _learn(source: _Source, schema: Schema, directory: Path) -> tuple[Schema, Vo
             slot = dataclasses.replace(slot, mean=mean, std=std)
         elif slot.name in moments:
             # Row 0, buckets 1 .. of the largest number, and the last row for negative numbers.
-            largest = numeric.bucket(np.array([moments[slot.name].largest]), 1 << 30)[0]
-            slot = dataclasses.replace(slot, rows=int(max(largest, 1)) + 2)
+            largest = numeric.bucket(np.array([max(moments[slot.name].largest, 0.0)]), 1 << 30)[0]
+            slot = dataclasses.replace(slot, rows=int(largest) + 2)
         slots.append(slot)
     return dataclasses.replace(schema, slots=tuple(slots)), vocabularies
 
@@ -265,41 +265,59 @@ def _learn(source: _Source, schema: Schema, directory: Path) -> tuple[Schema, Vo
 def _count(
     source: _Source, encoder: encode.Encoder
 ) -> tuple[Counters, dict[str, counts_lib.Moments], set[str]]:
-    """What the training rows say of the slots.
+    """What the training rows say of the slots; rows that will be rejected say nothing.
 
     Returns:
       The values by the slot that owns the table rows; the numbers by slot; the slots of ids that
       have a value other than 1 in libsvm rows.
     """
-    schema = encoder.schema
-    is_libsvm, weighted = source.recipe["format"] == "libsvm", set()
+    schema, is_libsvm = encoder.schema, source.recipe["format"] == "libsvm"
     of_ids = [slot for slot in schema.slots if slot.holds_ids and slot.kind != "numeric"]
     counted = [slot for slot in of_ids if slot.encoding == "vocabulary" or is_libsvm]
     open_bucket = lambda slot: slot.transform == "bucket" and not slot.rows
     measured = [s for s in schema.slots if s.transform == "standardize" or open_bucket(s)]
     counters = {s.owner: vocabulary.Counter() for s in counted if s.encoding == "vocabulary"}
     moments = {slot.name: counts_lib.Moments() for slot in measured}
+    weighted: set[str] = set()
     if not counted and not measured:
         return counters, moments, weighted
 
     split = "train" if "train" in source.files else ""
-    for chunk in source.run(lambda chunk: chunk, split, "counting"):
-        train = None if split else pa.array(source.split_of(chunk) == 0)
-        for slot in (*counted, *measured):
-            column = chunk.columns[slot.name]
-            column = column if train is None else column.filter(train)
-            if slot in measured:
-                moments[slot.name].add(encoder.numbers(slot, column, Problems()))
-                continue
-            ids, weights, _ = encoder.elements(slot, column, Problems())
-            if is_libsvm and weights is not None and slot.name not in weighted:
-                numbers = numeric.parse(weights, slot.name, Problems())
-                if ((numbers != 1) & ~np.isnan(numbers)).any():
-                    weighted.add(slot.name)
-            if slot.encoding == "vocabulary":
-                found = encoder.distinct(slot, ids)
-                counters[slot.owner].add(found.text, found.counts())
+    learn = functools.partial(_learnt, source, encoder, split, counted, measured)
+    for found, numbers, of_chunk in source.run(learn, split, "counting"):
+        for owner, values_of_owner in found:
+            counters[owner].add(values_of_owner.text, values_of_owner.counts())
+        for name, x in numbers.items():
+            moments[name].add(x)
+        weighted |= of_chunk
     return counters, moments, weighted
+
+
+def _learnt(
+    source: _Source,
+    encoder: encode.Encoder,
+    split: str,
+    counted: list[Slot],
+    measured: list[Slot],
+    chunk: Chunk,
+) -> tuple[list[tuple[str, values.Distinct]], dict[str, np.ndarray], set[str]]:
+    """What `_count` adds up, of the good training rows of one chunk."""
+    kept = encoder.judge(chunk.columns).good(len(chunk.lines))
+    if not split:
+        kept &= source.split_of(chunk) == 0
+    filtered = lambda slot: chunk.columns[slot.name].filter(pa.array(kept))
+    numbers = {s.name: encoder.numbers(s, filtered(s), Problems()) for s in measured}
+
+    found, weighted = [], set()
+    for slot in counted:
+        ids, weights, _ = encoder.elements(slot, filtered(slot), Problems())
+        if weights is not None and source.recipe["format"] == "libsvm":
+            of_ids = numeric.parse(weights, slot.name, Problems())
+            if ((of_ids != 1) & ~np.isnan(of_ids)).any():
+                weighted.add(slot.name)
+        if slot.encoding == "vocabulary":
+            found.append((slot.owner, encoder.distinct(slot, ids)))
+    return found, numbers, weighted
 
 
 def _encode(
