@@ -16,12 +16,12 @@ TEXT = (Path(__file__).parents[1] / "docs" / "cookbook.md").read_text()
 def names(runs):
     """What the blocks have defined."""
     checkpoints = sorted(
-        (runs / "hmm" / "checkpoints").glob("step_*"), key=lambda p: int(p.name[5:])
+        (runs / "wm" / "checkpoints").glob("step_*"), key=lambda p: int(p.name[5:])
     )
     places = {
         "data/quickstart": runs / "data",
         "runs/quickstart-1": checkpoints[0],
-        "runs/quickstart": runs / "hmm",
+        "runs/quickstart": runs / "wm",
         "runs/mine": runs / "mine",
     }
     names = {}

@@ -46,14 +46,14 @@ np.savez(sys.argv[3], grad=grad["embedding"], **found)
 
 @pytest.fixture(scope="module")
 def artefact(runs, tmp_path_factory):
-    path = tmp_path_factory.mktemp("export") / "hmm"
-    assert export.main(["export", f"--workdir={runs / 'hmm'}", f"--output={path}"]) == 0
+    path = tmp_path_factory.mktemp("export") / "wm"
+    assert export.main(["export", f"--workdir={runs / 'wm'}", f"--output={path}"]) == 0
     return path
 
 
 @pytest.fixture(scope="module")
 def scorer(runs):
-    return emofm_jax.load_scorer(runs / "hmm")
+    return emofm_jax.load_scorer(runs / "wm")
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_bags_and_numbers_of_an_untyped_run_and_an_export_of_an_export(runs, tmp
 
 def test_the_readme_and_the_checksums(artefact):
     text = (artefact / "README.md").read_text()
-    assert "pip install jax numpy flatbuffers" in text and "hmm" in text
+    assert "pip install jax numpy flatbuffers" in text and "wm" in text
     assert len((artefact / "score.py").read_text().splitlines()) < 110
     done = subprocess.run(
         ["sha256sum", "-c", "checksums.sha256"], cwd=artefact, capture_output=True, text=True
@@ -259,9 +259,7 @@ def test_the_command_line(runs, artefact, tmp_path, capsys):
     assert "holds no run" in capsys.readouterr().err and not (tmp_path / "x").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("precious")
-    assert (
-        export.main(["export", f"--workdir={runs / 'hmm'}", f"--output={tmp_path / 'mine'}"]) == 2
-    )
+    assert export.main(["export", f"--workdir={runs / 'wm'}", f"--output={tmp_path / 'mine'}"]) == 2
     assert (
         "it holds thesis.tex, which is of no export; choose an empty or a new"
         in capsys.readouterr().err
@@ -269,7 +267,7 @@ def test_the_command_line(runs, artefact, tmp_path, capsys):
     assert [f.name for f in tmp_path.iterdir()] == ["mine"]  # nothing half-written
     shutil.copytree(artefact, tmp_path / "again")
     assert (
-        export.main(["export", f"--workdir={runs / 'hmm'}", f"--output={tmp_path / 'again'}"]) == 0
+        export.main(["export", f"--workdir={runs / 'wm'}", f"--output={tmp_path / 'again'}"]) == 0
     )
     (tmp_path / "again" / "notes.txt").write_text("mine")
     for output, message in (
@@ -277,7 +275,7 @@ def test_the_command_line(runs, artefact, tmp_path, capsys):
         ("mine/thesis.tex", "it is a file; name a directory"),
     ):
         assert (
-            export.main(["export", f"--workdir={runs / 'hmm'}", f"--output={tmp_path / output}"])
+            export.main(["export", f"--workdir={runs / 'wm'}", f"--output={tmp_path / output}"])
             == 2
         )
         assert message in capsys.readouterr().err

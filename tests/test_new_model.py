@@ -49,6 +49,7 @@ def get_config(arg=""):
     c = config.default()
     c.prepare.format = "synthetic"
     c.prepare.synthetic.rows = (600, 300, 300)
+    c.prepare.synthetic.num_types = 2
     c.data.dir = "data"
     c.data.batch_size = 256
     c.model.name = "hinge"
@@ -79,33 +80,49 @@ def home(tmp_path_factory):
     return home
 
 
-def run(home, program, *flags, code=0):
-    """What a program prints, in a process of its own that has the copy."""
-    command = [sys.executable, "-m", f"emofm_jax.{program}", *flags]
+# Runs programs one after the other: "program code flags.." a line, between tabs. What they print, behind a line each.
+PROGRAMS = """
+import importlib, sys
+for line in sys.stdin.read().splitlines():
+    name, code, *flags = line.split("\t")
+    print("\f", flush=True)
+    main = importlib.import_module(f"emofm_jax.{name}").main
+    assert main([name, *flags]) == int(code), line
+"""
+
+
+def run(home, *commands):
+    """What each program prints, in a process that has the copy: `commands` are (program, exit code, flags)."""
+    lines = ["\t".join([name, str(code), *flags]) for name, code, flags in commands]
     environment = os.environ | {"PYTHONPATH": str(home)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    command = [sys.executable, "-u", "-c", PROGRAMS]
     ran = subprocess.run(
-        command, cwd=home, env=environment, capture_output=True, text=True, check=False
+        command, input="\n".join(lines), cwd=home, env=environment, check=False, **pipes
     )
-    assert ran.returncode == code, ran.stderr
-    return ran.stdout + ran.stderr
+    assert ran.returncode == 0, ran.stdout
+    return ran.stdout.split("\f\n")[1:]
 
 
 def test_it_is_documented_checked_trained_swept_and_exported(home):
-    text = run(home, "train", "--helpfull")
+    flags = ["--config=mine.py", "--workdir=run"]
+    set_to = lambda *fields: [*flags, *(f"--config.model.{field}" for field in fields)]
+    text, low, steep, flat, hidden, *_ = run(
+        home,
+        ("train", 0, ["--helpfull"]),
+        ("train", 2, set_to("hinge.slope=-1")),
+        ("train", 2, set_to("hinge.slope=steep")),
+        ("train", 2, set_to("hinge.shape=relu", "hinge.slope=2")),
+        ("train", 2, set_to("hidden=(3,)")),
+        ("train", 0, set_to("hinge.slope=2")),
+        ("sweep", 0, ["--config=mine.py", "--workdir=sweep", "--nocheckpoints"]),
+        ("export", 0, ["--workdir=run", "--output=artefact"]),
+    )
     assert "model.hinge.slope = 0.5\n      how steep it is; at least 0\n" in text
     assert "logit(x) = slope * sum |w . e| + b" in text
-
-    flags = ["--config=mine.py", "--workdir=run"]
-    for value, message in (("-1", "slope: -1.0 is out of range"), ("steep", "could not convert")):
-        assert message in run(home, "train", *flags, f"--config.model.hinge.slope={value}", code=2)
-    flat = [*flags, "--config.model.hinge.shape=relu", "--config.model.hinge.slope=2"]
-    assert "it has no effect on hinge.shape=relu" in run(home, "train", *flat, code=2)
-    assert "no effect on hinge" in run(home, "train", *flags, "--config.model.hidden=(3,)", code=2)
-
-    run(home, "train", *flags, "--config.model.hinge.slope=2")
+    assert "slope: -1.0 is out of range" in low and "could not convert" in steep
+    assert "it has no effect on hinge.shape=relu" in flat and "no effect on hinge" in hidden
     assert json.loads((home / "run/config.json").read_text())["model"]["hinge"]["slope"] == 2.0
-    run(home, "sweep", "--config=mine.py", "--workdir=sweep", "--nocheckpoints")
     lines = [json.loads(line) for line in (home / "sweep/results.jsonl").read_text().splitlines()]
     assert [line["status"] for line in lines] == ["ok", "ok"]
-    run(home, "export", "--workdir=run", "--output=artefact")
     assert (home / "artefact/score.py").exists()

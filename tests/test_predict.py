@@ -25,11 +25,11 @@ def run(*flags):
 
 @pytest.fixture(scope="module")
 def wanted(runs):
-    """The scores of the test split by hmm and by an ensemble."""
+    """The scores of the test split by wm and by an ensemble."""
     split = shards.open_split(runs / "data", "test")
     table = split.read_row_group(0, [slot.name for slot in split.schema.slots])
     features = features_lib.from_table(table, split.schema)
-    one = emofm_jax.load_scorer(runs / "hmm")(features)
+    one = emofm_jax.load_scorer(runs / "wm")(features)
     both = emofm_jax.load_scorer([runs / "hmm", runs / "wm"], combine="p")(features)
     return {"one": np.asarray(one["p"]), "both": np.asarray(both["p"])}
 
@@ -43,7 +43,7 @@ def test_an_ensemble_and_an_export(runs, wanted, tmp_path, capsys):
         pq.read_table(tmp_path / "both.parquet")["p"].to_numpy(), wanted["both"], atol=1e-6
     )
     assert (
-        export.main(["export", f"--workdir={runs / 'hmm'}", f"--output={tmp_path / 'exported'}"])
+        export.main(["export", f"--workdir={runs / 'wm'}", f"--output={tmp_path / 'exported'}"])
         == 0
     )
     assert (
@@ -55,7 +55,7 @@ def test_an_ensemble_and_an_export(runs, wanted, tmp_path, capsys):
 
 
 def test_several_devices_score_the_same(runs, wanted, tmp_path):
-    command = [sys.executable, "-m", "emofm_jax.predict", f"--workdir={runs / 'hmm'}"]
+    command = [sys.executable, "-m", "emofm_jax.predict", f"--workdir={runs / 'wm'}"]
     command += [f"--input={runs / 'data' / 'test'}", f"--output={tmp_path / 'out.parquet'}"]
     # 4,096 rows do not divide over three.
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=3"

@@ -107,6 +107,7 @@ def test_a_sweep_leaves_its_files(home):
 
 def test_memory_is_that_of_the_first_run_of_a_process(home):
     command = [sys.executable, "-m", "emofm_jax.sweep", f"--config={SWEEP}", "--workdir=memory"]
+    command.append("--config.train.max_steps=1")
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
     lines = [json.loads(line) for line in (home / "memory/results.jsonl").read_text().splitlines()]
     first, *others = [line["peak_memory_mib"] for line in lines]
@@ -134,6 +135,7 @@ def test_a_run_of_a_sweep_is_what_train_makes(home):
     ]
     command += [
         "--config.prepare.synthetic.rows=(600,300,300)",
+        "--config.prepare.synthetic.num_types=2",
         "--config.model.embedding_dim=2",
         "--config.model.dropout=0.1",
     ]

@@ -18,6 +18,7 @@ def seeds(arg=""):
 def get_config(arg=""):
     c = tiny.get_config("hm")
     c.prepare.synthetic.rows = (600, 300, 300)
+    c.prepare.synthetic.num_types = 2
     c.model.embedding_dim = 2
     c.model.dropout = 0.1
     return c
