@@ -329,14 +329,14 @@ def test_what_fails_is_reported_and_the_rest_goes_on(home, capsys, monkeypatch):
     assert "failing/runs/nan/seed-0: holds a run of another config (" in capsys.readouterr().err
     metrics = results("done")[0]["metrics"] | {"train": {"rows_per_s": 1, "steps": 1}}
     report = types.SimpleNamespace(to_json=lambda: metrics)
-    monkeypatch.setattr(run_lib, "run", lambda c, workdir: report)
+    monkeypatch.setattr(run_lib, "run", lambda c, workdir, identity: report)
     monkeypatch.setattr(sweep_lib, "make_data", lambda runs: {})
     assert sweep.main([*mended, "--retry"]) == 0
 
 
 def test_a_bug_fails_one_run_with_its_traceback_in_the_log(home, monkeypatch, capsys):
     single = RunReport.load(home / "done/runs/hm/seed-0")
-    monkeypatch.setattr(run_lib, "run", lambda c, workdir: 1 / 0 if c.seed else single)
+    monkeypatch.setattr(run_lib, "run", lambda c, workdir, identity: 1 / 0 if c.seed else single)
     assert sweep.main(arguments("bug")) == 1
     assert "hm seed 1: failed: ZeroDivisionError: division by zero" in capsys.readouterr().out
     assert "Traceback" in (home / "bug/runs/hm/seed-1/train.log").read_text()
