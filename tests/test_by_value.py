@@ -153,6 +153,10 @@ def test_values_beyond_the_first_are_one_line():
     weightless = every.values[-1]
     assert (weightless.value, weightless.chance, weightless.pcoc) == ("b", None, None)
     assert weightless.rows == (groups.code == 2).sum()
+    # A value whose rows have no weight tests nothing: the chance of 0.04 stands alone.
+    two, p2 = Groups("place", np.array([0, 1]), ["one", "none"]), np.array([0.02, 0.5])
+    weight2 = np.array([1, 0], np.float32)
+    assert by_value.make(two, np.ones(2), p2, np.log(p2 / (1 - p2)), weight2).off == 1
 
     text = summary.by_value(found)
     lines = text.splitlines()

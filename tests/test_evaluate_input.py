@@ -138,6 +138,8 @@ def test_every_figure_is_that_of_scikit_learn_on_the_written_rows(run):
     assert table["row_id"].to_pylist() == [row[0] for row in kept]
     cell = lambda name: [row[head.index(name)] for row in kept]
     y, w = np.array(cell("clicked"), int), np.array(cell("w"), float)
+    assert table["weight"].to_pylist() == w.tolist() and table["label"].to_pylist() == y.tolist()
+    assert [key == 0 for key in table["gauc_key"].to_pylist()] == [not u for u in cell("user")]
     z = table["logit"].to_numpy().astype(np.float64)
     p, p_z = table["p"].to_numpy().astype(np.float64), 1 / (1 + np.exp(-z))
 
