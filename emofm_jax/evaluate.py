@@ -33,6 +33,7 @@ predictions/SPLIT.importance.json and .svg.
 
 import dataclasses
 import functools
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,7 @@ def _evaluate(flags: absl_flags.FlagValues, workdir: Path) -> None:
         report = dataclasses.replace(report, calibration_fit=fit)
         written.append(calibration.save(workdir, fitted, progress.step, fit))
 
+    before = _replaced(written[1], report)
     predictions_lib.write_predictions(path, predictions, rows)
     files.write_json(written[1], report.to_json())
     title = "new rows" if flags.input else f"{flags.split} split"
@@ -111,7 +113,13 @@ def _evaluate(flags: absl_flags.FlagValues, workdir: Path) -> None:
         written += _write_importance(importance, path, name)
     if isinstance(rows, RawRows):
         written += _write_rejected(rows, path)
-    print(f"step {progress.step:,} of {workdir}; written: {', '.join(map(str, written))}")
+    print(f"step {progress.step:,} of {workdir}; written: {', '.join(map(str, written))}{before}")
+
+
+def _replaced(path: Path, report: SplitReport) -> str:
+    """A word on a file that goes, if it is of other data of the same name."""
+    data = json.loads(path.read_text()).get("data", "") if path.exists() else report.data
+    return "" if data == report.data else f"; {path.name} of {data or 'the own data'} is replaced"
 
 
 def _print(report: SplitReport, title: str) -> None:

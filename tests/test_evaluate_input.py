@@ -200,8 +200,11 @@ def test_rows_that_cannot_be_read_are_counted_named_and_written(run, capsys):
     left_out = pq.read_table("run/predictions/input@c.rejected.parquet").to_pydict()
     assert left_out["row"] == [3, 9] and left_out["reason"][0].startswith(first)
     assert said("input@c")["rejected"] == 2 and said("input@c")["rows"] == 38
-    write(Path("c.csv"), made(40, 2))
-    assert evaluated("--input=c.csv") == 0
+    Path("later").mkdir()
+    write(Path("later/c.csv"), made(40, 2))
+    assert "is replaced" not in out
+    assert evaluated("--input=later/c.csv") == 0
+    assert "; input@c.json of c.csv is replaced" in capsys.readouterr().out
     assert not Path("run/predictions/input@c.rejected.parquet").exists(), "it was of other rows"
 
 
@@ -293,6 +296,7 @@ def test_the_page_of_the_run_has_new_rows_and_values(run, capsys):
             ["--input=dash.csv"],
             "none of its 3 rows can be read as a labelled row; the first: dash.csv:2: ",
         ),
+        (["--input=raw,raw/test.csv"], "raw/test.csv is named twice, and would count twice"),
         (["--input=raw/test.csv", "--split=test"], "--split: raw rows have no splits"),
         (["--input=raw/test.csv", "--data=data"], "--data: raw rows are no shards"),
         (["--input=raw/test.csv", "--importance"], "--importance: it permutes the rows of a split"),

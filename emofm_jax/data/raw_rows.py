@@ -3,6 +3,7 @@
 Reads them as a run's own data were read: its recipe, its vocabularies.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from emofm_jax.data import batches, encode, groups
+from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.problems import Notes
 from emofm_jax.data.recipe import COMPRESSED
 from emofm_jax.data.schema import Schema
@@ -35,10 +37,14 @@ class RawRows:
           by: columns to group the rows by.
 
         Raises:
-          UserError: made-up data, shards, no such file, a column that cannot be grouped by.
+          UserError: made-up data, shards, no such file or one that is named twice, a column that
+            cannot be grouped by.
         """
         for path in paths:
             _check(schema, path)
+        files = [file.resolve() for path in paths for file in recipe_lib.raw_files(path)]
+        if twice := [file for file, times in Counter(files).items() if times > 1]:
+            raise UserError(f"--input: {twice[0]} is named twice, and would count twice; drop one")
         groups.check(schema, by, of_shards=False)
         self.schema, self.num_read = schema, 0
         self.rejected: list[tuple[int, str]] = []
