@@ -10,6 +10,7 @@ import pytest
 from emofm_jax import config
 from emofm_jax.data import encode, features, formats, preparation, recipe, shards
 from emofm_jax.data import schema as schema_lib
+from emofm_jax.data.raw_files import RawFile
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
 
@@ -42,7 +43,7 @@ def encoded(of, values):
 def of_file(of, table, path):
     """The column of a shard from rows of a Parquet file, the reasons of bad rows, and notes."""
     pq.write_table(table.append_column("label", pa.array([1] * len(table))), path)
-    (chunk,) = formats.read(of.schema.recipe, [path])
+    (chunk,) = formats.read(of.schema.recipe, [RawFile(path)])
     made, problems, notes = of.encode(chunk.columns)
     assert made.schema.equals(shards.arrow_schema(of.schema))
     return made["x"].to_pylist(), {row: reason for row, (_, reason) in problems.items()}, notes

@@ -12,6 +12,7 @@ import pytest
 from emofm_jax import config
 from emofm_jax.data import formats, shards
 from emofm_jax.data.formats import lines
+from emofm_jax.data.raw_files import RawFile
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.errors import UserError
 
@@ -30,7 +31,7 @@ def recipe(**fields) -> dict:
 def read(path, labelled=True, **fields):
     """({column: values}, lines, {line: kind}) of a whole file."""
     columns, at, bad = {}, [], {}
-    for chunk in formats.read(recipe(**fields), [path], labelled):
+    for chunk in formats.read(recipe(**fields), [RawFile(path)], labelled):
         for name, values in chunk.columns.items():
             columns[name] = columns.get(name, []) + values.to_pylist()
         assert all(len(values) == len(chunk.lines) for values in chunk.columns.values())
@@ -209,7 +210,9 @@ def test_a_shard_is_not_taken_for_raw_rows(tmp_path):
         (b"user,item\nu,i\n", {}, r"no column 'label' \(config.prepare.label\)"),
         (b"label,user,item,age\n1,u,i,3\n", {}, "column 'age' is a slot in no group"),
         (b"label,user,item,user\n1,u,i,3\n", {}, "column 'user' stands twice"),
-        (b"\xff\xfe\n", {}, "the first row cannot be read"),
+        (b"\xfe\n", {}, "the first row cannot be read"),
+        ("label,user".encode("utf-16"), {}, "it is text in UTF-16; write it as Parquet, or as"),
+        (b"PK\x03\x04", {}, "it is a zip archive or a workbook; write it as"),
         (GOOD, {"separator": ",,"}, "must be one character"),
         (GOOD, {"header": False}, "config.prepare.columns"),
         (GOOD, {"format": "csv"}, "choose one of tabular, libsvm, cti"),
@@ -226,7 +229,7 @@ def test_damaged_files(tmp_path):
     rng = np.random.default_rng(0)
     body = b"label,user,item\n" + b"".join(b"1,%d,i\n" % i for i in rng.integers(0, 1 << 60, 5000))
     with pytest.raises(UserError, match="cannot be read to its end"):
-        read(write(tmp_path / "a.csv.zst", b"not zstd" * 40))
+        read(write(tmp_path / "a.csv.zst", pa.Codec("zstd").compress(body, asbytes=True)[:-9]))
     with pytest.raises(UserError, match="cannot be read to its end"):
         read(write(tmp_path / "a.csv.gz", gzip.compress(body)[:-3000]))
     with pytest.raises(UserError, match="not a complete Parquet file"):

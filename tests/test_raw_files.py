@@ -1,8 +1,15 @@
 """Files as others write them, from prepare to predict: what is read, and what is said."""
 
+import bz2
+import gzip
+import io
 import json
+import lzma
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from pyarrow import csv as pa_csv
 
 from emofm_jax import prepare
 from emofm_jax.data import encode, shards
@@ -92,3 +99,208 @@ def test_texts_of_several_lines_and_blank_lines_are_counted(shop, tmp_path):
         "blank lines": [2, f"{path}:38"],
         "rows over lines": [5, f"{path}:7"],
     }
+
+
+def rows(num_rows, start=0):
+    """Rows of label, user, item; each fifth user is new."""
+    numbers = range(start, start + num_rows)
+    return {
+        "label": [i % 2 for i in numbers],
+        "user": [f"u{i % 5}" for i in numbers],
+        "item": [f"i{i % 3}" for i in numbers],
+    }
+
+
+def text(columns):
+    """As csv."""
+    lines = [",".join(columns), *(",".join(map(str, row)) for row in zip(*columns.values()))]
+    return "\n".join(lines) + "\n"
+
+
+def test_directories_of_spark(shop, tmp_path):
+    raw = tmp_path / "raw"
+    for split, n in (("train", 40), ("valid", 10), ("test", 8)):
+        part = raw / f"{split}.parquet"
+        part.mkdir()
+        for name in ("_SUCCESS", ".part-00000.crc", "_committed_1", ".hidden.parquet"):
+            (part / name).write_bytes(b"")
+        half = n // 2
+        pq.write_table(pa.table(rows(half)), part / "part-00000-1b2c.snappy.parquet")
+        pq.write_table(pa.table(rows(n - half, half)), part / "part-00001-1b2c.snappy.parquet")
+        pq.write_table(pa.table(rows(1)).slice(0, 0), part / "part-00002-1b2c.snappy.parquet")
+    code, said = shop(split="files")
+    empty = raw / "train.parquet" / "part-00002-1b2c.snappy.parquet"
+    assert code == 0 and f"3 files hold no row and are passed over, the first is {empty}" in said
+    assert count(tmp_path / "out") == {"train": 40, "valid": 10, "test": 8}
+    assert predicted(tmp_path / "out", raw / "test.parquet") == (8, [])
+    assert not shards.is_split(raw / "test.parquet") and shards.is_split(tmp_path / "out" / "test")
+    assert shop(split="files", **{"files.valid": "valid.parquet/*", "files.test": ""})[0] == 0
+
+
+def test_hive_partitions_are_columns(shop, tmp_path):
+    raw, days = tmp_path / "raw", ("2024-03-01", "2024-03-02", "2024-03-03")
+    for i, day in enumerate(days):
+        for city in ("s%C3%A3o paulo", "a%2Fb", "__HIVE_DEFAULT_PARTITION__"):
+            part = raw / f"dt={day}" / f"city={city}"
+            part.mkdir(parents=True)
+            columns = rows(10, i)
+            (part / "part-0.csv").write_text(text(columns))
+            pq.write_table(pa.table(columns), part / "part-1.parquet")
+    by_day = {"split": "day", "day_column": "dt", "valid_days": days[1:2], "test_days": days[2:]}
+    groups = (("user", "user"), ("item", ("item", "city")))
+    code, said = shop(**by_day, groups=groups)
+    assert code == 0, said
+    out = tmp_path / "out"
+    assert count(out) == {"train": 60, "valid": 60, "test": 60}
+    words = pq.read_table(out / "vocabulary" / "city.parquet")
+    assert words.to_pydict() == {"value": ["a/b", "são paulo"], "count": [20, 20]}
+    ids = shards.open_split(out, "test").read_row_group(0, ["city"])["city"].to_pylist()
+    # The order of paths: __HIVE.., a%2Fb, s..
+    assert ids == [0] * 20 + [1] * 20 + [2] * 20
+
+    # One partition alone, and one file of it.
+    part = raw / f"dt={days[0]}" / "city=a%2Fb"
+    assert predicted(out, part) == (20, []) and predicted(out, part / "part-0.csv") == (10, [])
+    # A column that appears nowhere is an error, a directory above the source is none.
+    code, said = shop(**by_day)
+    assert code == 2 and "column 'city' is a slot in no group" in said
+    assert shop(**by_day, ignore=("city",))[0] == 0
+    assert shop(source=str(part))[0] == 0
+    code, said = shop(**by_day, groups=groups, gauc_key="city", ftype="city", types=("a/b",))
+    assert code == 2 and "the type 'são paulo' is not one of config.prepare.types" in said
+
+
+def test_a_column_of_the_file_is_not_one_of_its_directory(shop, tmp_path):
+    part = tmp_path / "raw" / "user=elsewhere"
+    part.mkdir()
+    (part / "a.csv").write_text(text(rows(40)))
+    assert shop()[0] == 0
+    words = pq.read_table(tmp_path / "out" / "vocabulary" / "user.parquet")["value"].to_pylist()
+    assert sorted(words) == [f"u{i}" for i in range(5)]
+
+
+def test_files_without_rows(shop, tmp_path):
+    raw = tmp_path / "raw"
+    (raw / "a.csv").write_text("")
+    (raw / "b.csv").write_text("label,user,item\n")
+    (raw / "c.csv").write_text("\n\n")
+    (raw / "d.csv.gz").write_bytes(gzip.compress(b""))
+    (raw / "e.csv").write_bytes(b"\xef\xbb\xbf")
+    (raw / "f.csv").write_text(text(rows(40)))
+    (raw / "g.csv").write_text("")
+    code, said = shop()
+    assert (
+        code == 0 and f"6 files hold no row and are passed over, the first is {raw}/a.csv" in said
+    )
+    assert predicted(tmp_path / "out", raw) == (40, [])
+    report = json.loads((tmp_path / "out" / "prepare.json").read_text())
+    assert report["notes"] == {"empty files": [6, f"{raw}/a.csv"]}
+    (raw / "f.csv").write_text("")
+    for name in ("b.csv", "c.csv"):
+        (raw / name).unlink()
+    code, said = shop()
+    assert code == 2 and "the file is empty; remove it or name another; so are all of the 5" in said
+    code, said = shop(source=str(raw / "a.csv"))
+    assert code == 2 and f"{raw}/a.csv: the file is empty; remove it or name another\n" in said
+
+
+def test_many_small_files(shop, tmp_path):
+    """Their rows stand together in one shard, and each row in one split."""
+    for i in range(600):
+        part = tmp_path / "raw" / f"h={i % 7}"
+        part.mkdir(exist_ok=True)
+        (part / f"{i}.csv").write_text(text(rows(2, i)))
+    code, _ = shop(ignore=("h",))
+    assert code == 0 and sum(count(tmp_path / "out").values()) == 1200
+    assert len(list((tmp_path / "out" / "train").glob("part-*"))) == 1
+
+
+def by_arrow(codec):
+    def compress(data):
+        sink = pa.BufferOutputStream()
+        with pa.CompressedOutputStream(sink, codec) as stream:
+            stream.write(data)
+        return sink.getvalue().to_pybytes()
+
+    return compress
+
+
+def as_parquet(data):
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa_csv.read_csv(io.BytesIO(data)), sink)
+    return sink.getvalue().to_pybytes()
+
+
+CONTENTS = {
+    "plain": bytes,
+    "gzip": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zstd": by_arrow("zstd"),
+    "lz4": by_arrow("lz4"),
+    "parquet": as_parquet,
+}
+
+
+@pytest.mark.parametrize("name", ["clicks", "clicks.csv", "clicks.gz", "clicks.parquet"])
+def test_content_says_what_is_compressed(shop, tmp_path, name):
+    data = text(rows(40)).encode()
+    for content, compress in CONTENTS.items():
+        (tmp_path / "raw" / name).write_bytes(compress(data))
+        code, said = shop()
+        assert code == 0 and sum(count(tmp_path / "out").values()) == 40, (content, said)
+
+
+def test_words_that_look_like_the_first_bytes_of_a_format(shop, tmp_path):
+    for name in ("PAR1x", "BZh1", "ORC"):
+        columns = {name: ["x"] * 40} | rows(40)
+        (tmp_path / "raw" / "a.csv").write_text(text(columns))
+        code, said = shop(ignore=(name,))
+        assert code == 0, said
+
+
+def test_tables_whose_files_hold_removed_rows_are_refused(shop, tmp_path):
+    (tmp_path / "raw" / "a.csv").write_text(text(rows(40)))
+    for name, table in (("_delta_log", "Delta"), (".hoodie", "Hudi")):
+        (tmp_path / "raw" / name).mkdir()
+        code, said = shop()
+        assert code == 2 and f"it is a {table} table, whose files hold removed rows" in said
+        (tmp_path / "raw" / name).rmdir()
+
+
+def test_links_are_followed_but_in_no_circle(shop, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "a.csv").write_text(text(rows(40)))
+    (tmp_path / "raw" / "link").symlink_to(elsewhere)
+    assert shop()[0] == 0
+    (elsewhere / "back").symlink_to(tmp_path / "raw")
+    code, said = shop()
+    assert code == 2 and "the link leads back to a directory above it; remove it" in said
+
+
+@pytest.mark.parametrize("as_file", [str.encode, lambda t: as_parquet(t.encode())])
+def test_columns_that_stand_twice(shop, tmp_path, as_file):
+    """One that is read is an error; one that is left out on purpose is not."""
+    lines = text(rows(40)).splitlines()
+    twice = lambda name: "\n".join([f"{lines[0]},{name},{name}", *(f"{x},9,8" for x in lines[1:])])
+    (tmp_path / "raw" / "a").write_bytes(as_file(twice("note")))
+    assert shop(ignore=("note",))[0] == 0
+    assert predicted(tmp_path / "out", tmp_path / "raw" / "a") == (40, [])
+    (tmp_path / "raw" / "a").write_bytes(as_file(twice("user")))
+    code, said = shop()
+    assert code == 2 and "column 'user' stands twice; rename one of the two" in said
+
+
+def test_rows_without_a_day_are_bad_rows(shop, tmp_path):
+    columns = rows(40) | {"day": ["2024-03-01", "2024-03-02", "2024-03-03", "NA"] * 10}
+    (tmp_path / "raw" / "a.csv").write_text(text(columns))
+    fields = {"split": "day", "day_column": "day", "null_values": ("", "NA")}
+    days = {"valid_days": ("2024-03-02",), "test_days": ("2024-03-03",)}
+    code, said = shop(**fields, **days)
+    assert code == 2 and "a.csv:5: it has no day (column 'day'), so that it is in no split" in said
+    code, said = shop(**fields, **days, max_rejected=10)
+    assert code == 0 and "rejected for its day: 10" in said
+    assert count(tmp_path / "out") == {"train": 10, "valid": 10, "test": 10}
+    words = pq.read_table(tmp_path / "out" / "vocabulary" / "user.parquet")
+    assert sum(words["count"].to_pylist()) == 10  # of the training rows only

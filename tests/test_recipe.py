@@ -45,7 +45,7 @@ def test_files_of_a_split(tmp_path):
     for name in ("train.1.csv", "train.2.csv", "valid.csv", "test.csv"):
         (tmp_path / name).touch()
     found = recipe_lib.files(c.prepare.to_dict())
-    assert {split: [p.name for p in paths] for split, paths in found.items()} == {
+    assert {split: [f.path.name for f in paths] for split, paths in found.items()} == {
         "train": ["train.1.csv", "train.2.csv"],
         "valid": ["valid.csv"],
         "test": ["test.csv"],

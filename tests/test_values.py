@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from emofm_jax import config
 from emofm_jax.data import encode, formats, values
 from emofm_jax.data.formats import memory
+from emofm_jax.data.raw_files import RawFile
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.errors import UserError
 
@@ -257,7 +258,7 @@ def ids(role, path):
         recipe |= {"split": "day", "day_column": "x"}
     elif not in_slot:
         recipe[role] = "x"
-    (chunk,) = formats.read(recipe, [path])
+    (chunk,) = formats.read(recipe, [RawFile(path)])
     column = chunk.columns["x" if in_slot else role]
     if role == "_day":
         found = values.distinct(column, values.missing(recipe["null_values"]))

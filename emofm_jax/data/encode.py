@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emofm_jax.data import bags, formats, list_text, numeric, shards, values
+from emofm_jax.data import bags, formats, list_text, numeric, raw_files, shards, values
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data import vocabulary as vocabulary_lib
 from emofm_jax.data.formats import tabular
@@ -391,7 +391,7 @@ def read_encoded(
     as_text = dataclasses.replace(schema, row_id=schema.row_id and "string")
     encoder = Encoder(as_text, load_vocabularies(schema, directory))
     recipe = recipe_lib.to_evaluate(schema.recipe, also) if labelled else schema.recipe
-    files = [file for one in paths for file in recipe_lib.raw_files(one)]
+    files = [file for one in paths for file in raw_files.find(one)]
     position = 0
     for chunk in formats.read(recipe, files, labelled):
         encoded = _keep_places(encoder, chunk, labelled, position, also)

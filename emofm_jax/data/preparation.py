@@ -33,6 +33,7 @@ from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.formats import cti, tabular
 from emofm_jax.data.formats.lines import Chunk
 from emofm_jax.data.problems import Bad, Notes, Problems
+from emofm_jax.data.raw_files import RawFile, first_full
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.errors import UserError
 
@@ -139,20 +140,20 @@ class _Source:
     """The raw files, and how they are read."""
 
     recipe: Mapping[str, Any]  # `config.prepare`, with the types of cti data
-    files: dict[str, list[Path]]  # of each split; under "" alone when the rows say their split
+    files: dict[str, list[RawFile]]  # of each split; under "" alone when the rows say their split
     progress: bool  # shows a progress bar
 
     def run(self, work: Callable[[Chunk], T], split: str, what: str) -> Iterator[T]:
         """Yields work(chunk) of every chunk of a split, in order, a few at once on threads."""
-        paths = self.files[split]
-        size = sum(path.stat().st_size for path in paths if path.exists())
+        files = self.files[split]
+        size = sum(file.path.stat().st_size for file in files if file.path.exists())
         pending: deque = deque()
         of_task = lambda task: work(task())
         hidden = not self.progress
         with tqdm(total=size, desc=what, unit="B", unit_scale=True, disable=hidden) as bar:
             pool = ThreadPoolExecutor(_THREADS)
             try:
-                for task in formats.tasks(self.recipe, paths, True, bar.update):
+                for task in formats.tasks(self.recipe, files, True, bar.update):
                     pending.append(pool.submit(of_task, task))
                     if len(pending) > _THREADS:
                         yield pending.popleft().result()
@@ -162,14 +163,21 @@ class _Source:
                 pool.shutdown(cancel_futures=True)
 
     def split_of(self, chunk: Chunk) -> np.ndarray:
-        """i8[n]: index in `shards.SPLITS` of the split of each readable row, if the rows say it."""
+        """i8[n]: index in `shards.SPLITS` of the split of each readable row, if the rows say it.
+
+        It is -1 for a row without a day.
+        """
         days = None
         if self.recipe["split"] == "day":
             days = values.distinct(
                 chunk.columns["_day"], values.missing(self.recipe["null_values"])
             )
-        file = [str(path) for path in self.files[""]].index(chunk.file)
-        return recipe_lib.split_of(self.recipe, file, chunk.lines, days)
+        return recipe_lib.split_of(self.recipe, self._places[chunk.file], chunk.lines, days)
+
+    @functools.cached_property
+    def _places(self) -> dict[str, int]:
+        """{file: its place among all}, if the rows say their split."""
+        return {str(file.path): i for i, file in enumerate(self.files[""])}
 
 
 class _Part(NamedTuple):
@@ -186,8 +194,8 @@ def _write(recipe: dict[str, Any], directory: Path, name: str, progress: bool) -
     """Two passes: what the training rows say about the slots; then the shards."""
     recipe_lib.check_roles(recipe)
     files = recipe_lib.files(recipe)
-    first = next(iter(files.values()))[0]
-    schema = _declared(recipe, name, first)
+    some = next(iter(files.values()))
+    schema = _declared(recipe, name, some)
     # Every file of cti data must have the types of the first one.
     source = _Source(recipe | {"types": schema.types}, files, progress)
     schema, vocabularies = _learn(source, schema, directory)
@@ -206,7 +214,7 @@ def _write(recipe: dict[str, Any], directory: Path, name: str, progress: bool) -
                         writers[part.split].write(part.table)
                         tally.add(part.split, part.counted)
                     tally.note(part.notes)
-    _check_rows(recipe, first, writers)
+    _check_rows(recipe, some[0].path, writers)
     report = tally.save(directory, {split: writer.rejected for split, writer in writers.items()})
     if recipe["positive"] and not report.splits["train"].clicks:
         problem = f"no label of the train split is one of {recipe['positive']}"
@@ -214,15 +222,15 @@ def _write(recipe: dict[str, Any], directory: Path, name: str, progress: bool) -
     return report
 
 
-def _declared(recipe: dict[str, Any], name: str, first: Path) -> Schema:
-    """The schema as far as it is known before the rows are counted; `first` is the first file."""
+def _declared(recipe: dict[str, Any], name: str, files: list[RawFile]) -> Schema:
+    """The schema as far as it is known before the rows are counted, from the files of a split."""
     slots = recipe_lib.slots(recipe)
     is_cti, types = recipe["format"] == "cti", tuple(recipe["types"])
     row_id = "string" if is_cti or recipe["row_id"] else ""
-    if recipe["format"] == "tabular" and tabular.integer_row_id(recipe, first):
+    if recipe["format"] == "tabular" and tabular.integer_row_id(recipe, files):
         row_id = "int64"
     if is_cti and not types:
-        types = tuple(cti.columns(first)[1:-1])
+        types = tuple(cti.columns(first_full(files).path)[1:-1])
     if recipe["ftype"] and not types:
         problem = f"column {recipe['ftype']!r} holds the type"
         raise UserError(f"config.prepare.types: {problem}; name its values here, in order")
@@ -324,10 +332,14 @@ def _encode(
     source: _Source, encoder: encode.Encoder, split: str, chunk: Chunk
 ) -> tuple[str, list[_Part]]:
     """The file of a chunk, and what each split gets of it; `split` is empty if the rows say it."""
+    index = np.zeros(len(chunk.lines), np.int8) if split else source.split_of(chunk)
+    without_day = Problems()
+    said = f"it has no day (column {source.recipe['day_column']!r}), so that it is in no split"
+    without_day.mark(index < 0, "day", lambda _: said)
+    chunk, index = chunk.without(without_day), index[index >= 0]
     table, problems, notes = encoder.encode(chunk.columns)
     notes.join(chunk.notes)
     names = (split,) if split else shards.SPLITS
-    index = np.zeros(len(chunk.lines), np.int8) if split else source.split_of(chunk)
     index_of_good = index[problems.good(len(index))]
     bad = [*chunk.bad, *chunk.bad_rows(problems)]
     # Rows that no split could be found for count as training rows.

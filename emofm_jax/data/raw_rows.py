@@ -13,7 +13,7 @@ import pyarrow as pa
 from emofm_jax.data import batches, encode, groups
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.problems import Notes
-from emofm_jax.data.recipe import COMPRESSED
+from emofm_jax.data.raw_files import COMPRESSED
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
 

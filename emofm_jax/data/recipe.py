@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from emofm_jax.data import values
+from emofm_jax.data import raw_files, values
+from emofm_jax.data.raw_files import RawFile
 from emofm_jax.data.schema import CHOICES, LATER_OF_SLOT, Slot
 from emofm_jax.data.shards import SPLITS
 from emofm_jax.data.values import Distinct
 from emofm_jax.errors import UserError
 
-COMPRESSED = {".gz": "gzip", ".zst": "zstd"}  # endings of text files
 _RANGE = re.compile(r"(.*?)(\d+)-\1(\d+)")
 # Options that came after release 0.1, with what every recipe before them meant.
 _LATER: dict[str, Any] = {"positive": (), "quoting": "double"}
@@ -147,7 +147,7 @@ def to_evaluate(recipe: Mapping, also: Sequence[str] = ()) -> dict[str, Any]:
     return {**recipe, "split": "share", "also": tuple(also)}
 
 
-def files(recipe: Mapping) -> dict[str, list[Path]]:
+def files(recipe: Mapping) -> dict[str, list[RawFile]]:
     """The raw files of each split; under the one key "" if the rows themselves say their split.
 
     Raises:
@@ -160,7 +160,8 @@ def files(recipe: Mapping) -> dict[str, list[Path]]:
     if not source.exists():
         raise UserError(f"{named} does not exist; name the raw data's file or directory")
     if recipe["split"] != "files":
-        if found := raw_files(source):
+        if found := raw_files.find(source):
+            _check_once(found, "")
             return {"": found}
         raise UserError(f"{named} holds no file; name the raw data's directory")
     if source.is_file():
@@ -174,30 +175,35 @@ def files(recipe: Mapping) -> dict[str, list[Path]]:
     return {s: _split_files(source, s, pattern) for s, pattern in patterns.items() if pattern}
 
 
-def _split_files(source: Path, split: str, pattern: str) -> list[Path]:
-    """The files of a split: what `pattern` finds in the source."""
+def _split_files(source: Path, split: str, pattern: str) -> list[RawFile]:
+    """The files of a split: what `pattern` finds in the source, directories with all they hold."""
     where = f"config.prepare.files.{split}"
     if Path(pattern).is_absolute():
         problem = f"{pattern!r} must be relative to config.prepare.source"
         raise UserError(f"{where}: {problem}; shorten it")
-    found = sorted(source.glob(pattern))
+    depth = len(source.parts)
+    seen = lambda path: not any(map(raw_files.is_hidden, path.parts[depth:]))
+    paths = sorted(filter(seen, source.glob(pattern)))
+    # A pattern may find a directory and files in it.
+    found = {file.path: file for path in paths for file in raw_files.find(path, source)}
     if not found:
-        here = ", ".join(p.name for p in raw_files(source)[:8]) or "nothing"
+        here = ", ".join(sorted(p.name for p in source.iterdir() if seen(p))[:8]) or "nothing"
         raise UserError(
             f"{source / pattern}: no such file (the directory holds {here}); "
             f"set {where}, empty for a split that you do not have"
         )
-    plain = [path.with_suffix("") if path.suffix in COMPRESSED else path for path in found]
-    if twice := [path for path in plain if plain.count(path) > 1]:
-        raise UserError(f"{twice[0]}: it is there plain and compressed; remove one, or set {where}")
-    return found
+    files = list(found.values())
+    _check_once(files, f", or set {where}")
+    return files
 
 
-def raw_files(path: Path) -> list[Path]:
-    """The files of a directory by their names, hidden ones left out; or the file itself."""
-    if path.is_file():
-        return [path]
-    return sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith((".", "_")))
+def _check_once(files: Sequence[RawFile], remedy: str) -> None:
+    """Raises a UserError if a file is there plain and compressed."""
+    there = {file.path for file in files}
+    for path in there:
+        if path.suffix in raw_files.COMPRESSED and path.with_suffix("") in there:
+            twice = path.with_suffix("")
+            raise UserError(f"{twice}: it is there plain and compressed; remove one{remedy}")
 
 
 def split_of(
@@ -213,14 +219,14 @@ def split_of(
       days: values of the day column of the n rows (split=day).
 
     Returns:
-      i8[n].
+      i8[n]; -1 for a missing day.
     """
     if days is not None:
         valid, test = (set(map(values.one, recipe[f"{name}_days"])) for name in SPLITS[1:])
         length = recipe["day_length"] or None
         split_of_day = lambda day: 2 if day in test else int(day in valid)
         found = [split_of_day(str(day)[:length]) for day in days.text.to_pylist()]
-        return np.array([*found, 0], np.int8)[days.which]  # the last is for a missing day
+        return np.array([*found, -1], np.int8)[days.which]  # the last is for a missing day
     edges = np.cumsum(recipe["shares"])[:2]
     key = np.uint64((recipe["seed"] * 0x9E3779B97F4A7C15 + (file_index << 40)) % 2**64)
     bits = _mix(_mix(key + np.asarray(lines, np.uint64))) >> np.uint64(11)

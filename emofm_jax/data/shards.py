@@ -264,6 +264,11 @@ def digest_in(metadata: pq.FileMetaData) -> str:
     return (metadata.metadata or {}).get(DIGEST, b"").decode()
 
 
+def is_split(path: Path) -> bool:
+    """Whether a directory is a complete split; Spark, too, leaves a `_SUCCESS`."""
+    return (path / "_SUCCESS").exists() and (path.resolve().parent / "schema.json").exists()
+
+
 def open_split(directory: Path, split: str, schema: Schema | None = None) -> Split:
     """Finds and checks a split: it is complete, of one schema, and every id is inside its slot.
 

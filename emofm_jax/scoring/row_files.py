@@ -105,7 +105,7 @@ def _started(
     scorer: "Scorer", source: Path
 ) -> Iterator[tuple[encode.EncodedChunk, dict[str, np.ndarray], Callable]]:
     """Yields chunks, their features, and what waits for their scores; the next chunk is started."""
-    if (source / "_SUCCESS").exists():
+    if shards.is_split(source):
         chunks = _shard_chunks(source, scorer.schema)
     else:
         chunks = encode.read_encoded(scorer.schema, scorer.directory, source, labelled=False)

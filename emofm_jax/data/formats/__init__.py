@@ -1,31 +1,35 @@
 """Raw files -> chunks of raw columns, one format a file; nothing after `encode` notices which.
 
-A format is a function `tasks(recipe, path, labelled, progress)`, which reads one file front to back
+A format is a function `tasks(recipe, file, labelled, progress)`, which reads one file front to back
 and yields functions of no argument: each parses one block into a `Chunk`, on whatever thread calls.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 from emofm_jax.data.formats import cti, libsvm, tabular
-from emofm_jax.data.formats.lines import Chunk
+from emofm_jax.data.formats.lines import Chunk, EmptyFile
+from emofm_jax.data.problems import Notes
+from emofm_jax.data.raw_files import RawFile
 from emofm_jax.errors import UserError
 
 FORMATS = {"tabular": tabular.tasks, "libsvm": libsvm.tasks, "cti": cti.tasks}
 
 
-def read(recipe: Mapping, files: Sequence[Path], labelled: bool = True) -> Iterator[Chunk]:
+def read(recipe: Mapping, files: Sequence[RawFile], labelled: bool = True) -> Iterator[Chunk]:
     """Reads raw files in order.
 
     Args:
       recipe: the `prepare` section of a configuration, as a plain dict.
-      files: paths of raw files.
+      files: raw files; those without a row are passed over, and noted in the last chunk.
       labelled: False reads rows to predict: labels and types may be absent, or "-".
 
     Yields:
       `Chunk`s, in the order of the rows.
     Raises:
-      UserError: missing, empty or damaged file, or columns that do not fit the recipe.
+      UserError: a missing or damaged file, columns that do not fit the recipe, or nothing at all in
+        any file.
     """
     for task in tasks(recipe, files, labelled):
         yield task()
@@ -33,7 +37,7 @@ def read(recipe: Mapping, files: Sequence[Path], labelled: bool = True) -> Itera
 
 def tasks(
     recipe: Mapping,
-    files: Sequence[Path],
+    files: Sequence[RawFile],
     labelled: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[Callable[[], Chunk]]:
@@ -46,5 +50,28 @@ def tasks(
     if source not in FORMATS:
         remedy = f"choose one of {', '.join(FORMATS)}"
         raise UserError(f"config.prepare.format: {source!r} has no raw files; {remedy}")
-    for path in files:
-        yield from FORMATS[source](recipe, Path(path), labelled, progress)
+    last, empty, num_nothing = None, [], 0
+    for file in files:
+        before = last
+        try:
+            for task in FORMATS[source](recipe, file, labelled, progress):
+                if last is not None:
+                    yield last
+                last = task
+        except EmptyFile as error:
+            num_nothing += 1
+            if num_nothing == len(files):
+                also = f"; so are all of the {len(files):,d} files" if len(files) > 1 else ""
+                raise UserError(f"{error}{also}") from None
+        if last is before:
+            empty.append(str(file.path))
+    if last is not None:
+        yield functools.partial(_with_note, last, empty) if empty else last
+
+
+def _with_note(task: Callable[[], Chunk], empty: Sequence[str]) -> Chunk:
+    """The chunk of a task, and that some files are empty."""
+    chunk, notes = task(), Notes()
+    notes.join(chunk.notes)
+    notes.add("", "empty files", len(empty), empty[0])
+    return dataclasses.replace(chunk, notes=notes)

@@ -21,15 +21,17 @@ from emofm_jax.data.formats import lines as lines_lib
 from emofm_jax.data.formats import tokens
 from emofm_jax.data.formats.lines import Block, Chunk
 from emofm_jax.data.problems import Problems
+from emofm_jax.data.raw_files import RawFile
 from emofm_jax.errors import UserError
 
 _ROW = "a row is log_id, one column a type, features, between tabs"
 
 
 def tasks(
-    recipe: Mapping, path: Path, labelled: bool, progress: Callable[[int], None] | None
+    recipe: Mapping, file: RawFile, labelled: bool, progress: Callable[[int], None] | None
 ) -> Iterator[Callable[[], Chunk]]:
     """Yields functions that each make the chunk of one block of the file (see `formats`)."""
+    path = file.path
     slots = recipe_lib.slots(recipe)
     for slot in slots:
         if slot.weighted or slot.kind in ("numeric", "vector"):
@@ -64,7 +66,7 @@ def tasks(
 
     for block in lines_lib.blocks(path, progress=progress):
         if block.line == 1 and block.data.startswith(b"log_id\t"):
-            block = block._replace(line=2, data=block.data[block.data.find(b"\n") + 1 :])
+            block = block.behind_first_row()
         if block.data:
             yield functools.partial(parse, block)
 

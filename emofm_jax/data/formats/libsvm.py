@@ -11,7 +11,6 @@ lack its label.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +20,7 @@ from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.formats import lines as lines_lib
 from emofm_jax.data.formats import tokens as tokens_lib
 from emofm_jax.data.formats.lines import Block, Chunk
+from emofm_jax.data.raw_files import RawFile
 from emofm_jax.errors import UserError
 
 FLAT_SLOT = "features"  # the slot of rows without field names
@@ -29,9 +29,10 @@ _DIALECT = lines_lib.Dialect(["row"], "\x1f")
 
 
 def tasks(
-    recipe: Mapping, path: Path, labelled: bool, progress: Callable[[int], None] | None
+    recipe: Mapping, file: RawFile, labelled: bool, progress: Callable[[int], None] | None
 ) -> Iterator[Callable[[], Chunk]]:
     """Yields functions that each make the chunk of one block of the file (see `formats`)."""
+    path = file.path
     slots = recipe_lib.slots(recipe)
     if vectors := [slot.name for slot in slots if slot.is_vector]:
         problem = f"slot {vectors[0]!r} is a vector, but libsvm rows hold single numbers"

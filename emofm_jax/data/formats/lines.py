@@ -7,22 +7,27 @@ numbers and one bad cell ends the file.
 """
 
 import dataclasses
+import lzma
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import csv as pa_csv
 
+from emofm_jax.data import raw_files
 from emofm_jax.data.formats import rows as rows_lib
 from emofm_jax.data.problems import Bad, Notes, Problems
-from emofm_jax.data.recipe import COMPRESSED
 from emofm_jax.errors import UserError
 
 BLOCK_BYTES = 1 << 23  # raw bytes of a chunk: some tens of thousands of rows
 MAX_ROW_BYTES = 1 << 26
 _BOM = b"\xef\xbb\xbf"
+
+
+class EmptyFile(UserError):
+    """A file that holds nothing; among others it is passed over."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +65,15 @@ class Block(NamedTuple):
     line: int
     data: bytes
 
+    def first_row(self) -> bytes:
+        """The first line, without its end."""
+        return self.data.split(b"\n", 1)[0].removesuffix(b"\r")
+
+    def behind_first_row(self) -> "Block":
+        """The lines behind the first one."""
+        end = self.data.find(b"\n") + 1 or len(self.data)
+        return self._replace(line=self.line + 1, data=self.data[end:])
+
 
 @dataclasses.dataclass(frozen=True)
 class Dialect:
@@ -78,17 +92,18 @@ def blocks(
     progress: Callable[[int], None] | None = None,
     block_bytes: int = 0,
 ) -> Iterator[Block]:
-    """Yields a text file, plain, gzip or zstd, as blocks of whole rows.
+    """Yields a text file, plain or compressed, as blocks of whole rows.
 
     Args:
-      path: the file; `.gz` and `.zst` say how it is compressed.
+      path: the file; its first bytes say how it is compressed.
       separator: between columns, if double quotes may enclose a cell and a row span lines; else
         empty.
       progress: is told how many bytes of the file, as it lies on disk, were read since last told.
       block_bytes: size of a block; by default BLOCK_BYTES.
 
     Raises:
-      UserError: missing, empty or undecodable file, or a row of more than 64 MiB.
+      EmptyFile: there is nothing in it.
+      UserError: missing or undecodable file, or a row of more than 64 MiB.
     """
     line, rest, position, begun = 1, b"", 0, False
     for piece, done in _read(path, block_bytes or BLOCK_BYTES):
@@ -106,8 +121,8 @@ def blocks(
         elif len(rest) > MAX_ROW_BYTES:
             problem = f"a row of more than {MAX_ROW_BYTES} bytes"
             raise UserError(f"{path}:{line}: {problem}; is this a text file of rows?")
-    if not position:
-        raise UserError(f"{path}: the file is empty; remove it or name another")
+    if line == 1 and not rest:
+        raise EmptyFile(f"{path}: the file is empty; remove it or name another")
     if rest:
         yield Block(str(path), line, rest)
 
@@ -115,8 +130,8 @@ def blocks(
 def first_row(path: Path) -> bytes:
     """The first line of a text file, without BOM and line end."""
     for block in blocks(path, block_bytes=1 << 16):
-        return block.data.split(b"\n", 1)[0].removesuffix(b"\r")
-    raise UserError(f"{path}: the file is empty; remove it or name another")
+        return block.first_row()
+    raise EmptyFile(f"{path}: the file is empty; remove it or name another")
 
 
 def parse(block: Block, dialect: Dialect, wanted: Sequence[str]) -> Chunk:
@@ -147,19 +162,24 @@ def parse(block: Block, dialect: Dialect, wanted: Sequence[str]) -> Chunk:
 
 def _read(path: Path, size: int) -> Iterator[tuple[bytes, int]]:
     """Yields (decompressed bytes, position in the file on disk)."""
-    codec = COMPRESSED.get(path.suffix)
+    codec = raw_files.kind(path)
     try:
         with pa.OSFile(str(path)) as raw:
             if not raw.size():
                 return
-            stream = pa.CompressedInputStream(raw, codec) if codec else raw
+            stream = _decompressed(raw, codec)
             while piece := stream.read(size):
                 yield piece, raw.tell()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; check the path") from None
-    except OSError as error:
+    except (OSError, EOFError, lzma.LZMAError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: it cannot be read to its end ({reason}); copy it again") from None
+
+
+def _decompressed(raw: pa.OSFile, kind: str) -> Any:
+    """A stream of the bytes that a file of a kind (`raw_files.kind`) holds."""
+    if kind == "text":
+        return raw
+    return lzma.open(raw) if kind == "xz" else pa.CompressedInputStream(raw, kind)
 
 
 def _arrow(data: bytes, dialect: Dialect, wanted: Sequence[str], quoted: bool) -> pa.Table | None:

@@ -1,4 +1,4 @@
-"""Rows of named columns: csv, tsv and the like, plain, gzip or zstd, a header or none; and Parquet.
+"""Rows of named columns: csv, tsv and the like, plain or compressed, a header or none; and Parquet.
 
     label,user,item,tags,price
     1,u17,i4,red^small,3.5
@@ -11,7 +11,8 @@ out on purpose (`config.prepare.ignore`).
 import csv
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from emofm_jax.data import bags, shards, values
+from emofm_jax.data import bags, raw_files, shards, values
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.formats import lines as lines_lib
 from emofm_jax.data.formats.lines import Block, Chunk
+from emofm_jax.data.raw_files import RawFile
 from emofm_jax.data.schema import ROLE_COLUMNS, Slot
 from emofm_jax.errors import UserError
 
@@ -34,26 +36,28 @@ _ONLY_TRAINING = ("label", "ftype", "weight", "gauc_key", "_day")
 
 
 def tasks(
-    recipe: Mapping, path: Path, labelled: bool, progress: Callable[[int], None] | None
+    recipe: Mapping, file: RawFile, labelled: bool, progress: Callable[[int], None] | None
 ) -> Iterator[Callable[[], Chunk]]:
     """Yields functions that each make the chunk of one block of the file (see `formats`)."""
-    if is_parquet(path):
-        return _parquet_tasks(recipe, path, labelled, progress)
-    return _text_tasks(recipe, path, labelled, progress)
+    if raw_files.kind(file.path) == "parquet":
+        return _parquet_tasks(recipe, file, labelled, progress)
+    return _text_tasks(recipe, file, labelled, progress)
 
 
-def is_parquet(path: Path) -> bool:
-    """Whether the name is that of a Parquet file."""
-    return path.suffix in (".parquet", ".pq")
-
-
-def integer_row_id(recipe: Mapping, path: Path) -> bool:
+def integer_row_id(recipe: Mapping, files: Sequence[RawFile]) -> bool:
     """True if the row id column holds integers: only Parquet says so, text stays text."""
-    if not recipe["row_id"] or not is_parquet(path):
+    if not recipe["row_id"]:
         return False
-    schema = _open_parquet(path).schema_arrow
+    first = raw_files.first_full(files)
+    if raw_files.kind(first.path) != "parquet":
+        return False
+    schema = _open_parquet(first.path).schema_arrow
+    names = [*schema.names, *first.partitions, *first.above]
+    if recipe["row_id"] not in names:
+        problem = f"there is no column {recipe['row_id']!r} (config.prepare.row_id)"
+        raise UserError(f"{first.path}: {problem}")
     if recipe["row_id"] not in schema.names:
-        raise UserError(f"{path}: there is no column {recipe['row_id']!r} (config.prepare.row_id)")
+        return False
     kind = schema.field(recipe["row_id"]).type
     return pa.types.is_integer(kind) and kind != pa.uint64()
 
@@ -81,55 +85,95 @@ def plain_columns(
 
 
 def _text_tasks(
-    recipe: Mapping, path: Path, labelled: bool, progress: Callable[[int], None] | None
+    recipe: Mapping, file: RawFile, labelled: bool, progress: Callable[[int], None] | None
 ) -> Iterator[Callable[[], Chunk]]:
-    slots = recipe_lib.slots(recipe)
+    slots, quoting = recipe_lib.slots(recipe), recipe_lib.later(recipe, "quoting")
     separator = recipe["separator"]
     if len(separator.encode()) != 1 or separator in '"\r\n':
         problem = f"{separator!r} must be one character, such as ',' or '\\t'"
         raise UserError(f"config.prepare.separator: {problem}")
-    names = _names(recipe, path, labelled)
-    sources = _sources(recipe, path, names, labelled, slots)
-    wanted = list(dict.fromkeys(sources.values()))
-    quoting = recipe_lib.later(recipe, "quoting")
-    dialect = lines_lib.Dialect(names, separator, quoting, recipe["null_values"])
+    quoted = separator if quoting != "none" else ""
+    blocks = lines_lib.blocks(file.path, separator=quoted, progress=progress)
+    first = next(blocks)
+    if not first.data.strip(b"\r\n"):
+        return
+
+    names = _names(recipe, file.path, first.first_row(), labelled)
+    sources = _sources(recipe, file, names, labelled, slots)
+    unique = _unique(file.path, names, sources.values())
+    wanted = _own(names, sources)
+    dialect = lines_lib.Dialect(unique, separator, quoting, recipe["null_values"])
 
     def parse(block: Block) -> Chunk:
         chunk = lines_lib.parse(block, dialect, wanted)
-        columns = {key: chunk.columns[name] for key, name in sources.items()}
+        columns = _with_partitions(recipe, file, sources, chunk.columns, len(chunk.lines))
         return dataclasses.replace(chunk, columns=columns)
 
-    quoted = separator if quoting != "none" else ""
-    for block in lines_lib.blocks(path, separator=quoted, progress=progress):
-        if block.line == 1 and recipe["header"]:
-            end = block.data.find(b"\n") + 1
-            block = block._replace(line=2, data=block.data[end:] if end else b"")
-        if block.data:
-            yield functools.partial(parse, block)
+    if recipe["header"]:
+        first = first.behind_first_row()
+    for block in itertools.chain([first] if first.data else [], blocks):
+        yield functools.partial(parse, block)
 
 
 def _parquet_tasks(
-    recipe: Mapping, path: Path, labelled: bool, progress: Callable[[int], None] | None
+    recipe: Mapping, file: RawFile, labelled: bool, progress: Callable[[int], None] | None
 ) -> Iterator[Callable[[], Chunk]]:
-    slots = recipe_lib.slots(recipe)
-    file = _open_parquet(path)
-    sources = _sources(recipe, path, file.schema_arrow.names, labelled, slots)
-    wanted = list(dict.fromkeys(sources.values()))
+    slots, path = recipe_lib.slots(recipe), file.path
+    parquet = _open_parquet(path)
+    if not parquet.metadata.num_rows:
+        return
+    names = parquet.schema_arrow.names
+    sources = _sources(recipe, file, names, labelled, slots)
+    _unique(path, names, sources.values())
+    wanted = _own(names, sources)
 
-    def parse(lines: np.ndarray, columns: dict[str, pa.Array]) -> Chunk:
+    def parse(lines: np.ndarray, batch: pa.RecordBatch) -> Chunk:
+        found = {name: batch.column(name) for name in wanted}
+        columns = _with_partitions(recipe, file, sources, found, len(lines))
         return Chunk(str(path), lines, plain_columns(str(path), recipe, columns, slots))
 
-    row, size, rows = 1, path.stat().st_size, max(file.metadata.num_rows, 1)
+    row, size, rows = 1, path.stat().st_size, parquet.metadata.num_rows
     try:
-        for batch in file.iter_batches(_PARQUET_ROWS, columns=wanted):
+        for batch in parquet.iter_batches(_PARQUET_ROWS, columns=wanted):
             if progress is not None:
                 progress(size * batch.num_rows // rows)
-            columns = {key: batch.column(name) for key, name in sources.items()}
             lines = row + np.arange(batch.num_rows)
             row += batch.num_rows
-            yield functools.partial(parse, lines, columns)
+            yield functools.partial(parse, lines, batch)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: it cannot be read to its end ({error}); copy it again") from None
+
+
+def _own(names: Sequence[str], sources: Mapping[str, str]) -> list[str]:
+    """The columns that are read from the file itself, at least one."""
+    return list(dict.fromkeys(n for n in sources.values() if n in names)) or list(names[:1])
+
+
+def _unique(path: Path, names: Sequence[str], wanted: Collection[str]) -> list[str]:
+    """The names of columns, those that stand twice and are not wanted with numbers behind."""
+    twice = sorted({name for name in names if name in wanted and names.count(name) > 1})
+    if twice:
+        raise UserError(f"{path}: column {twice[0]!r} stands twice; rename one of the two")
+    return [n if n in wanted else f"{n}\n{i}" for i, n in enumerate(names)]
+
+
+def _with_partitions(
+    recipe: Mapping,
+    file: RawFile,
+    sources: Mapping[str, str],
+    columns: Mapping[str, pa.Array],
+    num_rows: int,
+) -> dict[str, pa.Array]:
+    """{slot or role: column}, from the columns of a file or the names of its directories."""
+    found = {}
+    for key, name in sources.items():
+        if name in columns:
+            found[key] = columns[name]
+            continue
+        value = {**file.above, **file.partitions}[name]
+        value = None if value in recipe["null_values"] else value
+        found[key] = pa.repeat(pa.scalar(value, pa.string()), num_rows)
+    return found
 
 
 def _check_lists(columns: Mapping[str, pa.Array], slots: Sequence[Slot]) -> None:
@@ -167,11 +211,10 @@ def _remedy(column: pa.Array) -> str:
     return f"make it kind='vector', length={length}; a bag of values is kind='multi'"
 
 
-def _names(recipe: Mapping, path: Path, labelled: bool) -> list[str]:
+def _names(recipe: Mapping, path: Path, first_row: bytes, labelled: bool) -> list[str]:
     """Names of the file's columns, in order."""
     try:
-        text = lines_lib.first_row(path).decode()
-        first = _cells(text, recipe)
+        first = _cells(first_row.decode(), recipe)
     except (UnicodeDecodeError, csv.Error) as error:
         problem = f"the first row cannot be read ({error})"
         raise UserError(f"{path}:1: {problem}; is it a text file of columns?") from None
@@ -183,9 +226,6 @@ def _names(recipe: Mapping, path: Path, labelled: bool) -> list[str]:
     if not names:
         problem = "with header=False it must name the columns of the file, in order"
         raise UserError(f"config.prepare.columns: {problem}")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"{path}: column {twice[0]!r} stands twice; rename one of the two")
 
     # Rows to predict may lack the label, the label and the type, or those and the weight.
     roles = [recipe[role] for role in ("label", "ftype", "weight") if recipe[role]]
@@ -203,9 +243,10 @@ def _cells(row: str, recipe: Mapping) -> list[str]:
 
 
 def _sources(
-    recipe: Mapping, path: Path, names: Sequence[str], labelled: bool, slots: Sequence[Slot]
+    recipe: Mapping, file: RawFile, own: Sequence[str], labelled: bool, slots: Sequence[Slot]
 ) -> dict[str, str]:
-    """{slot or role: column of the file}, after checking that the two agree."""
+    """{slot or role: column of the file or of its directories}, after checking that they agree."""
+    path, names = file.path, [*own, *file.partitions, *file.above]
     roles = {role: recipe[role] for role in ROLE_COLUMNS if recipe[role]}
     if recipe["split"] == "day":
         roles["_day"] = recipe["day_column"]
@@ -222,10 +263,10 @@ def _sources(
         key = next(key for key, name in sources.items() if name == missing[0])
         is_slot = any(slot.name == key for slot in slots)
         what = "a slot of config.prepare.groups" if is_slot else _asked(key)
-        has = f"the file has {', '.join(names)}"
+        has = f"the file has {', '.join([*own, *file.partitions])}"
         raise UserError(f"{path}: there is no column {missing[0]!r} ({what}); {has}")
     used = {*sources.values(), *recipe["ignore"]}
-    extra = [name for name in names if name not in used]
+    extra = [name for name in (*own, *file.partitions) if name not in used]
     if extra and labelled and also is None:
         remedy = "name it in config.prepare.groups or config.prepare.ignore"
         raise UserError(f"{path}: column {extra[0]!r} is a slot in no group; {remedy}")
