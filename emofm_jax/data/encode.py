@@ -115,6 +115,9 @@ class Encoder:
         problems = Problems()
         for slot in self.schema.slots:
             column = columns[slot.name]
+            if pa.types.is_struct(getattr(column.type, "value_type", column.type)):
+                # libsvm rows that have weights; whether the slot has is what is learnt.
+                slot = dataclasses.replace(slot, weighted=True)
             # A single value that is plain text always has an id.
             plain = slot.kind == "categorical" and not slot.weighted and column.type == pa.string()
             if not plain or slot.encoding == "identity":
