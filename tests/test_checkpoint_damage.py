@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,6 +85,22 @@ def test_every_byte_of_the_json_is_guarded(tmp_path):
             assert "damaged checkpoint" in str(error)
         path.write_bytes(good)
     assert bodies <= 8
+
+
+def test_a_checkpoint_that_is_taken_away_while_it_is_read_is_not_called_damaged(
+    tmp_path, monkeypatch
+):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, {"x": np.zeros(2)}, {})
+    read = checkpoint._hash
+
+    def gone(path):
+        shutil.rmtree(path.parent)
+        return read(path)
+
+    monkeypatch.setattr(checkpoint, "_hash", gone)
+    with pytest.raises(UserError, match="step_2: taken away while it was read, since its run goes"):
+        checkpoint.restore(tmp_path, {"x": np.zeros(2)})
 
 
 def test_all_damaged(tmp_path):

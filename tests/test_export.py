@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import safetensors.numpy
 import emofm_jax
 from emofm_jax import export
 from emofm_jax.data import features as features_lib
+from emofm_jax.data import files
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import calibration
 
@@ -281,3 +283,15 @@ def test_the_command_line(runs, artefact, tmp_path, capsys):
         assert message in capsys.readouterr().err
     assert export.main(["export", "--workdir=a,", f"--output={tmp_path / 'x'}"]) == 2
     assert "--workdir=a,: it names no run" in capsys.readouterr().err
+
+
+def test_two_programs_do_not_export_to_one_place(runs, tmp_path, capsys):
+    descriptor = files.make_locked(tmp_path / ".made.partial")  # as the first one does
+    command = ["export", f"--workdir={runs / 'hmm'}", f"--output={tmp_path / 'made'}"]
+    assert export.main(command) == 2
+    error = capsys.readouterr().err
+    assert "made: another program exports there now; wait for it" in error
+    assert error.count("\n") == 1 and not (tmp_path / "made").exists()
+    os.close(descriptor)
+    assert export.main(command) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]

@@ -110,7 +110,8 @@ def test_train_leaves_a_complete_workdir(home, capsys):
         )
         assert report["logloss"] < report["constant"]["logloss"]
     table = pq.read_table(run / "predictions" / "test.parquet")
-    assert table.column_names == ["row", "label", "ftype", "p", "p_type", "p_given_type"]
+    roles = ["row", "label", "ftype", "gauc_key", "logit"]
+    assert table.column_names == [*roles, "p", "p_type", "p_given_type"]
     label, p = table["label"].to_numpy(), table["p"].to_numpy()
     assert metrics.auc(label, p) == pytest.approx(
         result["test"]["auc"], abs=1e-4

@@ -60,7 +60,30 @@ def lock(descriptor: int, *, shared: bool = False, wait: bool = False) -> None:
             raise
 
 
-def is_at(descriptor: int, path: Path) -> bool:
+def make_locked(directory: Path) -> int:
+    """Makes a directory, if it is missing; returns a descriptor that holds its lock.
+
+    Raises:
+      BlockingIOError: another program has it.
+      OSError: it cannot be made.
+    """
+    while True:
+        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(directory, os.O_RDONLY)
+        except FileNotFoundError:  # removed by the program before
+            continue
+        try:
+            lock(descriptor)
+            if _is_at(descriptor, directory):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
     """Whether a path still names what was opened."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
@@ -74,7 +97,7 @@ def _make(path: Path) -> tuple[Path, int]:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         lock(descriptor, wait=True)
-        if is_at(descriptor, temporary):  # nobody took it for a dead one before it was locked
+        if _is_at(descriptor, temporary):  # nobody took it for a dead one before it was locked
             return temporary, descriptor
         os.close(descriptor)
 

@@ -99,7 +99,7 @@ def _alone(target: Path) -> Iterator[Path]:
     """
     where, partial = f"config.data.dir: {target}", Path(f"{target.absolute()}.partial")
     try:
-        descriptor = _locked(partial)
+        descriptor = files_lib.make_locked(partial)
     except BlockingIOError:
         problem = "another program prepares there now"
         raise UserError(f"{where}: {problem}; wait for it, or name another directory") from None
@@ -114,24 +114,6 @@ def _alone(target: Path) -> Iterator[Path]:
         yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        os.close(descriptor)
-
-
-def _locked(partial: Path) -> int:
-    """Makes a directory; returns a descriptor that holds its lock."""
-    while True:
-        partial.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(partial, os.O_RDONLY)
-        except FileNotFoundError:  # removed by the program before
-            continue
-        try:
-            files_lib.lock(descriptor)
-            if files_lib.is_at(descriptor, partial):
-                return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
         os.close(descriptor)
 
 

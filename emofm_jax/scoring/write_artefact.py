@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import safetensors.numpy
 
 from emofm_jax.data import features as features_lib
-from emofm_jax.data.files import write_json
+from emofm_jax.data import files
 from emofm_jax.errors import UserError
 from emofm_jax.scoring import artefact, score
 from emofm_jax.scoring.scorer import Scorer
@@ -26,7 +27,8 @@ def write(scorer: Scorer, directory: Path) -> None:
     """Writes the artefact into a directory, which is made whole and then renamed.
 
     Raises:
-      UserError: the directory is there and holds files that no export has written.
+      UserError: the directory is there and holds files that no export has written, or another
+        program exports there.
     """
     directory = Path(directory).absolute()
     if directory.is_file():
@@ -35,15 +37,22 @@ def write(scorer: Scorer, directory: Path) -> None:
         holds = f"it holds {other[0]}, which is of no export"
         raise UserError(f"{directory}: {holds}; choose an empty or a new directory")
 
-    temporary = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    partial = directory.with_name(f".{directory.name}.partial")
     try:
-        _write_files(scorer, temporary)
+        descriptor = files.make_locked(partial)
+    except BlockingIOError:
+        problem = "another program exports there now"
+        raise UserError(f"{directory}: {problem}; wait for it, or name another") from None
+    try:
+        new = partial / "new"
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        _write_files(scorer, new)
         shutil.rmtree(directory, ignore_errors=True)
-        temporary.rename(directory)
+        new.rename(directory)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        os.close(descriptor)
 
 
 def _other_files(directory: Path) -> list[str]:
@@ -62,7 +71,7 @@ def _write_files(scorer: Scorer, path: Path) -> None:
     export = _identity(path / artefact.PROGRAM, weights)
     metadata = {"export": export, "runs": json.dumps(scorer.names)}
     _write_weights(path / "weights.safetensors", weights, metadata)
-    write_json(path / "signature.json", _signature(scorer, export, example))
+    files.write_json(path / "signature.json", _signature(scorer, export, example))
 
     scorer.schema.save(path)
     if (scorer.directory / "vocabulary").is_dir():

@@ -151,6 +151,9 @@ def _newest_good(directory: Path, step: int | None, read: Callable[[Path], _T]) 
         try:
             result = read(path)
         except (_DamagedError, OSError) as error:
+            if not path.exists():
+                gone = "taken away while it was read, since its run goes on"
+                raise UserError(f"{path}: {gone}; start this program again") from None
             problems.append(f"{path}: damaged checkpoint ({error})")
             continue
         for problem in problems:
