@@ -11,6 +11,7 @@ def main(flags): ...          # flags.config, flags.workdir
 sys.exit(cli.run(main, _define))
 """
 
+import contextlib
 import difflib
 import inspect
 import os
@@ -51,6 +52,7 @@ def run(
       0; 2 after `error: ...` on stderr for a UserError, or for a file that the system refuses (a
       full disk, say); 130 after an interrupt; 141 where nobody reads what is printed (`| head`).
     """
+    _open_streams()
     argv = _joined(list(sys.argv if argv is None else argv))
     flags = absl_flags.FlagValues()
     try:
@@ -62,16 +64,36 @@ def run(
             main(_parse(flags, define, argv))
         sys.stdout.flush()
     except BrokenPipeError:
-        # Else Python complains as it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        for stream in (sys.stdout, sys.stderr):  # else Python complains as it ends
+            with contextlib.suppress(OSError, ValueError):  # a stream of a test has no number
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return 141
     except (UserError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        _complain(" ".join(str(error).split()))
         return 2
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
+        _complain("interrupted")
         return 130
     return 0
+
+
+def _open_streams() -> None:
+    """Makes it safe to print: any letter, and where a stream was closed before the start."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream: Any = getattr(sys, name)
+        if stream is None:
+            # The lowest free number: that of the closed stream, which no data file may get.
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
+        elif hasattr(stream, "reconfigure") and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")
+
+
+def _complain(text: str) -> None:
+    """The one line of an error; nobody may be there to read it."""
+    with contextlib.suppress(OSError):
+        print("error:", text, file=sys.stderr, flush=True)
 
 
 def define_config(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
@@ -114,10 +136,16 @@ def define_scorer(flags: absl_flags.FlagValues) -> None:
 
 
 def workdirs(flags: absl_flags.FlagValues) -> str | list[str]:
-    """The run of --workdir, or the runs."""
-    names = flags.workdir.split(",")
-    if "" in names:
+    """The run of --workdir, or the runs; a comma may be part of a directory's name."""
+    pieces, names = flags.workdir.split(","), []
+    if "" in pieces and not Path(flags.workdir).exists():
         raise UserError(f"--workdir={flags.workdir}: it names no run beside a comma; correct it")
+    while pieces:
+        # The most pieces that are a directory together, else the first alone: it has an error.
+        joined = {n: ",".join(pieces[:n]) for n in range(len(pieces), 0, -1)}
+        most = next((n for n, name in joined.items() if Path(name).exists()), 1)
+        names.append(joined[most])
+        del pieces[:most]
     return names if len(names) > 1 else names[0]
 
 
@@ -201,7 +229,7 @@ def _experiment(argv: Sequence[str]) -> tuple[Path, str | None]:
             "--config: it is required; name an experiment file, as in "
             "--config=experiments/quickstart.py"
         )
-    name, colon, arg = given[-1].partition(":")
+    name, colon, arg = _file_and_argument(given[-1])
     ours, path = _experiments(), Path(name)
     if not path.is_file() and name in ours:
         path = ours[name]
@@ -213,6 +241,14 @@ def _experiment(argv: Sequence[str]) -> tuple[Path, str | None]:
     return path, arg if colon else None
 
 
+def _file_and_argument(text: str) -> tuple[str, str, str]:
+    """FILE, ":" and arg of FILE:arg; a colon may be part of a directory's name."""
+    parts = text.split(":")
+    splits = [(":".join(parts[:n]), ":".join(parts[n:])) for n in range(1, len(parts) + 1)]
+    name, arg = next((s for s in splits if Path(s[0]).is_file()), splits[0])
+    return name, ":" if len(name) < len(text) else "", arg
+
+
 def _experiments() -> dict[str, Path]:
     """{name: file} of our own experiments: in a wheel within the package, else beside it."""
     package = Path(__file__).parent
@@ -222,7 +258,9 @@ def _experiments() -> dict[str, Path]:
     if directory.is_relative_to(Path.cwd()):
         directory = directory.relative_to(Path.cwd())  # as one would type it
     files = [
-        file for file in sorted(directory.glob("*.py")) if "def get_config" in file.read_text()
+        file
+        for file in sorted(directory.glob("*.py"))
+        if "def get_config" in file.read_text("utf-8")
     ]
     return {file.stem: file for file in files}
 

@@ -1,13 +1,17 @@
 """How every program starts and ends: flags, experiment files with mistakes in them, pipes that close, files refused."""
 
+import io
+import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 
 from emofm_jax import cli
 from emofm_jax import config as config_lib
+from emofm_jax.errors import UserError
 
 pytestmark = pytest.mark.fast
 
@@ -166,3 +170,88 @@ def test_the_name_is_the_files_of_this_directory():
     command = [sys.executable, "-m", "emofm_jax.prepare", "--help"]
     said = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
     assert "or the name of one of ours (claims, cti, " in said
+
+
+def shell(command, cwd, **environment):
+    """Runs a command of sh, in which $P is this Python; stdout, stderr, exit code."""
+    environment = os.environ | {"P": sys.executable} | environment
+    found = subprocess.run(
+        ["sh", "-c", command], cwd=cwd, env=environment, capture_output=True, check=False
+    )
+    return found.stdout, found.stderr.decode(), found.returncode
+
+
+@pytest.fixture
+def unicode_rows(tmp_path):
+    """An experiment file whose slot is called größe, in a directory with a comma, a blank, ä and a colon."""
+    where = tmp_path / "a, ä:1=2"
+    where.mkdir()
+    rows = "".join(f"{i % 2},{i % 3}\n" for i in range(60))
+    (where / "rows.csv").write_text(f"label,größe\n{rows}", encoding="utf-8")
+    body = GOOD.replace("c.name = arg", 'c.prepare.groups = (("g", ("größe",)),)')
+    more = "    c.prepare.split, c.prepare.source = 'share', str(DIR / 'rows.csv')\n    c.data.dir = str(DIR / 'd')\n"
+    head = "import pathlib\nDIR = pathlib.Path(__file__).parent\n"
+    body = head + body.replace("    return c", f"{more}    return c")
+    (where / "x.py").write_text(body, encoding="utf-8")
+    return where
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_every_encoding_can_be_printed_to(unicode_rows, encoding):
+    command = f'$P -m emofm_jax.prepare "--config={unicode_rows}/x.py:arg"'
+    out, error, code = shell(command, unicode_rows.parent, PYTHONIOENCODING=encoding)
+    assert (code, error) == (0, "")
+    assert "größe".encode(encoding, "replace") in out
+
+
+def test_closed_streams_are_no_error_and_no_data_file_gets_what_is_printed(unicode_rows):
+    command = f'$P -m emofm_jax.prepare "--config={unicode_rows}/x.py"'
+    assert shell(f"{command} >&- 2>&- <&-", unicode_rows) == (b"", "", 0)
+    first = {file.name: file.read_bytes() for file in (unicode_rows / "d" / "train").iterdir()}
+    assert shell(command, unicode_rows)[1:] == ("", 0)
+    assert first == {f.name: f.read_bytes() for f in (unicode_rows / "d" / "train").iterdir()}
+
+    out, error, code = shell(f"{command} --config.seed=x >&-", unicode_rows)
+    assert code == 2 and error.startswith("error: ") and error.count("\n") == 1
+    assert shell(f"{command} --config.seed=x 2>&-", unicode_rows) == (b"", "", 2)
+    assert shell(f"({command} --config.seed=x; echo $? >code) 2>&1 | true", unicode_rows)[1] == ""
+    assert (unicode_rows / "code").read_text() == "2\n"
+
+
+def test_streams_of_others_are_left_as_they_are(monkeypatch):
+    ours = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", ours)
+    assert cli.run(lambda flags: print("größe"), lambda flags, argv: None, ["program"]) == 0
+    assert sys.stdout is ours and ours.getvalue() == "größe\n"
+
+
+def test_a_platform_that_is_not_there_is_one_line():
+    run = Path(__file__).parent / "fixtures" / "release_0_1" / "artefact"
+    command = f"$P -m emofm_jax.export --workdir={run} --output=none"
+    out, error, code = shell(command, run.parent, JAX_PLATFORMS="tpu")
+    assert code == 2 and error.startswith("error: JAX_PLATFORMS=tpu: jax finds no such device")
+    assert error.count("\n") == 1 and error.endswith("such as cpu\n") and not out
+
+
+@pytest.mark.parametrize(
+    "given, wanted",
+    [
+        ("a=4,b=0.0", "a=4,b=0.0"),
+        ("a=4,b=0.0,c", ["a=4,b=0.0", "c"]),
+        ("c,a=4,b=0.0", ["c", "a=4,b=0.0"]),
+        ("a=4,b=0.0,a=8,b=0.0", ["a=4,b=0.0", "a=8,b=0.0"]),
+        ("c,d", ["c", "d"]),  # d is not there: its error names it
+        ("c,", "c,"),
+    ],
+)
+def test_a_comma_may_be_part_of_a_directory(tmp_path, monkeypatch, given, wanted):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a=4,b=0.0", "a=8,b=0.0", "c", "c,"):
+        (tmp_path / name).mkdir()
+    assert cli.workdirs(types.SimpleNamespace(workdir=given)) == wanted
+
+
+def test_a_comma_without_a_run_beside_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--workdir=c,: it names no run beside a comma"):
+        cli.workdirs(types.SimpleNamespace(workdir="c,"))

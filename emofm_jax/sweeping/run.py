@@ -103,7 +103,7 @@ def execute(run: Run) -> Result:
 def _train(run: Run, step: int | None, deaths: int) -> tuple[dict | None, str | None]:
     """The content of metrics.json, or the error."""
     with (
-        open(run.workdir / "train.log", "a", buffering=1) as log,
+        open(run.workdir / "train.log", "a", buffering=1, encoding="utf-8") as log,
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):

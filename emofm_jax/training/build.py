@@ -49,9 +49,10 @@ def make_parts(config: ConfigDict, schema: Schema, num_steps: int = 1) -> Parts:
       num_steps: of the whole run, where a cosine ends; evaluation asks for none.
 
     Raises:
-      UserError: a model that does not fit the data; a batch that the devices do not divide.
+      UserError: a model that does not fit the data; a batch that the devices do not divide; no
+        device.
     """
-    devices = jax.local_devices()
+    devices = state_lib.local()
     for field in ("batch_size", "eval_batch_size"):
         if config.data[field] % len(devices):
             raise UserError(

@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from emofm_jax.data.batches import Batch
 from emofm_jax.data.schema import Schema
+from emofm_jax.errors import UserError
 from emofm_jax.models import build as model_lib
 from emofm_jax.nn import embedding
 
@@ -91,9 +92,22 @@ def fetch(tree: Any) -> Any:
     return jax.tree.map(lambda array: np.array(array, copy=True), jax.device_get(tree))
 
 
-def local(devices: Devices) -> list[jax.Device]:
-    """The devices, or all local ones."""
-    return list(jax.local_devices() if devices is None else devices)
+def local(devices: Devices = None) -> list[jax.Device]:
+    """The devices, or all local ones.
+
+    Raises:
+      UserError: there is none, since JAX was told to use a platform that this machine has not.
+    """
+    if devices is not None:
+        return list(devices)
+    try:
+        return jax.local_devices()
+    except (RuntimeError, AssertionError) as error:  # the second without CUDA's plugin
+        config: Any = jax.config
+        wanted = f"JAX_PLATFORMS={config.jax_platforms}"
+        why = " ".join(str(error).split()).partition(" (set JAX_PLATFORMS")[0] or "no plugin of it"
+        remedy = "unset it, or choose one that is installed, such as cpu"
+        raise UserError(f"{wanted}: jax finds no such device here ({why}); {remedy}") from None
 
 
 def _sharding(devices: Devices, replicated: bool) -> jax.sharding.NamedSharding:
