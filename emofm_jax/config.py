@@ -194,6 +194,7 @@ class Section(ConfigDict):
     def __setitem__(self, key: str, value: Any) -> None:
         if self.is_locked and key not in self.keys():
             raise AttributeError(self._missing(key))
+        value = options_lib.plain(value)
         if isinstance(value, dict | ConfigDict) and not isinstance(value, Section):
             value = Section(value)
         try:

@@ -7,8 +7,10 @@ The options of a model stand in its own file, all others in config.py.
 """
 
 import dataclasses
+import datetime
 import functools
 import math
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -183,6 +185,27 @@ def parts(path: str) -> list[str]:
 def get(section: Mapping, path: str) -> Any:
     """The value at a dotted path."""
     return functools.reduce(lambda inner, part: inner[part], parts(path), section)
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it, at any depth.
+
+    Numbers and arrays of numpy are those of Python, days and times are ISO texts, paths texts.
+    """
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [*map(plain, value)] if isinstance(value, list) else tuple(map(plain, value))
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, datetime.date | datetime.time):  # a datetime is a date
+        return value.isoformat()
+    if type(value).__name__ == "datetime64":
+        return str(value)
+    if hasattr(value, "tolist"):  # a number or an array of numpy
+        found = value.tolist()
+        return plain(tuple(found) if isinstance(found, list) else found)
+    return value
 
 
 def as_tuple(value: Any) -> Any:

@@ -20,6 +20,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from emofm_jax.options import plain
 from emofm_jax.sweeping.experiment import load, read
 from emofm_jax.sweeping.overrides import apply
 
@@ -58,6 +59,7 @@ def _short(paths: list[str]) -> list[str]:
 
 def _text(value: Any) -> str:
     """A value as part of a directory's name: (1, 2) is 1+2."""
+    value = plain(value)
     if isinstance(value, list | tuple):
         return "+".join(map(_text, value)) or "none"
     return re.sub(r"[^A-Za-z0-9._+=,-]", "", str(value)) or "none"

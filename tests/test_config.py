@@ -1,11 +1,16 @@
 """Options: what is refused without data, and a config that comes back from its workdir as it was."""
 
+import datetime
+import functools
 import json
+import pathlib
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from emofm_jax import config as config_lib
+from emofm_jax import options as options_lib
 from emofm_jax.errors import UserError
 from emofm_jax.sweeping import overrides
 
@@ -121,3 +126,47 @@ def test_a_file_that_is_no_config(tmp_path, text):
     (tmp_path / "config.json").write_text(json.dumps(body))
     with pytest.raises(UserError, match="nam"):
         config_lib.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "field, value, wanted",
+    [
+        ("model.embedding_dim", np.int64(8), 8),
+        ("model.embedding_dim", np.array(8), 8),
+        ("optim.network.learning_rate", np.float32(0.5), 0.5),
+        ("data.shuffle", np.bool_(False), False),
+        ("name", np.str_("x"), "x"),
+        ("data.dir", pathlib.PurePosixPath("a") / "b", "a/b"),
+        ("model.hidden", np.array([16, 8]), (16, 8)),
+        ("model.hidden", [np.int32(16), 8], (16, 8)),
+        ("model.stage1", range(3, 5), (3, 4)),
+        ("prepare.valid_days", (datetime.date(2024, 3, 5), np.int64(7)), ("2024-03-05", 7)),
+        ("prepare.valid_days", [np.datetime64("2024-03-05")], ("2024-03-05",)),
+        ("prepare.groups", (("user", np.array(["a", "b"])),), (("user", ("a", "b")),)),
+        ("prepare.slots", {"a": {"rows": np.int64(9)}}, {"a": {"rows": 9}}),
+    ],
+)
+def test_values_of_numpy_and_dates_are_plain_ones(field, value, wanted):
+    """Set in a file, by an override of a sweep, or of a section."""
+    config = config_lib.default()
+    *parents, name = field.split(".")
+    section = functools.reduce(getattr, parents, config)
+    section[name] = value
+    section, leaf = field.rpartition(".")[::2]
+    nested = {section: {leaf: value}} if section else {field: value}
+    for made in (
+        config,
+        overrides.apply(config_lib.default(), {field: value}, "x"),
+        overrides.apply(config_lib.default(), nested, "x"),
+    ):
+        body = json.loads(made.to_json())
+        again = config_lib.from_dict(body)
+        found = options_lib.get(again, field)
+        found = found.to_dict() if isinstance(found, ConfigDict) else found
+        assert found == wanted and type(found) is type(wanted)
+    config_lib.validate(config)
+
+
+def test_a_value_of_another_type_is_still_refused():
+    with pytest.raises(TypeError, match="embedding_dim = 8.0 is no int, as 16 is"):
+        config_lib.default().model.embedding_dim = np.float64(8)

@@ -34,7 +34,7 @@ ROOMS = {
     ),
     "sweeping": ("errors options config data evaluation training", "ml_collections optuna"),
     "reports": ("errors options config evaluation sweeping", "numpy pyarrow"),
-    "points": ("sweeping", ""),
+    "points": ("options sweeping", ""),
     "cli": ("errors config training sweeping", "absl ml_collections"),
 }
 PROGRAMS = ("everything above", "numpy pyarrow absl ml_collections tqdm")

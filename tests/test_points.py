@@ -1,5 +1,7 @@
 """What an experiment file declares: overrides and their names, ranges, and what a search draws from them."""
 
+import json
+
 import pytest
 
 from emofm_jax import config, points
@@ -128,3 +130,25 @@ def test_overrides_leave_the_base_and_may_name_sections():
         and c.model.mixer.d_att == base.model.mixer.d_att
     )
     assert c.is_locked and c.model.is_locked
+
+
+def test_values_of_numpy_and_days_make_points(tmp_path):
+    """A grid of arrays, seeds of an array, a day: names as of plain values, and a config that JSON can hold."""
+    file = tmp_path / "x.py"
+    file.write_text(
+        "import datetime, numpy as np\n"
+        "from emofm_jax import config, points\n"
+        "get_config = config.default\n"
+        "seeds = np.arange(2)\n"
+        "def sweep():\n"
+        "    day = datetime.date(2024, 3, 5)\n"
+        "    yield from points.grid({'model.embedding_dim': np.array([4, 8]), 'prepare.test_days': [(day,)]})\n"
+        "    yield 'whole', {'model': {'hidden': np.array([3])}}\n"
+    )
+    plan = points.read(file, None, BASE, {}, search=False)
+    names = ["embedding_dim=4,test_days=2024-03-05", "embedding_dim=8,test_days=2024-03-05"]
+    assert [point.name for point in plan.points] == [*names, "whole"]
+    assert plan.seeds == (0, 1) and {type(seed) for seed in plan.seeds} == {int}
+    body = json.loads(plan.points[1].config.to_json())
+    assert (body["model"]["embedding_dim"], body["prepare"]["test_days"]) == (8, ["2024-03-05"])
+    assert json.dumps(plan.points[2].given) == '{"model.hidden": [3]}'

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from emofm_jax import config as config_lib
 from emofm_jax.errors import UserError
+from emofm_jax.options import plain
 from emofm_jax.sweeping import overrides
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,-]{0,99}")  # of a directory, on every system
@@ -133,7 +134,7 @@ def _ranges(path: Path, module: ModuleType, arg: str | None, given: Mapping[str,
         if field in given:
             flag = f"--config.{field}={given[field]}"
             raise UserError(f"{flag}: {path} has a range of it; leave it out")
-    return dict(ranges)
+    return plain(dict(ranges))
 
 
 def _point(path: Path, item: Any, base: ConfigDict, given: Mapping[str, Any]) -> Point:
@@ -152,7 +153,7 @@ def _point(path: Path, item: Any, base: ConfigDict, given: Mapping[str, Any]) ->
             raise UserError(f"{where}: it is no config; start from emofm_jax.config.default()")
         config = overrides.apply(what, given, where)
     elif isinstance(what, Mapping):
-        stated = dict(overrides.leaves(what))
+        stated = plain(dict(overrides.leaves(what)))
         if both := [field for field in stated if field in given]:
             flag = f"--config.{both[0]}={given[both[0]]}"
             raise UserError(f"{flag}: {where} sets it itself; leave it out")
@@ -168,6 +169,7 @@ def _point(path: Path, item: Any, base: ConfigDict, given: Mapping[str, Any]) ->
 
 
 def _seeds(path: Path, seeds: Any, given: Mapping[str, Any]) -> tuple[int, ...]:
+    seeds = plain(seeds)
     if not isinstance(seeds, Sequence) or isinstance(seeds, str):
         remedy = "write seeds = (0, 1, 2), or range(3)"
         raise UserError(f"{path}: seeds = {seeds!r:.80} is no list of seeds; {remedy}")
