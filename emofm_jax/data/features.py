@@ -20,12 +20,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.interchange
 
 from emofm_jax.data import bags
 from emofm_jax.data.encode import Encoder
 from emofm_jax.data.formats import memory, tabular
 from emofm_jax.data.problems import Problems
-from emofm_jax.data.schema import ROLE_COLUMNS, Schema, Slot
+from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.errors import UserError
 
 _THREAD_CELLS = 1 << 16  # fewer cells than this are not worth threads
@@ -75,30 +76,27 @@ def signature(schema: Schema) -> dict[str, dict[str, Any]]:
     return found
 
 
-def encode(
-    encoder: Encoder, data: Mapping[str, Sequence] | pa.Table | pa.RecordBatch
-) -> dict[str, np.ndarray]:
+def encode(encoder: Encoder, data: Mapping[str, Sequence] | Any) -> dict[str, np.ndarray]:
     """Encodes raw values with the code that made the shards.
 
     Args:
       encoder: of the run.
-      data: a column for every slot: lists (None = missing), numpy or Arrow arrays, of B entries. An
-        entry of a bag is a list of values, or a text with the slot's separators. Columns with a
-        role in `config.prepare` (the label, say) are passed over.
+      data: a column for every slot: lists (None = missing), numpy or Arrow arrays, of B entries; or
+        a table of Arrow, pandas, polars or any other library that has `__arrow_c_stream__` or
+        `__dataframe__`. An entry of a bag is a list of values, or a text with the slot's
+        separators. Other columns are passed over, as in files of rows.
 
     Returns:
       Features.
 
     Raises:
-      UserError: a slot that is absent, a column that is none, columns of unlike lengths, a cell
-        that cannot be read: no number, an id that is no integer below the rows of the slot.
+      UserError: a slot that is absent, columns of unlike lengths, a cell that cannot be read: no
+        number, an id that is no integer below the rows of the slot.
     """
     schema = encoder.schema
-    roles = {schema.recipe.get(role) for role in (*ROLE_COLUMNS, "day_column")}
-    named = _by_name("data", data)
     names = [slot.name for slot in schema.slots]
-    passed_over = roles.union(schema.recipe.get("ignore", ()))
-    _check_names("data", schema.name, "slot", names, named, passed_over)
+    named = _by_name("data", data, names)
+    _check_absent("data", schema.name, "slot", names, named)
     columns = {slot.name: memory.as_arrow(slot, named[slot.name]) for slot in schema.slots}
     _check_lengths("data", {name: len(column) for name, column in columns.items()})
 
@@ -159,16 +157,19 @@ def of_column(encoded: pa.Array | pa.ChunkedArray, slot: Slot) -> dict[str, np.n
     return {slot.name: ids, slot.weights: weights}
 
 
-def check(schema: Schema, features: Mapping[str, Any]) -> int:
+def check(schema: Schema, features: Mapping[str, Any] | Any) -> int:
     """Checks names, dtypes and shapes of features, which may be traced; returns B.
 
     Raises:
       UserError: an absent slot or one too many, another dtype or shape than `signature` has.
     """
+    if not isinstance(features, Mapping):
+        problem = f"a {type(features).__name__} is no mapping"
+        raise UserError(f"features: {problem}; scorer.encode makes them of raw values")
     wanted = arrays(schema)
     names = [array.name for array in wanted]
     what = "slot" if len(names) == schema.num_slots else "array"
-    _check_names("features", schema.name, what, names, _by_name("features", features), ())
+    _check_names("features", schema.name, what, names, features)
     for array in wanted:
         _check_one(array, features[array.name])
     return _check_lengths("features", {name: features[name].shape[0] for name in names})
@@ -362,38 +363,67 @@ def example(schema: Schema, num_rows: int, seed: int = 0) -> dict[str, np.ndarra
     return made
 
 
-def _by_name(where: str, given: Any) -> Mapping[str, Any]:
-    """Columns or features by their names."""
-    if isinstance(given, pa.Table | pa.RecordBatch):
-        names = given.schema.names
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise UserError(f"{where}: column {twice[0]!r} stands twice; leave one out")
-        return dict(zip(names, given.columns))
-    if not isinstance(given, Mapping):
-        problem = f"a {type(given).__name__} is no mapping"
+def _by_name(where: str, given: Any, slots: Collection[str]) -> Mapping[str, Any]:
+    """Columns by their names; of a frame of pandas those that are no slots are None."""
+    if isinstance(given, Mapping):
+        return given
+    if hasattr(given, "__dataframe__") and hasattr(given, "index"):
+        return _of_pandas(where, given, slots)
+    try:
+        if isinstance(given, pa.RecordBatch) or hasattr(given, "__arrow_c_stream__"):
+            given = pa.table(given)
+        elif hasattr(given, "__dataframe__"):
+            given = pa.interchange.from_dataframe(given)
+    except (pa.ArrowException, ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{where}: no table can be made of it ({reason}); give a dict") from None
+    if not isinstance(given, pa.Table):
+        problem = f"a {type(given).__name__} is no mapping and no table"
         raise UserError(f"{where}: {problem}; give an array for each slot, by its name")
-    return given
+    _check_twice(where, given.column_names)
+    return dict(zip(given.column_names, given.columns))
+
+
+def _of_pandas(where: str, given: Any, slots: Collection[str]) -> dict[str, Any]:
+    """The columns of a frame, and the levels of its index that are slots, as a file has them."""
+    names = [str(name) for name in given.columns]
+    _check_twice(where, names)
+    levels = {str(name) for name in given.index.names if name is not None} - {*names} & {*slots}
+    columns = {n: given[column] if n in slots else None for n, column in zip(names, given.columns)}
+    return columns | {level: given.index.get_level_values(level) for level in levels}
+
+
+def _check_twice(where: str, names: Sequence[str]) -> None:
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{where}: column {twice[0]!r} stands twice; leave one out")
 
 
 def _check_names(
-    where: str,
-    data_set: str,
-    what: str,
-    names: Sequence[str],
-    given: Mapping[str, Any],
-    passed_over: Collection[str | None],
+    where: str, data_set: str, what: str, names: Sequence[str], given: Mapping[str, Any]
 ) -> None:
-    absent = [name for name in names if name not in given]
-    extra = [str(name) for name in given if name not in names and name not in passed_over]
-    if extra:
-        near = difflib.get_close_matches(extra[0], absent, n=1)
+    """Checks that there are these names and no others."""
+    if extra := [str(name) for name in given if name not in names]:
+        near = difflib.get_close_matches(extra[0], [n for n in names if n not in given], n=1)
         hint = f"did you mean {near[0]!r}?" if near else "leave it out"
         listed = ", ".join(map(repr, extra))
         raise UserError(f"{where}: {listed} is no {what} of {data_set!r}; {hint}")
-    if absent:
-        of_all = f"{len(absent)} of the {len(names)} {what}s of {data_set!r}"
-        listed = ", ".join(map(repr, absent))
-        raise UserError(f"{where}: {of_all} are absent: {listed}; give an array for each")
+    _check_absent(where, data_set, what, names, given)
+
+
+def _check_absent(
+    where: str, data_set: str, what: str, names: Sequence[str], given: Mapping[str, Any]
+) -> None:
+    """Checks that no name is absent; another that is nearly the same is hinted at."""
+    absent = [name for name in names if name not in given]
+    if not absent:
+        return
+    of_all = f"{len(absent)} of the {len(names)} {what}s of {data_set!r}"
+    listed = ", ".join(map(repr, absent))
+    others = [str(name) for name in given if name not in names]
+    near = ((name, difflib.get_close_matches(name, others, n=1)) for name in absent)
+    hints = [f"{found[0]!r} for {name!r}" for name, found in near if found]
+    hint = f"did you mean {', '.join(hints)}?" if hints else "give an array for each"
+    raise UserError(f"{where}: {of_all} are absent: {listed}; {hint}")
 
 
 def _check_lengths(where: str, lengths: Mapping[str, int]) -> int:

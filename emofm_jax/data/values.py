@@ -190,10 +190,16 @@ def undecodable(column: pa.Array) -> np.ndarray:
 
 
 def unwrapped(column: pa.Array) -> pa.Array:
-    """The values of extension types and run-end encoded arrays."""
+    """The values of extension types and run-end encoded arrays; no dictionary of views."""
     while isinstance(column, pa.ExtensionArray | pa.RunEndEncodedArray):
         is_extension = isinstance(column, pa.ExtensionArray)
         column = column.storage if is_extension else pc.run_end_decode(column)
+    if isinstance(column, pa.DictionaryArray):
+        kind = column.type.value_type
+        if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):  # of polars
+            # Arrow cannot take values from a view.
+            plain = pa.string() if pa.types.is_string_view(kind) else pa.binary()
+            column = pa.DictionaryArray.from_arrays(column.indices, column.dictionary.cast(plain))
     return column
 
 

@@ -95,9 +95,11 @@ def dropped_type(schema: Schema, options: Mapping) -> int:
 def init(module: nn.Module, key: jax.Array, schema: Schema) -> dict:
     """Draws the network's variables: `params`, and `batch_stats` where the model has batch norm."""
     e = jnp.zeros((1, schema.num_slots, table_width(module)), jnp.float32)
-    return jax.jit(lambda key: module.init(key, e))(key)
+    with jax.enable_x64(False):  # whatever the program around has switched on
+        return jax.jit(lambda key: module.init(key, e))(key)
 
 
+@jax.enable_x64(False)  # weights are f32, and so are scores
 def predict(module: nn.Module, variables: Mapping, e: jax.Array) -> dict[str, jax.Array]:
     """The forward that evaluation and scorer share: no dropout, running batch statistics.
 

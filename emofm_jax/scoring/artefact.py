@@ -10,11 +10,15 @@
 write_artefact.py writes one.
 """
 
+import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jax import export
+
+from emofm_jax.data import features as features_lib
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
@@ -23,29 +27,58 @@ from emofm_jax.scoring import score
 PROGRAM = "model.stablehlo"
 
 
-def load(directory: Path) -> tuple[Schema, dict, Callable[[Any, Mapping], dict]]:
+class Export:
+    """What a `Scorer` calls of an export; pickled with its program, without its weights.
+
+    Attributes:
+      schema: of the rows.
+    """
+
+    def __init__(self, directory: Path, schema: Schema, program: bytes):
+        self._directory, self.schema, self._serialized = directory, schema, program
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: x for name, x in self.__dict__.items() if name != "_program"}
+
+    def fn(self, params: Mapping, features: Mapping) -> dict:
+        """Features to scores; see `Scorer`.
+
+        Raises:
+          UserError: features that do not fit; vmap or jvp of it is traced.
+        """
+        features_lib.check(self.schema, features)
+        try:
+            return score.call_program(self._program, features.keys(), params, features)
+        except ValueError as error:
+            raise UserError(f"{self._directory}: {error}") from None
+
+    def embed(self, params: Mapping, features: Mapping) -> Any:
+        """Raises a UserError, as `fn_from_embeddings` does: the program is one whole."""
+        takes = "an exported program takes features only, not embeddings"
+        raise UserError(f"{self._directory}: {takes}; load the run itself")
+
+    fn_from_embeddings = embed
+
+    @functools.cached_property
+    def _program(self) -> Any:
+        return export.deserialize(bytearray(self._serialized))
+
+
+def load(directory: Path) -> tuple[Export, dict]:
     """Loads an export, after verifying every file and the worked example.
 
     Returns:
-      The schema, the weights by name, and call(weights, features) -> scores.
+      Its functions, and the weights by name.
 
     Raises:
-      UserError: a file is missing, not the exported one, of a newer format or another export. The
-        call raises it where vmap or jvp of it is traced.
+      UserError: a file is missing, not the exported one, of a newer format or another export.
     """
     loaded = _load(directory)
     schema = schema_lib.load(directory)
     if schema.fingerprint() != loaded.signature["schema"]:
         other = "schema.json is not of the run that the weights are of"
         raise UserError(f"{directory}: {other}; copy the artefact again")
-
-    def call(weights, features):
-        try:
-            return loaded.call(weights, features)
-        except ValueError as error:
-            raise UserError(f"{directory}: {error}") from None
-
-    return schema, loaded.weights, call
+    return Export(directory, schema, (directory / PROGRAM).read_bytes()), loaded.weights
 
 
 def _load(directory: Path) -> Any:

@@ -31,14 +31,17 @@ from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError, check_choice
 from emofm_jax.evaluation import calibration, monitor
 from emofm_jax.models import build as model_lib
-from emofm_jax.nn import embedding
 from emofm_jax.scoring import artefact, attribution, compiled, ensemble
+from emofm_jax.scoring.network import Network
 from emofm_jax.training import build, checkpoint, compilation
+from emofm_jax.training import state as state_lib
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # jax.jit and pmap ask what they are given for a hash
 class Scorer:
     """A trained model, or an ensemble, with what it needs to read raw rows.
+
+    It may be pickled: parameters, vocabularies and functions travel, nothing that is compiled.
 
     Attributes:
       schema: Schema of the rows.
@@ -83,7 +86,7 @@ class Scorer:
         Returns:
           A function that waits for the scores and returns them, numpy. Ids are not checked.
         """
-        devices = jax.local_devices()
+        devices = state_lib.local()
         batch_rows += -batch_rows % len(devices)
         split = NamedSharding(Mesh(np.array(devices), "data"), PartitionSpec("data"))
 
@@ -131,6 +134,13 @@ class Scorer:
         described = {name: describe(x) for name, x in outputs.items()}
         return {"inputs": features_lib.signature(self.schema), "outputs": described}
 
+    def __getstate__(self) -> dict[str, Any]:
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return own | {"params": jax.device_get(self.params), "_encoder": self._encoder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"params": jax.device_put(state["params"])})
+
     def _checked(self, features: Mapping) -> dict[str, np.ndarray]:
         """Returns the features in numpy; a UserError names the first mistake."""
         features_lib.check(self.schema, features)
@@ -169,9 +179,10 @@ def load_scorer(
 
     Raises:
       UserError: no run, a damaged file, weights and schema of different runs, members of different
-        schemas, no calibration of this checkpoint.
+        schemas, no calibration of this checkpoint, no device.
     """
     check_choice("combine", combine, ensemble.COMBINE)
+    state_lib.local()  # before anything needs a device
     if isinstance(path, str | Path):
         return _load_one(Path(path), calibrated)
     members = [_load_one(Path(p), calibrated) for p in path]
@@ -180,6 +191,7 @@ def load_scorer(
     return members[0] if len(members) == 1 else _join(members, combine)
 
 
+@jax.enable_x64(False)  # whatever the program around has switched on: weights are f32
 def _load_one(path: Path, calibrated: bool) -> Scorer:
     if path.is_file():
         known = "a run, of a checkpoint or of an export"
@@ -197,38 +209,22 @@ def _load_run(workdir: Path, step: int | None, calibrated: bool) -> Scorer:
     config, schema = config_lib.load(workdir), schema_lib.load(workdir)
     # In training the auxiliary model's gradient may end at the embeddings; here it is whole.
     options = config.model.to_dict() | {"am_joint": True}
-    module = model_lib.make_model(schema, options, compute_dtype=config.compute_dtype)
+    network = Network(schema, options, config.compute_dtype)
 
     directory = workdir / "checkpoints"
     if step is None:
         last, info = checkpoint.read_info(directory)
         step = monitor.kept_step(config.train.monitor, info["best_step"], last)
-    params = _restore(directory, step, module, schema)
+    params = _restore(directory, step, network.module, schema)
     if calibrated:
         fitted = calibration.load(workdir, step)
         params["calibration"] = jax.tree.map(jnp.asarray, fitted.arrays)
+    return _scorer(network, jax.device_put(params), workdir)
 
-    def embed(params, features):
-        features_lib.check(schema, features)
-        ids, value, valid = features_lib.pack(schema, features, jnp)
-        e = embedding.pool(embedding.lookup(params["embedding"], ids), value, schema.slot_widths)
-        return jnp.where(valid.all(axis=1)[:, None, None], e, jnp.nan)
 
-    def score(params, e):
-        if e.shape[0] == 0:  # layers divide by the number of rows
-            one = score(params, jnp.zeros((1, *e.shape[1:]), e.dtype))
-            return {name: x[:0] for name, x in one.items()}
-        variables = {"params": params["network"], "batch_stats": params["stats"]}
-        scores = model_lib.predict(module, variables, e)
-        if "calibration" in params:
-            p = calibration.apply(params["calibration"], scores["logit"], jnp)
-            scores |= {"p": p, "logit": jnp.log(p) - jnp.log1p(-p)}
-        return scores
-
-    def fn(params, features):
-        return score(params, embed(params, features))
-
-    return Scorer(schema, jax.device_put(params), fn, embed, score, workdir, (str(workdir),))
+def _scorer(functions: Network | artefact.Export, params: Any, directory: Path) -> Scorer:
+    pure = functions.fn, functions.embed, functions.fn_from_embeddings
+    return Scorer(functions.schema, params, *pure, directory, (str(directory),))
 
 
 def _restore(directory: Path, step: int, module: nn.Module, schema: Schema) -> dict:
@@ -246,17 +242,8 @@ def _load_artefact(path: Path, calibrated: bool) -> Scorer:
     if calibrated:
         before = "calibrate before the export (export --calibrated)"
         raise UserError(f"{path}: {before}, then load it as it is")
-    schema, params, call = artefact.load(path)
-
-    def fn(params, features):
-        features_lib.check(schema, features)
-        return call(params, features)
-
-    def refuse(params, features):
-        takes = "an exported program takes features only, not embeddings"
-        raise UserError(f"{path}: {takes}; load the run itself")
-
-    return Scorer(schema, params, fn, refuse, refuse, path, (str(path),))
+    exported, params = artefact.load(path)
+    return _scorer(exported, params, path)
 
 
 def _join(members: Sequence[Scorer], combine: str) -> Scorer:
@@ -267,17 +254,9 @@ def _join(members: Sequence[Scorer], combine: str) -> Scorer:
             both = f"{first.names[0]} and {other.names[0]} differ in their schemas ({changed})"
             raise UserError(f"ensemble: {both}; name runs of the same data")
 
-    def fn(params, features):
-        scores = [m.fn(p, features) for m, p in zip(members, params)]
-        return ensemble.average(scores, combine)
-
-    def embed(params, features):
-        return tuple(m.embed(p, features) for m, p in zip(members, params))
-
-    def score(params, e):
-        scores = [m.fn_from_embeddings(p, x) for m, p, x in zip(members, params, e)]
-        return ensemble.average(scores, combine)
-
+    pure = [(m.fn, m.embed, m.fn_from_embeddings) for m in members]
+    joined = ensemble.Ensemble(pure, combine)
     params = tuple(m.params for m in members)
     names = tuple(name for m in members for name in m.names)
-    return Scorer(first.schema, params, fn, embed, score, first.directory, names)
+    pure_of_all = joined.fn, joined.embed, joined.fn_from_embeddings
+    return Scorer(first.schema, params, *pure_of_all, first.directory, names)

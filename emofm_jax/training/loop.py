@@ -52,6 +52,7 @@ def num_steps(config: ConfigDict, num_rows: int) -> int:
     return min(steps, config.train.max_steps or steps)
 
 
+@jax.enable_x64(False)  # whatever the program around has switched on: a run has its numbers
 def run(config: ConfigDict, workdir: Path, splits: dict[str, Split], parts: Parts) -> RunReport:
     """Trains until done, from the last checkpoint if there is one, evaluates, writes the results.
 

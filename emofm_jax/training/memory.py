@@ -14,6 +14,7 @@ from emofm_jax.training.build import Parts
 from emofm_jax.training.state import TrainState
 
 
+@jax.enable_x64(False)
 def check(config: ConfigDict, parts: Parts) -> str:
     """Returns in words what training takes on a device: state, gradients, kept activations.
 

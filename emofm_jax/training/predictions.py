@@ -72,6 +72,7 @@ def score(
     return found, dataclasses.replace(made, rejected=len(rows.rejected), notes=notes)
 
 
+@jax.enable_x64(False)
 def predict_split(parts: Parts, state: TrainState, split: Split, batch_size: int) -> Predictions:
     """Scores every row of a split, `batch_size` rows over all devices at a time.
 
@@ -160,6 +161,7 @@ def _by_row(array: np.ndarray) -> np.ndarray:
     return array.reshape(-1, *array.shape[2:])
 
 
+@jax.enable_x64(False)
 def score_rows(parts: Parts, state: TrainState, rows: batches.Rows, batch_size: int) -> dict:
     """Scores decoded rows, `batch_size` at a time.
 
