@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from emofm_jax.data import batches, encode, groups
-from emofm_jax.data import recipe as recipe_lib
+from emofm_jax.data import batches, encode, groups, raw_files
 from emofm_jax.data.problems import Notes
 from emofm_jax.data.raw_files import COMPRESSED
 from emofm_jax.data.schema import Schema
@@ -42,7 +41,7 @@ class RawRows:
         """
         for path in paths:
             _check(schema, path)
-        files = [file.resolve() for path in paths for file in recipe_lib.raw_files(path)]
+        files = [file.path.resolve() for path in paths for file in raw_files.find(path)]
         if twice := [file for file, times in Counter(files).items() if times > 1]:
             raise UserError(f"--input: {twice[0]} is named twice, and would count twice; drop one")
         groups.check(schema, by, of_shards=False)
