@@ -101,11 +101,12 @@ def execute(run):  # is told to stop within a callback, where the exception of t
             pass
     gc.callbacks.append(collected)
     gc.collect()
-    print("goes on", *os.sched_getaffinity(0), flush=True)
+    left = signal.alarm(1)  # of an alarm that must be set by now; not so long, for a test
+    print("goes on", *os.sched_getaffinity(0), 0 < left <= 600, flush=True)
     while True:
         pass
 
-sweep_run.execute, processes._PATIENCE = execute, 1
+sweep_run.execute, processes._PATIENCE = execute, 600
 sys.exit(processes.main())
 """
 
@@ -119,7 +120,7 @@ def test_a_process_stays_on_its_processor_and_ends_though_the_order_to_stop_is_l
         try:
             process.stdin.write(json.dumps(run(tmp_path, "a", 0).to_json()) + "\n")
             process.stdin.flush()
-            assert process.stdout.readline() == f"goes on {cpu}\n"
+            assert process.stdout.readline() == f"goes on {cpu} True\n"
             assert process.wait(timeout=60) == -signal.SIGALRM
         finally:
             process.kill()
