@@ -229,7 +229,7 @@ def carriers_of_vectors():
         "numpy": ["[ 1.5  -2.\n 0.25]", None, "[0. 0. 0.]"],
         "separated": ["1.5^-2.0^0.25", None, " 0^ 0 ^0.0"],
         "list": pa.array(VECTORS, floats),
-        "float16": pa.array(VECTORS, pa.list_(pa.float16())),
+        "float16": pa.array([x and np.float16(x) for x in VECTORS], pa.list_(pa.float16())),
         "fixed size": pa.array(VECTORS, fixed),
         "a slice": pa.array([[9, 9, 9], *VECTORS], fixed).slice(1),
         "view": pa.array(VECTORS, pa.list_view(pa.float32())),

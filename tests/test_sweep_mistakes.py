@@ -33,7 +33,7 @@ MISTAKES = {
     "name": ([f"--config={SWEEP}:name"], "the point 'a/b' cannot name a directory"),
     "broken": (
         [f"--config={SWEEP}:broken"],
-        "tiny_sweep.py:43: ZeroDivisionError: division by zero; correct the file",
+        "tiny_sweep.py:44: ZeroDivisionError: division by zero; correct the file",
     ),
     "model": (
         [f"--config={SWEEP}:model"],
@@ -53,7 +53,7 @@ MISTAKES = {
         [f"--config={SWEEP.with_name('tiny.py')}", "--search=tpe", "--trials=3"],
         "--search needs `ranges`, and it has none",
     ),
-    "exit": ([f"--config={SWEEP}:exit"], "tiny_sweep.py:45: SystemExit: no more; correct the file"),
+    "exit": ([f"--config={SWEEP}:exit"], "tiny_sweep.py:46: SystemExit: no more; correct the file"),
     "seeds": (
         [f"--config={SWEEP}:three"],
         "seeds = 3 is no list of seeds; write seeds = (0, 1, 2), or range(3)",
