@@ -102,6 +102,7 @@ def test_shards_hold_what_the_files_say(shop, tmp_path, capsys):
         "rejected": {},
         "clicks": sum(labels),
         "types": {},
+        "without": {},
     }
     found = report["slots"]["user"]
     assert found["distinct"] == len(order)

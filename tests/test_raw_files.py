@@ -304,3 +304,22 @@ def test_rows_without_a_day_are_bad_rows(shop, tmp_path):
     assert count(tmp_path / "out") == {"train": 10, "valid": 10, "test": 10}
     words = pq.read_table(tmp_path / "out" / "vocabulary" / "user.parquet")
     assert sum(words["count"].to_pylist()) == 10  # of the training rows only
+
+
+def test_rows_without_a_type_or_a_gauc_key_are_counted(shop, tmp_path):
+    columns = rows(40)
+    columns["kind"] = ["unknown", "", "-", "buy"] * 10
+    columns["who"] = ["", "a", "b", "c", "d"] * 8
+    (tmp_path / "raw" / "train.csv").write_text(text(columns))
+    fields = {"split": "files", "files.valid": "", "files.test": "", "null_values": ("",)}
+    fields |= {"ftype": "kind", "types": ("buy", "unknown"), "gauc_key": "who"}
+    code, said = shop(**fields)
+    assert code == 0, said
+    assert "  without a type, in no figures of a type: 20\n" in said
+    assert "  without a GAUC key, left out of GAUC: 8\n" in said
+    split = json.loads((tmp_path / "out" / "prepare.json").read_text())["splits"]["train"]
+    assert split["without"] == {"type": 20, "gauc_key": 8}
+    found = {name: counts["rows"] for name, counts in split["types"].items()}
+    assert found == {"buy": 10, "unknown": 10, "no type": 20}
+    table = shards.open_split(tmp_path / "out", "train").read_row_group(0, ["ftype", "gauc_key"])
+    assert table["gauc_key"].to_pylist().count(0) == 8 and table["ftype"].null_count == 20

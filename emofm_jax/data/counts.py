@@ -5,6 +5,7 @@ number of rows of data.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,11 @@ _NOTES = {
     "respell=False keeps them apart",
     "cut": "{number:,} bags ({share:.2%}) are longer than max_length, such as {example}; "
     "config.prepare.slot.keep says which end",
+}
+# What is said of rows that lack a role.
+_WITHOUT = {
+    "type": "without a type, in no figures of a type",
+    "gauc_key": "without a GAUC key, left out of GAUC",
 }
 
 
@@ -84,6 +90,7 @@ class SplitCounts:
     rejected: dict[str, int]  # {kind: rows}
     clicks: int
     types: dict[str, dict[str, int]]  # {type: {"rows", "clicks"}}
+    without: dict[str, int] = dataclasses.field(default_factory=dict)  # {role: rows that lack it}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +121,7 @@ class Counted(NamedTuple):
     # {slot: f32[n]}, NaN where missing; all numbers of a vector, the weights of ids.
     numbers: dict[str, np.ndarray]
     types: np.ndarray  # i64[2, T + 1]: rows and clicks of each type, last those of unknown type
+    without_key: int  # rows without a GAUC key
 
 
 def count(schema: Schema, table: pa.Table) -> Counted:
@@ -137,7 +145,9 @@ def count(schema: Schema, table: pa.Table) -> Counted:
     if schema.types:
         which = table["ftype"].fill_null(schema.num_types).to_numpy()
     by_type = lambda rows: np.bincount(rows, minlength=schema.num_types + 1)
-    return Counted(ids, numbers, np.stack([by_type(which), by_type(which[clicked])]))
+    types = np.stack([by_type(which), by_type(which[clicked])])
+    without_key = np.sum(table["gauc_key"].to_numpy() == 0) if schema.has_gauc_key else 0
+    return Counted(ids, numbers, types, int(without_key))
 
 
 class Tally:
@@ -149,6 +159,7 @@ class Tally:
         has_numbers = lambda slot: slot.weighted or not slot.holds_ids
         self._numbers = {slot.name: Moments() for slot in schema.slots if has_numbers(slot)}
         self._types: dict[str, np.ndarray] = {}
+        self._without_key: Counter[str] = Counter()
         self._notes = Notes()
 
     def add(self, split: str, counted: Counted) -> None:
@@ -164,6 +175,7 @@ class Tally:
             values, counts = counted.ids[slot.name]
             self._ids[split, slot.name][values] += counts.astype(np.int32)
         self._types[split] = self._types.get(split, 0) + counted.types
+        self._without_key[split] += counted.without_key
 
     def note(self, notes: Notes) -> None:
         """Adds what is to be said of some rows and their values."""
@@ -219,9 +231,12 @@ class Tally:
 
     def _split(self, split: str, rejected: dict[str, int]) -> SplitCounts:
         rows, clicks = self._types[split].tolist()
-        names = [*self._schema.types, "unknown"] if self._schema.types else []
+        known = self._schema.types
+        names = [*known, "no type" if "unknown" in known else "unknown"] if known else []
         types = {name: {"rows": r, "clicks": c} for name, r, c in zip(names, rows, clicks)}
-        return SplitCounts(sum(rows), rejected, sum(clicks), types)
+        without = {"type": rows[-1] if known else 0, "gauc_key": self._without_key[split]}
+        without = {role: number for role, number in without.items() if number}
+        return SplitCounts(sum(rows), rejected, sum(clicks), types, without)
 
 
 def as_text(report: Report) -> str:
@@ -259,6 +274,8 @@ def _split_lines(report: Report) -> list[str]:
                 lines.append(line(f"  {name}", counts["rows"], "", counts["clicks"]))
         for kind, number in found.rejected.items():
             lines.append(f"  rejected for its {kind}: {number:,d}")
+        for role, number in found.without.items():
+            lines.append(f"  {_WITHOUT[role]}: {number:,d}")
     return lines
 
 
