@@ -242,8 +242,11 @@ def test_vectors_of_every_carrier(carrier, tmp_path):
     of, given = encoder(kind="vector", length=3), carriers_of_vectors()[carrier]
     assert encoded(of, given) == VECTORS
     if isinstance(given, pa.Array) and carrier != "view":
+        wanted = VECTORS
+        if pa.types.is_fixed_size_list(given.type) and int(pa.__version__.split(".")[0]) <= 20:
+            given, wanted = given.drop_null(), [x for x in VECTORS if x]  # Arrow cannot write it
         found, bad, _ = of_file(of, pa.table({"x": given}), tmp_path / "x.parquet")
-        assert found == VECTORS and not bad
+        assert found == wanted and not bad
 
 
 def test_vectors_that_are_none(tmp_path):
