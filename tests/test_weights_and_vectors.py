@@ -55,7 +55,9 @@ TABLE = {
 
 def embed(schema, given, table):
     ids, value, _ = features.pack(schema, given, jnp)
-    return embedding.pool(embedding.lookup(table, ids), value, schema.slot_widths)
+    rows, found = embedding.read(table, ids, schema.vectors)
+    assert jax.tree.structure(rows) == jax.tree.structure(found)
+    return embedding.embed(found, ids, value, schema.slot_widths, schema.vectors)
 
 
 def test_the_vectors_of_slots_are_those_of_the_reference():
@@ -215,12 +217,43 @@ def test_a_vector_starts_at_the_size_of_any_other_slot():
         jax.random.key(0), schema.offsets, schema.num_rows, dim, 0.02, vectors
     )
     table, before = np.array(make(schema.vectors)), np.array(make(()))
-    assert schema.vectors == ((3000, length),)
+    assert schema.vectors == ((1, 3000, length),)
     np.testing.assert_array_equal(table[:3000], before[:3000])
     np.testing.assert_allclose(table[3000:], before[3000:] / np.sqrt(length), rtol=1e-6)
     given = np.random.default_rng(0).normal(size=(500, length)).astype(F32)
     assert reference.vector(table[3000:], given).std() == pytest.approx(0.02, rel=0.05)
     assert not table[[0, 3000]].any()
+
+
+def test_a_product_with_a_vectors_rows_is_their_look_up():
+    """The same embeddings, gradients of the rows and rows that occur, whatever the batch misses."""
+    table = np.random.default_rng(2).normal(size=(SCHEMA.num_rows, 3)).astype(F32)
+    weights = np.random.default_rng(3).normal(size=(4, 7, 3)).astype(F32)
+    ids, value, _ = features.pack(SCHEMA, FEATURES)
+    padding = np.full_like(ids, SCHEMA.num_rows)  # as behind the last rows of a split
+
+    def summed(rows, grads):
+        """(gradient of the table, rows that occur)."""
+        total, occurs = np.zeros_like(table), set()
+        for row, grad in zip(jax.tree.leaves(rows), jax.tree.leaves(grads)):
+            row, grad = np.ravel(row), np.reshape(grad, (-1, 3))
+            there = row < SCHEMA.num_rows
+            np.add.at(total, row[there], grad[there])
+            occurs |= set(row[there].tolist())
+        return total, occurs
+
+    def both(given, vectors):
+        """e, and what is summed of its slopes."""
+        rows, occurrences = embedding.read(table, given, vectors)
+        e = lambda x: embedding.embed(x, given, value, SCHEMA.slot_widths, vectors)
+        slope = jax.grad(lambda x: (weights * e(x)).sum())(occurrences)
+        return e(occurrences), *summed(rows, slope)
+
+    for given in (ids, ids[[0, 2, 3, 0]], ids[[1] * 4], padding):
+        ours, looked_up = both(given, SCHEMA.vectors), both(given, ())
+        np.testing.assert_allclose(ours[0], looked_up[0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(ours[1], looked_up[1], rtol=1e-5, atol=1e-6)
+        assert ours[2] == looked_up[2]
 
 
 def test_what_a_schema_cannot_be():

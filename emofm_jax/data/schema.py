@@ -238,10 +238,11 @@ class Schema:
         return any(slot.has_values for slot in self.slots)
 
     @property
-    def vectors(self) -> tuple[tuple[int, int], ...]:
-        """(first table row, length) of each vector."""
-        pairs = zip(self.slots, self.offsets.tolist())
-        return tuple((first, slot.length) for slot, first in pairs if slot.is_vector)
+    def vectors(self) -> tuple[tuple[int, int, int], ...]:
+        """(first column of `Batch.ids`, first table row, length) of each vector."""
+        columns = np.cumsum([0, *self.slot_widths]).tolist()
+        places = zip(self.slots, columns, self.offsets.tolist())
+        return tuple((at, first, slot.length) for slot, at, first in places if slot.is_vector)
 
     def fingerprint(self) -> str:
         """16 hex digits of everything that decides what an id in a shard means."""

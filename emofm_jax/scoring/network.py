@@ -37,8 +37,9 @@ class Network:
         """Features to e f32[B, S, D]; NaN in a row with an id out of range."""
         features_lib.check(self.schema, features)
         ids, value, valid = features_lib.pack(self.schema, features, jnp)
-        occurrences = embedding.lookup(params["embedding"], ids)
-        e = embedding.pool(occurrences, value, self.schema.slot_widths)
+        schema = self.schema
+        _, found = embedding.read(params["embedding"], ids, schema.vectors)
+        e = embedding.embed(found, ids, value, schema.slot_widths, schema.vectors)
         return jnp.where(valid.all(axis=1)[:, None, None], e, jnp.nan)
 
     def fn_from_embeddings(self, params: Any, e: jax.Array) -> dict[str, jax.Array]:

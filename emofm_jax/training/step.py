@@ -130,10 +130,11 @@ def gradients(
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
     ftype, weight, drop_type = batch.ftype, batch.weight, options.drop_type
+    layout = (schema.slot_widths, schema.vectors)
     denominators = losses.denominators(ftype, weight, AXIS, drop_type=drop_type)
 
     def loss_fn(occurrences, network):
-        e = embedding.pool(occurrences, batch.value, schema.slot_widths)
+        e = embedding.embed(occurrences, batch.ids, batch.value, *layout)
         variables = {"params": network, "batch_stats": state.stats}
         training: dict[str, Any] = {"rngs": {"dropout": key}, "mutable": ["batch_stats"]}
         outputs, updated = module.apply(variables, e, weight, train=True, **training)
@@ -144,13 +145,14 @@ def gradients(
         sums |= _weights(batch, drop_type)
         return loss, (sums, outputs, updated.get("batch_stats", {}))
 
-    occurrences = embedding.lookup(state.params["embedding"], batch.ids)
+    rows, occurrences = embedding.read(state.params["embedding"], batch.ids, schema.vectors)
     differentiate = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)
     (loss, (sums, outputs, stats)), grads = differentiate(occurrences, state.params["network"])
 
     # Of the network the sum over the devices; of the table all occurrences, for every device.
     loss, sums, network = jax.lax.psum((loss, sums, grads[1]), AXIS)
-    ids, of_ids = batch.ids.reshape(-1), grads[0].reshape(-1, grads[0].shape[-1])
+    ids = jnp.concatenate([x.reshape(-1) for x in jax.tree.leaves(rows)])
+    of_ids = jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in jax.tree.leaves(grads[0])])
     if jax.lax.axis_size(AXIS) > 1:
         ids, of_ids = jax.lax.all_gather((ids, of_ids), AXIS, tiled=True)
     return Gradients(loss, sums, outputs, stats, ids, of_ids, network)
@@ -206,8 +208,8 @@ def make_eval_step(
     """Makes `predict(params, stats, batch) -> {"p": f32[P, b], ...}`, see models/build.py."""
 
     def predict(params: dict, stats: dict, batch: PlacedBatch) -> dict:
-        occurrences = embedding.lookup(params["embedding"], batch.ids)
-        e = embedding.pool(occurrences, batch.value, schema.slot_widths)
+        _, found = embedding.read(params["embedding"], batch.ids, schema.vectors)
+        e = embedding.embed(found, batch.ids, batch.value, schema.slot_widths, schema.vectors)
         return model_lib.predict(module, {"params": params["network"], "batch_stats": stats}, e)
 
     devices = state_lib.local(devices)
