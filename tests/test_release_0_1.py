@@ -152,6 +152,20 @@ def test_evaluate(here):
     assert_close(json.loads(Path("runs/hmm/predictions/valid.json").read_text()), said, rtol=1e-5)
 
 
+def test_evaluate_on_raw_rows(here):
+    """Those that a split was made of get its scores, and every row is one of the two."""
+    run(evaluate, "--workdir=runs/hmm", "--split=valid")
+    run(evaluate, "--workdir=runs/hmm", "--input=log.csv", "--by=brand")
+    said = json.loads(Path("runs/hmm/predictions/input@log.json").read_text())
+    assert (said["rows"], said["rejected"], said["by"][0]["column"]) == (199, 1, "brand")
+    raw, split = (
+        pq.read_table(f"runs/hmm/predictions/{name}.parquet")["logit"].to_numpy()
+        for name in ("input@log", "valid")
+    )
+    nearest = np.abs(raw[None] - split[:, None]).min(axis=1)
+    np.testing.assert_allclose(nearest, 0, atol=1e-6)
+
+
 def test_predict(here):
     run(predict, "--workdir=runs/hmm", "--input=log.csv", "--output=scores.csv")
     lines = Path("scores.csv").read_text().splitlines()

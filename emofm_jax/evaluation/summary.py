@@ -8,6 +8,7 @@ from emofm_jax.evaluation.by_value import ByValue, ValueFigures
 from emofm_jax.evaluation.metrics import Auxiliary
 from emofm_jax.evaluation.split_report import SplitReport
 
+_FEW_ROWS, _FEW_STEPS = 1000, 100  # too few to learn from, likely
 _NAME = 24  # characters of a value that a line shows
 _MOST_SLOTS = 5  # that the line of unknown values names
 _SHARE_WORTH_KNOWING = 0.001
@@ -146,13 +147,16 @@ def importance(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def verdict(report: SplitReport, prepared: dict | None, learning_rates: Mapping[str, float]) -> str:
+def verdict(
+    report: SplitReport, prepared: dict | None, learning_rates: Mapping[str, float], steps: int
+) -> str:
     """What the first evaluation shows, in a line: the nats learnt, or why likely nothing was.
 
     Args:
       report: of the validation split.
       prepared: content of prepare.json; None if there is none.
       learning_rates: of "embedding" and "network".
+      steps: that were taken.
     """
     auc, nats, constant = report.auc, report.logloss, report.constant
     if auc is None or nats is None or constant is None or constant.logloss is None:
@@ -168,13 +172,13 @@ def verdict(report: SplitReport, prepared: dict | None, learning_rates: Mapping[
         off = f"its rates are off (PCOC {report.pcoc:.2f})"
         return f"verdict: {against}, though AUC {auc:.4f}: {off}"
 
-    causes = _causes(prepared, learning_rates)
-    unusual = "nothing unusual was found in the data or learning rates"
+    causes = _causes(prepared, learning_rates, steps)
+    unusual = "nothing unusual was found in the data, learning rates or steps"
     likely = f"likely: {'; '.join(causes)}" if causes else unusual
     return f"verdict: no better than a constant predictor ({against}; AUC {auc:.4f}); {likely}"
 
 
-def _causes(prepared: dict | None, learning_rates: Mapping[str, float]) -> list[str]:
+def _causes(prepared: dict | None, learning_rates: Mapping[str, float], steps: int) -> list[str]:
     """What in the data and the options is known to keep a model from learning."""
     causes = []
     for name, slot in prepared["slots"].items() if prepared else ():
@@ -193,6 +197,11 @@ def _causes(prepared: dict | None, learning_rates: Mapping[str, float]) -> list[
     train = prepared["splits"]["train"] if prepared else {"clicks": 1, "rows": 2}
     if train["clicks"] in (0, train["rows"]):
         causes.append("the labels of the training split are all the same")
+    if prepared and train["rows"] < _FEW_ROWS:
+        causes.append(f"the training split has {train['rows']:,} rows only")
+    if steps < _FEW_STEPS:
+        more = "a smaller config.data.batch_size or more config.train.epochs makes more"
+        causes.append(f"{steps:,} step{'s' if steps != 1 else ''} only so far ({more})")
     return causes
 
 

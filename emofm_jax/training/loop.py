@@ -204,7 +204,7 @@ def _verdict(run: _Run, report: SplitReport) -> str:
         prepared = json.loads((split.path.parent / "prepare.json").read_text())
     split.check()  # what was read is of these data
     rates = {key: run.config.optim[key].learning_rate for key in SECTIONS}
-    return summary.verdict(report, prepared, rates)
+    return summary.verdict(report, prepared, rates, run.progress.step)
 
 
 def _lower_rates(run: _Run, state: TrainState, log: Log) -> TrainState:
