@@ -37,6 +37,7 @@ def evaluate(monkeypatch, reports, **train):
     state.replace = lambda lr_scale: types.SimpleNamespace(lr_scale=lr_scale, replace=state.replace)
     parts = types.SimpleNamespace(devices=jax.local_devices()[:1])
     run = loop._Run(c, None, {"valid": None}, parts, found)
+    monkeypatch.setattr(loop, "_verdict", lambda *_: "verdict")  # it reads what prepare left
 
     for auc, logloss in reports:
         found.step += 10
