@@ -211,3 +211,14 @@ def test_the_truth_is_of_the_rows(tmp_path):
     path.unlink()
     with pytest.raises(UserError, match="test: not as it was when it was opened"):
         predictions.read_truth(split)
+
+
+def test_shards_that_another_program_has_made_meanwhile_are_kept(tmp_path):
+    c = config_lib.default()
+    c.prepare.format, c.data.dir = "synthetic", str(tmp_path / "data")
+    c.prepare.synthetic.rows = (300, 100, 100)
+    preparation.prepare_missing(c)
+    made = (tmp_path / "data" / "schema.json").stat().st_ino
+    preparation.prepare_missing(c)
+    assert (tmp_path / "data" / "schema.json").stat().st_ino == made
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
