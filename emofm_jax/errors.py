@@ -1,8 +1,15 @@
-"""The one exception that a user's mistake raises; `cli.run` prints it and exits with 2."""
+"""The one exception that a user's mistake raises; `cli.run` prints it and exits with 2.
+
+And what Python's `warnings` are told of.
+"""
 
 
 class UserError(Exception):
     """`{where}: {what was wrong, with the value}; {what to do}`, on one line."""
+
+
+class UnknownValues(UserWarning):
+    """A slot that training knew, and of which `scorer.encode` gets nearly unknown values only."""
 
 
 def check_choice(where: str, value: str, known) -> None:

@@ -44,7 +44,7 @@ from absl import flags as absl_flags
 
 from emofm_jax import cli
 from emofm_jax import config as config_lib
-from emofm_jax.data import files, groups, shards
+from emofm_jax.data import encode, files, groups, shards, unknown
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.raw_rows import RawRows
 from emofm_jax.errors import UserError, check_choice
@@ -107,6 +107,8 @@ def _evaluate(flags: absl_flags.FlagValues, workdir: Path) -> None:
     files.write_json(written[1], report.to_json())
     title = "new rows" if flags.input else f"{flags.split} split"
     _print(report, title)
+    for words in _unknown(rows, workdir, report):
+        print(f"warning: {words}")
     if importance is not None:
         print(f"\n{summary.importance(importance)}")
         name = f"{config.name}, {title}: importance of the slots"
@@ -128,6 +130,15 @@ def _print(report: SplitReport, title: str) -> None:
         print(f"\n{summary.by_value(part)}")
     if report.calibration_fit is not None:
         print(f"\n{summary.calibration(report.calibration_fit, title)}")
+
+
+def _unknown(rows: shards.Split | RawRows, workdir: Path, report: SplitReport) -> list[str]:
+    """What is to be said of slots that training knew and that are all unknown in the rows."""
+    unseen = rows.unseen if isinstance(rows, RawRows) else {}
+    counts = {k: (report.rows, round(x * report.rows)) for k, x in report.unknown.items()}
+    schema = schema_lib.load(workdir)  # that of other shards says what is usual there
+    vocabularies = lambda: encode.load_vocabularies(schema, workdir)
+    return unknown.said(schema, counts, unseen, vocabularies)
 
 
 def _open(flags: absl_flags.FlagValues, data: RunData, by: list[str]) -> shards.Split | RawRows:

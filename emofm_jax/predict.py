@@ -38,6 +38,8 @@ def _main(flags: absl_flags.FlagValues) -> None:
         print(words)
     if unknown := summary.unknown(done.unknown):
         print(unknown)
+    for words in done.warnings:
+        print(f"warning: {words}")
     scored = f"{done.num_rows - done.num_bad:,} rows scored with {' + '.join(scorer.names)}"
     if done.num_bad:
         scored += f"; {done.num_bad:,} of {done.num_rows:,} could not be read (column `reason`)"

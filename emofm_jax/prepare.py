@@ -18,7 +18,8 @@ from absl import flags as absl_flags
 
 from emofm_jax import cli
 from emofm_jax.data import counts as counts_lib
-from emofm_jax.data import preparation
+from emofm_jax.data import preparation, shards
+from emofm_jax.evaluation import leaks
 
 
 def _main(flags: absl_flags.FlagValues) -> None:
@@ -27,6 +28,10 @@ def _main(flags: absl_flags.FlagValues) -> None:
         print(f"{directory} holds shards already; they are replaced when the new ones are whole")
     report = preparation.prepare(flags.config)
     print(counts_lib.as_text(report))
+    if {"train", "valid"} <= report.splits.keys():
+        splits = (shards.open_split(directory, name) for name in ("train", "valid"))
+        if leak := leaks.said(leaks.find(*splits)):
+            print(leak)
     print(f"The shards are in {directory}")
 
 

@@ -162,3 +162,16 @@ def test_the_share_of_the_attainable_lift():
         known = dataclasses.replace(report, bayes=reached(best, 0.4))
         assert known.share == (None if share is None else close(share))
         assert dataclasses.replace(known, auc=None).share is None
+
+
+def test_rows_that_are_left_out_are_counted():
+    a = typed(60)
+    a["weight"][:7], a["ftype"][:], a["ftype"][:5] = 0, 0, -1
+    report = split_report.make(**a)
+    assert "7 rows are of weight 0, and left out of every figure" in report.notes
+    assert "5 rows are of no known type, and left out of the types' figures" in report.notes
+    assert report.to_json()["notes"] == report.notes
+    a["weight"][1:], a["ftype"][1:5] = 1, 0
+    notes = split_report.make(**a).notes
+    assert "1 row is of weight 0, and left out of every figure" in notes
+    assert "1 row is of no known type, and left out of the types' figures" in notes

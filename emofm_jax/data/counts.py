@@ -182,7 +182,7 @@ class Tally:
         self._notes.join(notes)
 
     def save(self, directory: Path, rejected: Mapping[str, Mapping[str, int]]) -> Report:
-        """Writes `prepare.json`, and `schema.json` with the train split's rows and clicks per type.
+        """Writes `prepare.json`, and `schema.json` with what of it the rows say.
 
         Args:
           directory: of the shards.
@@ -195,8 +195,11 @@ class Tally:
         report = Report(slots, splits, self._notes.of(""))
         files.write_json(Path(directory) / "prepare.json", report.to_json())
         rows, clicks = (tuple(counts) for counts in self._types["train"].tolist())
-        schema = dataclasses.replace(self._schema, rows_per_type=rows, clicks_per_type=clicks)
-        dataclasses.replace(schema, digests=shards.digests(directory)).save(directory)
+        known: dict[str, Any] = {"rows_per_type": rows, "clicks_per_type": clicks}
+        most = lambda shares: max(shares.get(split, 0.0) for split in ("train", "valid"))
+        known["unknown_per_slot"] = tuple(most(slot.unknown) for slot in slots.values())
+        schema = dataclasses.replace(self._schema, digests=shards.digests(directory), **known)
+        schema.save(directory)
         return report
 
     def _described(self, name: str, counts: SlotCounts, rows: int) -> SlotCounts:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emofm_jax.data import bags, formats, list_text, numeric, raw_files, shards, values
+from emofm_jax.data import bags, formats, list_text, numeric, raw_files, shards, unknown, values
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data import vocabulary as vocabulary_lib
 from emofm_jax.data.formats import tabular
@@ -58,10 +58,14 @@ class Encoder:
       schema: complete, that is with the rows of every slot.
       vocabularies: by the name of the slot that owns the rows (not of those that share them); None
         where rows are judged and counted only.
+
+    Attributes:
+      unseen: {slot: raw values that its vocabulary has not}, a few of what was encoded.
     """
 
     def __init__(self, schema: Schema, vocabularies: Mapping[str, Vocabulary] | None):
         self.schema, self.vocabularies = schema, vocabularies
+        self.unseen: dict[str, list[str]] = {}
         self.missing = values.missing(schema.recipe.get("null_values", ()), schema.spelling)
         of_slot = lambda slot: (*schema.recipe.get("null_values", ()), *slot.null_values)
         special = [slot for slot in schema.slots if slot.null_values]
@@ -241,6 +245,8 @@ class Encoder:
         table = np.zeros(len(found.text) + 1, np.int32)  # the last one is for null
         table[np.flatnonzero(np.asarray(found.text.is_valid()))] = ids
         result = table[found.which]
+        if slot.encoding == "vocabulary" and self.vocabularies is not None and not ids.all():
+            self._note_unseen(slot, found, ids)
         if len(ids) and ids.min() < 0:
             holds, said = f"slot {slot.name!r} holds", f"its ids are 0 .. {slot.rows - 2}"
             reason = lambda i: f"{holds} {column[i].as_py()!r}; {said}"
@@ -251,6 +257,14 @@ class Encoder:
         if notes is not None:
             _note_respelled(slot, found, notes)
         return result
+
+    def _note_unseen(self, slot: Slot, found: Distinct, ids: np.ndarray) -> None:
+        examples = self.unseen.setdefault(slot.name, [])
+        if len(examples) < unknown.EXAMPLES:
+            known = np.flatnonzero(np.asarray(found.text.is_valid()))
+            for at in known[ids == 0][: unknown.EXAMPLES]:
+                example = str(found.raw[int(at)])
+                examples += [example] if example not in examples else []
 
     def _label(self, column: pa.Array, problems: Problems) -> pa.Array:
         return pa.array(self._labels.read(column, problems))
@@ -359,6 +373,7 @@ class EncodedChunk:
     row_id: pa.Array
     also: dict[str, pa.Array] = dataclasses.field(default_factory=dict)  # of the table's rows
     notes: Notes = dataclasses.field(default_factory=Notes)  # on rows and files
+    unseen: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)  # of the `Encoder`
 
 
 def read_encoded(
@@ -420,13 +435,13 @@ def _keep_places(
 
     if not encoder.schema.row_id:
         row_id = pa.array(position + np.arange(len(lines)))
-        return EncodedChunk(table, kept, reasons, row_id, beside, chunk.notes)
+        return EncodedChunk(table, kept, reasons, row_id, beside, chunk.notes, encoder.unseen)
     own = chunk.columns["row_id"]
     own = own if pa.types.is_integer(own.type) else row_names(own)
     index = np.full(len(lines), -1)
     index[np.searchsorted(lines, chunk.lines)] = np.arange(len(chunk.lines))
     row_id = own.take(pa.array(index, mask=index < 0))
-    return EncodedChunk(table, kept, reasons, row_id, beside, chunk.notes)
+    return EncodedChunk(table, kept, reasons, row_id, beside, chunk.notes, encoder.unseen)
 
 
 def _also(encoder: Encoder, chunk: Chunk, name: str) -> pa.Array:

@@ -319,6 +319,11 @@ class UnknownCounter:
         self.unknown += np.bincount(columns, unknown).astype(np.int64)
         self.values += np.bincount(columns, values).astype(np.int64)
 
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """{slot: (its values, those that are missing or unknown)}."""
+        pairs = zip(self.values.tolist(), self.unknown.tolist())
+        return dict(zip((slot.name for slot in self.schema.slots), pairs))
+
     def shares(self) -> dict[str, float]:
         """{slot: share of its values that are missing or unknown}; 0 without values."""
         shares = self.unknown / np.maximum(self.values, 1)

@@ -4,7 +4,7 @@ Reads them as a run's own data were read: its recipe, its vocabularies.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ class RawRows:
       num_read: rows of the files.
       rejected: (position among them, file, line and reason) of each row that is left out.
       notes: on rows and files.
+      unseen: as `Encoder` has them.
     """
 
     def __init__(self, schema: Schema, directory: Path, paths: Sequence[Path], by: Sequence[str]):
@@ -48,6 +49,7 @@ class RawRows:
         self.schema, self.num_read = schema, 0
         self.rejected: list[tuple[int, str]] = []
         self.notes = Notes()
+        self.unseen: Mapping[str, list[str]] = {}
         self._directory, self._paths = directory, paths
         self._collectors = {name: groups.Collector(name) for name in by}
         self._positions: list[np.ndarray] = []
@@ -89,6 +91,7 @@ class RawRows:
         for chunk in encode.read_encoded(self.schema, *where, labelled=True, also=by):
             positions = self.num_read + np.arange(len(chunk.kept))
             self.num_read += len(positions)
+            self.unseen = chunk.unseen
             bad = np.flatnonzero(~chunk.kept).tolist()
             self.rejected += [(int(positions[row]), str(chunk.reasons[row])) for row in bad]
             self.notes.join(chunk.notes)

@@ -37,7 +37,7 @@ ROLE_COLUMNS = ("label", "ftype", "row_id", "weight", "gauc_key")
 # Table rows are int32, and the step numbers its scratch rows from V upwards.
 MAX_ROWS = 2**31 - 2**27
 # Fields of a schema that do not decide what an id means.
-_DESCRIPTIVE = ("rows_per_type", "clicks_per_type", "recipe", "digests")
+_DESCRIPTIVE = ("rows_per_type", "clicks_per_type", "unknown_per_slot", "recipe", "digests")
 # Fields that came after release 0.1, with what every schema before them meant: they stand in the
 # fingerprint only where they differ from that, so that older shards keep theirs.
 _LATER: dict[str, Any] = {"spelling": 1}
@@ -164,6 +164,8 @@ class Schema:
       spelling: how a raw value became text (data/values.py): 2, or 1 in data of release 0.1.
       recipe: the `prepare` section of the configuration that made the shards.
       digests: {split: 16 hex digits of its encoded rows}; empty in data of release 0.1.
+      unknown_per_slot: share of each slot's values that are missing or unknown, in the train or the
+        valid split, whichever has more; empty in data of release 0.1.
     """
 
     name: str
@@ -177,6 +179,7 @@ class Schema:
     spelling: int = 1
     recipe: Mapping = dataclasses.field(default_factory=dict, hash=False, compare=False)
     digests: Mapping = dataclasses.field(default_factory=dict, hash=False, compare=False)
+    unknown_per_slot: tuple[float, ...] = dataclasses.field(default=(), hash=False, compare=False)
 
     def __post_init__(self) -> None:
         for problem in _problems(self):

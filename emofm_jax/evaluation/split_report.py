@@ -169,6 +169,8 @@ def make(
         mixed = np.einsum("nt,nt->n", true_p_type, p_given_type)
         found["true_am"] = _reached(label, mixed, weight)
     found["am"], notes = metrics.auxiliary(ftype, p_type, weight, type_names, true_p_type)
+    if no_type := int(np.count_nonzero(ftype < 0)):
+        notes.append(f"{_rows_are(no_type)} of no known type, and left out of the types' figures")
     found["notes"] = found["notes"] + notes
 
     found["types"] = []
@@ -208,6 +210,9 @@ def figures(
         notes.append("no rows" if not len(label) else "no row has a weight")
     elif auc is None:
         notes.append(f"one class only: no AUC{' and no PCOC' if pcoc is None else ''}")
+    no_weight = 0 if weight is None else int(np.count_nonzero(weight == 0))
+    if no_weight and nats is not None:
+        notes.append(f"{_rows_are(no_weight)} of weight 0, and left out of every figure")
     if key is not None:
         of_groups = metrics.gauc(label, score, key, weight)
         gauc = of_groups.value
@@ -226,6 +231,10 @@ def _gauc_note(found: metrics.Gauc) -> str:
         return text
     rows = f"{found.no_key:,} row{'s have' if found.no_key > 1 else ' has'} no key"
     return f"{text}; {rows} and {'are' if found.no_key > 1 else 'is'} left out"
+
+
+def _rows_are(number: int) -> str:
+    return f"{number:,} row{'s are' if number > 1 else ' is'}"
 
 
 def _reached(label: np.ndarray, p: np.ndarray, weight: np.ndarray | None) -> Reached:

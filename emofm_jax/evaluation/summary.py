@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from emofm_jax.evaluation import leaks
 from emofm_jax.evaluation.by_value import ByValue, ValueFigures
 from emofm_jax.evaluation.metrics import Auxiliary
 from emofm_jax.evaluation.split_report import SplitReport
@@ -12,6 +13,7 @@ _FEW_ROWS, _FEW_STEPS = 1000, 100  # too few to learn from, likely
 _NAME = 24  # characters of a value that a line shows
 _MOST_SLOTS = 5  # that the line of unknown values names
 _SHARE_WORTH_KNOWING = 0.001
+_TOO_GOOD = 0.999  # AUC of clicks
 
 
 def table(report: SplitReport, title: str) -> str:
@@ -148,7 +150,11 @@ def importance(found: Mapping[str, Any]) -> str:
 
 
 def verdict(
-    report: SplitReport, prepared: dict | None, learning_rates: Mapping[str, float], steps: int
+    report: SplitReport,
+    prepared: dict | None,
+    learning_rates: Mapping[str, float],
+    steps: int,
+    alone: Mapping[str, float] | None = None,
 ) -> str:
     """What the first evaluation shows, in a line: the nats learnt, or why likely nothing was.
 
@@ -157,10 +163,26 @@ def verdict(
       prepared: content of prepare.json; None if there is none.
       learning_rates: of "embedding" and "network".
       steps: that were taken.
+      alone: {slot: its AUC} of slots that alone nearly give the label.
     """
+    learnt = _learnt(report, prepared, learning_rates, steps)
+    leak = leaks.said(alone or {}) or _too_good(report.auc)
+    return f"verdict: {learnt}{f'; {leak}' if leak else ''}"
+
+
+def _too_good(auc: float | None) -> str:
+    if auc is None or auc <= _TOO_GOOD:
+        return ""
+    slots = "look for slots that are known only after the click"
+    return f"likely a leak: an AUC over {_TOO_GOOD} is too good for clicks; {slots}"
+
+
+def _learnt(
+    report: SplitReport, prepared: dict | None, learning_rates: Mapping[str, float], steps: int
+) -> str:
     auc, nats, constant = report.auc, report.logloss, report.constant
     if auc is None or nats is None or constant is None or constant.logloss is None:
-        return f"verdict: nothing to compare ({'; '.join(report.notes)})"
+        return f"nothing to compare ({'; '.join(report.notes)})"
 
     against = f"logloss {nats:.4f} against {constant.logloss:.4f} of a constant"
     # Standard error of the AUC of a score that knows nothing.
@@ -168,14 +190,14 @@ def verdict(
     if auc > 0.5 + 3 * math.sqrt((clicks + rest + 1) / (12 * clicks * rest)):
         if nats < constant.logloss:
             learnt = f"{1 - nats / constant.logloss:.0%} of its nats learnt"
-            return f"verdict: {against}: {learnt}; AUC {auc:.4f}"
+            return f"{against}: {learnt}; AUC {auc:.4f}"
         off = f"its rates are off (PCOC {report.pcoc:.2f})"
-        return f"verdict: {against}, though AUC {auc:.4f}: {off}"
+        return f"{against}, though AUC {auc:.4f}: {off}"
 
     causes = _causes(prepared, learning_rates, steps)
     unusual = "nothing unusual was found in the data, learning rates or steps"
     likely = f"likely: {'; '.join(causes)}" if causes else unusual
-    return f"verdict: no better than a constant predictor ({against}; AUC {auc:.4f}); {likely}"
+    return f"no better than a constant predictor ({against}; AUC {auc:.4f}); {likely}"
 
 
 def _causes(prepared: dict | None, learning_rates: Mapping[str, float], steps: int) -> list[str]:

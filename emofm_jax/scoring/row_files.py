@@ -3,7 +3,7 @@
 import collections
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from emofm_jax.data import batches, encode, features, files, shards
+from emofm_jax.data import batches, encode, features, files, shards, unknown
 from emofm_jax.data.problems import Notes
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
@@ -28,13 +28,15 @@ BATCH_ROWS = 4096  # rows of a step, over all devices
 class Scored:
     """What became of a file: its rows, those without scores, {slot: share of unknown values}.
 
-    Then what is to be said of its rows and files, by `counts.said`.
+    Then what is to be said of its rows and files, by `counts.said`, and of slots that training knew
+    and that are all unknown, by `unknown.said`.
     """
 
     num_rows: int
     num_bad: int
     unknown: dict[str, float]
     notes: dict[str, tuple[int, str]]
+    warnings: list[str]
 
 
 def check(source: Path, output: Path) -> None:
@@ -71,7 +73,8 @@ def score(scorer: "Scorer", source: Path, output: Path, progress: bool = False) 
     Raises:
       UserError: no rows, no finite score, a file that cannot be read or written.
     """
-    unknown = features.UnknownCounter(scorer.schema)
+    counter = features.UnknownCounter(scorer.schema)
+    unseen: Mapping[str, list[str]] = {}
     as_csv = output.suffix == ".csv"
     num_rows = num_bad = 0
     notes = Notes()
@@ -82,7 +85,8 @@ def score(scorer: "Scorer", source: Path, output: Path, progress: bool = False) 
         with _disk(output):
             temporary = stack.enter_context(files.whole(output))
         for chunk, inputs, finish in _started(scorer, source):
-            unknown.add(inputs)
+            counter.add(inputs)
+            unseen = chunk.unseen
             notes.join(chunk.notes)
             table = _table(chunk, finish(), as_csv)
             with _disk(output):
@@ -98,7 +102,9 @@ def score(scorer: "Scorer", source: Path, output: Path, progress: bool = False) 
             raise UserError(f"--input={source}: it has no rows")
         with _disk(output):
             writer.close()
-    return Scored(num_rows, num_bad, unknown.shares(), notes.of(""))
+    vocabularies = lambda: encode.load_vocabularies(scorer.schema, scorer.directory)
+    warnings = unknown.said(scorer.schema, counter.counts(), unseen, vocabularies)
+    return Scored(num_rows, num_bad, counter.shares(), notes.of(""), warnings)
 
 
 def _started(

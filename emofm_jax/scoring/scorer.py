@@ -13,6 +13,7 @@ cannot be an error: it makes the scores of its row NaN. `scorer(features)` looks
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ from emofm_jax import config as config_lib
 from emofm_jax.data import encode as encode_lib
 from emofm_jax.data import features as features_lib
 from emofm_jax.data import schema as schema_lib
+from emofm_jax.data import unknown
 from emofm_jax.data.schema import Schema
-from emofm_jax.errors import UserError, check_choice
+from emofm_jax.errors import UnknownValues, UserError, check_choice
 from emofm_jax.evaluation import calibration, monitor
 from emofm_jax.models import build as model_lib
 from emofm_jax.scoring import artefact, attribution, compiled, ensemble
@@ -105,8 +107,15 @@ class Scorer:
         return finish
 
     def encode(self, data: Mapping[str, Sequence]) -> dict[str, np.ndarray]:
-        """Turns raw values into features, exactly as in training; see `data.features.encode`."""
-        return features_lib.encode(self._encoder, data)
+        """Turns raw values into features, exactly as in training; see `data.features.encode`.
+
+        Warns once (`errors.UnknownValues`) of a slot that training knew and that is nearly all
+        unknown from the first calls on.
+        """
+        features = features_lib.encode(self._encoder, data)
+        if self._watched:
+            self._watch(features)
+        return features
 
     def unknown_share(self, features: Mapping) -> dict[str, float]:
         """Returns {slot: share of its values that are missing or unknown}; checks the features."""
@@ -159,6 +168,27 @@ class Scorer:
     @functools.cached_property
     def _measure(self) -> attribution.Measure:
         return attribution.make_measure(self.embed, self.fn_from_embeddings, self.params)
+
+    @functools.cached_property
+    def _watched(self) -> dict[str, unknown.Watched]:
+        """The slots that are not yet known to be well."""
+        return unknown.watch(self.schema)
+
+    def _watch(self, features: Mapping[str, np.ndarray]) -> None:
+        counter = features_lib.UnknownCounter(self.schema)
+        counter.add(features)
+        counts, unseen = counter.counts(), self._encoder.unseen
+        for name, watched in list(self._watched.items()):
+            watched.values += counts[name][0]
+            watched.unknown += counts[name][1]
+            if watched.is_lost(unseen.get(name, ())):
+                words = unknown.sentence(
+                    watched, unseen.get(name, ()), self._encoder.vocabularies or {}
+                )
+                warnings.warn(words, UnknownValues, stacklevel=3)
+            elif not watched.is_settled() or watched.unknown == watched.values:
+                continue
+            self._watched.pop(name, None)
 
     @functools.cached_property
     def _encoder(self) -> encode_lib.Encoder:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from emofm_jax.data import batches
 from emofm_jax.data.shards import Split
 from emofm_jax.errors import UserError
-from emofm_jax.evaluation import summary
+from emofm_jax.evaluation import leaks, summary
 from emofm_jax.evaluation.run_report import FILE, Evaluation, RunReport
 from emofm_jax.evaluation.split_report import SplitReport
 from emofm_jax.training import build, checkpoint
@@ -204,7 +204,8 @@ def _verdict(run: _Run, report: SplitReport) -> str:
         prepared = json.loads((split.path.parent / "prepare.json").read_text())
     split.check()  # what was read is of these data
     rates = {key: run.config.optim[key].learning_rate for key in SECTIONS}
-    return summary.verdict(report, prepared, rates, run.progress.step)
+    alone = leaks.find(run.splits["train"], run.splits["valid"])
+    return summary.verdict(report, prepared, rates, run.progress.step, alone)
 
 
 def _lower_rates(run: _Run, state: TrainState, log: Log) -> TrainState:

@@ -1,0 +1,119 @@
+"""Slots that training knew and that are unknown in what is scored: what is to be said of them.
+
+Such a slot has likely another spelling, another type or other ids than in training; every score is
+then one that knows nothing of it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import pyarrow as pa
+
+from emofm_jax.data.schema import Schema, Slot
+from emofm_jax.data.vocabulary import Vocabulary
+
+_MOST = 0.95  # share of unknown values from which on they are all of them
+_KNOWN = 0.5  # share up to which training knew the slot
+_CHANCE = 1e-4  # that so many values are unknown as in training
+_FEWEST = 8  # values, since those of a request are alike
+_FEW_ROWS = 4  # of a slot: with so few values a single one may be all that there is
+EXAMPLES = 2  # that are kept of a slot
+
+
+@dataclasses.dataclass
+class Watched:
+    """A slot, its values so far, and those of them that were missing or unknown.
+
+    Attributes:
+      usual: share of these in the data of training.
+    """
+
+    slot: Slot
+    usual: float
+    values: int = 0
+    unknown: int = 0
+
+    def is_settled(self) -> bool:
+        """Whether there are enough values to judge."""
+        chance = max(self.usual, 0.1) ** self.values
+        return self.values >= _FEWEST and chance < _CHANCE
+
+    def is_lost(self, examples: Sequence[str]) -> bool:
+        """Whether nearly all values are unknown; one new value many times is only that."""
+        several = len(examples) != 1 or self.slot.rows <= _FEW_ROWS
+        return several and self.is_settled() and self.unknown >= _MOST * self.values
+
+
+def watch(schema: Schema) -> dict[str, Watched]:
+    """The slots that training knew, by name."""
+    found = {}
+    for i, slot in enumerate(schema.slots):
+        if schema.unknown_per_slot:
+            usual = schema.unknown_per_slot[i]
+        else:  # of release 0.1, which did not say
+            is_counted = slot.encoding == "vocabulary" and not slot.is_numeric and slot.rows > 1
+            usual = 0.0 if is_counted else 1.0
+        if usual <= _KNOWN:
+            found[slot.name] = Watched(slot, usual)
+    return found
+
+
+def said(
+    schema: Schema,
+    counts: Mapping[str, tuple[int, int]],
+    examples: Mapping[str, Sequence[str]],
+    vocabularies: Callable[[], Mapping[str, Vocabulary]],
+) -> list[str]:
+    """A sentence for each slot that training knew and that is nearly all unknown now.
+
+    Args:
+      schema: of the run.
+      counts: {slot: (values, missing and unknown ones)}.
+      examples: {slot: raw values that are unknown}, as `Encoder.unseen` has them.
+      vocabularies: loads those of the run, by the slot that owns the rows.
+    """
+    found = []
+    for name, watched in watch(schema).items():
+        watched.values, watched.unknown = counts[name]
+        if watched.is_lost(examples.get(name, ())):
+            found.append(sentence(watched, examples.get(name, ()), vocabularies()))
+    return found
+
+
+def sentence(
+    watched: Watched, examples: Sequence[str], vocabularies: Mapping[str, Vocabulary]
+) -> str:
+    """What is to be said of a slot that is lost: an example, one of training, the likely cause."""
+    slot, share = watched.slot, watched.unknown / watched.values
+    text = (
+        f"slot {slot.name!r}: {share:.0%} of {watched.values:,} values are missing or unknown, "
+        f"{watched.usual:.0%} were in training"
+    )
+    vocabulary = vocabularies.get(slot.owner)
+    if vocabulary is None or not len(vocabulary.values):
+        return f"{text}; check its column"
+    known = vocabulary.values[0].as_py()
+    if not examples:
+        return f"{text}; check its column, which held {known!r} there"
+    text = f"{text}: here {examples[0]!r}, there {known!r}"
+    return f"{text}; {_likely(examples[0], known, vocabulary)}"
+
+
+def _likely(example: str, known: str, vocabulary: Vocabulary) -> str:
+    bare = example.strip().removesuffix(".0").lstrip("0")
+    variants = {bare, *(change(example.strip()) for change in (str, str.lower, str.upper))}
+    variants |= {example.strip().title(), example.strip("'\"")}
+    for variant in sorted(variants - {example, ""}):
+        if vocabulary.ids(pa.array([variant]))[0]:
+            return f"likely another spelling, since training has {variant!r}"
+    if _is_number(example) != _is_number(known):
+        return "likely another type, or other ids"
+    return "likely other ids, or another spelling"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

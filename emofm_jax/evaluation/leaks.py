@@ -1,0 +1,57 @@
+"""Slots that alone tell the label: likely known only after the click, a leak."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from emofm_jax.data.shards import Split
+from emofm_jax.evaluation import metrics
+
+_AUC = 0.99  # of a slot alone, from which on it is named
+_FEWEST = 5  # clicks, and other rows, that an AUC is judged by
+
+
+def find(train: Split, valid: Split) -> dict[str, float]:
+    """{slot: AUC} of the slots that alone nearly give the label.
+
+    A slot's score of a validation row is the click rate of its id among training rows, or its
+    number. The first row group of each split is looked at; bags and vectors are not.
+    """
+    slots = [slot for slot in train.schema.slots if not (slot.is_bag or slot.is_vector)]
+    names = ["label", *(slot.name for slot in slots)]
+    if not (slots and train.num_rows and valid.num_rows):
+        return {}
+    seen, judged = (split.read_row_group(0, names) for split in (train, valid))
+    clicked, label = (table["label"].to_numpy() for table in (seen, judged))
+    if min(label.sum(), (label == 0).sum()) < _FEWEST:
+        return {}
+
+    found = {}
+    for slot in slots:
+        if slot.holds_ids:
+            score = _rates(seen[slot.name].to_numpy(), clicked, judged[slot.name].to_numpy())
+        else:
+            score = np.nan_to_num(judged[slot.name].to_numpy())  # null is NaN
+        auc = metrics.auc(label, score) or 0.5
+        auc = auc if slot.holds_ids else max(auc, 1 - auc)
+        if auc > _AUC:
+            found[slot.name] = auc
+    return found
+
+
+def said(alone: Mapping[str, float]) -> str:
+    """What is to be said of slots that alone nearly give the label; empty of none."""
+    if not alone:
+        return ""
+    slots = ", ".join(f"{name!r} (AUC {auc:.4f})" for name, auc in alone.items())
+    known = "leave out what is known only after the click"
+    return f"likely a leak: alone, slot {slots} nearly gives the label; {known}"
+
+
+def _rates(seen: np.ndarray, clicked: np.ndarray, judged: np.ndarray) -> np.ndarray:
+    """f64[m]: click rate of ids `judged` i32[m] among `seen` i32[n]; near the mean where few."""
+    _, which = np.unique(np.concatenate([seen, judged]), return_inverse=True)
+    own, other = which[: len(seen)], which[len(seen) :]
+    size = int(which.max()) + 1
+    rows, clicks = np.bincount(own, minlength=size), np.bincount(own, clicked, size)
+    return ((clicks + clicked.mean()) / (rows + 1))[other]
