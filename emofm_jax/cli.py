@@ -136,17 +136,23 @@ def define_scorer(flags: absl_flags.FlagValues) -> None:
 
 
 def workdirs(flags: absl_flags.FlagValues) -> str | list[str]:
-    """The run of --workdir, or the runs; a comma may be part of a directory's name."""
-    pieces, names = flags.workdir.split(","), []
-    if "" in pieces and not Path(flags.workdir).exists():
-        raise UserError(f"--workdir={flags.workdir}: it names no run beside a comma; correct it")
+    """The run of --workdir, or the runs."""
+    names = paths("workdir", flags.workdir, "run")
+    return names if len(names) > 1 else names[0]
+
+
+def paths(flag: str, given: str, what: str) -> list[str]:
+    """Paths with commas between them, where a comma may be part of a path, too."""
+    pieces, names = given.split(","), []
+    if "" in pieces and not Path(given).exists():
+        raise UserError(f"--{flag}={given}: it names no {what} beside a comma; correct it")
     while pieces:
-        # The most pieces that are a directory together, else the first alone: it has an error.
+        # The most pieces that are a path together, else the first alone: it has an error.
         joined = {n: ",".join(pieces[:n]) for n in range(len(pieces), 0, -1)}
         most = next((n for n, name in joined.items() if Path(name).exists()), 1)
         names.append(joined[most])
         del pieces[:most]
-    return names if len(names) > 1 else names[0]
+    return names
 
 
 def overrides(flags: absl_flags.FlagValues) -> dict:

@@ -144,9 +144,7 @@ def _unknown(rows: shards.Split | RawRows, workdir: Path, report: SplitReport) -
 def _open(flags: absl_flags.FlagValues, data: RunData, by: list[str]) -> shards.Split | RawRows:
     """The rows that are to be evaluated, checked as far as that is cheap."""
     if flags.input:
-        # The path of one may have commas.
-        one = Path(flags.input).exists()
-        paths = [Path(name) for name in ([flags.input] if one else flags.input.split(","))]
+        paths = [Path(name) for name in cli.paths("input", flags.input, "file")]
         return RawRows(data.schema, data.workdir, paths, by)
     groups.check(data.schema, by, of_shards=True)
     return data.open(flags.split, flags.data)

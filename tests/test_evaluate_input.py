@@ -124,15 +124,16 @@ def test_every_figure_is_that_of_scikit_learn_on_the_written_rows(run):
     bad = [7, 20, 30, 40]
     mixed = [[row[i] for i in order] for row in rows]
     columns = ",".join(head[i] for i in order)
-    write(Path("a.csv"), mixed[:250], columns)
+    write(Path("a,1.csv"), mixed[:250], columns)
     write(Path("b.csv"), mixed[250:], columns)
     Path("tomorrow").mkdir()
     Path("tomorrow/b.csv.gz").write_bytes(gzip.compress(Path("b.csv").read_bytes()))
     assert (
-        evaluated("--input=a.csv,tomorrow", "--by=device,campaign,user,kind", "--by_values=7") == 0
+        evaluated("--input=a,1.csv,tomorrow", "--by=device,campaign,user,kind", "--by_values=7")
+        == 0
     )
 
-    body, table = said("input@a+1"), pq.read_table("run/predictions/input@a+1.parquet")
+    body, table = said("input@a,1+1"), pq.read_table("run/predictions/input@a,1+1.parquet")
     kept = [row for i, row in enumerate(rows) if i not in bad]
     assert table["row"].to_pylist() == [i for i in range(500) if i not in bad]
     assert table["row_id"].to_pylist() == [row[0] for row in kept]
@@ -297,6 +298,7 @@ def test_the_page_of_the_run_has_new_rows_and_values(run, capsys):
             "none of its 3 rows can be read as a labelled row; the first: dash.csv:2: ",
         ),
         (["--input=raw,raw/test.csv"], "raw/test.csv is named twice, and would count twice"),
+        (["--input=raw/test.csv,"], "--input=raw/test.csv,: it names no file beside a comma"),
         (["--input=raw/test.csv", "--split=test"], "--split: raw rows have no splits"),
         (["--input=raw/test.csv", "--data=data"], "--data: raw rows are no shards"),
         (["--input=raw/test.csv", "--importance"], "--importance: it permutes the rows of a split"),
