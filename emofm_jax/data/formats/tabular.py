@@ -100,9 +100,9 @@ def _text_tasks(
 
     names = _names(recipe, file.path, first.first_row(), labelled)
     sources = _sources(recipe, file, names, labelled, slots)
-    unique = _unique(file.path, names, sources.values())
+    _check_unique(file.path, names, sources.values())
     wanted = _own(names, sources)
-    dialect = lines_lib.Dialect(unique, separator, quoting, recipe["null_values"])
+    dialect = lines_lib.Dialect(names, separator, quoting, recipe["null_values"])
 
     def parse(block: Block) -> Chunk:
         chunk = lines_lib.parse(block, dialect, wanted)
@@ -124,7 +124,7 @@ def _parquet_tasks(
         return
     names = parquet.schema_arrow.names
     sources = _sources(recipe, file, names, labelled, slots)
-    _unique(path, names, sources.values())
+    _check_unique(path, names, sources.values())
     wanted = _own(names, sources)
 
     def parse(lines: np.ndarray, batch: pa.RecordBatch) -> Chunk:
@@ -149,12 +149,11 @@ def _own(names: Sequence[str], sources: Mapping[str, str]) -> list[str]:
     return list(dict.fromkeys(n for n in sources.values() if n in names)) or list(names[:1])
 
 
-def _unique(path: Path, names: Sequence[str], wanted: Collection[str]) -> list[str]:
-    """The names of columns, those that stand twice and are not wanted with numbers behind."""
+def _check_unique(path: Path, names: Sequence[str], wanted: Collection[str]) -> None:
+    """Raises a UserError if a column that is read stands twice."""
     twice = sorted({name for name in names if name in wanted and names.count(name) > 1})
     if twice:
         raise UserError(f"{path}: column {twice[0]!r} stands twice; rename one of the two")
-    return [n if n in wanted else f"{n}\n{i}" for i, n in enumerate(names)]
 
 
 def _with_partitions(
