@@ -102,9 +102,10 @@ def _evaluate(flags: absl_flags.FlagValues, workdir: Path) -> None:
         report = dataclasses.replace(report, calibration_fit=fit)
         written.append(calibration.save(workdir, fitted, progress.step, fit))
 
-    before = _replaced(written[1], report)
-    predictions_lib.write_predictions(path, predictions, rows)
-    files.write_json(written[1], report.to_json())
+    with workdir_lib.writing(workdir):
+        before = _replaced(written[1], report)
+        predictions_lib.write_predictions(path, predictions, rows)
+        files.write_json(written[1], report.to_json())
     title = "new rows" if flags.input else f"{flags.split} split"
     _print(report, title)
     for words in _unknown(rows, workdir, report):
@@ -120,7 +121,10 @@ def _evaluate(flags: absl_flags.FlagValues, workdir: Path) -> None:
 
 def _replaced(path: Path, report: SplitReport) -> str:
     """A word on a file that goes, if it is of other data of the same name."""
-    data = json.loads(path.read_text()).get("data", "") if path.exists() else report.data
+    try:
+        data = json.loads(path.read_text()).get("data", "") if path.exists() else report.data
+    except (ValueError, AttributeError):
+        data = "unknown"  # nobody can tell
     return "" if data == report.data else f"; {path.name} of {data or 'the own data'} is replaced"
 
 

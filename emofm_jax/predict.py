@@ -34,7 +34,7 @@ def _main(flags: absl_flags.FlagValues) -> None:
     scorer = scorer_lib.load_scorer(runs, calibrated=flags.calibrated, combine=flags.combine)
     done = row_files.score(scorer, source, output, progress=sys.stderr.isatty())
 
-    for words in counts.said(done.notes):
+    for words in counts.said_of_all(done.notes):
         print(words)
     if unknown := summary.unknown(done.unknown):
         print(unknown)

@@ -290,3 +290,22 @@ def test_the_interval_of_a_mean_ends_where_its_metric_does():
     of_nats = comparison.spread(np.array([0.01, 0.03, np.nan]), "logloss").interval
     assert of_nats.low == 0 and of_nats.high > 0.1
     assert comparison.spread(values - 1, "share").interval.low < 0
+
+
+@pytest.mark.parametrize("metric, compute", [("auc", sk.roc_auc_score), ("logloss", sk.log_loss)])
+def test_rows_of_weight_w_are_w_rows(rows, metric, compute):
+    """The mean is the weighted metric's; the interval is what a paired bootstrap gives."""
+    label, ours, theirs = (x[:1500] for x in rows)
+    rng = np.random.default_rng(3)
+    weight = rng.integers(1, 4, len(label)).astype(np.float32)
+    parts = [comparison.row_parts(metric, label, p, weight) for p in (ours, theirs)]
+    of_parts = [weight[label > 0], weight[label <= 0]] if metric == "auc" else [weight]
+    found = comparison.over_rows(*parts, weights=of_parts)
+    of = lambda i: [compute(label[i], p[i], sample_weight=weight[i]) for p in (ours, theirs)]
+    np.testing.assert_allclose(found.mean, -np.diff(of(slice(None)))[0], rtol=1e-5)
+    draws = [-np.diff(of(rng.integers(0, len(label), len(label))))[0] for _ in range(200)]
+    half = (found.high - found.low) / 2 / 1.96
+    np.testing.assert_allclose(half, np.std(draws, ddof=1), rtol=0.15)
+    ones = [np.ones_like(w) for w in of_parts]
+    plain = [comparison.row_parts(metric, label, p) for p in (ours, theirs)]
+    assert comparison.over_rows(*plain, weights=ones) == pytest.approx(comparison.over_rows(*plain))

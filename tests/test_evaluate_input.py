@@ -297,7 +297,10 @@ def test_the_page_of_the_run_has_new_rows_and_values(run, capsys):
             ["--input=dash.csv"],
             "none of its 3 rows can be read as a labelled row; the first: dash.csv:2: ",
         ),
-        (["--input=raw,raw/test.csv"], "raw/test.csv is named twice, and would count twice"),
+        (
+            ["--input=raw,raw/test.csv"],
+            "raw/test.csv: it is raw/test.csv, and would count twice; remove one",
+        ),
         (["--input=raw/test.csv,"], "--input=raw/test.csv,: it names no file beside a comma"),
         (["--input=raw/test.csv", "--split=test"], "--split: raw rows have no splits"),
         (["--input=raw/test.csv", "--data=data"], "--data: raw rows are no shards"),

@@ -15,6 +15,7 @@ from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.errors import UserError
 from emofm_jax.training import predictions
+from emofm_jax.training import run as run_lib
 
 pytestmark = pytest.mark.fast
 
@@ -222,3 +223,28 @@ def test_shards_that_another_program_has_made_meanwhile_are_kept(tmp_path):
     preparation.prepare_missing(c)
     assert (tmp_path / "data" / "schema.json").stat().st_ino == made
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_split_that_was_not_prepared_with_the_others_is_not_opened(tmp_path):
+    schema = dataclasses.replace(SCHEMA, digests={})
+    for name in ("train", "valid", "test"):
+        write(tmp_path, table(ROWS), split=name)
+    kept = shards.digests(tmp_path)
+    without_test = {name: kept[name] for name in ("train", "valid")}
+    dataclasses.replace(schema, digests=without_test).save(tmp_path)
+    assert shards.open_split(tmp_path, "valid").num_rows == 4
+    with pytest.raises(UserError, match="test: not of the preparation of its schema.json"):
+        shards.open_split(tmp_path, "test")
+
+    dataclasses.replace(schema, digests=kept).save(tmp_path)
+    shutil.rmtree(tmp_path / "test")
+    with pytest.raises(UserError, match="test: the split that was prepared is gone"):
+        run_lib._open_all(tmp_path)
+
+
+def test_a_link_to_the_data_stays_a_link(tmp_path):
+    config = config_lib.default()
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    config.data.dir = str(tmp_path / "link")
+    assert preparation._target(config) == tmp_path / "real"

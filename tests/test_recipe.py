@@ -58,3 +58,16 @@ def test_files_of_a_split(tmp_path):
         UserError, match="config.prepare.files.test: '/tmp/test.csv' must be relative"
     ):
         recipe_lib.files(c.prepare.to_dict())
+
+
+def test_no_file_counts_twice(tmp_path):
+    for name in ("train.csv", "valid.csv", "test.csv"):
+        (tmp_path / name).write_text("label,user\n1,u\n")
+    recipe = config.default().prepare.to_dict() | {"source": str(tmp_path)}
+    assert recipe_lib.files(recipe).keys() == {"train", "valid", "test"}
+    everything = recipe | {"files": {"train": "*.csv", "valid": "valid.csv", "test": ""}}
+    with pytest.raises(UserError, match=r"valid.csv: it is .*valid.csv, and would count twice"):
+        recipe_lib.files(everything)
+    (tmp_path / "more.csv").symlink_to(tmp_path / "test.csv")
+    with pytest.raises(UserError, match="test.csv: it is .*more.csv, and would count twice; remove"):
+        recipe_lib.files(recipe | {"split": "share"})

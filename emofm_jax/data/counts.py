@@ -253,6 +253,13 @@ def said(notes: Mapping[str, tuple[int, str]], cut: float = 0.0) -> list[str]:
     return [words(kind, *found) for kind, found in notes.items()]
 
 
+def said_of_all(notes: Notes) -> list[str]:
+    """Notes on the rows, files and bags that a program reads, in words."""
+    cut = [(slot, number) for (slot, kind), (number, _) in notes.items() if kind == "cut"]
+    of_bags = [f"slot {slot!r}: {number:,} bags were longer, and were cut" for slot, number in cut]
+    return [*said(notes.of("")), *of_bags]
+
+
 def _note_lines(report: Report) -> list[str]:
     lines = said(report.notes)
     for name, slot in report.slots.items():

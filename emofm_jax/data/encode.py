@@ -372,7 +372,7 @@ class EncodedChunk:
     # 0-based positions among all rows.
     row_id: pa.Array
     also: dict[str, pa.Array] = dataclasses.field(default_factory=dict)  # of the table's rows
-    notes: Notes = dataclasses.field(default_factory=Notes)  # on rows and files
+    notes: Notes = dataclasses.field(default_factory=Notes)  # on rows, files and values
     unseen: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)  # of the `Encoder`
 
 
@@ -410,6 +410,7 @@ def read_encoded(
     encoder = Encoder(as_text, load_vocabularies(schema, directory))
     recipe = recipe_lib.to_evaluate(schema.recipe, also) if labelled else schema.recipe
     files = [file for one in paths for file in raw_files.find(one)]
+    recipe_lib.check_once(files)
     position = 0
     for chunk in formats.read(recipe, files, labelled):
         encoded = _keep_places(encoder, chunk, labelled, position, also)
@@ -421,7 +422,8 @@ def _keep_places(
     encoder: Encoder, chunk: Chunk, labelled: bool, position: int, also: Sequence[str]
 ) -> EncodedChunk:
     """Encodes a chunk; `position` rows stand before it."""
-    table, problems, _ = encoder.encode(chunk.columns, labelled)
+    table, problems, notes = encoder.encode(chunk.columns, labelled)
+    notes.join(chunk.notes)
     good = pa.array(problems.good(len(chunk.lines)))
     beside = {name: _also(encoder, chunk, name).filter(good) for name in also}
     bad = [*chunk.bad, *chunk.bad_rows(problems)]
@@ -435,13 +437,13 @@ def _keep_places(
 
     if not encoder.schema.row_id:
         row_id = pa.array(position + np.arange(len(lines)))
-        return EncodedChunk(table, kept, reasons, row_id, beside, chunk.notes, encoder.unseen)
+        return EncodedChunk(table, kept, reasons, row_id, beside, notes, encoder.unseen)
     own = chunk.columns["row_id"]
     own = own if pa.types.is_integer(own.type) else row_names(own)
     index = np.full(len(lines), -1)
     index[np.searchsorted(lines, chunk.lines)] = np.arange(len(chunk.lines))
     row_id = own.take(pa.array(index, mask=index < 0))
-    return EncodedChunk(table, kept, reasons, row_id, beside, chunk.notes, encoder.unseen)
+    return EncodedChunk(table, kept, reasons, row_id, beside, notes, encoder.unseen)
 
 
 def _also(encoder: Encoder, chunk: Chunk, name: str) -> pa.Array:

@@ -112,7 +112,7 @@ def of_split(split: Split, directory: Path, column: str) -> Groups:
 def _values(slot: Slot, ids: np.ndarray, directory: Path) -> list[str | None]:
     """What the ids of a slot stand for; None for the id 0."""
     if slot.encoding == "vocabulary":
-        known = vocabulary.load(directory, slot.owner).values
+        known = vocabulary.load(directory, slot.owner, slot.digest).values
         named = known.take(pa.array(ids[ids > 0] - 1)).to_pylist()
     elif slot.kind == "numeric":
         named = [f"bucket {i}" for i in ids[ids > 0].tolist()]

@@ -75,7 +75,8 @@ def _target(config: ConfigDict) -> Path:
     if not config.data.dir:
         remedy = "name the directory that the shards shall be written to"
         raise UserError(f"config.data.dir: it is empty; {remedy}")
-    return Path(config.data.dir)
+    target = Path(config.data.dir)
+    return target.resolve() if target.is_symlink() else target  # the link stays
 
 
 def _prepare(config: ConfigDict, target: Path, partial: Path, progress: bool) -> counts_lib.Report:

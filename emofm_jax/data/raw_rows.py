@@ -3,14 +3,13 @@
 Reads them as a run's own data were read: its recipe, its vocabularies.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from emofm_jax.data import batches, encode, groups, raw_files
+from emofm_jax.data import batches, encode, groups, raw_files, recipe
 from emofm_jax.data.problems import Notes
 from emofm_jax.data.raw_files import COMPRESSED
 from emofm_jax.data.schema import Schema
@@ -42,9 +41,7 @@ class RawRows:
         """
         for path in paths:
             _check(schema, path)
-        files = [file.path.resolve() for path in paths for file in raw_files.find(path)]
-        if twice := [file for file, times in Counter(files).items() if times > 1]:
-            raise UserError(f"--input: {twice[0]} is named twice, and would count twice; drop one")
+        recipe.check_once([file for path in paths for file in raw_files.find(path)])
         groups.check(schema, by, of_shards=False)
         self.schema, self.num_read = schema, 0
         self.rejected: list[tuple[int, str]] = []

@@ -161,7 +161,7 @@ def files(recipe: Mapping) -> dict[str, list[RawFile]]:
         raise UserError(f"{named} does not exist; name the raw data's file or directory")
     if recipe["split"] != "files":
         if found := raw_files.find(source):
-            _check_once(found, "")
+            check_once(found)
             return {"": found}
         raise UserError(f"{named} holds no file; name the raw data's directory")
     if source.is_file():
@@ -172,7 +172,9 @@ def files(recipe: Mapping) -> dict[str, list[RawFile]]:
     patterns = {split: recipe["files"][split] for split in SPLITS}
     if not patterns["train"]:
         raise UserError("config.prepare.files.train: it is empty; the train split is needed")
-    return {s: _split_files(source, s, pattern) for s, pattern in patterns.items() if pattern}
+    found = {s: _split_files(source, s, pattern) for s, pattern in patterns.items() if pattern}
+    check_once([file for files in found.values() for file in files], " from config.prepare.files")
+    return found
 
 
 def _split_files(source: Path, split: str, pattern: str) -> list[RawFile]:
@@ -193,12 +195,19 @@ def _split_files(source: Path, split: str, pattern: str) -> list[RawFile]:
             f"set {where}, empty for a split that you do not have"
         )
     files = list(found.values())
-    _check_once(files, f", or set {where}")
+    check_once(files, f", or set {where}")
     return files
 
 
-def _check_once(files: Sequence[RawFile], remedy: str) -> None:
-    """Raises a UserError if a file is there plain and compressed."""
+def check_once(files: Sequence[RawFile], remedy: str = "") -> None:
+    """Raises a UserError if a file is there twice: by a link, or plain and compressed."""
+    names: dict[Path, Path] = {}
+    for file in files:
+        first = names.setdefault(file.path.resolve(), file.path)
+        if first is not file.path:
+            raise UserError(
+                f"{file.path}: it is {first}, and would count twice; remove one{remedy}"
+            )
     there = {file.path for file in files}
     for path in there:
         if path.suffix in raw_files.COMPRESSED and path.with_suffix("") in there:

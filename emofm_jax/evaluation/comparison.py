@@ -116,9 +116,16 @@ def row_parts(
 
 
 def over_rows(
-    ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], level: float = 0.95
+    ours: Sequence[np.ndarray],
+    theirs: Sequence[np.ndarray],
+    level: float = 0.95,
+    weights: Sequence[np.ndarray] | None = None,
 ) -> Interval:
     """Interval of ours - theirs over the rows that `row_parts` was given, the same for both.
+
+    Args:
+      ours, theirs: what `row_parts` returned of the two models.
+      weights: f32[..] > 0 of the rows of each part; None for all 1.
 
     Raises:
       ValueError: the rows differ in number.
@@ -126,8 +133,16 @@ def over_rows(
     if [len(a) for a in ours] != [len(b) for b in theirs]:
         raise ValueError("not the same rows")
     strata = [np.asarray(a, np.float64) - b for a, b in zip(ours, theirs)]
-    variance = sum(d.var(ddof=1) / len(d) if len(d) > 1 else 0.0 for d in strata)
-    return _interval(strata[0].mean(), np.sqrt(variance), np.inf)
+    shares = [np.full(len(d), 1 / max(len(d), 1)) for d in strata]
+    if weights is not None:
+        shares = [np.asarray(w, np.float64) / np.sum(w, dtype=np.float64) for w in weights]
+    means = [float(share @ d) for share, d in zip(shares, strata)]
+
+    variance = 0.0
+    for d, share, mean in zip(strata, shares, means):
+        if len(d) > 1:
+            variance += float(np.sum((share * (d - mean)) ** 2)) * len(d) / (len(d) - 1)
+    return _interval(means[0], np.sqrt(variance), np.inf)
 
 
 def together(differences: np.ndarray, rows: Interval) -> Interval:

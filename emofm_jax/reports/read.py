@@ -151,17 +151,26 @@ def training_log(run: Run) -> list[dict]:
     return [event for _, event in lines if event.get("event") == "train"]
 
 
-def predictions(run: Run, split: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Label i8[n] and p f32[n] of a split; None where none were kept."""
+def predictions(run: Run, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None] | None:
+    """Label i8[n], p f32[n] and weight f32[n] of the rows of a split that count.
+
+    The weight is None where all are 1; everything is None where no predictions were kept.
+    """
     path = run.workdir / "predictions" / f"{split}.parquet"
     if not path.exists():
         return None
     try:
-        table = pq.read_table(path, columns=["label", "p"], use_threads=False, memory_map=True)
+        columns = [c for c in ("label", "p", "weight") if c in pq.read_schema(path).names]
+        table = pq.read_table(path, columns=columns, use_threads=False, memory_map=True)
     except pa.ArrowException as error:
         why = f"not readable as Parquet ({error}); evaluate the run again"
         raise UserError(f"{path}: {why}") from None
-    return table["label"].to_numpy(), table["p"].to_numpy()
+    label, p = table["label"].to_numpy(), table["p"].to_numpy()
+    if "weight" not in columns:
+        return label, p, None
+    weight = table["weight"].to_numpy()
+    counts = weight > 0
+    return label[counts], p[counts], weight[counts]
 
 
 def importance(run: Run, split: str) -> dict | None:

@@ -28,14 +28,14 @@ BATCH_ROWS = 4096  # rows of a step, over all devices
 class Scored:
     """What became of a file: its rows, those without scores, {slot: share of unknown values}.
 
-    Then what is to be said of its rows and files, by `counts.said`, and of slots that training knew
-    and that are all unknown, by `unknown.said`.
+    Then what is to be said of what was read, by `counts.said_of_all`, and of slots that training
+    knew and that are all unknown, by `unknown.said`.
     """
 
     num_rows: int
     num_bad: int
     unknown: dict[str, float]
-    notes: dict[str, tuple[int, str]]
+    notes: Notes
     warnings: list[str]
 
 
@@ -104,7 +104,7 @@ def score(scorer: "Scorer", source: Path, output: Path, progress: bool = False) 
             writer.close()
     vocabularies = lambda: encode.load_vocabularies(scorer.schema, scorer.directory)
     warnings = unknown.said(scorer.schema, counter.counts(), unseen, vocabularies)
-    return Scored(num_rows, num_bad, counter.shares(), notes.of(""), warnings)
+    return Scored(num_rows, num_bad, counter.shares(), notes, warnings)
 
 
 def _started(

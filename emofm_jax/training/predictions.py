@@ -68,7 +68,7 @@ def score(
     if rows.rejected:
         left_out = f"{len(rows.rejected):,} of {rows.num_read:,} rows could not be read"
         notes = [f"{left_out} and are left out; the first: {rows.rejected[0][1]}"]
-    notes += [*counts.said(rows.notes.of("")), *made.notes]
+    notes += [*counts.said_of_all(rows.notes), *made.notes]
     return found, dataclasses.replace(made, rejected=len(rows.rejected), notes=notes)
 
 

@@ -72,6 +72,19 @@ def together(workdir: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def writing(workdir: Path) -> Iterator[None]:
+    """Waits until no other evaluation writes to `predictions/`: its files are of one of them."""
+    directory = workdir / "predictions"
+    directory.mkdir(exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        files.lock(descriptor, wait=True)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def check_same_run(config: ConfigDict, workdir: Path) -> None:
     """Raises UserError if the run in the workdir is of another config, but for free fields."""
     free = config_lib.may_change(config)

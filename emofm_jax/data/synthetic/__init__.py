@@ -30,7 +30,6 @@ from emofm_jax.data.synthetic import population
 from emofm_jax.data.synthetic import truth as truth_lib
 from emofm_jax.data.synthetic.population import Bags, Dials, Ids, SlotPlan
 from emofm_jax.data.synthetic.truth import Rows
-from emofm_jax.data.values import SPELLING
 from emofm_jax.data.vocabulary import hash_values
 from emofm_jax.errors import UserError
 
@@ -86,7 +85,6 @@ def make_schema(dials: Dials, name: str, recipe: Mapping[str, Any]) -> Schema:
         tuple(_slot(plan, dials) for plan in _plans(dials)),
         dials.types,
         has_gauc_key=bool(recipe.get("gauc_key")),
-        spelling=SPELLING,
         recipe=dict(recipe),
     )
 

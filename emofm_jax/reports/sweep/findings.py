@@ -137,12 +137,14 @@ class _Rows:
 
     label: np.ndarray
     parts: list[np.ndarray]
+    weights: list[np.ndarray] | None  # of the rows of each part
 
 
 def _rows(
     sweep: read.Sweep, split: str, metric: str, point: str, seeds: Sequence[int]
 ) -> _Rows | Missing:
     label: np.ndarray | None = None
+    weight: np.ndarray | None = None
     total: list[np.ndarray] = []
     for seed in seeds:
         found = read.predictions(sweep.runs[point, seed], split)
@@ -154,10 +156,14 @@ def _rows(
         if metric == "auc" and not 0 < np.count_nonzero(label) < len(label):
             return Missing.CLASSES
         parts = comparison.row_parts(metric, *found)
+        weight = found[2]
         total = [a + b for a, b in zip(total, parts)] if total else list(parts)
     if label is None:
         return Missing.PREDICTIONS
-    return _Rows(label, [a / len(seeds) for a in total])
+    weights = None
+    if weight is not None:
+        weights = [weight[label > 0], weight[label <= 0]] if metric == "auc" else [weight]
+    return _Rows(label, [a / len(seeds) for a in total], weights)
 
 
 def _over_rows(ours: _Rows | Missing, theirs: _Rows | Missing) -> Interval | Missing:
@@ -169,7 +175,7 @@ def _over_rows(ours: _Rows | Missing, theirs: _Rows | Missing) -> Interval | Mis
         return theirs
     if not np.array_equal(ours.label, theirs.label):
         return Missing.SAME_ROWS
-    return comparison.over_rows(ours.parts, theirs.parts)
+    return comparison.over_rows(ours.parts, theirs.parts, weights=ours.weights)
 
 
 def settings(
