@@ -79,7 +79,7 @@ def test_a_sweep_that_is_stopped_ends_with_its_processes(tmp_path, order):
                 assert process.poll() is None and time.monotonic() < end
                 time.sleep(0.05)
             os.killpg(process.pid, order)  # as `timeout` does
-            assert "the same command goes on" in process.communicate(timeout=60)[1]
+            assert "the same command goes on" in process.communicate(timeout=180)[1]
         finally:
             process.kill()  # else a failure would wait for ever
     assert process.returncode == 128 + order

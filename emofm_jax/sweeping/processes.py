@@ -37,6 +37,7 @@ from emofm_jax.training import compilation_cache
 # Exit codes of a process that was told to stop.
 _STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM, -signal.SIGALRM)
 _PATIENCE = 10  # seconds in which a process that was told to stop leaves its run
+_SAVING = 120  # seconds in which a run that was told to stop saves its state
 
 _Take = Callable[[deque[Run]], deque[Run]]
 
@@ -216,6 +217,7 @@ def main() -> int:
             todo.put(line)
         todo.put(None)
         if busy.is_set():
+            signal.alarm(_SAVING)
             os.kill(os.getpid(), signal.SIGTERM)
 
     _on_terminate(_leave)
