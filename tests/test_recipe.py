@@ -69,5 +69,7 @@ def test_no_file_counts_twice(tmp_path):
     with pytest.raises(UserError, match=r"valid.csv: it is .*valid.csv, and would count twice"):
         recipe_lib.files(everything)
     (tmp_path / "more.csv").symlink_to(tmp_path / "test.csv")
-    with pytest.raises(UserError, match="test.csv: it is .*more.csv, and would count twice; remove"):
+    with pytest.raises(
+        UserError, match="test.csv: it is .*more.csv, and would count twice; remove"
+    ):
         recipe_lib.files(recipe | {"split": "share"})
