@@ -73,6 +73,8 @@ def test_a_sweep_that_is_stopped_ends_with_its_processes(tmp_path, order):
         {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
         time.monotonic() + 120,
     )
+    # A shell that starts the tests in the background has them ignore SIGINT.
+    pipes |= {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     with subprocess.Popen(command, cwd=tmp_path, process_group=0, **pipes) as process:
         try:
             while not (begun := list(tmp_path.glob("stopped/runs/*/*/log.jsonl"))):

@@ -4,6 +4,7 @@ import datetime
 import decimal
 import json
 import random
+import uuid
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 
 from emofm_jax import config
 from emofm_jax.data import encode, formats, values
-from emofm_jax.data.formats import memory
+from emofm_jax.data import recipe as recipe_lib
+from emofm_jax.data.formats import memory, tabular
 from emofm_jax.data.raw_files import RawFile
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.errors import UserError
@@ -348,9 +350,7 @@ def test_bytes_that_are_no_text_are_bad_rows():
     problems = encode.Problems()
     column = pa.array([b"a", b"\xff", None, b"\xff"])
     assert encoder(SLOT).slot(SLOT, column, problems).to_pylist()[1:] == [0, 0, 0]
-    assert problems == {
-        row: ("encoding", "slot 's' holds b'\\xff', no text in UTF-8") for row in (1, 3)
-    }
+    assert problems == {row: ("encoding", "'s' holds b'\\xff', no text in UTF-8") for row in (1, 3)}
 
 
 @pytest.mark.parametrize(
@@ -380,3 +380,61 @@ def test_a_time_is_no_number():
     slot = Slot("s", "g", "numeric", "identity", 2)
     with pytest.raises(UserError, match=r"'s' must hold numbers, but its type is timestamp\[s\]"):
         encoder(slot).slot(slot, pa.array([1], pa.timestamp("s")), {})
+
+
+@pytest.mark.parametrize(
+    "given, text",
+    [
+        (np.ma.array([1.0, 2.0], mask=[0, 1]), ["1", None]),
+        (np.ma.array(["a", "b"], mask=[1, 0]), [None, "b"]),
+        (np.ma.array(np.array([0, 1], "datetime64[D]"), mask=[0, 1]), ["1970-01-01", None]),
+        ([uuid.UUID(int=1), None], ["00000000-0000-0000-0000-000000000001", None]),
+        (np.array([2.0**20, 12345679000.0], np.float32), ["1048576", "12345679000"]),
+        (["1e+400", "9e-999", "0e-10", "1.0E999"], ["1e+400", "9e-999", "0", "1.0E999"]),
+    ],
+)
+def test_odd_carriers(given, text):
+    found = values.distinct(memory.as_arrow(SLOT, given))
+    which = pa.array(found.which, mask=found.which == len(found.text))
+    assert found.text.take(which).to_pylist() == text
+
+
+def test_masked_rows_of_a_bag_and_weights_by_name():
+    bag = Slot("s", "g", "multi", "hash", 2**30, max_length=3)
+    masked = np.ma.array([[1, 2], [3, 4]], mask=[[0, 1], [0, 0]])
+    assert memory.as_arrow(bag, masked).to_pylist() == [[1, None], [3, 4]]
+    weighted = Slot("s", "g", "multi", "hash", 2**30, max_length=3, weighted=True)
+    found = memory.as_arrow(weighted, [[{"weight": 2.0, "id": 17}]])
+    assert found.to_pylist() == [[{"id": 17, "weight": 2.0}]]
+
+
+@pytest.mark.parametrize("kind", ["categorical", "multi", "vector", "numeric"])
+def test_a_cell_of_bytes_that_are_no_text_is_a_bad_row(kind):
+    slot = Slot("s", "g", kind, "hash", 3, max_length=2, length=2 if kind == "vector" else 0)
+    problems, column = encode.Problems(), pa.array([b"1^2", b"\xff^b"])
+    encoder(slot).slot(slot, column, problems)
+    assert problems[1][0] == "encoding"
+
+
+def test_cells_of_bags_that_hold_nothing():
+    slot = Slot("s", "g", "multi", "hash", 2**30, max_length=3)
+    read = lambda column: encoder(slot).slot(slot, column, encode.Problems()).to_pylist()
+    assert read(pa.array(["nan", "  ", "", None])) == [[], [], [], []]
+    recipe = config.default().prepare.to_dict() | {"null_values": ("", "NA")}
+    for kind in (
+        pa.string(),
+        pa.large_string(),
+        pa.binary(),
+        pa.dictionary(pa.int32(), pa.string()),
+    ):
+        column = pa.array(["a^b", "NA"]).cast(kind)
+        plain = tabular.plain_columns("x", recipe, {"s": column}, [slot])["s"]
+        assert read(plain) == [read(pa.array(["a^b"]))[0], []], kind
+
+
+def test_hours_of_the_day_begin_at_midnight():
+    recipe = config.default().prepare.to_dict()
+    recipe |= {"split": "day", "day_length": 13, "valid_days": ("2024-03-05 00",)}
+    days = pa.array(["2024-03-05 00:00:00", "2024-03-05 00:00:01", "2024-03-05 01:00:00"])
+    found = recipe_lib.split_of(recipe, 0, np.arange(3), values.distinct(days))
+    assert found.tolist() == [1, 1, 0]

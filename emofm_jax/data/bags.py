@@ -78,7 +78,9 @@ def pairs(column: pa.Array) -> tuple[pa.Array, pa.Array]:
       string[n]; null where an element has none.
     """
     if pa.types.is_struct(column.type):
-        first, second = (pc.struct_field(column, [i]) for i in range(2))
+        names = [field.name for field in column.type]
+        places = (1, 0) if names == ["weight", "id"] else (0, 1)
+        first, second = (pc.struct_field(column, [i]) for i in places)
         return first, second
     parts = pc.split_pattern(column.cast(pa.string()), ":", max_splits=1, reverse=True)
     both = pc.equal(pc.list_value_length(parts), 2)

@@ -11,6 +11,7 @@ later the rows to predict.
 
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -107,6 +108,7 @@ class Encoder:
             elif column is None:
                 encoded.append(pa.repeat(pa.scalar(_DEFAULTS[field.name], field.type), num_rows))
             else:
+                _mark_bytes(field.name, column, of_labels)
                 encoded.append(roles[field.name](column, of_labels))
 
         table = pa.table(encoded, schema=self.arrow_schema)
@@ -132,6 +134,7 @@ class Encoder:
             ("weight", self._weight),
         ):
             if name in columns and name in self.arrow_schema.names:
+                _mark_bytes(name, columns[name], problems)
                 read(columns[name], problems)
         if self.schema.row_id == "int64":
             row_ids(columns["row_id"], "int64", problems)
@@ -141,6 +144,7 @@ class Encoder:
         self, slot: Slot, column: pa.Array, problems: Problems, notes: Notes | None = None
     ) -> pa.Array:
         """The column of a shard from a raw one; rows that cannot be read go to `problems`."""
+        _mark_bytes(slot.name, column, problems)
         if slot.kind == "numeric":
             numbers = self.numbers(slot, column, problems)
             if slot.transform == "bucket":
@@ -204,6 +208,11 @@ class Encoder:
         separator = recipe_lib.slot_options(self.schema.recipe, slot.name)["separator"]
         if self.schema.spelling == 1:
             return pc.split_pattern(text, separator)
+        bare = pc.utf8_trim_whitespace(text)
+        text = _only(pc.invert(pc.is_in(bare, pa.array(values.MISSING))), text)
+        if separator.isspace():  # several blanks are one
+            bare = pc.utf8_trim_whitespace(text)
+            text = pc.replace_substring_regex(bare, f"{re.escape(separator)}+", separator)
         lists, wrong = list_text.split(text, separator, slot.weighted)
         reason = lambda i: f"slot {slot.name!r} holds {text[i].as_py()!r}, which is no plain list"
         problems.mark(wrong, "list", reason)
@@ -272,7 +281,8 @@ class Encoder:
     def _ftype(self, column: pa.Array, problems: Problems) -> pa.Array:
         spelling = self.schema.spelling
         types = values.spell(pa.array(self.schema.types, pa.string()), spelling=spelling)
-        found = values.distinct(column, values.missing(_NO_TYPE), spelling=spelling)
+        names = (*self.schema.recipe.get("null_values", ()), *_NO_TYPE)
+        found = values.distinct(column, values.missing(names, spelling), spelling=spelling)
         which = pc.index_in(found.text, types)
         absent = np.append(np.asarray(found.text.is_null()), True)[found.which]
         index = which.take(pa.array(found.which, mask=found.which == len(found.text)))
@@ -295,6 +305,13 @@ class Encoder:
         hashes = np.zeros(len(known) + 1, np.int64)
         hashes[:-1][known] = hash_values(found.text.drop_null(), 0).view(np.int64)
         return pa.array(hashes[found.which])
+
+
+def _mark_bytes(name: str, column: pa.Array, problems: Problems) -> None:
+    """Marks cells of bytes that are no text in UTF-8."""
+    if (wrong := values.undecodable(column)).any():
+        reason = lambda i: f"{name!r} holds {column[i].as_py()!r}, no text in UTF-8"
+        problems.mark(wrong, "encoding", reason)
 
 
 def row_ids(column: pa.Array, kind: str, problems: Problems) -> pa.Array:

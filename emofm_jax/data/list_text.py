@@ -115,7 +115,9 @@ def _element(part: str, quoted: list[str]) -> str | None:
         return None
     if found := _PLACE.fullmatch(part):
         return quoted[int(found[1])] + (found[2] or "")
-    return _BROKEN if "\0" in part or part[:1] in ("'", '"') else part
+    # "..." is what numpy writes for what it leaves out; of tuples, a part is no element.
+    broken = "\0" in part or part == "..." or part.count("(") != part.count(")")
+    return _BROKEN if broken or part[:1] in ("'", '"') else part
 
 
 def _unquoted(text: str) -> str:
@@ -126,6 +128,8 @@ def _unquoted(text: str) -> str:
     as_json = {"\\'": "'", '"': '\\"', "\\x": "\\u00"}
     body = re.sub(r'\\.|"', lambda sign: as_json.get(sign[0], sign[0]), body)
     try:
-        return json.loads(f'"{body}"', strict=False)
-    except json.JSONDecodeError:
+        found = json.loads(f'"{body}"', strict=False)
+        found.encode()  # half a pair of surrogates is no text
+        return found
+    except (json.JSONDecodeError, UnicodeEncodeError):
         return text[1:-1]

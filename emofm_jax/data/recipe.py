@@ -215,6 +215,12 @@ def check_once(files: Sequence[RawFile], remedy: str = "") -> None:
             raise UserError(f"{twice}: it is there plain and compressed; remove one{remedy}")
 
 
+def _time_of(day: str, length: int | None) -> str:
+    """A day with its midnight, where more than the date is looked at (`values` leaves it out)."""
+    is_date = length is not None and length > 10 and re.fullmatch(r"\d{4}-\d\d-\d\d", day)
+    return f"{day} 00:00:00" if is_date else day
+
+
 def split_of(
     recipe: Mapping, file_index: int, lines: np.ndarray, days: Distinct | None
 ) -> np.ndarray:
@@ -234,7 +240,7 @@ def split_of(
         valid, test = (set(map(values.one, recipe[f"{name}_days"])) for name in SPLITS[1:])
         length = recipe["day_length"] or None
         split_of_day = lambda day: 2 if day in test else int(day in valid)
-        found = [split_of_day(str(day)[:length]) for day in days.text.to_pylist()]
+        found = [split_of_day(_time_of(str(day), length)[:length]) for day in days.text.to_pylist()]
         return np.array([*found, -1], np.int8)[days.which]  # the last is for a missing day
     edges = np.cumsum(recipe["shares"])[:2]
     key = np.uint64((recipe["seed"] * 0x9E3779B97F4A7C15 + (file_index << 40)) % 2**64)

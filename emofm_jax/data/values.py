@@ -115,7 +115,8 @@ def _spelled(column: pa.Array, respell: bool, spelling: int) -> pa.Array:
         column = column.dictionary_decode()
     kind = column.type
     if spelling == 1:
-        return (column.cast(pa.int8()) if pa.types.is_boolean(kind) else column).cast(pa.string())
+        plain = column.cast(pa.int8()) if pa.types.is_boolean(kind) else column
+        return _decoded(plain) if is_text(kind) else plain.cast(pa.string())
 
     if is_text(kind):
         text = column if kind == pa.string() else _decoded(column)
@@ -192,8 +193,13 @@ def undecodable(column: pa.Array) -> np.ndarray:
 def unwrapped(column: pa.Array) -> pa.Array:
     """The values of extension types and run-end encoded arrays; no dictionary of views."""
     while isinstance(column, pa.ExtensionArray | pa.RunEndEncodedArray):
-        is_extension = isinstance(column, pa.ExtensionArray)
-        column = column.storage if is_extension else pc.run_end_decode(column)
+        if not isinstance(column, pa.ExtensionArray):
+            column = pc.run_end_decode(column)
+        elif column.type.extension_name == "arrow.uuid":
+            text = [None if x is None else str(x) for x in column.to_pylist()]
+            column = pa.array(text, pa.string())
+        else:
+            column = column.storage
     if isinstance(column, pa.DictionaryArray):
         kind = column.type.value_type
         if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):  # of polars
@@ -234,7 +240,9 @@ def _of_text(text: str) -> str:
     if _ZEROS.fullmatch(text):
         return _plain(decimal.Decimal(text))
     if _POWER.fullmatch(text):
-        return _of_float(float(text))
+        number = float(text)
+        lost = np.isinf(number) or (number == 0 and re.search("[1-9]", re.split("[eE]", text)[0]))
+        return text if lost else _of_float(number)
     if found := _INSTANT.fullmatch(text):
         return _of_instant(text, *found.groups())
     if found := _TIME_OF_DAY.fullmatch(text):
@@ -288,8 +296,8 @@ def _of_floats(column: pa.Array) -> pa.Array:
     else:
         values = column.fill_null(np.nan).to_numpy(zero_copy_only=False)
     known = ~np.isnan(values)
-    # Most floats that are ids are whole numbers.
-    whole = known & (np.abs(values.astype(np.float64)) < 2**53)
+    # Most floats that are ids are whole numbers, and small enough that each has its own digits.
+    whole = known & (np.abs(values.astype(np.float64)) < 2.0 ** (np.finfo(values.dtype).nmant + 1))
     whole[whole] = values[whole] == np.floor(values[whole])
     integers = np.where(whole, values, 0).astype(np.int64)
     text = pa.array(integers).cast(pa.string())

@@ -1,5 +1,6 @@
 """Raw values in memory: lists, numpy, jax, pandas or Arrow arrays, of one slot -> Arrow columns."""
 
+import uuid
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,8 @@ def _column(values: Any, slot: Slot) -> pa.Array:
         return values
     if isinstance(values, pa.ChunkedArray):
         return _whole(values)
+    if isinstance(values, np.ma.MaskedArray):
+        values = _without_masked(values)
     if str(getattr(values, "dtype", "")) == "object":
         return _of_objects(list(values), slot)
     if any(hasattr(values, name) for name in _ARRAYS):
@@ -56,6 +59,13 @@ def _column(values: Any, slot: Slot) -> pa.Array:
     if values.dtype.kind == "M" and np.datetime_data(values.dtype)[0] not in values_lib.UNITS:
         values = values.astype("datetime64[s]")
     return pa.array(values, from_pandas=True)
+
+
+def _without_masked(values: Any) -> Any:
+    """A masked array with missing values where it is masked."""
+    if values.dtype.kind == "M":
+        return values.filled(np.datetime64("NaT"))
+    return values.tolist()  # None where it is masked
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:
@@ -101,6 +111,8 @@ def _pair(value: Any) -> tuple[Any, Any]:
     if isinstance(value, str):
         name, found, weight = value.rpartition(":")
         return (name.strip(), weight.strip()) if found else (value, None)
+    if isinstance(value, dict) and value.keys() == {"id", "weight"}:
+        return value["id"], value["weight"]
     both = tuple(value.values()) if isinstance(value, dict) else value
     if not isinstance(both, _ROWS[:3]) or len(both) != 2:
         raise TypeError(f"{value!r} is no pair of an id and its weight")
@@ -110,7 +122,8 @@ def _pair(value: Any) -> tuple[Any, Any]:
 def _of_singles(values: list, slot: Slot) -> pa.Array:
     """Single values. Those of one type keep it; of several, each is spelled for itself."""
     kinds = {type(value) for value in values if not _is_missing(value)}
-    if kinds == {np.datetime64} or len(kinds) > 1 or any(map(_is_large, values)):
+    of_one_type = len(kinds) < 2 and not kinds & {np.datetime64, uuid.UUID}
+    if not of_one_type or any(map(_is_large, values)):
         spelled = [values_lib.one(value, slot.respell) for value in values]
         return pa.array(spelled, pa.string())
     return pa.array([None if _is_missing(value) else value for value in values], from_pandas=True)

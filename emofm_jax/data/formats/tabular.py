@@ -286,10 +286,15 @@ def _asked(key: str) -> str:
 
 def _without_nulls(column: pa.Array, spellings: Sequence[str]) -> pa.Array:
     """Null for text that is a spelling of a missing value: a whole cell, of a bag too."""
-    if not pa.types.is_string(column.type):
+    if not values.is_text(values.unwrapped_type(column.type)):
         return column
-    missing = pc.is_in(column, pa.array(spellings, pa.string()))
-    return pc.if_else(missing, pa.scalar(None, column.type), column)
+    is_string = pa.types.is_string(column.type)
+    text = column if is_string else values.spell(column, respell=False)
+    missing = pc.is_in(text, pa.array(spellings, pa.string()))
+    if not pc.any(missing).as_py():
+        return column
+    plain = column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
+    return pc.if_else(missing, pa.scalar(None, plain.type), plain)
 
 
 def _plain(column: pa.Array) -> pa.Array:
