@@ -79,3 +79,10 @@ def test_the_verdict_names_them_or_an_auc_that_is_too_good():
     assert "likely a leak: an AUC over 0.999" in summary.verdict(report, None, {"network": 1e-3}, 9)
     worse = split_report.make(label, np.roll(p, 5))
     assert "leak" not in summary.verdict(worse, None, {"network": 1e-3}, 9, {})
+
+
+def test_ids_with_weights_are_judged_by_their_ids():
+    plain = pa.chunked_array([pa.array([3, 1], pa.int32())])
+    fields = [plain.chunk(0), pa.array([0.5, 2.0], pa.float32())]
+    weighted = pa.chunked_array([pa.StructArray.from_arrays(fields, ["id", "weight"])])
+    assert leaks._ids(plain).tolist() == leaks._ids(weighted).tolist() == [3, 1]

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from emofm_jax.data.shards import Split
 from emofm_jax.evaluation import metrics
@@ -29,7 +31,7 @@ def find(train: Split, valid: Split) -> dict[str, float]:
     found = {}
     for slot in slots:
         if slot.holds_ids:
-            score = _rates(seen[slot.name].to_numpy(), clicked, judged[slot.name].to_numpy())
+            score = _rates(_ids(seen[slot.name]), clicked, _ids(judged[slot.name]))
         else:
             score = np.nan_to_num(judged[slot.name].to_numpy())  # null is NaN
         auc = metrics.auc(label, score) or 0.5
@@ -46,6 +48,13 @@ def said(alone: Mapping[str, float]) -> str:
     slots = ", ".join(f"{name!r} (AUC {auc:.4f})" for name, auc in alone.items())
     known = "leave out what is known only after the click"
     return f"likely a leak: alone, slot {slots} nearly gives the label; {known}"
+
+
+def _ids(column: pa.ChunkedArray) -> np.ndarray:
+    """i32[n]: the ids of a column of a shard, which may stand beside weights."""
+    if pa.types.is_struct(column.type):
+        column = pc.struct_field(column, [0])
+    return column.to_numpy()
 
 
 def _rates(seen: np.ndarray, clicked: np.ndarray, judged: np.ndarray) -> np.ndarray:
