@@ -1,10 +1,9 @@
 """Slots that alone tell the label: likely known only after the click, a leak."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from emofm_jax.data.shards import Split
 from emofm_jax.evaluation import metrics
@@ -50,11 +49,9 @@ def said(alone: Mapping[str, float]) -> str:
     return f"likely a leak: alone, slot {slots} nearly gives the label; {known}"
 
 
-def _ids(column: pa.ChunkedArray) -> np.ndarray:
-    """i32[n]: the ids of a column of a shard, which may stand beside weights."""
-    if pa.types.is_struct(column.type):
-        column = pc.struct_field(column, [0])
-    return column.to_numpy()
+def _ids(column: Any) -> np.ndarray:
+    """i32[n]: the ids of a column of a shard, a ChunkedArray; they may stand beside weights."""
+    return column.flatten()[0].to_numpy()  # the first field, or the column itself
 
 
 def _rates(seen: np.ndarray, clicked: np.ndarray, judged: np.ndarray) -> np.ndarray:
