@@ -68,10 +68,18 @@ class Encoder:
         self.schema, self.vocabularies = schema, vocabularies
         self.unseen: dict[str, list[str]] = {}
         self.missing = values.missing(schema.recipe.get("null_values", ()), schema.spelling)
-        of_slot = lambda slot: (*schema.recipe.get("null_values", ()), *slot.null_values)
-        special = [slot for slot in schema.slots if slot.null_values]
-        self._missing = {s.name: values.missing(of_slot(s), schema.spelling) for s in special}
+        self._missing = {slot.name: self._missing_of(slot) for slot in schema.slots}
         self._labels = Labels(recipe_lib.later(schema.recipe, "positive"), self.missing)
+        of_types = (*schema.recipe.get("null_values", ()), *_NO_TYPE)
+        self._no_type = values.missing(of_types, schema.spelling)
+        types = pa.array(schema.types, pa.string())
+        self._types = values.spell(types, spelling=schema.spelling)
+        self._roles = {
+            "label": self._label,
+            "ftype": self._ftype,
+            "weight": self._weight,
+            "gauc_key": self._gauc_key,
+        }
         self.arrow_schema = shards.arrow_schema(schema)
         for vocabulary in (vocabularies or {}).values():
             vocabulary.ids(pa.array([""]))  # builds its index, before threads share it
@@ -95,12 +103,6 @@ class Encoder:
         num_rows = len(next(iter(columns.values())))
         encoded = [self.slot(slot, columns[slot.name], problems, notes) for slot in schema.slots]
 
-        roles = {
-            "label": self._label,
-            "ftype": self._ftype,
-            "weight": self._weight,
-            "gauc_key": self._gauc_key,
-        }
         for field in list(self.arrow_schema)[schema.num_slots :]:
             column = columns.get(field.name) if labelled or field.name != "label" else None
             if field.name == "row_id":
@@ -108,8 +110,7 @@ class Encoder:
             elif column is None:
                 encoded.append(pa.repeat(pa.scalar(_DEFAULTS[field.name], field.type), num_rows))
             else:
-                _mark_bytes(field.name, column, of_labels)
-                encoded.append(roles[field.name](column, of_labels))
+                encoded.append(self._role(field.name, column, of_labels))
 
         table = pa.table(encoded, schema=self.arrow_schema)
         if problems:
@@ -128,14 +129,9 @@ class Encoder:
             plain = slot.kind == "categorical" and not slot.weighted and column.type == pa.string()
             if not plain or slot.encoding == "identity":
                 self.slot(slot, column, problems)
-        for name, read in (
-            ("label", self._label),
-            ("ftype", self._ftype),
-            ("weight", self._weight),
-        ):
+        for name in ("label", "ftype", "weight"):
             if name in columns and name in self.arrow_schema.names:
-                _mark_bytes(name, columns[name], problems)
-                read(columns[name], problems)
+                self._role(name, columns[name], problems)
         if self.schema.row_id == "int64":
             row_ids(columns["row_id"], "int64", problems)
         return problems
@@ -144,7 +140,7 @@ class Encoder:
         self, slot: Slot, column: pa.Array, problems: Problems, notes: Notes | None = None
     ) -> pa.Array:
         """The column of a shard from a raw one; rows that cannot be read go to `problems`."""
-        _mark_bytes(slot.name, column, problems)
+        _mark_bytes(repr(slot.name), column, problems)
         if slot.kind == "numeric":
             numbers = self.numbers(slot, column, problems)
             if slot.transform == "bucket":
@@ -155,10 +151,14 @@ class Encoder:
 
         ids, weights, lengths = self.elements(slot, column, problems, notes)
         row_of = None if lengths is None else np.repeat(np.arange(len(column)), lengths)
-        encoded = pa.array(self._ids(slot, ids, row_of, problems, notes))
+        found = self.distinct(slot, ids)
+        encoded = pa.array(self._ids(slot, ids, found, row_of, problems))
+        if row_of is not None:
+            _mark_bytes(f"slot {slot.name!r}", ids, problems, row_of)
+        if notes is not None:
+            _note_respelled(slot, found, notes)
         if weights is not None:
-            found = self.distinct(slot, ids)
-            is_missing = np.append(np.asarray(found.text.is_null()), True)[found.which]
+            is_missing = found.each(found.text.is_null(), True)
             number = bags.weights(slot, ids, weights, is_missing, row_of, problems)
             if slot.weighted:
                 fields = [encoded, pa.array(number)]
@@ -170,8 +170,7 @@ class Encoder:
 
     def numbers(self, slot: Slot, column: pa.Array, problems: Problems) -> np.ndarray:
         """f64[n], the raw numbers of a numeric slot; NaN for missing."""
-        missing = self._missing.get(slot.name, self.missing)
-        return numeric.parse(column, slot.name, problems, missing)
+        return numeric.parse(column, slot.name, problems, self._missing[slot.name])
 
     def elements(
         self, slot: Slot, column: pa.Array, problems: Problems, notes: Notes | None = None
@@ -195,10 +194,18 @@ class Encoder:
 
     def distinct(self, slot: Slot, column: pa.Array) -> Distinct:
         """The distinct values of a slot of ids, spelled as the schema says; no lists."""
+        missing = self._missing[slot.name]
+        return values.distinct(column, missing, slot.respell, self.schema.spelling)
+
+    def _missing_of(self, slot: Slot) -> pa.Array:
+        """What a missing value of a slot may be called."""
         spelling = self.schema.spelling
-        missing = self._missing.get(slot.name, self.missing)
-        missing = values.missing((), 1) if slot.is_bag and spelling == 1 else missing
-        return values.distinct(column, missing, slot.respell, spelling)
+        if slot.is_bag and spelling == 1:  # then `null_values` were of whole cells alone
+            return values.missing((), spelling)
+        if not slot.null_values:
+            return self.missing
+        of_all = self.schema.recipe.get("null_values", ())
+        return values.missing((*of_all, *slot.null_values), spelling)
 
     def _lists(self, slot: Slot, column: pa.Array, problems: Problems) -> pa.Array:
         """Cells of several values as list[n]; text is split."""
@@ -209,7 +216,7 @@ class Encoder:
         if self.schema.spelling == 1:
             return pc.split_pattern(text, separator)
         bare = pc.utf8_trim_whitespace(text)
-        text = _only(pc.invert(pc.is_in(bare, pa.array(values.MISSING))), text)
+        text = values.only(pc.invert(pc.is_in(bare, pa.array(values.MISSING))), text)
         if separator.isspace():  # several blanks are one
             bare = pc.utf8_trim_whitespace(text)
             text = pc.replace_substring_regex(bare, f"{re.escape(separator)}+", separator)
@@ -229,18 +236,17 @@ class Encoder:
         found, padding = spell(ids), spell(pa.array(slot.null_values, pa.string()))
         gone = pc.is_in(found.text, padding.text.drop_null())
         gone = np.where(found.text.is_null(), "" in slot.null_values, np.asarray(gone))
-        return bags.without(column, np.append(gone, "" in slot.null_values)[found.which])
+        return bags.without(column, found.each(gone, "" in slot.null_values))
 
     def _ids(
         self,
         slot: Slot,
         column: pa.Array,
+        found: Distinct,
         row_of: np.ndarray | None,
         problems: Problems,
-        notes: Notes | None,
     ) -> np.ndarray:
         """i32[n] of n values, one a row or in the rows `row_of`; distinct ones are encoded once."""
-        found = self.distinct(slot, column)
         known = found.text.drop_null()
         if slot.encoding == "hash":
             ids = (hash_values(known, slot.seed) % np.uint64(slot.rows - 1)).astype(np.int64) + 1
@@ -260,11 +266,6 @@ class Encoder:
             holds, said = f"slot {slot.name!r} holds", f"its ids are 0 .. {slot.rows - 2}"
             reason = lambda i: f"{holds} {column[i].as_py()!r}; {said}"
             problems.mark(result < 0, "id out of range", reason, row_of)
-        if (wrong := values.undecodable(found.raw)).any():
-            reason = lambda i: f"slot {slot.name!r} holds {column[i].as_py()!r}, no text in UTF-8"
-            problems.mark(np.append(wrong, False)[found.which], "encoding", reason, row_of)
-        if notes is not None:
-            _note_respelled(slot, found, notes)
         return result
 
     def _note_unseen(self, slot: Slot, found: Distinct, ids: np.ndarray) -> None:
@@ -275,22 +276,23 @@ class Encoder:
                 example = str(found.raw[int(at)])
                 examples += [example] if example not in examples else []
 
+    def _role(self, name: str, column: pa.Array, problems: Problems) -> pa.Array:
+        """The column of a role of a shard from a raw one."""
+        _mark_bytes(repr(name), column, problems)
+        return self._roles[name](column, problems)
+
     def _label(self, column: pa.Array, problems: Problems) -> pa.Array:
         return pa.array(self._labels.read(column, problems))
 
     def _ftype(self, column: pa.Array, problems: Problems) -> pa.Array:
-        spelling = self.schema.spelling
-        types = values.spell(pa.array(self.schema.types, pa.string()), spelling=spelling)
-        names = (*self.schema.recipe.get("null_values", ()), *_NO_TYPE)
-        found = values.distinct(column, values.missing(names, spelling), spelling=spelling)
-        which = pc.index_in(found.text, types)
-        absent = np.append(np.asarray(found.text.is_null()), True)[found.which]
-        index = which.take(pa.array(found.which, mask=found.which == len(found.text)))
+        found = values.distinct(column, self._no_type, spelling=self.schema.spelling)
+        which = found.each(pc.index_in(found.text, self._types).fill_null(-1), -1)
+        absent = found.each(found.text.is_null(), True)
 
         known = f"is not one of config.prepare.types ({', '.join(self.schema.types)})"
         reason = lambda i: f"the type {column[i].as_py()!r} {known}"
-        problems.mark(pc.and_not(index.is_null(), pa.array(absent)), "type", reason)
-        return index.cast(pa.int8())
+        problems.mark((which < 0) & ~absent, "type", reason)
+        return pa.array(which, pa.int8(), mask=which < 0)
 
     def _weight(self, column: pa.Array, problems: Problems) -> pa.Array:
         numbers = numeric.parse(column, "weight", problems, self.missing)
@@ -307,11 +309,13 @@ class Encoder:
         return pa.array(hashes[found.which])
 
 
-def _mark_bytes(name: str, column: pa.Array, problems: Problems) -> None:
-    """Marks cells of bytes that are no text in UTF-8."""
+def _mark_bytes(
+    what: str, column: pa.Array, problems: Problems, row_of: np.ndarray | None = None
+) -> None:
+    """Marks values that are bytes, but no text in UTF-8; one a row, or in the rows `row_of`."""
     if (wrong := values.undecodable(column)).any():
-        reason = lambda i: f"{name!r} holds {column[i].as_py()!r}, no text in UTF-8"
-        problems.mark(wrong, "encoding", reason)
+        reason = lambda i: f"{what} holds {column[i].as_py()!r}, no text in UTF-8"
+        problems.mark(wrong, "encoding", reason, row_of)
 
 
 def row_ids(column: pa.Array, kind: str, problems: Problems) -> pa.Array:
@@ -322,8 +326,8 @@ def row_ids(column: pa.Array, kind: str, problems: Problems) -> pa.Array:
         return column.cast(pa.int64())
     found = values.distinct(column)
     fits = [int(x) if x is not None and _is_int64(x) else None for x in found.text.to_pylist()]
-    wrong = np.append([x is None for x in fits], False)[found.which]
-    known = np.append(np.asarray(found.text.is_valid()), False)[found.which]
+    wrong = found.each([x is None for x in fits], False)
+    known = found.each(found.text.is_valid(), False)
     said = "it must be an integer of 64 bits, as in the first file"
     reason = lambda i: f"the row id is {column[i].as_py()!r}; {said}"
     problems.mark(wrong & known, "row id", reason)
@@ -371,11 +375,6 @@ def _note_respelled(slot: Slot, found: Distinct, notes: Notes) -> None:
         first = int(np.argmax(other))
         example = f"{raw[first].as_py()!r}, which is {found.text[first].as_py()}"
         notes.add(slot.name, "respelled", int(found.counts()[other].sum()), example)
-
-
-def _only(where: pa.Array, text: pa.Array) -> pa.Array:
-    """The text where bool[n] is true; null elsewhere."""
-    return pc.if_else(where, text, pa.scalar(None, pa.string()))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,14 +80,14 @@ def _text_numbers(
 ) -> np.ndarray:
     text = pc.utf8_trim_whitespace(values.spell(column, respell=False))
     absent = pa.array([*values.MISSING, *missing], pa.string())
-    text = _only(pc.invert(pc.is_in(text, absent)), text)
+    text = values.only(pc.invert(pc.is_in(text, absent)), text)
     try:
         numbers = text.cast(pa.float64())
         fits = pc.is_finite(numbers)
     except pa.ArrowInvalid:
         text = values.spell(text)  # truth values are 0 and 1 here too
         fits = pc.match_substring_regex(text, f"^{_NUMBER}$")
-        numbers = pc.utf8_ltrim(_only(fits, text), "+").cast(pa.float64())
+        numbers = pc.utf8_ltrim(values.only(fits, text), "+").cast(pa.float64())
     problems.mark(pc.invert(fits).fill_null(False), "number", wrong, row_of)
     if (undecodable := values.undecodable(column)).any():
         problems.mark(undecodable, "encoding", wrong, row_of)
@@ -109,8 +109,3 @@ def bucket(numbers: np.ndarray, rows: int) -> np.ndarray:
     large = 2 + np.floor(np.log(np.where(numbers > 2, numbers, 2.0)) ** 2)
     ids = np.where(numbers > 2, np.minimum(large, rows - 2), 1)
     return np.where(np.isnan(numbers), 0, np.where(numbers < 0, rows - 1, ids)).astype(np.int32)
-
-
-def _only(where: pa.Array, text: pa.Array) -> pa.Array:
-    """The text where bool[n] is true; null elsewhere."""
-    return pc.if_else(where, text, pa.scalar(None, pa.string()))

@@ -58,6 +58,10 @@ class Distinct(NamedTuple):
         """string[n]: the values."""
         return self.text.take(pa.array(self.which, mask=self.which == len(self.text)))
 
+    def each(self, of_distinct: Any, of_null: Any) -> np.ndarray:
+        """[n]: what belongs to each value, from what belongs to the d distinct ones and to null."""
+        return np.append(np.asarray(of_distinct), of_null)[self.which]
+
     def counts(self) -> np.ndarray:
         """i64[d]: how often each occurs."""
         return np.bincount(self.which, minlength=len(self.text) + 1)[:-1]
@@ -87,10 +91,10 @@ def distinct(
     coded = column if isinstance(column, pa.DictionaryArray) else unwrapped(column)
     if not isinstance(coded, pa.DictionaryArray):
         coded = (
-            _of_halves(coded) if pa.types.is_float16(coded.type) else coded
+            _of_floats(coded) if pa.types.is_float16(coded.type) else coded  # as Arrow cannot
         ).dictionary_encode()
     text = _spelled(coded.dictionary, respell, spelling)
-    text = _only(pc.invert(pc.is_in(text, missing)), text)
+    text = only(pc.invert(pc.is_in(text, missing)), text)
     which = coded.indices.cast(pa.int64()).fill_null(len(text)).to_numpy()
     return Distinct(text, which, coded.dictionary)
 
@@ -105,7 +109,7 @@ def spell(column: pa.Array, respell: bool = True, spelling: int = SPELLING) -> p
     """
     text = _spelled(column, respell, spelling)
     known = ("",) if spelling == 1 or not respell else MISSING
-    return _only(pc.invert(pc.is_in(text, pa.array(known))), text)
+    return only(pc.invert(pc.is_in(text, pa.array(known))), text)
 
 
 def _spelled(column: pa.Array, respell: bool, spelling: int) -> pa.Array:
@@ -310,11 +314,6 @@ def _of_floats(column: pa.Array) -> pa.Array:
     )
 
 
-def _of_halves(column: pa.Array) -> pa.Array:
-    """float16[n] as text, since Arrow makes no dictionary of them."""
-    return _of_floats(column)
-
-
 def _of_times(column: pa.Array) -> pa.Array:
     """string[n] of dates, timestamps, times of day and durations (in seconds)."""
     kind = column.type
@@ -378,6 +377,6 @@ def _utf8(value: bytes | None) -> str | None:
         return None
 
 
-def _only(where: pa.Array, text: pa.Array) -> pa.Array:
+def only(where: pa.Array, text: pa.Array) -> pa.Array:
     """The text where bool[n] is true; null elsewhere."""
     return pc.if_else(where, text, pa.scalar(None, pa.string()))
