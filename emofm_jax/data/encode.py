@@ -365,11 +365,9 @@ def _note_cut(slot: Slot, lengths: pa.Array, notes: Notes) -> None:
 
 def _note_respelled(slot: Slot, found: Distinct, notes: Notes) -> None:
     """Notes the texts that count as a number, truth value or time in another spelling."""
-    if not slot.respell or not values.is_text(found.raw.type):
+    if not found.respelled:
         return
     raw = values.spell(found.raw, respell=False)
-    if raw.equals(found.text):
-        return
     other = np.asarray(pc.not_equal(raw, found.text).fill_null(False))
     if other.any():
         first = int(np.argmax(other))

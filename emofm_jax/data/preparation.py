@@ -296,7 +296,10 @@ def _learnt(
     kept = encoder.judge(chunk.columns).good(len(chunk.lines))
     if not split:
         kept &= source.split_of(chunk) == 0
-    filtered = lambda slot: chunk.columns[slot.name].filter(pa.array(kept))
+    if kept.all():
+        filtered = lambda slot: chunk.columns[slot.name]
+    else:
+        filtered = lambda slot: chunk.columns[slot.name].filter(pa.array(kept))
     numbers = {s.name: encoder.numbers(s, filtered(s), Problems()) for s in measured}
 
     found, weighted = [], set()

@@ -53,6 +53,7 @@ class Distinct(NamedTuple):
     text: pa.Array
     which: np.ndarray
     raw: pa.Array  # d values as they came
+    respelled: bool  # whether they are text, some of it in another spelling
 
     def column(self) -> pa.Array:
         """string[n]: the values."""
@@ -93,10 +94,12 @@ def distinct(
         coded = (
             _of_floats(coded) if pa.types.is_float16(coded.type) else coded  # as Arrow cannot
         ).dictionary_encode()
-    text = _spelled(coded.dictionary, respell, spelling)
-    text = only(pc.invert(pc.is_in(text, missing)), text)
-    which = coded.indices.cast(pa.int64()).fill_null(len(text)).to_numpy()
-    return Distinct(text, which, coded.dictionary)
+    plain = _spelled(coded.dictionary, False, spelling)
+    is_spelled = not respell or spelling == 1 or not is_text(unwrapped_type(coded.dictionary.type))
+    text = plain if is_spelled else _respelled(plain)
+    known = only(pc.invert(pc.is_in(text, missing)), text)
+    which = coded.indices.cast(pa.int64()).fill_null(len(known)).to_numpy()
+    return Distinct(known, which, coded.dictionary, text is not plain)
 
 
 def spell(column: pa.Array, respell: bool = True, spelling: int = SPELLING) -> pa.Array:
@@ -379,4 +382,6 @@ def _utf8(value: bytes | None) -> str | None:
 
 def only(where: pa.Array, text: pa.Array) -> pa.Array:
     """The text where bool[n] is true; null elsewhere."""
+    if not where.null_count and pc.all(where).as_py():
+        return text
     return pc.if_else(where, text, pa.scalar(None, pa.string()))

@@ -6,6 +6,7 @@ by their lines, and the rest is parsed. pyarrow's streaming reader is not used: 
 numbers and one bad cell ends the file.
 """
 
+import contextlib
 import dataclasses
 import lzma
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,8 @@ from emofm_jax.errors import UserError
 
 BLOCK_BYTES = 1 << 23  # raw bytes of a chunk: some tens of thousands of rows
 MAX_ROW_BYTES = 1 << 26
+# Bytes that pyarrow makes columns of at a time: of 8 MiB, each cell was a miss of the cache.
+CACHED_BYTES = 1 << 19
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -143,7 +146,8 @@ def parse(block: Block, dialect: Dialect, wanted: Sequence[str]) -> Chunk:
     file, line, data = block
     quoted = dialect.quoting != "none" and b'"' in data
     # pyarrow takes a carriage return alone for a line end.
-    if not quoted and b"\0" not in data and data.count(b"\r") == data.count(b"\r\n"):
+    alone = b"\r" in data and data.count(b"\r") != data.count(b"\r\n")
+    if not quoted and not alone and b"\0" not in data:
         table = _arrow(data, dialect, wanted, quoted=False)
         if table is not None and table.num_rows == data.count(b"\n") + (not data.endswith(b"\n")):
             return Chunk(file, line + np.arange(table.num_rows), _columns(table))
@@ -184,9 +188,6 @@ def _decompressed(raw: pa.OSFile, kind: str) -> Any:
 
 def _arrow(data: bytes, dialect: Dialect, wanted: Sequence[str], quoted: bool) -> pa.Table | None:
     """The rows as a table, or None where pyarrow finds rows of another length or invalid UTF-8."""
-    read = pa_csv.ReadOptions(
-        use_threads=False, block_size=len(data) + 8, column_names=list(dialect.names)
-    )
     parse = pa_csv.ParseOptions(
         delimiter=dialect.separator, quote_char='"' if quoted else False, newlines_in_values=quoted
     )
@@ -195,13 +196,18 @@ def _arrow(data: bytes, dialect: Dialect, wanted: Sequence[str], quoted: bool) -
         include_columns=list(wanted),
         null_values=list(dialect.null_values),
         strings_can_be_null=True,
+        check_utf8=not data.isascii(),
     )
     if data.startswith(_BOM):
         data = _BOM + data  # pyarrow would take the first character of the block for a file's BOM
-    try:
-        return pa_csv.read_csv(pa.BufferReader(data), read, parse, convert)
-    except pa.ArrowInvalid:
-        return None
+    # A long row needs a large piece, and between pieces pyarrow loses line ends within quotes.
+    for size in (len(data) + 8,) if quoted else (CACHED_BYTES, len(data) + 8):
+        read = pa_csv.ReadOptions(
+            use_threads=False, block_size=size, column_names=list(dialect.names)
+        )
+        with contextlib.suppress(pa.ArrowInvalid):
+            return pa_csv.read_csv(pa.BufferReader(data), read, parse, convert)
+    return None
 
 
 def _columns(table: pa.Table) -> dict[str, pa.Array]:
