@@ -38,6 +38,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import flags as absl_flags
@@ -181,7 +182,8 @@ def _calibrate(
     """The calibration that predictions `on` the validation split give, and what it changes."""
     fitted = calibration.fit(method, on.logit, on.label, on.weight)
     scored = predictions.label, predictions.logit, predictions.weight
-    fit = {"method": method, "split": "valid", "rows": len(on.label), "evaluated": stem}
+    num_rows = len(on.label) if on.weight is None else np.count_nonzero(on.weight)
+    fit = {"method": method, "split": "valid", "rows": int(num_rows), "evaluated": stem}
     return fitted, fit | calibration.before_and_after(fitted, report, *scored)
 
 

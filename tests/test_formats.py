@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from emofm_jax import config
-from emofm_jax.data import formats, shards
+from emofm_jax.data import formats, raw_files, shards
 from emofm_jax.data.formats import lines
 from emofm_jax.data.raw_files import RawFile
 from emofm_jax.data.schema import Schema, Slot
@@ -337,3 +337,42 @@ def test_libsvm_without_field_names_is_one_bag(tmp_path):
     }
     with pytest.raises(UserError, match="exactly one slot, a bag named 'features'"):
         read(path, format="libsvm")
+
+
+@pytest.mark.parametrize("rows", [b"1\n0 5:1\n", b"1\n\n0\t5:1 6:1\n", b"0 5:1\n1\n"])
+def test_flat_libsvm_whose_first_row_is_a_label_alone(tmp_path, rows):
+    fields = {
+        "format": "libsvm",
+        "groups": (("all", "features"),),
+        "slots": {"features": {"kind": "multi"}},
+    }
+    columns, _, bad = read(write(tmp_path / "a.svm", rows), **fields)
+    assert not bad and sorted(map(len, columns["features"])) == [0, rows.count(b":")]
+    named = b"1\n0 features:5:1\n"
+    columns, _, bad = read(write(tmp_path / "b.svm", named), **fields)
+    assert not bad and columns["features"] == [[], ["5"]]
+
+
+@pytest.mark.parametrize("source", ["libsvm", "cti"])
+def test_partitions_of_rows_that_list_their_features(tmp_path, source):
+    """A directory's value is that of every row that has none of its own."""
+    part = tmp_path / "city=s%C3%A3o" / "hour=7"
+    part.mkdir(parents=True)
+    rows = {"libsvm": b"1 u:1:1\n0 u:2:1 city:x:1\n", "cti": b"a\t1\t1:u\nb\t0\t2:u 9:city\n"}
+    write(part / "a.txt", rows[source])
+    groups = (("g", ("u", "city", "hour")),)
+    fields = {"format": source, "groups": groups, "slots": {"hour": {"kind": "numeric"}}}
+    if source == "cti":  # whose rows hold no numbers
+        fields["slots"] = {}
+    recipe = config.default().prepare.to_dict() | fields
+    chunk = lambda recipe: next(formats.read(recipe, raw_files.find(tmp_path)))
+    columns = chunk(recipe).columns
+    assert columns["city"].to_pylist() == ["são", {"libsvm": "x", "cti": "9"}[source]]
+    assert columns["hour"].to_pylist() == ["7", "7"] and columns["u"].to_pylist() == ["1", "2"]
+
+    with pytest.raises(UserError, match="column 'hour' is a slot in no group"):
+        chunk(recipe | {"groups": (("g", ("u", "city")),), "slots": {}})
+    left = recipe | {"groups": (("g", ("u", "city")),), "slots": {}, "ignore": ("hour",)}
+    assert "hour" not in chunk(left).columns
+    with pytest.raises(UserError, match="'city' is a column of the directories, but a slot of sev"):
+        chunk(recipe | {"slots": {"city": {"kind": "multi"}}})

@@ -235,3 +235,14 @@ def test_report(here):
         number for number in SAID["report"] if number not in text
     ]
     assert f"{metrics('runs/hmm')['test']['auc']:.5f}" in Path("runs/hmm/report.md").read_text()
+
+
+def test_data_prepared_again_are_not_the_run_s_and_what_helps_is_said(here, capsys):
+    run(prepare, "--config=shop.py")
+    capsys.readouterr()
+    for flags in ((), ("--data=data/shop",)):
+        assert evaluate.main(["evaluate", "--workdir=runs/hmm", *flags]) == 2
+        said = capsys.readouterr().err
+        assert "spelling 1 against 2" in said and "prepare again" not in said
+        assert "evaluate the raw rows (--input), or train again in another --workdir" in said
+    run(evaluate, "--workdir=runs/hmm", "--input=log.csv")

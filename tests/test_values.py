@@ -435,3 +435,117 @@ def test_hours_of_the_day_begin_at_midnight():
     days = pa.array(["2024-03-05 00:00:00", "2024-03-05 00:00:01", "2024-03-05 01:00:00"])
     found = recipe_lib.split_of(recipe, 0, np.arange(3), values.distinct(days))
     assert found.tolist() == [1, 1, 0]
+
+
+def test_bytes_that_are_no_text_among_ids_with_weights():
+    slot = Slot("s", "g", "multi", "hash", 2**30, max_length=3, weighted=True)
+    problems, column = encode.Problems(), pa.array([[b"a:1"], [b"b:2", b"\xff:2"]])
+    found = encoder(slot).slot(slot, column, problems)
+    assert list(problems) == [1] and "holds b'\\xff:2', no text in UTF-8" in problems[1][1]
+    text = encoder(slot).slot(slot, pa.array([["a:1"]]), problems)
+    assert found[0].as_py() == text[0].as_py()
+
+    single = Slot("s", "g", "categorical", "hash", 2**30, weighted=True)
+    problems = encode.Problems()
+    encoder(single).slot(single, pa.array([b"\xff:2", b"b:2"]), problems)
+    assert list(problems) == [0] and problems[0][0] == "encoding"
+
+
+@pytest.mark.parametrize("shape", ["list", "large list", "list of fixed size", "map"])
+def test_uuids_in_pairs(shape, tmp_path):
+    """From Parquet, with rows filtered: the ids are those of their text."""
+    uuids = [uuid.UUID(int=7 * i) for i in range(4)]
+    ids = pa.ExtensionArray.from_storage(
+        pa.uuid(), pa.array([x.bytes for x in uuids], pa.binary(16))
+    )
+    weights, offsets = pa.array([0.5, 1.0, 1.5, 2.0]), [0, 2, 4]
+    pairs = pa.StructArray.from_arrays([ids, weights], ["id", "weight"])
+    made = {
+        "list": lambda: pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pairs),
+        "large list": lambda: pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pairs),
+        "list of fixed size": lambda: pa.FixedSizeListArray.from_arrays(pairs, 2),
+        "map": lambda: pa.MapArray.from_arrays(pa.array(offsets, pa.int32()), ids, weights),
+    }
+    pq.write_table(pa.table({"label": ["1", "0"], "s": made[shape]()}), tmp_path / "a.parquet")
+    recipe = config.default().prepare.to_dict() | {"groups": (("g", ("s",)),)}
+    recipe["slots"] = {"s": {"kind": "multi", "weighted": True}}
+    (chunk,) = formats.read(recipe, [RawFile(tmp_path / "a.parquet")])
+    bad = encode.Problems()
+    bad.mark([True, False], "label", lambda i: "")
+    slot = Slot("s", "g", "multi", "hash", 2**30, max_length=3, weighted=True)
+    found = encoder(slot).slot(slot, chunk.without(bad).columns["s"], bad)
+    text = encoder(slot).slot(slot, pa.array([[f"{uuids[2]}:1.5", f"{uuids[3]}:2"]]), bad)
+    assert found.to_pylist() == text.to_pylist()
+
+
+@pytest.mark.parametrize("respell", [True, False])
+def test_a_gauc_key_is_spelled_as_its_slot(respell):
+    """Rows of one id have one key, and those of a missing value none."""
+    slot = Slot("s", "g", "categorical", "hash", 2**30, null_values=("-1",), respell=respell)
+    recipe = {"null_values": (), "gauc_key": "s"}
+    schema = Schema("x", (slot,), has_gauc_key=True, recipe=recipe, spelling=2)
+    column = pa.array(["7", "7.0", "-1", "-1.0", None, "8"])
+    columns = {"s": column, "gauc_key": column, "label": pa.array(["1"] * 6)}
+    found = encode.Encoder(schema, {}).encode(columns)[0]
+    ids, keys = found["s"].to_pylist(), found["gauc_key"].to_pylist()
+    assert [x == 0 for x in ids] == [key == 0 for key in keys] and keys[2] == keys[4] == 0
+    same = lambda x: [[a == b for a in x] for b in x]
+    assert same(ids) == same(keys) and (keys[0] == keys[1]) == respell
+
+
+def test_mixed_lists_of_a_run_of_release_0_1():
+    """Each value is called what release 0.1 called it in a list of its own kind."""
+    given = [1e20, "1e20", 17.5, "17.50", True, np.float32(0.5), datetime.date(2024, 3, 5), None]
+    alone = [
+        None if x is None else values.spell(memory.as_arrow(SLOT, [x]), spelling=1)[0].as_py()
+        for x in given
+    ]
+    mixed = memory.as_arrow(SLOT, given, 1).to_pylist()
+    assert mixed == alone
+    assert mixed[:5] == ["1e+20", "1e20", "17.5", "17.50", "1"]
+    assert memory.as_arrow(SLOT, given).to_pylist()[3] == "17.5"
+
+
+DAYS = np.array([["2024-03-05", "2024-03-06"], ["NaT", "2024-03-07"]], "datetime64[D]")
+
+
+@pytest.mark.parametrize(
+    "given, text",
+    [
+        (np.array([1, 256], ">i4"), ["1", "256"]),
+        (np.array([0.5, np.nan], ">f8"), ["0.5", None]),
+        (np.array(["2024-03-05"], ">M8[D]"), ["2024-03-05"]),
+        (np.array([5, 7], "m8[m]"), ["300", "420"]),
+        (np.array([1500], "m8[ms]"), ["1.5"]),
+        ([np.timedelta64(5, "m"), "x", np.timedelta64("NaT")], ["300", "x", None]),
+        ([np.timedelta64(1, "D"), datetime.timedelta(seconds=90)], ["86400", "90"]),
+        (np.array([2000], "M8[ps]"), ["1970-01-01 00:00:00.000000002"]),
+    ],
+)
+def test_arrays_of_numpy_of_any_unit_and_byte_order(given, text):
+    assert values.distinct(memory.as_arrow(SLOT, given)).column().to_pylist() == text
+
+
+@pytest.mark.parametrize("given", [DAYS, DAYS.astype(">M8[D]"), DAYS.astype("M8[ns]")])
+def test_a_matrix_of_days_is_bags(given):
+    slot = Slot("s", "g", "multi", "hash", 2**30, max_length=3)
+    read = lambda column: encoder(slot).slot(slot, column, encode.Problems()).to_pylist()
+    text = pa.array([["2024-03-05", "2024-03-06"], [None, "2024-03-07"]])
+    assert read(memory.as_arrow(slot, given)) == read(text)
+    numbers = memory.as_arrow(slot, np.array([[1, 2]], ">i8"))
+    assert read(numbers) == read(pa.array([["1", "2"]]))
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (np.array([1500], "M8[ps]"), "times in ps that are no whole nanoseconds"),
+        ([np.datetime64(1500, "ps"), "x"], "times in ps that are no whole nanoseconds"),
+        (np.array([1], "m8[Y]"), "durations in months or years have no length"),
+        (np.array([1], "m8"), "generic timedelta64"),
+        (np.array([1j]), "Unsupported numpy type"),
+    ],
+)
+def test_what_has_no_spelling_is_one_line(given, said):
+    with pytest.raises(UserError, match=said):
+        memory.as_arrow(SLOT, given)

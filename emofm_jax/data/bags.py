@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emofm_jax.data import numeric
+from emofm_jax.data import numeric, values
 from emofm_jax.data.problems import Problems
 from emofm_jax.data.schema import Slot
 
@@ -75,14 +75,15 @@ def pairs(column: pa.Array) -> tuple[pa.Array, pa.Array]:
 
     Returns:
       ids, of the type of the struct's first field, or string[n]; weights, of its second, or
-      string[n]; null where an element has none.
+      string[n]; null where an element has none, and for bytes that are no UTF-8.
     """
     if pa.types.is_struct(column.type):
         names = [field.name for field in column.type]
         places = (1, 0) if names == ["weight", "id"] else (0, 1)
         first, second = (pc.struct_field(column, [i]) for i in places)
         return first, second
-    parts = pc.split_pattern(column.cast(pa.string()), ":", max_splits=1, reverse=True)
+    column = values.spell(column, respell=False)
+    parts = pc.split_pattern(column, ":", max_splits=1, reverse=True)
     both = pc.equal(pc.list_value_length(parts), 2)
     halves = pc.if_else(both, parts, pa.scalar([None, None], parts.type))
     ids = pc.if_else(both, pc.list_element(halves, 0), column)

@@ -26,6 +26,7 @@ from emofm_jax.data.formats import tabular
 from emofm_jax.data.formats.lines import Chunk
 from emofm_jax.data.labels import Labels
 from emofm_jax.data.problems import Notes, Problems
+from emofm_jax.data.raw_files import RawFile
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.data.values import Distinct
 from emofm_jax.data.vocabulary import Vocabulary, hash_values
@@ -150,7 +151,7 @@ class Encoder:
             return bags.vectors(slot, self._lists(slot, column, problems), problems)
 
         ids, weights, lengths = self.elements(slot, column, problems, notes)
-        row_of = None if lengths is None else np.repeat(np.arange(len(column)), lengths)
+        row_of = _rows(lengths)
         found = self.distinct(slot, ids)
         encoded = pa.array(self._ids(slot, ids, found, row_of, problems))
         if row_of is not None:
@@ -189,6 +190,8 @@ class Encoder:
             if notes is not None:
                 _note_cut(slot, before, notes)
         if slot.weighted or pa.types.is_struct(column.type):
+            row_of = _rows(lengths)
+            _mark_bytes(f"slot {slot.name!r}", column, problems, row_of)
             return *bags.pairs(column), lengths
         return column, None, lengths
 
@@ -301,12 +304,21 @@ class Encoder:
         return pa.array(np.where(numbers >= 0, numbers, 0).astype(np.float32))
 
     def _gauc_key(self, column: pa.Array, problems: Problems) -> pa.Array:
-        """i64[n]: hashes of the values; 0 where missing."""
-        found = values.distinct(column, self.missing, spelling=self.schema.spelling)
+        """i64[n]: hashes of the values, spelled as those of its slot, if it is one; 0: missing."""
+        missing, respell = self.missing, True
+        for slot in self.schema.slots:
+            if slot.name == self.schema.recipe.get("gauc_key") and slot.max_length == 1:
+                missing, respell = self._missing[slot.name], slot.respell
+        found = values.distinct(column, missing, respell, self.schema.spelling)
         known = np.asarray(found.text.is_valid())
         hashes = np.zeros(len(known) + 1, np.int64)
         hashes[:-1][known] = hash_values(found.text.drop_null(), 0).view(np.int64)
         return pa.array(hashes[found.which])
+
+
+def _rows(lengths: np.ndarray | None) -> np.ndarray | None:
+    """i64[m]: the row of each of m elements; None where each row has one (`Encoder.elements`)."""
+    return None if lengths is None else np.repeat(np.arange(len(lengths)), lengths)
 
 
 def _mark_bytes(
@@ -393,7 +405,7 @@ class EncodedChunk:
 def read_encoded(
     schema: Schema,
     directory: Path,
-    path: Path | Sequence[Path],
+    path: Path | Sequence[RawFile],
     labelled: bool = False,
     also: Sequence[str] = (),
 ) -> Iterator[EncodedChunk]:
@@ -402,7 +414,8 @@ def read_encoded(
     Args:
       schema: of the shards that a model was trained on.
       directory: that holds `vocabulary/`.
-      path: a file, a directory of files, in the order of their names, or several of these.
+      path: a file, or a directory of files, in the order of their names; or files that were found
+        before (`raw_files.find`) and checked.
       labelled: True if labels and the other roles must be there, as in training; otherwise a label
         that is absent is 0.
       also: names of columns that come along as text, null where missing: slots, or any columns of
@@ -412,24 +425,29 @@ def read_encoded(
       UserError: missing or damaged file, columns that do not fit the recipe; never for a bad row.
     """
     source = schema.recipe["format"]
-    paths = [Path(path)] if isinstance(path, Path | str) else [Path(one) for one in path]
     if source not in formats.FORMATS:
-        raise UserError(f"{paths[0]}: {source} data has no raw rows; name a directory of shards")
-    for one in paths:
-        if not one.exists():
-            raise UserError(f"{one}: no such file or directory; name raw rows")
+        first = path if isinstance(path, Path) else path[0].path
+        raise UserError(f"{first}: {source} data has no raw rows; name a directory of shards")
+    files = _found(path) if isinstance(path, Path) else path
 
     # Row ids are only given back here: whatever they are, they cost no row its score.
     as_text = dataclasses.replace(schema, row_id=schema.row_id and "string")
     encoder = Encoder(as_text, load_vocabularies(schema, directory))
     recipe = recipe_lib.to_evaluate(schema.recipe, also) if labelled else schema.recipe
-    files = [file for one in paths for file in raw_files.find(one)]
-    recipe_lib.check_once(files)
     position = 0
     for chunk in formats.read(recipe, files, labelled):
         encoded = _keep_places(encoder, chunk, labelled, position, also)
         position += len(encoded.kept)
         yield encoded
+
+
+def _found(path: Path) -> list[RawFile]:
+    """The files of raw rows at a path."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file or directory; name raw rows")
+    files = raw_files.find(path)
+    recipe_lib.check_once(files)
+    return files
 
 
 def _keep_places(

@@ -97,7 +97,8 @@ def encode(encoder: Encoder, data: Mapping[str, Sequence] | Any) -> dict[str, np
     names = [slot.name for slot in schema.slots]
     named = _by_name("data", data, names)
     _check_absent("data", schema.name, "slot", names, named)
-    columns = {slot.name: memory.as_arrow(slot, named[slot.name]) for slot in schema.slots}
+    spelling = schema.spelling
+    columns = {s.name: memory.as_arrow(s, named[s.name], spelling) for s in schema.slots}
     _check_lengths("data", {name: len(column) for name, column in columns.items()})
 
     def one(slot: Slot) -> tuple[dict[str, np.ndarray], Problems]:

@@ -41,7 +41,8 @@ class RawRows:
         """
         for path in paths:
             _check(schema, path)
-        recipe.check_once([file for path in paths for file in raw_files.find(path)])
+        self._files = [file for path in paths for file in raw_files.find(path)]
+        recipe.check_once(self._files)
         groups.check(schema, by, of_shards=False)
         self.schema, self.num_read = schema, 0
         self.rejected: list[tuple[int, str]] = []
@@ -84,7 +85,7 @@ class RawRows:
         return [collector.groups() for collector in self._collectors.values()]
 
     def __iter__(self) -> Iterator[batches.Rows]:
-        by, where = [*self._collectors], (self._directory, self._paths)
+        by, where = [*self._collectors], (self._directory, self._files)
         for chunk in encode.read_encoded(self.schema, *where, labelled=True, also=by):
             positions = self.num_read + np.arange(len(chunk.kept))
             self.num_read += len(positions)

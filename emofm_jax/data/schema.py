@@ -320,6 +320,17 @@ def difference(ours: Schema, theirs: Schema) -> str:
     return ", ".join(parts)
 
 
+def remedy(run: Schema, data: Schema, usual: str) -> str:
+    """What helps where the schema of data is not the run's; `usual`, but for a run of release 0.1.
+
+    Preparing its data again gives another schema each time.
+    """
+    if run.spelling >= data.spelling:
+        return usual
+    spelled = "prepare spells values in another way since release 0.1, of which the run is"
+    return f"{spelled}: evaluate the raw rows (--input), or train again in another --workdir"
+
+
 def other_rows(run: Schema, data: Schema) -> str:
     """What tells that a run is of other rows than these data, in words; empty if nothing does.
 

@@ -45,6 +45,7 @@ _SIGNS = (b".", b"-", b"+", b"u", b"U", b"l", b"L")
 _DAY = 86_400  # seconds
 _NO_MORE = pa.array(MISSING)
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+_FINER = ("ps", "fs", "as")  # units of numpy
 
 
 class Distinct(NamedTuple):
@@ -139,15 +140,24 @@ def _spelled(column: pa.Array, respell: bool, spelling: int) -> pa.Array:
     return _of_times(column)
 
 
-def one(value: Any, respell: bool = True) -> str | None:
+def one(value: Any, respell: bool = True, spelling: int = SPELLING) -> str | None:
     """The text of one value of Python, numpy or pandas; None if it is missing.
 
+    Args:
+      value: of any plain type.
+      respell: False leaves text as it is.
+      spelling: 1 spells as release 0.1 did.
+
     Raises:
-      TypeError: a value of another kind.
-      ValueError: bytes that are no UTF-8.
+      TypeError, ArrowInvalid: a value of another kind.
+      ValueError: bytes that are no UTF-8, a time that is finer than nanoseconds.
     """
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return None
+    if spelling == 1 and not isinstance(value, numbers.Integral):
+        return spell(pa.array([value], from_pandas=True), respell, spelling)[0].as_py()
+    if isinstance(value, np.datetime64 | np.timedelta64):  # the latter passes for an integer
+        return spell(pa.array(in_unit_of_arrow(np.array([value]))))[0].as_py()
     if isinstance(value, str | bytes):
         text = value.decode() if isinstance(value, bytes) else str(value)
         return spell(pa.array([text], pa.string()), respell)[0].as_py()
@@ -161,16 +171,29 @@ def one(value: Any, respell: bool = True) -> str | None:
         return None if value != value else _of_float(value)
     if isinstance(value, datetime.date | datetime.time):  # a datetime is a date
         return _of_text(value.isoformat())
-    if isinstance(value, np.datetime64):
-        coarse = np.datetime_data(value.dtype)[0] not in UNITS
-        return spell(pa.array(np.array([value.astype("datetime64[s]") if coarse else value])))[
-            0
-        ].as_py()
     if isinstance(value, datetime.timedelta):
         return spell(pa.array([value]))[0].as_py()
     if type(value).__name__ == "UUID":
         return str(value)
     raise TypeError(f"{value!r} is a {type(value).__name__}")
+
+
+def in_unit_of_arrow(times: np.ndarray) -> np.ndarray:
+    """Times or durations of numpy in a unit that Arrow has, too.
+
+    Raises:
+      TypeError: durations of months or years, which have no length.
+      ValueError: times that are finer than nanoseconds.
+    """
+    unit = np.datetime_data(times.dtype)[0]
+    if unit in UNITS or (unit == "generic" and not np.isnat(times).all()):
+        return times  # the latter is an error of Arrow's
+    if unit in ("Y", "M") and times.dtype.kind == "m":
+        raise TypeError("durations in months or years have no length")
+    made = times.astype(f"{times.dtype.kind}8[{'ns' if unit in _FINER else 's'}]")
+    if unit in _FINER and ((made.astype(times.dtype) != times) & ~np.isnat(times)).any():
+        raise ValueError(f"times in {unit} that are no whole nanoseconds")
+    return made
 
 
 def is_text(kind: pa.DataType) -> bool:

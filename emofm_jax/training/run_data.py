@@ -31,16 +31,18 @@ class RunData:
         Raises:
           UserError: no data, or only other ones.
         """
-        other = ""
+        other, remedy = "", "prepare the run's data again, or name others by --data"
         for place in self._places():
             if not (place / "schema.json").exists():
                 continue
-            differs = self._difference(schema_lib.load(place))
+            there = schema_lib.load(place)
+            differs = self._difference(there)
             if not differs:
                 return place
-            other = other or f"{place}: not the data of {self.workdir}: {differs}"
+            if not other:
+                other = f"{place}: not the data of {self.workdir}: {differs}"
+                remedy = schema_lib.remedy(self.schema, there, remedy)
         nowhere = "no prepared data, seen from here or from above the run"
-        remedy = "prepare the run's data again, or name others by --data"
         raise UserError(f"{other or f'{self.config.data.dir}: {nowhere}'}; {remedy}")
 
     def open(self, split: str, directory: str = "") -> shards.Split:

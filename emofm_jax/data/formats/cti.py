@@ -49,12 +49,14 @@ def tasks(
     if labelled and not of_types:
         raise UserError(f"{path}:1: no column of types; {_ROW}")
 
+    tokens.check_partitions(recipe, file, slots, labelled)
     dialect = lines_lib.Dialect(names, "\t")
 
     def parse(block: Block) -> Chunk:
         chunk = lines_lib.parse(block, dialect, names)
         raw = chunk.columns
         found, problems = tokens.split_tokens(raw["features"], slots, recipe["ignore"])
+        found = tokens.with_partitions(found, recipe, file)
         cells = [raw[name] for name in of_types]
         label, ftype, of_label = _label(cells, types, len(chunk.lines), labelled)
         found |= {"label": label, "ftype": ftype, "row_id": raw["log_id"]}

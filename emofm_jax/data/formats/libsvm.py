@@ -11,6 +11,7 @@ lack its label.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -37,11 +38,11 @@ def tasks(
     if vectors := [slot.name for slot in slots if slot.is_vector]:
         problem = f"slot {vectors[0]!r} is a vector, but libsvm rows hold single numbers"
         raise UserError(f"config.prepare.slots: {problem}; make it numeric, or a weighted bag")
-    tokens = lines_lib.first_row(path).decode(errors="replace").split()
-    flat = any(token.count(":") == 1 for token in tokens)
+    tokens_lib.check_partitions(recipe, file, slots, labelled)
+    flat = _is_flat(path)
     if flat and ([slot.name for slot in slots] != [FLAT_SLOT] or not slots[0].is_bag):
         raise UserError(
-            f"{path}:1: rows of id:value need exactly one slot, a bag named {FLAT_SLOT!r}; declare "
+            f"{path}: rows of id:value need exactly one slot, a bag named {FLAT_SLOT!r}; declare "
             "it in config.prepare.groups and set config.prepare.slots to "
             f"{{{FLAT_SLOT!r}: {{'kind': 'multi'}}}}"
         )
@@ -53,6 +54,7 @@ def tasks(
             features = pc.replace_substring_regex(features, "([^ ]+)", FLAT_SLOT + r":\1")
         ignore = recipe["ignore"]
         columns, problems = tokens_lib.split_tokens(features, slots, ignore, slot_first=True)
+        columns = tokens_lib.with_partitions(columns, recipe, file)
         for row in np.flatnonzero(pc.is_null(label)).tolist() if labelled else ():
             problems[row] = ("label", "it has no label; 0 or 1 must stand first")
         columns = tokens_lib.with_gauc_key(columns | {"label": label}, recipe["gauc_key"])
@@ -60,6 +62,14 @@ def tasks(
 
     for block in lines_lib.blocks(path, progress=progress):
         yield functools.partial(parse, block)
+
+
+def _is_flat(path: Path) -> bool:
+    """Whether the first feature, which need not be in the first row, has no field."""
+    for block in lines_lib.blocks(path, block_bytes=1 << 16):
+        if (colon := block.data.find(b":")) >= 0:
+            return b":" not in block.data[colon + 1 :].split(b"\n", 1)[0].split(b" ", 1)[0]
+    return False
 
 
 def _split_label(rows: pa.Array) -> tuple[pa.Array, pa.Array]:

@@ -14,8 +14,13 @@ _ROWS = (list, tuple, np.ndarray, set, frozenset)
 _ARRAYS = ("__arrow_c_stream__", "__arrow_c_array__", "__arrow_array__")
 
 
-def as_arrow(slot: Slot, values: Any) -> pa.Array:
+def as_arrow(slot: Slot, values: Any, spelling: int = values_lib.SPELLING) -> pa.Array:
     """One column, however it was given.
+
+    Args:
+      slot: whose values they are.
+      values: a list or an array.
+      spelling: of the schema, as `values` (the module) has them.
 
     Raises:
       UserError: no list or array, values that are none, lists in a slot of single values.
@@ -24,7 +29,7 @@ def as_arrow(slot: Slot, values: Any) -> pa.Array:
     if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
         raise UserError(f"{where} is {values!r}; give a list or an array, one entry a row")
     try:
-        column = _column(values, slot)
+        column = _column(values, slot, spelling)
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{where} cannot be read ({reason}); give plain values") from None
@@ -38,7 +43,7 @@ def as_arrow(slot: Slot, values: Any) -> pa.Array:
     return column
 
 
-def _column(values: Any, slot: Slot) -> pa.Array:
+def _column(values: Any, slot: Slot, spelling: int) -> pa.Array:
     if isinstance(values, pa.Array):
         return values
     if isinstance(values, pa.ChunkedArray):
@@ -46,18 +51,19 @@ def _column(values: Any, slot: Slot) -> pa.Array:
     if isinstance(values, np.ma.MaskedArray):
         values = _without_masked(values)
     if str(getattr(values, "dtype", "")) == "object":
-        return _of_objects(list(values), slot)
+        return _of_objects(list(values), slot, spelling)
     if any(hasattr(values, name) for name in _ARRAYS):
         found = pa.chunked_array(values) if hasattr(values, _ARRAYS[0]) else pa.array(values)
         return _whole(found) if isinstance(found, pa.ChunkedArray) else found
     if hasattr(values, "__dlpack__"):  # an array of jax, say
         values = np.asarray(values)
     if not isinstance(values, np.ndarray):
-        return _of_objects(list(values), slot)
+        return _of_objects(list(values), slot, spelling)
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    if values.dtype.kind in "mM":
+        values = values_lib.in_unit_of_arrow(values)
     if values.ndim > 1:  # rows of a matrix are bags
         return pa.array(list(values))
-    if values.dtype.kind == "M" and np.datetime_data(values.dtype)[0] not in values_lib.UNITS:
-        values = values.astype("datetime64[s]")
     return pa.array(values, from_pandas=True)
 
 
@@ -73,17 +79,17 @@ def _whole(column: pa.ChunkedArray) -> pa.Array:
     return pa.concat_arrays(chunks) if chunks else pa.array([], column.type)
 
 
-def _of_objects(values: list, slot: Slot) -> pa.Array:
+def _of_objects(values: list, slot: Slot, spelling: int) -> pa.Array:
     """Values of Python, numpy or pandas, or lists of these."""
     if slot.weighted and not slot.is_bag:
-        return _of_pairs(values, slot)
+        return _of_pairs(values, slot, spelling)
     kinds = (*_ROWS, dict) if slot.weighted else _ROWS
     if not any(isinstance(value, kinds) for value in values):
-        return _of_singles(values, slot)
+        return _of_singles(values, slot, spelling)
     rows = [[] if _is_missing(row) else _elements(row) for row in values]
     offsets = np.append(0, np.cumsum([len(row) for row in rows]))
     of_elements = _of_pairs if slot.weighted else _of_singles
-    flat = of_elements([element for row in rows for element in row], slot)
+    flat = of_elements([element for row in rows for element in row], slot, spelling)
     missing = pa.array([_is_missing(row) for row in values])
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat, mask=missing)
 
@@ -96,12 +102,12 @@ def _elements(row: Any) -> list:
     raise TypeError(f"{row!r} stands among lists")
 
 
-def _of_pairs(values: list, slot: Slot) -> pa.Array:
+def _of_pairs(values: list, slot: Slot, spelling: int) -> pa.Array:
     """Ids with weights: text `id:weight`, (id, weight), or a dict of these two."""
     if all(isinstance(value, str) or _is_missing(value) for value in values):
-        return _of_singles(values, slot)
+        return _of_singles(values, slot, spelling)
     ids, weights = zip(*map(_pair, values))
-    columns = [_of_singles(list(ids), slot), _of_singles(list(weights), slot)]
+    columns = [_of_singles(list(part), slot, spelling) for part in (ids, weights)]
     return pa.StructArray.from_arrays(columns, ["id", "weight"])
 
 
@@ -119,18 +125,18 @@ def _pair(value: Any) -> tuple[Any, Any]:
     return both[0], both[1]
 
 
-def _of_singles(values: list, slot: Slot) -> pa.Array:
+def _of_singles(values: list, slot: Slot, spelling: int) -> pa.Array:
     """Single values. Those of one type keep it; of several, each is spelled for itself."""
     kinds = {type(value) for value in values if not _is_missing(value)}
-    of_one_type = len(kinds) < 2 and not kinds & {np.datetime64, uuid.UUID}
+    of_one_type = len(kinds) < 2 and not kinds & {np.datetime64, np.timedelta64, uuid.UUID}
     if not of_one_type or any(map(_is_large, values)):
-        spelled = [values_lib.one(value, slot.respell) for value in values]
+        spelled = [values_lib.one(value, slot.respell, spelling) for value in values]
         return pa.array(spelled, pa.string())
     return pa.array([None if _is_missing(value) else value for value in values], from_pandas=True)
 
 
 def _is_missing(value: Any) -> bool:
-    if isinstance(value, float | np.floating | np.datetime64):
+    if isinstance(value, float | np.floating | np.datetime64 | np.timedelta64):
         return bool(value != value)
     return value is None or type(value).__name__ in ("NAType", "NaTType")
 

@@ -1,7 +1,7 @@
 """Rows that list their features: tokens `id:slot` or `slot:id:value` -> one column a slot."""
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from emofm_jax.data import bags
 from emofm_jax.data.problems import Problems
+from emofm_jax.data.raw_files import RawFile
 from emofm_jax.data.schema import Slot
 from emofm_jax.errors import UserError
 
@@ -63,6 +64,30 @@ def split_tokens(
         own = tokens.take(by_name.get(slot.name, np.zeros(0, np.int64)))
         columns[slot.name] = _column(slot, own, len(features), problems)
     return columns, problems
+
+
+def check_partitions(recipe: Mapping, file: RawFile, slots: Sequence[Slot], labelled: bool) -> None:
+    """Raises a UserError if the directories of a file say something that is no slot, or a bag."""
+    several = [slot.name for slot in slots if slot.width > 1 or slot.weighted]
+    for name in file.partitions:
+        if name in several:
+            problem = f"{name!r} is a column of the directories, but a slot of several values"
+            raise UserError(f"{file.path}: {problem}; make it categorical or numeric")
+        if labelled and name not in (*(slot.name for slot in slots), *recipe["ignore"]):
+            remedy = "name it in config.prepare.groups or config.prepare.ignore"
+            raise UserError(f"{file.path}: column {name!r} is a slot in no group; {remedy}")
+
+
+def with_partitions(
+    columns: Mapping[str, pa.Array], recipe: Mapping, file: RawFile
+) -> dict[str, pa.Array]:
+    """The columns, with the values that directories name where a row has none of its own."""
+    found = dict(columns)
+    for name, value in (file.above | file.partitions).items():
+        if name in found and pa.types.is_string(found[name].type):
+            value = None if value in recipe["null_values"] else value
+            found[name] = pc.fill_null(found[name], pa.scalar(value, pa.string()))
+    return found
 
 
 def with_gauc_key(columns: dict[str, pa.Array], gauc_key: str) -> dict[str, pa.Array]:
