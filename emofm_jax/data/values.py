@@ -45,6 +45,11 @@ _SIGNS = (b".", b"-", b"+", b"u", b"U", b"l", b"L")
 _DAY = 86_400  # seconds
 _NO_MORE = pa.array(MISSING)
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+# Of release 0.1; integers may be too large for Arrow.
+_SPELLED_BY_ARROW = (
+    *(float, np.floating, decimal.Decimal, np.datetime64, np.timedelta64),
+    *(datetime.date, datetime.time, datetime.timedelta),
+)
 _FINER = ("ps", "fs", "as")  # units of numpy
 
 
@@ -154,13 +159,13 @@ def one(value: Any, respell: bool = True, spelling: int = SPELLING) -> str | Non
     """
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return None
-    if spelling == 1 and not isinstance(value, numbers.Integral):
+    if spelling == 1 and isinstance(value, _SPELLED_BY_ARROW):
         return spell(pa.array([value], from_pandas=True), respell, spelling)[0].as_py()
     if isinstance(value, np.datetime64 | np.timedelta64):  # the latter passes for an integer
         return spell(pa.array(in_unit_of_arrow(np.array([value]))))[0].as_py()
     if isinstance(value, str | bytes):
         text = value.decode() if isinstance(value, bytes) else str(value)
-        return spell(pa.array([text], pa.string()), respell)[0].as_py()
+        return spell(pa.array([text], pa.string()), respell, spelling)[0].as_py()
     if isinstance(value, bool | np.bool_):
         return str(int(value))
     if isinstance(value, numbers.Integral):
