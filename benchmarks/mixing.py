@@ -18,7 +18,6 @@ import collections
 import contextlib
 import io
 import itertools
-import json
 import os
 import random
 import re
@@ -34,8 +33,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from emofm_jax import evaluate, predict, prepare, sweep, train
+from emofm_jax.data import files, shards
 from emofm_jax.data import schema as schema_lib
-from emofm_jax.data import shards
 
 NAMES = ("one", "two")  # the two sets of raw rows
 ROW_GROUP_ROWS = 256  # so that reading goes on as long as training does
@@ -103,7 +102,7 @@ def without_times(found):
 
 def figures(workdir: Path):
     """What a run reports of its splits, and its predictions."""
-    metrics = without_times(json.loads((workdir / "metrics.json").read_text()))
+    metrics = without_times(files.read_json(workdir / "metrics.json"))
     del metrics["train"]  # a run that was stopped has one evaluation more
     return metrics, pq.read_table(workdir / "predictions/test.parquet").to_pydict()
 
@@ -139,7 +138,7 @@ def trained_in_halves(workdir: Path):
 def evaluated(workdir: Path):
     """Evaluates the run of the first set of rows."""
     run(evaluate, "--workdir=kept", "--split=valid")
-    return without_times(json.loads(Path("kept/predictions/valid.json").read_text()))
+    return without_times(files.read_json(Path("kept/predictions/valid.json")))
 
 
 def predicted(workdir: Path):
@@ -156,7 +155,7 @@ def swept(workdir: Path):
         code = sweep.main(["sweep", CONFIG, f"--workdir={workdir}"])
     if code == 2:
         raise Refused(err.getvalue())
-    lines = [json.loads(x) for x in (workdir / "results.jsonl").read_text().splitlines()]
+    lines = [files.from_json(x) for x in (workdir / "results.jsonl").read_text().splitlines()]
     good = {x["seed"]: without_times(x["metrics"]) for x in lines if x["metrics"]}
     errors = [x["error"] for x in lines if x["error"]]
     assert code == bool(errors) and len(good) + len(errors) == 2, (code, err.getvalue())

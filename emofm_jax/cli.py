@@ -25,6 +25,7 @@ from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_flags
 
 from emofm_jax import config as config_lib
+from emofm_jax import errors
 from emofm_jax.errors import UserError
 from emofm_jax.sweeping import experiment as experiment_lib
 from emofm_jax.training import compilation_cache
@@ -49,8 +50,9 @@ def run(
       more_help: makes a further section of `--helpfull`.
 
     Returns:
-      0; 2 after `error: ...` on stderr for a UserError, or for a file that the system refuses (a
-      full disk, say); 130 after an interrupt; 141 where nobody reads what is printed (`| head`).
+      0; 2 after `error: ...` on stderr for a UserError, or for a file that the system or a library
+      refuses (a full disk, say); 130 after an interrupt; 141 where nobody reads what is printed
+      (`| head`).
     """
     _open_streams()
     argv = _joined(list(sys.argv if argv is None else argv))
@@ -68,12 +70,14 @@ def run(
             with contextlib.suppress(OSError, ValueError):  # a stream of a test has no number
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return 141
-    except (UserError, OSError) as error:
-        _complain(" ".join(str(error).split()))
-        return 2
     except KeyboardInterrupt:
         _complain("interrupted")
         return 130
+    except Exception as error:
+        if not (line := errors.said(error)):
+            raise
+        _complain(line)
+        return 2
     return 0
 
 

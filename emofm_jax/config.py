@@ -238,7 +238,7 @@ def _of_models() -> dict[str, Option]:
     from emofm_jax import models  # loads jax
 
     found = models.options()
-    with contextlib.suppress(OSError, TypeError):  # no place to write; a value that JSON has not
+    with contextlib.suppress(UserError, OSError, TypeError):  # no place; what JSON has not
         text = json.dumps(options_lib.to_json(found))
         if _kept_name() == name and options_lib.from_json(json.loads(text)) == found:
             files.write_cache(name, text)
@@ -331,7 +331,7 @@ def load(workdir: Path) -> ConfigDict:
     """
     path = Path(workdir) / "config.json"
     try:
-        return from_dict(json.loads(path.read_text()))
+        return from_dict(files.read_json(path))
     except FileNotFoundError:
         raise UserError(
             f"{workdir}: holds no run (no config.json); name the --workdir of a trained run"

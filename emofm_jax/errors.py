@@ -1,15 +1,76 @@
 """The one exception that a user's mistake raises; `cli.run` prints it and exits with 2.
 
-And what Python's `warnings` are told of.
+And what files, and the libraries that read and write them, say when something is wrong with them;
+and what Python's `warnings` are told of.
 """
+
+import errno
+import os
+import re
 
 
 class UserError(Exception):
     """`{where}: {what was wrong, with the value}; {what to do}`, on one line."""
 
 
+class FileError(UserError):
+    """A file that the system, or a library, could not write or read: the disk's mistake."""
+
+
 class UnknownValues(UserWarning):
     """A slot that training knew, and of which `scorer.encode` gets nearly unknown values only."""
+
+
+# Where the exceptions of libraries that read and write files are defined.
+_OF_FILES = ("pyarrow", "safetensors", "safetensors_rust", "zlib", "gzip", "lzma", "zipfile")
+_NUMBER = re.compile(r"(?:os error|[Ee]rrno) (\d+)")
+_REMEDIES = {
+    "free space, then start the same command again": (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    "make it accessible, or name another place": (errno.EACCES, errno.EPERM, errno.EROFS),
+    "look at the disk, then start the same command again": (errno.EIO, errno.ESTALE),
+    "close what holds files open, then start the same command again": (errno.EMFILE, errno.ENFILE),
+}
+
+
+def reason(error: BaseException) -> str:
+    """What is wrong with a file, in words; empty where an error is not of a file."""
+    of_library = type(error).__module__.partition(".")[0] in _OF_FILES
+    if not isinstance(error, OSError | EOFError) and not of_library:
+        return ""
+    number = _errno(error)
+    return os.strerror(number) if number else " ".join(str(error).split()) or type(error).__name__
+
+
+def of_file(path: object, error: BaseException, what: str = "written") -> FileError:
+    """The error of the user whose file could not be written, or read."""
+    number = _errno(error)
+    found = (text for text, numbers in _REMEDIES.items() if number in numbers)
+    usual = "name another place" if what == "written" else "restore it, or make it again"
+    return FileError(f"{path}: cannot be {what} ({reason(error)}); {next(found, usual)}")
+
+
+def said(error: BaseException) -> str:
+    """The one line that the user reads of an error of a file or of their own; empty of others."""
+    if not isinstance(error, UserError):
+        if not reason(error):
+            return ""
+        path = getattr(error, "filename", None) or "a file"
+        error = of_file(path, error, "read or written")
+    return printable(" ".join(str(error).split()))
+
+
+def printable(text: str) -> str:
+    """A text in which names of strangers cannot steer a terminal: escape codes are spelled out."""
+    return "".join(x if x.isprintable() else ascii(x)[1:-1] for x in text)
+
+
+def _errno(error: BaseException) -> int:
+    """The system's number, which some libraries only have in their text; 0 without one."""
+    found = getattr(error, "errno", None)
+    if isinstance(found, int):
+        return found
+    in_text = _NUMBER.search(str(error))
+    return int(in_text[1]) if in_text else 0
 
 
 def check_choice(where: str, value: str, known) -> None:

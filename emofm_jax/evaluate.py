@@ -33,19 +33,17 @@ predictions/SPLIT.importance.json and .svg.
 
 import dataclasses
 import functools
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from absl import flags as absl_flags
 
 from emofm_jax import cli
 from emofm_jax import config as config_lib
-from emofm_jax.data import encode, files, groups, shards, unknown
+from emofm_jax.data import encode, files, groups, parquet, shards, unknown
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.raw_rows import RawRows
 from emofm_jax.errors import UserError, check_choice
@@ -123,7 +121,7 @@ def _evaluate(flags: absl_flags.FlagValues, workdir: Path) -> None:
 def _replaced(path: Path, report: SplitReport) -> str:
     """A word on a file that goes, if it is of other data of the same name."""
     try:
-        data = json.loads(path.read_text()).get("data", "") if path.exists() else report.data
+        data = files.read_json(path).get("data", "") if path.exists() else report.data
     except (ValueError, AttributeError):
         data = "unknown"  # nobody can tell
     return "" if data == report.data else f"; {path.name} of {data or 'the own data'} is replaced"
@@ -236,11 +234,11 @@ def _write_rejected(rows: RawRows, predictions: Path) -> list[Path]:
     """Writes the rows that could not be read beside the predictions; an older file goes."""
     path = predictions.with_name(f"{predictions.stem}.rejected.parquet")
     if not rows.rejected:
-        path.unlink(missing_ok=True)
+        files.remove(path)
         return []
     table = pa.table([list(column) for column in zip(*rows.rejected)], names=["row", "reason"])
     with files.whole(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        parquet.write(table, temporary)
     return [path]
 
 

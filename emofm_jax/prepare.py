@@ -28,7 +28,7 @@ def _main(flags: absl_flags.FlagValues) -> None:
         print(f"{directory} holds shards already; they are replaced when the new ones are whole")
     report = preparation.prepare(flags.config)
     print(counts_lib.as_text(report))
-    if {"train", "valid"} <= report.splits.keys():
+    if all(n in report.splits and report.splits[n].rows for n in ("train", "valid")):
         splits = (shards.open_split(directory, name) for name in ("train", "valid"))
         if leak := leaks.said(leaks.find(*splits)):
             print(leak)

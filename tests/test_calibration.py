@@ -9,6 +9,7 @@ import pytest
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
+from emofm_jax.data import files
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import calibration
 
@@ -193,7 +194,7 @@ def test_what_is_saved_is_loaded(method, workdir):
     assert again.method == method and again.arrays.keys() == fitted.arrays.keys()
     for name in again.arrays:
         np.testing.assert_array_equal(again.arrays[name], fitted.arrays[name])
-    assert json.loads(path.read_text())["fit"] == {"split": "valid"}
+    assert files.read_json(path)["fit"] == {"split": "valid"}
     assert sorted(p.name for p in workdir.iterdir()) == [path.name, "checkpoints"]
 
 
@@ -226,7 +227,7 @@ def test_a_calibration_of_another_run_with_as_many_steps(workdir):
 )
 def test_a_file_that_is_none_of_this_run(damage, message, workdir):
     path = calibration.save(workdir, calibration.fit("isotonic", *rows(9, 500)), 32, {})
-    body = json.loads(path.read_text())
+    body = files.read_json(path)
     damage(body)
     path.write_text(json.dumps(body))
     with pytest.raises(UserError, match=message) as error:

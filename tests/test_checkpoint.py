@@ -157,7 +157,9 @@ def test_a_step_by_number_and_info_without_arrays(tmp_path):
     ) == (1, {"n": 1})
     with pytest.raises(UserError, match=r"no checkpoint of step 3; choose one of 1, 2"):
         checkpoint.restore(tmp_path, {"x": np.zeros(2)}, step=3)
-    with pytest.raises(UserError, match=r"step_2: damaged checkpoint .*remove it"):
+    with pytest.raises(
+        UserError, match=r"step_2: damaged checkpoint .*restore it, or move it away"
+    ):
         checkpoint.restore(tmp_path, {"x": np.zeros(2, int)}, step=2)
 
 
@@ -235,7 +237,7 @@ def test_saver_keeps_the_info_of_the_moment(tmp_path, monkeypatch):
 @pytest.mark.parametrize("how", ["wait", "save", "exit"])
 def test_saver_raises_at_the_next_call(tmp_path, how):
     (tmp_path / "file").write_text("")
-    message = "file/checkpoints/step_1: this checkpoint could not be written"
+    message = r"file/checkpoints/step_1: cannot be written \(Not a directory\)"
     with (
         pytest.raises(UserError, match=message),
         checkpoint.Saver(tmp_path / "file" / "checkpoints") as saver,
@@ -255,3 +257,11 @@ def test_saver_does_not_hide_what_failed_in_the_block(tmp_path):
     ):
         saver.save(1, {"x": np.zeros(1)}, {})
         raise ZeroDivisionError
+
+
+def test_what_a_killed_save_had_yet_to_remove_can_be_removed_later(tmp_path):
+    for step in (10, 20, 30):
+        checkpoint.save(tmp_path, step, {"x": np.zeros(3)}, {}, best_step=10)
+    assert checkpoint.steps(tmp_path) == [10, 20, 30]
+    checkpoint.prune(tmp_path, 30, None)
+    assert listing(tmp_path) == ["step_20", "step_30"]

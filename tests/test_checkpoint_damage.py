@@ -108,7 +108,8 @@ def test_all_damaged(tmp_path):
         checkpoint.save(tmp_path, step, {"x": np.zeros(2)}, {})
         flip(tmp_path / f"step_{step}" / "state.safetensors", -1)
     with pytest.raises(
-        UserError, match=r"step_2: damaged .*step_1: damaged .*; remove .* to do without"
+        UserError,
+        match=r"step_2: damaged .*step_1: damaged .*; restore them, or move them away to do without",
     ) as caught:
         checkpoint.restore(tmp_path, {"x": np.zeros(2)})
     assert "\n" not in str(caught.value)
@@ -126,7 +127,10 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
             checkpoint.save(tmp_path, 2, like, {"n": 2})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert f"{tmp_path}/step_2: this checkpoint could not be written" in str(caught.value)
+    assert (
+        f"{tmp_path}/step_2/state.safetensors: cannot be written (File too large); free space"
+        in str(caught.value)
+    )
     assert "checkpoints that are there: step_1" in str(caught.value)
     assert listing(tmp_path) == ["step_1"] and checkpoint.restore(tmp_path, like).info == {"n": 1}
 
@@ -134,6 +138,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
 KILLED = """
     import os, signal, sys
     import numpy as np
+    from emofm_jax.data import directories
     from emofm_jax.training import checkpoint
 
     def die(*args):
@@ -152,7 +157,7 @@ KILLED = """
     elif moment == "before the json":
         checkpoint._write_json = die
     elif moment == "inside the removal":
-        checkpoint.shutil.rmtree = lambda path: (os.remove(path / "state.json"), die())
+        directories.shutil.rmtree = lambda path, **_: path.exists() and (os.remove(path / "state.json"), die())
     with checkpoint.Saver(directory) as saver:
         saver.save(3, {"x": np.full(1000, 3)}, {"n": 3})
     print("not killed")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from emofm_jax import cli
+from emofm_jax import cli, errors
 from emofm_jax import config as config_lib
 from emofm_jax.errors import UserError
 
@@ -126,7 +126,9 @@ def test_an_error_of_the_system_is_one_line_too(capsys):
         raise OSError(28, "No space left\non device", "shards/part-00000.parquet")
 
     assert cli.run(main, lambda flags, argv: None, ["program"]) == 2
-    assert capsys.readouterr().err.startswith("error: [Errno 28] No space left")
+    assert capsys.readouterr().err.startswith(
+        "error: shards/part-00000.parquet: cannot be read or written (No space left on"
+    )
 
 
 def test_a_reader_that_goes_away_is_no_error():
@@ -255,3 +257,12 @@ def test_a_comma_without_a_run_beside_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="--workdir=c,: it names no run beside a comma"):
         cli.workdirs(types.SimpleNamespace(workdir="c,"))
+
+
+def test_a_name_cannot_steer_a_terminal_or_forge_a_line():
+    error = errors.UserError("x\x1b[2J\x07.csv:\nerror: forged\u202e; π")
+    assert errors.said(error) == "x\\x1b[2J\\x07.csv: error: forged\\u202e; π"
+    assert errors.said(OSError(28, "x", "a/b")).startswith(
+        "a/b: cannot be read or written (No space"
+    )
+    assert errors.said(ValueError("x")) == ""

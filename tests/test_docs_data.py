@@ -1,7 +1,6 @@
 """docs/data.md: its experiment file and its commands are run as they stand, only with a tiny network."""
 
 import gzip
-import json
 import os
 import re
 import shutil
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from emofm_jax import evaluate, predict, prepare, train
-from emofm_jax.data import counts, shards
+from emofm_jax.data import counts, files, shards
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data import schema as schema_lib
 
@@ -80,7 +79,7 @@ def test_the_csv_becomes_shards(checkout):
 
 
 def test_the_tables_are_what_prepare_prints(checkout):
-    report = json.loads(Path("data/mine/prepare.json").read_text())
+    report = files.read_json(Path("data/mine/prepare.json"))
     assert counts.as_text(counts.Report.from_json(report)) in TEXT
 
 

@@ -1,6 +1,5 @@
 """`evaluate` end to end: calibration, importance, unknown values; the user's mistakes."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -14,7 +13,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 from emofm_jax import evaluate, predict, train
-from emofm_jax.data import schema, shards
+from emofm_jax.data import files, schema, shards
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import calibration, metrics
 from emofm_jax.training import workdir as workdir_lib
@@ -57,8 +56,8 @@ def scores(split):
 def test_calibration_is_fitted_on_valid_stored_and_shown_for_test(home, capsys, method):
     assert run("--split=valid") == 0 and run(f"--calibrate={method}") == 0
     out = capsys.readouterr().out
-    plain = json.loads((home / "run/metrics.json").read_text())["test"]
-    report = json.loads((home / "run/predictions/test.json").read_text())
+    plain = files.read_json(home / "run/metrics.json")["test"]
+    report = files.read_json(home / "run/predictions/test.json")
     fit = report.pop("calibration_fit")
     assert report == plain, "the metrics are of the model as it is"
     assert (fit["method"], fit["split"], fit["rows"], fit["evaluated"]) == (
@@ -94,18 +93,18 @@ def test_calibration_is_fitted_on_valid_stored_and_shown_for_test(home, capsys, 
     assert f"{method}, test split" in out and "fitted on 1,000 rows of the valid split" in out
     assert f"{fit['before']['ece']:.6f}" in out and f"{fit['after']['logloss']:.6f}" in out
     # The file beside the checkpoint gives these probabilities.
-    kept = json.loads((home / "run/metrics.json").read_text())["train"]["kept_step"]
+    kept = files.read_json(home / "run/metrics.json")["train"]["kept_step"]
     loaded = calibration.load(home / "run", kept)
     np.testing.assert_allclose(
         calibration.apply(loaded.arrays, x_test), p, atol=1e-3 if method == "isotonic" else 1e-5
     )
-    assert json.loads((home / "run/calibration.json").read_text())["fit"] == fit
+    assert files.read_json(home / "run/calibration.json")["fit"] == fit
 
 
 def test_calibrating_the_split_that_it_is_fitted_on_says_so(home, capsys):
     assert run("--split=valid", "--calibrate=isotonic") == 0
     assert "fitted on 1,000 rows of the valid split, the same rows" in capsys.readouterr().out
-    fit = json.loads((home / "run/predictions/valid.json").read_text())["calibration_fit"]
+    fit = files.read_json(home / "run/predictions/valid.json")["calibration_fit"]
     assert fit["after"]["pcoc"] == pytest.approx(1, abs=1e-6) and fit["after"][
         "ece"
     ] == pytest.approx(0, abs=1e-6)
@@ -114,7 +113,7 @@ def test_calibrating_the_split_that_it_is_fitted_on_says_so(home, capsys):
 def test_importance_as_table_file_and_chart(home, capsys):
     assert run("--importance", "--importance_rows=700") == 0
     out = capsys.readouterr().out
-    found = json.loads((home / "run/predictions/test.importance.json").read_text())
+    found = files.read_json(home / "run/predictions/test.importance.json")
     assert (found["rows"], found["seed"], len(found["slots"])) == (
         700,
         0,
@@ -139,8 +138,8 @@ def test_importance_as_table_file_and_chart(home, capsys):
     assert run("--importance", "--importance_rows=700") == 0
     assert (home / "run/predictions/test.importance.json").read_bytes() == first
     assert run("--importance") == 0, "all rows, since there are fewer than the default"
-    every = json.loads((home / "run/predictions/test.importance.json").read_text())
-    plain = json.loads((home / "run/metrics.json").read_text())["test"]
+    every = files.read_json(home / "run/predictions/test.importance.json")
+    plain = files.read_json(home / "run/metrics.json")["test"]
     assert every["rows"] == 1100
     assert (every["auc"], every["logloss"]) == pytest.approx(
         (plain["auc"], plain["logloss"]), abs=1e-6
@@ -169,7 +168,7 @@ def test_the_share_of_unknown_values_is_that_of_the_shards(home, capsys):
         share > 0.001 for share in shares.values()
     ) > 1
     assert run() == 0
-    report = json.loads((home / "run/predictions/test.json").read_text())
+    report = files.read_json(home / "run/predictions/test.json")
     assert report["unknown"] == pytest.approx(shares, abs=1e-12)
     worst = max(shares, key=shares.get)
     assert f"unknown values: {worst} {shares[worst]:.1%}" in capsys.readouterr().out
@@ -230,16 +229,16 @@ def copy(home, tmp_path, monkeypatch):
 def test_data_of_a_relative_name_are_found_from_anywhere(copy, capsys):
     flags = ["evaluate", "--workdir=../run", "--calibrate=platt"]
     assert evaluate.main(flags) == 0
-    report = json.loads((copy / "run/predictions/test.json").read_text())
+    report = files.read_json(copy / "run/predictions/test.json")
     shutil.copytree(copy / "data", copy / "elsewhere/data")
     anew.reverse(copy / "elsewhere/data")  # of that name, but another preparation
     assert evaluate.main(flags) == 0
-    assert json.loads((copy / "run/predictions/test.json").read_text()) == report
+    assert files.read_json(copy / "run/predictions/test.json") == report
     assert "test@" not in capsys.readouterr().out
 
     (copy / "data").rename(copy / "moved")
     assert evaluate.main([*flags, "--data=../moved"]) == 0
-    other = json.loads((copy / "run/predictions/test@moved.json").read_text())
+    other = files.read_json(copy / "run/predictions/test@moved.json")
     fit = other["calibration_fit"] | {"evaluated": "test"}
     assert Path(other.pop("data")) == Path("../moved/test")
     assert Path(fit.pop("data")) == Path("../moved/valid")

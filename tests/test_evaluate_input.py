@@ -13,6 +13,7 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from emofm_jax import evaluate, prepare, report, train
+from emofm_jax.data import files
 
 COLUMNS = "id,clicked,user,device,price,tags,kind,w,campaign"
 FIGURES = {"auc": 5, "logloss": 5, "pcoc": 3, "gauc": 5}  # and the decimals of a page
@@ -86,7 +87,7 @@ def evaluated(*flags) -> int:
 
 
 def said(name: str) -> dict:
-    return json.loads(Path(f"run/predictions/{name}.json").read_text())
+    return files.read_json(Path(f"run/predictions/{name}.json"))
 
 
 def close(value):
@@ -97,11 +98,9 @@ def test_the_raw_test_file_gives_what_its_split_gave(run, capsys):
     """To the bit: recipe, vocabularies, types, weights and keys are those of training."""
     own = Path("run/predictions/test.parquet").read_bytes()
     assert evaluated("--input=raw/test.csv") == 0
-    found, split = said("input@test"), json.loads(Path("run/metrics.json").read_text())["test"]
+    found, split = said("input@test"), files.read_json(Path("run/metrics.json"))["test"]
     assert (found.pop("data"), found.pop("rejected")) == ("raw/test.csv", 0)
-    assert (
-        found.pop("step") == json.loads(Path("run/metrics.json").read_text())["train"]["kept_step"]
-    )
+    assert found.pop("step") == files.read_json(Path("run/metrics.json"))["train"]["kept_step"]
     assert found == split and split["gauc"] and len(split["types"]) == 2 and split["calibration"]
 
     out = capsys.readouterr().out
@@ -338,14 +337,14 @@ def test_mistakes_are_one_line_and_leave_no_file(run, capsys, flags, message):
 
 def test_a_split_by_days_needs_no_day_of_new_rows(run, tmp_path):
     copy = shutil.copytree("run", tmp_path / "by_day")
-    schema = json.loads((copy / "schema.json").read_text())
+    schema = files.read_json(copy / "schema.json")
     schema["recipe"] |= {"split": "day", "day_column": "dt"}
     (copy / "schema.json").write_text(json.dumps(schema))
     assert evaluate.main(["evaluate", f"--workdir={copy}", "--input=raw/test.csv"]) == 0
 
 
 def test_made_up_data_have_no_raw_rows(run, capsys, monkeypatch):
-    recipe = json.loads(Path("run/schema.json").read_text())
+    recipe = files.read_json(Path("run/schema.json"))
     recipe["recipe"]["format"] = "synthetic"
     Path("made_up").mkdir()
     Path("made_up/schema.json").write_text(json.dumps(recipe))

@@ -1,12 +1,12 @@
 """Every sweep of experiments/: its whole plan is sound, and its `tiny` runs end to end."""
 
-import json
 import os
 from pathlib import Path
 
 import pytest
 
 from emofm_jax import config, points, sweep
+from emofm_jax.data import files
 from emofm_jax.errors import UserError
 from emofm_jax.sweeping import sweep as sweep_lib
 
@@ -57,7 +57,8 @@ def test_tiny_runs_in_seconds(home, name):
         == 0
     )
     lines = [
-        json.loads(line) for line in (home / f"runs/{name}/results.jsonl").read_text().splitlines()
+        files.from_json(line)
+        for line in (home / f"runs/{name}/results.jsonl").read_text().splitlines()
     ]
     assert len(lines) == 2 * len(plan(name, "tiny").points) == 4
     assert all(line["metrics"]["test"]["bayes"]["auc"] > 0.5 for line in lines)

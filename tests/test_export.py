@@ -197,7 +197,7 @@ def flip(path, place=-5, bit=1):
 
 
 def edit(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(json.dumps(files.read_json(path) | changes))
 
 
 def unchecked(path):

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from emofm_jax import config as config_lib
-from emofm_jax.data import batches, encode, preparation, shards
+from emofm_jax.data import batches, directories, encode, files, preparation, shards
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.errors import UserError
@@ -123,7 +123,7 @@ def test_data_of_release_0_1_are_read_until_they_are_prepared_anew(tmp_path):
     write(tmp_path / "old", table(ROWS))
     path = tmp_path / "old" / "train"
     pq.write_table(table(ROWS).cast(shards.arrow_schema(SCHEMA)), path / "part-00000.parquet")
-    counts = json.loads((path / "_SUCCESS").read_text())
+    counts = files.read_json(path / "_SUCCESS")
     del counts["digests"]
     (path / "_SUCCESS").write_text(json.dumps(counts))
     split = shards.open_split(tmp_path / "old", "train")
@@ -237,8 +237,8 @@ def test_a_split_that_was_not_prepared_with_the_others_is_not_opened(tmp_path):
 
 
 def test_a_link_to_the_data_stays_a_link(tmp_path):
-    config = config_lib.default()
     (tmp_path / "real").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    config.data.dir = str(tmp_path / "link")
-    assert preparation._target(config) == tmp_path / "real"
+    (tmp_path / "link").symlink_to("real")
+    with directories.whole(tmp_path / "link") as new:
+        (new / "x").touch()
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "x").exists()

@@ -1,7 +1,5 @@
 """A weighted bag, a vector and the last elements of a bag, from raw rows to an export."""
 
-import json
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,7 +8,7 @@ import pytest
 import emofm_jax
 from emofm_jax import evaluate, export, predict, prepare, train
 from emofm_jax.data import features as features_lib
-from emofm_jax.data import shards
+from emofm_jax.data import files, shards
 from emofm_jax.scoring import score
 from tests.reference import slots as reference
 
@@ -80,7 +78,7 @@ def here(home, monkeypatch):
 
 
 def test_prepare_counts_them(here):
-    slots = json.loads((here / "data" / "prepare.json").read_text())["slots"]
+    slots = files.read_json(here / "data" / "prepare.json")["slots"]
     every = [
         pq.read_table(here / "raw" / f"{s}.parquet")["seen"] for s in ("train", "valid", "test")
     ]
@@ -111,10 +109,10 @@ def test_what_is_read_from_the_shards_is_what_stands_in_the_rows(here):
 
 
 def test_the_model_learns_from_them(here):
-    report = json.loads((here / "run" / "metrics.json").read_text())
+    report = files.read_json(here / "run" / "metrics.json")
     assert report["test"]["auc"] > 0.8
     assert evaluate.main(["evaluate", "--workdir=run", "--split=test", "--importance"]) == 0
-    found = json.loads((here / "run" / "predictions" / "test.importance.json").read_text())
+    found = files.read_json(here / "run" / "predictions" / "test.importance.json")
     drops = {slot["name"]: slot["auc_drop"] for slot in found["slots"]}
     assert min(drops["seen"], drops["likes"], drops["image"]) > 0.02
 

@@ -33,7 +33,7 @@ ROOMS = {
         "numpy jax flax safetensors pyarrow tqdm",
     ),
     "sweeping": ("errors options config data evaluation training", "ml_collections optuna"),
-    "reports": ("errors options config evaluation sweeping", "numpy pyarrow"),
+    "reports": ("errors options config data evaluation sweeping", "numpy"),
     "points": ("options sweeping", ""),
     "cli": ("errors config training sweeping", "absl ml_collections"),
 }

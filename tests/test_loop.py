@@ -1,6 +1,5 @@
 """The loop's decisions without training: what an evaluation keeps, lowers and ends; lines without a number."""
 
-import json
 import types
 
 import jax
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 
 from emofm_jax import config
+from emofm_jax.data import files
 from emofm_jax.evaluation import metrics
 from emofm_jax.evaluation.split_report import SplitReport
 from emofm_jax.training import loop, progress
@@ -121,7 +121,7 @@ def test_a_window_of_rows_without_weight_is_logged(tmp_path):
         window = progress.Window(log, bar, found, 4)
         window.add(one, 4)
         window.close()
-    line = json.loads((tmp_path / "log.jsonl").read_text())
+    line = files.read_json(tmp_path / "log.jsonl")
     assert line["logloss"] is None and line["auc"] is None and line["step"] == 1
 
 
@@ -134,6 +134,6 @@ def test_a_log_is_cut_back_and_goes_on(tmp_path):
     with progress.Log(tmp_path, found) as log:
         log.write("train", step=2, loss=0.3)
         found.log_bytes = log.size()
-    lines = (tmp_path / "log.jsonl").read_bytes()
-    assert [json.loads(line)["loss"] for line in lines.splitlines()] == [0.5, 0.3]
+    lines = (tmp_path / "log.jsonl").read_text()
+    assert [files.from_json(line)["loss"] for line in lines.splitlines()] == [0.5, 0.3]
     assert found.log_bytes == len(lines)

@@ -1,6 +1,5 @@
 """A model with options of its own is one file and one line in `MODELS`; every program knows it."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -8,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from emofm_jax.data import files
 
 ROOT = Path(__file__).parents[1]
 MODEL = '''"""Hinge: a logit of absolute values, for a test.
@@ -122,7 +123,9 @@ def test_it_is_documented_checked_trained_swept_and_exported(home):
     assert "logit(x) = slope * sum |w . e| + b" in text
     assert "slope: -1.0 is out of range" in low and "could not convert" in steep
     assert "it has no effect on hinge.shape=relu" in flat and "no effect on hinge" in hidden
-    assert json.loads((home / "run/config.json").read_text())["model"]["hinge"]["slope"] == 2.0
-    lines = [json.loads(line) for line in (home / "sweep/results.jsonl").read_text().splitlines()]
+    assert files.read_json(home / "run/config.json")["model"]["hinge"]["slope"] == 2.0
+    lines = [
+        files.from_json(line) for line in (home / "sweep/results.jsonl").read_text().splitlines()
+    ]
     assert [line["status"] for line in lines] == ["ok", "ok"]
     assert (home / "artefact/score.py").exists()

@@ -1,6 +1,5 @@
 """The program from raw files to shards: what it writes, prints, refuses, and leaves behind."""
 
-import json
 import math
 
 import numpy as np
@@ -11,8 +10,8 @@ import xxhash
 
 from emofm_jax import prepare
 from emofm_jax.data import counts as counts_lib
+from emofm_jax.data import files, shards
 from emofm_jax.data import schema as schema_lib
-from emofm_jax.data import shards
 
 pytestmark = pytest.mark.fast
 
@@ -96,7 +95,7 @@ def test_shards_hold_what_the_files_say(shop, tmp_path, capsys):
     assert train["label"].to_pylist() == labels
     schema = schema_lib.load(out)
     assert schema.rows_per_type == (300,) and schema.clicks_per_type == (sum(labels),)
-    report = json.loads((out / "prepare.json").read_text())
+    report = files.read_json(out / "prepare.json")
     assert report["splits"]["train"] == {
         "rows": 300,
         "rejected": {},
@@ -227,9 +226,9 @@ def test_bad_rows_are_tolerated_counted_and_kept(shop, tmp_path, capsys):
     assert "config.prepare.positive; 3 bad rows so far in train (" in error
     assert "label: 1" in error and "columns: 1" in error and "number: 1" in error
     assert "config.prepare.max_rejected" in error and error.count("\n") == 1
-    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+    assert not (tmp_path / "out").exists() and not (tmp_path / ".out.partial").exists()
     assert shop("--config.prepare.max_rejected=3") == 0
-    counted = json.loads((tmp_path / "out" / "train" / "_SUCCESS").read_text())
+    counted = files.read_json(tmp_path / "out" / "train" / "_SUCCESS")
     assert counted["rejected"] == {"label": 1, "columns": 1, "number": 1}
     rejected = pq.read_table(tmp_path / "out" / "train" / "rejected.parquet").to_pylist()
     assert [row["line"] for row in rejected] == [302, 303, 304]
@@ -310,7 +309,7 @@ def test_bad_options(shop, tmp_path, capsys, flag, message):
     assert shop(f"--config.prepare.{flag}") == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
-    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+    assert not (tmp_path / "out").exists() and not (tmp_path / ".out.partial").exists()
 
 
 def test_a_type_outside_the_schema(shop, tmp_path, capsys):
@@ -348,21 +347,21 @@ def test_an_interrupt_leaves_what_was_there(shop, tmp_path, monkeypatch):
     monkeypatch.setattr(counts_lib.Tally, "add", interrupt)
     assert shop() == 130
     assert (tmp_path / "out" / "schema.json").stat().st_mtime_ns == before
-    assert not (tmp_path / "out.partial").exists()
+    assert not (tmp_path / ".out.partial").exists()
 
 
 def test_what_a_kill_left_is_no_hindrance(shop, tmp_path):
     assert shop() == 0
-    for name in ("new/train", "old", "train"):
-        (tmp_path / "out.partial" / name).mkdir(parents=True)
+    for name in ("emofm_jax.new/train", "emofm_jax.old"):
+        (tmp_path / ".out.partial" / name).mkdir(parents=True)
     assert shop() == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "raw", "shop.py"]
 
 
 def test_a_kill_between_the_two_moves_loses_nothing(shop, tmp_path):
     assert shop() == 0
-    (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out").rename(tmp_path / "out.partial" / "old")
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / "out").rename(tmp_path / ".out.partial" / "emofm_jax.old")
     assert shop("--config.prepare.source=nowhere") == 2
     assert shards.open_split(tmp_path / "out", "train").num_rows == 300
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "raw", "shop.py"]
@@ -428,3 +427,35 @@ def test_a_bucket_of_nothing_or_of_negative_numbers_is_small(shop, tmp_path, pri
     )
     assert shop("--config.prepare.slots.price.transform=bucket") == 0
     assert {s.name: s.rows for s in schema_lib.load(tmp_path / "out").slots}["price"] == 3
+
+
+def test_a_split_of_which_every_row_was_rejected_is_counted(shop, tmp_path, capsys):
+    path = tmp_path / "raw" / "valid.csv"
+    header, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([header, *["2" + row[1:] for row in rows]]) + "\n")
+    assert shop("--config.prepare.max_rejected=1000") == 0
+    found = files.read_json(tmp_path / "out" / "prepare.json")["splits"]["valid"]
+    assert found["rows"] == 0 and found["rejected"] == {"label": len(rows)}
+    assert f"rejected for its label: {len(rows)}" in capsys.readouterr().out
+
+
+def test_more_types_than_a_shard_has_numbers_for(shop, capsys):
+    types = tuple(f"t{i}" for i in range(128))
+    flags = ("--config.prepare.ftype=day", "--config.prepare.ignore=()")
+    assert shop(*flags, f"--config.prepare.types={types}") == 2
+    assert "128 types; at most 127 fit a shard" in capsys.readouterr().err
+
+
+def test_only_files_that_prepare_has_written_are_replaced(shop, tmp_path, capsys):
+    assert shop() == 0
+    (tmp_path / "out" / "train" / "notes.txt").write_text("mine")
+    assert shop() == 2
+    assert "is not a directory of shards (train/notes.txt)" in capsys.readouterr().err
+    (tmp_path / "out" / "train" / "notes.txt").unlink()
+    (tmp_path / "out" / "schema.json").write_text("{")  # damaged: prepare again
+    (tmp_path / "out.partial").mkdir()
+    assert shop() == 0 and (tmp_path / "out.partial").exists()
+    (tmp_path / "other" / "train").mkdir(parents=True)
+    (tmp_path / "other" / "schema.json").write_text('{"a": "stranger\'s"}')
+    assert shop(f"--config.data.dir={tmp_path / 'other'}") == 2
+    assert "is not a directory of shards (no schema.json)" in capsys.readouterr().err

@@ -3,7 +3,6 @@
 import bz2
 import gzip
 import io
-import json
 import lzma
 
 import pyarrow as pa
@@ -12,7 +11,7 @@ import pytest
 from pyarrow import csv as pa_csv
 
 from emofm_jax import prepare
-from emofm_jax.data import encode, shards
+from emofm_jax.data import encode, files, shards
 from emofm_jax.data import schema as schema_lib
 
 pytestmark = pytest.mark.fast
@@ -94,7 +93,7 @@ def test_texts_of_several_lines_and_blank_lines_are_counted(shop, tmp_path):
     assert code == 0 and sum(count(tmp_path / "out").values()) == 50
     assert f"2 blank lines are no rows, the first is {path}:38\n" in said
     assert f"5 rows run over line ends in cells in quotes, the first at {path}:7; if" in said
-    report = json.loads((tmp_path / "out" / "prepare.json").read_text())
+    report = files.read_json(tmp_path / "out" / "prepare.json")
     assert report["notes"] == {
         "blank lines": [2, f"{path}:38"],
         "rows over lines": [5, f"{path}:7"],
@@ -194,7 +193,7 @@ def test_files_without_rows(shop, tmp_path):
         code == 0 and f"6 files hold no row and are passed over, the first is {raw}/a.csv" in said
     )
     assert predicted(tmp_path / "out", raw) == (40, [])
-    report = json.loads((tmp_path / "out" / "prepare.json").read_text())
+    report = files.read_json(tmp_path / "out" / "prepare.json")
     assert report["notes"] == {"empty files": [6, f"{raw}/a.csv"]}
     (raw / "f.csv").write_text("")
     for name in ("b.csv", "c.csv"):
@@ -318,7 +317,7 @@ def test_rows_without_a_type_or_a_gauc_key_are_counted(shop, tmp_path):
     assert code == 0, said
     assert "  without a type, in no figures of a type: 20\n" in said
     assert "  without a GAUC key, left out of GAUC: 8\n" in said
-    split = json.loads((tmp_path / "out" / "prepare.json").read_text())["splits"]["train"]
+    split = files.read_json(tmp_path / "out" / "prepare.json")["splits"]["train"]
     assert split["without"] == {"type": 20, "gauc_key": 8}
     found = {name: counts["rows"] for name, counts in split["types"].items()}
     assert found == {"buy": 10, "unknown": 10, "no type": 20}

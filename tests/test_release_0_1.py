@@ -10,6 +10,7 @@ import pytest
 
 import emofm_jax
 from emofm_jax import config, evaluate, points, predict, prepare, report, sweep, train
+from emofm_jax.data import files
 
 RELEASE = Path(__file__).parent / "fixtures" / "release_0_1"
 SAID = json.loads((RELEASE / "said.json").read_text())
@@ -28,7 +29,7 @@ def run(program, *flags):
 
 
 def metrics(workdir):
-    return json.loads((Path(workdir) / "metrics.json").read_text())
+    return files.read_json(Path(workdir) / "metrics.json")
 
 
 def flat(tree, without, prefix=""):
@@ -109,15 +110,18 @@ def test_scores(here, name):
         )
 
 
+def lines(path):
+    """The results of a sweep, without the digests that lines have since."""
+    return [files.from_json(line) for line in Path(path).read_text().splitlines()]
+
+
 def test_raw_data_become_the_same_shards(here):
-    files = [path for path in sorted(Path("data/shop").rglob("*")) if path.is_file()]
-    read = lambda path: (
-        pq.read_table(path) if path.suffix == ".parquet" else json.loads(path.read_text())
-    )
-    before = [read(path) for path in files]
+    paths = [path for path in sorted(Path("data/shop").rglob("*")) if path.is_file()]
+    read = lambda path: pq.read_table(path) if path.suffix == ".parquet" else files.read_json(path)
+    before = [read(path) for path in paths]
     run(prepare, "--config=shop.py")
-    assert files == [path for path in sorted(Path("data/shop").rglob("*")) if path.is_file()]
-    for path, then in zip(files, before):
+    assert paths == [path for path in sorted(Path("data/shop").rglob("*")) if path.is_file()]
+    for path, then in zip(paths, before):
         if path.suffix == ".parquet":
             assert read(path).equals(then), path
         else:
@@ -147,16 +151,16 @@ def test_an_experiment_file_trains_the_same_run(here, model):
 
 
 def test_evaluate(here):
-    said = json.loads(Path("runs/hmm/predictions/valid.json").read_text())
+    said = files.read_json(Path("runs/hmm/predictions/valid.json"))
     run(evaluate, "--workdir=runs/hmm", "--split=valid", "--calibrate=platt")
-    assert_close(json.loads(Path("runs/hmm/predictions/valid.json").read_text()), said, rtol=1e-5)
+    assert_close(files.read_json(Path("runs/hmm/predictions/valid.json")), said, rtol=1e-5)
 
 
 def test_evaluate_on_raw_rows(here):
     """Those that a split was made of get its scores, and every row is one of the two."""
     run(evaluate, "--workdir=runs/hmm", "--split=valid")
     run(evaluate, "--workdir=runs/hmm", "--input=log.csv", "--by=brand")
-    said = json.loads(Path("runs/hmm/predictions/input@log.json").read_text())
+    said = files.read_json(Path("runs/hmm/predictions/input@log.json"))
     assert (said["rows"], said["rejected"], said["by"][0]["column"]) == (199, 1, "brand")
     raw, split = (
         pq.read_table(f"runs/hmm/predictions/{name}.parquet")["logit"].to_numpy()
@@ -193,14 +197,14 @@ def test_a_finished_sweep_starts_nothing(here, capsys):
         for path in Path("runs/sweep/runs").rglob("*")
         if path.is_file()
     }
-    said = Path("runs/sweep/results.jsonl").read_text()
+    said = lines("runs/sweep/results.jsonl")
     run(sweep, "--config=shop_sweep.py", "--workdir=runs/sweep", "--nocheckpoints")
     assert {
         path: path.stat().st_mtime_ns
         for path in Path("runs/sweep/runs").rglob("*")
         if path.is_file()
     } == stamps
-    assert Path("runs/sweep/results.jsonl").read_text() == said
+    assert lines("runs/sweep/results.jsonl") == said
     assert "[1/2]" not in capsys.readouterr().out
 
 
@@ -210,9 +214,9 @@ def test_a_sweep_of_before_the_rename_starts_nothing(here):
             text = path.read_text()
             assert '"updates":' in text or '"optim.embedding.updates":' in text
             path.write_text(text.replace('updates":', 'update":'))
-    said = Path("runs/sweep/results.jsonl").read_text()
+    said = lines("runs/sweep/results.jsonl")
     run(sweep, "--config=shop_sweep.py", "--workdir=runs/sweep", "--nocheckpoints")
-    assert Path("runs/sweep/results.jsonl").read_text() == said
+    assert lines("runs/sweep/results.jsonl") == said
 
 
 def test_a_sweep_is_planned_alike(here):

@@ -12,6 +12,7 @@ import pytest
 from sklearn import metrics as sk
 
 from emofm_jax import report
+from emofm_jax.data import files
 from emofm_jax.evaluation.comparison import Interval
 from emofm_jax.reports import curves, plots
 
@@ -59,7 +60,7 @@ def copy(sweep, tmp_path):
 
 
 def aucs(sweep, point):
-    lines = map(json.loads, (sweep / "results.jsonl").read_text().splitlines())
+    lines = map(files.from_json, (sweep / "results.jsonl").read_text().splitlines())
     return np.array(
         [r["metrics"]["test"]["auc"] for r in lines if r["point"] == point and r["metrics"]]
     )
@@ -113,7 +114,7 @@ def test_the_verdict_is_over_seeds_and_rows_together(tmp_path):
     made = fake_sweep.make(
         tmp_path / "few", {"a": (0.9, {}), "b": (0.95, {})}, num_rows=300, seed_noise=0.0
     )
-    lines = [json.loads(line) for line in (made / "results.jsonl").read_text().splitlines()]
+    lines = [files.from_json(line) for line in (made / "results.jsonl").read_text().splitlines()]
     for line in lines:
         line["metrics"]["test"]["auc"] = 0.7 + 0.01 * (line["point"] == "b") + 1e-4 * line["seed"]
     (made / "results.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -309,7 +310,7 @@ def test_a_half_finished_sweep_is_reported_as_far_as_it_is(tmp_path, capsys):
 
 
 def test_labels_of_one_class_have_no_auc_and_no_comparison(copy, capsys):
-    lines = [json.loads(line) for line in (copy / "results.jsonl").read_text().splitlines()]
+    lines = [files.from_json(line) for line in (copy / "results.jsonl").read_text().splitlines()]
     for line in lines:
         if line["metrics"]:
             line["metrics"]["test"] |= {"auc": None, "pcoc": None}
@@ -330,7 +331,7 @@ def test_a_run_of_its_own(sweep, tmp_path, capsys):
     assert run(made) == 0
     text, found = (
         (made / "report.md").read_text(),
-        json.loads((made / "metrics.json").read_text())["test"],
+        files.read_json(made / "metrics.json")["test"],
     )
     assert (
         text.startswith("# fake: wm, seed 1\n")
@@ -347,7 +348,7 @@ def test_a_run_of_its_own(sweep, tmp_path, capsys):
     ):
         assert f'aria-label="{chart}"' in page_of(made), chart
     assert "model" in capsys.readouterr().out
-    body = json.loads((made / "metrics.json").read_text())
+    body = files.read_json(made / "metrics.json")
     (made / "metrics.json").write_text(json.dumps({k: v for k, v in body.items() if k != "test"}))
     (made / "predictions/valid.importance.json").write_text(
         json.dumps({"slots": slots[:1], "rows": 7, "seed": 0})
@@ -357,7 +358,7 @@ def test_a_run_of_its_own(sweep, tmp_path, capsys):
 
 
 def test_a_single_evaluation_is_no_curve(copy):
-    lines = [json.loads(line) for line in (copy / "results.jsonl").read_text().splitlines()]
+    lines = [files.from_json(line) for line in (copy / "results.jsonl").read_text().splitlines()]
     for line in lines:
         if line["metrics"]:
             del line["metrics"]["train"]["evaluations"][1:]

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from emofm_jax import report
+from emofm_jax.data import files
 from emofm_jax.reports import read
 from emofm_jax.reports.sweep import findings
 
@@ -111,7 +112,7 @@ def test_points_are_ranked_within_their_data_and_compared_to_the_references_like
 def test_across_data_shares_stand_side_by_side_without_a_verdict(sweep, text):
     ((_, table),) = tables(text, "Across data").items()
     assert table[0] == ["data", "attainable AUC", "hmm", "dnn"] and len(table) == 7
-    lines = [json.loads(line) for line in (sweep / "results.jsonl").read_text().splitlines()]
+    lines = [files.from_json(line) for line in (sweep / "results.jsonl").read_text().splitlines()]
     test = [x["metrics"]["test"] for x in lines if x["point"] == "dnn_drift_2"]
     share = [(t["auc"] - 0.5) / (t["bayes"]["auc"] - 0.5) for t in test]
     (row,) = [row for row in table if row[0].startswith("drift = 2.0")]
@@ -182,7 +183,7 @@ def test_labels_that_differ_between_two_points_or_seeds_leave_no_interval(sweep,
 
 def test_a_point_without_the_test_split_takes_all_to_the_validation_split(sweep, tmp_path):
     copy = shutil.copytree(sweep, tmp_path / "copy")
-    lines = [json.loads(line) for line in (copy / "results.jsonl").read_text().splitlines()]
+    lines = [files.from_json(line) for line in (copy / "results.jsonl").read_text().splitlines()]
     del lines[0]["metrics"]["test"]
     (copy / "results.jsonl").write_text("\n".join(map(json.dumps, lines)))
     text = run(copy)
@@ -194,7 +195,7 @@ def test_a_point_without_the_test_split_takes_all_to_the_validation_split(sweep,
 def test_points_without_a_value_or_a_rate(sweep, tmp_path, recwarn):
     """Of rows of one class, and of runs of one step."""
     copy = shutil.copytree(sweep, tmp_path / "copy")
-    lines = [json.loads(line) for line in (copy / "results.jsonl").read_text().splitlines()]
+    lines = [files.from_json(line) for line in (copy / "results.jsonl").read_text().splitlines()]
     for line in lines:
         line["metrics"]["train"]["rows_per_s"] = 0.0
         line["peak_memory_mib"] = (

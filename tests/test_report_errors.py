@@ -7,6 +7,7 @@ import fake_sweep
 import pytest
 
 from emofm_jax import report
+from emofm_jax.data import files
 
 pytestmark = pytest.mark.fast
 
@@ -60,7 +61,7 @@ def damage(name):
         "no object": lambda path: line_2(path, lambda line: "[]"),
         "no seed": lambda path: line_2(path, lambda line: line.replace('"seed": 1', '"sed": 1')),
         "no metrics": lambda path: line_2(
-            path, lambda line: json.dumps(json.loads(line) | {"metrics": None})
+            path, lambda line: json.dumps(files.from_json(line) | {"metrics": None})
         ),
         "plan": lambda path: (path / "sweep.json").write_text('{"name": "x"}'),
         "plan no JSON": lambda path: (path / "sweep.json").write_text("{"),
@@ -79,11 +80,11 @@ def damage(name):
     "name, message",
     [
         ("half a line", "results.jsonl:2: damaged line ("),
-        ("no object", "results.jsonl:2: damaged line (no JSON object)"),
+        ("no object", "results.jsonl:2: damaged line (list, not an object)"),
         ("no seed", "results.jsonl:2: it has no seed; delete the line and sweep again"),
         ("no metrics", "results.jsonl:2: status ok, but no metrics"),
         ("plan", "sweep.json: it has no experiment, points, seeds, reference"),
-        ("plan no JSON", "sweep.json: not JSON ("),
+        ("plan no JSON", "sweep.json: damaged (Expecting"),
         ("reference", "sweep.json: reference 'gone': there is no such point"),
         ("empty", "none of its 9 runs is finished; let the sweep go on first"),
         ("predictions", "test.parquet: not readable as Parquet ("),

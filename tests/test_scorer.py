@@ -15,7 +15,7 @@ import safetensors.numpy
 import emofm_jax
 from emofm_jax import evaluate
 from emofm_jax.data import features as features_lib
-from emofm_jax.data import shards
+from emofm_jax.data import files, shards
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import calibration
 from emofm_jax.scoring import scorer as scorer_lib
@@ -225,7 +225,7 @@ def test_a_calibrated_scorer(runs, features, tmp_path, method, capsys):
     plain, calibrated = (
         emofm_jax.load_scorer(tmp_path / "run", calibrated=flag) for flag in (False, True)
     )
-    fitted = json.loads((tmp_path / "run" / "calibration.json").read_text())["arrays"]
+    fitted = files.read_json(tmp_path / "run" / "calibration.json")["arrays"]
     logit = np.asarray(plain(features)["logit"], np.float64)
     if method == "platt":
         p = 1 / (1 + np.exp(-(fitted["slope"] * logit + fitted["intercept"])))
@@ -358,7 +358,7 @@ def test_what_cannot_be_loaded(runs, tmp_path):
 
 def test_weights_and_schema_of_different_runs(runs, tmp_path):
     shutil.copytree(runs / "wm", tmp_path / "run")
-    schema = json.loads((tmp_path / "run" / "schema.json").read_text())
+    schema = files.read_json(tmp_path / "run" / "schema.json")
     schema["slots"][0]["seed"] = 7  # the same shapes, other ids
     (tmp_path / "run" / "schema.json").write_text(json.dumps(schema))
     with pytest.raises(

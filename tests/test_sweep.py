@@ -16,6 +16,7 @@ import jax
 import pytest
 
 from emofm_jax import config, points, report, sweep, train
+from emofm_jax.data import files
 from emofm_jax.evaluation.run_report import RunReport
 from emofm_jax.sweeping import run as sweep_run
 from emofm_jax.sweeping import search
@@ -33,7 +34,7 @@ def arguments(workdir, *more, arg=""):
 def results(workdir):
     """The lines of results.jsonl without what is measured."""
     lines = [
-        json.loads(line) for line in (Path(workdir) / "results.jsonl").read_text().splitlines()
+        files.from_json(line) for line in (Path(workdir) / "results.jsonl").read_text().splitlines()
     ]
     for line in lines:
         line.pop("seconds"), line.pop("peak_memory_mib")
@@ -61,7 +62,7 @@ def home(tmp_path_factory):
 
 
 def test_a_sweep_leaves_its_files(home):
-    header = json.loads((home / "done/sweep.json").read_text())
+    header = files.read_json(home / "done/sweep.json")
     assert header == {
         "experiment": str(SWEEP),
         "name": "tiny",
@@ -70,7 +71,9 @@ def test_a_sweep_leaves_its_files(home):
         "reference": "hm",
         "search": "",
     }
-    lines = [json.loads(line) for line in (home / "done/results.jsonl").read_text().splitlines()]
+    lines = [
+        files.from_json(line) for line in (home / "done/results.jsonl").read_text().splitlines()
+    ]
     assert [(line["point"], line["seed"]) for line in lines] == [
         ("hm", 0),
         ("hm", 1),
@@ -87,7 +90,7 @@ def test_a_sweep_leaves_its_files(home):
         assert line["overrides"] == ({} if line["point"] == "hm" else {"model.name": "wm"})
         assert line["workdir"] == f"runs/{line['point']}/seed-{line['seed']}"
         workdir = home / "done" / line["workdir"]
-        assert line["metrics"] == json.loads((workdir / "metrics.json").read_text())
+        assert line["metrics"] == files.read_json(workdir / "metrics.json")
         assert (
             config.load(workdir).seed == line["seed"]
             and config.load(workdir).model.name == line["point"]
@@ -109,7 +112,9 @@ def test_memory_is_that_of_the_first_run_of_a_process(home):
     command = [sys.executable, "-m", "emofm_jax.sweep", f"--config={SWEEP}", "--workdir=memory"]
     command.append("--config.train.max_steps=1")
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
-    lines = [json.loads(line) for line in (home / "memory/results.jsonl").read_text().splitlines()]
+    lines = [
+        files.from_json(line) for line in (home / "memory/results.jsonl").read_text().splitlines()
+    ]
     first, *others = [line["peak_memory_mib"] for line in lines]
     assert others == [None] * 3 and (first > 50 if sys.platform == "linux" else first is None)
 
@@ -140,7 +145,7 @@ def test_a_run_of_a_sweep_is_what_train_makes(home):
         "--config.model.dropout=0.1",
     ]
     assert train.main(["train", *command]) == 0
-    alone = json.loads((home / "single/metrics.json").read_text())
+    alone = files.read_json(home / "single/metrics.json")
     assert results("done")[3]["metrics"]["test"] == alone["test"]
 
 
@@ -185,7 +190,7 @@ def test_a_killed_sweep_goes_on_to_the_same_results(home, capsys):
     command = [sys.executable, "-c", KILLED, "5", *arguments("killed")[1:]]  # in the second run
     assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
     assert [(line["point"], line["seed"]) for line in results("killed")] == [("hm", 0)]
-    assert json.loads((home / "killed/runs/hm/seed-1/attempt.json").read_text())["deaths"] == 1
+    assert files.read_json(home / "killed/runs/hm/seed-1/attempt.json")["deaths"] == 1
     assert sweep.main(arguments("killed")) == 0
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")][
         0
@@ -209,7 +214,7 @@ def test_a_run_whose_process_dies_twice_at_one_step_has_failed(home, monkeypatch
     assert results("deaths")[3] == results("done")[3]
     assert (
         100
-        < json.loads((home / "deaths/results.jsonl").read_text().splitlines()[3])["seconds"]
+        < files.from_json((home / "deaths/results.jsonl").read_text().splitlines()[3])["seconds"]
         < 150
     )
     assert sweep.main(arguments("deaths", "--retry")) == 0
@@ -248,11 +253,11 @@ def test_all_runs_of_a_sweep_are_of_one_preparation(home, tmp_path, monkeypatch,
 def test_what_changes_no_number_starts_nothing_and_another_end_does(home, monkeypatch, capsys):
     shutil.copytree("done", "ends")
     for path in home.glob("ends/runs/*/*/result.json"):  # as an older version wrote it
-        found = json.loads(path.read_text())
+        found = files.read_json(path)
         found["line"].pop("peak_memory_mib"), found["config"].pop("model.head_bias")
         found["config"]["optim.embedding.update"] = found["config"].pop("optim.embedding.updates")
         path.write_text(json.dumps(found))
-        body = json.loads((path.parent / "config.json").read_text())
+        body = files.read_json(path.parent / "config.json")
         body["optim"]["embedding"]["update"] = body["optim"]["embedding"].pop("updates")
         (path.parent / "config.json").write_text(json.dumps(body))
     with monkeypatch.context() as patch:

@@ -1,7 +1,6 @@
 """Synthetic data as it is written, its facts and the mistakes it names; tests/test_planted.py has the truth itself."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,8 +9,8 @@ import xxhash
 from sklearn.metrics import roc_auc_score
 
 from emofm_jax import config
+from emofm_jax.data import files, shards, synthetic
 from emofm_jax.data import schema as schema_lib
-from emofm_jax.data import shards, synthetic
 from emofm_jax.data.synthetic import facts as facts_lib
 from emofm_jax.data.synthetic import truth as truth_lib
 from emofm_jax.data.synthetic.population import Dials
@@ -71,7 +70,7 @@ def _recipe(**dials):
 
 def test_written_shards_hold_the_rows_and_their_truth(tmp_path):
     report = synthetic.write(_recipe(), tmp_path, "made", progress=False).to_json()
-    assert json.loads((tmp_path / "prepare.json").read_text()) == report
+    assert files.read_json(tmp_path / "prepare.json") == report
     schema = schema_lib.load(tmp_path)
     assert schema.groups == ("user", "scene", "ad", "session") and schema.num_slots >= 26
     assert sum(slot.kind == "multi" for slot in schema.slots) == 4

@@ -1,7 +1,6 @@
 """The programs end to end on tiny data: train, evaluate, predict; stops, kills and goes on; the user's mistakes."""
 
 import dataclasses
-import json
 import os
 import re
 import shutil
@@ -20,7 +19,7 @@ from safetensors.numpy import load_file
 
 from emofm_jax import config as config_lib
 from emofm_jax import evaluate, predict, prepare, train
-from emofm_jax.data import shards
+from emofm_jax.data import files, shards
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import metrics
 from emofm_jax.training import loop
@@ -50,12 +49,12 @@ def home(tmp_path_factory):
     os.chdir(before)
 
 
-def files(workdir):
+def held(workdir):
     """What must not differ between two runs: arrays of the last checkpoint, metrics, log without times."""
-    info = json.loads((workdir / "metrics.json").read_text())
+    info = files.read_json(workdir / "metrics.json")
     steps = sorted((workdir / "checkpoints").glob("step_*"), key=lambda p: int(p.name[5:]))
     times = ("rows_per_s", "input_wait")
-    lines = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+    lines = [files.from_json(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
     lines = [{k: v for k, v in line.items() if k not in times} for line in lines]
     return (
         load_file(steps[-1] / "state.safetensors"),
@@ -65,7 +64,7 @@ def files(workdir):
 
 
 def assert_same_run(one, other):
-    (arrays, results, lines), (arrays2, results2, lines2) = files(one), files(other)
+    (arrays, results, lines), (arrays2, results2, lines2) = held(one), held(other)
     assert results == results2
     assert lines == lines2
     assert arrays.keys() == arrays2.keys()
@@ -85,7 +84,7 @@ def test_train_leaves_a_complete_workdir(home, capsys):
         "checkpoints",
     } <= names
     assert any(name.startswith("events.out") for name in names)
-    result = json.loads((run / "metrics.json").read_text())
+    result = files.read_json(run / "metrics.json")
     assert result["train"]["steps"] == STEPS and result["train"]["epochs"] == 2
     assert result["valid"]["rows"] == 1000 and result["test"]["rows"] == 1100
     for split in ("valid", "test"):
@@ -118,7 +117,7 @@ def test_train_leaves_a_complete_workdir(home, capsys):
     )  # p has ties that logits have not
     mixed = np.stack(table["p_type"].to_numpy()) * np.stack(table["p_given_type"].to_numpy())
     np.testing.assert_allclose(mixed.sum(1), p, rtol=1e-5)
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    lines = [files.from_json(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["event"] == "evaluate"] == [16, 32]
     assert sum(line["event"] == "train" for line in lines) >= STEPS // 5
 
@@ -133,13 +132,10 @@ def test_typed_again_it_is_finished(home, capsys, monkeypatch):
 
 
 def test_evaluate_gives_the_numbers_of_train(home, capsys):
-    result = json.loads((home / "run" / "metrics.json").read_text())
+    result = files.read_json(home / "run" / "metrics.json")
     for split in ("test", "valid"):
         assert evaluate.main(["evaluate", "--workdir=run", f"--split={split}"]) == 0
-        assert (
-            json.loads((home / "run" / "predictions" / f"{split}.json").read_text())
-            == result[split]
-        )
+        assert files.read_json(home / "run" / "predictions" / f"{split}.json") == result[split]
     assert f"{result['valid']['auc']:.6f}" in capsys.readouterr().out
 
 
@@ -192,7 +188,7 @@ def test_a_stop_saves_and_the_same_command_goes_on(home, monkeypatch, capsys):
     monkeypatch.undo()
     assert not (home / "stopped" / "metrics.json").exists()
     assert train.main(arguments("stopped")) == 0
-    one, other = files(home / "run"), files(home / "stopped")
+    one, other = held(home / "run"), held(home / "stopped")
     assert one[1] == other[1]
     for name in one[0]:
         np.testing.assert_array_equal(one[0][name], other[0][name], err_msg=name)
@@ -269,7 +265,7 @@ def test_a_run_goes_on_with_the_data_that_it_began_with(home, tmp_path, monkeypa
 
     anew.reverse("data")
     assert train.main(arguments("run")) == 0
-    assert files(home / "run")[1] == files(Path("run"))[1]
+    assert held(home / "run")[1] == held(Path("run"))[1]
 
 
 @pytest.mark.parametrize("split", ["train", "valid"])
@@ -300,7 +296,7 @@ def test_a_run_of_a_sweep_takes_no_other_preparation(home, monkeypatch, tmp_path
 
 def test_a_finished_run_goes_on_when_it_is_given_more_steps(home, monkeypatch, capsys):
     assert train.main(arguments("longer", "--config.train.max_steps=20")) == 0
-    assert json.loads((home / "longer/metrics.json").read_text())["train"]["steps"] == 20
+    assert files.read_json(home / "longer/metrics.json")["train"]["steps"] == 20
     with monkeypatch.context() as patch:  # killed between the last checkpoint and the result
         patch.setattr(loop, "_finish", lambda *_: sys.exit(9))
         with pytest.raises(SystemExit):
@@ -308,7 +304,7 @@ def test_a_finished_run_goes_on_when_it_is_given_more_steps(home, monkeypatch, c
     assert "goes on from step 20 of 32" in capsys.readouterr().out
     assert not (home / "longer/metrics.json").exists(), "that of 20 steps"
     assert train.main(arguments("longer")) == 0
-    one, other = files(home / "run"), files(home / "longer")
+    one, other = held(home / "run"), held(home / "longer")
     assert one[1] == other[1]
     for name in one[0]:
         np.testing.assert_array_equal(one[0][name], other[0][name], err_msg=name)
@@ -326,7 +322,7 @@ def test_a_run_may_end_where_it_stands_but_not_before(home, monkeypatch, capsys)
             in capsys.readouterr().err
         )
         assert train.main(arguments("fewer", "--config.train.max_steps=12")) == 0
-    result = json.loads((home / "fewer/metrics.json").read_text())
+    result = files.read_json(home / "fewer/metrics.json")
     assert result["train"]["steps"] == 12 and result["valid"]["rows"] == 1000
 
 
@@ -378,14 +374,16 @@ def test_patience_plateau_and_the_best_state(home):
     ]
     more += ["--config.train.epochs=6"]
     assert train.main([*arguments("best"), *more]) == 0
-    result = json.loads((home / "best" / "metrics.json").read_text())
+    result = files.read_json(home / "best" / "metrics.json")
     history = result["train"]["evaluations"]
     losses = [e["logloss"] for e in history]
     kept = result["train"]["kept_step"]
     assert len(history) == int(np.argmin(losses)) + 1 + 3, "stops three evaluations after the best"
     assert history[int(np.argmin(losses))]["step"] == kept < result["train"]["steps"]
     assert result["valid"]["logloss"] == min(losses)
-    lines = [json.loads(line) for line in (home / "best" / "log.jsonl").read_text().splitlines()]
+    lines = [
+        files.from_json(line) for line in (home / "best" / "log.jsonl").read_text().splitlines()
+    ]
     scales = [
         line["lr_scale"]
         for line in lines
@@ -398,7 +396,7 @@ def test_patience_plateau_and_the_best_state(home):
         line for line in lines if line["event"] == "plateau" and line["section"] == "embedding"
     ]
     assert evaluate.main(["evaluate", "--workdir=best", "--split=valid"]) == 0
-    assert json.loads((home / "best/predictions/valid.json").read_text()) == result["valid"]
+    assert files.read_json(home / "best/predictions/valid.json") == result["valid"]
     for steps in (
         ["--config.train.max_steps=4"],
         [],
@@ -468,7 +466,7 @@ def test_a_mistake_is_one_line(home, capsys, changes, message):
 def test_a_model_without_types_on_typed_data(home, capsys):
     more = ["--config.model.use_ftype=False", "--config.train.epochs=1"]
     assert train.main([*arguments("untyped", *more)]) == 0
-    result = json.loads((home / "untyped" / "metrics.json").read_text())
+    result = files.read_json(home / "untyped" / "metrics.json")
     assert "types" not in result["test"] and "am" not in result["test"]
     assert 0.55 < result["test"]["auc"] < result["test"]["bayes"]["auc"]
     assert pq.read_schema(home / "untyped/predictions/test.parquet").names == [
@@ -489,12 +487,12 @@ def test_a_baseline_trains_and_is_evaluated(home, name, types):
         f"--config={TINY}:{name}",
     ]
     assert train.main(["train", f"--workdir={name}", *more]) == 0
-    arrays, results, _ = files(home / name)
+    arrays, results, _ = held(home / name)
     assert arrays["params/embedding"].shape[1] == 4 + types, "D, and a first-order weight a copy"
     assert ("types" in results["test"]) == ("am" in results["test"]) == bool(types)
     assert 0.55 < results["test"]["auc"] < results["test"]["bayes"]["auc"]
     assert evaluate.main(["evaluate", f"--workdir={name}", "--split=test"]) == 0
-    assert json.loads((home / name / "predictions" / "test.json").read_text()) == results["test"]
+    assert files.read_json(home / name / "predictions" / "test.json") == results["test"]
 
 
 def test_a_model_that_does_not_fit_is_told_what_there_is(home, capsys):
@@ -540,7 +538,7 @@ def test_broken_data_are_named(home, capsys, tmp_path):
     worst = table.set_column(
         0, table.column_names[0], pa.array(np.full(table.num_rows, 10**8, np.int32))
     )
-    digest = {shards.DIGEST: json.loads((data / "train" / "_SUCCESS").read_text())["digests"][0]}
+    digest = {shards.DIGEST: files.read_json(data / "train" / "_SUCCESS")["digests"][0]}
     keep = lambda names: table.schema.with_metadata({**names, **digest})
     pq.write_table(worst.cast(keep(table.schema.metadata)), shard)
     assert "slot 'user_id' holds the id 100000000" in run()
@@ -556,10 +554,10 @@ def test_broken_data_are_named(home, capsys, tmp_path):
 def test_without_a_test_split_the_predictions_are_of_the_validation(home, tmp_path):
     shutil.copytree("data", tmp_path / "data", ignore=shutil.ignore_patterns("test"))
     assert train.main(arguments(tmp_path / "run", f"--config.data.dir={tmp_path / 'data'}")) == 0
-    result = json.loads((tmp_path / "run/metrics.json").read_text())
+    result = files.read_json(tmp_path / "run/metrics.json")
     assert (
         "test" not in result
-        and result["valid"] == json.loads((home / "run/metrics.json").read_text())["valid"]
+        and result["valid"] == files.read_json(home / "run/metrics.json")["valid"]
     )
     (path,) = (tmp_path / "run/predictions").iterdir()
     assert path.name == "valid.parquet"

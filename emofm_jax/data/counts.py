@@ -95,7 +95,7 @@ class SplitCounts:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `prepare.json` holds: every slot, and every split that has rows."""
+    """What `prepare.json` holds: every slot, and every split that rows were read of."""
 
     slots: dict[str, SlotCounts]
     splits: dict[str, SplitCounts]
@@ -188,7 +188,7 @@ class Tally:
           directory: of the shards.
           rejected: {split: {kind: rows that were left out}}.
         """
-        there = [split for split in shards.SPLITS if split in self._types]
+        there = [s for s in shards.SPLITS if s in self._types or rejected.get(s)]
         splits = {split: self._split(split, dict(rejected.get(split, {}))) for split in there}
         rows = sum(s.rows + sum(s.rejected.values()) for s in splits.values())
         slots = {s.name: self._described(s.name, self._slot(s), rows) for s in self._schema.slots}
@@ -233,6 +233,8 @@ class Tally:
         return SlotCounts(slot.kind, slot.encoding, slot.rows, distinct, unknown, top)
 
     def _split(self, split: str, rejected: dict[str, int]) -> SplitCounts:
+        if split not in self._types:  # every row was rejected
+            return SplitCounts(0, rejected, 0, {})
         rows, clicks = self._types[split].tolist()
         known = self._schema.types
         names = [*known, "no type" if "unknown" in known else "unknown"] if known else []
@@ -291,7 +293,8 @@ def _split_lines(report: Report) -> list[str]:
 
 def _slot_lines(report: Report) -> list[str]:
     width = max(len(name) for name in [*report.slots, "slot"])
-    new = "".join(f"{'new in ' + split:>14s}" for split in report.splits if split != "train")
+    others = [name for name, found in report.splits.items() if name != "train" and found.rows]
+    new = "".join(f"{'new in ' + split:>14s}" for split in others)
     start = f"{'slot':{width}s} {'kind':11s} {'encoding':11s} {'rows':>10s}"
     lines = [f"{start} {'distinct':>10s} {'top value':>9s}{new}"]
     for name, slot in report.slots.items():

@@ -1,4 +1,13 @@
-"""Files appear when they are whole: each is written under another name, then renamed."""
+"""How files are written: each under another name, flushed to the disk, then renamed.
+
+    whole(path)           a file that appears when it is whole; text and JSON by functions of it
+    Appended(path, size)  lines at the end of a file
+    clear(directory)      removes what writers left that were killed
+    lock, make_locked     who may write, on this machine
+
+directories.py does the same for whole directories. JSON objects carry a digest, which is compared
+when they are read. Errors name the file: FileError, whatever library wrote it.
+"""
 
 import contextlib
 import errno
@@ -8,42 +17,86 @@ import json
 import os
 import re
 import secrets
-import tempfile
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from emofm_jax.errors import UserError
+import xxhash
+
+from emofm_jax import errors
 
 # .NAME.TOKEN.partial: a file that is to be called NAME, of one writer.
-_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.partial")
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.partial", re.DOTALL)
+# The last entry of a JSON object, a digest of all that stands before it.
+_DIGEST = re.compile(r',\s*"xxh3": "([0-9a-f]{16})"\s*\}\s*\Z')
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def whole(path: Path, mode: int = 0o666) -> Iterator[Path]:
     """Yields the name to write to; at the end the file has its own. After an error neither is.
 
     Two programs may write the same file: the last to end has it. What a kill left is removed by
-    the next writer. Raises OSError if the directory cannot be written.
+    the next writer. `mode` is who may read and write it, but for the umask.
+
+    Raises:
+      FileError: it cannot be written: what the block could not do with its file, too.
     """
-    _remove_dead(path)
-    temporary, descriptor = _make(path)
-    try:
-        yield temporary
+    path = Path(path)
+    with named(path):
+        _remove_dead(path.parent, f".{glob.escape(path.name)}.*.partial", path.name)
         try:
-            temporary.replace(path)
+            temporary, descriptor = _make(path, mode)
         except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"{path}: cannot be written ({reason}); name another place") from None
+            raise errors.of_file(path, error) from None
+    try:
+        with named(path, temporary):
+            yield temporary
+            os.fsync(descriptor)
+            temporary.replace(path)
+            sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def named(path: Path, temporary: Path | None = None, what: str = "written") -> Iterator[None]:
+    """Names a file in what the system, or a library, says of it: FileError.
+
+    An error of another file, as its own name says, stays what it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        file = getattr(error, "filename", None)
+        if not errors.reason(error) or file not in (None, str(path), str(temporary)):
+            raise
+        raise errors.of_file(path, error, what) from None
 
 
 def whole_name(name: str) -> str:
     """The name that a temporary file is to have; that of any other file."""
     found = _TEMPORARY.fullmatch(name)
     return found[1] if found else name
+
+
+def clear(directory: Path) -> None:
+    """Removes temporary files of a directory whose writers have been killed."""
+    _remove_dead(Path(directory), ".*.partial")
+
+
+def sync(path: Path) -> None:
+    """Flushes a file, or the entries of a directory, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot do it
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def lock(descriptor: int, *, shared: bool = False, wait: bool = False) -> None:
@@ -91,21 +144,22 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _make(path: Path) -> tuple[Path, int]:
+def _make(path: Path, mode: int = 0o666) -> tuple[Path, int]:
     """Makes a temporary file that is locked as long as the descriptor is open."""
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
         lock(descriptor, wait=True)
         if _is_at(descriptor, temporary):  # nobody took it for a dead one before it was locked
             return temporary, descriptor
         os.close(descriptor)
 
 
-def _remove_dead(path: Path) -> None:
-    """Removes temporary files of the path whose writers have ended: their locks are free."""
-    for file in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        if whole_name(file.name) != path.name:
+def _remove_dead(directory: Path, pattern: str, name: str = "") -> None:
+    """Removes temporary files, of a name or any, whose writers have ended: their locks are free."""
+    for file in directory.glob(pattern):
+        found = whole_name(file.name)
+        if found == file.name or (name and found != name):
             continue
         with contextlib.suppress(OSError):  # it is in use, has gone meanwhile, or is another's
             descriptor = os.open(file, os.O_RDONLY)
@@ -116,15 +170,139 @@ def _remove_dead(path: Path) -> None:
                 os.close(descriptor)
 
 
+def make_directory(path: Path) -> None:
+    """Makes a directory and those above it, if they are missing; raises FileError if it cannot."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.of_file(path, error) from None
+
+
+def remove(path: Path) -> None:
+    """Removes a file, if it is there; raises FileError if it cannot."""
+    with named(path):
+        Path(path).unlink(missing_ok=True)
+
+
+def check_writable(directory: Path) -> None:
+    """Raises OSError if no file can be made in a directory."""
+    temporary, descriptor = _make(Path(directory) / "writable")
+    os.close(descriptor)
+    temporary.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes | bytearray) -> None:
+    """Writes a file that the memory holds."""
     with whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
 
 
-def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
-    """Writes an object as JSON, with a line end behind it."""
-    write_text(path, json.dumps(content, indent=indent) + "\n")
+def write_json(path: Path, content: dict[str, Any], indent: int | None = 1) -> None:
+    """Writes an object as JSON, with the digest of its text as its last entry and a line end."""
+    write_text(path, as_json(content, indent) + "\n")
+
+
+def as_json(content: dict[str, Any], indent: int | None = None) -> str:
+    """An object as JSON, with the digest of its text as its last entry."""
+    head = json.dumps(content, indent=indent).removesuffix("}").rstrip()
+    between, end = (", ", "}") if indent is None else (f",\n{' ' * indent}", "\n}")
+    return f'{head}{between}"xxh3": "{_digest(head)}"{end}' if content else "{}"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads an object that `write_json` wrote; one without a digest is taken as it is.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      FileError: it cannot be read.
+      ValueError: it is no JSON, no object, or another than was written.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise errors.of_file(path, error, "read") from None
+    return from_json(content.decode())
+
+
+def from_json(text: str) -> dict[str, Any]:
+    """The object of which `as_json` made a text; raises ValueError as `read_json` does."""
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError("it has too many brackets within brackets") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{type(content).__name__}, not an object")
+    if isinstance(content.get("xxh3"), str):
+        found, end = content.pop("xxh3"), _DIGEST.search(text)
+        if end is None or _digest(text[: end.start()]) != found:
+            raise ValueError("its digest is not of what it holds; without xxh3 it counts as yours")
+    return content
+
+
+def _digest(text: str) -> str:
+    return xxhash.xxh3_64_hexdigest(text.encode())
+
+
+class Appended:
+    """Text at the end of a file of which `size` bytes are known to be good; the rest goes.
+
+    A log must not stop what it is a log of: after an error it says so on stderr and stays as it is.
+    """
+
+    def __init__(self, path: Path, size: int | None = None):
+        self._path, self._file, self.size = Path(path), None, size or 0
+        with self._or_none():
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+            there = self._file.tell()
+            if size is None or there == size:
+                self.size = there
+                return
+            if there < size:
+                what = f"{there:,} bytes where it had {size:,}: the lines before are lost"
+                warn(f"{path}: deleted or cut since, {what}")
+                self.size = Path(path).read_bytes().rfind(b"\n") + 1
+            self._file.truncate(self.size)
+
+    def write(self, text: str) -> None:
+        """Appends text."""
+        with self._or_none():
+            if self._file is not None:
+                content = text.encode(errors="replace")
+                if self._file.write(content) < len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self.size += len(content)
+
+    def close(self) -> None:
+        """Closes the file."""
+        with self._or_none():
+            if self._file is not None:
+                self._file.close()
+
+    @contextlib.contextmanager
+    def _or_none(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            warn(f"{errors.of_file(self._path, error)}; the run goes on without this log")
+            file, self._file = self._file, None
+            if file is not None:
+                with contextlib.suppress(OSError):
+                    file.truncate(self.size)
+                with contextlib.suppress(OSError):
+                    file.close()
+
+
+def warn(text: str) -> None:
+    """Says on stderr what went wrong without an end; it may be as full as the disk."""
+    with contextlib.suppress(OSError):
+        print(f"warning: {errors.printable(text)}", file=sys.stderr)
 
 
 def user_cache() -> Path:
@@ -141,13 +319,9 @@ def read_cache(name: str) -> str:
 
 
 def write_cache(name: str, text: str) -> None:
-    """Writes a file of the user's cache, whoever else does so; raises OSError if it cannot."""
+    """Writes a file of the user's cache, whoever else does so; raises FileError if it cannot."""
     directory = user_cache()
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)  # others may not write there
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=directory, delete=False) as file:
-        file.write(text)
-    try:
-        os.replace(file.name, directory / name)
-    except OSError:
-        os.unlink(file.name)
-        raise
+    with named(directory):
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)  # others may not write there
+    with whole(directory / name, 0o600) as temporary:
+        temporary.write_text(text, encoding="utf-8")

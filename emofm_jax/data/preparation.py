@@ -3,16 +3,14 @@
     count    vocabularies, means and largest buckets, over the training rows, if a slot needs them
     encode   every row -> Parquet shards, schema.json, prepare.json
 
-Nothing half-written is left behind: everything is made in `<dir>.partial/new` and moved at the end.
-That directory is locked meanwhile, so that two programs never prepare in the same place. Who reads
-the old shards is told at the next read (`shards`).
+Nothing half-written is left behind: the directory appears when it is whole (`directories`), and two
+programs never prepare in the same place. Who reads the old shards is told at the next read
+(`shards`).
 """
 
-import contextlib
 import dataclasses
 import functools
-import os
-import shutil
+import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -27,8 +25,16 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from emofm_jax.data import counts as counts_lib
-from emofm_jax.data import encode, formats, numeric, shards, synthetic, values, vocabulary
-from emofm_jax.data import files as files_lib
+from emofm_jax.data import (
+    directories,
+    encode,
+    formats,
+    numeric,
+    shards,
+    synthetic,
+    values,
+    vocabulary,
+)
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.formats import cti, tabular
 from emofm_jax.data.formats.lines import Chunk
@@ -41,7 +47,11 @@ T = TypeVar("T")
 Vocabularies = dict[str, vocabulary.Vocabulary]
 Counters = dict[str, vocabulary.Counter]
 _THREADS = 2
-_WRITTEN = {*shards.SPLITS, "vocabulary", "schema.json", "prepare.json"}
+# What `prepare` writes: names that it may replace.
+_OURS = re.compile(
+    r"schema\.json|prepare\.json|vocabulary(/[^/]+\.parquet)?|(train|valid|test)"
+    r"(/_SUCCESS|/(part-\d{5,}|rejected|truth)\.parquet)?"
+)
 
 
 def prepare(config: ConfigDict, progress: bool = True) -> counts_lib.Report:
@@ -58,64 +68,33 @@ def prepare(config: ConfigDict, progress: bool = True) -> counts_lib.Report:
       UserError: bad raw data or options, another program that prepares there. The directory is then
         as it was before.
     """
-    target = _target(config)
-    with _alone(target) as partial:
-        return _prepare(config, target, partial, progress)
+    return _prepare(config, progress, lambda: None)
 
 
 def prepare_missing(config: ConfigDict) -> None:
     """Does what `prepare` does, unless there are shards by now."""
-    target = _target(config)
-    with _alone(target) as partial:
-        if not (target / "schema.json").exists():
-            _prepare(config, target, partial, progress=True)
+
+    def check() -> None:
+        if (Path(config.data.dir) / "schema.json").exists():
+            raise directories.Unneeded
+
+    _prepare(config, progress=True, check=check)
 
 
-def _target(config: ConfigDict) -> Path:
+def _prepare(config: ConfigDict, progress: bool, check: Callable[[], None]) -> counts_lib.Report:
     if not config.data.dir:
         remedy = "name the directory that the shards shall be written to"
         raise UserError(f"config.data.dir: it is empty; {remedy}")
-    target = Path(config.data.dir)
-    return target.resolve() if target.is_symlink() else target  # the link stays
-
-
-def _prepare(config: ConfigDict, target: Path, partial: Path, progress: bool) -> counts_lib.Report:
-    _check_replaceable(target)
-    recipe, new = config.prepare.to_dict(), partial / "new"
+    target, recipe = Path(config.data.dir), config.prepare.to_dict()
     write = synthetic.write if recipe["format"] == "synthetic" else _write
-    new.mkdir()
-    report = write(recipe, new, config.name, progress and sys.stderr.isatty())
-    if target.exists():
-        target.rename(partial / "old")
-    new.rename(target)
+    report: Any = None
+    with directories.whole(target, "prepares", f"config.data.dir: {target}") as new:
+        check()
+        _check_replaceable(target)
+        report = write(recipe, new, config.name, progress and sys.stderr.isatty())
+        for split in report.splits:  # all is there, and as it was written
+            shards.open_split(new, split)
     return report
-
-
-@contextlib.contextmanager
-def _alone(target: Path) -> Iterator[Path]:
-    """Makes the empty directory `.partial`, of this program alone, and removes it at the end.
-
-    Raises:
-      UserError: another program prepares there, or it cannot be written.
-    """
-    where, partial = f"config.data.dir: {target}", Path(f"{target.absolute()}.partial")
-    try:
-        descriptor = files_lib.make_locked(partial)
-    except BlockingIOError:
-        problem = "another program prepares there now"
-        raise UserError(f"{where}: {problem}; wait for it, or name another directory") from None
-    except OSError as error:
-        raise UserError(f"{where} cannot be written ({error.strerror}); name another") from None
-    try:
-        new, old = partial / "new", partial / "old"
-        if old.exists() and not target.exists():  # killed between the two moves
-            old.rename(target)
-        for left in (new, old):
-            shutil.rmtree(left, ignore_errors=True)
-        yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        os.close(descriptor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -371,8 +350,23 @@ def _check_replaceable(target: Path) -> None:
     """Refuses to replace a directory that holds anything but shards."""
     if not target.exists():
         return
-    found = {path.name for path in target.iterdir()} if target.is_dir() else {"a file"}
-    if found and ("schema.json" not in found or found - _WRITTEN):
-        strange = sorted(found - _WRITTEN)[:1] or ["no schema.json"]
+    there = sorted(str(path.relative_to(target)) for path in target.rglob("*"))
+    strange = [name for name in there if not _OURS.fullmatch(name)]
+    if not target.is_dir():
+        strange = ["a file"]
+    elif there and not _is_prepared(target):
+        strange = strange or ["no schema.json"]
+    if strange:
         problem = f"{target} is not a directory of shards ({strange[0]}), and is not replaced"
         raise UserError(f"config.data.dir: {problem}; name another, or remove it")
+
+
+def _is_prepared(directory: Path) -> bool:
+    """Whether some file is one that only `prepare` writes, damaged as it may be."""
+    try:
+        text = (directory / "schema.json").read_bytes()
+    except OSError:
+        text = b""
+    return (
+        b'"format_version"' in text or b'"slots"' in text or (directory / "prepare.json").exists()
+    )

@@ -36,6 +36,7 @@ CHOICES = {
 ROLE_COLUMNS = ("label", "ftype", "row_id", "weight", "gauc_key")
 # Table rows are int32, and the step numbers its scratch rows from V upwards.
 MAX_ROWS = 2**31 - 2**27
+MAX_TYPES = 127  # the type of a row is int8
 # Fields of a schema that do not decide what an id means.
 _DESCRIPTIVE = ("rows_per_type", "clicks_per_type", "unknown_per_slot", "recipe", "digests")
 # Fields that came after release 0.1, with what every schema before them meant: they stand in the
@@ -292,7 +293,7 @@ def load(directory: Path) -> Schema:
     """
     path = Path(directory) / "schema.json"
     try:
-        body = json.loads(path.read_text())
+        body = files.read_json(path)
         version = body["format_version"]
         if version != FORMAT_VERSION:
             ours = f"this program reads {FORMAT_VERSION}"
@@ -301,7 +302,7 @@ def load(directory: Path) -> Schema:
     except FileNotFoundError:
         remedy = "make it with `python -m emofm_jax.prepare`"
         raise UserError(f"{path}: no such file; {remedy}") from None
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a schema ({error}); prepare again") from None
 
 
@@ -381,6 +382,8 @@ def _problems(schema: Schema) -> Iterator[str]:
         yield "the slots of a group must stand together"
     if len(set(schema.types)) != len(schema.types):
         yield f"a type stands twice in {list(schema.types)}"
+    if len(schema.types) > MAX_TYPES:
+        yield f"{len(schema.types)} types; at most {MAX_TYPES} fit a shard, join the rare ones"
     if schema.num_rows > MAX_ROWS:
         yield f"{schema.num_rows} table rows; at most {MAX_ROWS} fit, use fewer hash rows"
 

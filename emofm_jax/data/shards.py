@@ -16,7 +16,6 @@ groups hold 64k rows, compressed by zstd. No jax here.
 """
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from emofm_jax.data import files as files_lib
+from emofm_jax.data import parquet
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.problems import Bad
 from emofm_jax.data.schema import Schema, Slot
@@ -89,18 +89,18 @@ class Writer:
 
     def __init__(self, directory: Path, split: str, schema: Schema):
         self.path = Path(directory) / split
-        self.path.mkdir(parents=True, exist_ok=True)
+        files_lib.make_directory(self.path)
         self.num_rows = 0
         self.rejected: Counter[str] = Counter()
         self.first_rejected = ""
         self._arrow_schema = arrow_schema(schema)
         self._pending: list[pa.Table] = []
         self._pending_rows = 0
-        self._file: pq.ParquetWriter | None = None
+        self._file: parquet.Writer | None = None
         self._file_rows: list[int] = []
         self._digest = xxhash.xxh3_64()
         self.digests: list[str] = []
-        self._rejects: pq.ParquetWriter | None = None
+        self._rejects: parquet.Writer | None = None
 
     def write(self, table: pa.Table) -> None:
         """Appends rows; `table` has the columns of `arrow_schema`, in any order."""
@@ -121,11 +121,11 @@ class Writer:
         """Records rows of a file that were left out."""
         if self._rejects is None:
             path = self.path / "rejected.parquet"
-            self._rejects = pq.ParquetWriter(path, _REJECTED, compression="zstd")
+            self._rejects = parquet.Writer(path, _REJECTED)
             self.first_rejected = f"{file}:{bad[0].line}: {bad[0].reason}"
         lines, kinds, reasons = zip(*bad)
         columns = [[file] * len(bad), lines, reasons]
-        self._rejects.write_table(pa.table(columns, schema=_REJECTED))
+        self._rejects.write(pa.table(columns, schema=_REJECTED))
         self.rejected.update(kinds)
 
     def __enter__(self) -> "Writer":
@@ -147,12 +147,12 @@ class Writer:
     def _write_group(self, rows: pa.Table) -> None:
         if self._file is None:
             path = self.path / f"part-{len(self._file_rows):05d}.parquet"
-            self._file = pq.ParquetWriter(path, self._arrow_schema, compression="zstd")
+            self._file = parquet.Writer(path, self._arrow_schema)
             self._file_rows.append(0)
             self._digest = xxhash.xxh3_64(self._arrow_schema.metadata[FINGERPRINT])
         for column in rows.itercolumns():
             _add(self._digest, column.combine_chunks())
-        self._file.write_table(rows, row_group_size=ROW_GROUP_ROWS)
+        self._file.write(rows, ROW_GROUP_ROWS)
         self._file_rows[-1] += rows.num_rows
         self.num_rows += rows.num_rows
         if self._file_rows[-1] >= SHARD_ROWS:
@@ -161,7 +161,7 @@ class Writer:
     def _close_file(self) -> None:
         if self._file is not None:
             self.digests.append(self._digest.hexdigest())
-            self._file.add_key_value_metadata({DIGEST: self.digests[-1].encode()})
+            self._file.note({DIGEST: self.digests[-1].encode()})
             self._file.close()
             self._file = None
 
@@ -244,7 +244,7 @@ class Split:
         file, group, num_rows = self.row_groups[index]
         path = self.files[file]
         try:
-            with pq.ParquetFile(path) as opened:
+            with parquet.open_file(path) as opened:
                 if digest_in(opened.metadata) != self.digests[file]:
                     raise UserError(f"{path}: another file than before; {ANEW}")
                 table = opened.read_row_group(group, columns=columns)
@@ -261,7 +261,24 @@ class Split:
 
 def digest_in(metadata: pq.FileMetaData) -> str:
     """The digest that a file holds; empty in data of release 0.1."""
-    return (metadata.metadata or {}).get(DIGEST, b"").decode()
+    return (metadata.metadata or {}).get(DIGEST, b"").decode(errors="replace")
+
+
+def verify(split: Split) -> None:
+    """Reads every row and compares the digests of the files, as far as they have some.
+
+    Raises:
+      UserError: a file is not what was written.
+    """
+    for index, path in enumerate(split.files):
+        found = xxhash.xxh3_64(split.schema.fingerprint().encode())
+        for group, row_group in enumerate(split.row_groups):
+            if row_group.file == index:
+                for column in split.read_row_group(group, None).itercolumns():
+                    _add(found, column.combine_chunks())
+        if split.digests[index] and found.hexdigest() != split.digests[index]:
+            other = f"its rows have the digest {found.hexdigest()}, not {split.digests[index]}"
+            raise UserError(f"{path}: {other}; prepare again")
 
 
 def is_split(path: Path) -> bool:
@@ -308,7 +325,7 @@ def open_split(directory: Path, split: str, schema: Schema | None = None) -> Spl
 def _read_counts(path: Path) -> tuple[int, list[int], list[str]]:
     """Rows of a split, in all and of each file, and the digest of each file."""
     try:
-        counts = json.loads((path / _SUCCESS).read_text())
+        counts = files_lib.read_json(path / _SUCCESS)
         return counts["rows"], counts["files"], counts.get("digests", [""] * len(counts["files"]))
     except FileNotFoundError:
         problem = "no _SUCCESS file, so the split is not complete"
@@ -320,12 +337,13 @@ def _read_counts(path: Path) -> tuple[int, list[int], list[str]]:
 def _check_shard(file: Path, rows: int, digest: str, schema: Schema) -> list[int]:
     """Checks that a file is whole and of the schema; returns the rows of its row groups."""
     try:
-        metadata = pq.read_metadata(file)
+        with parquet.open_file(file) as opened:
+            metadata = opened.metadata
     except FileNotFoundError:
         raise UserError(f"{file}: not there any more; {ANEW}") from None
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{file}: not a complete Parquet file ({error}); prepare again") from None
-    found = (metadata.metadata or {}).get(FINGERPRINT, b"none").decode()
+    found = (metadata.metadata or {}).get(FINGERPRINT, b"none").decode(errors="replace")
     if found != schema.fingerprint():
         raise UserError(
             f"{file}: its schema has the fingerprint {found}, but schema.json "

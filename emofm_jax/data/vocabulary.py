@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import xxhash
 
+from emofm_jax.data import files, parquet
 from emofm_jax.errors import UserError
 
 _MERGE_ROWS = 1 << 20
@@ -75,9 +75,9 @@ class Vocabulary:
     def save(self, directory: Path, slot: str) -> None:
         """Writes `<directory>/vocabulary/<slot>.parquet`."""
         path = _path(directory, slot)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        table = pa.table({"value": self.values, "count": self.counts})
-        pq.write_table(table, path, compression="zstd")
+        files.make_directory(path.parent)
+        with files.whole(path) as temporary:
+            parquet.write(pa.table({"value": self.values, "count": self.counts}), temporary)
 
     @functools.cached_property
     def _index(self) -> tuple[int, np.ndarray, np.ndarray]:
@@ -110,7 +110,7 @@ def load(directory: Path, slot: str, digest: str = "") -> Vocabulary:
     """
     path = _path(directory, slot)
     try:
-        table = pq.ParquetFile(path).read()
+        table = parquet.open_file(path).read()
         found = Vocabulary(table["value"].combine_chunks(), table["count"].combine_chunks())
     except FileNotFoundError:
         problem = f"the vocabulary of slot {slot!r} is missing"

@@ -12,7 +12,6 @@ equal p. It is stored in WORKDIR/calibration.json with the step of the checkpoin
 for. numpy and scipy only; `apply` runs in a jax program too.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -142,7 +141,7 @@ def load(workdir: Path, step: int) -> Calibration:
     path = Path(workdir) / "calibration.json"
     again = f"run `python -m emofm_jax.evaluate --workdir={workdir} --calibrate=platt`"
     try:
-        body = json.loads(path.read_text())
+        body = files.read_json(path)
         version, fitted_for, state = body["format_version"], body["step"], body.get("state")
         if version != FORMAT_VERSION:
             why = f"format version {version}, this program reads {FORMAT_VERSION}"
@@ -168,7 +167,12 @@ def load(workdir: Path, step: int) -> Calibration:
 def _state(workdir: Path, step: int) -> str:
     """Hash of a checkpoint's arrays, from the checkpoint: steps of two runs have one number."""
     path = Path(workdir) / "checkpoints" / f"step_{step}" / "state.json"
-    return json.loads(path.read_text())["xxh3"]["state.safetensors"]
+    try:
+        return files.read_json(path)["xxh3"]["state.safetensors"]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; train the run again") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged checkpoint ({error}); restore it") from None
 
 
 def _problem(x: np.ndarray, y: np.ndarray) -> str:

@@ -1,12 +1,12 @@
 """metrics.json: what a finished run reports of its splits, its training and its size."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from emofm_jax.data import files
+from emofm_jax.errors import UserError
 from emofm_jax.evaluation.split_report import SplitReport
 
 FILE = "metrics.json"
@@ -72,5 +72,10 @@ class RunReport:
 
     @classmethod
     def load(cls, workdir: Path) -> Self:
-        """Reads metrics.json."""
-        return cls.from_json(json.loads((workdir / FILE).read_text()))
+        """Reads metrics.json; raises UserError if it is damaged."""
+        path = workdir / FILE
+        try:
+            return cls.from_json(files.read_json(path))
+        except (ValueError, KeyError, TypeError) as error:
+            remedy = "delete it, and the same train command writes it again"
+            raise UserError(f"{path}: damaged ({error}); {remedy}") from None

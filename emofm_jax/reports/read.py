@@ -8,16 +8,14 @@ files were moved or the run failed, comes back as None: the report is made of wh
 import dataclasses
 import datetime
 import functools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from emofm_jax import config, options
+from emofm_jax.data import files, parquet
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation.split_report import SplitReport
 from emofm_jax.sweeping import record
@@ -159,14 +157,9 @@ def predictions(run: Run, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarra
     path = run.workdir / "predictions" / f"{split}.parquet"
     if not path.exists():
         return None
-    try:
-        columns = [c for c in ("label", "p", "weight") if c in pq.read_schema(path).names]
-        table = pq.read_table(path, columns=columns, use_threads=False, memory_map=True)
-    except pa.ArrowException as error:
-        why = f"not readable as Parquet ({error}); evaluate the run again"
-        raise UserError(f"{path}: {why}") from None
+    table = parquet.read(path, ("label", "p", "weight"), "evaluate the run again")
     label, p = table["label"].to_numpy(), table["p"].to_numpy()
-    if "weight" not in columns:
+    if "weight" not in table.column_names:
         return label, p, None
     weight = table["weight"].to_numpy()
     counts = weight > 0
@@ -230,13 +223,9 @@ def _sweep(workdir: Path) -> Sweep:
 
 def _json(path: Path) -> dict:
     try:
-        body = json.loads(path.read_text())
+        return files.read_json(path)
     except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); run its program again") from None
-    if not isinstance(body, dict):
-        what = f"holds {type(body).__name__}, not an object"
-        raise UserError(f"{path}: {what}; run its program again")
-    return body
+        raise UserError(f"{path}: damaged ({error}); run its program again") from None
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict]]:
@@ -244,11 +233,8 @@ def _lines(path: Path) -> Iterator[tuple[str, dict]]:
     text = path.read_text(errors="replace") if path.exists() else ""
     for number, line in enumerate(text.splitlines(), 1):
         try:
-            body = json.loads(line)
-            why = "" if isinstance(body, dict) else "no JSON object"
+            body = files.from_json(line)
         except ValueError as error:
-            why = str(error)
-        if why:
-            what = f"damaged line ({why}); delete it and run its program again"
-            raise UserError(f"{path}:{number}: {what}")
+            what = f"damaged line ({error}); delete it and run its program again"
+            raise UserError(f"{path}:{number}: {what}") from None
         yield f"{path}:{number}", body

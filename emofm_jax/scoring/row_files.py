@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from emofm_jax.data import batches, encode, features, files, shards, unknown
+from emofm_jax.data import batches, encode, features, files, parquet, shards, unknown
 from emofm_jax.data.problems import Notes
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
@@ -82,17 +81,16 @@ def score(scorer: "Scorer", source: Path, output: Path, progress: bool = False) 
     schema: pa.Schema | None = None
     bar = tqdm(unit=" rows", unit_scale=True, disable=not progress)
     with bar, contextlib.ExitStack() as stack:
-        with _disk(output):
-            temporary = stack.enter_context(files.whole(output))
+        temporary = stack.enter_context(files.whole(output))
         for chunk, inputs, finish in _started(scorer, source):
             counter.add(inputs)
             unseen = chunk.unseen
             notes.join(chunk.notes)
             table = _table(chunk, finish(), as_csv)
-            with _disk(output):
-                schema = schema or table.schema
+            schema = schema or table.schema
+            with files.named(output, temporary):
                 writer = writer or _open(temporary, schema, as_csv)
-                writer.write_table(_with_row_ids(table, schema, source))
+                writer.write(_with_row_ids(table, schema, source))
 
             num_rows += table.num_rows
             num_bad += table.num_rows - table["reason"].null_count
@@ -100,7 +98,7 @@ def score(scorer: "Scorer", source: Path, output: Path, progress: bool = False) 
 
         if not num_rows:
             raise UserError(f"--input={source}: it has no rows")
-        with _disk(output):
+        with files.named(output, temporary):
             writer.close()
     vocabularies = lambda: encode.load_vocabularies(scorer.schema, scorer.directory)
     warnings = unknown.said(scorer.schema, counter.counts(), unseen, vocabularies)
@@ -184,14 +182,4 @@ def _column(scores: np.ndarray, as_csv: bool) -> pa.Array:
 def _open(path: Path, schema: pa.Schema, as_csv: bool) -> Any:
     if as_csv:
         return pa.csv.CSVWriter(path, schema)
-    return pq.ParquetWriter(path, schema, compression="zstd")
-
-
-@contextlib.contextmanager
-def _disk(output: Path) -> Iterator[None]:
-    """Names the output in an error of the disk."""
-    try:
-        yield
-    except OSError as error:
-        why = error.strerror or error
-        raise UserError(f"--output={output}: cannot be written ({why})") from None
+    return parquet.Writer(path, schema)

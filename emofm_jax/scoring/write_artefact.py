@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import safetensors.numpy
 
+from emofm_jax.data import directories, encode, files
 from emofm_jax.data import features as features_lib
-from emofm_jax.data import files
 from emofm_jax.errors import UserError
 from emofm_jax.scoring import artefact, score
 from emofm_jax.scoring.scorer import Scorer
@@ -21,48 +21,39 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 _ALIGNMENT = 64  # bytes, of the first array: XLA:CPU then takes a mapped file without a copy
 _EXAMPLE_ROWS = 4
 _CHECKSUMS = "checksums.sha256"
+# Names of the files of an export: what may be replaced.
+_OURS = re.compile(
+    r"model\.stablehlo|weights\.safetensors|signature\.json|schema\.json|vocabulary/[^/]+\.parquet"
+    r"|score\.py|README\.md|checksums\.sha256"
+)
 
 
 def write(scorer: Scorer, directory: Path) -> None:
-    """Writes the artefact into a directory, which is made whole and then renamed.
+    """Writes the artefact into a directory, which appears when it is whole.
 
     Raises:
       UserError: the directory is there and holds files that no export has written, or another
         program exports there.
     """
-    directory = Path(directory).absolute()
+    directory = directories.place(directory)
     if directory.is_file():
         raise UserError(f"{directory}: it is a file; name a directory")
-    if other := _other_files(directory):
-        holds = f"it holds {other[0]}, which is of no export"
-        raise UserError(f"{directory}: {holds}; choose an empty or a new directory")
-
-    partial = directory.with_name(f".{directory.name}.partial")
-    try:
-        descriptor = files.make_locked(partial)
-    except BlockingIOError:
-        problem = "another program exports there now"
-        raise UserError(f"{directory}: {problem}; wait for it, or name another") from None
-    try:
-        new = partial / "new"
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
+    with directories.whole(directory, "exports") as new:
+        if other := _other_files(directory):
+            holds = f"it holds {other[0]}, which is of no export"
+            raise UserError(f"{directory}: {holds}; choose an empty or a new directory")
         _write_files(scorer, new)
-        shutil.rmtree(directory, ignore_errors=True)
-        new.rename(directory)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        os.close(descriptor)
 
 
 def _other_files(directory: Path) -> list[str]:
     """Returns the names of files that an export would delete and that no export has written."""
     listed = directory / _CHECKSUMS
-    lines = listed.read_text().splitlines() if listed.exists() else []
-    known = {_CHECKSUMS, *(line.split("  ", 1)[-1] for line in lines)}
-    files = (file for file in directory.rglob("*") if file.is_file())
-    found = {file.relative_to(directory).as_posix() for file in files}
-    return sorted(name for name in found - known if "__pycache__" not in name)
+    lines = listed.read_text(errors="replace").splitlines() if listed.exists() else []
+    names = [_CHECKSUMS, *(line.split("  ", 1)[-1] for line in lines)]
+    known = {name for name in names if _OURS.fullmatch(name)}
+    found = (file.relative_to(directory).as_posix() for file in directory.rglob("*"))
+    same = lambda name: name in known or name == "vocabulary" or "__pycache__" in name
+    return sorted(name for name in found if not same(name))
 
 
 def _write_files(scorer: Scorer, path: Path) -> None:
@@ -75,16 +66,16 @@ def _write_files(scorer: Scorer, path: Path) -> None:
 
     scorer.schema.save(path)
     if (scorer.directory / "vocabulary").is_dir():
-        shutil.copytree(scorer.directory / "vocabulary", path / "vocabulary")
-    shutil.copy(score.__file__, path / "score.py")
-    (path / "README.md").write_text(_readme(scorer, weights))
+        encode.copy_vocabularies(scorer.schema, scorer.directory, path)
+    files.write_bytes(path / "score.py", Path(score.__file__).read_bytes())
+    files.write_text(path / "README.md", _readme(scorer, weights))
 
     lines = []
     for file in sorted(file for file in path.rglob("*") if file.is_file()):
         with open(file, "rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         lines.append(f"{digest}  {file.relative_to(path).as_posix()}\n")
-    (path / _CHECKSUMS).write_text("".join(lines))
+    files.write_text(path / _CHECKSUMS, "".join(lines))
 
 
 def _write_program(scorer: Scorer, path: Path, example: Mapping) -> dict[str, np.ndarray]:
@@ -102,7 +93,7 @@ def _write_program(scorer: Scorer, path: Path, example: Mapping) -> dict[str, np
     shape = lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)
     exported = jax.export.export(jax.jit(program), platforms=PLATFORMS)
     of_any = exported(weights, {name: shape(x) for name, x in example.items()})
-    path.write_bytes(of_any.serialize(vjp_order=1))
+    files.write_bytes(path, of_any.serialize(vjp_order=1))
     return weights
 
 
@@ -133,13 +124,14 @@ def _identity(program: Path, weights: Mapping[str, np.ndarray]) -> str:
 def _write_weights(path: Path, weights: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
     """Writes a safetensors file; blanks behind its header align the first array."""
     plain = path.with_suffix(".plain")
-    safetensors.numpy.save_file(dict(weights), plain, metadata)
-    with open(plain, "rb") as file, open(path, "wb") as aligned:
-        size = int.from_bytes(file.read(8), "little")
-        header = file.read(size) + b" " * (-(8 + size) % _ALIGNMENT)
-        aligned.write(len(header).to_bytes(8, "little") + header)
-        shutil.copyfileobj(file, aligned, 1 << 24)
-    plain.unlink()
+    with files.whole(path) as temporary:
+        safetensors.numpy.save_file(dict(weights), plain, metadata)
+        with open(plain, "rb") as file, open(temporary, "wb") as aligned:
+            size = int.from_bytes(file.read(8), "little")
+            header = file.read(size) + b" " * (-(8 + size) % _ALIGNMENT)
+            aligned.write(len(header).to_bytes(8, "little") + header)
+            shutil.copyfileobj(file, aligned, 1 << 24)
+        plain.unlink()
 
 
 def _readme(scorer: Scorer, weights: Mapping[str, np.ndarray]) -> str:

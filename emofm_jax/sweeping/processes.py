@@ -28,7 +28,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
-from emofm_jax.errors import UserError
+from emofm_jax import errors
+from emofm_jax.errors import FileError
 from emofm_jax.sweeping import run as sweep_run
 from emofm_jax.sweeping.record import Result
 from emofm_jax.sweeping.run import Run
@@ -37,6 +38,7 @@ from emofm_jax.training import compilation_cache
 # Exit codes of a process that was told to stop.
 _STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM, -signal.SIGALRM)
 _PATIENCE = 10  # seconds in which a process that was told to stop leaves its run
+_REFUSED = "refused"  # key of an answer that is no result: why a file could not be written
 _SAVING = 120  # seconds in which a run that was told to stop saves its state
 
 _Take = Callable[[deque[Run]], deque[Run]]
@@ -54,7 +56,7 @@ def execute_all(
 
     Raises:
       SystemExit: told to stop; runs that had begun have saved their state.
-      UserError: a process could not write.
+      FileError: a process could not write.
     """
     # No alarm where there are others, which need their time.
     before = _on_terminate(_leave if jobs == 1 else lambda *_: sys.exit(143))
@@ -133,14 +135,14 @@ class _Process:
         """Waits for the result of its run, which has failed if the process dies."""
         assert self.run
         if line := self._process.stdout.readline():
-            return Result.from_json(json.loads(line))
+            body = json.loads(line)
+            if _REFUSED in body:
+                raise FileError(body[_REFUSED])
+            return Result.from_json(body)
 
         code, self._process = self._process.wait(), None
         if code in _STOPPED:
             sys.exit(code if code > 0 else 128 - code)
-        if code == 2:  # it has said why on stderr
-            what = f"{self.run.workdir}: its process could not write"
-            raise UserError(f"{what}; free space and sweep again")
 
         killed = code == -signal.SIGKILL
         why = "killed, perhaps for want of memory" if killed else "see what it printed"
@@ -230,8 +232,8 @@ def main() -> int:
         _on_terminate(signal.SIG_IGN)  # all runs are done: it would only disturb the end
     except KeyboardInterrupt:
         return 130
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (FileError, OSError) as error:
+        print(json.dumps({_REFUSED: errors.said(error)}), flush=True)
         return 2
     return 0
 

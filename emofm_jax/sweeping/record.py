@@ -9,12 +9,12 @@ Reading raises ValueError that says what is wrong; the caller adds the file and 
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from emofm_jax.data import files
+from emofm_jax.errors import UserError
 
 _LINE = ("point", "seed", "status", "error", "overrides", "metrics", "seconds", "peak_memory_mib")
 
@@ -138,7 +138,13 @@ class Attempt:
     def load(cls, workdir: Path) -> Self:
         """That of the run in the workdir; one without deaths if it was never tried."""
         path = workdir / "attempt.json"
-        return cls(**json.loads(path.read_text())) if path.exists() else cls()
+        try:
+            return cls(**files.read_json(path))
+        except FileNotFoundError:
+            return cls()
+        except (ValueError, TypeError) as error:
+            remedy = "delete it, the run then counts as never tried"
+            raise UserError(f"{path}: damaged ({error}); {remedy}") from None
 
     def save(self, workdir: Path) -> None:
         """Writes attempt.json."""

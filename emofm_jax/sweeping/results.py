@@ -41,7 +41,7 @@ class Results:
     def add(self, results: Iterable[Result]) -> None:
         """Takes results and writes both files."""
         self._found |= {(result.point, result.seed): result for result in results}
-        lines = (json.dumps(result.line()) + "\n" for result in self.all())
+        lines = (files.as_json(result.line()) + "\n" for result in self.all())
         files.write_text(self._workdir / "results.jsonl", "".join(lines))
         files.write_text(self._workdir / "results.csv", _csv(self.all()))
 

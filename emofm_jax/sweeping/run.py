@@ -15,8 +15,7 @@ for ever; what training prints goes to train.log.
 
 import contextlib
 import dataclasses
-import json
-import shutil
+import io
 import sys
 import time
 import traceback
@@ -27,8 +26,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from emofm_jax import config as config_lib
-from emofm_jax.data import files
-from emofm_jax.errors import UserError
+from emofm_jax.data import directories, files
+from emofm_jax.errors import FileError, UserError
 from emofm_jax.options import flatten
 from emofm_jax.sweeping import record
 from emofm_jax.sweeping.record import Attempt, Result
@@ -73,14 +72,15 @@ def execute(run: Run) -> Result:
 
     Raises:
       SystemExit: after SIGTERM or SIGINT, with the state saved; there is no result then.
-      OSError: the workdir cannot be written.
+      FileError, OSError: the workdir cannot be written.
     """
     from emofm_jax.training import checkpoint  # loads jax
 
     start, checkpoints = time.monotonic(), run.workdir / "checkpoints"
+    directories.clear(run.workdir.parent)
     if outdated(run):
-        shutil.rmtree(run.workdir)
-    run.workdir.mkdir(parents=True, exist_ok=True)
+        directories.remove(run.workdir)
+    files.make_directory(run.workdir)
     step = checkpoint.latest(checkpoints)
     # What the process holds is the run's if nothing was trained in it before.
     alone = step is None and "emofm_jax.training.loop" not in sys.modules
@@ -96,14 +96,14 @@ def execute(run: Run) -> Result:
 
     result = end(run, metrics, error, seconds, _peak_mib() if alone else None)
     if result.ok and not run.keep:
-        shutil.rmtree(checkpoints)
+        directories.remove(checkpoints)
     return result
 
 
 def _train(run: Run, step: int | None, deaths: int) -> tuple[dict | None, str | None]:
     """The content of metrics.json, or the error."""
     with (
-        open(run.workdir / "train.log", "a", buffering=1, encoding="utf-8") as log,
+        _Printed(run.workdir / "train.log") as log,
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):
@@ -113,15 +113,32 @@ def _train(run: Run, step: int | None, deaths: int) -> tuple[dict | None, str | 
                 remedy = "choose a smaller model, or try again with --retry"
                 raise UserError(f"{run.workdir}: its process was {what}; {remedy}")
             return run_lib.run(run.config, run.workdir, run.identity).to_json(), None
+        except (FileError, OSError):  # the disk's, not the run's
+            raise
         except UserError as mistake:
             error = str(mistake)
-        except OSError:  # the disk's, not the run's
-            raise
         except Exception as bug:  # whatever it is, the other runs can go on
             traceback.print_exc()
             error = f"{type(bug).__name__}: {bug}"
         print("error:", error)
     return None, error
+
+
+class _Printed(io.TextIOBase):
+    """What a run prints, at the end of a file; one that is full keeps no run from going on."""
+
+    def __init__(self, path: Path):
+        self._file = files.Appended(path)
+
+    def write(self, text: str) -> int:
+        """Appends text."""
+        self._file.write(text)
+        return len(text)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+        super().close()
 
 
 def end(
@@ -137,7 +154,7 @@ def end(
     how = (metrics, error, round(seconds, 3), peak_memory_mib)
     result = Result(*what, *how, flatten(run.config))
 
-    run.workdir.mkdir(parents=True, exist_ok=True)
+    files.make_directory(run.workdir)
     dataclasses.replace(Attempt.load(run.workdir), deaths=0).save(run.workdir)
     files.write_json(run.workdir / "result.json", result.to_json(), indent=None)
     return result
@@ -183,7 +200,7 @@ def _result(workdir: Path) -> Result | None:
     if not path.exists():
         return None
     try:
-        found = Result.from_json(json.loads(path.read_text()))
+        found = Result.from_json(files.read_json(path))
         if "seed" not in found.config:
             raise ValueError("its config has no seed")
     except (ValueError, TypeError) as error:

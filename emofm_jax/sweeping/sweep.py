@@ -4,13 +4,13 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from emofm_jax import config as config_lib
+from emofm_jax.data import directories, files
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.errors import UserError
 from emofm_jax.sweeping import processes, record
@@ -19,6 +19,10 @@ from emofm_jax.sweeping.experiment import Point
 from emofm_jax.sweeping.results import Results
 from emofm_jax.sweeping.run import Run
 from emofm_jax.training import run as run_lib
+
+# What may stand in the workdir of a sweep before its sweep.json.
+_OF_SWEEP = {"writable", "sweep.json", "results.jsonl", "results.csv", "runs"}
+_OF_SWEEP |= {"report.html", "report.md"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +86,8 @@ class Sweep:
             if result.ok:
                 self._check_prepared(run.config.data.dir, run.workdir)
             if result.ok and not self.keep:  # a kill may have left them
-                shutil.rmtree(run.workdir / "checkpoints", ignore_errors=True)
+                directories.clear(run.workdir)
+                directories.remove(run.workdir / "checkpoints")
         results.add(old)
 
         impossible, possible = make_data(todo), []
@@ -171,14 +176,13 @@ def check_workdir(workdir: Path, header: record.Header) -> None:
     path = workdir / "sweep.json"
     if not path.exists():
         found = [file.name for file in workdir.iterdir()] if workdir.is_dir() else []
-        of_sweep = (".writable", "sweep.json.", "results.", "report.")
-        if not all(name == "runs" or name.startswith(of_sweep) for name in found):
+        if not {directories.whole_name(name) for name in found} <= _OF_SWEEP:
             what = "holds files but no sweep (no sweep.json)"
             raise UserError(f"{workdir}: {what}; choose an empty --workdir")
         return
 
     try:
-        before = record.Header.from_json(json.loads(path.read_text()))
+        before = record.Header.from_json(files.read_json(path))
     except (ValueError, KeyError, TypeError) as error:
         remedy = "delete it, the runs stay as they are"
         raise UserError(f"{path}: damaged ({error}); {remedy}") from None

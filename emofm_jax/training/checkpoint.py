@@ -3,16 +3,14 @@
     <directory>/step_N/state.safetensors    arrays under flat names ("params/embedding", ...)
     <directory>/step_N/state.json           step, info, name -> [dtype, shape], xxh3 of both files
 
-A checkpoint is written into a temporary directory, flushed to the disk and renamed; the newest two
-and the best are kept. Reading checks every byte: a damaged checkpoint is reported on stderr and the
+A checkpoint appears when it is whole and on the disk (`directories`); the newest two and the best
+are kept. Reading checks every byte: a damaged checkpoint is reported on stderr and the
 one before is taken. Beyond the host copy of the state neither writing nor reading needs a second.
 """
 
 import concurrent.futures
 import copy
 import json
-import os
-import shutil
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -24,12 +22,13 @@ import safetensors
 import safetensors.numpy
 import xxhash
 
-from emofm_jax.errors import UserError
+from emofm_jax import errors
+from emofm_jax.data import directories, files
+from emofm_jax.errors import FileError, UserError
 
 _T = TypeVar("_T")
 
 FORMAT_VERSION = 1
-_TEMPORARY = ".unfinished_"
 _CHUNK_BYTES = 1 << 24
 _HASHES = ', "xxh3": '
 
@@ -60,7 +59,7 @@ def save(
       best_step: a step that is kept beside the newest two.
 
     Raises:
-      UserError: the disk is full or cannot be written; the checkpoints before are untouched.
+      FileError: the disk is full or cannot be written; the checkpoints before are untouched.
     """
     _write(Path(directory), step, _host_copy(state), info, best_step)
 
@@ -115,6 +114,21 @@ def read_info(directory: Path, step: int | None = None) -> tuple[int, dict]:
     return body["step"], body["info"]
 
 
+def verify(directory: Path, step: int) -> str:
+    """Reads a checkpoint and compares its digests; returns how many arrays it has, in words.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    path = Path(directory) / f"step_{step}"
+    try:
+        body = _read_json(path)
+        _read_arrays(path / "state.safetensors", body["tree"], body["xxh3"], ())
+    except _DamagedError as error:
+        raise UserError(f"{path}: damaged checkpoint ({error}); restore it") from None
+    return f"{len(body['tree'])} arrays"
+
+
 def restore(
     directory: Path, like: Any, *, step: int | None = None, only: Collection[str] = ()
 ) -> Restored:
@@ -151,6 +165,8 @@ def _newest_good(directory: Path, step: int | None, read: Callable[[Path], _T]) 
         try:
             result = read(path)
         except (_DamagedError, OSError) as error:
+            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                raise errors.of_file(error.filename or path, error, "read") from None
             if not path.exists():
                 gone = "taken away while it was read, since its run goes on"
                 raise UserError(f"{path}: {gone}; start this program again") from None
@@ -159,8 +175,20 @@ def _newest_good(directory: Path, step: int | None, read: Callable[[Path], _T]) 
         for problem in problems:
             print(f"warning: {problem}; taking step {candidate} instead", file=sys.stderr)
         return result
-    what = "it" if len(problems) == 1 else directory
-    raise UserError(f"{', '.join(problems)}; remove {what} to do without")
+    what = "it" if len(problems) == 1 else "them"
+    raise UserError(f"{', '.join(problems)}; restore {what}, or move {what} away to do without")
+
+
+def prune(directory: Path, step: int, best_step: int | None) -> None:
+    """Removes what need not be kept beside the checkpoint of a step; `save` does it, too.
+
+    Raises:
+      FileError: it cannot be removed.
+    """
+    kept = {best_step, *[s for s in steps(directory) if s <= step][-2:]}
+    for other in steps(directory):
+        if other not in kept or other > step:
+            directories.remove(Path(directory) / f"step_{other}")
 
 
 def _host_copy(state: Any) -> dict[str, np.ndarray]:
@@ -182,36 +210,20 @@ def _flatten(tree: Any) -> tuple[dict[str, Any], Any]:
 def _write(
     directory: Path, step: int, leaves: dict[str, np.ndarray], info: dict, best_step: int | None
 ) -> None:
-    path, temporary = directory / f"step_{step}", directory / f"{_TEMPORARY}step_{step}"
-    arrays = temporary / "state.safetensors"
+    path = directory / f"step_{step}"
+    tree = {name: _dtype_and_shape(leaf) for name, leaf in leaves.items()}
+    directories.clear(directory)  # what a killed writer left
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for unfinished in directory.glob(f"{_TEMPORARY}*"):  # of a killed writer
-            shutil.rmtree(unfinished)
-
-        temporary.mkdir()
-        safetensors.numpy.save_file(leaves, arrays)
-        _sync(arrays)
-        tree = {name: _dtype_and_shape(leaf) for name, leaf in leaves.items()}
-        _write_json(temporary / "state.json", step, info, tree, _hash(arrays))
-        _sync(temporary / "state.json")
-        _sync(temporary)
-
-        if path.exists():
-            _remove(path)
-        os.rename(temporary, path)
-        _sync(directory)
-        kept = {best_step, *[s for s in steps(directory) if s <= step][-2:]}
-        for other in steps(directory):
-            if other not in kept or other > step:
-                _remove(directory / f"step_{other}")
-    except (OSError, safetensors.SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with directories.whole(path) as new:
+            arrays = new / "state.safetensors"
+            with files.named(arrays):
+                safetensors.numpy.save_file(leaves, arrays)
+                digest = _hash(arrays)
+            _write_json(new / "state.json", step, info, tree, digest)
+        prune(directory, step, best_step)
+    except FileError as error:
         good = ", ".join(f"step_{s}" for s in steps(directory)) or "none"
-        raise UserError(
-            f"{path}: this checkpoint could not be written ({error}); free space or choose another "
-            f"workdir (checkpoints that are there: {good})"
-        ) from None
+        raise FileError(f"{error} (checkpoints that are there: {good})") from None
 
 
 def _write_json(path: Path, step: int, info: dict, tree: dict, digest: str) -> None:
@@ -219,7 +231,7 @@ def _write_json(path: Path, step: int, info: dict, tree: dict, digest: str) -> N
     body = {"format_version": FORMAT_VERSION, "step": step, "info": info, "tree": tree}
     text = json.dumps(body).removesuffix("}")
     hashes = {"state.safetensors": digest, "state.json": xxhash.xxh3_64_hexdigest(text.encode())}
-    path.write_text(f"{text}{_HASHES}{json.dumps(hashes)}}}\n", encoding="utf-8")
+    files.write_text(path, f"{text}{_HASHES}{json.dumps(hashes)}}}\n")
 
 
 def _read_json(path: Path) -> dict:
@@ -299,19 +311,3 @@ def _hash(path: Path) -> str:
 def _dtype_and_shape(leaf: Any) -> list:
     typed = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
     return [np.dtype(typed.dtype).name, list(typed.shape)]
-
-
-def _remove(path: Path) -> None:
-    """Removes a checkpoint so that no half of it is ever taken for one."""
-    trash = path.with_name(f"{_TEMPORARY}removed_{path.name}")
-    os.rename(path, trash)
-    shutil.rmtree(trash)
-
-
-def _sync(path: Path) -> None:
-    """Flushes a file, or the entries of a directory, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,9 +6,7 @@ evaluate the state that is kept, write the results.
 
 import contextlib
 import dataclasses
-import json
 import math
-import shutil
 import signal
 import sys
 import threading
@@ -22,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from emofm_jax.data import batches
+from emofm_jax.data import batches, files
 from emofm_jax.data.shards import Split
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import leaks, summary
@@ -31,6 +29,7 @@ from emofm_jax.evaluation.split_report import SplitReport
 from emofm_jax.training import build, checkpoint
 from emofm_jax.training import predictions as predictions_lib
 from emofm_jax.training import state as state_lib
+from emofm_jax.training import workdir as workdir_lib
 from emofm_jax.training.build import Parts
 from emofm_jax.training.progress import Log, Progress, Window
 from emofm_jax.training.state import SECTIONS, TrainState
@@ -82,12 +81,14 @@ def run(config: ConfigDict, workdir: Path, splits: dict[str, Split], parts: Part
             "--workdir"
         )
     of_run = _Run(config, workdir, splits, parts, progress)
+    if progress.step and progress.step == checkpoint.latest(checkpoints):  # killed before that
+        checkpoint.prune(checkpoints, progress.step, _best(of_run))
     if not progress.is_done(train, last):
         if progress.step:
             print(f"{workdir}: goes on from step {progress.step:,} of {last:,}")
         progress.finished = False
         progress.schema, progress.data = parts.schema.fingerprint(), parts.schema.identity
-        (workdir / FILE).unlink(missing_ok=True)  # of a run that was to end earlier
+        files.remove(workdir / FILE)  # of a run that was to end earlier
         state = _train(of_run, state)
 
     if train.monitor and progress.best_step < 0:
@@ -128,9 +129,8 @@ def _train(run: _Run, state: TrainState) -> TrainState:
             if ends or worth_saving or progress.step % train.save_every_steps == 0:
                 window.close()
                 progress.log_bytes = log.size()
-                best = progress.best_step if train.monitor else None
                 kept, info = build.without_scratch(state), progress.to_json()
-                saver.save(progress.step, kept, info, best_step=best)
+                saver.save(progress.step, kept, info, best_step=_best(run))
                 window.restart()
             elif progress.step % train.log_every_steps == 0:
                 window.close()
@@ -143,6 +143,11 @@ def _train(run: _Run, state: TrainState) -> TrainState:
         print(f"{stopped}; {saved}", file=sys.stderr)
         sys.exit(128 + stop.signal)
     return state
+
+
+def _best(run: _Run) -> int | None:
+    """The step whose checkpoint is kept beside the newest."""
+    return run.progress.best_step if run.config.train.monitor else None
 
 
 def _progress_bar(run: _Run) -> tqdm:
@@ -200,8 +205,12 @@ def _evaluate(run: _Run, state: TrainState, log: Log) -> tuple[TrainState, bool]
 def _verdict(run: _Run, report: SplitReport) -> str:
     """The line after the first evaluation."""
     split, prepared = run.splits["train"], None
+    path = split.path.parent / "prepare.json"
     with contextlib.suppress(FileNotFoundError):
-        prepared = json.loads((split.path.parent / "prepare.json").read_text())
+        try:
+            prepared = files.read_json(path)
+        except ValueError as error:
+            raise UserError(f"{path}: damaged ({error}); prepare again") from None
     split.check()  # what was read is of these data
     rates = {key: run.config.optim[key].learning_rate for key in SECTIONS}
     alone = leaks.find(run.splits["train"], run.splits["valid"])
@@ -230,7 +239,7 @@ def _finish(run: _Run, state: TrainState) -> RunReport:
     elif shown == "test":  # max_steps was lowered
         _, reports["valid"] = predictions_lib.score(config, splits["valid"], parts, state)
 
-    shutil.rmtree(workdir / "predictions", ignore_errors=True)  # of earlier states, by evaluate
+    workdir_lib.remove_predictions(workdir)  # of earlier states, by evaluate
     predictions, reports[shown] = predictions_lib.score(config, splits[shown], parts, state)
     predictions_lib.write_predictions(workdir / "predictions" / f"{shown}.parquet", predictions)
 

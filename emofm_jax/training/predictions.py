@@ -13,11 +13,10 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from emofm_jax.data import batches, counts, files, shards
+from emofm_jax.data import batches, counts, files, parquet, shards
 from emofm_jax.data import features as features_lib
 from emofm_jax.data.raw_rows import RawRows
 from emofm_jax.data.schema import Schema
@@ -195,10 +194,12 @@ def read_truth(split: Split) -> dict[str, np.ndarray] | None:
         if not path.exists():  # not even now, that the data are known to be in their place
             return None
     try:
-        with pq.ParquetFile(path) as file:
+        with parquet.open_file(path) as file:
             digest, table = shards.digest_in(file.metadata), file.read()
     except FileNotFoundError:
         raise UserError(f"{path}: not there any more; {shards.ANEW}") from None
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); prepare again") from None
     if digest != split.digest:
         raise UserError(f"{path}: not of the rows that were scored; {shards.ANEW}")
     if table.num_rows != split.num_rows:
@@ -240,7 +241,7 @@ def write_predictions(path: Path, predictions: Predictions, rows: Any = None) ->
       predictions: of the rows.
       rows: raw ones have positions of their own, and ids; of a split `row` is the position in it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    files.make_directory(path.parent)
     table = functools.partial(_table, predictions)
     is_raw = isinstance(rows, RawRows)
     row = rows.positions if is_raw else np.arange(len(predictions.p))
@@ -248,10 +249,10 @@ def write_predictions(path: Path, predictions: Predictions, rows: Any = None) ->
     schema = table(slice(0, 0), row, row_id).schema
     with (
         files.whole(path) as temporary,
-        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
+        parquet.Writer(temporary, schema) as writer,
     ):
         for start in range(0, max(len(predictions.p), 1), _WRITE_ROWS):
-            writer.write_table(table(slice(start, start + _WRITE_ROWS), row, row_id))
+            writer.write(table(slice(start, start + _WRITE_ROWS), row, row_id))
 
 
 def _table(

@@ -5,7 +5,6 @@ device until their window is closed: the loop never waits for a number that nobo
 """
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -15,14 +14,15 @@ from typing import Any, Self, TypeVar
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from emofm_jax.data import files
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import metrics, monitor
 from emofm_jax.evaluation.run_report import Evaluation, Training
 from emofm_jax.evaluation.split_report import SplitReport
 from emofm_jax.training import step as step_lib
+from emofm_jax.training.board import Board
 
 _T = TypeVar("_T")
 
@@ -98,30 +98,30 @@ class Progress:
 
 
 class Log:
-    """log.jsonl, a JSON line per event, and the same numbers for TensorBoard."""
+    """log.jsonl, a JSON line per event, and the same numbers for TensorBoard.
+
+    Where one of them cannot be written, that is said once on stderr and the run goes on.
+    """
 
     def __init__(self, workdir: Path, progress: Progress):
-        self._file = open(workdir / "log.jsonl", "ab")  # noqa: SIM115
-        self._file.truncate(progress.log_bytes)
-        self._board = SummaryWriter(str(workdir), purge_step=progress.step + 1)
+        self._lines = files.Appended(workdir / "log.jsonl", progress.log_bytes)
+        self._board = Board(workdir, progress.step + 1)
 
     def write(self, event: str, **values) -> None:
         """Writes one line; `values` has the step."""
-        self._file.write((json.dumps({"event": event, **values}) + "\n").encode())
-        self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, float):
-                self._board.add_scalar(f"{event}/{name}", value, values["step"])
+        self._lines.write(files.as_json({"event": event, **values}) + "\n")
+        scalars = {f"{event}/{k}": x for k, x in values.items() if isinstance(x, float)}
+        self._board.write(scalars, values["step"])
 
     def size(self) -> int:
         """Bytes of log.jsonl."""
-        return self._file.tell()
+        return self._lines.size
 
     def __enter__(self) -> "Log":
         return self
 
     def __exit__(self, *_) -> None:
-        self._file.close()
+        self._lines.close()
         self._board.close()
 
 

@@ -6,8 +6,10 @@ that it is of.
 
 import contextlib
 import importlib.metadata
+import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -18,13 +20,18 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from emofm_jax import config as config_lib
-from emofm_jax.data import encode, files
+from emofm_jax.data import directories, encode, files
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.errors import UserError
 
 # What a kill may leave in a workdir that is not yet a run, whole or under a temporary name.
-_BEFORE_CONFIG = {".writable", "vocabulary", "schema.json", "environment.json", "config.json"}
+_BEFORE_CONFIG = {"writable", "vocabulary", "schema.json", "environment.json", "config.json"}
 _BEFORE_CONFIG |= {"train.log", "result.json", "attempt.json"}  # by a sweep
+
+# What programs write to `predictions/`.
+_PREDICTIONS = re.compile(
+    r"((train|valid|test)|(train|valid|test|input)@.+)(\.importance|\.rejected)?\.(parquet|json|svg)"
+)
 
 
 @contextlib.contextmanager
@@ -41,8 +48,9 @@ def alone(workdir: Path) -> Iterator[int]:
             directory = os.open(workdir, os.O_RDONLY)
             stack.callback(os.close, directory)
             files.lock(directory)
-            (workdir / ".writable").touch()
-            (workdir / ".writable").unlink()
+            files.check_writable(workdir)
+            for part in ("", "vocabulary", "checkpoints", "predictions"):
+                directories.clear(workdir / part)  # what kills have left
         except BlockingIOError:
             raise UserError(
                 f"{workdir}: another program works there now; wait for it, or choose another"
@@ -76,13 +84,22 @@ def together(workdir: Path) -> Iterator[None]:
 def writing(workdir: Path) -> Iterator[None]:
     """Waits until no other evaluation writes to `predictions/`: its files are of one of them."""
     directory = workdir / "predictions"
-    directory.mkdir(exist_ok=True)
-    descriptor = os.open(directory, os.O_RDONLY)
+    with files.named(directory):
+        directory.mkdir(exist_ok=True)
+        descriptor = os.open(directory, os.O_RDONLY)
     try:
         files.lock(descriptor, wait=True)
+        files.clear(directory)
         yield
     finally:
         os.close(descriptor)
+
+
+def remove_predictions(workdir: Path) -> None:
+    """Removes what programs have written to `predictions/`, and nothing else."""
+    for path in (workdir / "predictions").glob("*"):
+        if _PREDICTIONS.fullmatch(path.name):
+            files.remove(path)
 
 
 def check_same_run(config: ConfigDict, workdir: Path) -> None:
@@ -109,7 +126,7 @@ def check(config: ConfigDict, workdir: Path) -> None:
 
 def _names(workdir: Path) -> set[str]:
     """Names of the files there, whole or under a temporary name."""
-    return {files.whole_name(file.name.removesuffix(".tmp")) for file in workdir.iterdir()}
+    return {directories.whole_name(file.name) for file in workdir.iterdir()}
 
 
 def open_workdir(config: ConfigDict, workdir: Path, schema: schema_lib.Schema) -> None:
@@ -133,7 +150,7 @@ def open_workdir(config: ConfigDict, workdir: Path, schema: schema_lib.Schema) -
         encode.copy_vocabularies(schema, Path(config.data.dir), workdir)
         schema.save(workdir)
     files.write_json(workdir / "environment.json", _environment())
-    files.write_text(path, config.to_json(indent=1) + "\n")  # last: a workdir with it is a run
+    files.write_json(path, json.loads(config.to_json()))  # last: a workdir with it is a run
 
 
 def _environment() -> dict[str, Any]:

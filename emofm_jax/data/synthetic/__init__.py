@@ -21,10 +21,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from emofm_jax.data import counts as counts_lib
-from emofm_jax.data import shards
+from emofm_jax.data import parquet, shards
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.data.synthetic import population
 from emofm_jax.data.synthetic import truth as truth_lib
@@ -171,7 +170,7 @@ class _TruthWriter:
         self.file = None
         if split != "train":
             path = shards_writer.path / "truth.parquet"
-            self.file = pq.ParquetWriter(path, self.schema, compression="zstd")
+            self.file = parquet.Writer(path, self.schema)
 
     def write(self, rows: Rows) -> None:
         if self.file is not None:
@@ -180,7 +179,7 @@ class _TruthWriter:
                 x = getattr(rows, field.name)
                 x = x if x.ndim == 1 else pa.FixedSizeListArray.from_arrays(x.ravel(), x.shape[1])
                 arrays.append(pa.array(x).cast(field.type))
-            self.file.write_table(pa.table(arrays, schema=self.schema))
+            self.file.write(pa.table(arrays, schema=self.schema))
 
     def __enter__(self) -> "_TruthWriter":
         return self
@@ -188,5 +187,5 @@ class _TruthWriter:
     def __exit__(self, error_type, error, traceback) -> None:
         if self.file is not None:
             digest = shards.digest_of(self.shards_writer.digests)
-            self.file.add_key_value_metadata({shards.DIGEST: digest.encode()})
+            self.file.note({shards.DIGEST: digest.encode()})
             self.file.close()

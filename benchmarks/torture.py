@@ -1,0 +1,697 @@
+"""Is anything lost, torn or silently another number? Kills programs, lets their file operations fail, damages files.
+
+    python benchmarks/torture.py --kills=300 --faults=300 --damage --fuzz=300 [--seed=0] [--only=GLOB] [--keep=DIR]
+
+Real processes of prepare, train, evaluate, predict, export, sweep and report, on tiny data. Each case begins with a
+copy of a directory that was made without disturbance.
+
+    kill      SIGKILL at the nth file operation (every operation once, then at random), by a layer below the process
+              (torture.c, preloaded): a write is killed in its middle. The same command again must end well, and leave
+              the files that it leaves undisturbed, byte for byte but for times.
+    fault     the nth operation fails, once or from then on, with ENOSPC, EDQUOT, EIO or EROFS. Exit code 2 and one line
+              that names a file (0 where only a log is lost, with a warning); then the same command as above.
+    damage    each file cut in two, emptied, with a flipped bit, or another run's: exit code 2 and one line, a warning,
+              or what an undamaged directory gives.
+    fuzz      random and broken raw files: exit code 0, every row read or counted as rejected, or 2 and one line.
+
+Prints a table, cases by outcome, and what to give to --only and --seed for each that fell short. The exit code is 1 if
+one did. Needs gcc and Linux.
+"""
+
+import argparse
+import collections
+import contextlib
+import ctypes
+import errno
+import fnmatch
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+SECONDS = 120  # after which a process counts as hanging
+PROGRAMS = ("prepare", "train", "evaluate", "predict", "export", "sweep", "report")
+# Numbers that no two runs have in common, and digests of files that hold them.
+TIMES = {
+    "rows_per_s",
+    "input_wait",
+    "seconds",
+    "waited",
+    "rows",
+    "peak_memory_mib",
+    "xxh3",
+    "log_bytes",
+}
+ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+
+EXPERIMENT = """
+from emofm_jax import config
+
+def get_config(arg=None):
+    c = config.default()
+    c.name = "tiny"
+    c.prepare.format, c.prepare.source = "tabular", "raw"
+    c.prepare.files.train, c.prepare.files.valid, c.prepare.files.test = "train.csv", "valid.csv", "test.csv"
+    c.prepare.label = "label"
+    c.prepare.groups = (("user", ("user",)), ("item", ("item", "tags", "price")))
+    c.prepare.slots = {"tags": {"kind": "multi", "max_length": 3}, "price": {"kind": "numeric"}}
+    c.prepare.max_rejected = 100000
+    c.data.dir, c.data.batch_size, c.data.eval_batch_size = "data", 64, 64
+    c.model.name, c.model.embedding_dim, c.model.hidden = "dnn", 4, (8,)
+    c.train.epochs, c.train.log_every_steps, c.train.save_every_steps = 2, 2, 3
+    return c
+
+def sweep():
+    yield "wide", {"model.hidden": (16,)}
+    yield "narrow", {"model.hidden": (4,)}
+"""
+
+
+class Case(NamedTuple):
+    """A command, and the directory that it begins in."""
+
+    name: str
+    template: str
+    command: str
+
+
+CASES = (
+    Case("prepare", "raw", "prepare --config=exp.py"),
+    Case("prepare-again", "other", "prepare --config=exp.py"),
+    Case("train", "data", "train --config=exp.py --workdir=run"),
+    Case("train-on", "begun", "train --config=exp.py --workdir=run"),
+    Case("evaluate", "run", "evaluate --workdir=run --calibrate=platt"),
+    Case("importance", "run", "evaluate --workdir=run --split=valid --importance"),
+    Case("predict", "run", "predict --workdir=run --input=raw/test.csv --output=out.parquet"),
+    Case("predict-csv", "run", "predict --workdir=run --input=raw/test.csv --output=out.csv"),
+    Case("export", "run", "export --workdir=run --output=made"),
+    Case("export-again", "exported", "export --workdir=run --output=made"),
+    Case("sweep", "data", "sweep --config=exp.py --workdir=swept --nocheckpoints"),
+    Case("report", "run", "report --workdir=run"),
+    Case("report-sweep", "swept", "report --workdir=swept"),
+)
+# How the directories are made, each from another.
+TEMPLATES = {
+    "data": ("raw", ["prepare --config=exp.py"]),
+    "other": ("raw", ["prepare --config=exp.py --config.prepare.slot.min_count=2"]),
+    "begun": ("data", ["train --config=exp.py --workdir=run --config.train.max_steps=8"]),
+    "run": ("data", ["train --config=exp.py --workdir=run"]),
+    "second": (
+        "data",
+        [
+            "train --config=exp.py --workdir=run --config.seed=1",
+            "export --workdir=run --output=made",
+        ],
+    ),
+    "exported": ("run", []),  # with the export of the second
+    "swept": ("data", ["sweep --config=exp.py --workdir=swept"]),
+    "second-swept": ("data", ["sweep --config=exp.py --workdir=swept --config.seed=1"]),
+}
+
+
+class Done(NamedTuple):
+    """How a process ended: exit code (None: it hung), stdout, stderr, and its file operations."""
+
+    code: int | None
+    out: str
+    err: str
+    operations: list[str]
+
+
+class Zygote:
+    """A process that has loaded everything and forks for each case: a start costs nothing then."""
+
+    def __init__(self, place: Path):
+        self._place, library = place, place / "torture.so"
+        source = Path(__file__).with_suffix(".c")
+        command = ["gcc", "-shared", "-fPIC", "-O1", "-w", "-o", str(library), str(source), "-ldl"]
+        subprocess.run(command, check=True)
+        cache = {
+            "XDG_CACHE_HOME": str(place / "cache"),
+            "JAX_COMPILATION_CACHE_DIR": str(place / "compiled"),
+        }
+        cache |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "TF_CPP_MIN_LOG_LEVEL": "3"}
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        environment = os.environ | cache | {"LD_PRELOAD": str(library), "PYTHONPATH": path}
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        command = [sys.executable, "-W", "ignore", __file__, "--zygote"]
+        self._process: Any = subprocess.Popen(command, env=environment, **pipes)
+
+    def run(
+        self,
+        cwd: Path,
+        command: str,
+        at: int = 0,
+        number: int = 0,
+        sticky: bool = False,
+        reads: bool = False,
+    ) -> Done:
+        """Runs a program in a directory; its `at`th file operation fails with an error, or kills it (0)."""
+        files = {name: str(self._place / name) for name in ("out", "err", "operations")}
+        arm = [os.path.realpath(cwd), at, number, sticky, reads]
+        self._process.stdin.write(
+            json.dumps({"command": command.split(), "arm": arm, **files}) + "\n"
+        )
+        self._process.stdin.flush()
+        code = json.loads(self._process.stdout.readline())
+        out, err, operations = (Path(files[name]).read_text(errors="replace") for name in files)
+        return Done(code, out, err, operations.splitlines())
+
+    def close(self) -> None:
+        """Ends it."""
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def zygote() -> None:
+    """Forks a program for each line of stdin, and answers with its exit code."""
+    import importlib
+
+    from emofm_jax.scoring import artefact, scorer, write_artefact  # noqa: F401
+    from emofm_jax.training import build, loop, memory  # noqa: F401
+
+    programs = {
+        name: importlib.import_module(f"emofm_jax.{name}")
+        for name in (*PROGRAMS, "verify")
+        if (ROOT / f"emofm_jax/{name}.py").exists()
+    }
+    answers = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        task = json.loads(line)
+        child = os.fork()
+        if not child:
+            os.setsid()
+            null = os.open(os.devnull, os.O_RDONLY)
+            flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC
+            for number, file in (
+                (0, null),
+                *((n, os.open(task[k], flags)) for n, k in ((1, "out"), (2, "err"))),
+            ):
+                os.dup2(file, number)
+            sys.stdin = open(0, closefd=False)  # noqa: SIM115
+            directory, *rest = task["arm"]
+            os.chdir(directory)
+            sys.argv = [task["command"][0], *task["command"][1:]]
+            ctypes.CDLL(None).torture_arm(
+                directory.encode(),
+                ctypes.c_long(rest[0]),
+                *map(int, rest[1:]),
+                task["operations"].encode(),
+            )
+            sys.exit(programs[task["command"][0]].main(sys.argv))
+        print(json.dumps(_wait(child)), file=answers, flush=True)
+
+
+def _wait(child: int) -> int | None:
+    """Exit code of a process, -signal, or None where it had to be ended; nothing of its group stays."""
+    end, code = time.monotonic() + SECONDS, None
+    while time.monotonic() < end:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            code = os.waitstatus_to_exitcode(status)
+            break
+        time.sleep(0.005)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    if code is None:
+        os.waitpid(child, 0)
+    return code
+
+
+def make_raw(place: Path, seed: int = 0) -> None:
+    """Writes tiny raw files and the experiment."""
+    rng = random.Random(seed)
+    (place / "raw").mkdir(parents=True)
+    (place / "exp.py").write_text(EXPERIMENT)
+    for split, rows in (("train", 600), ("valid", 150), ("test", 150)):
+        lines = ["label,user,item,tags,price"]
+        for _ in range(rows):
+            user, item = rng.randrange(20), rng.randrange(30)
+            label = int(rng.random() < 0.2 + 0.6 * ((user + item) % 2))
+            tags = "^".join(rng.sample("abcdef", rng.randrange(3)))
+            lines.append(f"{label},u{user},i{item},{tags},{rng.random():.3f}")
+        (place / "raw" / f"{split}.csv").write_text("\n".join(lines) + "\n")
+
+
+def make_templates(zygote: Zygote, place: Path, wanted: set[str]) -> dict[str, Path]:
+    """Makes the directories that cases begin in."""
+    made = {"raw": place / "raw"}
+    make_raw(made["raw"])
+
+    def make(name: str) -> Path:
+        if name not in made:
+            source, commands = TEMPLATES[name]
+            made[name] = place / name
+            shutil.copytree(make(source), made[name])
+            for command in commands:
+                done = zygote.run(made[name], command)
+                assert done.code == 0, done
+            if name == "exported":
+                shutil.copytree(make("second") / "made", made[name] / "made")
+        return made[name]
+
+    for name in sorted(wanted):
+        make(name)
+    return made
+
+
+def tree(directory: Path) -> dict[str, Any]:
+    """{file: what it holds, without what no two runs have in common}."""
+    files = (path for path in sorted(directory.rglob("*")) if path.is_file())
+    found = {
+        str(path.relative_to(directory)): content(path)
+        for path in files
+        if "tfevents" not in path.name
+    }
+    empty = (path for path in directory.rglob("*") if path.is_dir() and not any(path.iterdir()))
+    return found | {f"{path.relative_to(directory)}/": None for path in empty}
+
+
+def content(path: Path) -> Any:
+    """Of a file, without times."""
+    if path.name in (
+        "report.html",
+        "report.md",
+        "train.log",
+        "environment.json",
+        "checksums.sha256",
+        "results.csv",
+    ):
+        return "times"
+    if path.suffix == ".json":
+        return timeless(json.loads(path.read_text()))
+    if path.suffix == ".jsonl":
+        return [timeless(json.loads(line)) for line in path.read_text().splitlines()]
+    return path.read_bytes()
+
+
+def timeless(body: Any) -> Any:
+    """JSON without times."""
+    if isinstance(body, dict):
+        return {key: timeless(value) for key, value in body.items() if key not in TIMES}
+    return [timeless(x) for x in body] if isinstance(body, list) else body
+
+
+def difference(one: dict[str, Any], other: dict[str, Any]) -> str:
+    """Names of files that are not the same in two trees."""
+    names = sorted(
+        name for name in one.keys() | other.keys() if one.get(name, 0) != other.get(name, 0)
+    )
+    return ", ".join(
+        ("" if n in other else "left over: ") + ("" if n in one else "missing: ") + n
+        for n in names[:4]
+    )
+
+
+def one_line(done: Done) -> str:
+    """What is wrong with how a mistake was told; empty if nothing is."""
+    if done.code is None:
+        return "hangs"
+    if "Traceback" in done.err or "Exception ignored" in done.err or done.code not in (0, 2):
+        last = (done.err.strip().splitlines() or [""])[-1][:200]
+        return f"exit code {done.code}: {last}"
+    errors = [line for line in done.err.splitlines() if not line.startswith("warning: ")]
+    if done.code == 2 and (len(errors) != 1 or not errors[0].startswith("error: ")):
+        return f"no single line: {' | '.join(errors)[:300]}"
+    if done.code == 2 and not re.search(
+        r"[\w.]+[/.]\w+", errors[0].removeprefix("error: ").split("(")[0]
+    ):
+        return f"no file named: {errors[0]}"
+    return ""
+
+
+class Attack:
+    """Cases, and what became of them."""
+
+    def __init__(self, zygote: Zygote, place: Path, seed: int):
+        self.zygote, self.place, self.seed = zygote, place, seed
+        self.table: collections.Counter = collections.Counter()
+        self.fallen: list[str] = []
+
+    def note(self, kind: str, name: str, problem: str, well: str = "well") -> None:
+        """Counts a case."""
+        self.table[kind, name.split(" ")[0], "FELL SHORT" if problem else well] += 1
+        if problem:
+            self.fallen.append(f"{kind} {name}: {problem}")
+            print(f"FELL SHORT: {self.fallen[-1]}", flush=True)
+
+    def copy(self, template: Path) -> Path:
+        """A fresh copy of a directory, always in the same place: paths are part of what is written."""
+        case = self.place / "case"
+        shutil.rmtree(case, ignore_errors=True)
+        shutil.copytree(template, case, symlinks=True)
+        return case
+
+    def undisturbed(
+        self, case: Case, template: Path
+    ) -> tuple[dict[str, Any], list[str], list[str]]:
+        """What a command leaves, and its operations: those that change files, and those that read."""
+        place = self.copy(template)
+        done = self.zygote.run(place, case.command)
+        assert done.code == 0, done
+        left = tree(place)
+        reads = self.zygote.run(self.copy(template), case.command, reads=True)
+        return left, done.operations, reads.operations
+
+    def again(self, case: Case, place: Path, wanted: dict[str, Any], without: str = "") -> str:
+        """What is wrong after the same command, undisturbed."""
+        done = self.zygote.run(place, case.command)
+        if done.code != 0:
+            return f"the same command again: exit code {done.code}: {done.err.strip()[-300:]}"
+        left = tree(place)
+        if without:
+            left, want = (
+                {k: v for k, v in x.items() if not k.endswith(without)} for x in (left, wanted)
+            )
+            return difference(left, want)
+        return difference(left, wanted)
+
+    def kill(self, case: Case, template: Path, wanted: dict[str, Any], at: int) -> None:
+        """Kills a command at an operation."""
+        place = self.copy(template)
+        done = self.zygote.run(place, case.command, at)
+        name = f"{case.name} --at={at} ({done.operations[-1] if done.operations else ''})"
+        if done.code != -signal.SIGKILL:  # of two threads, another was first
+            return self.note("kill", name, one_line(done), "not reached")
+        return self.note("kill", name, self.again(case, place, wanted))
+
+    def fault(
+        self,
+        case: Case,
+        template: Path,
+        wanted: dict[str, Any],
+        at: int,
+        number: int,
+        sticky: bool,
+        reads: bool,
+    ) -> None:
+        """Lets an operation fail, and perhaps all after it."""
+        place = self.copy(template)
+        done = self.zygote.run(place, case.command, at, number, sticky, reads)
+        what = done.operations[at - 1] if len(done.operations) >= at else "?"
+        how = f"{errno.errorcode[number]} {'from then on' if sticky else 'once'}"
+        name = f"{case.name} --at={at} {how} ({what})"
+        problem = one_line(done)
+        if not problem and not (sticky and number in (errno.EROFS, errno.EIO)):
+            problem = ", ".join(
+                sorted(n for n in tree_names(place) if n.endswith(".partial") or ".tmp" in n)
+            )
+            problem = problem and f"left over: {problem}"
+        lost = "log.jsonl" if "the run goes on without" in done.err else ""
+        problem = problem or self.again(case, place, wanted, lost)
+        self.note("fault", name, problem, "went on" if done.code == 0 else "one line")
+
+
+def tree_names(directory: Path) -> list[str]:
+    """Names of all files and directories."""
+    return [str(path.relative_to(directory)) for path in directory.rglob("*")]
+
+
+def attack(
+    attack: Attack, cases: list[Case], templates: dict[str, Path], kills: int, faults: int
+) -> None:
+    """Kills and faults, spread over the cases and their operations."""
+    rng = random.Random(attack.seed)
+    for case in cases:
+        template = templates[case.template]
+        wanted, operations, reads = attack.undisturbed(case, template)
+        places = spread(rng, len(operations), -(-kills // len(cases)) if kills else 0)
+        for at in places:
+            attack.kill(case, template, wanted, at)
+        for at in spread(rng, len(operations), -(-faults * 3 // 4 // len(cases)) if faults else 0):
+            attack.fault(case, template, wanted, at, rng.choice(ERRNOS), rng.random() < 0.5, False)
+        for at in spread(rng, len(reads), -(-faults // 4 // len(cases)) if faults else 0):
+            attack.fault(case, template, wanted, at, errno.EIO, rng.random() < 0.5, True)
+        print(f"{case.name}: {len(operations)} operations, {len(places)} kills", flush=True)
+
+
+def spread(rng: random.Random, operations: int, wanted: int) -> list[int]:
+    """Numbers of operations: each at most once, as far as that goes."""
+    places = list(range(1, operations + 1))
+    return sorted(rng.sample(places, wanted)) if wanted <= operations else places
+
+
+# Kinds of directories: what is damaged in them, whose files are put in, and the commands that must notice.
+DAMAGED = {
+    "data": ("data", "data/**/*", "other", ["train --config=exp.py --workdir=run"]),
+    "run": (
+        "run",
+        "run/**/*",
+        "second",
+        [
+            "evaluate --workdir=run",
+            "train --config=exp.py --workdir=run",
+            "predict --workdir=run --input=raw/test.csv --output=out.csv",
+            "report --workdir=run",
+        ],
+    ),
+    "begun": ("begun", "run/**/*", "second", ["train --config=exp.py --workdir=run"]),
+    "export": (
+        "exported",
+        "made/**/*",
+        "",
+        ["predict --workdir=made --input=raw/test.csv --output=out.csv"],
+    ),
+    "sweep": (
+        "swept",
+        "swept/**/*.json*",
+        "second-swept",
+        ["sweep --config=exp.py --workdir=swept", "report --workdir=swept"],
+    ),
+}
+WAYS = ("truncated", "emptied", "flipped", "flipped again", "swapped")
+
+
+def damage(attack: Attack, templates: dict[str, Path], only: str) -> None:
+    """Damages each file of each kind of directory, in each way."""
+    rng = random.Random(attack.seed)
+    for kind, (template, pattern, other, commands) in DAMAGED.items():
+        if not fnmatch.fnmatch(f"damage-{kind}", only):
+            continue
+        wanted = []
+        for command in commands:
+            done = attack.zygote.run(attack.copy(templates[template]), command)
+            wanted.append((said(done.out), tree(attack.place / "case")))
+        files = sorted(
+            p for p in templates[template].glob(pattern) if p.is_file() and "tfevents" not in p.name
+        )
+        for file in files:
+            for way in WAYS:
+                name = str(file.relative_to(templates[template]))
+                for command, undamaged in zip(commands, wanted):
+                    place = attack.copy(templates[template])
+                    source = templates[other] / name if other else None
+                    if not hurt(place / name, way, source, rng):
+                        continue
+                    before = tree_bytes(place)
+                    done = attack.zygote.run(place, command)
+                    case = f"{kind} {name} {way}: {command.split()[0]}"
+                    attack.note("damage", case, *judged(done, place, undamaged, name, before))
+
+
+def hurt(path: Path, way: str, other: Path | None, rng: random.Random) -> bool:
+    """Damages a file; returns whether it is another now."""
+    content = bytearray(path.read_bytes())
+    if way == "swapped":
+        if other is None or not other.exists() or other.read_bytes() == content:
+            return False
+        path.write_bytes(other.read_bytes())
+        return True
+    if not content:
+        return False
+    if way == "truncated":
+        content = content[: len(content) // 2]
+    elif way == "emptied":
+        content = bytearray()
+    else:
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+    return True
+
+
+def tree_bytes(directory: Path) -> dict[str, bytes]:
+    """{file: its bytes}."""
+    return {
+        str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()
+    }
+
+
+def said(text: str) -> list[str]:
+    """The lines of stdout without times."""
+    return [
+        line
+        for line in text.splitlines()
+        if not re.search(r"rows/s|steps|memory|seconds|MiB", line)
+    ]
+
+
+def judged(
+    done: Done, place: Path, undamaged: tuple, name: str, before: dict[str, bytes]
+) -> tuple[str, str]:
+    """What is wrong with how a damaged file was met (empty: nothing), and how it was."""
+    if problem := one_line(done):
+        return problem, ""
+    if done.code == 2:
+        return "", "one line"
+    if "warning: " in done.err or "warning: " in done.out:
+        return "", "a warning"
+    out, left = undamaged
+    found = {}
+    for (
+        file,
+        was,
+    ) in before.items():  # files that nobody has written since are as damaged as they were
+        path = place / file
+        if path.exists() and path.read_bytes() == was:
+            continue
+        found[file] = content(path) if path.exists() else None
+    found |= (
+        {k: v for k, v in tree(place).items() if k not in before} if not unreadable(place) else {}
+    )
+    wrong = [
+        f for f, x in found.items() if f != name and "tfevents" not in f and left.get(f, x) != x
+    ]
+    if wrong or said(done.out) != out:
+        return f"silently another: {', '.join(wrong[:3]) or 'what is printed'}", ""
+    return "", "the same"
+
+
+def unreadable(place: Path) -> bool:
+    """Whether a damaged JSON file is still there, which `tree` cannot read."""
+    try:
+        tree(place)
+    except ValueError:
+        return True
+    return False
+
+
+def fuzz(attack: Attack, templates: dict[str, Path], number: int) -> None:
+    """Broken raw files: each row is read, or counted as rejected."""
+    rng = random.Random(attack.seed)
+    for index in range(number):
+        place = attack.copy(templates["raw"])
+        file = place / "raw" / rng.choice(("train.csv", "valid.csv", "test.csv"))
+        file.write_bytes(broken(rng, file.read_bytes()))
+        done = attack.zygote.run(place, "prepare --config=exp.py")
+        problem = one_line(done)
+        if not problem and done.code == 0:
+            problem = uncounted(place)
+        attack.note(
+            "fuzz",
+            f"prepare --seed={attack.seed} number {index}",
+            problem,
+            "one line" if done.code else "counted",
+        )
+
+
+def broken(rng: random.Random, content: bytes) -> bytes:
+    """A file with some bytes, lines or fields replaced, doubled, cut or moved."""
+    lines = content.split(b"\n")
+    for _ in range(rng.randrange(1, 6)):
+        at = rng.randrange(len(lines))
+        junk = rng.choice(
+            [
+                b'"',
+                b",",
+                b"\0",
+                b"\xff\xfe",
+                b"1e39",
+                b"-1",
+                b"nan",
+                b"\r",
+                b"^^^",
+                b"'" * 9,
+                "π".encode(),
+                b"9" * 400,
+            ]
+        )
+        line, cut = lines[at], rng.randrange(len(lines[at]) + 1)
+        lines[at] = rng.choice([line[:cut] + junk + line[cut:], line[:cut], junk, line + line, b""])
+    content = b"\n".join(lines)
+    return content[: rng.randrange(len(content))] if rng.random() < 0.1 else content
+
+
+def uncounted(place: Path) -> str:
+    """What prepare.json leaves out of the lines of the raw files."""
+
+    body = json.loads((place / "data" / "prepare.json").read_text())
+    counted = sum(s["rows"] + sum(s["rejected"].values()) for s in body["splits"].values())
+    rows = 0
+    for split in ("train", "valid", "test"):
+        text = (place / "raw" / f"{split}.csv").read_bytes().decode(errors="replace")
+        rows += sum(1 for line in re.split("\r?\n", text)[1:] if line.strip())
+    return (
+        ""
+        if counted == rows or '"' in text
+        else f"{counted} rows counted, the files have {rows} lines"
+    )
+
+
+def main() -> int:
+    """Attacks; returns 1 if something fell short."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name in ("kills", "faults", "fuzz", "seed"):
+        parser.add_argument(f"--{name}", type=int, default=0)
+    parser.add_argument("--damage", action="store_true")
+    parser.add_argument("--only", default="*", help="names of cases, as in train* or damage-run")
+    parser.add_argument("--keep", default="", help="directory to work in, which stays")
+    parser.add_argument("--zygote", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.zygote:
+        zygote()
+        return 0
+
+    with tempfile.TemporaryDirectory() as directory:
+        place = Path(options.keep or directory).resolve()
+        place.mkdir(parents=True, exist_ok=True)
+        child = Zygote(place)
+        of = Attack(child, place, options.seed)
+        cases = (
+            [case for case in CASES if fnmatch.fnmatch(case.name, options.only)]
+            if options.kills + options.faults
+            else []
+        )
+        kinds = [
+            kind
+            for name, kind in DAMAGED.items()
+            if options.damage and fnmatch.fnmatch(f"damage-{name}", options.only)
+        ]
+        wanted = {case.template for case in cases} | {
+            name for kind in kinds for name in (kind[0], kind[2]) if name
+        }
+        templates = make_templates(child, place / "templates", wanted)
+        attack(of, cases, templates, options.kills, options.faults)
+        if options.damage:
+            damage(of, templates, options.only)
+        fuzz(of, templates, options.fuzz)
+        child.close()
+    print_table(of)
+    return int(bool(of.fallen))
+
+
+def print_table(attack: Attack) -> None:
+    """Kinds by outcome."""
+    outcomes = sorted({outcome for *_, outcome in attack.table})
+    print(f"\n| kind | case | {' | '.join(outcomes)} |\n|---|---|{'---|' * len(outcomes)}")
+    for kind, case in sorted({(kind, case) for kind, case, _ in attack.table}):
+        print(
+            f"| {kind} | {case} | {' | '.join(str(attack.table[kind, case, x]) for x in outcomes)} |"
+        )
+    print(f"\n{sum(attack.table.values())} cases, {len(attack.fallen)} fell short")
+    for line in attack.fallen:
+        print(line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

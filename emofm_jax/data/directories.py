@@ -1,0 +1,176 @@
+"""How directories are written: beside their place, flushed to the disk, then moved there at once.
+
+    .NAME.partial/emofm_jax.new    of one writer, which has the lock of .NAME.partial
+    .NAME.partial/emofm_jax.old    what stood there, while the new one is moved
+
+Where there is a directory already, the two change places in one operation (Linux: renameat2), so
+that whatever kills the writer leaves the old one or the new one. A file system that cannot do that
+gets two moves; what a kill between them left is put back by the next writer.
+"""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from emofm_jax import errors
+from emofm_jax.data import files
+from emofm_jax.errors import UserError
+
+_NEW, _OLD = "emofm_jax.new", "emofm_jax.old"  # names that nobody else gives
+_PARTIAL = re.compile(r"\.(.+)\.partial", re.DOTALL)
+_AT_CWD, _EXCHANGE = -100, 2
+_CANNOT = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
+
+
+class Unneeded(Exception):
+    """Raised within `whole`: the directory stays as it is."""
+
+
+def place(path: Path) -> Path:
+    """Where a directory is written: at the end of a symbolic link, which stays one."""
+    return Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path).absolute()
+
+
+@contextlib.contextmanager
+def whole(path: Path, doing: str = "writes", where: str = "") -> Iterator[Path]:
+    """Yields an empty directory; at the end it is `path`. After an error that is as it was.
+
+    Args:
+      path: of the directory; what it holds now is replaced.
+      doing: what another program is said to do there.
+      where: begins the errors; by default the path.
+
+    Raises:
+      UserError: another program writes there; something cannot be written.
+    """
+    target, where = place(path), where or str(path)
+    with _locked(target, doing, where) as partial:
+        new = partial / _NEW
+        try:
+            new.mkdir()
+            yield new
+            _flush(new)
+            _move(new, target, partial / _OLD)
+        except Unneeded:
+            pass
+        except UserError as error:
+            raise type(error)(str(error).replace(str(new), str(path))) from None
+        except Exception as error:
+            if not errors.reason(error):
+                raise
+            file = str(getattr(error, "filename", None) or where)
+            raise errors.of_file(file.replace(str(new), str(path)), error) from None
+
+
+def remove(path: Path) -> None:
+    """Removes a directory that we made, so that no half of it is ever taken for one.
+
+    Raises:
+      FileError: it cannot be removed.
+    """
+    with _locked(Path(path), "writes", str(path)) as partial:
+        try:
+            os.rename(path, partial / _NEW)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise errors.of_file(path, error) from None
+
+
+def clear(directory: Path) -> None:
+    """Removes what killed writers left in a directory that is ours, of files and directories."""
+    files.clear(directory)
+    for partial in Path(directory).glob(".*.partial"):
+        found = _PARTIAL.fullmatch(partial.name)
+        if found and partial.is_dir() and not partial.is_symlink():
+            with contextlib.suppress(OSError):  # it is in use, or has gone meanwhile
+                descriptor = os.open(partial, os.O_RDONLY)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _restore(partial, partial.with_name(found[1]))
+                    _remove_partial(partial)
+                finally:
+                    os.close(descriptor)
+
+
+def whole_name(name: str) -> str:
+    """The name that a file or a directory under a temporary name is to have, or has."""
+    found = _PARTIAL.fullmatch(name)
+    return found[1] if files.whole_name(name) == name and found else files.whole_name(name)
+
+
+@contextlib.contextmanager
+def _locked(target: Path, doing: str, where: str) -> Iterator[Path]:
+    """`.NAME.partial`, of this program alone; it is gone at the end."""
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        descriptor = files.make_locked(partial)
+    except BlockingIOError:
+        problem = f"another program {doing} there now"
+        raise UserError(f"{where}: {problem}; wait for it, or name another directory") from None
+    except OSError as error:
+        raise errors.of_file(where, error) from None
+    try:
+        with files.named(target):
+            _restore(partial, target)
+        yield partial
+    finally:
+        _remove_partial(partial)
+        os.close(descriptor)
+
+
+def _restore(partial: Path, target: Path) -> None:
+    """Leaves neither old nor new of a killed writer; puts back what it had only moved away."""
+    new, old = partial / _NEW, partial / _OLD
+    if old.exists() and not target.exists():
+        old.rename(target)
+    for left in (new, old):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _remove_partial(partial: Path) -> None:
+    for name in (_NEW, _OLD):
+        shutil.rmtree(partial / name, ignore_errors=True)
+    with contextlib.suppress(OSError):  # not empty: what is in it is not ours
+        partial.rmdir()
+
+
+def _flush(directory: Path) -> None:
+    """Flushes all files of a directory, and its directories, to the disk."""
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            files.sync(Path(parent) / name)
+        files.sync(Path(parent))
+
+
+def _move(new: Path, target: Path, old: Path) -> None:
+    """Moves a directory to its place; what is there then lies in `new`, or in `old`."""
+    if not target.exists():
+        new.rename(target)
+    elif not _exchange(new, target):
+        target.rename(old)
+        try:
+            new.rename(target)
+        except OSError:
+            old.rename(target)
+            raise
+    files.sync(target.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Lets two directories change places in one operation; False where the system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if rename(_AT_CWD, os.fsencode(one), _AT_CWD, os.fsencode(other), _EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _CANNOT:
+        return False
+    raise OSError(number, os.strerror(number), str(other))

@@ -1,0 +1,187 @@
+"""Reads all that a directory holds and says of each part whether it is what was written.
+
+    python -m emofm_jax.verify data/mine            shards
+    python -m emofm_jax.verify runs/quickstart      a run
+    python -m emofm_jax.verify runs/mixers          a sweep, with all of its runs
+    python -m emofm_jax.verify artefact             an export
+
+Compares digests, checksums of Parquet pages, and of an export its worked example. A part of release
+0.1, or one that was changed by hand, has no digest: it is read, and the line says so. Exit code: 0;
+2 if a part is damaged.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from absl import flags as absl_flags
+
+from emofm_jax import cli, errors
+from emofm_jax import config as config_lib
+from emofm_jax.data import encode, files, parquet, shards
+from emofm_jax.data import schema as schema_lib
+from emofm_jax.errors import UserError
+
+_REMEDY = "restore it, or make it again"
+_UNSIGNED = "no digest"
+# A part of a directory: its name, and what reads it and returns a word on it.
+_Part = tuple[str, Callable[[], str]]
+
+
+def _main(flags: absl_flags.FlagValues) -> None:
+    directory = Path(flags.dir)
+    damaged, number = [], 0
+    for name, read in _parts(directory):
+        number += 1
+        problem = ""
+        try:
+            word = read()
+        except Exception as error:
+            if not (problem := _problem(error)):
+                raise
+            damaged.append(problem)
+        print(f"DAMAGED  {problem}" if problem else f"well     {name}{word and f' ({word})'}")
+    if damaged:
+        what = f"{len(damaged)} of {number} parts are damaged"
+        raise UserError(f"{directory}: {what}, the first is {damaged[0]}")
+    print(f"all {number} parts of {directory} are well")
+
+
+def _problem(error: Exception) -> str:
+    """What is wrong with a part, in a line; empty if the error is none of a file's."""
+    is_content = isinstance(error, ValueError | KeyError | TypeError | AttributeError)
+    return errors.said(error) or (f"{type(error).__name__}: {error}" if is_content else "")
+
+
+def _parts(directory: Path) -> Iterator[_Part]:
+    """The parts of whatever a directory is.
+
+    Raises:
+      UserError: it is nothing that a program has written.
+    """
+    has = lambda name: (directory / name).exists()
+    if has("sweep.json"):
+        yield from _of_sweep(directory)
+    elif has("signature.json"):
+        yield from _of_export(directory)
+    elif has("config.json"):
+        yield from _of_run(directory)
+    elif has("schema.json"):
+        yield from _of_shards(directory)
+    else:
+        holds = "holds no shards, run, sweep or export (no schema.json, config.json, sweep.json"
+        raise UserError(f"{directory}: it {holds} or signature.json); name another")
+
+
+def _json(path: Path) -> _Part:
+    """A file that holds a JSON object."""
+
+    def read() -> str:
+        try:
+            files.read_json(path)
+        except ValueError as error:
+            raise UserError(f"{path}: {error}; {_REMEDY}") from None
+        return "" if '"xxh3": "' in path.read_text(encoding="utf-8") else _UNSIGNED
+
+    return str(path), read
+
+
+def _lines(path: Path) -> _Part:
+    """A file that holds a JSON object a line."""
+
+    def read() -> str:
+        lines = path.read_bytes().splitlines()
+        for number, line in enumerate(lines, 1):
+            try:
+                files.from_json(line.decode())
+            except ValueError as error:
+                raise UserError(f"{path}:{number}: {error}; {_REMEDY}") from None
+        return f"{len(lines):,} lines"
+
+    return str(path), read
+
+
+def _parquet(path: Path) -> _Part:
+    """A file of rows."""
+    return str(path), lambda: f"{parquet.read(path, None, _REMEDY).num_rows:,} rows"
+
+
+def _there(directory: Path, *patterns: str) -> Iterator[_Part]:
+    """The JSON and Parquet files of a directory that have such names."""
+    of = {".json": _json, ".jsonl": _lines, ".parquet": _parquet}
+    for path in sorted({path for pattern in patterns for path in directory.glob(pattern)}):
+        yield of[path.suffix](path)
+
+
+def _vocabularies(directory: Path) -> _Part:
+    def read() -> str:
+        found = encode.load_vocabularies(schema_lib.load(directory), directory)
+        return f"{len(found)} of them"
+
+    return f"{directory / 'vocabulary'}", read
+
+
+def _of_shards(directory: Path) -> Iterator[_Part]:
+    yield _json(directory / "schema.json")
+    yield from _there(directory, "prepare.json", "*/rejected.parquet", "*/truth.parquet")
+    yield _vocabularies(directory)
+    names = (name for name in shards.SPLITS if (directory / name).is_dir())
+    for name in {*names, *schema_lib.load(directory).digests}:
+        yield f"{directory / name}", functools.partial(_split, directory, name)
+
+
+def _split(directory: Path, name: str) -> str:
+    split = shards.open_split(directory, name)
+    shards.verify(split)
+    rows = f"{split.num_rows:,} rows"
+    return rows if split.digest else f"{rows}, {_UNSIGNED}"
+
+
+def _of_run(directory: Path) -> Iterator[_Part]:
+    yield f"{directory} as a run", lambda: config_lib.load(directory).name
+    yield from _there(directory, "*.json", "*.jsonl")
+    yield _vocabularies(directory)
+    yield from _there(directory / "predictions", "*.json", "*.parquet")
+    if (directory / "checkpoints").is_dir():
+        from emofm_jax.training import checkpoint  # loads jax
+
+        for step in checkpoint.steps(directory / "checkpoints"):
+            name = f"{directory / 'checkpoints' / f'step_{step}'}"
+            yield name, functools.partial(checkpoint.verify, directory / "checkpoints", step)
+
+
+def _of_export(directory: Path) -> Iterator[_Part]:
+    def read() -> str:
+        from emofm_jax.scoring import artefact  # loads jax
+
+        artefact.load(directory)
+        return "checksums and worked example"
+
+    yield f"{directory}", read
+    yield _vocabularies(directory)
+
+
+def _of_sweep(directory: Path) -> Iterator[_Part]:
+    yield from _there(directory, "sweep.json", "results.jsonl")
+    for run in sorted(directory.glob("runs/*/seed-*")):
+        if (run / "config.json").exists():
+            yield from _of_run(run)
+        else:
+            yield from _there(run, "*.json")
+
+
+def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
+    where = "Directory of shards, a run, a sweep or an export."
+    absl_flags.DEFINE_string("dir", None, where, flag_values=flags)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the program: exit code 0, or 2 after one line of error."""
+    program, *words = sys.argv if argv is None else argv
+    flags = [word if word.startswith("-") else f"--dir={word}" for word in words]
+    return cli.run(_main, _define, [program, *flags])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
