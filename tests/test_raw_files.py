@@ -323,3 +323,10 @@ def test_rows_without_a_type_or_a_gauc_key_are_counted(shop, tmp_path):
     assert found == {"buy": 10, "unknown": 10, "no type": 20}
     table = shards.open_split(tmp_path / "out", "train").read_row_group(0, ["ftype", "gauc_key"])
     assert table["gauc_key"].to_pylist().count(0) == 8 and table["ftype"].null_count == 20
+
+
+def test_a_training_split_of_bad_rows_alone_says_why(shop, tmp_path):
+    (tmp_path / "raw" / "a.csv").write_text("label,user,item\n" + "?,u,i\n" * 40)
+    code, said = shop(max_rejected=100, positive=())
+    assert code == 2 and "a.csv:2: the label is '?'" in said
+    assert "rows of the train split are bad: correct them" in said and "has no row" not in said

@@ -336,7 +336,11 @@ def _reject(writer: shards.Writer, file: str, bad: list[Bad], tolerated: int) ->
 
 def _check_rows(recipe: dict[str, Any], first: Path, writers: dict[str, shards.Writer]) -> None:
     """Raises UserError if the train split, or a split of given days, has no row."""
-    if not writers["train"].num_rows:
+    train = writers["train"]
+    if not train.num_rows and train.rejected:
+        gone = f"all {train.rejected.total():,} rows of the train split are bad"
+        raise UserError(f"{train.first_rejected}; {gone}: correct them, or the options of prepare")
+    if not train.num_rows:
         remedy = "check config.prepare.split and the files"
         raise UserError(f"{first}: the train split has no row; {remedy}")
     for split in ("valid", "test") if recipe["split"] == "day" else ():

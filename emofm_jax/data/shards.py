@@ -300,7 +300,7 @@ def open_split(directory: Path, split: str, schema: Schema | None = None) -> Spl
     directory, path = Path(directory), Path(directory) / split
     ours = schema_lib.load(directory)
     if schema is not None and (differs := schema_lib.difference(schema, ours)):
-        remedy = schema_lib.remedy(schema, ours, "prepare again or name another run")
+        remedy = schema_lib.remedy(schema, ours, "evaluate raw rows (--input), or name another run")
         raise UserError(f"{directory}: its shards have another schema ({differs}); {remedy}")
     if not path.is_dir():
         found = sorted(p.name for p in directory.glob("*") if (p / _SUCCESS).exists())

@@ -59,7 +59,8 @@ def _column(values: Any, slot: Slot, spelling: int) -> pa.Array:
         values = np.asarray(values)
     if not isinstance(values, np.ndarray):
         return _of_objects(list(values), slot, spelling)
-    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    if not values.dtype.isnative:
+        values = values.astype(values.dtype.newbyteorder("="))
     if values.dtype.kind in "mM":
         values = values_lib.in_unit_of_arrow(values)
     if values.ndim > 1:  # rows of a matrix are bags
