@@ -7,8 +7,8 @@
     python -m emofm_jax.evaluate --workdir=runs/mine --input=tomorrow.csv --by=device,country
 
 Uses the best checkpoint if the run had a monitor, else the last. Writes predictions/SPLIT.parquet
-(row, label, ftype, weight, gauc_key, logit, p, p_type, p_given_type, as far as there are such) and
-predictions/SPLIT.json (the metrics) into the workdir. Of other data, --data=DIR, they are
+(row, label, ftype, weight, gauc_key, logit, p, p_std, p_type, p_given_type, as far as there are
+such) and predictions/SPLIT.json (the metrics) into the workdir. Of other data, --data=DIR, they are
 SPLIT@NAME.parquet and .json, NAME being the last part of DIR: reports read those of the run's own.
 The run's own data are those that it was trained on, prepared as they were then: seen from here, or
 else from a directory above the run.

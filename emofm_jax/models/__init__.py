@@ -17,6 +17,7 @@ It takes what it needs as fields, by name:
 and may have
 
     shared_columns, own_columns   columns of the table that it reads behind D (models/typed.py)
+    only_table                    True: all its weights are in the table
     switches_off                  {"x=0": options that are not read then}
     check(own)                    static: raises UserError for own options that do not fit
     derive(schema, own)           static: fields that follow from both
@@ -25,7 +26,7 @@ and one line in `MODELS`. Checks, `--help`, docs/options.md, sweeps and the type
 it.
 """
 
-from emofm_jax.models import dcnv2, deepfm, destine, dnn, edcn, emofm, final, finalmlp, fm
+from emofm_jax.models import dcnv2, deepfm, destine, dnn, edcn, emofm, final, finalmlp, fm, members
 from emofm_jax.nn.layers import Style
 from emofm_jax.nn.mixers import Mixing
 from emofm_jax.options import Option, options_of, widths
@@ -48,6 +49,9 @@ MODELS = EMOFM | {
 }
 
 _HEAD_BIAS = "logit at the start: log-odds of the train split's click rate, of each type; or 0"
+_MEMBERS_SHARE = (
+    "what members have in common: nothing; the table; the table and all kernels but for factors"
+)
 COMMON = {
     "name": Option("hmm", "which model", tuple(MODELS)),
     "embedding_dim": Option(16, "D, width of a row of the embedding table", low=1),
@@ -66,6 +70,8 @@ COMMON = {
     "drop_type": Option("", "name of a type that gets no predictor"),
     "am_weight": Option(1.0, "weight of the auxiliary model's loss", low=0),
     "am_joint": Option(False, "True: that loss moves the embeddings too"),
+    "members": Option(1, "k networks in one program, each with a loss of its own, averaged", low=1),
+    "members_share": Option("none", _MEMBERS_SHARE, members.SHARES),
     **{f"mixer.{name}": option for name, option in options_of(Mixing).items()},
 }
 

@@ -7,7 +7,7 @@ model_lib.predict(module, variables, e)["p"]                # f32[B], the type u
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import jax
@@ -19,14 +19,16 @@ from emofm_jax import models
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
 from emofm_jax.models import EMOFM, MODELS
+from emofm_jax.models.members import Members
+from emofm_jax.models.members import table_width as table_width
+from emofm_jax.models.members import with_axis as with_axis
 from emofm_jax.models.typed import Copies, Typed
-from emofm_jax.models.typed import table_width as table_width
-from emofm_jax.models.typed import with_axis as with_axis
-from emofm_jax.nn import layers, losses, mixers, typewise
+from emofm_jax.nn import averaging, layers, losses, mixers, typewise
 from emofm_jax.options import flatten, options_of, without_effect
 
 # Options that every model reads; `head_bias` is a field of each.
 _ALWAYS = {"name", "init_scale", "use_ftype", "type_aware", "am_weight", "drop_type"}
+_ALWAYS |= {"members", "members_share"}
 
 
 def make_model(schema: Schema, options: Mapping, *, compute_dtype: str = "float32") -> nn.Module:
@@ -56,11 +58,13 @@ def make_model(schema: Schema, options: Mapping, *, compute_dtype: str = "float3
     values["mixer"] = _part(mixers.Mixing, options["mixer"])
     values |= _derive(schema, options, num_types)
     network = _construct(MODELS[options["name"]], values)
-    if not num_types:
-        return network
-    if options["name"] not in EMOFM:
+    if num_types and options["name"] not in EMOFM:
         network = _construct(Copies, values | {"network": network})
-    return _construct(Typed, values | {"network": network})
+    if num_types:
+        network = _construct(Typed, values | {"network": network})
+    if options["members"] == 1:
+        return network
+    return Members(network, options["members"], options["members_share"])
 
 
 def dropped_type(schema: Schema, options: Mapping) -> int:
@@ -100,27 +104,44 @@ def init(module: nn.Module, key: jax.Array, schema: Schema) -> dict:
 
 
 @jax.enable_x64(False)  # weights are f32, and so are scores
-def predict(module: nn.Module, variables: Mapping, e: jax.Array) -> dict[str, jax.Array]:
+def predict(
+    module: nn.Module, variables: Mapping, e: jax.Array, calibrate: Callable | None = None
+) -> dict[str, jax.Array]:
     """The forward that evaluation and scorer share: no dropout, running batch statistics.
 
     Args:
       module: of `make_model`.
       variables: of `init`, or trained: `{"params": ..., "batch_stats": ...}`.
       e: f32[B, S, table_width(module)].
+      calibrate: maps a logit f32[B] to calibrated `p` and `logit`; None = as they are.
 
     Returns:
       `p` f32[B], the probability of a click with the type unknown, and `logit` f32[B], its
       log-odds. Typed models also `p_type` f32[B, T], the AM's distribution over types (a dropped
-      type: 0), and `p_given_type` f32[B, T] (a dropped type: that of the mixture).
+      type: 0), and `p_given_type` f32[B, T] (a dropped type: that of the mixture). With members
+      these are averages (nn/averaging.py), and `p_std` f32[B] is the standard deviation of the
+      members' p. A calibration is of the average; each member's p goes through it for `p_std`.
     """
     outputs = cast(losses.Outputs, module.apply(variables, e))
+    drop_type = getattr(module, "drop_type", -1)
+    found = [_scores(of_one, drop_type) for of_one in losses.members(outputs)]
+    scores = averaging.of_members(found)
+    if calibrate is None:
+        return scores
+    if len(found) > 1:
+        scores["p_std"] = averaging.spread([calibrate(member["logit"]) for member in found])
+    return scores | calibrate(scores["logit"])
+
+
+def _scores(outputs: losses.Outputs, drop_type: int) -> dict[str, jax.Array]:
+    """`predict` of one network."""
     if outputs.type_logits is None:
         return {"p": jax.nn.sigmoid(outputs.logits), "logit": outputs.logits}
-    mixture = typewise.mixture(outputs.logits, outputs.type_logits, module.drop_type)
+    mixture = typewise.mixture(outputs.logits, outputs.type_logits, drop_type)
     return {
         "p": jnp.exp(mixture.log_p),
         "logit": mixture.logit,
-        "p_type": typewise.type_probs(outputs.type_logits, module.drop_type),
+        "p_type": typewise.type_probs(outputs.type_logits, drop_type),
         "p_given_type": jax.nn.sigmoid(outputs.logits),
     }
 
@@ -140,6 +161,12 @@ def check(options: Mapping) -> None:
         _part(mixers.Mixing, options["mixer"]).check()
     if hasattr(model, "check"):
         model.check(options[name])
+    share = options["members_share"]
+    if options["members"] > 1 and share != "none" and getattr(model, "only_table", False):
+        raise UserError(
+            f"config.model.members_share: {share!r} makes all members of {name} alike, whose "
+            "weights are all in the table; set members_share='none'"
+        )
     if name == "lr" and _is_typed(options) and not options["am_joint"]:
         raise UserError(
             "config.model.am_joint: lr reads no embeddings, so only the auxiliary model can train "
@@ -154,6 +181,8 @@ def unread(options: Mapping) -> dict[str, str]:
     read = _paths_read(model, name)
     found = {path: name for path in models.options() if path not in read}
 
+    if options["members"] == 1:
+        found["members_share"] = "members=1"
     for condition, paths in getattr(model, "switches_off", {}).items():
         field, _, value = condition.partition("=")
         if str(values[f"{name}.{field}"]) == value:

@@ -28,6 +28,7 @@ class LR(nn.Module):
     head_bias: Sequence[float]
     embedding_dim = 0  # reads no embeddings
     own_columns = 1
+    only_table = True
 
     @nn.compact
     def __call__(
@@ -49,6 +50,7 @@ class FM(nn.Module):
     embedding_dim: int
     head_bias: Sequence[float]
     own_columns = 1
+    only_table = True
 
     @nn.compact
     def __call__(

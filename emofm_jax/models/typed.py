@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from emofm_jax.models import copies
 from emofm_jax.nn import layers, losses, typewise
 
 
@@ -102,37 +103,23 @@ class Copies(nn.Module):
     ) -> losses.Outputs:
         """f32[B, S, D + extra] -> Outputs with logits (and aux_loss) f32[B, n]."""
         clone = lambda bias: self.network.clone(parent=None, name=None, head_bias=(bias,))
-        copies = [clone(bias) for bias in self.head_bias]
-        inputs = [self._columns(e, t) for t in range(len(copies))]
+        networks = [clone(bias) for bias in self.head_bias]
+        inputs = [self._columns(e, t) for t in range(len(networks))]
         if self.is_initializing():
-            self._draw(copies, inputs)
+            drawn = copies.draw(self, networks, inputs)
+            for collection, start in copies.stack(drawn).items():
+                self.put_variable(collection, "copies", start)
 
         kept = [name for name in ("params", "batch_stats") if self.has_variable(name, "copies")]
         variables = {name: self.get_variable(name, "copies") for name in kept}
-        key = self.make_rng("dropout") if self.has_rng("dropout") else None
-        leaves, structure = jax.tree.flatten(variables)
-        leaves = [layers.unstack(leaf) for leaf in leaves]
-        outputs, updated = [], []
-        for t, (copy, x) in enumerate(zip(copies, inputs)):
-            own = jax.tree.unflatten(structure, [leaf[t] for leaf in leaves])
-            rngs = {} if key is None else {"dropout": jax.random.fold_in(key, t)}
-            call: dict[str, Any] = {"train": train, "rngs": rngs, "mutable": ["batch_stats"]}
-            output, new = copy.apply(own, x, weight, **call)
-            outputs.append(output)
-            updated.append(new)
+        own = copies.unstack(variables, len(networks))
+        outputs, updated = copies.apply(self, networks, own, inputs, weight, train)
 
         if train and "batch_stats" in variables and not self.is_initializing():
-            self.put_variable("batch_stats", "copies", _stack(updated)["batch_stats"])
+            self.put_variable("batch_stats", "copies", copies.stack(updated))
         logits, _, aux_losses = zip(*outputs)
         aux_loss = None if aux_losses[0] is None else jnp.stack(aux_losses, axis=1)
         return losses.Outputs(jnp.stack(logits, axis=1), None, aux_loss)
-
-    def _draw(self, copies, inputs):
-        """Initial variables, those of the copies stacked."""
-        keys = jax.random.split(self.make_rng("params"), len(copies))
-        drawn = [copy.init(key, x[:1]) for copy, key, x in zip(copies, keys, inputs)]
-        for collection, start in _stack(drawn).items():
-            self.put_variable(collection, "copies", start)
 
     def _columns(self, e, t):
         """The columns of e that copy t reads."""
@@ -150,7 +137,3 @@ class Copies(nn.Module):
 def _extra_columns(network):
     """(shared, own of a predictor)"""
     return getattr(network, "shared_columns", 0), getattr(network, "own_columns", 0)
-
-
-def _stack(trees):
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

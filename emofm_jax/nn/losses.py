@@ -18,7 +18,7 @@ from emofm_jax.nn import typewise
 
 
 class Outputs(NamedTuple):
-    """What every model returns.
+    """What every model returns; of `Members` each array has a leading axis k.
 
     Attributes:
       logits: f32[B, T], one column per type; f32[B] of an untyped model.
@@ -30,6 +30,15 @@ class Outputs(NamedTuple):
     logits: jax.Array
     type_logits: jax.Array | None = None
     aux_loss: jax.Array | None = None
+
+
+def members(outputs: Outputs) -> list[Outputs]:
+    """The outputs of each member (models/members.py); of any other model a list of one."""
+    if outputs.logits.ndim == 1 + (outputs.type_logits is not None):
+        return [outputs]
+    count = len(outputs.logits)
+    of_all = [[None] * count if x is None else jnp.unstack(x) for x in outputs]
+    return [Outputs(*of_one) for of_one in zip(*of_all)]
 
 
 class Denominators(NamedTuple):
@@ -76,7 +85,7 @@ def total(
 
     A row of unknown type is judged by the mixture, with the AM's distribution under stop_gradient.
     Rows of the dropped type are in L_am only. An untyped model ignores `ftype`, except that it has
-    no L_am.
+    no L_am. Of members it is the mean of their losses, and its parts are.
 
     Args:
       outputs: of the model, for B rows.
@@ -92,6 +101,15 @@ def total(
       `am_sum` (typed models) and `aux_sum` (models that have an aux_loss).
     """
     chex.assert_equal_shape([label, ftype, weight])
+    how = (label, ftype, weight, am_weight, drop_type, denominators)
+    of_members = [_total(of_one, *how) for of_one in members(outputs)]
+    if len(of_members) == 1:
+        return of_members[0]
+    return jax.tree.map(lambda *x: sum(x) / len(x), *of_members)
+
+
+def _total(outputs, label, ftype, weight, am_weight, drop_type, denominators):
+    """`total` of one member."""
     scored, known = _rows(ftype, weight, drop_type)
     logits, type_logits, aux_loss = (_mask(x, weight > 0) for x in outputs)
     typed = type_logits is not None

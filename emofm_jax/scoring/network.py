@@ -1,5 +1,6 @@
 """The pure functions of a trained model: features -> embeddings -> scores."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,8 +49,12 @@ class Network:
             one = self.fn_from_embeddings(params, jnp.zeros((1, *e.shape[1:]), e.dtype))
             return {name: x[:0] for name, x in one.items()}
         variables = {"params": params["network"], "batch_stats": params["stats"]}
-        scores = model_lib.predict(self.module, variables, e)
-        if "calibration" in params:
-            p = calibration.apply(params["calibration"], scores["logit"], jnp)
-            scores |= {"p": p, "logit": jnp.log(p) - jnp.log1p(-p)}
-        return scores
+        if "calibration" not in params:
+            return model_lib.predict(self.module, variables, e)
+        calibrate = functools.partial(_calibrated, params["calibration"])
+        return model_lib.predict(self.module, variables, e, calibrate)
+
+
+def _calibrated(fitted: Any, logit: jax.Array) -> dict[str, jax.Array]:
+    p = calibration.apply(fitted, logit, jnp)
+    return {"p": p, "logit": jnp.log(p) - jnp.log1p(-p)}

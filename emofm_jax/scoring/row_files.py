@@ -153,7 +153,7 @@ def _table(chunk: encode.EncodedChunk, scores: dict[str, np.ndarray], as_csv: bo
     place[rows[finite]] = np.flatnonzero(finite)
     index = pa.array(place, mask=place < 0)
     columns = {"row_id": chunk.row_id}
-    for name in ("p", "p_type", "p_given_type"):
+    for name in ("p", "p_std", "p_type", "p_given_type"):
         if name in scores:
             columns[name] = _column(scores[name], as_csv).take(index)
     return pa.table(columns | {"reason": pa.array(reasons, pa.string())})

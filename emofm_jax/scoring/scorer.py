@@ -33,6 +33,7 @@ from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UnknownValues, UserError, check_choice
 from emofm_jax.evaluation import calibration, monitor
 from emofm_jax.models import build as model_lib
+from emofm_jax.nn import averaging
 from emofm_jax.scoring import artefact, attribution, compiled, ensemble
 from emofm_jax.scoring.network import Network
 from emofm_jax.training import build, checkpoint, compilation
@@ -49,7 +50,8 @@ class Scorer:
       schema: Schema of the rows.
       params: tree of arrays, the first argument of the functions below.
       fn: `fn(params, features) -> {"p": f32[B], "logit": f32[B]}`, for typed models also "p_type"
-        and "p_given_type" f32[B, T]. Pure. `features` as in `signature`.
+        and "p_given_type" f32[B, T], where members or runs are averaged also "p_std" f32[B]. Pure.
+        `features` as in `signature`.
       embed: `embed(params, features) -> e`, f32[B, S, D]; of an ensemble a tuple of these.
       fn_from_embeddings: `fn_from_embeddings(params, e)`, differentiable in e.
       directory: where `vocabulary/` is.
@@ -211,7 +213,7 @@ def load_scorer(
       UserError: no run, a damaged file, weights and schema of different runs, members of different
         schemas, no calibration of this checkpoint, no device.
     """
-    check_choice("combine", combine, ensemble.COMBINE)
+    check_choice("combine", combine, averaging.COMBINE)
     state_lib.local()  # before anything needs a device
     if isinstance(path, str | Path):
         return _load_one(Path(path), calibrated)

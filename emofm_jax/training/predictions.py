@@ -43,6 +43,7 @@ class Predictions(NamedTuple):
     gauc_key: np.ndarray | None  # i64[n]
     p: np.ndarray  # f32[n], p(y = 1 | x), the type unknown
     logit: np.ndarray  # f32[n]
+    p_std: np.ndarray | None  # f32[n], standard deviation of the members' p
     p_type: np.ndarray | None  # f32[n, T], p(t | x) of the auxiliary model
     p_given_type: np.ndarray | None  # f32[n, T], p(y = 1 | x, t)
     unknown: dict[str, float]  # {slot: share of its values that are missing or unknown}
@@ -165,7 +166,8 @@ def score_rows(parts: Parts, state: TrainState, rows: batches.Rows, batch_size: 
     """Scores decoded rows, `batch_size` at a time.
 
     Returns:
-      {"p": f32[n], "logit": f32[n]}; of typed models also "p_type", "p_given_type" f32[n, T].
+      {"p": f32[n], "logit": f32[n]}; of typed models also "p_type", "p_given_type" f32[n, T]; with
+      members "p_std" f32[n].
 
     Raises:
       UserError: a score is not finite.
@@ -232,7 +234,7 @@ def _report(
 
 
 def write_predictions(path: Path, predictions: Predictions, rows: Any = None) -> None:
-    """Writes what there is of row, row_id, label, ftype, weight, gauc_key, logit, p, p_type, ...
+    """Writes what there is of row, row_id, label, ftype, weight, gauc_key, logit, p, p_std, ..
 
     Every metric of the rows can be computed from the file alone.
 
@@ -261,7 +263,7 @@ def _table(
     columns = {"row": row[rows]}
     if row_id is not None:
         columns["row_id"] = row_id.slice(rows.start, rows.stop - rows.start)
-    for name in ("label", "ftype", "weight", "gauc_key", "logit", "p"):
+    for name in ("label", "ftype", "weight", "gauc_key", "logit", "p", "p_std"):
         if (array := getattr(predictions, name)) is not None:
             columns[name] = array[rows]
     for name in ("p_type", "p_given_type"):

@@ -25,7 +25,7 @@ from flax import linen as nn
 
 from emofm_jax.data.schema import Schema
 from emofm_jax.models import build as model_lib
-from emofm_jax.nn import embedding, losses, typewise
+from emofm_jax.nn import averaging, embedding, losses, typewise
 from emofm_jax.training import compilation, sparse
 from emofm_jax.training import state as state_lib
 from emofm_jax.training.state import AXIS, Devices, Optimizers, PlacedBatch, TrainState
@@ -245,12 +245,18 @@ def _weights(batch: PlacedBatch, drop_type: int) -> dict:
 
 def _seen_p(outputs: losses.Outputs, ftype: jax.Array, drop_type: int) -> jax.Array:
     """Returns p f32[B] by the predictor of the row's type, by the mixture where that is unknown."""
+    logits = [_seen_logit(of_one, ftype, drop_type) for of_one in losses.members(outputs)]
+    scores = [{"p": jax.nn.sigmoid(logit), "logit": logit} for logit in logits]
+    return averaging.of_members(scores)["p"]
+
+
+def _seen_logit(outputs: losses.Outputs, ftype: jax.Array, drop_type: int) -> jax.Array:
     if outputs.type_logits is None:
-        return jax.nn.sigmoid(outputs.logits)
+        return outputs.logits
     ours = jax.nn.one_hot(ftype, outputs.logits.shape[1], dtype=bool)
     logit = jnp.sum(jnp.where(ours, outputs.logits, 0.0), axis=1)
     mixture = typewise.mixture(outputs.logits, outputs.type_logits, drop_type)
-    return jax.nn.sigmoid(jnp.where(ftype >= 0, logit, mixture.logit))
+    return jnp.where(ftype >= 0, logit, mixture.logit)
 
 
 def _norm(tree) -> jax.Array:
