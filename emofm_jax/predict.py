@@ -8,8 +8,8 @@
 
 The workdir may be a run, one of its checkpoints, what `export` wrote, or several of these with
 commas: an ensemble. Output: one row per row of the input, in its order: `row_id` (the run's row id
-column, or the row's position), `p` (click probability, the type unknown), `p_std` (standard
-deviation of p over members or runs, where there are several), for typed models `p_type` and
+column, or the row's position), `p` (click probability, the type unknown), `p_std` (the standard
+deviation of p over `model.members`, if there are several), for typed models `p_type` and
 `p_given_type` (a list, one entry per type), and `reason`: null, or why the row could not be read;
 it then has no scores. Memory does not grow with the input. The output appears when it is
 whole: after a kill the same command starts over.

@@ -181,7 +181,6 @@ def test_an_ensemble_is_an_average_and_a_scorer(runs, scorer, wm, features, comb
         wanted = {"p": p, "logit": logit_of(p)}
         given = (one["p_given_type"] + two["p_given_type"]) / 2
     wanted |= {"p_type": (one["p_type"] + two["p_type"]) / 2, "p_given_type": given}
-    wanted["p_std"] = np.abs(one["p"] - two["p"]) / 2
     close(both(features), wanted, 3e-6)
     e = both.embed(both.params, features)
     close(jax.jit(both.fn_from_embeddings)(both.params, e), wanted, 3e-6)
@@ -207,7 +206,7 @@ def test_an_ensemble_of_sure_types_is_finite(runs, features):
 def test_a_typed_and_an_untyped_run_have_the_click_in_common(runs, features, combine):
     both = emofm_jax.load_scorer([runs / "wm", runs / "dnn"], combine=combine)
     scores, explained = both(features), both.explain(features)
-    assert scores.keys() == {"p", "logit", "p_std"}
+    assert scores.keys() == {"p", "logit"}
     np.testing.assert_allclose(explained["logit"], scores["logit"], atol=1e-5)
     np.testing.assert_allclose(
         explained["attribution"].sum(axis=1),

@@ -13,8 +13,10 @@ COMBINE = ("logit", "p")
 
 
 def of_members(scores: Sequence[dict]) -> dict[str, jax.Array]:
-    """The scores of a model: its members' average by logits; of one member its own, as they are."""
-    return dict(scores[0]) if len(scores) == 1 else average(scores, "logit")
+    """The scores of a model: its members' mean by logits, with "p_std"; of one member its own."""
+    if len(scores) == 1:
+        return dict(scores[0])
+    return average(scores, "logit") | {"p_std": spread(scores)}
 
 
 def average(scores: Sequence[dict], combine: str) -> dict[str, jax.Array]:
@@ -26,8 +28,8 @@ def average(scores: Sequence[dict], combine: str) -> dict[str, jax.Array]:
       combine: one of `COMBINE`.
 
     Returns:
-      "p" and "logit", and "p_std", the standard deviation of p over all that was averaged. If all
-      are typed, also "p_type", the mean of theirs, and "p_given_type", averaged as `combine` says.
+      "p" and "logit". If all are typed, also "p_type", the mean of theirs, and "p_given_type",
+      averaged as `combine` says. If one has "p_std", also that of all (`spread`).
     """
     logits = [s["logit"] for s in scores]
     if combine == "logit":
@@ -39,8 +41,8 @@ def average(scores: Sequence[dict], combine: str) -> dict[str, jax.Array]:
         log_p, log_not_p = (_log_sum([jax.nn.log_sigmoid(s * z) for z in logits]) for s in (1, -1))
         combined = {"p": jnp.exp(log_p) / len(scores), "logit": log_p - log_not_p}
         join = _mean
-    combined["p_std"] = spread(scores)
-
+    if any("p_std" in s for s in scores):
+        combined["p_std"] = spread(scores)
     if all("p_type" in s for s in scores):
         combined["p_type"] = _mean([s["p_type"] for s in scores])
         combined["p_given_type"] = join([s["p_given_type"] for s in scores])

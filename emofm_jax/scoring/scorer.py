@@ -50,7 +50,7 @@ class Scorer:
       schema: Schema of the rows.
       params: tree of arrays, the first argument of the functions below.
       fn: `fn(params, features) -> {"p": f32[B], "logit": f32[B]}`, for typed models also "p_type"
-        and "p_given_type" f32[B, T], where members or runs are averaged also "p_std" f32[B]. Pure.
+        and "p_given_type" f32[B, T], with members also "p_std" f32[B]. Pure.
         `features` as in `signature`.
       embed: `embed(params, features) -> e`, f32[B, S, D]; of an ensemble a tuple of these.
       fn_from_embeddings: `fn_from_embeddings(params, e)`, differentiable in e.
