@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+MIB = 2048  # that a process on tiny data may hold
 SECONDS = 120  # after which a process counts as hanging
 PROGRAMS = ("prepare", "train", "evaluate", "predict", "export", "sweep", "report")
 # Numbers that no two runs have in common, and digests of files that hold them.
@@ -68,6 +69,10 @@ def get_config(arg=None):
     c.data.dir, c.data.batch_size, c.data.eval_batch_size = "data", 64, 64
     c.model.name, c.model.embedding_dim, c.model.hidden = "dnn", 4, (8,)
     c.train.epochs, c.train.log_every_steps, c.train.save_every_steps = 2, 2, 3
+    if arg == "libsvm":
+        c.prepare.format, c.prepare.label = "libsvm", ""
+        for split in ("train", "valid", "test"):
+            c.prepare.files[split] = f"{split}.svm"
     return c
 
 def sweep():
@@ -119,12 +124,13 @@ TEMPLATES = {
 
 
 class Done(NamedTuple):
-    """How a process ended: exit code (None: it hung), stdout, stderr, and its file operations."""
+    """How a process ended: exit code (None: it hung), stdout, stderr, file operations, most memory."""
 
     code: int | None
     out: str
     err: str
     operations: list[str]
+    mib: int
 
 
 class Zygote:
@@ -162,9 +168,9 @@ class Zygote:
             json.dumps({"command": command.split(), "arm": arm, **files}) + "\n"
         )
         self._process.stdin.flush()
-        code = json.loads(self._process.stdout.readline())
+        code, mib = json.loads(self._process.stdout.readline())
         out, err, operations = (Path(files[name]).read_text(errors="replace") for name in files)
-        return Done(code, out, err, operations.splitlines())
+        return Done(code, out, err, operations.splitlines(), mib)
 
     def close(self) -> None:
         """Ends it."""
@@ -211,11 +217,14 @@ def zygote() -> None:
         print(json.dumps(_wait(child)), file=answers, flush=True)
 
 
-def _wait(child: int) -> int | None:
-    """Exit code of a process, -signal, or None where it had to be ended; nothing of its group stays."""
-    end, code = time.monotonic() + SECONDS, None
+def _wait(child: int) -> tuple[int | None, int]:
+    """Exit code of a process, -signal, or None where it had to be ended, and the most MiB that it held.
+
+    Nothing of its group stays.
+    """
+    end, code, used = time.monotonic() + SECONDS, None, None
     while time.monotonic() < end:
-        found, status = os.waitpid(child, os.WNOHANG)
+        found, status, used = os.wait4(child, os.WNOHANG)
         if found:
             code = os.waitstatus_to_exitcode(status)
             break
@@ -223,8 +232,8 @@ def _wait(child: int) -> int | None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
     if code is None:
-        os.waitpid(child, 0)
-    return code
+        used = os.wait4(child, 0)[2]
+    return code, used.ru_maxrss >> 10 if used else 0
 
 
 def make_raw(place: Path, seed: int = 0) -> None:
@@ -240,6 +249,14 @@ def make_raw(place: Path, seed: int = 0) -> None:
             tags = "^".join(rng.sample("abcdef", rng.randrange(3)))
             lines.append(f"{label},u{user},i{item},{tags},{rng.random():.3f}")
         (place / "raw" / f"{split}.csv").write_text("\n".join(lines) + "\n")
+        (place / "raw" / f"{split}.svm").write_text("".join(map(as_libsvm, lines[1:])))
+
+
+def as_libsvm(line: str) -> str:
+    """A row of the csv as one of libsvm."""
+    label, user, item, tags, price = line.split(",")
+    bag = "".join(f" tags:{ord(tag)}:1" for tag in tags.replace("^", ""))
+    return f"{label} user:{user[1:]}:1 item:{item[1:]}:1{bag} price:0:{price}\n"
 
 
 def make_templates(zygote: Zygote, place: Path, wanted: set[str]) -> dict[str, Path]:
@@ -316,15 +333,17 @@ def one_line(done: Done) -> str:
     """What is wrong with how a mistake was told; empty if nothing is."""
     if done.code is None:
         return "hangs"
+    if done.mib > MIB:
+        return f"{done.mib} MiB"
     if "Traceback" in done.err or "Exception ignored" in done.err or done.code not in (0, 2):
         last = (done.err.strip().splitlines() or [""])[-1][:200]
         return f"exit code {done.code}: {last}"
     errors = [line for line in done.err.splitlines() if not line.startswith("warning: ")]
     if done.code == 2 and (len(errors) != 1 or not errors[0].startswith("error: ")):
         return f"no single line: {' | '.join(errors)[:300]}"
-    if done.code == 2 and not re.search(
-        r"[\w.]+[/.]\w+", errors[0].removeprefix("error: ").split("(")[0]
-    ):
+    text = errors[0].removeprefix("error: ") if errors else ""
+    where = re.split(r": |\(", text)[0]
+    if done.code == 2 and not re.search(r"[\w.]+[/.]\w+|^(data|run|made|swept|raw)\b", where):
         return f"no file named: {errors[0]}"
     return ""
 
@@ -401,7 +420,8 @@ class Attack:
         how = f"{errno.errorcode[number]} {'from then on' if sticky else 'once'}"
         name = f"{case.name} --at={at} {how} ({what})"
         problem = one_line(done)
-        if not problem and not (sticky and number in (errno.EROFS, errno.EIO)):
+        kept = what.split()[1:2] in (["unlink"], ["rmdir"])  # which the next start removes
+        if not problem and not kept and not (sticky and number in (errno.EROFS, errno.EIO)):
             problem = ", ".join(
                 sorted(n for n in tree_names(place) if n.endswith(".partial") or ".tmp" in n)
             )
@@ -579,12 +599,13 @@ def fuzz(attack: Attack, templates: dict[str, Path], number: int) -> None:
     rng = random.Random(attack.seed)
     for index in range(number):
         place = attack.copy(templates["raw"])
-        file = place / "raw" / rng.choice(("train.csv", "valid.csv", "test.csv"))
+        arg, end = rng.choice((("", "csv"), (":libsvm", "svm")))
+        file = place / "raw" / f"{rng.choice(('train', 'valid', 'test'))}.{end}"
         file.write_bytes(broken(rng, file.read_bytes()))
-        done = attack.zygote.run(place, "prepare --config=exp.py")
+        done = attack.zygote.run(place, f"prepare --config=exp.py{arg}")
         problem = one_line(done)
         if not problem and done.code == 0:
-            problem = uncounted(place)
+            problem = uncounted(place, end)
         attack.note(
             "fuzz",
             f"prepare --seed={attack.seed} number {index}",
@@ -620,20 +641,17 @@ def broken(rng: random.Random, content: bytes) -> bytes:
     return content[: rng.randrange(len(content))] if rng.random() < 0.1 else content
 
 
-def uncounted(place: Path) -> str:
+def uncounted(place: Path, end: str) -> str:
     """What prepare.json leaves out of the lines of the raw files."""
-
     body = json.loads((place / "data" / "prepare.json").read_text())
     counted = sum(s["rows"] + sum(s["rejected"].values()) for s in body["splits"].values())
-    rows = 0
-    for split in ("train", "valid", "test"):
-        text = (place / "raw" / f"{split}.csv").read_bytes().decode(errors="replace")
-        rows += sum(1 for line in re.split("\r?\n", text)[1:] if line.strip())
-    return (
-        ""
-        if counted == rows or '"' in text
-        else f"{counted} rows counted, the files have {rows} lines"
-    )
+    found = sorted((place / "raw").glob(f"*.{end}"))
+    texts = [path.read_bytes().decode(errors="replace") for path in found]
+    if end == "csv" and any('"' in text for text in texts):
+        return ""  # a row may be several lines
+    header = end == "csv"
+    rows = sum(line.strip() != "" for x in texts for line in re.split("\r?\n", x)[header:])
+    return "" if counted == rows else f"{counted} rows counted, the files have {rows} lines"
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -54,14 +55,27 @@ def test_a_file_without_checksums_is_read(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a full disk")
 def test_a_full_disk_is_one_error_that_names_the_file(capfd):
+    rng = np.random.default_rng(0)  # what zstd cannot make small is written at once
+    big = pa.table({"x": rng.random(1 << 17)})
     with (
         pytest.raises(
             FileError, match="^/dev/full: cannot be written .No space left on device.; free space"
         ),
-        parquet.Writer("/dev/full", TABLE.schema) as writer,
+        parquet.Writer("/dev/full", big.schema) as writer,
     ):
-        for _ in range(100):
-            writer.write(TABLE)
+        writer.write(big)
     with pytest.raises(FileError, match="none/x: cannot be written .No such file"):
         parquet.write(TABLE, "none/x")
     assert capfd.readouterr().err == ""
+
+
+def test_a_disk_that_fails_within_a_file_is_told_and_not_what_follows_from_it(tmp_path):
+    def fail(*_, **__):
+        raise OSError(28, "x")
+
+    with (
+        pytest.raises(FileError, match="x: cannot be written .No space left on device"),
+        parquet.Writer(tmp_path / "x", TABLE.schema) as writer,
+    ):
+        writer._file.write_table = fail
+        writer.write(TABLE)

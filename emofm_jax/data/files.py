@@ -56,9 +56,9 @@ def whole(path: Path, mode: int = 0o666) -> Iterator[Path]:
             temporary.replace(path)
             sync(path.parent)
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        os.close(descriptor)
+        for tidy in (lambda: temporary.unlink(missing_ok=True), lambda: os.close(descriptor)):
+            with contextlib.suppress(OSError):  # what counts has been flushed
+                tidy()
 
 
 @contextlib.contextmanager

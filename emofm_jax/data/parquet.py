@@ -46,7 +46,9 @@ class Writer:
         self._file.add_key_value_metadata(values)
 
     def close(self) -> None:
-        """Completes the file."""
+        """Completes the file, unless it could not be written."""
+        if self._file is None:
+            return
         self.note({_SHAPE: _shape(self._columns, self._rows)})
         self._do(self._file.close)
 
@@ -70,10 +72,11 @@ class Writer:
 
     def _give_up(self) -> None:
         """Keeps pyarrow from closing the file once more, with a traceback, as it is collected."""
-        if self._file is not None:
-            self._file.is_open = False
+        file, self._file = self._file, None
+        if file is not None:
+            file.is_open = False
             with contextlib.suppress(OSError, pa.ArrowException):
-                self._file.file_handle.close()
+                file.file_handle.close()
 
 
 def write(table: pa.Table, path: Path) -> None:
