@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from emofm_jax import evaluate, export, predict, prepare, report, train
@@ -84,7 +85,7 @@ def test_calibration_counts_the_rows_that_it_was_fitted_on(shop, capsys):
     assert evaluate.main(["evaluate", "--workdir=run", "--calibrate=platt"]) == 0
     fit = json.loads(Path("run/calibration.json").read_text())["fit"]
     rows = json.loads(Path("data/prepare.json").read_text())["splits"]["valid"]["rows"]
-    weighted = evaluate.pq.read_table("data/valid")["weight"].to_numpy() > 0
+    weighted = pq.read_table("data/valid")["weight"].to_numpy() > 0
     assert fit["rows"] == weighted.sum() < rows
     assert f"fitted on {fit['rows']} rows of the valid split" in capsys.readouterr().out
 
