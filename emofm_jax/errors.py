@@ -51,6 +51,8 @@ def of_file(path: object, error: BaseException, what: str = "written") -> FileEr
 
 def said(error: BaseException) -> str:
     """The one line that the user reads of an error of a file or of their own; empty of others."""
+    if isinstance(error, UnicodeEncodeError):  # half a surrogate: Python's word for a strange byte
+        error = UserError(f"{error.object[:200]}: this name is not UTF-8; rename it")
     if not isinstance(error, UserError):
         if not reason(error):
             return ""

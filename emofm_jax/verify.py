@@ -126,8 +126,8 @@ def _of_shards(directory: Path) -> Iterator[_Part]:
     yield _json(directory / "schema.json")
     yield from _there(directory, "prepare.json", "*/rejected.parquet", "*/truth.parquet")
     yield _vocabularies(directory)
-    names = (name for name in shards.SPLITS if (directory / name).is_dir())
-    for name in {*names, *schema_lib.load(directory).digests}:
+    noted = schema_lib.load(directory).digests
+    for name in (n for n in shards.SPLITS if n in noted or (directory / n).is_dir()):
         yield f"{directory / name}", functools.partial(_split, directory, name)
 
 

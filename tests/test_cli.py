@@ -266,3 +266,6 @@ def test_a_name_cannot_steer_a_terminal_or_forge_a_line():
         "a/b: cannot be read or written (No space"
     )
     assert errors.said(ValueError("x")) == ""
+    with pytest.raises(UnicodeEncodeError) as caught:
+        os.fsdecode(b"raw/\xff.csv").encode()
+    assert errors.said(caught.value) == "raw/\\udcff.csv: this name is not UTF-8; rename it"
