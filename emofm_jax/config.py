@@ -146,6 +146,9 @@ _UPDATES = "rows of the table that move: the batch's (lazy) or all"
 _CLIP = "whose gradient norm is clipped: of table and network apart (group), or together"
 _OPTIM = {
     **{f"embedding.{name}": option for name, option in _SECTION.items()},
+    "embedding.first_order_l2": Option(
+        -1.0, "l2 of the table's columns of first-order weights; -1 = that of the others", low=-1
+    ),
     "embedding.updates": Option("lazy", _UPDATES, ("lazy", "dense")),
     **{f"network.{name}": option for name, option in _SECTION.items()},
     "clip": Option("none", _CLIP, ("none", "group", "global")),
@@ -170,6 +173,12 @@ _TRAIN = {
         0.1, "factor on the rate at an evaluation without gain", low=0, high=1, needs=_PLATEAU
     ),
     "plateau_min": Option(1e-6, "smallest factor in all", low=0, high=1, needs=_PLATEAU),
+    "average_epochs": Option(
+        0.0,
+        "length in epochs of a moving average of all parameters, which is what is evaluated and "
+        "scored; 0 = the parameters themselves. It passes over the whole table in every step",
+        low=0,
+    ),
     "log_every_steps": Option(100, "steps of a line of log.jsonl", low=1, resume=FREE),
     "save_every_steps": Option(2000, "steps between checkpoints", low=1, resume=FREE),
 }

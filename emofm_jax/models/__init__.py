@@ -26,7 +26,19 @@ and one line in `MODELS`. Checks, `--help`, docs/options.md, sweeps and the type
 it.
 """
 
-from emofm_jax.models import dcnv2, deepfm, destine, dnn, edcn, emofm, final, finalmlp, fm, members
+from emofm_jax.models import (
+    dcnv2,
+    deepfm,
+    destine,
+    dnn,
+    edcn,
+    emofm,
+    emofmv2,
+    final,
+    finalmlp,
+    fm,
+    members,
+)
 from emofm_jax.nn.layers import Style
 from emofm_jax.nn.mixers import Mixing
 from emofm_jax.options import Option, options_of, widths
@@ -35,6 +47,7 @@ EMOFM = {
     "wm": emofm.WM,
     "hm": emofm.HM,
     "hmm": emofm.HMM,
+    "emofmv2": emofmv2.EMOFMv2,
 }  # typed by nature; the baselines are if `type_aware`
 MODELS = EMOFM | {
     "lr": fm.LR,
@@ -72,6 +85,13 @@ COMMON = {
     "am_joint": Option(False, "True: that loss moves the embeddings too"),
     "members": Option(1, "k networks in one program, each with a loss of its own, averaged", low=1),
     "members_share": Option("none", _MEMBERS_SHARE, members.SHARES),
+    "am_reads": Option(
+        "auto",
+        "what the auxiliary model reads: the network's embeddings, columns of its own, both; auto: "
+        "emofmv2 both, others embeddings",
+        ("auto", "embeddings", "own", "both"),
+    ),
+    "am_columns": Option(8, "columns of the table of the auxiliary model's own", low=1),
     **{f"mixer.{name}": option for name, option in options_of(Mixing).items()},
 }
 

@@ -20,6 +20,8 @@ from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
 from emofm_jax.models import EMOFM, MODELS
 from emofm_jax.models.members import Members
+from emofm_jax.models.members import first_order as first_order
+from emofm_jax.models.members import starts_at_zero as starts_at_zero
 from emofm_jax.models.members import table_width as table_width
 from emofm_jax.models.members import with_axis as with_axis
 from emofm_jax.models.typed import Copies, Typed
@@ -287,7 +289,10 @@ def _derive(schema: Schema, options: Mapping, num_types: int) -> dict:
     if options["head_bias"] == "zero":
         starts = [0.0] * len(starts)
     shares = (rows[:num_types] + 1) / (rows[:num_types].sum() + max(num_types, 1))
+    reads = _am_reads(options)
     derived = {
+        "am_reads": reads,
+        "am_columns": 0 if reads == "embeddings" else options["am_columns"],
         "group_sizes": schema.group_sizes,
         "num_predictors": num_types - (drop_type >= 0),
         "drop_type": drop_type,
@@ -297,7 +302,16 @@ def _derive(schema: Schema, options: Mapping, num_types: int) -> dict:
     model = MODELS[options["name"]]
     if hasattr(model, "derive"):
         derived |= model.derive(schema, options[options["name"]])
+    if num_types and drop_type >= 0 and "credibility" in derived:
+        kept = [t for t in range(num_types) if t != drop_type]
+        derived["credibility"] = tuple(derived["credibility"][t] for t in kept)
     return derived
+
+
+def _am_reads(options):
+    """What the auxiliary model reads; unless it is said, the model knows."""
+    said = options["am_reads"]
+    return getattr(MODELS[options["name"]], "am_reads", "embeddings") if said == "auto" else said
 
 
 def _log_odds(clicks, rows, rate):

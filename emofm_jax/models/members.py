@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
@@ -92,6 +93,22 @@ def table_width(module: nn.Module) -> int:
         own = module.num_members if module.share == "none" else 1
         return own * typed.table_width(module.network)
     return typed.table_width(module)
+
+
+def first_order(module: nn.Module) -> np.ndarray:
+    """bool[table_width]: the columns that hold first-order weights."""
+    return _of_all(module, typed.first_order)
+
+
+def starts_at_zero(module: nn.Module) -> np.ndarray:
+    """bool[table_width]: the columns that are zero at the start."""
+    return _of_all(module, typed.starts_at_zero)
+
+
+def _of_all(module, of_one):
+    if not isinstance(module, Members):
+        return of_one(module)
+    return np.tile(of_one(module.network), module.num_members if module.share == "none" else 1)
 
 
 def with_axis(module: nn.Module, axis_name: str) -> nn.Module:

@@ -7,7 +7,7 @@ logit_t is of WM, HM, HMM, or of the t-th copy of a baseline.
 A network maps e to `Outputs` with logits f32[B, n], one column a predictor. EMOFM's own do so by
 themselves; `Copies` makes such a network of any baseline (docs/model.md, sections 6 and 8).
 
-Columns of e: [D | shared | own of predictor 1 | own of predictor 2 ..], where
+Columns of e: [D | shared | own of predictor 1 | own of predictor 2 .. | of the AM], where
 `network.shared_columns` are read by all (FinalMLP's contexts) and `network.own_columns` are
 first-order weights.
 """
@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from emofm_jax.models import copies
@@ -26,13 +27,30 @@ from emofm_jax.nn import layers, losses, typewise
 
 def table_width(module: nn.Module) -> int:
     """Columns of the embedding table that a model reads: D and its extra ones."""
-    network, predictors = module, 1
+    return sum(_widths(module))
+
+
+def first_order(module: nn.Module) -> np.ndarray:
+    """bool[table_width]: the columns that hold first-order weights."""
+    embeddings, weights, of_am = _widths(module)
+    return np.repeat([False, True, False], [embeddings, weights, of_am])
+
+
+def starts_at_zero(module: nn.Module) -> np.ndarray:
+    """bool[table_width]: the columns that are zero at the start."""
+    network = module.network if isinstance(module, Typed) else module
+    return first_order(module) & getattr(network, "weights_start_at_zero", False)
+
+
+def _widths(module):
+    """Columns of embeddings, of first-order weights, of the auxiliary model."""
+    network, predictors, of_am = module, 1, 0
     if isinstance(network, Typed):
-        network = network.network
+        network, of_am = network.network, network.am_columns
     if isinstance(network, Copies):
         network, predictors = network.network, len(network.head_bias)
     shared, own = _extra_columns(network)
-    return module.embedding_dim + shared + predictors * own
+    return module.embedding_dim + shared, predictors * own, of_am
 
 
 def with_axis(module: nn.Module, axis_name: str) -> nn.Module:
@@ -50,10 +68,14 @@ class Typed(nn.Module):
 
     Attributes:
       network: from e to logits f32[B, n], n types that have a predictor.
-      embedding_dim: D; the AM reads the first D columns of e.
+      embedding_dim: D.
+      am_reads: what the AM reads: the first D columns of e (embeddings), the last `am_columns`
+        (own), or both.
+      am_columns: columns of the AM's own; 0 where it reads none.
+      am_joint: gradients of the AM reach the first D columns; they always reach its own.
       type_bias: type logits of the AM at the start, T numbers.
       drop_type: index of the type without a predictor, -1 for none.
-      style: of the AM, but for its norm.
+      style: of the AM; its norm only where it has columns of its own.
     """
 
     network: nn.Module
@@ -62,23 +84,38 @@ class Typed(nn.Module):
     drop_type: int
     am_hidden: Sequence[int]
     am_joint: bool
+    am_reads: str
+    am_columns: int
     style: layers.Style
 
     @nn.compact
     def __call__(
         self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False
     ) -> losses.Outputs:
-        """f32[B, S, D + extra] -> Outputs of T types; `am_joint`: gradients of the AM reach e."""
-        logits, _, aux_loss = self.network(e, weight, train=train)
+        """f32[B, S, D + extra] -> Outputs of T types."""
+        of_network = e[..., : e.shape[-1] - self.am_columns]
+        logits, _, aux_loss, parts = self.network(of_network, weight, train=train)
         hidden, bias = tuple(self.am_hidden), tuple(self.type_bias)
-        auxiliary = typewise.AuxiliaryModel(hidden, bias, self.style, name="auxiliary")
-        x = e[..., : self.embedding_dim].reshape(e.shape[0], -1)
-        type_logits = auxiliary(x if self.am_joint else jax.lax.stop_gradient(x), train=train)
+        style = self.style if self.am_columns else dataclasses.replace(self.style, norm="none")
+        auxiliary = typewise.AuxiliaryModel(hidden, bias, style, name="auxiliary")
+        type_logits = auxiliary(self._of_auxiliary(e), weight, train=train)
         if self.drop_type >= 0:
-            logits = typewise.fill_dropped(logits, type_logits, self.drop_type)
+            fill = lambda x: typewise.fill_dropped(x, type_logits, self.drop_type)
+            logits = fill(logits)
+            parts = None if parts is None else jnp.stack([fill(part) for part in parts])
             if aux_loss is not None:
                 aux_loss = jnp.insert(aux_loss, self.drop_type, 0.0, axis=1)
-        return losses.Outputs(logits, type_logits, aux_loss)
+        return losses.Outputs(logits, type_logits, aux_loss, parts)
+
+    def _of_auxiliary(self, e):
+        """What the auxiliary model reads, [B, in]."""
+        found = []
+        if self.am_reads != "own":
+            x = e[..., : self.embedding_dim].reshape(e.shape[0], -1)
+            found.append(x if self.am_joint else jax.lax.stop_gradient(x))
+        if self.am_columns:
+            found.append(e[..., e.shape[-1] - self.am_columns :].reshape(e.shape[0], -1))
+        return jnp.concatenate(found, axis=1)
 
 
 class Copies(nn.Module):
@@ -117,7 +154,7 @@ class Copies(nn.Module):
 
         if train and "batch_stats" in variables and not self.is_initializing():
             self.put_variable("batch_stats", "copies", copies.stack(updated))
-        logits, _, aux_losses = zip(*outputs)
+        logits, _, aux_losses, _ = zip(*outputs)
         aux_loss = None if aux_losses[0] is None else jnp.stack(aux_losses, axis=1)
         return losses.Outputs(jnp.stack(logits, axis=1), None, aux_loss)
 

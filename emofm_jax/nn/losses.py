@@ -25,11 +25,14 @@ class Outputs(NamedTuple):
       type_logits: f32[B, T] of the auxiliary model, or None of an untyped model.
       aux_loss: f32[B], or f32[B, T] of a typed model, in nats, what a model adds to a row's loss;
         or None.
+      parts: f32[P, ...] as `logits`, or None. Then `logits` is their mean, and each part has a loss
+        of its own: L_ctr is the sum of the parts' losses, so that each learns as if it were alone.
     """
 
     logits: jax.Array
     type_logits: jax.Array | None = None
     aux_loss: jax.Array | None = None
+    parts: jax.Array | None = None
 
 
 def members(outputs: Outputs) -> list[Outputs]:
@@ -111,21 +114,22 @@ def total(
 def _total(outputs, label, ftype, weight, am_weight, drop_type, denominators):
     """`total` of one member."""
     scored, known = _rows(ftype, weight, drop_type)
-    logits, type_logits, aux_loss = (_mask(x, weight > 0) for x in outputs)
+    logits, type_logits, aux_loss = (_mask(x, weight > 0) for x in outputs[:3])
     typed = type_logits is not None
+
+    def logloss(logits):
+        """Sum over the rows, of a model or of a part of it."""
+        log_p, log_not_p = _log_p(logits, type_logits, ftype, drop_type)
+        return _sum(-(label * log_p + (1.0 - label) * log_not_p), weight, scored)
+
+    parts = {"logloss_sum": logloss(logits)}
+    own = [parts["logloss_sum"]]
+    if outputs.parts is not None:
+        own = [logloss(_mask(part, weight > 0)) for part in outputs.parts]
+    loss = sum(own) / denominators.ctr
 
     if typed:
         ours = jax.nn.one_hot(ftype, logits.shape[1], dtype=bool)  # [B, T], no column if unknown
-        mix = typewise.mixture(logits, jax.lax.stop_gradient(type_logits), drop_type)
-        logit = jnp.sum(jnp.where(ours, logits, 0.0), axis=1)
-        log_p = jnp.where(known, jax.nn.log_sigmoid(logit), mix.log_p)
-        log_not_p = jnp.where(known, jax.nn.log_sigmoid(-logit), mix.log_not_p)
-    else:
-        log_p, log_not_p = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
-    parts = {"logloss_sum": _sum(-(label * log_p + (1.0 - label) * log_not_p), weight, scored)}
-    loss = parts["logloss_sum"] / denominators.ctr
-
-    if typed:
         cross_entropy = -jnp.sum(jnp.where(ours, jax.nn.log_softmax(type_logits), 0.0), axis=1)
         parts["am_sum"] = _sum(cross_entropy, weight, known)
         loss += am_weight * parts["am_sum"] / denominators.am
@@ -136,6 +140,17 @@ def _total(outputs, label, ftype, weight, am_weight, drop_type, denominators):
         parts["aux_sum"] = _sum(aux_loss, weight, scored)
         loss += parts["aux_sum"] / denominators.ctr
     return loss, parts
+
+
+def _log_p(logits, type_logits, ftype, drop_type):
+    """log p(y = 1), log p(y = 0) of each row: by its type's predictor, else by the mixture."""
+    if type_logits is None:
+        return jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+    ours, known = jax.nn.one_hot(ftype, logits.shape[1], dtype=bool), ftype >= 0
+    mix = typewise.mixture(logits, jax.lax.stop_gradient(type_logits), drop_type)
+    logit = jnp.sum(jnp.where(ours, logits, 0.0), axis=1)
+    log_p = jnp.where(known, jax.nn.log_sigmoid(logit), mix.log_p)
+    return log_p, jnp.where(known, jax.nn.log_sigmoid(-logit), mix.log_not_p)
 
 
 def _rows(ftype, weight, drop_type):

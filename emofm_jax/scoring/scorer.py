@@ -247,7 +247,8 @@ def _load_run(workdir: Path, step: int | None, calibrated: bool) -> Scorer:
     if step is None:
         last, info = checkpoint.read_info(directory)
         step = monitor.kept_step(config.train.monitor, info["best_step"], last)
-    params = _restore(directory, step, network.module, schema)
+    averaged = config.train.average_epochs > 0
+    params = _restore(directory, step, network.module, schema, averaged)
     if calibrated:
         fitted = calibration.load(workdir, step)
         params["calibration"] = jax.tree.map(jnp.asarray, fitted.arrays)
@@ -259,15 +260,20 @@ def _scorer(functions: Network | artefact.Export, params: Any, directory: Path) 
     return Scorer(functions.schema, params, *pure, directory, (str(directory),))
 
 
-def _restore(directory: Path, step: int, module: nn.Module, schema: Schema) -> dict:
+def _restore(
+    directory: Path, step: int, module: nn.Module, schema: Schema, averaged: bool
+) -> dict:
     """Reads the part of a checkpoint that scores: {"embedding", "network", "stats"}, numpy."""
     variables = jax.eval_shape(lambda: model_lib.init(module, jax.random.key(0), schema))
     table = jax.ShapeDtypeStruct((schema.num_rows, model_lib.table_width(module)), np.float32)
     params = {"embedding": table, "network": variables["params"]}
     like = {"params": params, "stats": variables.get("batch_stats", {})}
-    restored = checkpoint.restore(directory, like, step=step, only=("params", "stats"))
+    if averaged:
+        like = {"average": like}
+    restored = checkpoint.restore(directory, like, step=step, only=tuple(like))
     build.check_data(directory.parent, restored, schema)
-    return restored.state["params"] | {"stats": restored.state["stats"]}
+    kept = restored.state["average"] if averaged else restored.state
+    return kept["params"] | {"stats": kept["stats"]}
 
 
 def _load_artefact(path: Path, calibrated: bool) -> Scorer:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,7 +65,8 @@ def make_parts(config: ConfigDict, schema: Schema, num_steps: int = 1) -> Parts:
     ends = any(sections[key].schedule == "cosine" for key in SECTIONS)
     network = (schema, model, config.compute_dtype)
     module, eval_step = _make_evaluation(*network)
-    init, train_step = _make_training(*network, sections, num_steps if ends else 0)
+    decay = _average_decay(config, schema)
+    init, train_step = _make_training(*network, sections, num_steps if ends else 0, decay)
     key = jax.random.key(config.seed)
     start = functools.partial(init, key)
     return Parts(devices, schema, module, key, start, train_step, eval_step, num_steps)
@@ -79,21 +81,45 @@ def _make_evaluation(schema: Schema, model: FrozenConfigDict, compute_dtype: str
 
 
 @functools.lru_cache(maxsize=_KEPT)
-def _make_training(schema: Schema, model: FrozenConfigDict, dtype: str, sections, num_steps: int):
+def _make_training(
+    schema: Schema, model: FrozenConfigDict, dtype: str, sections, num_steps: int, decay: float
+) -> tuple:
     """(init, train step)."""
     module, _ = _make_evaluation(schema, model, dtype)
     optimizers = {key: optim.make_optimizer(sections[key], num_steps) for key in SECTIONS}
-    init = state_lib.make_init(module, schema, optimizers, init_scale=model.init_scale)
+    how = {"init_scale": model.init_scale, "averaged": decay > 0}
+    init = state_lib.make_init(module, schema, optimizers, **how)
     options = step_lib.Options(
         updates=sections.embedding.updates,
-        embedding_l2=sections.embedding.l2,
+        embedding_l2=_table_l2(module, sections.embedding),
         network_l2=sections.network.l2,
         clip=sections.clip,
         clip_norm=sections.clip_norm,
         am_weight=model.am_weight,
         drop_type=model_lib.dropped_type(schema, model.to_dict()),
+        average=decay,
     )
     return init, step_lib.make_train_step(module, schema, optimizers, options)
+
+
+def _average_decay(config: ConfigDict, schema: Schema) -> float:
+    """Decay a step of the moving averages, from their length in epochs; 0 = none are kept."""
+    if not (epochs := config.train.average_epochs):
+        return 0.0
+    if not (rows := sum(schema.rows_per_type or ())):
+        raise UserError(
+            f"config.train.average_epochs: {epochs} needs the number of train rows, which these "
+            "data do not say; prepare them again, or choose 0"
+        )
+    return math.exp(-config.data.batch_size / (epochs * rows))
+
+
+def _table_l2(module: nn.Module, section) -> float | tuple[float, ...]:
+    """L2 of the table: one number, or one for each column."""
+    own = section.first_order_l2
+    if own < 0 or own == section.l2:
+        return section.l2
+    return tuple(np.where(model_lib.first_order(module), own, section.l2).tolist())
 
 
 def without_scratch(state: TrainState) -> TrainState:

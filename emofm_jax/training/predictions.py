@@ -108,7 +108,8 @@ def _predict(
         return host, state_lib.put_batch(host.batch, parts.devices)
 
     placed = batches.prefetch(source, 2, put)
-    scored = ((h, parts.eval_step(state.params, state.stats, batch)) for h, batch in placed)
+    weights = state.scored()
+    scored = ((h, parts.eval_step(*weights, batch)) for h, batch in placed)
     look: dict[str, Any] = {"unit": " rows", "unit_scale": True, "leave": False}
     look |= {"desc": f"  {Path(name).name}", "disable": not sys.stderr.isatty()}
 
@@ -177,7 +178,7 @@ def score_rows(parts: Parts, state: TrainState, rows: batches.Rows, batch_size: 
         part = rows.take(slice(start, start + batch_size))
         batch = batches.pad(part, batch_size, len(parts.devices), parts.schema.num_rows)
         placed = state_lib.put_batch(batch, parts.devices)
-        found.append(parts.eval_step(state.params, state.stats, placed))
+        found.append(parts.eval_step(*state.scored(), placed))
     found = jax.device_get(found)
 
     scores = {k: np.concatenate([_by_row(x[k]) for x in found])[:n] for k in found[0]}

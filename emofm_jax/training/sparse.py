@@ -26,9 +26,12 @@ class RowGradients(NamedTuple):
     owner: jax.Array  # i32[V], scratch for the next step
 
 
-def add_l2(grads: Any, params: Any, l2: float) -> Any:
-    """Returns grads + l2 * params, of any tree; `grads` itself if l2 is 0."""
-    return jax.tree.map(lambda g, p: g + l2 * p, grads, params) if l2 else grads
+def add_l2(grads: Any, params: Any, l2: float | tuple[float, ...]) -> Any:
+    """Returns grads + l2 * params, of any tree (l2 of columns: of one array); `grads` if l2 is 0."""
+    if not l2:
+        return grads
+    factor = jnp.asarray(l2, jnp.float32) if isinstance(l2, tuple) else l2
+    return jax.tree.map(lambda g, p: g + factor * p, grads, params)
 
 
 def sum_rows(ids: jax.Array, grads: jax.Array, owner: jax.Array, chunk: int) -> RowGradients:
@@ -67,7 +70,7 @@ def update_rows(
     *,
     clip_factor: jax.Array,
     lr_scale: jax.Array,
-    l2: float,
+    l2: float | tuple[float, ...],
     chunk: int,
 ) -> tuple[jax.Array, optax.OptState]:
     """Applies a row-wise optimizer to the rows that were found, a chunk at a time, in place.

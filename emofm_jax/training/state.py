@@ -31,11 +31,17 @@ class TrainState(flax.struct.PyTreeNode):
     params: dict  # {"embedding": f32[V, D + extra], "network": tree}
     opt_state: dict  # the same keys
     stats: dict  # batch statistics of the network, may be empty
+    average: dict  # {"params", "stats"}, their moving averages; {} where none are kept
     owner: jax.Array  # i32[V], scratch of the sparse step; holds nothing from step to step
     lr_scale: (
         dict  # {"embedding": f32[], "network": f32[]}, factors on the updates (schedule=plateau)
     )
     key: jax.Array  # u32[2], of dropout; here, so that one compiled step serves every seed
+
+    def scored(self) -> tuple[dict, dict]:
+        """(params, stats) that evaluation uses: the averages where they are kept."""
+        kept = self.average or {"params": self.params, "stats": self.stats}
+        return kept["params"], kept["stats"]
 
 
 def make_init(
@@ -44,6 +50,7 @@ def make_init(
     optimizers: Optimizers,
     *,
     init_scale: float,
+    averaged: bool = False,
     devices: Devices = None,
 ) -> Callable[[jax.Array], TrainState]:
     """Makes `init(key) -> state`, on the devices, without a copy of the table on the host.
@@ -53,6 +60,7 @@ def make_init(
       schema: of the data; it lays out the table.
       optimizers: of table and network.
       init_scale: standard deviation of the table, which has D columns and a model's extra ones.
+      averaged: keep moving averages of parameters and batch statistics.
       devices: that hold the replicas.
     """
 
@@ -62,12 +70,17 @@ def make_init(
         num_rows, width = schema.num_rows, model_lib.table_width(module)
         rows = (schema.offsets, num_rows, width)
         table = embedding.init_table(table_key, *rows, init_scale, schema.vectors)
+        if (zero := model_lib.starts_at_zero(module)).any():
+            table = jnp.where(zero, 0.0, table)
         params = {"embedding": table, "network": variables["params"]}
+        stats = variables.get("batch_stats", {})
+        copied = jax.tree.map(jnp.copy, {"params": params, "stats": stats})
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             opt_state={k: optimizers[k].init(params[k]) for k in SECTIONS},
-            stats=variables.get("batch_stats", {}),
+            stats=stats,
+            average=copied if averaged else {},
             owner=jnp.zeros(num_rows, jnp.int32),
             lr_scale={k: jnp.ones((), jnp.float32) for k in SECTIONS},
             key=jax.random.key_data(key),

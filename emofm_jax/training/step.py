@@ -39,13 +39,15 @@ class Options:
     """What decides a step beside network, data and optimizers."""
 
     updates: str = "lazy"  # of the table: lazy | dense
-    embedding_l2: float = 0.0  # l2 * parameter is added to the gradient
+    # l2 * parameter is added to the gradient; of the table one number, or one a column
+    embedding_l2: float | tuple[float, ...] = 0.0
     network_l2: float = 0.0
     clip: str = "none"  # none | group (table and network apart) | global (together)
     clip_norm: float = 10.0  # norm of the gradient that is not exceeded
     am_weight: float = 1.0  # of the auxiliary model's loss
     drop_type: int = -1  # index of the type that has no predictor; -1 for none
     chunk: int = sparse.CHUNK  # rows that are updated at a time (lazy)
+    average: float = 0.0  # decay a step of the moving averages; 0 = none are kept
 
     def __post_init__(self):
         choices = {"updates": ("lazy", "dense"), "clip": ("none", "group", "global")}
@@ -115,7 +117,7 @@ def make_train_step(
             stats=found.stats,
             owner=rows.owner,
         )
-        return state, metrics
+        return move_average(state, options.average), metrics
 
     devices = state_lib.local(devices)
     axes: dict[str, Any] = {"in_axes": (None, 0), "out_axes": (None, 0)}
@@ -200,6 +202,21 @@ def move_dense(
     grads = jax.tree.map(lambda g: factors[section] * g, grads)
     updates, opt_state = optimizers[section].update(grads, state.opt_state[section], params)
     return jax.tree.map(lambda p, u: p + scale * u, params, updates), opt_state
+
+
+def move_average(state: TrainState, decay: float) -> TrainState:
+    """Moves the averages to the state's parameters and batch statistics by 1 - d.
+
+    d = min(decay, t / (t + 9)) after step t: early averages are of few steps, and the start, which
+    is random, is forgotten at once.
+    """
+    if not decay:
+        return state
+    t = state.step.astype(jnp.float32)
+    kept = jnp.minimum(decay, t / (t + 9.0))
+    now = {"params": state.params, "stats": state.stats}
+    average = jax.tree.map(lambda a, x: kept * a + (1.0 - kept) * x, state.average, now)
+    return state.replace(average=average)
 
 
 def make_eval_step(

@@ -1,0 +1,146 @@
+"""EMOFMv2, our model: EMOFM's groups and types, with products across slots and pooled predictors.
+
+    h_g     = MLP_g(x_g)                                            as HM, g = 1 .. G
+    c       = cross network of x, of low rank                       as DCNv2 (arXiv 2008.13535)
+    z       = MLP([h_1 .. h_G, c])                                  of all types
+    deep_t  = PooledHead_t(z)                                       t = 1 .. T
+    wide_t  = b_t + sum_s (w_s + c_t w_st)                          first-order weights
+    logit_t = (deep_t + wide_t) / 2                                 each part with a loss of its own
+    p       = sum_t p_AM(t | x) sigmoid(logit_t)                    as EMOFM (arXiv 2310.04482)
+
+EMOFM leaves two questions open: what becomes of types with few rows, and whether mixers other than
+attention help. Here predictors pool: what is a type's own starts at zero and counts by the type's
+credibility c_t = rows_t / (rows_t + `pool_rows`). Fields meet as products, in the cross network.
+The auxiliary model has columns of the table of its own. All of it is ours but for the parts named
+above.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from emofm_jax.data.schema import Schema
+from emofm_jax.errors import UserError
+from emofm_jax.nn import layers, losses, typewise
+from emofm_jax.options import option
+
+
+# Steps of first-order weights, as multiples of those of embeddings; of a type's own, of all types'.
+_WIDE, _OWN = 5.0, 0.3
+
+
+class EMOFMv2(nn.Module):
+    """Towers of groups and a cross network, then pooled predictors; first-order weights beside.
+
+    Attributes:
+      group_sizes: slots of each group, in order.
+      num_predictors: types that have a predictor; 0 = untyped.
+      credibility: c of each predictor.
+    """
+
+    embedding_dim: int
+    head_bias: Sequence[float]
+    group_sizes: Sequence[int]
+    num_predictors: int
+    credibility: Sequence[float]
+    stage1: Sequence[int]
+    stage2: Sequence[int]
+    style: layers.Style
+    towers: bool = option(True, "the towers of the groups; False = the cross network alone")
+    cross_layers: int = option(3, "cross layers over all slots; 0 = none", low=0)
+    cross_rank: int = option(64, "rank of a cross layer; 0 = a full matrix", low=0)
+    wide: bool = option(True, "first-order weights beside the network")
+    pooled: bool = option(True, "False: predictors share nothing behind the towers, as HM's")
+    pool_rows: float = option(10000.0, "rows at which half of a type's own part counts", low=0)
+    type_rank: int = option(16, "rank of a type's own part of the last hidden layer", low=0)
+    am_reads = "own"
+    weights_start_at_zero = True
+    switches_off = {
+        "cross_layers=0": ("emofmv2.cross_rank",),
+        "towers=False": ("stage1",),
+        "pooled=False": ("emofmv2.type_rank",),
+    }
+
+    @property
+    def own_columns(self) -> int:
+        """First-order weights of all types, and of each."""
+        return (1 + self.num_predictors) * self.wide
+
+    @nn.compact
+    def __call__(
+        self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False
+    ) -> losses.Outputs:
+        """f32[B, S, D + own_columns] -> Outputs."""
+        chex.assert_shape(e, (None, None, self.embedding_dim + self.own_columns))
+        x, first_order = jnp.split(e, [self.embedding_dim], axis=2)
+        z = jnp.concatenate(self._extract(x, weight, train), axis=1)
+        join = lambda logits: jnp.stack(logits, axis=1) if self.num_predictors else logits[0]
+        deep = join(self._predict(z, weight, train))
+        if not self.wide:
+            return losses.Outputs(deep)
+        parts = jnp.stack([deep, join(self._first_order(first_order))])
+        return losses.Outputs(parts.mean(axis=0), parts=parts)
+
+    @staticmethod
+    def check(own: Mapping) -> None:
+        """Raises UserError if nothing is left that reads the embeddings."""
+        if not own["towers"] and not own["cross_layers"]:
+            raise UserError(
+                "config.model.emofmv2.cross_layers: 0 with towers=False leaves nothing that reads "
+                "the embeddings; choose 1 or more"
+            )
+
+    @staticmethod
+    def derive(schema: Schema, own: Mapping) -> dict:
+        """The credibility of each type, of the rows that it has to learn from."""
+        rows = schema.rows_per_type or ()
+        return {"credibility": tuple(n / max(n + own["pool_rows"], 1.0) for n in rows)}
+
+    def _extract(self, x, weight, train):
+        """What stage 2 reads: the towers of the groups, and the products of slots."""
+        style, widths, found = self.style, self.stage1, []
+        if self.towers:
+            sizes = tuple(self.group_sizes)
+            first = layers.GroupDense(sizes, widths[0], style.dtype, name="group_dense")
+            tower = layers.Tower(tuple(widths[1:]), style, name="stage1")
+            found = tower(first(x), weight, train=train)
+        if self.cross_layers:
+            flat = x.reshape(x.shape[0], -1)
+            found.append(self._cross(flat))
+        return found
+
+    def _cross(self, x_0):
+        """x_{l+1} = x_0 * (x_l V_l U_l + b_l) + x_l; of rank 0 one matrix for V_l U_l."""
+        width, rank, dtype, x = x_0.shape[-1], self.cross_rank, self.style.dtype, x_0
+        for i in range(self.cross_layers):
+            y = x
+            if rank:
+                y = layers.Dense(rank, use_bias=False, dtype=dtype, name=f"cross_down_{i}")(x)
+            x = x_0 * layers.Dense(width, dtype=dtype, name=f"cross_{i}")(y) + x
+        return x
+
+    def _predict(self, z, weight, train):
+        """Stage 2: logits of all predictors, a list."""
+        widths, style, bias = tuple(self.stage2), self.style, tuple(self.head_bias)
+        if self.num_predictors and self.pooled:
+            z = layers.MLP(widths[:-1], style, name="stage2")(z, weight, train=train)
+            head = typewise.PooledHead(
+                widths[-1], bias, tuple(self.credibility), self.type_rank, style, name="head"
+            )
+            return head(z, weight, train=train)
+        tokens = [z] * max(self.num_predictors, 1)
+        tokens = layers.TokenDense(widths[0], style.dtype, name="dense")(tokens)
+        tokens = layers.Tower(widths[1:], style, name="stage2")(tokens, weight, train=train)
+        return typewise.TokenHead(bias, name="head")(tokens)
+
+    def _first_order(self, columns):
+        """First-order logits of all predictors, from columns f32[B, S, 1 + T]."""
+        bias = self.param("wide_bias", lambda key: jnp.asarray(self.head_bias, jnp.float32))
+        shared, *own = jnp.unstack(_WIDE * columns.sum(axis=1), axis=1)
+        if not self.num_predictors:
+            return [shared + bias[0]]
+        of_types = zip(self.credibility, own, bias)
+        return [shared + _OWN * c * w + b for c, w, b in of_types]
