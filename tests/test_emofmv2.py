@@ -6,7 +6,7 @@ import pytest
 
 from emofm_jax.errors import UserError
 from emofm_jax.models import build as model_lib
-from emofm_jax.nn import layers, typewise
+from emofm_jax.nn import typewise
 from tests import model_cases as cases
 from tests.reference import emofm, emofmv2
 
@@ -14,7 +14,7 @@ from tests.reference import emofm, emofmv2
 def _make(own=None, types=cases.TYPES, **changes):
     schema = cases.schema_of(types)
     options = cases.options_of("emofmv2", **{"stage2": (7, 5), **changes})
-    options["emofmv2"] |= {"cross_rank": 3, "cross_layers": 2, "type_rank": 2, "pool_rows": 50.0}
+    options["emofmv2"] |= {"cross_rank": 3, "cross_layers": 2}
     options["emofmv2"] |= own or {}
     module = model_lib.make_model(schema, options)
     variables = cases.random_variables(module, schema)
@@ -34,9 +34,8 @@ def test_it_agrees_with_numpy(drop_type):
     params, e = _float64(variables), np.array(e, np.float64)
     index = cases.TYPES.index(drop_type) if drop_type else -1
     kept = [t for t in range(3) if t != index]
-    c = emofmv2.credibility([(100, 50, 10)[t] for t in kept], 50.0)
     of_network = e[:, :, : cases.DIM + 1 + len(kept)]
-    parts = emofmv2.network(params["network"], of_network, cases.DIM, cases.SIZES, c)
+    parts = emofmv2.network(params["network"], of_network, cases.DIM, cases.SIZES, len(kept))
     p_type = emofm.auxiliary(params["auxiliary"], e[:, :, -8:])
     p_given_type = emofm.sigmoid(parts.mean(axis=0))
     if drop_type:
@@ -52,7 +51,7 @@ def test_without_types_it_agrees_with_numpy(types):
     module, variables, e = _make(types=types, use_ftype=not types)
     ours = jax.jit(lambda v, e: model_lib.predict(module, v, e))(variables, e)
     parts = emofmv2.network(
-        _float64(variables), np.array(e, np.float64), cases.DIM, cases.SIZES, []
+        _float64(variables), np.array(e, np.float64), cases.DIM, cases.SIZES, 0
     )
     np.testing.assert_allclose(ours["logit"], parts.mean(axis=0)[:, 0], atol=1e-5)
 
@@ -65,9 +64,8 @@ def test_each_part_learns_by_its_own_loss():
     ours, _ = cases.loss_of(module, variables, *rows, am_weight=0.0)
 
     params, e = _float64(variables), np.array(e, np.float64)
-    c = emofmv2.credibility((100, 50, 10), 50.0)
     of_network = e[:, :, : cases.DIM + 4]
-    parts = emofmv2.network(params["network"], of_network, cases.DIM, cases.SIZES, c)
+    parts = emofmv2.network(params["network"], of_network, cases.DIM, cases.SIZES, 3)
     p_type = emofm.auxiliary(params["auxiliary"], e[:, :, -8:])
     expected = sum(
         emofm.loss(emofm.sigmoid(part), p_type, label, ftype, rows[3], 0.0) for part in parts
@@ -75,31 +73,18 @@ def test_each_part_learns_by_its_own_loss():
     np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 
-def _head(credibility):
-    style = layers.Style()
-    head = typewise.PooledHead(5, (0.1, -0.2), credibility, 2, style)
+def test_predictors_start_alike_but_for_the_rates_of_their_types_and_pool():
+    head = typewise.PooledHead((0.1, -0.2))
     x = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
-    return head, head.init(jax.random.key(0), x, None, train=False), x
-
-
-def test_predictors_start_alike_but_for_the_rates_of_their_types():
-    head, variables, x = _head((0.9, 0.1))
-    first, second = head.apply(variables, x, None, train=False)
+    variables = head.init(jax.random.key(0), x)
+    first, second = head.apply(variables, x)
     np.testing.assert_allclose(first - 0.1, second + 0.2, atol=1e-6)
     assert np.ptp(np.array(first)) > 0
 
-
-def test_a_type_of_no_credibility_follows_the_others_and_learns_nothing_of_its_own():
-    head, variables, x = _head((1.0, 0.0))
-    random = jax.tree.map(
-        lambda v: np.random.default_rng(2).normal(size=v.shape).astype(np.float32), variables
-    )
-    loss = lambda v, t: head.apply(v, x, None, train=False)[t].sum()
-    for t, own in ((0, True), (1, False)):
-        gradient = jax.grad(loss)(random, t)["params"]
-        for name in ("own_kernel", "own_bias", "own_up"):
-            assert bool(np.abs(gradient[name][t]).max() > 0) == own, (name, t)
-        assert np.abs(gradient["kernel"]).max() > 0
+    gradient = jax.grad(lambda v: head.apply(v, x)[1].sum())(variables)["params"]
+    assert np.abs(gradient["kernel"]).min() > 0  # rows of a type teach what all types read
+    assert np.abs(gradient["own_kernel"]).max(axis=0).tolist()[0] == 0
+    assert np.abs(gradient["own_kernel"][:, 1]).min() > 0
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ def test_options_may_hold_lists_as_a_config_read_back_does():
     [
         (
             dict(name="dmm"),
-            "config.model.name: 'dmm' is not known; choose one of wm, hm, hmm, lr, fm, deepfm, dnn, dcnv2",
+            "config.model.name: 'dmm' is not known; choose one of wm, hm, hmm, emofmv2, lr, fm, deepfm, dnn, dcnv2",
         ),
         (
             dict(mixer_kind="gnn"),

@@ -48,6 +48,8 @@ OPTIONS = {
     "optim.clip": ("group", {}),
     "optim.clip_norm": (0.5, {"optim.clip": "global"}),
     "optim.embedding.updates": ("dense", {}),
+    "optim.embedding.first_order_l2": (0.5, {"model.name": "lr", "model.use_ftype": False}),
+    "train.average_epochs": (0.5, {}),
     **{
         f"optim.{section}.{field}": (value, {f"optim.{section}.{k}": v for k, v in more.items()})
         for section in SECTIONS

@@ -88,7 +88,7 @@ COMMON = {
     "am_reads": Option(
         "auto",
         "what the auxiliary model reads: the network's embeddings, columns of its own, both; auto: "
-        "emofmv2 both, others embeddings",
+        "emofmv2 own, others embeddings",
         ("auto", "embeddings", "own", "both"),
     ),
     "am_columns": Option(8, "columns of the table of the auxiliary model's own", low=1),

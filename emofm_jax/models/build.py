@@ -31,6 +31,7 @@ from emofm_jax.options import flatten, options_of, without_effect
 # Options that every model reads; `head_bias` is a field of each.
 _ALWAYS = {"name", "init_scale", "use_ftype", "type_aware", "am_weight", "drop_type"}
 _ALWAYS |= {"members", "members_share"}
+_OF_AM = ("am_hidden", "am_weight", "am_joint", "am_reads", "am_columns")
 
 
 def make_model(schema: Schema, options: Mapping, *, compute_dtype: str = "float32") -> nn.Module:
@@ -169,10 +170,11 @@ def check(options: Mapping) -> None:
             f"config.model.members_share: {share!r} makes all members of {name} alike, whose "
             "weights are all in the table; set members_share='none'"
         )
-    if name == "lr" and _is_typed(options) and not options["am_joint"]:
+    frozen = _am_reads(options) == "embeddings" and not options["am_joint"]
+    if name == "lr" and _is_typed(options) and frozen:
         raise UserError(
             "config.model.am_joint: lr reads no embeddings, so only the auxiliary model can train "
-            "those that it needs for type_aware=True; set am_joint=True"
+            "those that it needs for type_aware=True; set am_joint=True, or am_reads=own"
         )
 
 
@@ -194,17 +196,23 @@ def unread(options: Mapping) -> dict[str, str]:
     if typed:
         for path in ("am_hidden", "am_joint", "embedding_dim", "activation", "dropout"):
             found.pop(path, None)  # the AM's, or of the table that it reads
+        reads = _am_reads(options)
+        if reads == "embeddings":
+            found["am_columns"] = "am_reads=embeddings"
+        elif reads == "own":
+            found["am_joint"] = "am_reads=own"
     else:
         why = name if options["use_ftype"] else "use_ftype=False"
-        found |= dict.fromkeys(("type_predictors", "am_hidden", "am_weight", "am_joint"), why)
+        found |= dict.fromkeys(("type_predictors", *_OF_AM), why)
     return found | _unread_of_types(options)
 
 
 def readers(path: str) -> str:
     """Models that read an option which models have in common, in words; empty if all do."""
-    typed = ("am_hidden", "am_weight", "am_joint", "drop_type", "use_ftype")
-    if path in (*typed, "type_predictors"):
-        return ", ".join(EMOFM) + ", a baseline with type_aware" * (path in typed)
+    if path in (*_OF_AM, "drop_type", "use_ftype"):
+        return ", ".join(EMOFM) + ", a baseline with type_aware"
+    if path == "type_predictors":
+        return ", ".join(name for name in EMOFM if path in _fields(MODELS[name]))
     if path == "type_aware":
         return "all but " + ", ".join(EMOFM)
     others = [name for name, model in MODELS.items() if path not in _paths_read(model, name)]
@@ -302,9 +310,6 @@ def _derive(schema: Schema, options: Mapping, num_types: int) -> dict:
     model = MODELS[options["name"]]
     if hasattr(model, "derive"):
         derived |= model.derive(schema, options[options["name"]])
-    if num_types and drop_type >= 0 and "credibility" in derived:
-        kept = [t for t in range(num_types) if t != drop_type]
-        derived["credibility"] = tuple(derived["credibility"][t] for t in kept)
     return derived
 
 

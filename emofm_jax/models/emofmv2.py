@@ -3,16 +3,16 @@
     h_g     = MLP_g(x_g)                                            as HM, g = 1 .. G
     c       = cross network of x, of low rank                       as DCNv2 (arXiv 2008.13535)
     z       = MLP([h_1 .. h_G, c])                                  of all types
-    deep_t  = PooledHead_t(z)                                       t = 1 .. T
-    wide_t  = b_t + sum_s (w_s + c_t w_st)                          first-order weights
+    deep_t  = z . (v + d_t) + b_t                                   t = 1 .. T
+    wide_t  = sum_s (w_s + w_st) + b'_t                             first-order weights
     logit_t = (deep_t + wide_t) / 2                                 each part with a loss of its own
     p       = sum_t p_AM(t | x) sigmoid(logit_t)                    as EMOFM (arXiv 2310.04482)
 
-EMOFM leaves two questions open: what becomes of types with few rows, and whether mixers other than
-attention help. Here predictors pool: what is a type's own starts at zero and counts by the type's
-credibility c_t = rows_t / (rows_t + `pool_rows`). Fields meet as products, in the cross network.
-The auxiliary model has columns of the table of its own. All of it is ours but for the parts named
-above.
+EMOFM leaves open what becomes of types with few rows, and which mixers serve best. Here predictors
+pool: what is of type t alone (d_t, w_st) starts at zero and is added to what all rows teach. Fields
+meet as products, in the cross network. First-order weights stand beside the network as a part of
+their own, and the auxiliary model has columns of the table of its own. All of it is ours but for
+the parts named above.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
 from emofm_jax.nn import layers, losses, typewise
 from emofm_jax.options import option
@@ -38,14 +37,12 @@ class EMOFMv2(nn.Module):
     Attributes:
       group_sizes: slots of each group, in order.
       num_predictors: types that have a predictor; 0 = untyped.
-      credibility: c of each predictor.
     """
 
     embedding_dim: int
     head_bias: Sequence[float]
     group_sizes: Sequence[int]
     num_predictors: int
-    credibility: Sequence[float]
     stage1: Sequence[int]
     stage2: Sequence[int]
     style: layers.Style
@@ -54,14 +51,11 @@ class EMOFMv2(nn.Module):
     cross_rank: int = option(64, "rank of a cross layer; 0 = a full matrix", low=0)
     wide: bool = option(True, "first-order weights beside the network")
     pooled: bool = option(True, "False: predictors share nothing behind the towers, as HM's")
-    pool_rows: float = option(10000.0, "rows at which half of a type's own part counts", low=0)
-    type_rank: int = option(16, "rank of a type's own part of the last hidden layer", low=0)
     am_reads = "own"
     weights_start_at_zero = True
     switches_off = {
         "cross_layers=0": ("emofmv2.cross_rank",),
         "towers=False": ("stage1",),
-        "pooled=False": ("emofmv2.type_rank",),
     }
 
     @property
@@ -93,12 +87,6 @@ class EMOFMv2(nn.Module):
                 "the embeddings; choose 1 or more"
             )
 
-    @staticmethod
-    def derive(schema: Schema, own: Mapping) -> dict:
-        """The credibility of each type, of the rows that it has to learn from."""
-        rows = schema.rows_per_type or ()
-        return {"credibility": tuple(n / max(n + own["pool_rows"], 1.0) for n in rows)}
-
     def _extract(self, x, weight, train):
         """What stage 2 reads: the towers of the groups, and the products of slots."""
         style, widths, found = self.style, self.stage1, []
@@ -125,13 +113,10 @@ class EMOFMv2(nn.Module):
     def _predict(self, z, weight, train):
         """Stage 2: logits of all predictors, a list."""
         widths, style, bias = tuple(self.stage2), self.style, tuple(self.head_bias)
-        if self.num_predictors and self.pooled:
-            z = layers.MLP(widths[:-1], style, name="stage2")(z, weight, train=train)
-            head = typewise.PooledHead(
-                widths[-1], bias, tuple(self.credibility), self.type_rank, style, name="head"
-            )
-            return head(z, weight, train=train)
-        tokens = [z] * max(self.num_predictors, 1)
+        if self.pooled:
+            z = layers.MLP(widths, style, name="stage2")(z, weight, train=train)
+            return typewise.PooledHead(bias, name="head")(z)
+        tokens = [z] * len(bias)
         tokens = layers.TokenDense(widths[0], style.dtype, name="dense")(tokens)
         tokens = layers.Tower(widths[1:], style, name="stage2")(tokens, weight, train=train)
         return typewise.TokenHead(bias, name="head")(tokens)
@@ -142,5 +127,4 @@ class EMOFMv2(nn.Module):
         shared, *own = jnp.unstack(_WIDE * columns.sum(axis=1), axis=1)
         if not self.num_predictors:
             return [shared + bias[0]]
-        of_types = zip(self.credibility, own, bias)
-        return [shared + _OWN * c * w + b for c, w, b in of_types]
+        return [shared + _OWN * w + b for w, b in zip(own, bias)]

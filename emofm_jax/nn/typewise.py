@@ -124,58 +124,27 @@ class TokenHead(nn.Module):
 
 
 class PooledHead(nn.Module):
-    """Last hidden layer and head of n predictors that learn from one another (partial pooling).
+    """Heads of n predictors that learn from one another (partial pooling), in float32.
 
-        y_t = norm(x K + b) + c_t (x A_t B_t + b_t)         logit_t = act(y_t) . (w + c_t d_t) + bias_t
+        logit_t = x . (w + d_t) + b_t
 
-    K, b, w are of all types. What is of type t alone starts at zero (B_t, b_t, d_t), and counts by
-    c_t: 0 keeps the type with the others, 1 leaves it free.
+    w is of all types. What is of type t alone, d_t, starts at zero, so a type begins as the others
+    are, at its own rate.
 
     Attributes:
-      features: width of the hidden layer.
       bias: logits at the start, n of them.
-      credibility: c, n numbers in [0, 1].
-      rank: of A_t B_t; 0 = without them and b_t, so that types differ in the head alone.
-      style: of the hidden layer.
     """
 
-    features: int
     bias: Sequence[float]
-    credibility: Sequence[float]
-    rank: int
-    style: layers.Style
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, weight: jax.Array | None, *, train: bool
-    ) -> list[jax.Array]:
+    def __call__(self, x: jax.Array) -> list[jax.Array]:
         """[B, in] -> n arrays f32[B]."""
-        style, dtype, n = self.style, self.style.dtype, len(self.bias)
-        y = layers.TokenDense(self.features, dtype, name="dense")([x])
-        y = layers.normalize(y, weight, style, "norm", train=train)[0]
-        tokens = [y + own for own in self._own(x)] if self.rank else [y]
-        tokens = [layers.ACTIVATIONS[style.activation](y) for y in tokens]
-        if train and style.dropout > 0:
-            tokens = layers.drop(self.make_rng("dropout"), tokens, style.dropout)
-
-        shared = self.param("kernel", layers.lecun, (self.features, 1))
-        own = self.param("own_kernel", nn.initializers.zeros, (n, self.features, 1))
+        shape = (x.shape[-1], len(self.bias))
+        kernel = self.param("kernel", layers.lecun, (shape[0], 1))
+        own = self.param("own_kernel", nn.initializers.zeros, shape)
         bias = self.param("bias", lambda key: jnp.asarray(self.bias, jnp.float32))
-        kernels = [shared + c * k for c, k in zip(self.credibility, layers.unstack(own))]
-        tokens = [y.astype(jnp.float32) for y in tokens] * (n // len(tokens))
-        return [(y @ k)[:, 0] + b for y, k, b in zip(tokens, kernels, bias)]
-
-    def _own(self, x):
-        """What each type adds to the hidden layer, [B, features] each."""
-        n, dtype = len(self.bias), self.style.dtype
-        down = self.param("own_down", layers.lecun, (x.shape[-1], n * self.rank))
-        up = self.param("own_up", nn.initializers.zeros, (n, self.rank, self.features))
-        bias = self.param("own_bias", nn.initializers.zeros, (n, self.features))
-        low = jnp.split(layers.dot(x, down, dtype), n, axis=1)
-        scaled = [(c * u, c * b) for c, u, b in zip(self.credibility, up, bias)]
-        return [
-            layers.dot(z, u, dtype) + b.astype(dtype) for z, (u, b) in zip(low, scaled)
-        ]
+        return jnp.unstack(x.astype(jnp.float32) @ (kernel + own) + bias, axis=1)
 
 
 class AuxiliaryModel(nn.Module):
