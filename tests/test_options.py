@@ -3,6 +3,7 @@
 What an option then does is tested beside its code, those of the network in test_emofm.py.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -14,7 +15,9 @@ from emofm_jax.training import build
 from emofm_jax.training.state import SECTIONS
 from tests.linear_model import make_batch, make_schema
 
-SCHEMA = make_schema(("click", "cart", "buy"))
+SCHEMA = dataclasses.replace(
+    make_schema(("click", "cart", "buy")), rows_per_type=(9, 8, 7, 0), clicks_per_type=(2, 2, 2, 0)
+)
 SMALL = {
     "model.name": "wm",
     "model.hidden": (6,),
