@@ -4,8 +4,11 @@
     python -m emofm_jax.train --config=experiments/hillstrom.py --workdir=runs/hillstrom
 """
 
-from emofm_jax import config
-from experiments import kuairand
+from pathlib import Path
+
+from emofm_jax import config, points
+
+kuairand = points.load(Path(__file__).with_name("kuairand.py"))
 
 
 def get_config(arg: str = "emofmv2"):
