@@ -31,12 +31,13 @@ class TrainState(flax.struct.PyTreeNode):
     params: dict  # {"embedding": f32[V, D + extra], "network": tree}
     opt_state: dict  # the same keys
     stats: dict  # batch statistics of the network, may be empty
-    average: dict  # {"params", "stats"}, their moving averages; {} where none are kept
     owner: jax.Array  # i32[V], scratch of the sparse step; holds nothing from step to step
     lr_scale: (
         dict  # {"embedding": f32[], "network": f32[]}, factors on the updates (schedule=plateau)
     )
     key: jax.Array  # u32[2], of dropout; here, so that one compiled step serves every seed
+    # {"params", "stats"}, their moving averages; {} where none are kept
+    average: dict = flax.struct.field(default_factory=dict)
 
     def scored(self) -> tuple[dict, dict]:
         """(params, stats) that evaluation uses: the averages where they are kept."""
