@@ -1,7 +1,7 @@
 """Hillstrom's e-mail test: who visits the shop after an e-mail? Types drawn by lot: nothing to gain.
 
-    python -m emofm_jax.prepare --config=experiments/hillstrom.py --config.prepare.source=DIR
-    python -m emofm_jax.train --config=experiments/hillstrom.py --workdir=runs/hillstrom
+python -m emofm_jax.prepare --config=experiments/hillstrom.py --config.prepare.source=DIR
+python -m emofm_jax.train --config=experiments/hillstrom.py --workdir=runs/hillstrom
 """
 
 from pathlib import Path

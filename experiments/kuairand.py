@@ -1,7 +1,7 @@
 """KuaiRand-Pure: was a short video clicked? 222,444 real impressions of 14 days; the app's page is the type.
 
-    python -m emofm_jax.prepare --config=experiments/kuairand.py --config.prepare.source=DIR
-    python -m emofm_jax.train --config=experiments/kuairand.py --workdir=runs/kuairand
+python -m emofm_jax.prepare --config=experiments/kuairand.py --config.prepare.source=DIR
+python -m emofm_jax.train --config=experiments/kuairand.py --workdir=runs/kuairand
 """
 
 from emofm_jax import config

@@ -50,9 +50,7 @@ def test_it_agrees_with_numpy(drop_type):
 def test_without_types_it_agrees_with_numpy(types):
     module, variables, e = _make(types=types, use_ftype=not types)
     ours = jax.jit(lambda v, e: model_lib.predict(module, v, e))(variables, e)
-    parts = emofmv2.network(
-        _float64(variables), np.array(e, np.float64), cases.DIM, cases.SIZES, 0
-    )
+    parts = emofmv2.network(_float64(variables), np.array(e, np.float64), cases.DIM, cases.SIZES, 0)
     np.testing.assert_allclose(ours["logit"], parts.mean(axis=0)[:, 0], atol=1e-5)
 
 
@@ -92,7 +90,6 @@ def test_predictors_start_alike_but_for_the_rates_of_their_types_and_pool():
 )
 def test_a_part_that_is_switched_off_has_no_parameters(own):
     whole, without = _make(), _make(own)
-    count = lambda made: sum(x.size for x in jax.tree.leaves(made[1]))
     names = [
         {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(made[1])}
         for made in (whole, without)

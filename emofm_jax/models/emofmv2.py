@@ -26,7 +26,6 @@ from emofm_jax.errors import UserError
 from emofm_jax.nn import layers, losses, typewise
 from emofm_jax.options import option
 
-
 # Steps of first-order weights, as multiples of those of embeddings; of a type's own, of all types'.
 _WIDE, _OWN = 5.0, 0.3
 

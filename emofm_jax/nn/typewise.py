@@ -144,7 +144,7 @@ class PooledHead(nn.Module):
         kernel = self.param("kernel", layers.lecun, (shape[0], 1))
         own = self.param("own_kernel", nn.initializers.zeros, shape)
         bias = self.param("bias", lambda key: jnp.asarray(self.bias, jnp.float32))
-        return jnp.unstack(x.astype(jnp.float32) @ (kernel + own) + bias, axis=1)
+        return list(jnp.unstack(x.astype(jnp.float32) @ (kernel + own) + bias, axis=1))
 
 
 class AuxiliaryModel(nn.Module):

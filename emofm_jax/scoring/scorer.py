@@ -260,9 +260,7 @@ def _scorer(functions: Network | artefact.Export, params: Any, directory: Path) 
     return Scorer(functions.schema, params, *pure, directory, (str(directory),))
 
 
-def _restore(
-    directory: Path, step: int, module: nn.Module, schema: Schema, averaged: bool
-) -> dict:
+def _restore(directory: Path, step: int, module: nn.Module, schema: Schema, averaged: bool) -> dict:
     """Reads the part of a checkpoint that scores: {"embedding", "network", "stats"}, numpy."""
     variables = jax.eval_shape(lambda: model_lib.init(module, jax.random.key(0), schema))
     table = jax.ShapeDtypeStruct((schema.num_rows, model_lib.table_width(module)), np.float32)

@@ -27,7 +27,7 @@ class RowGradients(NamedTuple):
 
 
 def add_l2(grads: Any, params: Any, l2: float | tuple[float, ...]) -> Any:
-    """Returns grads + l2 * params, of any tree (l2 of columns: of one array); `grads` if l2 is 0."""
+    """Returns grads + l2 * params of a tree, or of an array with an l2 a column; `grads` if 0."""
     if not l2:
         return grads
     factor = jnp.asarray(l2, jnp.float32) if isinstance(l2, tuple) else l2
