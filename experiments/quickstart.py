@@ -24,6 +24,9 @@ untyped.
 from emofm_jax import config
 
 
+TYPED = ("wm", "hm", "hmm", "emofmv2")  # by nature
+
+
 def get_config(arg: str = "hmm"):
     name, typed = arg.removesuffix("_typed"), arg.endswith("_typed")
     c = config.default()
@@ -49,6 +52,6 @@ def get_config(arg: str = "hmm"):
     rates = {"fm": 0.005, "deepfm": 0.002, "destine": 0.005}
     c.optim.embedding.learning_rate = rates.get(name, 0.02)
     c.optim.embedding.schedule = "cosine"
-    c.optim.network.learning_rate = 2e-3 if typed or name in ("wm", "hm", "hmm") else 1e-3
+    c.optim.network.learning_rate = 2e-3 if typed or name in TYPED else 1e-3
     c.optim.network.schedule = "cosine"
     return c
