@@ -23,7 +23,6 @@ untyped.
 
 from emofm_jax import config
 
-
 TYPED = ("wm", "hm", "hmm", "emofmv2")  # by nature
 
 
