@@ -571,7 +571,7 @@ def judged(
         was,
     ) in before.items():  # files that nobody has written since are as damaged as they were
         path = place / file
-        if path.exists() and path.read_bytes() == was:
+        if file == name or (path.exists() and path.read_bytes() == was):
             continue
         found[file] = content(path) if path.exists() else None
     found |= (

@@ -18,6 +18,8 @@ from emofm_jax.data import features as features_lib
 from emofm_jax.data import files
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import calibration
+from emofm_jax.scoring import artefact as artefact_lib
+from emofm_jax.scoring import score
 
 BATCHES = (0, 1, 7, 4096)
 # Runs where nothing but jax, numpy, flatbuffers and what these need can be imported.
@@ -295,3 +297,14 @@ def test_two_programs_do_not_export_to_one_place(runs, tmp_path, capsys):
     os.close(descriptor)
     assert export.main(command) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_a_disk_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    def fail(directory):
+        raise OSError(5, "x")
+
+    monkeypatch.setattr(score, "load", fail)
+    with pytest.raises(
+        UserError, match=f"{tmp_path}: cannot be read .Input/output error.; look at"
+    ):
+        artefact_lib.load(tmp_path)

@@ -52,7 +52,7 @@ def whole(path: Path, mode: int = 0o666) -> Iterator[Path]:
     try:
         with named(path, temporary):
             yield temporary
-            os.fsync(descriptor)
+            _flush(descriptor)
             temporary.replace(path)
             sync(path.parent)
     finally:
@@ -91,12 +91,18 @@ def sync(path: Path) -> None:
     """Flushes a file, or the entries of a directory, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot do it
-            raise
+        _flush(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _flush(descriptor: int) -> None:
+    """Flushes what is open, unless its file system cannot do that."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
 
 
 def lock(descriptor: int, *, shared: bool = False, wait: bool = False) -> None:

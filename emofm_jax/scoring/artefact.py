@@ -18,6 +18,7 @@ from typing import Any
 
 from jax import export
 
+from emofm_jax import errors
 from emofm_jax.data import features as features_lib
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.schema import Schema
@@ -94,3 +95,5 @@ def _load(directory: Path) -> Any:
         raise UserError(named) from None
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no such file; copy the whole artefact again") from None
+    except OSError as error:
+        raise errors.of_file(error.filename or directory, error, "read") from None
