@@ -91,7 +91,8 @@ def _lines(path: Path) -> _Part:
     """A file that holds a JSON object a line."""
 
     def read() -> str:
-        lines = path.read_bytes().splitlines()
+        with files.named(path, what="read"):
+            lines = path.read_bytes().splitlines()
         for number, line in enumerate(lines, 1):
             try:
                 files.from_json(line.decode())

@@ -230,7 +230,8 @@ def _json(path: Path) -> dict:
 
 def _lines(path: Path) -> Iterator[tuple[str, dict]]:
     """Place and content of the lines of a file, if there is one."""
-    text = path.read_text(errors="replace") if path.exists() else ""
+    with files.named(path, what="read"):
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     for number, line in enumerate(text.splitlines(), 1):
         try:
             body = files.from_json(line)
