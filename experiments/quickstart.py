@@ -40,6 +40,8 @@ def get_config(arg: str = "hmm"):
     # LR reads no embeddings, so nothing else would train those of the auxiliary model.
     c.model.am_joint = arg == "lr_typed"
     c.model.stage1 = (256,)
+    # Alone, first-order weights are too weak here to be averaged with the network.
+    c.model.emofmv2.wide = False
     c.model.final.block1 = c.model.final.block2 = (512, 256, 128)
     c.model.finalmlp.mlp1 = c.model.finalmlp.mlp2 = (512, 256, 128)
 

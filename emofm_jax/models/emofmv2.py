@@ -48,7 +48,9 @@ class EMOFMv2(nn.Module):
     towers: bool = option(True, "the towers of the groups; False = the cross network alone")
     cross_layers: int = option(3, "cross layers over all slots; 0 = none", low=0)
     cross_rank: int = option(64, "rank of a cross layer; 0 = a full matrix", low=0)
-    wide: bool = option(True, "first-order weights beside the network")
+    wide: bool = option(
+        True, "first-order weights beside the network, averaged with it; False where they are weak"
+    )
     pooled: bool = option(True, "False: predictors share nothing behind the towers, as HM's")
     am_reads = "own"
     weights_start_at_zero = True
