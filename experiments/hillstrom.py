@@ -1,7 +1,18 @@
 """Hillstrom's e-mail test: who visits the shop after an e-mail? Types drawn by lot: nothing to gain.
 
-python -m emofm_jax.prepare --config=experiments/hillstrom.py --config.prepare.source=DIR
-python -m emofm_jax.train --config=experiments/hillstrom.py --workdir=runs/hillstrom
+    python -m emofm_jax.prepare --config=experiments/hillstrom.py --config.prepare.source=DIR
+    python -m emofm_jax.train --config=experiments/hillstrom.py --workdir=runs/hillstrom
+    python -m emofm_jax.train --config=experiments/hillstrom.py --workdir=runs/untyped --config.model.use_ftype=False
+
+The argument is any model's name. DIR holds train.csv.gz, valid.csv.gz and test.csv.gz (44,878, 6,331
+and 12,791 customers). Recipe and widths are those of kuairand.py.
+
+Claim: where nothing can tell the type, a typed model loses nothing against its untyped twin. It
+nearly holds. Test AUC / logloss, mean of seeds 0 to 4, November 2026:
+
+    emofmv2             0.6148 / 0.4081
+    emofmv2, untyped    0.6160 / 0.4074      typed minus untyped: AUC -0.0013 (-0.0024 to -0.0001),
+    lr                  0.6166 / 0.4077      logloss 0.0006 (-0.0003 to 0.0015)
 """
 
 from pathlib import Path
