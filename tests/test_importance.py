@@ -69,7 +69,7 @@ def score():
 
     def of(weights):
         params = {"embedding": weights, "network": variables["params"]}
-        state = types.SimpleNamespace(params=params, stats={})
+        state = types.SimpleNamespace(params=params, stats={}, scored=lambda: (params, {}))
         return lambda rows: predictions_lib.score_rows(parts, state, rows, 1024)
 
     return of

@@ -76,7 +76,7 @@ def home(tmp_path_factory):
     text = listed.read_text().replace(
         '    "lr": fm.LR,\n', '    "lr": fm.LR,\n    "hinge": hinge.Hinge,\n'
     )
-    listed.write_text(text.replace("    fm,\n)", "    fm,\n    hinge,\n)"))
+    listed.write_text(text.replace("    fm,\n", "    fm,\n    hinge,\n", 1))
     (home / "mine.py").write_text(EXPERIMENT)
     return home
 
