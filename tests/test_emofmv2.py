@@ -2,11 +2,13 @@
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from emofm_jax.errors import UserError
 from emofm_jax.models import build as model_lib
 from emofm_jax.nn import typewise
+from emofm_jax.training import state as state_lib
 from tests import model_cases as cases
 from tests.reference import emofm, emofmv2
 
@@ -128,3 +130,21 @@ def test_columns_of_first_order_weights_are_known():
         cases.schema_of(), cases.options_of("deepfm", type_aware=True, am_reads="own", am_columns=2)
     )
     assert model_lib.first_order(lr).tolist() == [False] * cases.DIM + [True] * 3 + [False] * 2
+
+
+def test_members_have_the_columns_of_one_each():
+    module, _, _ = _make(am_columns=3, members=2)
+    expected = 2 * ([False] * cases.DIM + [True] * 4 + [False] * 3)
+    assert model_lib.first_order(module).tolist() == expected
+    assert model_lib.starts_at_zero(module).tolist() == expected
+    shared, _, _ = _make(am_columns=3, members=2, members_share="table")
+    assert model_lib.starts_at_zero(shared).tolist() == expected[:11]
+
+
+def test_first_order_weights_start_at_zero_and_nothing_else_does():
+    module, _, _ = _make()
+    optimizers = dict.fromkeys(state_lib.SECTIONS, optax.identity())
+    init = state_lib.make_init(module, cases.schema_of(), optimizers, init_scale=0.5)
+    table = np.array(init(jax.random.key(0)).params["embedding"])
+    zero = (table == 0).all(axis=0)
+    assert zero.tolist() == model_lib.starts_at_zero(module).tolist() and zero.sum() == 4

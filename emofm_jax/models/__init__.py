@@ -17,6 +17,8 @@ It takes what it needs as fields, by name:
 and may have
 
     shared_columns, own_columns   columns of the table that it reads behind D (models/typed.py)
+    weights_start_at_zero         True: of own_columns, which are first-order weights
+    am_reads                      what `model.am_reads=auto` means for it
     only_table                    True: all its weights are in the table
     switches_off                  {"x=0": options that are not read then}
     check(own)                    static: raises UserError for own options that do not fit
