@@ -1,5 +1,6 @@
 """The moving average of all parameters: its numbers, who scores with it, and a run that goes on."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -39,12 +40,7 @@ def test_its_length_is_in_epochs():
     schema = make_schema(("click",))
     with pytest.raises(UserError, match="config.train.average_epochs: 0.5 needs the number of tr"):
         build._average_decay(c, schema)
-    of_rows = schema.__class__(
-        **{
-            **{f: getattr(schema, f) for f in schema.__dataclass_fields__},
-            "rows_per_type": (1000, 0),
-        }
-    )
+    of_rows = dataclasses.replace(schema, rows_per_type=(1000, 0))
     # After half an epoch, 5 steps of 10, a start counts for 1/e.
     assert build._average_decay(c, of_rows) ** 5 == pytest.approx(np.exp(-1))
 

@@ -11,7 +11,6 @@ gets two moves; what a kill between them left is put back by the next writer.
 import contextlib
 import ctypes
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -89,14 +88,9 @@ def clear(directory: Path) -> None:
     for partial in Path(directory).glob(".*.partial"):
         found = _PARTIAL.fullmatch(partial.name)
         if found and partial.is_dir() and not partial.is_symlink():
-            with contextlib.suppress(OSError):  # it is in use, or has gone meanwhile
-                descriptor = os.open(partial, os.O_RDONLY)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    _restore(partial, partial.with_name(found[1]))
-                    _remove_partial(partial)
-                finally:
-                    os.close(descriptor)
+            with contextlib.suppress(OSError), files.abandoned(partial):
+                _restore(partial, partial.with_name(found[1]))
+                _remove_partial(partial)
 
 
 def whole_name(name: str) -> str:

@@ -167,13 +167,23 @@ def _remove_dead(directory: Path, pattern: str, name: str = "") -> None:
         found = whole_name(file.name)
         if found == file.name or (name and found != name):
             continue
-        with contextlib.suppress(OSError):  # it is in use, has gone meanwhile, or is another's
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                file.unlink()
-            finally:
-                os.close(descriptor)
+        with contextlib.suppress(OSError), abandoned(file):
+            file.unlink()
+
+
+@contextlib.contextmanager
+def abandoned(path: Path) -> Iterator[None]:
+    """Holds the lock of what a killed writer left.
+
+    Raises:
+      OSError: it is in use, has gone meanwhile, or is another's; or nobody can tell, without locks.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def make_directory(path: Path) -> None:

@@ -53,7 +53,10 @@ class DCNv2(nn.Module):
         """f32[B, S, D] -> Outputs."""
         x = e.reshape(e.shape[0], -1)
         stacked, parallel = STRUCTURES[self.structure]
-        crossed = (self._mixture if self.low_rank else self._full)(x)
+        if self.low_rank:
+            crossed = self._mixture(x)
+        else:
+            crossed = layers.cross(x, self.num_layers, 0, self.style.dtype)
         outputs = [self._mlp("stacked")(crossed, weight, train=train) if stacked else crossed]
         if parallel:
             outputs.append(self._mlp("parallel")(x, weight, train=train))
@@ -63,13 +66,6 @@ class DCNv2(nn.Module):
 
     def _mlp(self, name):
         return layers.MLP(tuple(self.hidden), self.style, name=name)
-
-    def _full(self, x_0):
-        x = x_0
-        for i in range(self.num_layers):
-            dense = layers.Dense(x_0.shape[-1], dtype=self.style.dtype, name=f"cross_{i}")
-            x = x_0 * dense(x) + x
-        return x
 
     def _mixture(self, x_0):
         """Experts side by side: V and U are one product for all of them."""

@@ -9,6 +9,7 @@ sections 2 to 6). Without types (`num_predictors = 0`) it is one predictor and n
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import chex
 import jax
@@ -67,13 +68,7 @@ class HM(nn.Module):
     ) -> losses.Outputs:
         """f32[B, S, D] -> Outputs."""
         chex.assert_shape(e, (None, None, self.embedding_dim))
-        style, widths = self.style, self.stage1
-        first = layers.GroupDense(
-            tuple(self.group_sizes), widths[0], style.dtype, name="group_dense"
-        )
-        tower = layers.Tower(tuple(widths[1:]), style, self._make_mixer(1), name="stage1")
-        tokens = tower(first(e), weight, train=train)
-
+        tokens = group_towers(self, e, weight, self._make_mixer(1), train)
         x = jnp.concatenate(tokens, axis=1)  # [B, G * d]
         return _predict_per_type(self, x, weight, self.stage2, self._make_mixer(2), "stage2", train)
 
@@ -95,6 +90,21 @@ class HMM(HM):
         if self.mixer.kind == "none" or stage not in self.mixer.stages:
             return None
         return lambda name: self.mixer.make(name, self.style.dtype)
+
+
+def group_towers(
+    model: Any,
+    e: jax.Array,
+    weight: jax.Array | None,
+    make_mixer: Callable[[str], nn.Module] | None,
+    train: bool,
+) -> list[jax.Array]:
+    """Stage 1 of a model, called in it: f32[B, S, D] -> a tower's output [B, d] for each group."""
+    style, widths = model.style, tuple(model.stage1)
+    sizes = tuple(model.group_sizes)
+    first = layers.GroupDense(sizes, widths[0], style.dtype, name="group_dense")
+    tower = layers.Tower(widths[1:], style, make_mixer, name="stage1")
+    return tower(first(e), weight, train=train)
 
 
 def _predict_per_type(model, x, weight, widths, make_mixer, name, train):

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from emofm_jax.errors import UserError
+from emofm_jax.models import emofm
 from emofm_jax.nn import layers, losses, typewise
 from emofm_jax.options import option
 
@@ -90,26 +91,11 @@ class EMOFMv2(nn.Module):
 
     def _extract(self, x, weight, train):
         """What stage 2 reads: the towers of the groups, and the products of slots."""
-        style, widths, found = self.style, self.stage1, []
-        if self.towers:
-            sizes = tuple(self.group_sizes)
-            first = layers.GroupDense(sizes, widths[0], style.dtype, name="group_dense")
-            tower = layers.Tower(tuple(widths[1:]), style, name="stage1")
-            found = tower(first(x), weight, train=train)
+        found = emofm.group_towers(self, x, weight, None, train) if self.towers else []
         if self.cross_layers:
             flat = x.reshape(x.shape[0], -1)
-            found.append(self._cross(flat))
+            found.append(layers.cross(flat, self.cross_layers, self.cross_rank, self.style.dtype))
         return found
-
-    def _cross(self, x_0):
-        """x_{l+1} = x_0 * (x_l V_l U_l + b_l) + x_l; of rank 0 one matrix for V_l U_l."""
-        width, rank, dtype, x = x_0.shape[-1], self.cross_rank, self.style.dtype, x_0
-        for i in range(self.cross_layers):
-            y = x
-            if rank:
-                y = layers.Dense(rank, use_bias=False, dtype=dtype, name=f"cross_down_{i}")(x)
-            x = x_0 * layers.Dense(width, dtype=dtype, name=f"cross_{i}")(y) + x
-        return x
 
     def _predict(self, z, weight, train):
         """Stage 2: logits of all predictors, a list."""

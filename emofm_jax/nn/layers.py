@@ -275,6 +275,20 @@ class Dense(nn.Module):
         return y
 
 
+def cross(x_0: jax.Array, num_layers: int, rank: int, dtype: jnp.dtype) -> jax.Array:
+    """Cross layers on x_0 [B, in], full or of a rank (DCNv2, arXiv 2008.13535); called in a module.
+
+    x_{l+1} = x_0 * (W_l x_l + b_l) + x_l          of a rank W_l = U_l V_l; 0 = a full matrix
+    """
+    x = x_0
+    for i in range(num_layers):
+        y = x
+        if rank:
+            y = Dense(rank, use_bias=False, dtype=dtype, name=f"cross_down_{i}")(x)
+        x = x_0 * Dense(x_0.shape[-1], dtype=dtype, name=f"cross_{i}")(y) + x
+    return x
+
+
 class Head(nn.Module):
     """The last layer: one logit a row, in float32.
 

@@ -75,13 +75,12 @@ def make_init(
             table = jnp.where(zero, 0.0, table)
         params = {"embedding": table, "network": variables["params"]}
         stats = variables.get("batch_stats", {})
-        copied = jax.tree.map(jnp.copy, {"params": params, "stats": stats})
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             opt_state={k: optimizers[k].init(params[k]) for k in SECTIONS},
             stats=stats,
-            average=copied if averaged else {},
+            average=jax.tree.map(jnp.copy, {"params": params, "stats": stats}) if averaged else {},
             owner=jnp.zeros(num_rows, jnp.int32),
             lr_scale={k: jnp.ones((), jnp.float32) for k in SECTIONS},
             key=jax.random.key_data(key),
