@@ -60,17 +60,20 @@ class Collector:
         return Groups(self._column, code, list(self._codes))
 
 
-def check(schema: Schema, columns: Sequence[str], of_shards: bool) -> None:
+def check(schema: Schema, columns: Sequence[str], of_shards: bool, flag: str = "by") -> None:
     """Raises UserError on columns that rows cannot be grouped by, as far as the schema knows them.
 
     Args:
       of_shards: whether the rows are of shards, which hold slots and types only.
+      flag: that names the columns.
     """
     slots = {slot.name: slot for slot in schema.slots}
     for name in columns:
-        where, slot = f"--by={name}", slots.get(name)
+        where, slot = f"--{flag}={name}", slots.get(name)
         if not name:
-            raise UserError(f"--by={','.join(columns)}: a name is empty; name columns with commas")
+            raise UserError(
+                f"--{flag}={','.join(columns)}: a name is empty; name columns with commas"
+            )
         if columns.count(name) > 1:
             raise UserError(f"{where}: it stands twice; name it once")
         if slot is not None and (slot.is_bag or slot.is_vector or slot.weighted):
@@ -79,12 +82,12 @@ def check(schema: Schema, columns: Sequence[str], of_shards: bool) -> None:
         if not of_shards:
             continue
         if slot is not None and slot.is_numeric:
-            remedy = "evaluate the raw rows (--input), or name another column"
+            remedy = "give the raw rows (--input), or name another column"
             raise UserError(f"{where}: shards hold a transformed number; {remedy}")
         if slot is None and not (name == "ftype" and schema.types):
             known = [s.name for s in schema.slots if s.holds_ids and not (s.is_bag or s.weighted)]
             known += ["ftype"] if schema.types else []
-            remedy = "name one of these, or evaluate the raw rows (--input)"
+            remedy = "name one of these, or give the raw rows (--input)"
             raise UserError(f"{where}: shards have no such column ({', '.join(known)}); {remedy}")
 
 

@@ -1,4 +1,4 @@
-"""Labelled raw rows -> decoded rows, with what becomes known of them on the way.
+"""Labelled raw rows -> encoded rows, with what becomes known of them on the way.
 
 Reads them as a run's own data were read: its recipe, its vocabularies.
 """
@@ -18,6 +18,8 @@ from emofm_jax.errors import UserError
 
 class RawRows:
     """Raw rows of files; iterating, once, gives `batches.Rows`, and fills the attributes.
+
+    `tables` gives the same rows as `shards` would hold them.
 
     Attributes:
       schema: of the run.
@@ -85,6 +87,10 @@ class RawRows:
         return [collector.groups() for collector in self._collectors.values()]
 
     def __iter__(self) -> Iterator[batches.Rows]:
+        return (batches.to_rows(table, self.schema) for table in self.tables())
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Encoded rows that could be read, piece by piece."""
         by, where = [*self._collectors], (self._directory, self._files)
         for chunk in encode.read_encoded(self.schema, *where, labelled=True, also=by):
             positions = self.num_read + np.arange(len(chunk.kept))
@@ -98,7 +104,7 @@ class RawRows:
                 self._row_ids.append(chunk.row_id.filter(pa.array(chunk.kept)))
             for name, collector in self._collectors.items():
                 collector.add(chunk.also[name])
-            yield batches.to_rows(chunk.table, self.schema)
+            yield chunk.table
 
         if not self.num_read:
             raise UserError(f"--input={self.name}: it has no rows; name labelled raw rows")

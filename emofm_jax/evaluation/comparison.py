@@ -70,7 +70,7 @@ def t_interval(values: np.ndarray) -> Interval:
     k = values.shape[-1]
     if k < 2:
         raise ValueError(f"{k} values have no spread; an interval needs two")
-    return _interval(values.mean(axis=-1), values.std(axis=-1, ddof=1) / np.sqrt(k), k - 1.0)
+    return student(values.mean(axis=-1), values.std(axis=-1, ddof=1) / np.sqrt(k), k - 1.0)
 
 
 def row_parts(
@@ -142,7 +142,7 @@ def over_rows(
     for d, share, mean in zip(strata, shares, means):
         if len(d) > 1:
             variance += float(np.sum((share * (d - mean)) ** 2)) * len(d) / (len(d) - 1)
-    return _interval(means[0], np.sqrt(variance), np.inf)
+    return student(means[0], np.sqrt(variance), np.inf)
 
 
 def together(differences: np.ndarray, rows: Interval) -> Interval:
@@ -166,7 +166,7 @@ def together(differences: np.ndarray, rows: Interval) -> Interval:
     total = of_seeds + of_rows
     share = np.where(total > 0, of_seeds / np.where(total > 0, total, 1.0), 1.0)
     freedom = (k - 1) / np.maximum(share**2, 1e-9)
-    both = _interval(differences.mean(axis=-1), np.sqrt(total), freedom)
+    both = student(differences.mean(axis=-1), np.sqrt(total), freedom)
     alone = t_interval(differences)
     low, high = np.minimum(both.low, alone.low)[()], np.maximum(both.high, alone.high)[()]
     return Interval(both.mean, low, high, np.maximum(both.p, alone.p)[()])
@@ -222,7 +222,7 @@ def rate_interval(rate: float, rows: float) -> Interval:
     return Interval(rate, float(middle - half), float(middle + half))
 
 
-def _interval(mean, error, freedom) -> Interval:
+def student(mean, error, freedom) -> Interval:
     """Interval of a t variable of `freedom` degrees, infinite if normal; a point if error is 0."""
     degrees = np.minimum(freedom, 1e9)
     half = special.stdtrit(degrees, (1 + LEVEL) / 2) * error

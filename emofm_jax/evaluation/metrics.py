@@ -145,29 +145,28 @@ def gauc(
     `key`, i64[n], is equal within a group, and `NO_KEY` for a row of no group; label, score, weight
     and errors as for `auc`.
     """
-    weight, score, label, key = _weighted(weight, score, label, key)
-    num_rows = len(key)
-    if not (keyed := key != NO_KEY).all():
-        score, label, key = score[keyed], label[keyed], key[keyed]
-        weight = None if weight is None else weight[keyed]
-    del keyed
-    if not len(key):
-        return Gauc(None, 0, 0, num_rows)
-    order = np.lexsort((score, key))
-    ordered = key[order]
-    starts = np.concatenate([[0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1])
-    del ordered
-
-    # Blocks of whole groups, cut where a group starts after each multiple of the block's rows.
-    cuts = starts[np.unique(np.searchsorted(starts, np.arange(0, starts[-1] + 1, _BLOCK_ROWS)))]
-    total, mass, used = 0.0, 0.0, 0
-    for first, last in zip(cuts, [*cuts[1:], len(order)]):
-        rows = order[first:last]
-        own = None if weight is None else weight[rows]
-        part = _groups(label[rows] > 0, score[rows], key[rows], own)
-        total, mass, used = total + part[0], mass + part[1], used + part[2]
+    weight, score, label, key, no_key = _keyed(label, score, key, weight)
+    total, mass, used, groups = 0.0, 0.0, 0, 0
+    for part in _groups(label, score, key, weight):
+        total, mass = total + float(np.sum(part.mass * part.auc)), mass + float(part.mass.sum())
+        used, groups = used + len(part.auc), groups + part.groups
     value = total / mass if used else None
-    return Gauc(value, used, len(starts) - used, num_rows - len(key))
+    return Gauc(value, used, groups - used, no_key)
+
+
+def group_aucs(
+    label: np.ndarray, score: np.ndarray, key: np.ndarray, weight: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What `gauc` averages: (key i64[g], AUC f64[g], weight f64[g]) of groups of both classes.
+
+    Arguments and errors as for `gauc`; keys ascend.
+    """
+    weight, score, label, key, _ = _keyed(label, score, key, weight)
+    parts = [(part.key, part.auc, part.mass) for part in _groups(label, score, key, weight)]
+    if not parts:
+        return np.zeros(0, np.int64), np.zeros(0), np.zeros(0)
+    keys, aucs, masses = (np.concatenate(columns) for columns in zip(*parts))
+    return keys, aucs, masses
 
 
 def pcoc(label: np.ndarray, p: np.ndarray, weight: np.ndarray | None = None) -> float | None:
@@ -271,10 +270,50 @@ def _sorted(score: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return score[order], weight[order].astype(np.float64)
 
 
+class _Groups(NamedTuple):
+    """Groups of both classes, [g] each, and how many groups they were found among."""
+
+    key: np.ndarray
+    auc: np.ndarray
+    mass: np.ndarray
+    groups: int
+
+
+def _keyed(
+    label: np.ndarray, score: np.ndarray, key: np.ndarray, weight: np.ndarray | None
+) -> tuple:
+    """(weight, score, label, key) of the rows that have weight and key; rows without a key."""
+    weight, score, label, key = _weighted(weight, score, label, key)
+    num_rows = len(key)
+    if not (keyed := key != NO_KEY).all():
+        score, label, key = score[keyed], label[keyed], key[keyed]
+        weight = None if weight is None else weight[keyed]
+    return weight, score, label, key, num_rows - len(key)
+
+
 def _groups(
+    label: np.ndarray, score: np.ndarray, key: np.ndarray, weight: np.ndarray | None
+) -> Iterator[_Groups]:
+    """The groups, by ascending key, in blocks of whole groups."""
+    if not len(key):
+        return
+    order = np.lexsort((score, key))
+    ordered = key[order]
+    starts = np.concatenate([[0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1])
+    del ordered
+
+    # Cut where a group starts after each multiple of the block's rows.
+    cuts = starts[np.unique(np.searchsorted(starts, np.arange(0, starts[-1] + 1, _BLOCK_ROWS)))]
+    for first, last in zip(cuts, [*cuts[1:], len(order)]):
+        rows = order[first:last]
+        own = None if weight is None else weight[rows]
+        yield _two_class(label[rows] > 0, score[rows], key[rows], own)
+
+
+def _two_class(
     clicked: np.ndarray, score: np.ndarray, key: np.ndarray, weight: np.ndarray | None
-) -> tuple[float, float, int]:
-    """(sum of weight x AUC, sum of weight, number) of two-class groups; rows by key, then score."""
+) -> _Groups:
+    """The groups of rows that are sorted by key, then score."""
     new_group = np.concatenate([[True], key[1:] != key[:-1]])
     new_score = np.concatenate([[True], score[1:] != score[:-1]])
     runs = np.flatnonzero(new_group | new_score)  # of equal scores
@@ -291,8 +330,9 @@ def _groups(
     positive, negative = np.add.reduceat(positive, first), np.add.reduceat(negative, first)
     used = (positive > 0) & (negative > 0)
     won, positive, negative = won[used], positive[used], negative[used]
-    mass = positive + negative
-    return float(np.sum(mass * (won / (2.0 * positive * negative)))), float(mass.sum()), len(mass)
+    auc = won / (2.0 * positive * negative)
+    keys = key[runs[first]][used]
+    return _Groups(keys, auc, positive + negative, len(first))
 
 
 def _blocks(n: int) -> Iterator[slice]:

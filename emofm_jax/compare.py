@@ -1,0 +1,238 @@
+"""Is one trained model better than another? Compares any number with the first, on the same rows.
+
+    python -m emofm_jax.compare --workdirs=runs/monday,runs/tuesday --input=wednesday.csv
+    python -m emofm_jax.compare --workdirs=runs/a,runs/b,runs/c --by=device,country
+    python -m emofm_jax.compare --workdirs=runs/monday,runs/tuesday --input=wednesday.csv \\
+        --cluster=user_id --require="auc >= -0.0005, logloss.high <= 0.001" --output=compared
+
+A model is a run, one of its checkpoints, or what `export` wrote. Prints AUC, logloss, PCOC and GAUC
+of each, the differences from the first with intervals of 95% and a verdict (better, worse, not
+distinguishable), and the same for each type and for each value of the columns of --by.
+
+--input=FILE, a directory, or several with commas, are raw rows with labels; each model reads them
+through its own vocabularies, so models of different days and recipes can be compared. Rows that not
+all of them can read are left out of all, counted and named. --data=DIR are prepared rows, of which
+--split says the split. With neither, the rows are the runs' own split, which must be one and the
+same.
+
+The differences are paired: both models score the same rows. Rows count as independent, unless
+--cluster names a column whose equal values hang together, as those of one user do. By how much that
+widens the intervals is printed.
+
+--require is a gate for pipelines, of conditions with commas: `auc`, `logloss` and `gauc` stand for
+the difference of a model from the first, `auc.low` and `auc.high` for the ends of its interval,
+`auc.value` for the model's own; `pcoc`, `pcoc.low`, `pcoc.high` are the model's own. Exit code: 0;
+1 if a condition does not hold for a model, or cannot be told; 2 after a line of error.
+
+--output=DIR gets compare.html, a page that stands alone, and compare.json.
+"""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from absl import flags as absl_flags
+
+from emofm_jax import cli
+from emofm_jax import config as config_lib
+from emofm_jax.data import files, groups, shards
+from emofm_jax.data.groups import Groups
+from emofm_jax.data.raw_rows import RawRows
+from emofm_jax.errors import UserError
+from emofm_jax.evaluation import contest, paired
+from emofm_jax.evaluation.contest import Condition, Contest
+from emofm_jax.reports import compare_page
+
+if TYPE_CHECKING:  # which load jax
+    from emofm_jax.scoring.labelled import Labelled
+    from emofm_jax.scoring.scorer import Scorer
+
+
+def _main(flags: absl_flags.FlagValues) -> bool:
+    """Compares; returns whether every condition of the gate holds."""
+    gate = contest.conditions(flags.require)
+    names = _check(flags)
+    from emofm_jax.scoring import scorer as scorer_lib  # after the cheap checks
+
+    scorers = [scorer_lib.load_scorer(name, calibrated=flags.calibrated) for name in names]
+    found = _compare(flags, names, scorers)
+    report = compare_page.report(found, gate)
+    print(report.as_text())
+    if flags.output:
+        output = Path(flags.output)
+        files.make_directory(output)
+        written = [output / "compare.html", output / "compare.json"]
+        files.write_text(written[0], report.as_html())
+        files.write_json(written[1], dataclasses.asdict(found))
+        print(f"written: {', '.join(map(str, written))}")
+    return _holds(gate, found)
+
+
+def _compare(
+    flags: absl_flags.FlagValues, names: Sequence[str], scorers: Sequence["Scorer"]
+) -> Contest:
+    from emofm_jax.scoring import labelled
+
+    by = flags.by.split(",") if flags["by"].present else []
+    cluster_by = [flags.cluster] if flags.cluster else []
+    for scorer in scorers:
+        groups.check(scorer.schema, by, of_shards=not flags.input)
+        groups.check(scorer.schema, cluster_by, of_shards=not flags.input, flag="cluster")
+    columns = list(dict.fromkeys([*by, *cluster_by]))
+    opened = [_open(flags, *pair, columns) for pair in zip(names, scorers)]
+    _check_same_split(names, opened)
+    scored = [labelled.score(s, rows, columns) for s, rows in zip(scorers, opened)]
+    scored, notes = _aligned(names, scored)
+
+    first = scored[0]
+    tables = [*_types(scorers, scored), *(first.groups[column] for column in by)]
+    cluster = _clusters(first.groups[flags.cluster]) if flags.cluster else None
+    key = next((one.key for one in scored if one.key is not None), None)
+    rows = paired.Rows(first.label, first.weight, key, cluster)
+    if cluster is not None and paired.count(cluster) < 2:
+        one = "all rows have the same value, so there is no interval"
+        raise UserError(f"--cluster={flags.cluster}: {one}; name another column")
+    about = {"source": _source(flags, opened[0]), "cluster": flags.cluster, "notes": notes}
+    scores = [(one.p, one.logit) for one in scored]
+    return contest.make(names, scores, rows, tables, most=flags.by_values, **about)
+
+
+def _open(
+    flags: absl_flags.FlagValues, name: str, scorer: "Scorer", columns: Sequence[str]
+) -> shards.Split | RawRows:
+    """The rows, as a model reads them."""
+    if flags.input:
+        paths = [Path(path) for path in cli.paths("input", flags.input, "file")]
+        return RawRows(scorer.schema, scorer.directory, paths, columns)
+    if flags.data:
+        return shards.open_split(Path(flags.data), flags.split, scorer.schema)
+    if not (scorer.directory / "config.json").exists():
+        raise UserError(
+            f"{name}: it is no run, and has no rows of its own; name rows (--input or --data)"
+        )
+    from emofm_jax.training.run_data import RunData
+
+    config = config_lib.load(scorer.directory)
+    return RunData(scorer.directory, config, scorer.schema).open(flags.split)
+
+
+def _check_same_split(names: Sequence[str], opened: Sequence[shards.Split | RawRows]) -> None:
+    """Raises UserError if splits are not one and the same."""
+    splits = [rows for rows in opened if isinstance(rows, shards.Split)]
+    for name, split in zip(names, splits):
+        same = split.digest == splits[0].digest and split.num_rows == splits[0].num_rows
+        if not same or not (split.digest or split.path.samefile(splits[0].path)):
+            other = f"its rows ({split.path}) are not those of {names[0]} ({splits[0].path})"
+            raise UserError(f"{name}: {other}; give all the same rows, raw ones by --input")
+
+
+def _aligned(
+    names: Sequence[str], scored: Sequence["Labelled"]
+) -> tuple[list["Labelled"], list[str]]:
+    """The rows that all models can read and that count, and what is to be said of the others.
+
+    Raises:
+      UserError: there is none, or models do not agree on a label or a weight.
+    """
+    position = functools.reduce(np.intersect1d, [one.position for one in scored])
+    notes = []
+    for name, one in zip(names, scored):
+        if one.rejected:
+            left_out = f"{len(one.rejected):,} rows could not be read by {name}"
+            notes.append(f"{left_out} and are left out of all; the first: {one.rejected[0][1]}")
+    same = [one.take(np.searchsorted(one.position, position)) for one in scored]
+    if not len(position):
+        raise UserError("no row can be read by all models; compare models of the same columns")
+
+    first = same[0]
+    weight = lambda one: np.ones(len(position)) if one.weight is None else one.weight
+    for name, one in zip(names[1:], same[1:]):
+        for what, differs in (
+            ("label", one.label != first.label),
+            ("weight", weight(one) != weight(first)),
+        ):
+            if differs.any():
+                row = f"row {position[np.argmax(differs)]} has another {what} than for {names[0]}"
+                raise UserError(f"{name}: {row}; compare models that read the {what} alike")
+    if first.weight is not None and not (counts := first.weight > 0).all():
+        notes.append(f"{np.count_nonzero(~counts):,} rows have the weight 0 and are left out")
+        same = [one.take(np.flatnonzero(counts)) for one in same]
+    return same, notes
+
+
+def _types(scorers: Sequence["Scorer"], scored: Sequence["Labelled"]) -> list[Groups]:
+    """The rows by type, as the first model has them that knows types."""
+    for scorer, one in zip(scorers, scored):
+        types = scorer.schema.types
+        if types and (one.ftype >= 0).any():
+            code = np.where(one.ftype < 0, len(types), one.ftype).astype(np.int32)
+            return [Groups("type", code, [*types, None], "of unknown type")]
+    return []
+
+
+def _clusters(found: Groups) -> np.ndarray:
+    """A cluster for each value; rows without one are alone."""
+    none = [code for code, value in enumerate(found.values) if value is None]
+    return np.where(np.isin(found.code, none), paired.ALONE, found.code.astype(np.int64))
+
+
+def _source(flags: absl_flags.FlagValues, rows: shards.Split | RawRows) -> str:
+    return rows.name if isinstance(rows, RawRows) else str(rows.path)
+
+
+def _holds(gate: Sequence[Condition], found: Contest) -> bool:
+    return all(condition.holds(model) for condition in gate for model in found.models[1:])
+
+
+def _check(flags: absl_flags.FlagValues) -> list[str]:
+    """The models, after the checks that need none of them."""
+    names = cli.paths("workdirs", flags.workdirs, "model")
+    given = f"--workdirs={flags.workdirs}"
+    if len(names) < 2:
+        raise UserError(f"{given}: a comparison needs two models; name them with commas")
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise UserError(f"{given}: {twice} stands twice; name it once")
+    if flags.by_values < 1:
+        raise UserError(f"--by_values={flags.by_values}: it must be at least 1; give a number")
+    if flags.input and (flags["split"].present or flags.data):
+        one = "data" if flags.data else "split"
+        raise UserError(f"--{one}: raw rows are no shards; leave it out, or --input")
+    if flags.output and Path(flags.output).is_file():
+        raise UserError(f"--output={flags.output}: it is a file; name a directory")
+    return names
+
+
+def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
+    for name, default, meaning in (
+        ("workdirs", None, "Runs, checkpoints or exports with commas; the first is compared to."),
+        ("input", "", "Raw rows with labels: a file, a directory, or several with commas."),
+        ("data", "", "Directory of prepared rows, if not the runs' own."),
+        ("split", "test", "Which split of these: train, valid or test."),
+        ("by", "", "Columns, with commas, for each of whose values to compare."),
+        ("cluster", "", "Column whose equal values hang together, as a user's rows do."),
+        ("require", "", "Conditions with commas, as in 'auc >= -0.0005'; else exit code 1."),
+        ("output", "", "Directory for compare.html and compare.json."),
+    ):
+        absl_flags.DEFINE_string(name, default, meaning, flag_values=flags)
+    most = "Values of a column that are shown, the most frequent ones."
+    absl_flags.DEFINE_integer("by_values", contest.MOST, most, flag_values=flags)
+    calibrated = "Whether scores go through the calibration that `evaluate --calibrate` stored."
+    absl_flags.DEFINE_bool("calibrated", False, calibrated, flag_values=flags)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The program: exit code 0, 1 if a condition does not hold, 2 after one line of error."""
+    holds = []
+
+    def program(flags: absl_flags.FlagValues) -> None:
+        holds.append(_main(flags))
+
+    return cli.run(program, _define, argv) or int(holds == [False])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

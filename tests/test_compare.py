@@ -1,0 +1,153 @@
+"""`python -m emofm_jax.compare`: models on the same rows, raw and prepared, its gate, its page, its mistakes."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from sklearn.metrics import log_loss, roc_auc_score
+
+from emofm_jax import compare, evaluate, export, prepare, train
+from emofm_jax.data import files
+
+
+@pytest.fixture(scope="module")
+def home(runs, tmp_path_factory):
+    """A directory with `mine`, a run of docs/data.md, `other`, another model of an own preparation, and raw rows."""
+    home = tmp_path_factory.mktemp("compare")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        shutil.copytree(runs / "mine", "mine")
+        text = (runs / "mine.py").read_text().replace(str(runs / "mine_data"), "other_data")
+        Path("other.py").write_text(text)
+        recipe = "--config.prepare.slot.encoding=hash", "--config.prepare.slot.rows=500"
+        small = "--config.model.name=lr", "--config.data.batch_size=64"
+        assert prepare.main(["prepare", "--config=other.py", *recipe]) == 0
+        assert train.main(["train", "--config=other.py", "--workdir=other", *recipe, *small]) == 0
+        shutil.copy(Path(__file__).parent.parent / "data" / "examples" / "clicks.csv", "rows.csv")
+        yield home
+
+
+@pytest.fixture(autouse=True)
+def there(home, monkeypatch):
+    monkeypatch.chdir(home)
+
+
+def compared(*flags, models="mine,other"):
+    return compare.main(["compare", f"--workdirs={models}", *flags])
+
+
+def test_raw_rows_are_read_by_each_model_through_its_own_vocabularies(home, capsys):
+    assert compared("--input=rows.csv", "--output=out", "--by=device") == 0
+    out = capsys.readouterr().out
+    found = files.read_json(Path("out/compare.json"))
+    for model in found["models"]:
+        evaluated = ["evaluate", f"--workdir={model['name']}", "--input=rows.csv"]
+        assert evaluate.main(evaluated) == 0
+        of_model = pq.read_table(f"{model['name']}/predictions/input@rows.parquet").to_pydict()
+        p, label = (np.array(of_model[key]) for key in ("p", "label"))
+        figures = {name: one["value"] for name, one in model["figures"].items()}
+        assert figures["auc"] == pytest.approx(roc_auc_score(label, p), abs=2e-5)
+        assert figures["logloss"] == pytest.approx(log_loss(label, p), rel=1e-4)
+        assert figures["pcoc"] == pytest.approx(p.sum() / label.sum(), rel=1e-4)
+    assert found["rows"] == len(label) and found["clicks"] == label.sum()
+
+    first, other = found["models"]
+    for metric, one in other["differences"].items():
+        own = other["figures"][metric]["value"] - first["figures"][metric]["value"]
+        assert one["value"] == pytest.approx(own) and one["low"] <= own <= one["high"]
+    with open("rows.csv") as file:
+        devices = [row["device"] for row in csv.DictReader(file)]
+    (by,) = [table for table in other["by"] if table["column"] == "device"]
+    counts = {value["value"]: value["rows"] for value in by["values"]}
+    assert counts == {name or None: devices.count(name) for name in set(devices)}
+    assert "differences from mine" in out and "written: out/compare.html" in out
+
+
+def test_the_page_says_what_is_printed(home, capsys):
+    assert compared("--input=rows.csv", "--output=page", "--require=auc >= -1") == 0
+    said = capsys.readouterr().out
+    page = Path("page/compare.html").read_text()
+    assert "<svg" in page and "http" not in page.replace("http://www.w3.org", "")
+    found = files.read_json(Path("page/compare.json"))
+    for metric in found["models"][1]["differences"].values():
+        for text in (f"{metric['value']:+.5f}", metric["verdict"]):
+            assert text in page and text in said
+    assert "<b>fails</b>" not in page and "holds" in said
+
+
+def test_the_gate_decides_the_exit_code(home, capsys):
+    assert compared("--input=rows.csv", "--require=auc.value > 0, logloss < 10") == 0
+    assert compared("--input=rows.csv", "--require=auc.value > 0, logloss < -10") == 1
+    out = capsys.readouterr().out
+    assert (
+        "require logloss < -10: other fails" in out and "require auc.value > 0: other holds" in out
+    )
+
+
+def test_a_model_and_its_export_are_not_distinguishable(home, capsys):
+    assert export.main(["export", "--workdir=mine", "--output=exported"]) == 0
+    assert compared("--input=rows.csv", "--output=same", models="mine,exported") == 0
+    differences = files.read_json(Path("same/compare.json"))["models"][1]["differences"]
+    assert {one["verdict"] for one in differences.values()} == {"not distinguishable"}
+    assert all(abs(one["value"]) < 1e-6 for one in differences.values())
+
+
+def test_rows_that_one_model_cannot_read_are_left_out_of_all_and_said(home, capsys):
+    lines = Path("rows.csv").read_text().splitlines()
+    assert lines[0].startswith("clicked,")
+    lines[3] = f"maybe{lines[3][1:]}"
+    Path("bad.csv").write_text("\n".join(lines) + "\n")
+    assert compared("--input=bad.csv", "--output=bad") == 0
+    found = files.read_json(Path("bad/compare.json"))
+    assert found["rows"] == len(lines) - 2
+    assert len(found["notes"]) == 2 and "1 rows could not be read by mine" in found["notes"][0]
+    assert "note: 1 rows could not be read by other" in capsys.readouterr().out
+
+
+def test_prepared_rows_of_one_data_set(runs):
+    names = ",".join(str(runs / name) for name in ("hmm", "wm"))
+    assert compared("--output=typed", "--cluster=user_id", models=names) == 0
+    found = files.read_json(Path("typed/compare.json"))
+    assert found["cluster"] == "user_id" and found["clusters"] > 1 and found["wider"]["auc"] > 0
+    metrics = [json.loads((runs / name / "metrics.json").read_text()) for name in ("hmm", "wm")]
+    for model, of_run in zip(found["models"], metrics):
+        assert model["figures"]["auc"]["value"] == pytest.approx(of_run["test"]["auc"], abs=2e-5)
+    (types,) = found["models"][1]["by"]
+    assert types["column"] == "type" and sum(v["rows"] for v in types["values"]) == found["rows"]
+
+
+@pytest.mark.parametrize(
+    ("models", "flags", "line"),
+    [
+        ("mine", ["--input=rows.csv"], "a comparison needs two models"),
+        ("mine,mine", ["--input=rows.csv"], "mine stands twice"),
+        ("mine,gone", ["--input=rows.csv"], "gone"),
+        ("mine,other", [], "other: its rows (other_data/test) are not those of mine"),
+        ("mine,other", ["--input=gone.csv"], "--input=gone.csv: no such file"),
+        ("mine,other", ["--input=rows.csv", "--split=test"], "--split: raw rows are no shards"),
+        ("mine,other", ["--input=rows.csv", "--require=auc"], "--require=auc: not a condition"),
+        ("mine,other", ["--input=rows.csv", "--cluster=tags"], "--cluster=tags"),
+        ("mine,other", ["--input=rows.csv", "--output=rows.csv"], "it is a file"),
+        ("mine,other", ["--input=rows.csv", "--by_values=0"], "it must be at least 1"),
+    ],
+)
+def test_mistakes_are_one_line(models, flags, line, capsys):
+    assert compared(*flags, models=models) == 2
+    said = capsys.readouterr().err
+    assert line in said and said.startswith("error: ") and said.count("\n") == 1
+
+
+def test_models_must_agree_on_the_label(home, capsys):
+    text = Path("other.py").read_text()
+    recipe = ["--config.data.dir=turned_data", "--config.prepare.positive=('0',)"]
+    Path("turned.py").write_text(text)
+    small = ["--config.model.name=lr", "--config.data.batch_size=64", "--config.train.max_steps=2"]
+    assert prepare.main(["prepare", "--config=turned.py", *recipe]) == 0
+    assert train.main(["train", "--config=turned.py", "--workdir=turned", *recipe, *small]) == 0
+    capsys.readouterr()
+    assert compared("--input=rows.csv", models="mine,turned") == 2
+    assert "turned: row 0 has another label than for mine" in capsys.readouterr().err
