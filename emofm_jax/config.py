@@ -61,7 +61,19 @@ _PREPARE = {
     "day_column": Option("", "split=day: column that holds the day"),
     "day_length": Option(0, "split=day: its leading characters that are the day; 0 = all", low=0),
     "valid_days": Option((), "split=day: days of the validation split"),
-    "test_days": Option((), "split=day: days of the test split; all other days go to train"),
+    "test_days": Option((), "split=day: days of the test split"),
+    "train_days": Option(
+        (), "split=day: days of the train split, others are passed over; () = all that are left"
+    ),
+    "replay_days": Option(
+        (), "split=day: days of the base that the train split has once more (prepare --base)"
+    ),
+    "expire_days": Option(
+        0,
+        "vocabulary: days without a value after which a new one may take its row (prepare --base); "
+        "0 = never",
+        low=0,
+    ),
     "seed": Option(0, "seed of split=share and of the hashes", **_SEED),
     "max_rejected": Option(
         0, "bad rows that a split may have; they are counted", low=0, resume=FREE

@@ -7,6 +7,10 @@ rows and click rates, and for each slot its distinct values, the share of values
 saw, and the share of the most frequent one. docs/data.md explains the formats, with a walk from a
 csv to a trained model.
 
+With `--base=RUN_OR_DATA` the ids of a run, or of the data of the day before, stay: values that
+reach min_count are appended, and counts go on. Prints for each slot known, new, appended and
+expired values.
+
 Nothing half-written is left behind: everything is made in a `.partial` directory beside and moved
 at the end. A program that reads the old shards meanwhile ends with a line that says so.
 """
@@ -26,7 +30,8 @@ def _main(flags: absl_flags.FlagValues) -> None:
     directory = flags.config.data.dir
     if directory and (Path(directory) / "schema.json").exists():
         print(f"{directory} holds shards already; they are replaced when the new ones are whole")
-    report = preparation.prepare(flags.config)
+    base = Path(flags.base) if flags.base else None
+    report = preparation.prepare(flags.config, base=base)
     print(counts_lib.as_text(report))
     if all(n in report.splits and report.splits[n].rows for n in ("train", "valid")):
         splits = (shards.open_split(directory, name) for name in ("train", "valid"))
@@ -35,9 +40,15 @@ def _main(flags: absl_flags.FlagValues) -> None:
     print(f"The shards are in {directory}")
 
 
+def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
+    cli.define_config(flags, argv)
+    what = "Directory of shards, or a run, whose ids stay; new values are appended."
+    absl_flags.DEFINE_string("base", "", what, flag_values=flags)
+
+
 def main(argv: list[str] | None = None) -> int:
     """The program: exit code 0, or 2 after one line of error."""
-    return cli.run(_main, cli.define_config, argv)
+    return cli.run(_main, _define, argv)
 
 
 if __name__ == "__main__":

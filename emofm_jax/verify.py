@@ -125,7 +125,8 @@ def _vocabularies(directory: Path) -> _Part:
 
 def _of_shards(directory: Path) -> Iterator[_Part]:
     yield _json(directory / "schema.json")
-    yield from _there(directory, "prepare.json", "*/rejected.parquet", "*/truth.parquet")
+    names = ("prepare.json", "rare/*.parquet", "*/rejected.parquet", "*/truth.parquet")
+    yield from _there(directory, *names)
     yield _vocabularies(directory)
     noted = schema_lib.load(directory).digests
     for name in (n for n in shards.SPLITS if n in noted or (directory / n).is_dir()):
@@ -141,7 +142,7 @@ def _split(directory: Path, name: str) -> str:
 
 def _of_run(directory: Path) -> Iterator[_Part]:
     yield f"{directory} as a run", lambda: config_lib.load(directory).name
-    yield from _there(directory, "*.json", "*.jsonl")
+    yield from _there(directory, "*.json", "*.jsonl", "rare/*.parquet")
     yield _vocabularies(directory)
     yield from _there(directory / "predictions", "*.json", "*.parquet")
     if (directory / "checkpoints").is_dir():

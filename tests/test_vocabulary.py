@@ -9,8 +9,8 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emofm_jax.data import growth, vocabulary
 from emofm_jax.data import values as values_lib
-from emofm_jax.data import vocabulary
 from emofm_jax.errors import UserError
 
 pytestmark = pytest.mark.fast
@@ -31,7 +31,7 @@ def test_ids_follow_the_counts(pieces):
     order = sorted(
         (v for v in expected if expected[v] >= 2), key=lambda v: (-expected[v], v.encode())
     )
-    found = counter.vocabulary(min_count=2)
+    found = growth.grow(counter.counts(), 2, day=1).vocabulary
     assert found.values.to_pylist() == order
     assert found.counts.to_pylist() == [expected[v] for v in order]
     assert found.rows == len(order) + 1
@@ -53,7 +53,7 @@ def test_pieces_merge_when_there_are_many(monkeypatch):
     for row in draws:
         add(counter, pa.array(row.tolist()))
         assert counter._pending_rows <= 60  # bounded by the distinct values, not by the rows
-    found = counter.vocabulary(1)
+    found = growth.grow(counter.counts(), 1, day=1).vocabulary
     assert dict(zip(found.values.to_pylist(), found.counts.to_pylist())) == collections.Counter(
         draws.ravel().tolist()
     )
@@ -94,12 +94,12 @@ def test_hash_is_xxh3_of_the_utf8_bytes():
 def test_save_and_load(tmp_path):
     counter = vocabulary.Counter()
     add(counter, pa.array(["b", "a", "b"]))
-    ours = counter.vocabulary(1)
+    ours = growth.grow(counter.counts(), 1, day=1).vocabulary
     ours.save(tmp_path, "shop/city")  # a name that is no file name
     theirs = vocabulary.load(tmp_path, "shop/city")
     assert theirs.values.equals(ours.values) and theirs.counts.equals(ours.counts)
     assert theirs.digest() == ours.digest()
-    empty = vocabulary.Counter().vocabulary(1)
+    empty = growth.grow(vocabulary.Counter().counts(), 1, day=1).vocabulary
     assert empty.rows == 1 and empty.ids(pa.array(["a"])).tolist() == [0]
 
 

@@ -6,7 +6,7 @@ number of rows of data.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,8 @@ _NOTES = {
     "{example}; if the file never quotes, set config.prepare.quoting to 'none'",
     "respelled": "{number:,} values are text in another spelling, such as {example}; "
     "respell=False keeps them apart",
+    "other days": "{number:,} rows are of days that are in no split and are passed over, the first "
+    "is {example}",
     "cut": "{number:,} bags ({share:.2%}) are longer than max_length, such as {example}; "
     "config.prepare.slot.keep says which end",
 }
@@ -101,6 +103,8 @@ class Report:
     splits: dict[str, SplitCounts]
     # Of rows and files, as those of a slot.
     notes: dict[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
+    # What it goes on from: place, identity, days of it, {slot: growth} of slots, sentences notes.
+    base: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The content of prepare.json."""
@@ -111,7 +115,7 @@ class Report:
         """The report that `to_json` gave."""
         slots = {name: SlotCounts(**slot) for name, slot in body["slots"].items()}
         splits = {name: SplitCounts(**split) for name, split in body["splits"].items()}
-        return cls(slots, splits, body.get("notes", {}))
+        return cls(slots, splits, body.get("notes", {}), body.get("base", {}))
 
 
 class Counted(NamedTuple):
@@ -181,21 +185,30 @@ class Tally:
         """Adds what is to be said of some rows and their values."""
         self._notes.join(notes)
 
-    def save(self, directory: Path, rejected: Mapping[str, Mapping[str, int]]) -> Report:
+    def save(
+        self,
+        directory: Path,
+        rejected: Mapping[str, Mapping[str, int]],
+        days: Sequence[str] = (),
+        base: Mapping[str, Any] | None = None,
+    ) -> Report:
         """Writes `prepare.json`, and `schema.json` with what of it the rows say.
 
         Args:
           directory: of the shards.
           rejected: {split: {kind: rows that were left out}}.
+          days: as `Schema.days`.
+          base: as `Report.base`.
         """
         there = [s for s in shards.SPLITS if s in self._types or rejected.get(s)]
         splits = {split: self._split(split, dict(rejected.get(split, {}))) for split in there}
         rows = sum(s.rows + sum(s.rejected.values()) for s in splits.values())
         slots = {s.name: self._described(s.name, self._slot(s), rows) for s in self._schema.slots}
-        report = Report(slots, splits, self._notes.of(""))
+        report = Report(slots, splits, self._notes.of(""), dict(base or {}))
         files.write_json(Path(directory) / "prepare.json", report.to_json())
         rows, clicks = (tuple(counts) for counts in self._types["train"].tolist())
         known: dict[str, Any] = {"rows_per_type": rows, "clicks_per_type": clicks}
+        known["days"] = tuple(days)
         most = lambda shares: max(shares.get(split, 0.0) for split in ("train", "valid"))
         known["unknown_per_slot"] = tuple(most(slot.unknown) for slot in slots.values())
         schema = dataclasses.replace(self._schema, digests=shards.digests(directory), **known)
@@ -246,7 +259,8 @@ class Tally:
 
 def as_text(report: Report) -> str:
     """The report as two tables, and what is to be said of rows and slots."""
-    return "\n".join([*_split_lines(report), "", *_slot_lines(report), *_note_lines(report)])
+    lines = [*_split_lines(report), "", *_slot_lines(report), *_note_lines(report)]
+    return "\n".join([*lines, *_base_lines(report)])
 
 
 def said(notes: Mapping[str, tuple[int, str]], cut: float = 0.0) -> list[str]:
@@ -262,8 +276,26 @@ def said_of_all(notes: Notes) -> list[str]:
     return [*said(notes.of("")), *of_bags]
 
 
+def _base_lines(report: Report) -> list[str]:
+    """The growth of each slot against the base."""
+    if not (base := report.base):
+        return []
+    slots = base["slots"]
+    width = max(len(name) for name in [*slots, "slot"])
+    names = ("known", "new", "appended", "expired")
+    heads = "".join(f"{name:>11s}" for name in names)
+    lines = ["", f"goes on from {base['place']}", f"{'slot':{width}s}{heads}"]
+    for name, found in slots.items():
+        lines.append(f"{name:{width}s}" + "".join(f"{found[key]:11,d}" for key in names))
+    return [*lines, *base["notes"]]
+
+
 def _note_lines(report: Report) -> list[str]:
     lines = said(report.notes)
+    if report.splits["train"].rows and not report.splits["train"].clicks:
+        lines.append(
+            "no row of the train split is a click: a model learns nothing but that from it"
+        )
     for name, slot in report.slots.items():
         if slot.distinct is not None and slot.min is not None:
             weights = f"min {slot.min:.6g}, mean {slot.mean:.6g}, max {slot.max:.6g}"

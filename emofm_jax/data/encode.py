@@ -49,6 +49,14 @@ def copy_vocabularies(schema: Schema, source: Path, target: Path) -> None:
         vocabulary_lib.load(source, slot.name, slot.digest).save(target, slot.name)
 
 
+def copy_rare(schema: Schema, source: Path, target: Path) -> None:
+    """Copies the counts of values that have no id yet, for who prepares on the base of a run."""
+    for slot in _counted(schema):
+        found = slot.digest and vocabulary_lib.load_rare(source, slot.name, slot.digest)
+        if found:
+            vocabulary_lib.save_rare(target, slot.name, found, slot.digest)
+
+
 def _counted(schema: Schema) -> list[Slot]:
     return [slot for slot in schema.slots if slot.encoding == "vocabulary" and not slot.share]
 

@@ -29,6 +29,7 @@ from emofm_jax.data import (
     directories,
     encode,
     formats,
+    growth,
     numeric,
     shards,
     synthetic,
@@ -49,26 +50,30 @@ Counters = dict[str, vocabulary.Counter]
 _THREADS = 2
 # What `prepare` writes: names that it may replace.
 _OURS = re.compile(
-    r"schema\.json|prepare\.json|vocabulary(/[^/]+\.parquet)?|(train|valid|test)"
+    r"schema\.json|prepare\.json|(vocabulary|rare)(/[^/]+\.parquet)?|(train|valid|test)"
     r"(/_SUCCESS|/(part-\d{5,}|rejected|truth)\.parquet)?"
 )
 
 
-def prepare(config: ConfigDict, progress: bool = True) -> counts_lib.Report:
+def prepare(
+    config: ConfigDict, progress: bool = True, base: Path | None = None
+) -> counts_lib.Report:
     """Writes the shards that `config.prepare` describes to `config.data.dir`.
 
     Args:
       config: whole and validated.
       progress: shows a progress bar on stderr, if that is a terminal.
+      base: a directory of shards, or a run, whose ids stay (`growth`).
 
     Returns:
       The report, which is also saved as `prepare.json`.
 
     Raises:
-      UserError: bad raw data or options, another program that prepares there. The directory is then
-        as it was before.
+      UserError: bad raw data or options, a base that is gone, of another schema, or that has days
+        of the rows already; another program that prepares there. The directory is then as it was
+        before.
     """
-    return _prepare(config, progress, lambda: None)
+    return _prepare(config, progress, lambda: None, base)
 
 
 def prepare_missing(config: ConfigDict) -> None:
@@ -78,15 +83,20 @@ def prepare_missing(config: ConfigDict) -> None:
         if (Path(config.data.dir) / "schema.json").exists():
             raise directories.Unneeded
 
-    _prepare(config, progress=True, check=check)
+    _prepare(config, progress=True, check=check, base=None)
 
 
-def _prepare(config: ConfigDict, progress: bool, check: Callable[[], None]) -> counts_lib.Report:
+def _prepare(
+    config: ConfigDict, progress: bool, check: Callable[[], None], base: Path | None
+) -> counts_lib.Report:
     if not config.data.dir:
         remedy = "name the directory that the shards shall be written to"
         raise UserError(f"config.data.dir: it is empty; {remedy}")
     target, recipe = Path(config.data.dir), config.prepare.to_dict()
-    write = synthetic.write if recipe["format"] == "synthetic" else _write
+    found = None if base is None else _base(base, target, recipe)
+    write = functools.partial(_write, base=found)
+    if recipe["format"] == "synthetic":
+        write = synthetic.write
     report: Any = None
     with directories.whole(target, "prepares", f"config.data.dir: {target}") as new:
         check()
@@ -97,6 +107,17 @@ def _prepare(config: ConfigDict, progress: bool, check: Callable[[], None]) -> c
     return report
 
 
+def _base(directory: Path, target: Path, recipe: Mapping[str, Any]) -> growth.Base:
+    """What `--base` names, checked as far as that needs no rows."""
+    where = f"--base={directory}"
+    if recipe["format"] == "synthetic":
+        raise UserError(f"{where}: made-up data go on from nothing; leave it out")
+    if directory.resolve() == target.resolve():
+        problem = "it is config.data.dir, which is replaced"
+        raise UserError(f"{where}: {problem}; write the new data beside it (config.data.dir)")
+    return growth.load(directory)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Source:
     """The raw files, and how they are read."""
@@ -104,6 +125,7 @@ class _Source:
     recipe: Mapping[str, Any]  # `config.prepare`, with the types of cti data
     files: dict[str, list[RawFile]]  # of each split; under "" alone when the rows say their split
     progress: bool  # shows a progress bar
+    days: set[str] = dataclasses.field(default_factory=set)  # that rows were found of
 
     def run(self, work: Callable[[Chunk], T], split: str, what: str) -> Iterator[T]:
         """Yields work(chunk) of every chunk of a split, in order, a few at once on threads."""
@@ -125,16 +147,30 @@ class _Source:
                 pool.shutdown(cancel_futures=True)
 
     def split_of(self, chunk: Chunk) -> np.ndarray:
-        """i8[n]: index in `shards.SPLITS` of the split of each readable row, if the rows say it.
-
-        It is -1 for a row without a day.
-        """
+        """i8[n] of each readable row, if the rows say their split: see `recipe.split_of`."""
         days = None
         if self.recipe["split"] == "day":
-            days = values.distinct(
-                chunk.columns["_day"], values.missing(self.recipe["null_values"])
-            )
+            missing = values.missing(self.recipe["null_values"])
+            days = values.distinct(chunk.columns["_day"], missing)
+            self.days.update(recipe_lib.days_of(self.recipe, days))
         return recipe_lib.split_of(self.recipe, self._places[chunk.file], chunk.lines, days)
+
+    def history(self, base: growth.Base | None) -> tuple[str, ...]:
+        """The days of the base and of the train split (`Schema.days`), as far as rows were read.
+
+        Raises:
+          UserError: both have a day.
+        """
+        before, new = base.schema.days if base else (), [""]
+        if self.recipe["split"] == "day":
+            named = lambda name: set(recipe_lib.named_days(self.recipe, name))
+            new = named("train_days") or self.days - named("valid_days") - named("test_days")
+            new = recipe_lib.in_order(new & self.days - named("replay_days"))
+            if both := [day for day in new if day in before]:
+                remedy = "name the new days in config.prepare.train_days, or these in replay_days"
+                what = f"it has the rows of {', '.join(both)} already"
+                raise UserError(f"--base={base.place if base else ''}: {what}; {remedy}")
+        return (*before, *new)
 
     @functools.cached_property
     def _places(self) -> dict[str, int]:
@@ -152,15 +188,26 @@ class _Part(NamedTuple):
     bad: list[Bad]
 
 
-def _write(recipe: dict[str, Any], directory: Path, name: str, progress: bool) -> counts_lib.Report:
+def _write(
+    recipe: dict[str, Any],
+    directory: Path,
+    name: str,
+    progress: bool,
+    base: growth.Base | None = None,
+) -> counts_lib.Report:
     """Two passes: what the training rows say about the slots; then the shards."""
     recipe_lib.check_roles(recipe)
+    if recipe["replay_days"] and base is None:
+        remedy = "without --base these are train days like others; leave it out"
+        raise UserError(f"config.prepare.replay_days: {recipe['replay_days']}; {remedy}")
     files = recipe_lib.files(recipe)
     some = next(iter(files.values()))
     schema = _declared(recipe, name, some)
     # Every file of cti data must have the types of the first one.
     source = _Source(recipe | {"types": schema.types}, files, progress)
-    schema, vocabularies = _learn(source, schema, directory)
+    if base:
+        base.check(schema)
+    schema, vocabularies, grown = _learn(source, schema, directory, base)
 
     encoder = encode.Encoder(schema, vocabularies)
     tally = counts_lib.Tally(schema)
@@ -176,8 +223,10 @@ def _write(recipe: dict[str, Any], directory: Path, name: str, progress: bool) -
                         writers[part.split].write(part.table)
                         tally.add(part.split, part.counted)
                     tally.note(part.notes)
-    _check_rows(recipe, some[0].path, writers)
-    report = tally.save(directory, {split: writer.rejected for split, writer in writers.items()})
+    _check_rows(source, some[0].path, writers)
+    rejected = {split: writer.rejected for split, writer in writers.items()}
+    days, said = source.history(base), base.said(schema, grown) if base else None
+    report = tally.save(directory, rejected, days, said)
     if recipe["positive"] and not report.splits["train"].clicks:
         problem = f"no label of the train split is one of {recipe['positive']}"
         raise UserError(f"config.prepare.positive: {problem}; name the values that mean a click")
@@ -208,19 +257,33 @@ def _declared(recipe: dict[str, Any], name: str, files: list[RawFile]) -> Schema
     )
 
 
-def _learn(source: _Source, schema: Schema, directory: Path) -> tuple[Schema, Vocabularies]:
-    """Completes the slots from the training rows, and saves the vocabularies."""
+def _learn(
+    source: _Source, schema: Schema, directory: Path, base: growth.Base | None
+) -> tuple[Schema, Vocabularies, dict[str, growth.Growth]]:
+    """Completes the slots from the training rows and the base, and saves the vocabularies."""
     counters, moments, weighted = _count(source, encode.Encoder(schema, None))
-    counted = [slot for slot in schema.slots if slot.name in counters]
-    vocabularies = {s.name: counters[s.name].vocabulary(s.min_count) for s in counted}
-    for name, found in vocabularies.items():
-        found.save(directory, name)
+    day, expire_days = len(source.history(base)), source.recipe["expire_days"]
+    vocabularies, grown = {}, {}
+    for slot in (slot for slot in schema.slots if slot.name in counters):
+        name, counted = slot.name, counters[slot.name].counts()
+        before = base.of(name) if base else None
+        found = growth.grow(counted, slot.min_count, day, before, expire_days)
+        vocabularies[name], grown[name] = found.vocabulary, found.growth
+        found.vocabulary.save(directory, name)
+        if slot.min_count > 1:
+            vocabulary.save_rare(directory, name, found.rare, found.vocabulary.digest())
 
-    slots = []
+    slots, of_base = [], base.slots if base else {}
     for slot in schema.slots:
         slot = dataclasses.replace(slot, weighted=slot.weighted or slot.name in weighted)
+        there = of_base.get(slot.name)
+        if there and slot.weighted != there.weighted:
+            problem = f"slot {slot.name!r} has weights in one of the two, the base or these rows"
+            raise UserError(f"--base={base.place if base else ''}: {problem}; prepare without it")
         if found := vocabularies.get(slot.owner):
             slot = dataclasses.replace(slot, rows=found.rows, digest=found.digest())
+        elif there:
+            slot = dataclasses.replace(slot, mean=there.mean, std=there.std, rows=there.rows)
         elif slot.transform == "standardize":
             mean, std = moments[slot.name].mean_and_std()
             slot = dataclasses.replace(slot, mean=mean, std=std)
@@ -229,7 +292,7 @@ def _learn(source: _Source, schema: Schema, directory: Path) -> tuple[Schema, Vo
             largest = numeric.bucket(np.array([max(moments[slot.name].largest, 0.0)]), 1 << 30)[0]
             slot = dataclasses.replace(slot, rows=int(largest) + 2)
         slots.append(slot)
-    return dataclasses.replace(schema, slots=tuple(slots)), vocabularies
+    return dataclasses.replace(schema, slots=tuple(slots)), vocabularies, grown
 
 
 def _count(
@@ -293,17 +356,29 @@ def _learnt(
     return found, numbers, weighted
 
 
+def _in_splits(chunk: Chunk, index: np.ndarray) -> tuple[Chunk, np.ndarray, Notes]:
+    """The rows that are in a split, or have no day, their index, and what is said of the others."""
+    notes, over = Notes(), index == recipe_lib.PASSED_OVER
+    if over.any():
+        first = f"{chunk.file}:{chunk.lines[over][0]}"
+        notes.add("", "other days", int(over.sum()), first)
+        chunk, index = chunk.only(~over), index[~over]
+    return chunk, np.where(index == recipe_lib.REPLAYED, 0, index), notes
+
+
 def _encode(
     source: _Source, encoder: encode.Encoder, split: str, chunk: Chunk
 ) -> tuple[str, list[_Part]]:
     """The file of a chunk, and what each split gets of it; `split` is empty if the rows say it."""
     index = np.zeros(len(chunk.lines), np.int8) if split else source.split_of(chunk)
+    chunk, index, passed_over = _in_splits(chunk, index)
     without_day = Problems()
     said = f"it has no day (column {source.recipe['day_column']!r}), so that it is in no split"
     without_day.mark(index < 0, "day", lambda _: said)
     chunk, index = chunk.without(without_day), index[index >= 0]
     table, problems, notes = encoder.encode(chunk.columns)
     notes.join(chunk.notes)
+    notes.join(passed_over)
     names = (split,) if split else shards.SPLITS
     index_of_good = index[problems.good(len(index))]
     bad = [*chunk.bad, *chunk.bad_rows(problems)]
@@ -334,9 +409,13 @@ def _reject(writer: shards.Writer, file: str, bad: list[Bad], tolerated: int) ->
         )
 
 
-def _check_rows(recipe: dict[str, Any], first: Path, writers: dict[str, shards.Writer]) -> None:
-    """Raises UserError if the train split, or a split of given days, has no row."""
-    train = writers["train"]
+def _check_rows(source: _Source, first: Path, writers: dict[str, shards.Writer]) -> None:
+    """Raises UserError if the train split, a split of given days or a train day has no row."""
+    recipe, train = source.recipe, writers["train"]
+    for name in ("train_days", "replay_days"):
+        if gone := [d for d in recipe_lib.named_days(recipe, name) if d not in source.days]:
+            remedy = "check it, config.prepare.day_column and day_length"
+            raise UserError(f"config.prepare.{name}: no row is of {gone[0]}; {remedy}")
     if not train.num_rows and train.rejected:
         gone = f"all {train.rejected.total():,} rows of the train split are bad"
         raise UserError(f"{train.first_rejected}; {gone}: correct them, or the options of prepare")

@@ -6,7 +6,7 @@ it stands in schema.json), so that raw rows can be read again exactly as when th
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,14 @@ from emofm_jax.errors import UserError
 
 _RANGE = re.compile(r"(.*?)(\d+)-\1(\d+)")
 # Options that came after release 0.1, with what every recipe before them meant.
-_LATER: dict[str, Any] = {"positive": (), "quoting": "double"}
+_LATER: dict[str, Any] = {
+    "positive": (),
+    "quoting": "double",
+    "train_days": (),
+    "replay_days": (),
+}
+# What `split_of` gives a row beside an index into SPLITS.
+NO_DAY, PASSED_OVER, REPLAYED = -1, -2, -3
 # Roles that the rows of a format do not have.
 _NO_ROLES = {
     "tabular": (),
@@ -32,7 +39,7 @@ _NO_ROLES = {
 
 def later(recipe: Mapping, field: str) -> Any:
     """The value of an option that recipes of release 0.1 do not have."""
-    return recipe.get(field, _LATER[field])
+    return recipe[field] if field in recipe else _LATER[field]
 
 
 def slots(recipe: Mapping) -> tuple[Slot, ...]:
@@ -77,6 +84,12 @@ def _problems_of_roles(recipe: Mapping) -> Iterator[str]:
         yield "day_column: cti rows have no other day column; set day_column to 'log_id'"
     if source == "libsvm" and by_day:
         yield "split: libsvm rows have no day column; choose split=files or split=share"
+    for field in ("train_days", "replay_days"):
+        if later(recipe, field) and not by_day:
+            yield f"{field}: it has no effect on split={recipe['split']}; leave it out"
+    twice = set(named_days(recipe, "train_days")) & set(named_days(recipe, "replay_days"))
+    if twice:
+        yield f"replay_days: {min(twice)!r} is one of train_days, too; name it once"
 
 
 def members(spec: Any) -> list[str]:
@@ -215,6 +228,23 @@ def check_once(files: Sequence[RawFile], remedy: str = "") -> None:
             raise UserError(f"{twice}: it is there plain and compressed; remove one{remedy}")
 
 
+def days_of(recipe: Mapping, days: Distinct) -> list[str]:
+    """The day of each distinct value of the day column."""
+    length = recipe["day_length"] or None
+    return [_time_of(str(day), length)[:length] for day in days.text.to_pylist()]
+
+
+def in_order(days: Iterable[str]) -> list[str]:
+    """Days from the first to the last: by their numbers, if all are whole numbers, else as text."""
+    days = list(days)
+    return sorted(days, key=int) if all(map(str.isdecimal, days)) else sorted(days)
+
+
+def named_days(recipe: Mapping, name: str) -> list[str]:
+    """The days of an option, `valid_days` and the like, as `days_of` spells them."""
+    return [str(values.one(day)) for day in later(recipe, name)]
+
+
 def _time_of(day: str, length: int | None) -> str:
     """A day with its midnight, where more than the date is looked at (`values` leaves it out)."""
     is_date = length is not None and length > 10 and re.fullmatch(r"\d{4}-\d\d-\d\d", day)
@@ -234,14 +264,17 @@ def split_of(
       days: values of the day column of the n rows (split=day).
 
     Returns:
-      i8[n]; -1 for a missing day.
+      i8[n]; NO_DAY for a missing day, PASSED_OVER for one that is in no split, REPLAYED for one of
+      the train split that the base has already.
     """
     if days is not None:
-        valid, test = (set(map(values.one, recipe[f"{name}_days"])) for name in SPLITS[1:])
-        length = recipe["day_length"] or None
-        split_of_day = lambda day: 2 if day in test else int(day in valid)
-        found = [split_of_day(_time_of(str(day), length)[:length]) for day in days.text.to_pylist()]
-        return np.array([*found, -1], np.int8)[days.which]  # the last is for a missing day
+        places = {day: 0 for day in named_days(recipe, "train_days")}
+        others = PASSED_OVER if places else 0
+        places |= dict.fromkeys(named_days(recipe, "replay_days"), REPLAYED)
+        places |= dict.fromkeys(named_days(recipe, "valid_days"), 1)
+        places |= dict.fromkeys(named_days(recipe, "test_days"), 2)
+        found = [places.get(day, others) for day in days_of(recipe, days)]
+        return np.array([*found, NO_DAY], np.int8)[days.which]  # the last is for a missing day
     edges = np.cumsum(recipe["shares"])[:2]
     key = np.uint64((recipe["seed"] * 0x9E3779B97F4A7C15 + (file_index << 40)) % 2**64)
     bits = _mix(_mix(key + np.asarray(lines, np.uint64))) >> np.uint64(11)

@@ -38,7 +38,7 @@ ROLE_COLUMNS = ("label", "ftype", "row_id", "weight", "gauc_key")
 MAX_ROWS = 2**31 - 2**27
 MAX_TYPES = 127  # the type of a row is int8
 # Fields of a schema that do not decide what an id means.
-_DESCRIPTIVE = ("rows_per_type", "clicks_per_type", "unknown_per_slot", "recipe", "digests")
+_DESCRIPTIVE = ("rows_per_type", "clicks_per_type", "unknown_per_slot", "recipe", "digests", "days")
 # Fields that came after release 0.1, with what every schema before them meant: they stand in the
 # fingerprint only where they differ from that, so that older shards keep theirs.
 _LATER: dict[str, Any] = {"spelling": 1}
@@ -167,6 +167,8 @@ class Schema:
       digests: {split: 16 hex digits of its encoded rows}; empty in data of release 0.1.
       unknown_per_slot: share of each slot's values that are missing or unknown, in the train or the
         valid split, whichever has more; empty in data of release 0.1.
+      days: of the train split, in order, behind those of the base (`growth`); "" for a preparation
+        whose split is not made of days.
     """
 
     name: str
@@ -181,6 +183,7 @@ class Schema:
     recipe: Mapping = dataclasses.field(default_factory=dict, hash=False, compare=False)
     digests: Mapping = dataclasses.field(default_factory=dict, hash=False, compare=False)
     unknown_per_slot: tuple[float, ...] = dataclasses.field(default=(), hash=False, compare=False)
+    days: tuple[str, ...] = dataclasses.field(default=(), hash=False, compare=False)
 
     def __post_init__(self) -> None:
         for problem in _problems(self):

@@ -3,6 +3,9 @@
     id = 1 .. n by falling count in the train split (equal counts: by value); 0 for a value that is
     missing, unknown or rarer than min_count
 
+Of a vocabulary that goes on from another (`growth`) the ids of that stay, and the new values follow
+by their counts. Rarer values are kept beside it, with their counts, in `rare/`.
+
 A value is text (`values`). Memory grows with the number of distinct values, not of rows.
 """
 
@@ -10,6 +13,7 @@ import functools
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +24,9 @@ from emofm_jax.data import files, parquet
 from emofm_jax.errors import UserError
 
 _MERGE_ROWS = 1 << 20
+_RARE = "rare"  # directory of values that have no id yet
+_BESIDE = b"emofm_jax.vocabulary"  # key of their metadata: the digest of the vocabulary
+_SCHEMA = pa.schema([("value", pa.string()), ("count", pa.int64()), ("seen", pa.int32())])
 
 
 def hash_values(values: pa.Array, seed: int) -> np.ndarray:
@@ -34,11 +41,13 @@ class Vocabulary:
 
     Attributes:
       values: string[n]; `values[i]` has the id i + 1.
-      counts: int64[n], occurrences in the train split.
+      counts: int64[n], occurrences in the train split, and in those of its bases.
+      seen: int32[n], number of the last day on which each was seen, as `Schema.days` has them; None
+        if all were on the last one.
     """
 
-    def __init__(self, values: pa.Array, counts: pa.Array):
-        self.values, self.counts = values, counts
+    def __init__(self, values: pa.Array, counts: pa.Array, seen: pa.Array | None = None):
+        self.values, self.counts, self.seen = values, counts, seen
 
     @property
     def rows(self) -> int:
@@ -77,7 +86,16 @@ class Vocabulary:
         path = _path(directory, slot)
         files.make_directory(path.parent)
         with files.whole(path) as temporary:
-            parquet.write(pa.table({"value": self.values, "count": self.counts}), temporary)
+            found = table(self.values, self.counts, self.on_day(0).seen)
+            parquet.write(found if self.seen is not None else found.drop(["seen"]), temporary)
+
+    def on_day(self, day: int) -> "Vocabulary":
+        """The vocabulary with `seen`, which is the number of the day where it is not known."""
+        if self.seen is not None:
+            return self
+        return Vocabulary(
+            self.values, self.counts, pa.array(np.full(len(self.values), day, np.int32))
+        )
 
     @functools.cached_property
     def _index(self) -> tuple[int, np.ndarray, np.ndarray]:
@@ -110,8 +128,7 @@ def load(directory: Path, slot: str, digest: str = "") -> Vocabulary:
     """
     path = _path(directory, slot)
     try:
-        table = parquet.open_file(path).read()
-        found = Vocabulary(table["value"].combine_chunks(), table["count"].combine_chunks())
+        found = _vocabulary(parquet.open_file(path).read())
     except FileNotFoundError:
         problem = f"the vocabulary of slot {slot!r} is missing"
         raise UserError(f"{path}: {problem}; prepare the data again") from None
@@ -123,11 +140,44 @@ def load(directory: Path, slot: str, digest: str = "") -> Vocabulary:
     return found
 
 
+def save_rare(directory: Path, slot: str, rare: pa.Table, digest: str) -> None:
+    """Writes `<directory>/rare/<slot>.parquet`: value, count, seen of what has no id yet.
+
+    Args:
+      directory: of the shards, or of a run.
+      slot: that owns the table rows.
+      rare: columns value, count, seen.
+      digest: of the vocabulary beside it.
+    """
+    path = _path(directory, slot, _RARE)
+    files.make_directory(path.parent)
+    with files.whole(path) as temporary:
+        parquet.write(rare.replace_schema_metadata({_BESIDE: digest.encode()}), temporary)
+
+
+def load_rare(directory: Path, slot: str, digest: str) -> pa.Table | None:
+    """Reads what `save_rare` wrote; None where nothing was kept.
+
+    Raises:
+      UserError: the file is damaged, or stands beside another vocabulary than it was written with.
+    """
+    path = _path(directory, slot, _RARE)
+    try:
+        found = parquet.read(path, None, "prepare the data again")
+    except FileNotFoundError:
+        return None
+    beside = (found.schema.metadata or {}).get(_BESIDE, b"").decode(errors="replace")
+    if beside != digest:
+        what = f"it belongs to a vocabulary of digest {beside}, not {digest}"
+        raise UserError(f"{path}: {what}; use the files of one preparation")
+    return found
+
+
 class Counter:
     """Counts distinct values in memory that grows with their number only."""
 
     def __init__(self) -> None:
-        self._merged = _table([], [])
+        self._merged = _counts([], [])
         self._pending: list[pa.Table] = []
         self._pending_rows = 0
 
@@ -135,29 +185,37 @@ class Counter:
         """Counts string[n], each as often as `counts` says; nulls are no values."""
         known = values.is_valid()
         counted = pa.array(counts, pa.int64()).filter(known)
-        self._pending.append(_table(values.drop_null(), counted))
+        self._pending.append(_counts(values.drop_null(), counted))
         self._pending_rows += len(counted)
         if self._pending_rows > max(_MERGE_ROWS, self._merged.num_rows):
             self._merge()
 
-    def vocabulary(self, min_count: int) -> Vocabulary:
-        """The values that occurred at least `min_count` times, most frequent first."""
+    def counts(self) -> pa.Table:
+        """Columns value, count: all values, in no order."""
         self._merge()
-        kept = self._merged.filter(pc.greater_equal(self._merged["count"], min_count))
-        kept = kept.sort_by([("count", "descending"), ("value", "ascending")])
-        return Vocabulary(kept["value"].combine_chunks(), kept["count"].combine_chunks())
+        return self._merged
 
     def _merge(self) -> None:
         rows = pa.concat_tables([self._merged, *self._pending])
         grouped = rows.group_by("value", use_threads=False).aggregate([("count", "sum")])
-        self._merged = _table(grouped["value"], grouped["count_sum"])
+        self._merged = _counts(grouped["value"], grouped["count_sum"])
         self._pending, self._pending_rows = [], 0
 
 
-def _path(directory: Path, slot: str) -> Path:
-    return Path(directory) / "vocabulary" / f"{urllib.parse.quote(slot, safe=' ')}.parquet"
+def table(values: Any, counts: Any, seen: Any) -> pa.Table:
+    """Columns value, count, seen."""
+    return pa.table([values, counts, seen], schema=_SCHEMA)
 
 
-def _table(values: pa.Array | list, counts: pa.Array | list) -> pa.Table:
-    schema = pa.schema([("value", pa.string()), ("count", pa.int64())])
-    return pa.table([values, counts], schema=schema)
+def _vocabulary(found: pa.Table) -> Vocabulary:
+    """A vocabulary from its columns."""
+    seen = found["seen"].combine_chunks() if "seen" in found.column_names else None
+    return Vocabulary(found["value"].combine_chunks(), found["count"].combine_chunks(), seen)
+
+
+def _path(directory: Path, slot: str, place: str = "vocabulary") -> Path:
+    return Path(directory) / place / f"{urllib.parse.quote(slot, safe=' ')}.parquet"
+
+
+def _counts(values: pa.Array | list, counts: pa.Array | list) -> pa.Table:
+    return pa.table([values, counts], schema=_SCHEMA.remove(2))

@@ -25,7 +25,14 @@ from emofm_jax.data import schema as schema_lib
 from emofm_jax.errors import UserError
 
 # What a kill may leave in a workdir that is not yet a run, whole or under a temporary name.
-_BEFORE_CONFIG = {"writable", "vocabulary", "schema.json", "environment.json", "config.json"}
+_BEFORE_CONFIG = {
+    "writable",
+    "vocabulary",
+    "rare",
+    "schema.json",
+    "environment.json",
+    "config.json",
+}
 _BEFORE_CONFIG |= {"train.log", "result.json", "attempt.json"}  # by a sweep
 
 # What programs write to `predictions/`.
@@ -49,7 +56,7 @@ def alone(workdir: Path) -> Iterator[int]:
             stack.callback(os.close, directory)
             files.lock(directory)
             files.check_writable(workdir)
-            for part in ("", "vocabulary", "checkpoints", "predictions"):
+            for part in ("", "vocabulary", "rare", "checkpoints", "predictions"):
                 directories.clear(workdir / part)  # what kills have left
         except BlockingIOError:
             raise UserError(
@@ -148,6 +155,7 @@ def open_workdir(config: ConfigDict, workdir: Path, schema: schema_lib.Schema) -
             raise UserError(f"{workdir}: {other}; {remedy}")
     else:
         encode.copy_vocabularies(schema, Path(config.data.dir), workdir)
+        encode.copy_rare(schema, Path(config.data.dir), workdir)
         schema.save(workdir)
     files.write_json(workdir / "environment.json", _environment())
     files.write_json(path, json.loads(config.to_json()))  # last: a workdir with it is a run

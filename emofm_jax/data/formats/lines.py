@@ -55,10 +55,16 @@ class Chunk:
         """The chunk without the rows that have a problem, which join `bad`."""
         if not problems:
             return self
-        good = problems.good(len(self.lines))
-        columns = {name: column.filter(pa.array(good)) for name, column in self.columns.items()}
         bad = sorted([*self.bad, *self.bad_rows(problems)])
-        return Chunk(self.file, self.lines[good], columns, tuple(bad), self.notes)
+        good = self.only(problems.good(len(self.lines)))
+        return dataclasses.replace(good, bad=tuple(bad))
+
+    def only(self, kept: np.ndarray) -> "Chunk":
+        """The chunk with those of its n readable rows that bool[n] says."""
+        if kept.all():
+            return self
+        columns = {name: column.filter(pa.array(kept)) for name, column in self.columns.items()}
+        return dataclasses.replace(self, lines=self.lines[kept], columns=columns)
 
 
 class Block(NamedTuple):

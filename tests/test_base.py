@@ -1,0 +1,288 @@
+"""prepare --base: ids that stay from day to day, what is appended, what expires, and what is refused."""
+
+import collections
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import growth as reference
+
+from emofm_jax import prepare
+from emofm_jax.data import files, growth, vocabulary
+from emofm_jax.data import schema as schema_lib
+
+pytestmark = pytest.mark.fast
+
+EXPERIMENT = """
+from emofm_jax import config
+
+
+def get_config(arg=""):
+    c = config.default()
+    c.name = "shop"
+    c.prepare.source = {source!r}
+    c.prepare.split, c.prepare.day_column = "day", "day"
+    c.prepare.groups = (("user", ("user", "device")), ("item", ("item", "price", "tags", "size")))
+    c.prepare.slots = {{
+        "price": {{"kind": "numeric", "transform": "standardize"}},
+        "size": {{"kind": "numeric", "transform": "bucket"}},
+        "device": {{"encoding": "hash", "rows": 16}},
+        "tags": {{"kind": "multi"}},
+    }}
+    c.prepare.slot.min_count = 2
+    return c
+"""
+DAYS = ["2024-01-01", "2024-01-02", "2024-01-03", "2024-01-04"]
+COUNTED = ("user", "item", "tags")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=12), min_size=1, max_size=6),
+    st.integers(1, 3),
+    st.integers(0, 2),
+)
+def test_growth_is_that_of_the_loops(days, min_count, expire_days):
+    base, said = None, []
+    for day, values in enumerate(days, 1):
+        counts = sorted(collections.Counter(values).items())
+        counted = pa.table({"value": [v for v, _ in counts], "count": [n for _, n in counts]})
+        counted = counted.cast(pa.schema([("value", pa.string()), ("count", pa.int64())]))
+        grown = growth.grow(counted, min_count, day, base, expire_days)
+        base = grown.vocabulary.on_day(day), grown.rare
+        said.append(tuple(grown.growth))
+    ids, counts, expected = reference.grow(days, min_count, expire_days)
+    values = grown.vocabulary.values.to_pylist()
+    assert {value: i for i, value in enumerate(values, 1)} == ids
+    assert said == expected
+    words = grown.vocabulary.on_day(len(days))
+    held = pa.concat_tables([vocabulary.table(words.values, words.counts, words.seen), grown.rare])
+    assert dict(zip(held["value"].to_pylist(), held["count"].to_pylist())) == counts
+
+
+def test_with_expiry_the_table_is_bounded():
+    """A hundred days of ten new values each: never more rows than two days need."""
+    base = None
+    for day in range(1, 101):
+        counted = pa.table({"value": [f"{day}-{i}" for i in range(10)], "count": [1] * 10})
+        grown = growth.grow(counted, 1, day, base, expire_days=1)
+        base = grown.vocabulary.on_day(day), grown.rare
+    assert grown.vocabulary.rows == 11 and not grown.rare.num_rows
+    assert set(grown.vocabulary.values.to_pylist()) == {f"100-{i}" for i in range(10)}
+
+
+def make_rows(day, num_rows=60):
+    """csv rows of a day; later days have other users and items, too."""
+    rng = np.random.default_rng(day)
+    rows = []
+    for _ in range(num_rows):
+        user, item = rng.integers(4 * day, 4 * day + 12), rng.zipf(1.5)
+        tags = "^".join(rng.choice(list("abcdefg")[: 3 + day], rng.integers(0, 3)))
+        numbers = f"{rng.exponential(5 + day):.3f},{tags},{rng.integers(0, 4 ** (1 + day))}"
+        rows.append(f"{rng.integers(0, 2)},u{user},d{user % 5},i{item},{numbers},{DAYS[day]}")
+    return rows
+
+
+@pytest.fixture
+def shop(tmp_path, monkeypatch):
+    """A function (argv...) -> exit code that prepares days of a small csv shop, in its directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "raw").mkdir()
+    for day, name in enumerate(DAYS):
+        text = "\n".join(["label,user,device,item,price,tags,size,day", *make_rows(day)])
+        (tmp_path / "raw" / f"{name}.csv").write_text(text + "\n")
+    (tmp_path / "shop.py").write_text(EXPERIMENT.format(source="raw"))
+
+    def run(target, *argv, days=()):
+        named = [f"--config.prepare.train_days={tuple(days)!r}"] if days else []
+        return prepare.main(
+            ["prepare", "--config=shop.py", f"--config.data.dir={target}", *named, *argv]
+        )
+
+    return run
+
+
+def values(directory, slot):
+    return vocabulary.load(directory, slot).values.to_pylist()
+
+
+def decoded(directory, slot):
+    """The values of the train rows of a slot, None where unknown."""
+    table = pq.read_table(directory / "train" / "part-00000.parquet")
+    names = [None, *values(directory, slot)]
+    return [names[i] for i in table[slot].to_pylist()]
+
+
+def test_ids_of_earlier_days_never_move(shop, tmp_path, capsys):
+    assert shop("d0", days=DAYS[:1]) == 0
+    for i in range(1, 4):
+        assert shop(f"d{i}", f"--base=d{i - 1}", days=[DAYS[i]]) == 0
+        for slot in COUNTED:
+            before = values(f"d{i - 1}", slot)
+            assert values(f"d{i}", slot)[: len(before)] == before
+    assert len(values("d3", "user")) > len(values("d0", "user"))
+
+    # All days at once: the same values and counts, in another order, and the same that are rare.
+    assert shop("all") == 0
+    for slot in COUNTED:
+        count = lambda t: dict(zip(t["value"].to_pylist(), t["count"].to_pylist()))
+        kept = [pq.read_table(f"{d}/vocabulary/{slot}.parquet") for d in ("d3", "all")]
+        assert count(kept[0]) == count(kept[1])
+        rare = [pq.read_table(f"{d}/rare/{slot}.parquet") for d in ("d3", "all")]
+        assert count(rare[0]) == count(rare[1])
+    assert schema_lib.load("d3").days == schema_lib.load("all").days == tuple(DAYS)
+
+    # What a row holds is its value, if that is known by now.
+    raw = [line.split(",")[1] for line in make_rows(3)]
+    known = set(values("d3", "user"))
+    assert decoded(tmp_path / "d3", "user") == [u if u in known else None for u in raw]
+
+    # What became of hashes and numbers is as it was on the first day.
+    first, last = ({s.name: s for s in schema_lib.load(d).slots} for d in ("d0", "d3"))
+    for name in ("price", "size", "device"):
+        assert first[name] == last[name]
+
+    body = files.read_json(tmp_path / "d3" / "prepare.json")["base"]
+    assert body["place"] == "d2" and body["days"] == DAYS[:3]
+    assert body["identity"] == schema_lib.load("d2").identity
+    out = capsys.readouterr().out
+    assert "goes on from d2" in out and "slot 'price': standardize is that of the base" in out
+    assert "180 rows are of days that are in no split and are passed over" in out
+    user = body["slots"]["user"]
+    assert user["known"] + user["appended"] == len(values("d3", "user"))
+    before = set(values("d2", "user"))
+    assert user["new"] == len({u for u in raw if u not in before})
+
+
+def test_replayed_days_are_trained_on_and_not_counted(shop):
+    assert shop("d0", days=DAYS[:1]) == 0
+    assert shop("alone", "--base=d0", days=[DAYS[1]]) == 0
+    replay = f"--config.prepare.replay_days={(DAYS[0],)!r}"
+    assert shop("both", "--base=d0", replay, days=[DAYS[1]]) == 0
+    for slot in COUNTED:
+        one, other = vocabulary.load("alone", slot), vocabulary.load("both", slot)
+        assert all(getattr(one, k).equals(getattr(other, k)) for k in ("values", "counts", "seen"))
+    rows = [
+        files.read_json(f"{d}/prepare.json")["splits"]["train"]["rows"] for d in ("alone", "both")
+    ]
+    assert rows == [60, 120] and schema_lib.load("both").days == tuple(DAYS[:2])
+
+
+def test_days_may_be_whole_preparations(shop):
+    """Without a day column each preparation is a day, and expired rows are given away."""
+    share = [
+        "--config.prepare.split=share",
+        "--config.prepare.day_column=",
+        "--config.prepare.ignore=('day',)",
+    ]
+    share += ["--config.prepare.shares=(1.0, 0.0, 0.0)", "--config.prepare.expire_days=1"]
+    for i, day in enumerate(DAYS):
+        base = [f"--base=p{i - 1}"] if i else []
+        assert shop(f"p{i}", f"--config.prepare.source=raw/{day}.csv", *share, *base) == 0
+    assert schema_lib.load("p3").days == ("",) * 4
+    said = [files.read_json(f"p{i}/prepare.json")["base"]["slots"]["user"] for i in (1, 2, 3)]
+    assert sum(s["expired"] for s in said) > 0
+    for i, s in enumerate(said, 1):
+        grown = len(values(f"p{i}", "user")) - len(values(f"p{i - 1}", "user"))
+        assert grown == s["appended"] - s["expired"]
+
+
+def test_new_slots_start_and_are_said(shop, capsys):
+    few = (
+        Path("shop.py")
+        .read_text()
+        .replace('("item", "price", "tags", "size")', '("price", "size")')
+    )
+    few = few.replace('"tags": {"kind": "multi"},', "").replace("return c", "IGNORED\n    return c")
+    few = few.replace("IGNORED", 'c.prepare.ignore = ("item", "tags")')
+    Path("few.py").write_text(few)
+    argv = ["prepare", "--config=few.py", "--config.data.dir=few"]
+    assert prepare.main([*argv, f"--config.prepare.train_days={(DAYS[0],)}"]) == 0
+    assert shop("d1", "--base=few", days=[DAYS[1]]) == 0
+    out = capsys.readouterr().out
+    assert "slot 'item' is not in the base and starts here" in out and "slot 'tags' is not" in out
+    assert shop("new", days=[DAYS[1]]) == 0
+    assert values("d1", "item") == values("new", "item") and values("d1", "tags") == values(
+        "new", "tags"
+    )
+    capsys.readouterr()
+    argv[2] = "--config.data.dir=back"
+    assert prepare.main([*argv, f"--config.prepare.train_days={(DAYS[2],)}", "--base=d1"]) == 0
+    assert "slot 'item' of the base is left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        (["--base=nowhere"], "--base=nowhere: no run or data there (no schema.json); name"),
+        (["--base=d1"], "--base=d1: it is config.data.dir, which is replaced"),
+        (["--base=d0"], "--base=d0: it has the rows of 2024-01-01 already; name the new days"),
+        (
+            ["--base=d0", "--config.prepare.train_days=('2024-02-30',)"],
+            "config.prepare.train_days: no row is of 2024-02-30; check",
+        ),
+        (
+            [
+                "--base=d0",
+                "--config.prepare.valid_days=('2024-02-30',)",
+                f"--config.prepare.train_days={(DAYS[1],)}",
+            ],
+            "config.prepare.valid_days: no row is of 2024-02-30; check",
+        ),
+        (
+            [f"--config.prepare.replay_days={(DAYS[0],)}"],
+            "config.prepare.replay_days: ('2024-01-01',); without --base",
+        ),
+        (
+            ["--config.prepare.split=share", f"--config.prepare.train_days={(DAYS[0],)}"],
+            "config.prepare.train_days: it has no effect on split=share",
+        ),
+        (
+            [
+                f"--config.prepare.replay_days={(DAYS[0],)}",
+                f"--config.prepare.train_days={(DAYS[0],)}",
+            ],
+            "config.prepare.replay_days: '2024-01-01' is one of train_days, too",
+        ),
+        (["--base=d0", "--config.prepare.slots.device.rows=8"], "slot 'device' rows 16 against 8"),
+        (["--base=d0", "--config.prepare.slots.price.transform=log1p"], "slot 'price' transform"),
+    ],
+)
+def test_mistakes_are_one_line(shop, tmp_path, capsys, argv, said):
+    assert shop("d0", days=DAYS[:1]) == 0
+    before = schema_lib.load("d0").identity
+    assert shop("d1", *argv) == 2
+    error = capsys.readouterr().err
+    assert said in error and len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "d1").exists() and schema_lib.load("d0").identity == before
+
+
+def test_a_base_that_was_mixed_is_told(shop, capsys):
+    assert shop("d0", days=DAYS[:1]) == 0 and shop("all") == 0
+    shutil.copy("all/rare/user.parquet", "d0/rare/user.parquet")
+    assert shop("d1", "--base=d0", days=[DAYS[1]]) == 2
+    assert "d0/rare/user.parquet: it belongs to a vocabulary of digest" in capsys.readouterr().err
+
+
+def test_a_base_without_rare_counts_is_said(shop, capsys):
+    assert shop("d0", days=DAYS[:1]) == 0
+    shutil.rmtree("d0/rare")
+    assert shop("d1", "--base=d0", days=[DAYS[1]]) == 0
+    said = "slot 'user': the base did not keep counts of rarer values, they start at 0"
+    assert said in capsys.readouterr().out
+
+
+def test_a_day_without_a_click_is_said(shop, capsys):
+    rows = [line.replace("1,", "0,", 1) if line[0] == "1" else line for line in make_rows(1)]
+    head = "label,user,device,item,price,tags,size,day\n"
+    Path(f"raw/{DAYS[1]}.csv").write_text(head + "\n".join(rows) + "\n")
+    assert shop("d0", days=DAYS[:1]) == 0
+    capsys.readouterr()
+    assert shop("d1", "--base=d0", days=[DAYS[1]]) == 0
+    assert "no row of the train split is a click" in capsys.readouterr().out
+    assert files.read_json(Path("d1/prepare.json"))["splits"]["train"]["clicks"] == 0
