@@ -51,8 +51,8 @@ def run(
 
     Returns:
       0; 2 after `error: ...` on stderr for a UserError, or for a file that the system or a library
-      refuses (a full disk, say); 130 after an interrupt; 141 where nobody reads what is printed
-      (`| head`).
+      refuses (a full disk, say); 75 where another process of the run has ended; 130 after an
+      interrupt; 141 where nobody reads what is printed (`| head`).
     """
     _open_streams()
     argv = _joined(list(sys.argv if argv is None else argv))
@@ -77,7 +77,7 @@ def run(
         if not (line := errors.said(error)):
             raise
         _complain(line)
-        return 2
+        return getattr(error, "exit_code", 2)
     return 0
 
 

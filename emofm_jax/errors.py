@@ -8,13 +8,23 @@ import errno
 import os
 import re
 
+LOST = 75  # exit code of a process that lost another one: EX_TEMPFAIL, start it again
+
 
 class UserError(Exception):
     """`{where}: {what was wrong, with the value}; {what to do}`, on one line."""
 
+    exit_code = 2
+
 
 class FileError(UserError):
     """A file that the system, or a library, could not write or read: the disk's mistake."""
+
+
+class LostError(UserError):
+    """Another process of the run has ended."""
+
+    exit_code = LOST
 
 
 class UnknownValues(UserWarning):

@@ -19,18 +19,25 @@ from emofm_jax import cli
 from emofm_jax import config as config_lib
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import summary
+from emofm_jax.training import processes
 from emofm_jax.training import run as run_lib
 
 
 def _main(flags: absl_flags.FlagValues) -> None:
     config, workdir = flags.config, Path(flags.workdir)
+    processes.start(flags.coordinator, flags.num_processes, flags.process_id, flags.wait_seconds)
     run_lib.check(config)
     given = cli.overrides(flags)
     for path, what in config_lib.without_effect(config).items():
         if path in given:
             idle = f"--config.{path}={given[path]}: it has no effect on {what}"
             raise UserError(f"{idle}; leave it out")
-    report = run_lib.run(config, workdir)
+    try:
+        report = run_lib.run(config, workdir)
+    except Exception as error:
+        raise processes.explained(error) from error
+    if not processes.is_first():
+        return
     split, of_split = report.shown
     print(f"\n{summary.table(of_split, f'{split} split')}\n\n{summary.footer(report.to_json())}")
     files = "metrics.json, predictions/, checkpoints/, log.jsonl, TensorBoard events"
@@ -41,6 +48,14 @@ def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
     cli.define_config(flags, argv)
     where = "Directory of the run; made if missing."
     absl_flags.DEFINE_string("workdir", None, where, flag_values=flags)
+    where = "Several processes: HOST:PORT of process 0. SLURM, Open MPI and TPU pods need no flags."
+    absl_flags.DEFINE_string("coordinator", "", where, flag_values=flags)
+    many = "Several processes: how many. 1: one, whatever the environment says."
+    absl_flags.DEFINE_integer("num_processes", 0, many, flag_values=flags)
+    which = "Several processes: number of this one, from 0."
+    absl_flags.DEFINE_integer("process_id", -1, which, flag_values=flags)
+    wait = "Several processes: seconds until all must be there."
+    absl_flags.DEFINE_integer("wait_seconds", 300, wait, lower_bound=1, flag_values=flags)
 
 
 def _describe_models() -> str:
@@ -58,8 +73,8 @@ def _describe_models() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The program: exit code 0, or 2 after one line of error."""
-    return cli.run(_main, _define, argv, more_help=_describe_models)
+    """The program: exit code 0, or 2 after one line of error, 75 if another process has ended."""
+    return processes.leave(cli.run(_main, _define, argv, more_help=_describe_models))
 
 
 if __name__ == "__main__":

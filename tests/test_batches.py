@@ -158,9 +158,40 @@ def test_goes_on_after_any_batch(tmp_path, monkeypatch, shuffle_rows):
 def test_devices_split_the_rows(tmp_path):
     split = write(tmp_path, 10)
     (one,), (four,) = batches.read(split, 12), batches.read(split, 12, num_devices=4)
-    for a, b in zip(one.batch, four.batch):
+    for a, b in zip(one.batch[:5], four.batch[:5]):
         assert b.shape[:2] == (4, 3)
         np.testing.assert_array_equal(a.reshape(b.shape), b)
+
+
+@pytest.mark.parametrize("count, shuffle_rows", [(2, 130), (3, 130), (3, 0), (12, 1)])
+def test_processes_share_the_rows_of_an_epoch(tmp_path, monkeypatch, count, shuffle_rows):
+    """Uneven row groups, more processes than row groups: as many steps for all, each row once."""
+    split = write(tmp_path, 300, 29, monkeypatch)  # ten groups of 29 rows, one of 10
+    assert len(split.row_groups) == 11
+    orders = set()
+    for epoch in (0, 1):
+        how = dict(shuffle_rows=shuffle_rows, seed=3, epoch=epoch)
+        read = lambda i, how=how, **more: list(
+            batches.read(split, 4 * count, process=(i, count), **how, **more)
+        )
+        of_all = [read(i) for i in range(count)]
+        seed = 3 if shuffle_rows else None
+        (steps,) = {len(of_one) for of_one in of_all}
+        assert steps == batches.num_steps(
+            split, 4 * count, num_processes=count, seed=seed, epoch=epoch
+        )
+        seen = np.concatenate([users(of_one) for of_one in of_all])
+        assert sorted(seen) == list(range(300))
+        orders.add(tuple(seen))
+        done = [batch.rows_done for batch in of_all[0]]
+        rows = np.array([[batch.num_rows for batch in of_one] for of_one in of_all])
+        assert done == np.cumsum(rows.sum(axis=0)).tolist() and done[-1] == 300
+        # Padding has weight 0, and any step is found again by each.
+        assert all(b.batch.weight[0, b.num_rows :].sum() == 0 for of_one in of_all for b in of_one)
+        for i, of_one in enumerate(of_all):
+            rest = read(i, skip_rows=done[2])
+            assert [users([b]).tolist() for b in rest] == [users([b]).tolist() for b in of_one[3:]]
+    assert len(orders) == (2 if shuffle_rows else 1)
 
 
 def test_prefetch_keeps_order_raises_and_ends():

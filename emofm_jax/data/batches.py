@@ -31,6 +31,7 @@ class Batch(NamedTuple):
       label: f32[P, b], 0 or 1.
       ftype: i32[P, b], interaction type, -1 if unknown.
       weight: f32[P, b], sample weight; 0 = padding.
+      stop: i32[P], 1 where a process was asked to stop; None if there is one process.
     """
 
     ids: np.ndarray
@@ -38,6 +39,7 @@ class Batch(NamedTuple):
     label: np.ndarray
     ftype: np.ndarray
     weight: np.ndarray
+    stop: np.ndarray | None = None
 
 
 class Rows(NamedTuple):
@@ -62,7 +64,8 @@ class HostBatch(NamedTuple):
     Attributes:
       batch: `rows`, padded to the full size.
       rows: as many as there are.
-      rows_done: rows of the epoch up to and including this batch; the place to go on from.
+      rows_done: rows of the epoch up to and including this batch, of all processes; the place to
+        go on from.
     """
 
     batch: Batch
@@ -141,40 +144,76 @@ def read(
     epoch: int = 0,
     skip_rows: int = 0,
     window_rows: int = 1 << 17,
+    process: tuple[int, int] = (0, 1),
 ) -> Iterator[HostBatch]:
     """Batches of one epoch, each row exactly once; the last one is padded.
 
     Row groups are permuted and gathered into windows of at least `shuffle_rows` rows; rows are
     permuted within each window. The next window is decoded in a thread meanwhile.
 
+    Process i of n takes every n-th row group of the permutation, and B / n rows a step. All yield
+    as many batches: one that has run out of rows yields padding.
+
     Args:
       split: complete split.
-      batch_size: rows over all devices, a multiple of `num_devices`.
-      num_devices: P, the leading axis.
+      batch_size: rows over all devices of all processes, a multiple of their number.
+      num_devices: of this process, the leading axis.
       shuffle_rows: rows of a shuffling window; 0 = rows in their order.
       seed: decides the order, together with `epoch`.
       epoch: counted from 0.
       skip_rows: rows to leave out at the start (`HostBatch.rows_done` of an earlier run).
       window_rows: rows decoded at a time when not shuffled.
+      process: (i, n).
 
     Yields:
       HostBatch, its arrays owned by the receiver.
     """
     rng = lambda *place: np.random.default_rng((seed, epoch, *place)) if shuffle_rows else None
-    windows = _windows(split, shuffle_rows or window_rows, rng(0))
-    first, start = 0, skip_rows
+    order = _order(split, rng(0))
+    steps = _Steps.make(split, order, batch_size, process[1])
+    if process[1] == 1:
+        place, taken, start = (1,), 0, skip_rows
+    else:
+        order, place = order[process[0] :: process[1]], (1, process[0])
+        taken = steps.taken(skip_rows)
+        start = min(taken * steps.size, steps.rows[process[0]])
+    windows = _windows(split, order, shuffle_rows or window_rows)
+    first = 0
     while first < len(windows) and windows[first].num_rows <= start:
         start -= windows[first].num_rows
         first += 1
 
     def ordered() -> Iterator[tuple[Rows, np.ndarray]]:
         for number, rows in _load_ahead(split, windows, first):
-            order, shuffle = np.arange(len(rows.label)), rng(1, number)
+            order, shuffle = np.arange(len(rows.label)), rng(*place, number)
             order = order if shuffle is None else shuffle.permutation(order)
             yield rows, order[start:] if number == first else order
 
-    cut = _cut(ordered(), batch_size)
-    yield from _batches(cut, batch_size, num_devices, split.schema, skip_rows)
+    cut = _cut(ordered(), steps.size)
+    if process[1] == 1:
+        yield from _batches(cut, batch_size, num_devices, split.schema, skip_rows)
+        return
+    nothing = to_rows(shards.arrow_schema(split.schema).empty_table(), split.schema)
+    for step in range(taken, steps.total):
+        rows = next(cut, nothing)
+        batch = pad(rows, steps.size, num_devices, split.schema.num_rows)
+        yield HostBatch(batch, rows, steps.rows_done(step + 1))
+
+
+def num_steps(
+    split: Split, batch_size: int, *, num_processes: int = 1, seed: int | None, epoch: int
+) -> int:
+    """Steps that `read` makes of an epoch: those of the process with the most rows.
+
+    Args:
+      split: complete split.
+      batch_size: rows over all devices of all processes.
+      num_processes: that share the epoch.
+      seed: of the order of rows; None: as they stand.
+      epoch: counted from 0.
+    """
+    order = _order(split, None if seed is None else np.random.default_rng((seed, epoch, 0)))
+    return _Steps.make(split, order, batch_size, num_processes).total
 
 
 def gather(
@@ -235,6 +274,32 @@ def prefetch(items: Iterator, depth: int, transform: Callable = lambda item: ite
         thread.join()
 
 
+class _Steps(NamedTuple):
+    """The steps of an epoch: the rows of each process, and how many each takes a step."""
+
+    rows: list[int]
+    size: int
+
+    @classmethod
+    def make(cls, split: Split, order: Sequence[int], batch_size: int, count: int) -> "_Steps":
+        """Of `count` processes that share the row groups in this order."""
+        rows = lambda groups: sum(split.row_groups[group].rows for group in groups)
+        return cls([rows(order[i::count]) for i in range(count)], batch_size // count)
+
+    @property
+    def total(self) -> int:
+        """Those of the process with the most rows."""
+        return -(-max(self.rows) // self.size)
+
+    def rows_done(self, steps: int) -> int:
+        """Rows of all processes after so many steps."""
+        return sum(min(steps * self.size, rows) for rows in self.rows)
+
+    def taken(self, rows_done: int) -> int:
+        """Steps after which so many rows were done."""
+        return next(k for k in range(self.total + 1) if self.rows_done(k) >= rows_done)
+
+
 class _Window(NamedTuple):
     """Row groups that are decoded together, and their rows."""
 
@@ -242,13 +307,16 @@ class _Window(NamedTuple):
     num_rows: int
 
 
-def _windows(split: Split, min_rows: int, rng: np.random.Generator | None) -> list[_Window]:
-    """All row groups, in the order of the files without `rng`, gathered into windows."""
+def _order(split: Split, rng: np.random.Generator | None) -> list[int]:
+    """All row groups: permuted, or without `rng` in the order of the files."""
     order = np.arange(len(split.row_groups))
-    if rng is not None:
-        order = rng.permutation(order)
+    return (order if rng is None else rng.permutation(order)).tolist()
+
+
+def _windows(split: Split, order: Sequence[int], min_rows: int) -> list[_Window]:
+    """Row groups in an order, gathered into windows."""
     windows, groups, num_rows = [], [], 0
-    for group in order.tolist():
+    for group in order:
         groups.append(group)
         num_rows += split.row_groups[group].rows
         if num_rows >= min_rows:

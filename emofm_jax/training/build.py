@@ -28,7 +28,8 @@ _KEPT = 4
 class Parts:
     """The parts of a run, made once and handed on; nothing is compiled before it is called."""
 
-    devices: list[jax.Device]
+    devices: list[jax.Device]  # of this process
+    num_devices: int  # of all processes
     schema: Schema
     module: nn.Module
     key: jax.Array  # of the run's seed
@@ -53,12 +54,12 @@ def make_parts(config: ConfigDict, schema: Schema, num_steps: int = 1) -> Parts:
       UserError: a model that does not fit the data; a batch that the devices do not divide; no
         device.
     """
-    devices = state_lib.local()
+    devices, count = state_lib.local(), state_lib.num_devices()
     for field in ("batch_size", "eval_batch_size"):
-        if config.data[field] % len(devices):
+        if config.data[field] % count:
             raise UserError(
                 f"config.data.{field}: {config.data[field]} rows do not divide over "
-                f"{len(devices)} devices; choose a multiple of {len(devices)}"
+                f"{count} devices; choose a multiple of {count}"
             )
 
     model, sections = FrozenConfigDict(config.model), FrozenConfigDict(config.optim)
@@ -69,7 +70,7 @@ def make_parts(config: ConfigDict, schema: Schema, num_steps: int = 1) -> Parts:
     init, train_step = _make_training(*network, sections, num_steps if ends else 0, decay)
     key = jax.random.key(config.seed)
     start = functools.partial(init, key)
-    return Parts(devices, schema, module, key, start, train_step, eval_step, num_steps)
+    return Parts(devices, count, schema, module, key, start, train_step, eval_step, num_steps)
 
 
 # What is cached is decided by the arguments, but for the shape of a batch.

@@ -13,7 +13,7 @@ import threading
 import types
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,7 +26,7 @@ from emofm_jax.errors import UserError
 from emofm_jax.evaluation import leaks, summary
 from emofm_jax.evaluation.run_report import FILE, Evaluation, RunReport
 from emofm_jax.evaluation.split_report import SplitReport
-from emofm_jax.training import build, checkpoint
+from emofm_jax.training import build, checkpoint, processes
 from emofm_jax.training import predictions as predictions_lib
 from emofm_jax.training import state as state_lib
 from emofm_jax.training import workdir as workdir_lib
@@ -45,9 +45,17 @@ class _Run(NamedTuple):
     progress: Progress
 
 
-def num_steps(config: ConfigDict, num_rows: int) -> int:
-    """Steps of a whole run on that many rows."""
-    steps = config.train.epochs * math.ceil(num_rows / config.data.batch_size)
+def num_steps(config: ConfigDict, train: Split, done: Progress | None = None) -> int:
+    """Steps of a whole run on a split, from the end of an epoch on with the processes there are."""
+    done = done or Progress()
+    size, epochs = config.data.batch_size, range(done.epoch, config.train.epochs)
+    order: dict[str, Any] = {"seed": config.seed if config.data.shuffle else None}
+    if (count := processes.count()) > 1:
+        order["num_processes"] = count
+        of_epochs = [batches.num_steps(train, size, epoch=epoch, **order) for epoch in epochs]
+        steps = done.step + sum(of_epochs)
+    else:
+        steps = done.step + len(epochs) * math.ceil(train.num_rows / size)
     return min(steps, config.train.max_steps or steps)
 
 
@@ -74,6 +82,10 @@ def run(config: ConfigDict, workdir: Path, splits: dict[str, Split], parts: Part
             return RunReport.load(workdir)
 
     state, progress = build.restore_or_init(workdir, parts)
+    if progress.processes != processes.count():
+        _check_end_of_epoch(workdir, progress)
+        parts = dataclasses.replace(parts, num_steps=num_steps(config, splits["train"], progress))
+        progress.processes, last = processes.count(), parts.num_steps
     if progress.step > last:
         raise UserError(
             f"{workdir}: its run has taken {progress.step:,} steps, and config.train.epochs and "
@@ -81,23 +93,35 @@ def run(config: ConfigDict, workdir: Path, splits: dict[str, Split], parts: Part
             "--workdir"
         )
     of_run = _Run(config, workdir, splits, parts, progress)
-    if progress.step and progress.step == checkpoint.latest(checkpoints):  # killed before that
+    newest = checkpoint.latest(checkpoints) if processes.is_first() else None
+    if progress.step and progress.step == newest:  # killed before that
         checkpoint.prune(checkpoints, progress.step, _best(of_run))
     if not progress.is_done(train, last):
-        if progress.step:
+        if progress.step and processes.is_first():
             print(f"{workdir}: goes on from step {progress.step:,} of {last:,}")
         progress.finished = False
         progress.schema, progress.data = parts.schema.fingerprint(), parts.schema.identity
-        files.remove(workdir / FILE)  # of a run that was to end earlier
+        if processes.is_first():
+            files.remove(workdir / FILE)  # of a run that was to end earlier
         state = _train(of_run, state)
 
-    if train.monitor and progress.best_step < 0:
+    if train.monitor and progress.best_step < 0 and processes.is_first():
         unset = f"config.train.monitor: {train.monitor!r} never had a value here"
         print(f"{unset}, so the last state is kept")
     if (kept := progress.kept_step(train)) != progress.step:
         del state  # two tables at a time would not fit where one just does
         state, _ = build.restore(workdir, parts, kept)
     return _finish(of_run, state)
+
+
+def _check_end_of_epoch(workdir: Path, progress: Progress) -> None:
+    """Raises UserError if a run is in the middle of an epoch of another number of processes."""
+    if progress.rows_done:
+        before, now = progress.processes, processes.count()
+        raise UserError(
+            f"{workdir}: its run is in the middle of an epoch that {before} processes share, and "
+            f"there are {now} now; their number may change at the end of an epoch: start {before}"
+        )
 
 
 def _train(run: _Run, state: TrainState) -> TrainState:
@@ -107,16 +131,20 @@ def _train(run: _Run, state: TrainState) -> TrainState:
         _progress_bar(run) as bar,
         _stop_signals() as stop,
         checkpoint.Saver(run.workdir / "checkpoints") as saver,
-        Log(run.workdir, progress) as log,
+        Log(run.workdir, progress, processes.is_first()) as log,
         jax.transfer_guard("disallow"),
         contextlib.closing(_batches(run)) as placed,
     ):
         num_rows = run.splits["train"].num_rows
         window = Window(log, bar, progress, num_rows)
+        flags = _stop_flags(run)
         for batch in window.time(placed):
-            state, metrics = run.parts.train_step(state, batch.batch)
+            asked = batch.batch._replace(stop=flags[bool(stop.signal)])
+            state, metrics = run.parts.train_step(state, asked)
             progress.advance(batch.rows_done, num_rows)
             window.add(metrics, batch.num_rows)
+            # A step later all processes know of a signal that one has got.
+            stops = window.asked_to_stop if flags[1] is not None else stop.signal
 
             worth_saving = False
             if _is_evaluation_due(run):
@@ -125,24 +153,36 @@ def _train(run: _Run, state: TrainState) -> TrainState:
                 window.restart()
 
             progress.finished = progress.is_done(train, run.parts.num_steps)
-            ends = progress.finished or stop.signal
+            ends = progress.finished or stops
             if ends or worth_saving or progress.step % train.save_every_steps == 0:
                 window.close()
                 progress.log_bytes = log.size()
-                kept, info = build.without_scratch(state), progress.to_json()
-                saver.save(progress.step, kept, info, best_step=_best(run))
+                if processes.is_first():
+                    kept, info = build.without_scratch(state), progress.to_json()
+                    saver.save(progress.step, kept, info, best_step=_best(run))
                 window.restart()
             elif progress.step % train.log_every_steps == 0:
                 window.close()
             if ends:
                 break
 
-    if stop.signal:  # perhaps while the last checkpoint was written
-        stopped = f"{run.workdir}: stopped by {signal.Signals(stop.signal).name}"
+    # Perhaps while the last checkpoint was written, which is there now, for all processes.
+    if number := max(processes.gather(stop.signal)):
+        stopped = f"{run.workdir}: stopped by {signal.Signals(number).name}"
         saved = f"step {progress.step:,} is saved, the same command goes on"
-        print(f"{stopped}; {saved}", file=sys.stderr)
-        sys.exit(128 + stop.signal)
+        if processes.is_first():
+            print(f"{stopped}; {saved}", file=sys.stderr)
+        sys.exit(128 + number)
     return state
+
+
+def _stop_flags(run: _Run) -> list[Any]:
+    """What a batch carries to say that nobody, or this process, was asked to stop."""
+    if processes.count() == 1:
+        return [None, None]
+    devices = run.parts.devices
+    flags = (np.full(len(devices), flag, np.int32) for flag in (0, 1))
+    return [state_lib.put_batch(flag, devices) for flag in flags]
 
 
 def _best(run: _Run) -> int | None:
@@ -156,7 +196,8 @@ def _progress_bar(run: _Run) -> tqdm:
     epochs, steps = divmod(run.parts.num_steps, math.ceil(num_rows / batch_size))
     total = epochs * num_rows + steps * batch_size
     done = run.progress.epoch * num_rows + run.progress.rows_done
-    options = {"unit": " rows", "unit_scale": True, "disable": not sys.stderr.isatty()}
+    hidden = not sys.stderr.isatty() or not processes.is_first()
+    options = {"unit": " rows", "unit_scale": True, "disable": hidden}
     return tqdm(total=total, initial=done, **options)
 
 
@@ -170,7 +211,8 @@ def _batches(run: _Run) -> Generator[batches.HostBatch]:
 
     while True:
         # The loop has moved on to the next epoch before it asks for a batch of it.
-        place = {"epoch": run.progress.epoch, "skip_rows": run.progress.rows_done}
+        place: dict[str, Any] = {"epoch": run.progress.epoch, "skip_rows": run.progress.rows_done}
+        place["process"] = (processes.index(), processes.count())
         source = batches.read(split, data.batch_size, num_devices=len(devices), **order, **place)
         with contextlib.closing(batches.prefetch(source, data.prefetch, put)) as ready:
             yield from ready
@@ -192,10 +234,11 @@ def _evaluate(run: _Run, state: TrainState, log: Log) -> tuple[TrainState, bool]
     progress.evaluations.append(entry)
     log.write("evaluate", **dataclasses.asdict(entry))
 
-    auc, logloss = ("-" if x is None else f"{x:.6f}" for x in figures)
-    tqdm.write(f"step {progress.step:,}: validation AUC {auc}, logloss {logloss}")
-    if len(progress.evaluations) == 1:
-        tqdm.write(_verdict(run, report))
+    if processes.is_first():
+        auc, logloss = ("-" if x is None else f"{x:.6f}" for x in figures)
+        tqdm.write(f"step {progress.step:,}: validation AUC {auc}, logloss {logloss}")
+        if len(progress.evaluations) == 1:
+            tqdm.write(_verdict(run, report))
 
     if progress.judge(report, config.train):
         return state, bool(config.train.monitor)
@@ -239,14 +282,16 @@ def _finish(run: _Run, state: TrainState) -> RunReport:
     elif shown == "test":  # max_steps was lowered
         _, reports["valid"] = predictions_lib.score(config, splits["valid"], parts, state)
 
-    workdir_lib.remove_predictions(workdir)  # of earlier states, by evaluate
     predictions, reports[shown] = predictions_lib.score(config, splits[shown], parts, state)
-    predictions_lib.write_predictions(workdir / "predictions" / f"{shown}.parquet", predictions)
-
     sizes = {key: sum(x.size for x in jax.tree.leaves(state.params[key])) for key in SECTIONS}
     sizes["total"] = sum(sizes.values())
     found = RunReport(reports, progress.training(kept), sizes)
-    found.save(workdir)
+    if processes.is_first():
+        workdir_lib.remove_predictions(workdir)  # of earlier states, by evaluate
+        file = workdir / "predictions" / f"{shown}.parquet"
+        predictions_lib.write_predictions(file, predictions)
+        found.save(workdir)
+    processes.gather("written")
     return found
 
 

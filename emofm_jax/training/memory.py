@@ -25,7 +25,7 @@ def check(config: ConfigDict, parts: Parts) -> str:
     """
     state = jax.eval_shape(parts.init)
     moved = state.params["network"] if config.optim.embedding.updates == "lazy" else state.params
-    kept = _kept(parts, state, config.data.batch_size // len(parts.devices))
+    kept = _kept(parts, state, config.data.batch_size // parts.num_devices)
     needed = _num_bytes(state) + _num_bytes(moved) + kept
 
     here = parts.devices[0]

@@ -6,7 +6,7 @@ The forward is `models.build.predict` under pmap, the metrics are exact and on t
 import dataclasses
 import functools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,6 +23,7 @@ from emofm_jax.data.schema import Schema
 from emofm_jax.data.shards import Split
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import split_report
+from emofm_jax.training import processes
 from emofm_jax.training import state as state_lib
 from emofm_jax.training.build import Parts
 from emofm_jax.training.state import PlacedBatch, TrainState
@@ -60,9 +61,9 @@ def score(
     size = config.data.eval_batch_size
     if isinstance(rows, Split):
         found = predict_split(parts, state, rows, size)
-        return found, _report(found, rows.schema, read_truth(rows))
+        return found, _agreed(lambda: _report(found, rows.schema, read_truth(rows)))
 
-    source = batches.gather(iter(rows), size, len(parts.devices), rows.schema)
+    source = batches.gather(iter(rows), size, parts.num_devices, rows.schema)
     found = _predict(parts, state, source, rows.schema, rows.name)
     made, notes = _report(found, rows.schema, None), []
     if rows.rejected:
@@ -72,6 +73,14 @@ def score(
     return found, dataclasses.replace(made, rejected=len(rows.rejected), notes=notes)
 
 
+def _agreed(make: Callable[[], split_report.SplitReport]) -> split_report.SplitReport:
+    """A report as process 0 makes it: all go by the same figures, whatever machines they are on."""
+    if processes.count() == 1:
+        return make()
+    made = make().to_json() if processes.is_first() else None
+    return split_report.SplitReport.from_json(processes.gather(made)[0])
+
+
 @jax.enable_x64(False)
 def predict_split(parts: Parts, state: TrainState, split: Split, batch_size: int) -> Predictions:
     """Scores every row of a split, `batch_size` rows over all devices at a time.
@@ -79,7 +88,7 @@ def predict_split(parts: Parts, state: TrainState, split: Split, batch_size: int
     Raises:
       UserError: a score is not finite; fewer or more rows than were counted.
     """
-    source = batches.read(split, batch_size, num_devices=len(parts.devices))
+    source = batches.read(split, batch_size, num_devices=parts.num_devices)
     found = _predict(parts, state, source, split.schema, str(split.path), split.num_rows)
     if (read := len(found.label)) != split.num_rows:
         counted = f"{read} rows were read where _SUCCESS counts {split.num_rows}"
@@ -105,13 +114,16 @@ def _predict(
 
     def put(host: batches.HostBatch) -> tuple[batches.HostBatch, PlacedBatch]:
         unknown.add_ids(host.rows.ids)
-        return host, state_lib.put_batch(host.batch, parts.devices)
+        return host, state_lib.put_own(host.batch, parts.devices)
 
     placed = batches.prefetch(source, 2, put)
     weights = state.scored()
     scored = ((h, parts.eval_step(*weights, batch)) for h, batch in placed)
     look: dict[str, Any] = {"unit": " rows", "unit_scale": True, "leave": False}
-    look |= {"desc": f"  {Path(name).name}", "disable": not sys.stderr.isatty()}
+    look |= {
+        "desc": f"  {Path(name).name}",
+        "disable": not (processes.is_first() and sys.stderr.isatty()),
+    }
 
     done = 0
     with tqdm(total=num_rows or None, **look) as bar:

@@ -46,6 +46,7 @@ class Progress:
     waited: float = 0.0  # seconds of these that went by in waiting for input
     schema: str = ""  # fingerprint of the data; empty in checkpoints of before it was noted
     data: str = ""  # identity of their preparation, as far as it is known
+    processes: int = 1  # that share the rows of an epoch
 
     def to_json(self) -> dict[str, Any]:
         """What a checkpoint holds as its info."""
@@ -103,26 +104,31 @@ class Log:
     Where one of them cannot be written, that is said once on stderr and the run goes on.
     """
 
-    def __init__(self, workdir: Path, progress: Progress):
-        self._lines = files.Appended(workdir / "log.jsonl", progress.log_bytes)
-        self._board = Board(workdir, progress.step + 1)
+    def __init__(self, workdir: Path, progress: Progress, writes: bool = True):
+        self._writes = writes  # of several processes one
+        if writes:
+            self._lines = files.Appended(workdir / "log.jsonl", progress.log_bytes)
+            self._board = Board(workdir, progress.step + 1)
 
     def write(self, event: str, **values) -> None:
         """Writes one line; `values` has the step."""
+        if not self._writes:
+            return
         self._lines.write(files.as_json({"event": event, **values}) + "\n")
         scalars = {f"{event}/{k}": x for k, x in values.items() if isinstance(x, float)}
         self._board.write(scalars, values["step"])
 
     def size(self) -> int:
         """Bytes of log.jsonl."""
-        return self._lines.size
+        return self._lines.size if self._writes else 0
 
     def __enter__(self) -> "Log":
         return self
 
     def __exit__(self, *_) -> None:
-        self._lines.close()
-        self._board.close()
+        if self._writes:
+            self._lines.close()
+            self._board.close()
 
 
 class Window:
@@ -131,6 +137,8 @@ class Window:
     def __init__(self, log: Log, bar: tqdm, progress: Progress, epoch_rows: int):
         self._log, self._bar, self._progress, self._epoch_rows = log, bar, progress, epoch_rows
         self._compiled = False
+        self._before: dict | None = None  # metrics of the last step
+        self.asked_to_stop = False  # whether any process was, before the step before the last
         self.restart()
 
     def restart(self) -> None:
@@ -151,8 +159,11 @@ class Window:
 
     def add(self, step_metrics: dict, rows: int) -> None:
         """Takes a step's metrics; waits for the step before it: the host is never far ahead."""
-        if self._steps:
-            jax.block_until_ready(self._steps[-1]["nonfinite"])
+        if self._before is not None:
+            jax.block_until_ready(self._before["nonfinite"])
+            if "stop" in self._before:
+                self.asked_to_stop = bool(jax.device_get(self._before["stop"]).any())
+        self._before = step_metrics
         self._steps.append(step_metrics)
         self._rows += rows
         self._bar.update(rows)

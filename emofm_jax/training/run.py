@@ -3,16 +3,19 @@
 What `train` and `sweep` both call.
 """
 
+import contextlib
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from emofm_jax import config as config_lib
-from emofm_jax.data import preparation, shards
+from emofm_jax.data import batches, preparation, shards
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation.run_report import RunReport
 from emofm_jax.options import flatten
+from emofm_jax.training import checkpoint, processes
 from emofm_jax.training import workdir as workdir_lib
 
 
@@ -43,23 +46,63 @@ def run(config: ConfigDict, workdir: Path, identity: str = "") -> RunReport:
     """
     from emofm_jax.training import build, loop, memory
 
+    first = processes.is_first()
     missing = not (Path(config.data.dir) / "schema.json").exists()
-    if missing and workdir.exists():  # before data are made
+    if first and missing and workdir.exists():  # before data are made
         with workdir_lib.alone(workdir):
             workdir_lib.check(config, workdir)
-    _print_differences(config)
+    if first:
+        _print_differences(config)
     splits = open_data(config)
     train = splits["train"]
     if identity and train.schema.identity != identity:
         raise UserError(f"{config.data.dir}: {shards.ANEW}")
 
     # What fails here leaves no workdir.
-    parts = build.make_parts(config, train.schema, loop.num_steps(config, train.num_rows))
-    print(f"memory of each device: up to about {memory.check(config, parts)}")
+    _check_processes(config, workdir, train.schema)
+    parts = build.make_parts(config, train.schema, loop.num_steps(config, train))
+    needed = memory.check(config, parts)
+    if first:
+        print(f"memory of each device: up to about {needed}")
+        _print_processes(config, train)
 
-    with workdir_lib.alone(workdir):
-        workdir_lib.open_workdir(config, workdir, train.schema)
+    with workdir_lib.alone(workdir) if first else contextlib.nullcontext():
+        if first:
+            workdir_lib.open_workdir(config, workdir, train.schema)
+        processes.gather("opened")
+        seen: dict[str, Any] = {"the run in the workdir": (workdir / "config.json").exists()}
+        seen["its newest checkpoint"] = checkpoint.latest(workdir / "checkpoints")
+        processes.check_same(seen, "give all the same directory, of a file system that they share")
         return loop.run(config, workdir, splits, parts)
+
+
+def _check_processes(config: ConfigDict, workdir: Path, schema: schema_lib.Schema) -> None:
+    """Raises UserError in all processes if they are not about to do the same."""
+    if processes.count() == 1:
+        return
+    import jax
+
+    places = {"name", "data.dir", "prepare.source"}  # may have other names on other machines
+    facts = {f"config.{k}": v for k, v in flatten(config).items() if k not in places}
+    facts |= {f"the version of {k}": v for k, v in workdir_lib.versions().items()}
+    facts["the schema of the data"] = schema.fingerprint()
+    facts["the preparation of the data"] = schema.identity
+    facts["the platform"] = jax.default_backend()
+    facts["the number of devices"] = jax.local_device_count()
+    facts["--workdir"] = str(workdir)
+    remedy = "start all with the same command, data and environment"
+    processes.check_same(facts, f"{remedy} (--num_processes=1: runs of their own)")
+
+
+def _print_processes(config: ConfigDict, train: shards.Split) -> None:
+    """How many steps an epoch takes, where the rows of several processes are not of one number."""
+    if (count := processes.count()) == 1:
+        return
+    size, seed = config.data.batch_size, config.seed if config.data.shuffle else None
+    steps = batches.num_steps(train, size, num_processes=count, seed=seed, epoch=0)
+    least, groups = -(-train.num_rows // size), len(train.row_groups)
+    shares = f"{train.num_rows:,} rows in {groups:,} row groups"
+    print(f"{count} processes share {shares}: {steps:,} steps an epoch ({least:,} if evenly)")
 
 
 def open_data(config: ConfigDict) -> dict[str, shards.Split]:
@@ -75,9 +118,10 @@ def open_data(config: ConfigDict) -> dict[str, shards.Split]:
                 f"{directory}: no prepared data; run `python -m emofm_jax.prepare --config=...` "
                 "with this config first"
             )
-        print(f"{directory}: no shards yet, making the synthetic data")
-        preparation.prepare_missing(config)
-
+        if processes.is_first():
+            print(f"{directory}: no shards yet, making the synthetic data")
+            preparation.prepare_missing(config)
+    processes.gather("data")
     schema = schema_lib.load(directory)
     if stale := _stale(config, schema):
         raise UserError(

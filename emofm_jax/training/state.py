@@ -94,9 +94,24 @@ def put_state(state: Any, devices: Devices = None) -> Any:
     return jax.device_put(state, _sharding(devices, replicated=True))
 
 
-def put_batch(batch: Batch, devices: Devices = None) -> PlacedBatch:
-    """Sends a host batch, arrays [P, b, ...], to its P devices; it must not change afterwards."""
+def put_batch(batch: Batch | np.ndarray, devices: Devices = None) -> PlacedBatch:
+    """Sends a batch, or an array, [P, b, ...], to its P devices; it must not change afterwards."""
     return jax.device_put(batch, _sharding(devices, replicated=False))
+
+
+def put_own(batch: Batch, devices: Devices = None) -> PlacedBatch:
+    """Sends the part of this process of a batch of all, arrays [P, b, ...], to its devices."""
+    count = len(local(devices))
+    if jax.process_count() > 1 and len(batch.label) > count:
+        first = jax.process_index() * count
+        batch = jax.tree.map(lambda array: array[first : first + count], batch)
+    return put_batch(batch, devices)
+
+
+def num_devices() -> int:
+    """The devices of all processes."""
+    local()
+    return jax.device_count()
 
 
 def fetch(tree: Any) -> Any:

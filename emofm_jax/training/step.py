@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
@@ -82,7 +83,7 @@ def make_train_step(
       schema: of the batches.
       optimizers: row-wise transformations (training/optim.py).
       options: of the step.
-      devices: P of them.
+      devices: P of them; by default all, of all processes.
 
     Returns:
       The pmapped step, its state donated, for batches placed by `put_batch`. Every entry of
@@ -90,8 +91,9 @@ def make_train_step(
       the step's rows with the weights that belong to them (`logloss_sum` and `weight_sum`; typed
       models: `am_sum` and `am_weight_sum`); `loss`, what was minimised, L2 apart; `embedding_norm`
       and `network_norm` of gradients before clipping (lazy: without L2 of the table); `num_rows`,
-      distinct table rows of the batch (lazy); `nonfinite` i32, 0 or 1 + index into NONFINITE. Per
-      row: `p`, `label`, `weight` f32[P, b], p being what the row's loss was taken of.
+      distinct table rows of the batch (lazy); `nonfinite` i32, 0 or 1 + index into NONFINITE; with
+      several processes `stop`, how many devices are of one that was asked to. Of the process's own
+      rows: `p`, `label`, `weight` f32[P, b], p being what the row's loss was taken of.
     """
     module = model_lib.with_axis(module, AXIS)
     lazy = options.updates == "lazy"
@@ -119,10 +121,8 @@ def make_train_step(
         )
         return move_average(state, options.average), metrics
 
-    devices = state_lib.local(devices)
     axes: dict[str, Any] = {"in_axes": (None, 0), "out_axes": (None, 0)}
-    mapped = jax.pmap(step, axis_name=AXIS, devices=devices, donate_argnums=0, **axes)
-    return compilation.pmapped(mapped, devices)
+    return _pmapped(step, devices, donate_argnums=0, **axes)
 
 
 def gradients(
@@ -152,12 +152,20 @@ def gradients(
     (loss, (sums, outputs, stats)), grads = differentiate(occurrences, state.params["network"])
 
     # Of the network the sum over the devices; of the table all occurrences, for every device.
-    loss, sums, network = jax.lax.psum((loss, sums, grads[1]), AXIS)
+    loss, sums, network = _sum_over_devices((loss, sums, grads[1]))
     ids = jnp.concatenate([x.reshape(-1) for x in jax.tree.leaves(rows)])
     of_ids = jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in jax.tree.leaves(grads[0])])
     if jax.lax.axis_size(AXIS) > 1:
         ids, of_ids = jax.lax.all_gather((ids, of_ids), AXIS, tiled=True)
     return Gradients(loss, sums, outputs, stats, ids, of_ids, network)
+
+
+def _sum_over_devices(tree: Any) -> Any:
+    """Sums a tree of f32 over the devices, as one array: between processes each array costs."""
+    if jax.lax.axis_size(AXIS) == 1:
+        return jax.lax.psum(tree, AXIS)
+    flat, unravel = jax.flatten_util.ravel_pytree(tree)
+    return unravel(jax.lax.psum(flat, AXIS))
 
 
 def sum_rows(options: Options, state: TrainState, found: Gradients) -> sparse.RowGradients:
@@ -222,16 +230,29 @@ def move_average(state: TrainState, decay: float) -> TrainState:
 def make_eval_step(
     module: nn.Module, schema: Schema, *, devices: Devices = None
 ) -> Callable[[dict, dict, PlacedBatch], dict]:
-    """Makes `predict(params, stats, batch) -> {"p": f32[P, b], ...}`, see models/build.py."""
+    """Makes `predict(params, stats, batch) -> {"p": f32[P, b], ...}`, see models/build.py.
+
+    The batch has the rows of the process's own devices, the scores are those of all devices.
+    """
+    shared = devices is None and jax.process_count() > 1
 
     def predict(params: dict, stats: dict, batch: PlacedBatch) -> dict:
         _, found = embedding.read(params["embedding"], batch.ids, schema.vectors)
         e = embedding.embed(found, batch.ids, batch.value, schema.slot_widths, schema.vectors)
-        return model_lib.predict(module, {"params": params["network"], "batch_stats": stats}, e)
+        variables = {"params": params["network"], "batch_stats": stats}
+        scores = model_lib.predict(module, variables, e)
+        return jax.lax.all_gather(scores, AXIS) if shared else scores
 
-    devices = state_lib.local(devices)
-    mapped = jax.pmap(predict, axis_name=AXIS, in_axes=(None, None, 0), devices=devices)
-    return compilation.pmapped(mapped, devices)
+    axes: dict[str, Any] = {"in_axes": (None, None, 0), "out_axes": None if shared else 0}
+    return _pmapped(predict, devices, **axes)
+
+
+def _pmapped(function: Callable, devices: Devices, **axes) -> Any:
+    """The function on every device of AXIS: on those named, or on all of all processes."""
+    local = state_lib.local(devices)
+    # With several processes, naming the local ones would train a model in each.
+    chosen = None if devices is None and jax.process_count() > 1 else local
+    return compilation.pmapped(jax.pmap(function, axis_name=AXIS, devices=chosen, **axes), local)
 
 
 def _metrics(
@@ -240,8 +261,10 @@ def _metrics(
     """Metrics of a step, as `make_train_step` describes them."""
     quantities = (found.loss, norms["embedding"], norms["network"])  # as in NONFINITE
     finite = jnp.stack([jnp.isfinite(x) for x in quantities])
+    asked = {} if batch.stop is None else {"stop": jax.lax.psum(batch.stop, AXIS)}
     return {
         **found.sums,
+        **asked,
         "loss": found.loss,
         "embedding_norm": norms["embedding"],
         "network_norm": norms["network"],

@@ -161,11 +161,16 @@ def open_workdir(config: ConfigDict, workdir: Path, schema: schema_lib.Schema) -
     files.write_json(path, json.loads(config.to_json()))  # last: a workdir with it is a run
 
 
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide the numbers of a run."""
+    packages = ("emofm_jax", "jax", "jaxlib", "flax", "optax", "numpy", "pyarrow")
+    return {name: importlib.metadata.version(name) for name in packages}
+
+
 def _environment() -> dict[str, Any]:
     """Versions, devices, commit and command of this process."""
     import jax
 
-    packages = ("emofm_jax", "jax", "jaxlib", "flax", "optax", "numpy", "pyarrow")
     git = None
     if shutil.which("git"):
         command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
@@ -174,7 +179,7 @@ def _environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "packages": versions(),
         "devices": [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.local_devices()],
         "git_commit": git,
         "command": sys.argv,
