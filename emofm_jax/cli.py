@@ -129,6 +129,12 @@ def experiment(flags: absl_flags.FlagValues) -> tuple[Path, str | None]:
     return flag.experiment
 
 
+def is_given(argv: Sequence[str], flag: str) -> bool:
+    """Whether a flag is on the command line, and no help is asked for."""
+    given = any(_name(arg) == f"--{flag}" for arg in argv[1:])
+    return given and not any(arg in _HELP for arg in argv[1:])
+
+
 def define_scorer(flags: absl_flags.FlagValues) -> None:
     """Declares which runs score, and how: what the programs that use a scorer have in common."""
     where = "Directory of a run, a checkpoint or an export; several with commas: an ensemble."
@@ -183,7 +189,7 @@ def _parse(
         raise UserError(f"{rest[1]!r}: a word that is no flag; flags look like --name=value")
     for name in [n for n in flags if flags[n].present == 0 and flags[n].default is None]:
         raise UserError(f"--{name}: it is required; --help explains it")
-    paths = [flags[name] for name in ("workdir", "output", "input") if name in flags]
+    paths = [flags[name] for name in ("workdir", "output", "input", "suggest") if name in flags]
     for name in [flag.name for flag in paths if flag.present and flag.value == ""]:
         raise UserError(f"--{name}: it is empty; name a path, or leave it out")
     if "config" in flags:

@@ -11,6 +11,10 @@ With `--base=RUN_OR_DATA` the ids of a run, or of the data of the day before, st
 reach min_count are appended, and counts go on. Prints for each slot known, new, appended and
 expired values.
 
+`--suggest=FILE_OR_DIRECTORY`, without `--config`, reads up to 100,000 raw rows of any format and
+prints a first experiment file: `python -m emofm_jax.prepare --suggest=log.csv > mine.py`. It runs
+as it is. Comments say what was seen, and what could not be decided stands on top as questions.
+
 Nothing half-written is left behind: everything is made in a `.partial` directory beside and moved
 at the end. A program that reads the old shards meanwhile ends with a line that says so.
 """
@@ -23,10 +27,14 @@ from absl import flags as absl_flags
 from emofm_jax import cli
 from emofm_jax.data import counts as counts_lib
 from emofm_jax.data import preparation, shards
+from emofm_jax.data.suggest import experiment as suggest
 from emofm_jax.evaluation import leaks
 
 
 def _main(flags: absl_flags.FlagValues) -> None:
+    if "config" not in flags:
+        print(suggest.suggest(Path(flags.suggest)), end="")
+        return
     directory = flags.config.data.dir
     if directory and (Path(directory) / "schema.json").exists():
         print(f"{directory} holds shards already; they are replaced when the new ones are whole")
@@ -41,6 +49,10 @@ def _main(flags: absl_flags.FlagValues) -> None:
 
 
 def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
+    raw = "Raw rows to print a first experiment file for; stands alone."
+    absl_flags.DEFINE_string("suggest", "", raw, flag_values=flags)
+    if cli.is_given(argv, "suggest"):
+        return
     cli.define_config(flags, argv)
     what = "Directory of shards, or a run, whose ids stay; new values are appended."
     absl_flags.DEFINE_string("base", "", what, flag_values=flags)

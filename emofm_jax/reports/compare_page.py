@@ -121,7 +121,9 @@ def _lead(found: Contest) -> list[str]:
     if found.cluster:
         wider = ", ".join(f"{_NAMES[m]} {times:.2f}" for m, times in found.wider.items())
         width = f"; times as wide as if rows were independent: {wider}" if wider else ""
-        facts.append(f"rows of one `{found.cluster}` hang together: {found.clusters:,} values{width}")
+        facts.append(
+            f"rows of one `{found.cluster}` hang together: {found.clusters:,} values{width}"
+        )
     return facts
 
 

@@ -51,7 +51,7 @@ def integer_row_id(recipe: Mapping, files: Sequence[RawFile]) -> bool:
     first = raw_files.first_full(files)
     if raw_files.kind(first.path) != "parquet":
         return False
-    schema = _open_parquet(first.path).schema_arrow
+    schema = open_parquet(first.path).schema_arrow
     names = [*schema.names, *first.partitions, *first.above]
     if recipe["row_id"] not in names:
         problem = f"there is no column {recipe['row_id']!r} (config.prepare.row_id)"
@@ -119,7 +119,7 @@ def _parquet_tasks(
     recipe: Mapping, file: RawFile, labelled: bool, progress: Callable[[int], None] | None
 ) -> Iterator[Callable[[], Chunk]]:
     slots, path = recipe_lib.slots(recipe), file.path
-    parquet = _open_parquet(path)
+    parquet = open_parquet(path)
     if not parquet.metadata.num_rows:
         return
     names = parquet.schema_arrow.names
@@ -317,7 +317,8 @@ def _plain(column: pa.Array) -> pa.Array:
     return column
 
 
-def _open_parquet(path: Path) -> pq.ParquetFile:
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Opens raw rows; raises UserError on a file that is none, or a shard."""
     try:
         file = pq.ParquetFile(path)
     except FileNotFoundError:

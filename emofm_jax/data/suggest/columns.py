@@ -1,0 +1,387 @@
+"""What a column likely is, by its values and its name: label, key, day, and kinds of slots.
+
+Names decide only what values allow. What stays open is a question, never silently a choice.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from emofm_jax.data.suggest import sample as sample_lib
+from emofm_jax.data.suggest.sample import Sample
+from emofm_jax.errors import UserError
+
+_NULLS = ("NULL", "null", "NA", "N/A", "nan", "NaN", "None", "none", "\\N", "-", "?", "undefined")
+_LISTS = "|^;,"  # what may stand between the values of a bag
+_LIST_SHARE = 0.02  # of the cells that hold more than one value
+_FEW, _MANY = 20, 1000  # distinct values: a small set; so many that rare ones are better unknown
+_GROWS, _LARGE = 1.5, 20_000  # the second half of the rows brings so many new values: hash them
+_DAYS = 3  # that a split by day needs
+
+_LABELS = ("label", "click", "clicked", "is_click", "clk", "target", "y", "is_clicked", "action")
+_LABELS += ("conversion", "converted", "is_conversion", "buy", "purchase", "purchased", "response")
+_PAIRS = ({"0", "1"}, {"0.0", "1.0"}, {"-1", "1"}, {"true", "false"}, {"yes", "no"})
+_PAIRS += ({"t", "f"}, {"y", "n"})  # none and a click, in any case
+_WEIGHTS = ("weight", "sample_weight", "w", "importance")
+_USERS = ("user", "user_id", "userid", "uid", "user_hash", "member_id", "visitor_id", "client_id")
+_USERS += ("customer_id", "device_id", "device_ip", "cookie_id", "session_id")
+_TYPES = ("type", "ftype", "event", "event_type", "action_type", "behavior", "behaviour", "scene")
+_TYPES += ("scenario", "channel", "segment", "tab", "tab6", "page", "placement", "interaction")
+_DAY_NAMES = ("date", "day", "dt", "ds", "hour", "timestamp", "time", "event_time", "datetime")
+_DATE = re.compile(r"(19|20)\d\d([-/]?)(0[1-9]|1[0-2])\2(0[1-9]|[12]\d|3[01])([T ]?\d.*)?")
+_COUNTS = re.compile(
+    r"(^|_)(n|num|cnt|count|counts|amount|price|cost|age|duration|length|seconds|minutes|days|qty|"
+    r"quantity|score|rate|ratio|views|clicks|impressions|size|revenue|spend|history|income|ctr|"
+    r"distance|weeks|months|years|balance|bid|ms|s)(_|$)"
+)
+# Words of a name -> a group.
+_GROUPS = {
+    "user": "user member customer visitor client age gender sex register registered fans fan "
+    "follow friend friends profile income education occupation newbie recency onehot feat active "
+    "streamer",
+    "item": "item video ad ads product goods brand author music category cate campaign creative "
+    "price title tag tags upload server article news app movie genre publisher advertiser shop sku",
+    "context": "hour day weekday week time month date weather city country region zip zipcode code "
+    "device os browser page position slot network isweekend daytime homework channel site domain "
+    "connection banner cost",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What was seen of a column.
+
+    Attributes:
+      name: its name.
+      text: its values as text, null where missing; of a column of lists, their elements.
+      lists: values a row at most, of a column of lists; 0 of another.
+      decimals: whether its values are numbers, some of them not whole.
+    """
+
+    name: str
+    text: pa.Array
+    lists: int = 0
+    floats: bool = False  # a Parquet column of floats
+
+    @functools.cached_property
+    def distinct(self) -> list[str]:
+        """Its values, without missing ones, once each."""
+        return pc.unique(self.text.drop_null()).to_pylist()
+
+    @functools.cached_property
+    def missing(self) -> float:
+        """Share of missing values."""
+        return self.text.null_count / max(len(self.text), 1)
+
+    @functools.cached_property
+    def odd(self) -> list[str]:
+        """Values that are no numbers."""
+        return [x for x in self.distinct if not sample_lib.is_number(x)]
+
+    @functools.cached_property
+    def nulls(self) -> list[str]:
+        """Spellings of a missing value among numbers."""
+        known = [x for x in self.odd if x in _NULLS]
+        return known if known and len(known) == len(self.odd) < len(self.distinct) else []
+
+    @functools.cached_property
+    def numbers(self) -> np.ndarray:
+        """f64, its distinct values, if they are numbers; else empty."""
+        if not self.distinct or set(self.odd) - set(self.nulls):
+            return np.zeros(0)
+        return np.array([float(x) for x in self.distinct if x not in self.nulls])
+
+    @property
+    def decimals(self) -> bool:
+        """Whether its values are numbers, some of them not whole."""
+        return len(self.numbers) > 0 and bool((self.numbers % 1 != 0).any())
+
+    @property
+    def examples(self) -> str:
+        """Three of its values."""
+        short = [x if len(x) <= 20 else f"{x[:18]}.." for x in self.distinct[:3]]
+        return ", ".join(map(repr, short)) or "nothing"
+
+    @property
+    def words(self) -> set[str]:
+        """The words of its name, `userID` being user and id."""
+        split = re.sub(r"([a-z])([A-Z])", r"\1_\2", self.name).lower()
+        return {*re.split(r"[^a-z]+", split), split}
+
+
+@dataclasses.dataclass
+class Guess:
+    """What the columns are.
+
+    Attributes:
+      label, day, row_id, weight, key: names of columns, empty where there is none.
+      positive: values of the label that mean a click, where these need saying.
+      days: of the sample, in order.
+      groups: {group: names of its slots}.
+      slots: {slot: options that are not the defaults}.
+      why: {column: what was seen}.
+      ignore: columns that are left out, each with a reason in `why`.
+      questions: sentences.
+      nulls: spellings of missing values beside the empty one.
+    """
+
+    label: str = ""
+    positive: Sequence[str] = ()
+    day: str = ""
+    days: Sequence[str] = ()
+    row_id: str = ""
+    weight: str = ""
+    key: str = ""
+    groups: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    slots: dict[str, dict] = dataclasses.field(default_factory=dict)
+    why: dict[str, str] = dataclasses.field(default_factory=dict)
+    ignore: list[str] = dataclasses.field(default_factory=list)
+    questions: list[str] = dataclasses.field(default_factory=list)
+    nulls: list[str] = dataclasses.field(default_factory=list)
+
+
+def guess(sample: Sample) -> Guess:
+    """Guesses what the columns of tabular rows are.
+
+    Raises:
+      UserError: no column can be the label, or nothing is left as a slot.
+    """
+    seen = [_seen(name, column) for name, column in sample.columns.items()]
+    found = Guess()
+    found.nulls = sorted({x for one in seen for x in one.nulls})
+    _roles(sample, seen, found)
+    roles = {found.label, found.row_id, found.weight, found.day, *found.ignore}
+    for one in seen:
+        if one.name not in roles:
+            _slot(one, found, sample.header)
+    if not found.groups:
+        raise UserError(f"--suggest={sample.source}: no column beside the label can be a slot")
+    return found
+
+
+def _seen(name: str, column: pa.Array) -> Seen:
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column = column.dictionary_decode()
+        kind = column.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        longest = pc.max(pc.list_value_length(column)).as_py() or 1
+        flat = column.flatten()
+        if pa.types.is_nested(flat.type):
+            flat = flat.field(0)
+        return Seen(name, _as_text(flat), longest, pa.types.is_floating(flat.type))
+    return Seen(name, _as_text(column), 0, pa.types.is_floating(kind))
+
+
+def _as_text(column: pa.Array) -> pa.Array:
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8())
+    if pa.types.is_binary(column.type) or pa.types.is_nested(column.type):
+        return pa.array([None if x is None else str(x) for x in column.to_pylist()], pa.string())
+    text = column.cast(pa.string())
+    return pc.if_else(pc.equal(pc.utf8_trim_whitespace(text), ""), None, text)
+
+
+def _roles(sample: Sample, seen: Sequence[Seen], found: Guess) -> None:
+    """Finds label, day, key, weight and id of a row."""
+    binary = [one for one in seen if _is_binary(one)]
+    if not binary:
+        raise UserError(
+            f"--suggest={sample.source}: no column has two values that could be a click and none; "
+            "write the experiment file, with config.prepare.positive if the label has others"
+        )
+    label = _named(binary, _LABELS) or binary[0]
+    found.label = label.name
+    found.why[label.name] = f"two values: {label.examples}"
+    others = [one.name for one in binary if one is not label and one.words & {*_LABELS}]
+    if label.name.lower() not in _LABELS and len(binary) > 1:
+        names = ", ".join(one.name for one in binary[1:6])
+        found.questions.append(f"is {label.name!r} the label? {names} have two values, too")
+    elif others:
+        outcome = "known only after the click, it must be in c.prepare.ignore"
+        found.questions.append(f"is {others[0]!r} an outcome, too? If it is {outcome}")
+
+    rest = [one for one in seen if one is not label and not one.lists]
+    _day(sample, rest, found)
+    for one in rest:
+        if _is_clock(one) and one.name != found.day:
+            found.ignore.append(one.name)
+            found.why[one.name] = "times in seconds; make days of them to split by day"
+            continue
+        full = not one.missing and len(one.distinct) == sample.num_rows >= _FEW
+        if full and not one.decimals and not found.row_id and one.name != found.day:
+            found.row_id = one.name
+            found.why[one.name] = "another value in every row"
+    weight = _named(rest, _WEIGHTS)
+    if weight and len(weight.numbers) and weight.numbers.min() >= 0 and not weight.odd:
+        found.weight, found.why[weight.name] = weight.name, "by its name; no number below 0"
+    key = _named([one for one in rest if one.name != found.row_id], _USERS)
+    if key and 1 < len(key.distinct) < sample.num_rows:
+        found.key = key.name
+
+    known = {found.label, found.day, found.row_id, found.key}
+    small = [one for one in rest if 1 < len(one.distinct) <= _FEW and one.name not in known]
+    types = [one for one in small if one.name.lower() in _TYPES and not one.missing]
+    if types:
+        names = " or ".join(repr(one.name) for one in types)
+        line = f"c.prepare.ftype, c.prepare.types = {types[0].name!r}, "
+        line += repr(tuple(sorted(types[0].distinct)))
+        found.questions.append(
+            f"is {names} the type of an interaction, known in training and not when scoring? "
+            f"Then take it out of c.prepare.groups and write: {line}"
+        )
+
+
+def _is_clock(one: Seen) -> bool:
+    """Whether a column holds seconds, or parts of them, since 1970."""
+    numbers = one.numbers
+    named = bool(one.words & {"time", "timestamp", "ts", "date", "datetime", "ms"})
+    return named and len(numbers) > _FEW and bool((numbers > 9e8).all())
+
+
+def _is_binary(one: Seen) -> bool:
+    values = {x.lower() for x in one.distinct}
+    return values in _PAIRS and not one.lists and not one.missing
+
+
+def _named(seen: Sequence[Seen], names: Sequence[str]) -> Seen | None:
+    """The column whose name stands first among the names, if one has such a name."""
+    by_name = {one.name.lower(): one for one in reversed(seen)}
+    return next((by_name[name] for name in names if name in by_name), None)
+
+
+def _day(sample: Sample, seen: Sequence[Seen], found: Guess) -> None:
+    """Finds the day of a row: dates, by which the rows are in order."""
+    dates = [one for one in seen if one.distinct and all(map(_DATE.fullmatch, one.distinct))]
+    for one in sorted(dates, key=lambda one: one.name.lower() not in _DAY_NAMES):
+        length = 10 if one.distinct[0][4] in "-/" else 8
+        days = [x[:length] for x in one.text.to_pylist() if x is not None]
+        ordered = np.mean([a <= b for a, b in zip(days, days[1:])]) if len(days) > 1 else 0.0
+        if one.name.lower() not in _DAY_NAMES and ordered < 0.999:
+            continue
+        if one.missing:
+            continue
+        found.day, found.days = one.name, sorted({*days})
+        found.why[one.name] = f"dates, {found.days[0]} to {found.days[-1]}"
+        if sample.splits or len(found.days) < _DAYS:
+            found.ignore.append(one.name)
+            found.why[one.name] += "; days to come were in no training row"
+        return
+
+
+def _slot(one: Seen, found: Guess, named: bool) -> None:
+    """Decides the kind of a slot, or leaves the column out."""
+    if not one.distinct:
+        found.ignore.append(one.name)
+        found.why[one.name] = "no value in any row"
+        return
+    if len(one.distinct) == 1 and not one.missing:
+        found.why[one.name] = f"one value, {one.examples}: it tells nothing in these rows"
+    group = next((g for g, words in _GROUPS.items() if one.words & {*words.split()}), "other")
+    found.groups.setdefault(group, []).append(one.name)
+    options = _options(one, named, found)
+    if options:
+        found.slots[one.name] = options
+
+
+def _options(one: Seen, named: bool, found: Guess) -> dict:
+    """The options of a slot that differ from the defaults, and why."""
+    missing = f", {one.missing:.0%} missing" if one.missing else ""
+    counted = f"{len(one.distinct):,} values{missing}, as {one.examples}"
+    if one.lists and one.floats:
+        found.why[one.name] = f"lists of numbers, {one.lists} a row"
+        return {"kind": "vector", "length": one.lists}
+    if one.lists:
+        found.why[one.name] = f"lists of up to {one.lists} values"
+        return {"kind": "multi", "max_length": min(max(one.lists, 1), 50)}
+    if separator := _list_separator(one):
+        lengths = [x.count(separator) + 1 for x in one.text.drop_null().to_pylist()]
+        most = max(2, int(np.percentile(lengths, 99)))
+        found.why[one.name] = f"up to {max(lengths)} values a cell, {separator!r} between"
+        return {"kind": "multi", "separator": separator, "max_length": most}
+    if _is_quantity(one, named):
+        low, high = one.numbers.min(), one.numbers.max()
+        found.why[one.name] = f"numbers, {low:g} to {high:g}{missing}"
+        spread = (
+            high - low > _FEW * max(float(np.median(np.abs(one.numbers))), 1e-9) or high > _MANY
+        )
+        return {"kind": "numeric", "transform": "log1p" if spread else "standardize"}
+
+    found.why.setdefault(one.name, counted)
+    if _grows(one):
+        rows = 1 << int(np.ceil(np.log2(4 * len(one.distinct))))
+        found.why[one.name] += "; new ones keep coming"
+        return {"encoding": "hash", "rows": rows}
+    return {"min_count": 2} if len(one.distinct) > _MANY else {}
+
+
+def _is_quantity(one: Seen, named: bool) -> bool:
+    """Whether a column holds numbers that mean an amount, and not the names of things."""
+    if not len(one.numbers) or len(one.numbers) <= 2:
+        return False
+    if one.floats and one.decimals or one.decimals:
+        return True
+    if not named:
+        return one.name.startswith("I")  # as sample.py has named it
+    name = re.sub(r"([a-z])([A-Z])", r"\1_\2", one.name).lower()
+    return len(one.distinct) > _FEW and bool(_COUNTS.search(name))
+
+
+def _list_separator(one: Seen) -> str:
+    """What stands between the values of a bag; empty if cells hold one value each."""
+    if len(one.numbers):
+        return ""
+    for separator in _LISTS:
+        several = [x for x in one.distinct if separator in x.strip(separator)]
+        if separator == "," and any(", " in x for x in several):
+            continue  # a name with a comma in it
+        counted = sum(separator in x for x in one.text.drop_null().to_pylist())
+        if not several or counted < _LIST_SHARE * len(one.text):
+            continue
+        pieces = {piece for x in one.distinct for piece in x.split(separator)}
+        if all(piece and len(piece) < 40 for piece in pieces) and len(pieces) < len(one.distinct):
+            return separator
+    return ""
+
+
+def _grows(one: Seen) -> bool:
+    """Whether the rows never stop to bring new values."""
+    if len(one.distinct) < _LARGE:
+        return False
+    half = len(pc.unique(one.text.slice(0, len(one.text) // 2).drop_null()))
+    return len(one.distinct) > _GROWS * max(half, 1)
+
+
+def group_ranges(names: Sequence[str]) -> list[str]:
+    """Names of slots, those that are numbered one after another as `C1-C26`."""
+    found: list[str] = []
+    run: list[str] = []
+    for name in [*names, ""]:
+        match = re.fullmatch(r"(.*?)(0|[1-9]\d*)", name)
+        before = re.fullmatch(r"(.*?)(0|[1-9]\d*)", run[-1]) if run else None
+        if match and before and match[1] == before[1] and int(match[2]) == int(before[2]) + 1:
+            run.append(name)
+            continue
+        found += [f"{run[0]}-{run[-1]}"] if len(run) > 2 else run
+        run = [name] if name else []
+    return found
+
+
+def tokens(rows: pa.Array, with_slot_last: bool) -> Mapping[str, list[int]]:
+    """{slot: how often it stands in a row, of each row that has it} of cti or libsvm rows."""
+    found: dict[str, list[int]] = {}
+    for row in rows.to_pylist():
+        counts: dict[str, int] = {}
+        pieces = row.rsplit("\t", 1)[1].split(" ") if with_slot_last else row.split()[1:]
+        for token in pieces:
+            slot = token.rsplit(":", 1)[1] if with_slot_last else token.split(":", 1)[0]
+            slot = slot.strip()
+            counts[slot] = counts.get(slot, 0) + 1
+        for slot, count in counts.items():
+            found.setdefault(slot, []).append(count)
+    return found

@@ -1,0 +1,219 @@
+"""Some rows of raw files, and what kind of files they are: format, separator, header, splits."""
+
+import csv
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from emofm_jax.data import raw_files
+from emofm_jax.data.formats import lines, tabular
+from emofm_jax.data.raw_files import RawFile
+from emofm_jax.data.shards import SPLITS
+from emofm_jax.errors import UserError
+
+ROWS = 100_000  # that are looked at
+_FILES = 3  # of many, the first, one in the middle, the last
+_SEPARATORS = "\t,;|"
+_LINES = 500  # that tell the kind of a text
+_AGREE = 0.95  # share of these that must have as many cells
+_BEGINS = {"train": ("train",), "valid": ("valid", "val", "dev"), "test": ("test",)}
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_LIBSVM = re.compile(r"[+-]?\d+(\.\d+)?(\s+[^\s:]+:[^\s:]+(:[^\s:]+)?)+\s*")
+_CTI = re.compile(r"[^\t]+(\t[01-]){1,9}\t\d+:\d+( \d+:\d+)*\s*")
+_DIGEST = re.compile(r"[0-9a-f]{8,}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Some rows.
+
+    Attributes:
+      format: tabular, libsvm or cti.
+      source: the directory or file that the rows are of.
+      splits: {"train", "valid", "test": a glob of files in `source`}; empty if the files are none.
+      separator, quoting, header: of text of columns.
+      columns: {name: its values}, text, or what Parquet has; of libsvm and cti rows {"row": text}.
+      partitions: names of the columns that stand in the names of directories.
+      passed_over: files in `source` that belong to no split.
+    """
+
+    format: str
+    source: Path
+    splits: dict[str, str]
+    columns: dict[str, pa.Array]
+    separator: str = ","
+    quoting: str = "double"
+    header: bool = True
+    partitions: Sequence[str] = ()
+    passed_over: Sequence[str] = ()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that were looked at."""
+        return len(next(iter(self.columns.values())))
+
+
+def read(source: Path) -> Sample:
+    """Reads up to `ROWS` rows of a file or directory, of the training files if they say so.
+
+    Raises:
+      UserError: nothing there, an unknown kind of file, text in which no columns are to be seen.
+    """
+    if not source.exists():
+        raise UserError(f"--suggest={source}: no such file or directory; name raw rows")
+    if (source / "schema.json").exists():
+        raise UserError(f"--suggest={source}: it holds shards, not raw rows; name these")
+    files = [file for file in raw_files.find(source) if file.path.stat().st_size]
+    if not files:
+        raise UserError(f"--suggest={source}: it holds no file with rows; name raw rows")
+    splits, files, passed_over = _splits(source, files)
+    some = sorted({0, len(files) // 2, len(files) - 1})[:_FILES]
+    chosen, most = [files[i] for i in some], ROWS // len(some)
+    first = chosen[0]
+    if raw_files.kind(first.path) == "parquet":
+        columns = _joined([_parquet(file.path, most) for file in chosen])
+        found = Sample("tabular", source, splits, columns)
+    else:
+        found = _text(source, splits, chosen, most)
+    found = dataclasses.replace(found, passed_over=passed_over)
+    names = sorted({name for file in files for name in file.partitions})
+    values = {name: [file.partitions.get(name) for file in files] for name in names}
+    if names and found.format == "tabular":
+        repeat = lambda text: pa.array(text * (found.num_rows // len(text) + 1))
+        extra = {name: repeat(text).slice(0, found.num_rows) for name, text in values.items()}
+        return dataclasses.replace(found, columns=found.columns | extra, partitions=names)
+    return found
+
+
+def _splits(
+    source: Path, files: Sequence[RawFile]
+) -> tuple[dict[str, str], list[RawFile], list[str]]:
+    """Globs of the splits, if the files are such; the training files; files of no split."""
+    none: tuple[dict[str, str], list[RawFile], list[str]] = ({}, list(files), [])
+    if not source.is_dir():
+        return none
+    found: dict[str, set[str]] = {name: set() for name in SPLITS}
+    train, others = [], []
+    for file in files:
+        top = file.path.relative_to(source).parts[0]
+        name = next((n for n, words in _BEGINS.items() if top.lower().startswith(words)), "")
+        if not name:
+            others.append(top)
+            continue
+        found[name].add(re.match(r"[^.\d_-]*", top).group() + "*")  # type: ignore[union-attr]
+        train += [file] if name == "train" else []
+    if any(len(globs) != 1 for globs in found.values()):
+        return none
+    return {name: globs.pop() for name, globs in found.items()}, train, others
+
+
+def _parquet(path: Path, most: int) -> pa.Table:
+    file, batches, rows = tabular.open_parquet(path), [], 0
+    for batch in file.iter_batches(1 << 14):
+        batches.append(batch)
+        rows += batch.num_rows
+        if rows >= most:
+            break
+    return pa.Table.from_batches(batches, file.schema_arrow).slice(0, most)
+
+
+def _joined(tables: Sequence[pa.Table]) -> dict[str, pa.Array]:
+    table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+    return {
+        name: column.chunk(0) if column.num_chunks else pa.array([], column.type)
+        for name, column in zip(table.column_names, table.columns)
+    }
+
+
+def _text(source: Path, splits: dict, chosen: Sequence[RawFile], most: int) -> Sample:
+    begins = list(itertools.islice(_lines(chosen[0].path), _LINES))
+    for name, pattern in (("cti", _CTI), ("libsvm", _LIBSVM)):
+        if all(pattern.fullmatch(line) for line in begins):
+            rows = [line for file in chosen for line in itertools.islice(_lines(file.path), most)]
+            return Sample(name, source, splits, {"row": pa.array(rows, pa.string())})
+
+    separator = _separator(begins)
+    if not separator:
+        what = "no columns are to be seen, with tab, comma, semicolon or bar between them"
+        raise UserError(f"--suggest={source}: {chosen[0].path}: {what}; write the experiment file")
+    quoting = "double" if _parses(begins, separator) else "none"
+    parts = [_cells(file.path, separator, quoting, most) for file in chosen]
+    header = _is_header(parts[0])
+    for file, part in zip(chosen, parts):
+        if header and {*part[0]} != {*parts[0][0]}:
+            other = f"{file.path} has other columns than {chosen[0].path}"
+            raise UserError(f"--suggest={source}: {other}; name one kind of files")
+    names = parts[0][0] if header else _names(parts[0])
+    rows = [row for part in parts for row in part[header:] if len(row) == len(names)]
+    if not rows:
+        raise UserError(f"--suggest={source}: {chosen[0].path}: it has no row; name raw rows")
+    columns = {name: pa.array(cells, pa.string()) for name, cells in zip(names, zip(*rows))}
+    return Sample("tabular", source, splits, columns, separator, quoting, header)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    for block in lines.blocks(path):
+        yield from block.data.decode("utf-8", "replace").splitlines()
+
+
+def _separator(begins: Sequence[str]) -> str:
+    """The separator that gives most lines the same number of cells, and the most of these."""
+    best, most = "", 1
+    for separator in _SEPARATORS:
+        counts = [len(row) for row in csv.reader(begins, delimiter=separator)]
+        usual = max(set(counts), key=counts.count)
+        if counts.count(usual) >= _AGREE * len(counts) and usual > most:
+            best, most = separator, usual
+    return best
+
+
+def _parses(begins: Sequence[str], separator: str) -> bool:
+    """Whether double quotes stand around cells, wherever there are any."""
+    try:
+        return bool(list(csv.reader(begins, delimiter=separator, strict=True)))
+    except csv.Error:
+        return False
+
+
+def _cells(path: Path, separator: str, quoting: str, most: int) -> list[list[str]]:
+    rule: Any = csv.QUOTE_MINIMAL if quoting == "double" else csv.QUOTE_NONE
+    reader = csv.reader(_lines(path), delimiter=separator, quoting=rule)
+    return list(itertools.islice((row for row in reader if row), most + 1))
+
+
+def _is_header(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether the first row names the columns: different words, no numbers, not seen below."""
+    first, below = rows[0], rows[1:_LINES]
+    if not all(first) or len({*first}) < len(first) or any(map(is_number, first)):
+        return False
+    seen = [{row[i] for row in below if len(row) == len(first)} for i in range(len(first))]
+    return not below or sum(name in values for name, values in zip(first, seen)) * 2 < len(first)
+
+
+def _names(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Names for columns that have none: label, I1 .. of numbers, C1 .. of the others."""
+    width, some = len(rows[0]), rows[:_LINES]
+    columns = [[row[i] for row in some if len(row) == width] for i in range(width)]
+    binary = [i for i, cells in enumerate(columns) if {*cells} == {"0", "1"}]
+    hashed = any(all(_DIGEST.fullmatch(x) for x in cells if x) for cells in columns)
+    names, counts = [], {"I": 0, "C": 0}
+    for i, cells in enumerate(columns):
+        if binary and i == binary[0]:
+            names.append("label")
+            continue
+        numbers = all(is_number(x) for x in cells if x) and any(cells)
+        decimals = any(is_number(x) and "." in x for x in cells)
+        letter = "I" if numbers and (hashed or decimals) else "C"
+        counts[letter] += 1
+        names.append(f"{letter}{counts[letter]}")
+    return names
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a plain decimal number."""
+    return _NUMBER.fullmatch(text.strip()) is not None

@@ -1,0 +1,232 @@
+"""`prepare --suggest`: what is guessed of files of every kind, and that the experiment file runs as it is."""
+
+import random
+import runpy
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from emofm_jax import prepare, train
+from emofm_jax.data import schema as schema_lib
+from emofm_jax.data.suggest import columns, experiment
+
+EXAMPLES = Path(__file__).parent.parent / "data" / "examples"
+
+
+@pytest.fixture(autouse=True)
+def there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def suggested(source, capsys=None):
+    """The config of the file that is suggested; `mine.py` is that file."""
+    Path("mine.py").write_text(experiment.suggest(Path(source)))
+    return runpy.run_path("mine.py")["get_config"]()
+
+
+def prepared():
+    """The schema after the file has gone through `prepare` as it is."""
+    assert prepare.main(["prepare", "--config=mine.py"]) == 0
+    directory = runpy.run_path("mine.py")["get_config"]().data.dir
+    return schema_lib.load(Path(directory))
+
+
+def write(name, header, rows, separator=","):
+    lines = [separator.join(map(str, row)) for row in ([header] if header else []) + rows]
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_a_csv_runs_as_it_is(capsys):
+    assert prepare.main(["prepare", f"--suggest={EXAMPLES / 'clicks.csv'}"]) == 0
+    Path("mine.py").write_text(capsys.readouterr().out)
+    c = runpy.run_path("mine.py")["get_config"]()
+    assert (c.prepare.label, c.prepare.gauc_key, c.prepare.split) == ("clicked", "user", "share")
+    assert c.prepare.slots.to_dict() == {
+        "tags": {"kind": "multi", "separator": "|", "max_length": 3},
+        "price": {"kind": "numeric", "transform": "standardize"},
+    }
+    assert dict(c.prepare.groups) == {
+        "user": ("user", "age"),
+        "item": ("item", "brand", "tags", "price"),
+        "context": ("hour", "device"),
+    }
+    slots = {slot.name: slot.kind for slot in prepared().slots}
+    assert (
+        slots["tags"] == "multi" and slots["price"] == "numeric" and slots["hour"] == "categorical"
+    )
+    small = [
+        "--config.model.stage1=(8,)",
+        "--config.model.stage2=(8,)",
+        "--config.train.max_steps=2",
+    ]
+    assert train.main(["train", "--config=mine.py", "--workdir=run", *small]) == 0
+    assert (Path("run") / "metrics.json").exists()
+
+
+def criteo(n=400):
+    """Rows without a header: a label, 13 numbers, 26 digests, and cells that are empty."""
+    r, rows = random.Random(1), []
+    for _ in range(n):
+        numbers = [int(r.expovariate(0.1) * (k + 1) ** 2) - (k == 1) for k in range(13)]
+        digests = [
+            f"{random.Random(k * 99 + r.randrange(9)).getrandbits(32):08x}" for k in range(26)
+        ]
+        cells = [x if r.random() > 0.15 else "" for x in [*numbers, *digests]]
+        rows.append([int(r.random() < 0.3), *cells])
+    return rows
+
+
+def test_criteos_rows_have_no_header():
+    write("train.txt", None, criteo(), "\t")
+    c = suggested("train.txt")
+    assert (c.prepare.separator, c.prepare.header, c.prepare.label) == ("\t", False, "label")
+    assert c.prepare.columns == (
+        "label",
+        *(f"I{i}" for i in range(1, 14)),
+        *(f"C{i}" for i in range(1, 27)),
+    )
+    assert {*c.prepare.slots} == {f"I{i}" for i in range(1, 14)}
+    assert {slot.kind for slot in c.prepare.slots.values()} == {"numeric"}
+    kinds = [slot.kind for slot in prepared().slots]
+    assert kinds == ["numeric"] * 13 + ["categorical"] * 26
+
+
+def test_files_that_are_splits_and_one_that_is_none():
+    names = ["label", "user_id", "date", "duration_s", "music_id", "tab"]
+    r = random.Random(0)
+    for name, day in (("train", 10), ("valid", 20), ("test", 25)):
+        rows = [
+            [
+                int(r.random() < 0.4),
+                r.randrange(30),
+                f"202204{day + i // 40}",
+                f"{r.random() * 900:.1f}",
+            ]
+            + [10**9 + r.randrange(50), r.randrange(4)]
+            for i in range(80)
+        ]
+        write(f"log/{name}.csv", names, rows)
+    write("log/outcomes.csv", ["is_click", "play_time"], [[1, 2]])
+    c = suggested("log")
+    assert c.prepare.split == "files" and c.prepare.files.to_dict() == {
+        name: f"{name}*" for name in ("train", "valid", "test")
+    }
+    assert c.prepare.ignore == ("date",) and c.prepare.slots["duration_s"]["kind"] == "numeric"
+    assert "music_id" not in c.prepare.slots and c.prepare.gauc_key == "user_id"
+    text = Path("mine.py").read_text()
+    assert "what are outcomes.csv?" in text and "is 'tab' the type of an interaction" in text
+    assert prepared().num_slots == 4
+
+
+def test_days_of_one_file_are_a_split_by_day():
+    r = random.Random(0)
+    rows = [
+        [
+            f"2024-03-{1 + i // 50:02d}",
+            r.choice(["yes", "no"]),
+            r.randrange(9),
+            f"id{i}",
+            r.choice("ab"),
+        ]
+        for i in range(500)
+    ]
+    write("log.csv", ["day", "converted", "uid", "log_id", "kind"], rows, ";")
+    c = suggested("log.csv")
+    p = c.prepare
+    assert (p.separator, p.label, p.gauc_key, p.row_id) == (";", "converted", "uid", "log_id")
+    assert (p.split, p.day_column, p.day_length) == ("day", "day", 10)
+    assert (p.valid_days, p.test_days) == (("2024-03-09",), ("2024-03-10",))
+    assert prepared().num_slots == 2
+
+
+@pytest.mark.parametrize("source", ["cti", "fields", "flat"])
+def test_rows_of_tokens(source):
+    r = random.Random(0)
+    user, tag = (lambda: f"u:{r.randrange(9)}:1"), (lambda: f"tag:{r.randrange(5)}:1")
+    if source == "cti":
+        c = suggested(EXAMPLES / "cti")
+        assert c.prepare.format == "cti" and c.prepare.slots["401"]["kind"] == "multi"
+        assert [group for group, _ in c.prepare.groups] == ["of_1", "of_2", "of_3", "of_4"]
+        assert dict(c.prepare.groups)["of_1"] == ("101-104",) and c.prepare.split == "files"
+    elif source == "fields":
+        Path("log").write_text("".join(f"{i % 2} {user()} {tag()} {tag()}\n" for i in range(300)))
+        c = suggested("log")
+        assert c.prepare.format == "libsvm" and dict(c.prepare.groups) == {"all": ("u", "tag")}
+        assert c.prepare.slots.to_dict() == {"tag": {"kind": "multi", "max_length": 2}}
+    else:
+        lines = (f"{i % 2} {r.randrange(99)}:1 {r.randrange(99)}:1\n" for i in range(300))
+        Path("log").write_text("".join(lines))
+        c = suggested("log")
+        assert dict(c.prepare.groups) == {"features": ("features",)}
+        assert c.prepare.slots["features"]["kind"] == "multi"
+    prepared()
+
+
+def test_parquet_with_lists_vectors_and_partitions():
+    r = random.Random(0)
+    for country in ("de", "fr"):
+        table = pa.table(
+            {
+                "clicked": pa.array([r.random() < 0.5 for _ in range(100)]),
+                "user": pa.array([r.randrange(9) for _ in range(100)]),
+                "tags": pa.array([["a", "b"][: r.randrange(3)] for _ in range(100)]),
+                "vec": pa.array([[0.5, float(i), 1.0] for i in range(100)], pa.list_(pa.float32())),
+                "ctr": pa.array([r.random() for _ in range(100)]),
+            }
+        )
+        Path(f"log/country={country}").mkdir(parents=True)
+        pq.write_table(table, f"log/country={country}/part.parquet")
+    c = suggested("log")
+    assert c.prepare.label == "clicked" and c.prepare.slots["vec"].length == 3
+    assert (
+        c.prepare.slots["tags"]["kind"] == "multi" and c.prepare.slots["ctr"]["kind"] == "numeric"
+    )
+    assert "country" in dict(c.prepare.groups)["context"]
+    assert prepared().num_slots == 5
+
+
+def test_values_that_never_stop_growing_are_hashed():
+    seen = columns.Seen("url", pa.array([f"u{i}" for i in range(30_000)]))
+    found = columns.Guess()
+    columns._slot(seen, found, True)
+    assert found.slots["url"]["encoding"] == "hash" and found.slots["url"]["rows"] >= 4 * 30_000
+    again = columns.Seen("url", pa.array([f"u{i % 25_000}" for i in range(100_000)]))
+    columns._slot(again, found, True)
+    assert found.slots["url"] == {"min_count": 2}
+
+
+def test_spellings_of_missing_numbers_and_an_outcome_are_said():
+    r = random.Random(0)
+    rows = [
+        [i % 2, int(i % 3 == 0), f"{r.random():.2f}" if i % 5 else "NULL", i % 7]
+        for i in range(200)
+    ]
+    write("log.csv", ["click", "conversion", "price", "user"], rows)
+    c = suggested("log.csv")
+    assert c.prepare.null_values == ("", "NULL") and c.prepare.slots["price"]["kind"] == "numeric"
+    assert "is 'conversion' an outcome, too?" in Path("mine.py").read_text()
+    prepared()
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (None, "no such file or directory"),
+        ("", "it holds no file with rows"),
+        ("one\ntwo\n", "no columns are to be seen"),
+        ("a,b\n1,5\n2,6\n3,7\n", "no column has two values that could be a click and none"),
+        ("click,x\n1,\n0,\n", "no value in any row"),
+    ],
+)
+def test_what_cannot_be_guessed_is_one_line(text, line, capsys):
+    if text is not None:
+        Path("log.csv").write_text(text)
+    code = prepare.main(["prepare", "--suggest=log.csv"])
+    said = capsys.readouterr()
+    if "no value in any row" in line:
+        line = "no column beside the label can be a slot"
+    assert code == 2 and line in said.err and said.err.count("\n") == 1 and not said.out
