@@ -24,6 +24,7 @@ import contextlib
 import ctypes
 import errno
 import fnmatch
+import gc
 import json
 import os
 import random
@@ -190,6 +191,7 @@ def zygote() -> None:
         for name in (*PROGRAMS, "verify")
         if (ROOT / f"emofm_jax/{name}.py").exists()
     }
+    gc.freeze()  # a child that looked through what was loaded would copy all its pages
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         task = json.loads(line)

@@ -1,6 +1,7 @@
 """Compiling is most of a test's time: programs are kept on disk for the session, and compiled without optimizations."""
 
 import fcntl
+import gc
 import importlib.metadata
 import os
 import shutil
@@ -22,12 +23,40 @@ if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1" and (
     quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}".strip()
 
+# Bytecode of what is collected is kept, else each worker would rewrite the assertions of all tests. That of experiment
+# files, which tests write anew within a second, is not: whatever the environment says.
+sys.dont_write_bytecode = False
+
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 
 ROOT = Path(__file__).parent
 COMPILED: list[str] = []  # an event of jax for each program that was compiled
+
+
+def pytest_ignore_collect(collection_path, config):
+    """With `-m fast` a file without such a test is not imported: that alone may load jax."""
+    if config.option.markexpr != "fast" or collection_path.suffix != ".py":
+        return None
+    return True if "pytest.mark.fast" not in collection_path.read_text("utf-8") else None
+
+
+def pytest_collection_modifyitems(config, items):
+    """`-m fast` is without what is marked `slow` in a file that is marked `fast`."""
+    if config.option.markexpr == "fast":
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
+
+
+def pytest_collection_finish():
+    """What was imported stays, and is not looked through again and again for garbage."""
+    sys.dont_write_bytecode = True
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # for the processes that tests start
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.hookimpl(wrapper=True)

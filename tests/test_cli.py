@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from emofm_jax import cli, errors
+from emofm_jax import cli, errors, prepare
 from emofm_jax import config as config_lib
 from emofm_jax.errors import UserError
 
@@ -77,16 +77,10 @@ def test_overrides_count_wherever_they_stand_and_the_last_one_wins(start):
         ),
     ],
 )
-def test_a_mistake_in_the_experiment_file(tmp_path, monkeypatch, line, message):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "x.py").write_text(line)
-    # A process of its own: ml_collections gives all experiment files one module name, so an earlier one shines through.
-    program = [sys.executable, "-m", "emofm_jax.prepare", "--config=x.py"]
-    ran = subprocess.run(program, capture_output=True, text=True, check=False)
-    assert ran.returncode == 2
-    assert (
-        ran.stderr.startswith("error: ") and ran.stderr.count("\n") == 1 and message in ran.stderr
-    )
+def test_a_mistake_in_the_experiment_file(start, capsys, line, message):
+    assert start(line) == (2,)
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
 
 
 @pytest.mark.parametrize(
@@ -168,11 +162,10 @@ def test_no_such_experiment(start, capsys, config, hint):
     assert capsys.readouterr().err == f"error: --config={config}: no such file; {hint}\n"
 
 
-def test_the_name_is_the_files_of_this_directory():
-    root = Path(cli.__file__).parents[1]
-    command = [sys.executable, "-m", "emofm_jax.prepare", "--help"]
-    said = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
-    assert "or the name of one of ours (claims, cti, " in said
+def test_the_name_is_the_files_of_this_directory(monkeypatch, capsys):
+    monkeypatch.chdir(Path(cli.__file__).parents[1])
+    assert prepare.main(["prepare", "--help"]) == 0
+    assert "or the name of one of ours (claims, cti, " in capsys.readouterr().out
 
 
 def shell(command, cwd, **environment):
@@ -200,13 +193,15 @@ def unicode_rows(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-def test_every_encoding_can_be_printed_to(unicode_rows, encoding):
-    command = f'$P -m emofm_jax.prepare "--config={unicode_rows}/x.py:arg"'
-    out, error, code = shell(command, unicode_rows.parent, PYTHONIOENCODING=encoding)
-    assert (code, error) == (0, "")
-    assert "größe".encode(encoding, "replace") in out
+def test_every_encoding_can_be_printed_to(unicode_rows, monkeypatch, capsys, encoding):
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)  # as of PYTHONIOENCODING
+    monkeypatch.setattr(sys, "stdout", out)
+    assert prepare.main(["prepare", f"--config={unicode_rows}/x.py:arg"]) == 0
+    assert capsys.readouterr().err == ""
+    assert "größe".encode(encoding, "replace") in out.buffer.getvalue()
 
 
+@pytest.mark.slow
 def test_closed_streams_are_no_error_and_no_data_file_gets_what_is_printed(unicode_rows):
     command = f'$P -m emofm_jax.prepare "--config={unicode_rows}/x.py"'
     assert shell(f"{command} >&- 2>&- <&-", unicode_rows) == (b"", "", 0)
@@ -228,6 +223,7 @@ def test_streams_of_others_are_left_as_they_are(monkeypatch):
     assert sys.stdout is ours and ours.getvalue() == "größe\n"
 
 
+@pytest.mark.slow
 def test_a_platform_that_is_not_there_is_one_line():
     run = Path(__file__).parent / "fixtures" / "release_0_1" / "artefact"
     command = f"$P -m emofm_jax.export --workdir={run} --output=none"

@@ -1,6 +1,7 @@
 """Imports point one way (WORKSPACE.md), and what must start fast loads no jax: facts, by reading every import."""
 
 import ast
+import functools
 import graphlib
 import subprocess
 import sys
@@ -58,6 +59,7 @@ def imports(tree: ast.AST) -> set[str]:
     return names
 
 
+@functools.cache
 def read() -> tuple[dict[str, set[str]], dict[str, set[str]]]:
     """Of each module of the package: the modules of the package, and the packages of others, that it imports."""
     paths = [path.relative_to(PACKAGE.parent).with_suffix("") for path in PACKAGE.rglob("*.py")]
@@ -116,6 +118,7 @@ def test_what_must_start_fast_loads_no_jax(modules, never):
     assert {*names} <= {*loaded} and not {*never.split()} & {*loaded}
 
 
+@pytest.mark.slow
 def test_the_package_resolves_its_names_when_they_are_used():
     code = (
         "import sys, emofm_jax; assert 'jax' not in sys.modules; emofm_jax.Schema; assert 'jax' not in sys.modules; "

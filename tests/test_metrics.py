@@ -301,6 +301,7 @@ def test_expected_calibration_error_counts_rows_and_leaves_out_what_has_no_weigh
     )
 
 
+@pytest.mark.slow
 def test_memory_stays_as_documented():
     n = 1 << 20
     r = np.random.default_rng(0)

@@ -32,6 +32,7 @@ def mutation(new, old="x + x", tests=("tests/test_sums.py::test_double",), file=
     return mutations.Mutation("a mistake", file, old, new, tests)
 
 
+@pytest.mark.slow
 def test_a_mistake_is_made_in_a_copy_and_caught_or_not(repository, tmp_path):
     before = (repository / "emofm_jax" / "sums.py").read_text()
     noticed, line = mutations.judge(mutation("x"), repository, tmp_path)

@@ -30,6 +30,7 @@ def test_what_was_written_comes_back(tmp_path):
     assert parquet.read(tmp_path / "x.parquet", None, "") == TABLE
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_never_gives_other_values(tmp_path):
     path = tmp_path / "x.parquet"
     parquet.write(TABLE, path)

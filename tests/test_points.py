@@ -14,6 +14,7 @@ BASE = config.default()
 BASE.data.dir = "data"
 
 
+@pytest.mark.slow
 def test_a_search_finds_what_is_better_and_avoids_what_fails():
     base = BASE
     ranges = {

@@ -206,12 +206,12 @@ def test_files_without_rows(shop, tmp_path):
 
 def test_many_small_files(shop, tmp_path):
     """Their rows stand together in one shard, and each row in one split."""
-    for i in range(600):
+    for i in range(150):
         part = tmp_path / "raw" / f"h={i % 7}"
         part.mkdir(exist_ok=True)
         (part / f"{i}.csv").write_text(text(rows(2, i)))
     code, _ = shop(ignore=("h",))
-    assert code == 0 and sum(count(tmp_path / "out").values()) == 1200
+    assert code == 0 and sum(count(tmp_path / "out").values()) == 300
     assert len(list((tmp_path / "out" / "train").glob("part-*"))) == 1
 
 

@@ -58,10 +58,11 @@ def random_text(rng, separator, num_columns):
     return data.replace(b"yy", b"\xff") if rng.random() < 0.1 else data
 
 
+@pytest.mark.slow
 def test_any_text_in_any_dialect(tmp_path, monkeypatch):
     rng = np.random.default_rng(20)
     path, seen = tmp_path / "a.txt", {"good": 0, "bad": 0, "blank": 0, "long": 0}
-    for i in range(5000):
+    for i in range(1000):
         separator, num_columns = str(rng.choice(SEPARATORS)), int(rng.integers(1, 5))
         data = random_text(rng, separator, num_columns)
         path.write_bytes(data or b"x")
@@ -81,4 +82,4 @@ def test_any_text_in_any_dialect(tmp_path, monkeypatch):
         assert found == {kind: number for kind, number in counts.items() if number}, what
         for key, n in zip(seen, (len(good), len(bad), expected.num_blank, expected.num_long)):
             seen[key] += n
-    assert min(seen.values()) > 500, seen  # each of them was tried
+    assert min(seen.values()) > 100, seen  # each of them was tried

@@ -59,6 +59,7 @@ def package(tmp_path, monkeypatch):
     return Package(tmp_path / "package", monkeypatch)
 
 
+@pytest.mark.slow
 def test_programs_that_need_no_jax_load_none():
     def said(code):
         return subprocess.run(

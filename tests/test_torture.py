@@ -17,9 +17,9 @@ def test_prepare_is_attacked(tmp_path):
     command = [
         sys.executable,
         str(TORTURE),
-        "--kills=8",
-        "--faults=8",
-        "--fuzz=4",
+        "--kills=4",
+        "--faults=4",
+        "--fuzz=2",
         "--only=prepare*",
     ]
     done = subprocess.run(

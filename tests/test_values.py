@@ -23,7 +23,7 @@ from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.errors import UserError
 
 pytestmark = pytest.mark.fast
-N = 10_000
+N = 2_000
 RANDOM = random.Random(0)
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
