@@ -93,10 +93,10 @@ def machine(options, budget: Budget) -> dict:
         "cores": os.cpu_count(),
         "memory_bytes": (device.memory_stats() or {}).get("bytes_limit"),
     }
+    product = jax.jit(jnp.dot)
     for name in ("float32", "bfloat16"):
         a = jax.random.normal(jax.random.key(0), (size, size)).astype(name)
-        product = jax.jit(jnp.dot)
-        seconds = median_seconds(lambda: product(a, a).block_until_ready(), 5)
+        seconds = median_seconds(lambda a=a: product(a, a).block_until_ready(), 5)
         found[f"tflops_{name}"] = 2e-12 * size**3 / seconds
     x = jnp.arange(elements, dtype=jnp.float32)
     copy = jax.jit(lambda x: x + 1)
