@@ -191,6 +191,12 @@ _TRAIN = {
         "scored; 0 = the parameters themselves. It passes over the whole table in every step",
         low=0,
     ),
+    "init_from": Option(
+        "", "run whose parameters this one starts from, by value (train --init_from); empty = none"
+    ),
+    "init_moments": Option(
+        False, "whether the moments of its optimizers come along; else they start anew"
+    ),
     "log_every_steps": Option(100, "steps of a line of log.jsonl", low=1, resume=FREE),
     "save_every_steps": Option(2000, "steps between checkpoints", low=1, resume=FREE),
 }

@@ -3,6 +3,9 @@
     python -m emofm_jax.train --config=experiments/quickstart.py --workdir=runs/quickstart
     python -m emofm_jax.train --config=experiments/frappe.py:wm --workdir=runs/wm --config.seed=1
 
+With `--init_from=RUN` the run starts from the parameters of another one: rows of the table are
+carried over by value, new ones start afresh, and what is not carried over is said.
+
 The same command again goes on where it stopped, or shows the result of a finished run. The workdir
 then holds config.json, schema.json, vocabulary/, environment.json, log.jsonl, TensorBoard events,
 checkpoints/, metrics.json and predictions/test.parquet (without a test split valid.parquet);
@@ -26,6 +29,8 @@ from emofm_jax.training import run as run_lib
 def _main(flags: absl_flags.FlagValues) -> None:
     config, workdir = flags.config, Path(flags.workdir)
     processes.start(flags.coordinator, flags.num_processes, flags.process_id, flags.wait_seconds)
+    if flags.init_from:
+        config.train.init_from = flags.init_from
     run_lib.check(config)
     given = cli.overrides(flags)
     for path, what in config_lib.without_effect(config).items():
@@ -56,6 +61,8 @@ def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
     absl_flags.DEFINE_integer("process_id", -1, which, flag_values=flags)
     wait = "Several processes: seconds until all must be there."
     absl_flags.DEFINE_integer("wait_seconds", 300, wait, lower_bound=1, flag_values=flags)
+    what = "Run to start from; the same as --config.train.init_from."
+    absl_flags.DEFINE_string("init_from", "", what, flag_values=flags)
 
 
 def _describe_models() -> str:

@@ -4,40 +4,21 @@ import collections
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import growth as reference
 
 from emofm_jax import prepare
 from emofm_jax.data import files, growth, vocabulary
 from emofm_jax.data import schema as schema_lib
+from tests import daily_shop
+from tests.daily_shop import DAYS, make_rows
+from tests.reference import growth as reference
 
 pytestmark = pytest.mark.fast
 
-EXPERIMENT = """
-from emofm_jax import config
-
-
-def get_config(arg=""):
-    c = config.default()
-    c.name = "shop"
-    c.prepare.source = {source!r}
-    c.prepare.split, c.prepare.day_column = "day", "day"
-    c.prepare.groups = (("user", ("user", "device")), ("item", ("item", "price", "tags", "size")))
-    c.prepare.slots = {{
-        "price": {{"kind": "numeric", "transform": "standardize"}},
-        "size": {{"kind": "numeric", "transform": "bucket"}},
-        "device": {{"encoding": "hash", "rows": 16}},
-        "tags": {{"kind": "multi"}},
-    }}
-    c.prepare.slot.min_count = 2
-    return c
-"""
-DAYS = ["2024-01-01", "2024-01-02", "2024-01-03", "2024-01-04"]
 COUNTED = ("user", "item", "tags")
 
 
@@ -76,33 +57,16 @@ def test_with_expiry_the_table_is_bounded():
     assert set(grown.vocabulary.values.to_pylist()) == {f"100-{i}" for i in range(10)}
 
 
-def make_rows(day, num_rows=60):
-    """csv rows of a day; later days have other users and items, too."""
-    rng = np.random.default_rng(day)
-    rows = []
-    for _ in range(num_rows):
-        user, item = rng.integers(4 * day, 4 * day + 12), rng.zipf(1.5)
-        tags = "^".join(rng.choice(list("abcdefg")[: 3 + day], rng.integers(0, 3)))
-        numbers = f"{rng.exponential(5 + day):.3f},{tags},{rng.integers(0, 4 ** (1 + day))}"
-        rows.append(f"{rng.integers(0, 2)},u{user},d{user % 5},i{item},{numbers},{DAYS[day]}")
-    return rows
-
-
 @pytest.fixture
 def shop(tmp_path, monkeypatch):
     """A function (argv...) -> exit code that prepares days of a small csv shop, in its directory."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "raw").mkdir()
-    for day, name in enumerate(DAYS):
-        text = "\n".join(["label,user,device,item,price,tags,size,day", *make_rows(day)])
-        (tmp_path / "raw" / f"{name}.csv").write_text(text + "\n")
-    (tmp_path / "shop.py").write_text(EXPERIMENT.format(source="raw"))
+    daily_shop.write(tmp_path)
 
     def run(target, *argv, days=()):
         named = [f"--config.prepare.train_days={tuple(days)!r}"] if days else []
-        return prepare.main(
-            ["prepare", "--config=shop.py", f"--config.data.dir={target}", *named, *argv]
-        )
+        where = f"--config.data.dir={target}"
+        return prepare.main(["prepare", "--config=shop.py", where, *named, *argv])
 
     return run
 
@@ -178,7 +142,7 @@ def test_days_may_be_whole_preparations(shop):
     share = [
         "--config.prepare.split=share",
         "--config.prepare.day_column=",
-        "--config.prepare.ignore=('day',)",
+        "--config.prepare.ignore=('day', 'page')",
     ]
     share += ["--config.prepare.shares=(1.0, 0.0, 0.0)", "--config.prepare.expire_days=1"]
     for i, day in enumerate(DAYS):
@@ -199,7 +163,7 @@ def test_new_slots_start_and_are_said(shop, capsys):
         .replace('("item", "price", "tags", "size")', '("price", "size")')
     )
     few = few.replace('"tags": {"kind": "multi"},', "").replace("return c", "IGNORED\n    return c")
-    few = few.replace("IGNORED", 'c.prepare.ignore = ("item", "tags")')
+    few = few.replace("IGNORED", 'c.prepare.ignore += ("item", "tags")')
     Path("few.py").write_text(few)
     argv = ["prepare", "--config=few.py", "--config.data.dir=few"]
     assert prepare.main([*argv, f"--config.prepare.train_days={(DAYS[0],)}"]) == 0
@@ -279,8 +243,7 @@ def test_a_base_without_rare_counts_is_said(shop, capsys):
 
 def test_a_day_without_a_click_is_said(shop, capsys):
     rows = [line.replace("1,", "0,", 1) if line[0] == "1" else line for line in make_rows(1)]
-    head = "label,user,device,item,price,tags,size,day\n"
-    Path(f"raw/{DAYS[1]}.csv").write_text(head + "\n".join(rows) + "\n")
+    Path(f"raw/{DAYS[1]}.csv").write_text(daily_shop.HEAD + "\n".join(rows) + "\n")
     assert shop("d0", days=DAYS[:1]) == 0
     capsys.readouterr()
     assert shop("d1", "--base=d0", days=[DAYS[1]]) == 0

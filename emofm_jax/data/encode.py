@@ -52,8 +52,8 @@ def copy_vocabularies(schema: Schema, source: Path, target: Path) -> None:
 def copy_rare(schema: Schema, source: Path, target: Path) -> None:
     """Copies the counts of values that have no id yet, for who prepares on the base of a run."""
     for slot in _counted(schema):
-        found = slot.digest and vocabulary_lib.load_rare(source, slot.name, slot.digest)
-        if found:
+        found = vocabulary_lib.load_rare(source, slot.name, slot.digest) if slot.digest else None
+        if found is not None:
             vocabulary_lib.save_rare(target, slot.name, found, slot.digest)
 
 

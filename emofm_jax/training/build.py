@@ -37,6 +37,7 @@ class Parts:
     train_step: Callable  # see `step.make_train_step`
     eval_step: Callable  # see `step.make_eval_step`
     num_steps: int  # of the whole run
+    start: TrainState | None = None  # on the host, where the run starts from another (`start`)
 
 
 def make_parts(config: ConfigDict, schema: Schema, num_steps: int = 1) -> Parts:
@@ -159,9 +160,12 @@ def check_data(workdir: Path, found: checkpoint.Restored, schema: Schema) -> Non
 
 
 def restore_or_init(workdir: Path, parts: Parts) -> tuple[TrainState, Progress]:
-    """The newest checkpoint, or a fresh start."""
+    """The newest checkpoint, or the start."""
     if checkpoint.latest(workdir / "checkpoints") is None:
-        return parts.init(), Progress()
+        fresh = parts.start is None
+        return parts.init() if fresh else state_lib.put_state(
+            parts.start, parts.devices
+        ), Progress()
     return restore(workdir, parts)
 
 

@@ -194,11 +194,11 @@ def prune(directory: Path, step: int, best_step: int | None) -> None:
 def _host_copy(state: Any) -> dict[str, np.ndarray]:
     """{flat name: copy of the leaf}."""
     # On a CPU `device_get` alone gives a view, which the next step overwrites.
-    leaves, _ = _flatten(state)
+    leaves, _ = flatten(state)
     return {k: np.array(jax.device_get(leaf), copy=True, order="C") for k, leaf in leaves.items()}
 
 
-def _flatten(tree: Any) -> tuple[dict[str, Any], Any]:
+def flatten(tree: Any) -> tuple[dict[str, Any], Any]:
     """({"opt_state/embedding/0/mu": leaf, ...} in the tree's order, structure)."""
     pairs, structure = jax.tree_util.tree_flatten_with_path(tree)
     flat = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in pairs}
@@ -255,7 +255,7 @@ def _read_json(path: Path) -> dict:
 
 def _read(path: Path, like: Any, only: Collection[str]) -> Restored:
     body = _read_json(path)
-    flat, structure = _flatten(like)
+    flat, structure = flatten(like)
     tree = body["tree"]
     wanted = {k: spec for k, spec in tree.items() if not only or k.split("/")[0] in only}
     _check_same(path, wanted, {name: _dtype_and_shape(leaf) for name, leaf in flat.items()})

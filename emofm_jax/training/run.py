@@ -4,8 +4,9 @@ What `train` and `sweep` both call.
 """
 
 import contextlib
+import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
@@ -18,11 +19,20 @@ from emofm_jax.options import flatten
 from emofm_jax.training import checkpoint, processes
 from emofm_jax.training import workdir as workdir_lib
 
+if TYPE_CHECKING:  # which load jax
+    from emofm_jax.training.build import Parts
+    from emofm_jax.training.start import Start
+
 
 def check(config: ConfigDict) -> None:
     """Checks what needs no data; raises UserError on a name or option that does not fit."""
     if not config.data.dir:
         raise UserError("config.data.dir: it is empty; name the directory of the shards")
+    if config.train.init_moments and not config.train.init_from:
+        raise UserError(
+            "config.train.init_moments: it has no effect without a run to start from; name it by "
+            "config.train.init_from, or leave it out"
+        )
     from emofm_jax.models import build
 
     build.check(config.model.to_dict())
@@ -41,7 +51,8 @@ def run(config: ConfigDict, workdir: Path, identity: str = "") -> RunReport:
 
     Raises:
       UserError: no data, or other data than before; too little memory, a workdir that holds
-        something else, a batch that does not divide over the devices, a loss that is not finite.
+        something else, a batch that does not divide over the devices, a loss that is not finite; a
+        run to start from (`start`) that is gone, or of another model or schema.
       SystemExit: after SIGTERM or SIGINT, with the state saved.
     """
     from emofm_jax.training import build, loop, memory
@@ -65,15 +76,31 @@ def run(config: ConfigDict, workdir: Path, identity: str = "") -> RunReport:
     if first:
         print(f"memory of each device: up to about {needed}")
         _print_processes(config, train)
+    parts, start = _started(config, workdir, parts)
 
     with workdir_lib.alone(workdir) if first else contextlib.nullcontext():
         if first:
             workdir_lib.open_workdir(config, workdir, train.schema)
+        if first and start:
+            start.save(workdir)
         processes.gather("opened")
         seen: dict[str, Any] = {"the run in the workdir": (workdir / "config.json").exists()}
         seen["its newest checkpoint"] = checkpoint.latest(workdir / "checkpoints")
         processes.check_same(seen, "give all the same directory, of a file system that they share")
         return loop.run(config, workdir, splits, parts)
+
+
+def _started(config: ConfigDict, workdir: Path, parts: "Parts") -> "tuple[Parts, Start | None]":
+    """The parts with the state of another run, if this one starts from it and has not begun."""
+    from emofm_jax.training import start as start_lib
+
+    begun = checkpoint.latest(workdir / "checkpoints") is not None
+    if begun or not config.train.init_from:
+        return parts, None
+    start = start_lib.make(config, parts)
+    if processes.is_first():
+        print(start.said())
+    return dataclasses.replace(parts, start=start.state), start
 
 
 def _check_processes(config: ConfigDict, workdir: Path, schema: schema_lib.Schema) -> None:

@@ -33,7 +33,7 @@ _BEFORE_CONFIG = {
     "environment.json",
     "config.json",
 }
-_BEFORE_CONFIG |= {"train.log", "result.json", "attempt.json"}  # by a sweep
+_BEFORE_CONFIG |= {"parent.json", "train.log", "result.json", "attempt.json"}  # by a sweep
 
 # What programs write to `predictions/`.
 _PREDICTIONS = re.compile(

@@ -1,0 +1,253 @@
+"""A run that starts from another one: its parameters, carried over by value.
+
+    table       row of a value -> row of that value; rows of new values, types' own layers of new
+                types, and whatever belongs to new slots start as in any run
+    network     array -> array of the same name and shape
+    averages    where the other run kept some, they are what it scored with
+    moments     of the optimizers, if `train.init_moments` asks for them; schedules start anew
+
+Slots lie one behind the other in the one table, so that a slot that grows moves the rows of all
+behind it: positions mean nothing from one run to the next. Without new values the scores of the
+start are those of the other run, bit for bit.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from emofm_jax import config as config_lib
+from emofm_jax.data import encode, files
+from emofm_jax.data import schema as schema_lib
+from emofm_jax.data.schema import Schema, Slot
+from emofm_jax.errors import UserError
+from emofm_jax.training import build, checkpoint
+from emofm_jax.training import state as state_lib
+from emofm_jax.training import workdir as workdir_lib
+from emofm_jax.training.build import Parts
+from emofm_jax.training.progress import Progress
+from emofm_jax.training.state import TrainState
+
+FILE = "parent.json"
+# Fields of a slot that may differ: they change no meaning of a row of the table.
+_MAY_DIFFER = ("digest", "min_count", "max_length", "keep")
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """The state that a run starts from.
+
+    Attributes:
+      state: on the host, of the run's own shapes.
+      parent: what `parent.json` holds: place, step, identity and days of the other run, moments,
+        rows that were carried over, and what starts fresh, in words.
+    """
+
+    state: TrainState
+    parent: Mapping[str, Any]
+
+    def said(self) -> str:
+        """What is carried over and what is not, a line each."""
+        rows, table = self.parent["rows"], self.parent["table"]
+        moments = "with its moments" if self.parent["moments"] else "moments start anew"
+        head = f"starts from {self.parent['place']} (step {self.parent['step']:,}): "
+        head += f"{rows:,} rows of a table of {table:,} are carried over, {moments}"
+        return "\n".join([head, *(f"  fresh: {what}" for what in self.parent["fresh"])])
+
+    def save(self, workdir: Path) -> None:
+        """Writes parent.json."""
+        files.write_json(workdir / FILE, dict(self.parent))
+
+
+@jax.enable_x64(False)
+def make(config: ConfigDict, parts: Parts) -> Start:
+    """Reads the run that `config.train.init_from` names, and carries its state over.
+
+    Args:
+      config: of the new run.
+      parts: of the new run.
+
+    Raises:
+      UserError: no such run, one that has not ended or has no checkpoint, another model, or a
+        schema that differs by more than growth.
+    """
+    directory, moments = Path(config.train.init_from), config.train.init_moments
+    where = f"--init_from={directory}"
+    if not (directory / "config.json").exists():
+        problem = "no run there (no config.json)"
+        raise UserError(f"{where}: {problem}; name the --workdir of a trained run")
+    with workdir_lib.together(directory):
+        theirs = config_lib.load(directory)
+        schema, ours = schema_lib.load(directory), parts.schema
+        if problems := [*_problems(schema, ours)]:
+            remedy = "prepare the new rows with --base, or train afresh"
+            differs = f"its schema differs by more than growth ({'; '.join(problems)})"
+            raise UserError(f"{where}: {differs}; {remedy}")
+        found = _restore(config, theirs, schema, directory)
+        rows = _rows(schema, ours, directory, Path(config.data.dir))
+    state, fresh = _carry(parts, schema, found.state, rows, moments)
+    new = [f"slot {s.name!r} is new" for s in ours.slots if s.name not in _by_name(schema)]
+    new += [f"type {name!r} is new" for name in ours.types[schema.num_types :]]
+    of = {"place": str(directory), "step": found.step, "identity": schema.identity}
+    of |= {"days": list(schema.days), "moments": moments}
+    of |= {"rows": len(rows[0]), "table": ours.num_rows, "fresh": [*new, *fresh]}
+    return Start(state, of)
+
+
+def _by_name(schema: Schema) -> dict[str, Slot]:
+    return {slot.name: slot for slot in schema.slots}
+
+
+def _problems(old: Schema, new: Schema) -> Iterator[str]:
+    """What differs between two schemas beside values, slots and types that came."""
+    ours, theirs = _by_name(new), _by_name(old)
+    if old.spelling != new.spelling:
+        yield "values are spelled as release 0.1 did"
+    if new.types[: old.num_types] != old.types:
+        yield f"types {list(old.types)} there, {list(new.types)} here"
+    if gone := [name for name in theirs if name not in ours]:
+        yield f"slots {gone} are gone"
+    elif [name for name in ours if name in theirs] != list(theirs):
+        yield "the order of slots"
+    for name, slot in theirs.items():
+        a, b = dataclasses.asdict(slot), dataclasses.asdict(ours.get(name, slot))
+        grows = ("rows",) if slot.encoding == "vocabulary" else ()
+        fields = [f for f in a if a[f] != b[f] and f not in (*_MAY_DIFFER, *grows)]
+        yield from (f"slot {name!r} {f} {a[f]!r} there, {b[f]!r} here" for f in fields)
+
+
+def _restore(
+    config: ConfigDict, theirs: ConfigDict, schema: Schema, directory: Path
+) -> checkpoint.Restored:
+    """The state that the other run is evaluated with: what of it the new run asks for."""
+    where = f"--init_from={directory}"
+    progress = Progress.from_json(checkpoint.read_info(directory / "checkpoints")[1])
+    if not progress.finished:
+        raise UserError(f"{where}: its run has not ended; let the same command of it go on first")
+    like = config.copy_and_resolve_references()
+    like.train.average_epochs = theirs.train.average_epochs
+    state = build.without_scratch(jax.eval_shape(build.make_parts(like, schema).init))
+    only = {"params", "stats", "average"} | ({"opt_state"} if config.train.init_moments else set())
+    state = state.replace(**{name: () for name in ("step", "lr_scale")})
+    if not config.train.init_moments:
+        state = state.replace(opt_state=())
+    try:
+        step = progress.kept_step(theirs.train)
+        found = checkpoint.restore(directory / "checkpoints", state, step=step, only=only)
+    except UserError:
+        changed = config_lib.difference(theirs, config)
+        of_model = [
+            p for p in changed if p.startswith("model.") or p.endswith("optim.embedding.name")
+        ]
+        differs = [
+            f"{path} {changed[path][0]!r} there, {changed[path][1]!r} here" for path in of_model
+        ]
+        if not differs:
+            raise
+        remedy = "take its options, or train afresh"
+        raise UserError(f"{where}: another model ({'; '.join(differs)}); {remedy}") from None
+    build.check_data(directory, found, schema)
+    return found
+
+
+def _rows(old: Schema, new: Schema, there: Path, here: Path) -> tuple[np.ndarray, np.ndarray]:
+    """i64[n], i64[n]: rows of the old table, and the rows of the new one with the same meaning."""
+    before, now = encode.load_vocabularies(old, there), encode.load_vocabularies(new, here)
+    first = dict(zip((slot.name for slot in old.slots), old.offsets.tolist()))
+    from_, to = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for slot, offset in zip(new.slots, new.offsets.tolist()):
+        if slot.share or slot.name not in first:
+            continue
+        rows = ids = np.arange(slot.rows)
+        if slot.name in before:
+            found = now[slot.name].ids(before[slot.name].values)
+            rows = np.append(0, 1 + np.flatnonzero(found))
+            ids = np.append(0, found[found > 0])
+        from_.append(first[slot.name] + rows)
+        to.append(offset + ids)
+    return np.concatenate(from_), np.concatenate(to)
+
+
+def _carry(
+    parts: Parts,
+    old: Schema,
+    found: TrainState,
+    rows: tuple[np.ndarray, np.ndarray],
+    moments: bool,
+) -> tuple[TrainState, list[str]]:
+    """A fresh state with what the other one has for it; and what stays fresh, in words."""
+    state = state_lib.fetch(parts.init())
+    params, stats = found.params, found.stats
+    if found.average and not state.average:
+        params, stats = found.average["params"], found.average["stats"]
+    given = {"params": params, "stats": stats}
+    if state.average:
+        given["average"] = found.average or {"params": params, "stats": stats}
+    if moments:
+        given["opt_state"] = found.opt_state
+
+    fresh: list[str] = []
+    taken = {}
+    for name, tree in given.items():
+        there, _ = checkpoint.flatten(tree)
+        here, structure = checkpoint.flatten(getattr(state, name))
+        leaves = []
+        for path, leaf in here.items():
+            is_table = path.removeprefix("params/").startswith("embedding")
+            of = rows if is_table and leaf.ndim == 2 else None
+            carried = _array(leaf, there.get(path), old, parts.schema, of)
+            leaves.append(leaf if carried is None else carried)
+            if carried is None and name != "opt_state":
+                fresh.append(f"{name}/{path} {list(leaf.shape)}, {_shape(there.get(path))} there")
+        taken[name] = jax.tree_util.tree_unflatten(structure, leaves)
+    if moments:
+        taken["opt_state"] = _schedules_anew(state.opt_state, taken["opt_state"])
+    return state.replace(**taken), fresh
+
+
+def _schedules_anew(fresh: Any, carried: Any) -> Any:
+    """The state of the optimizers as it was carried over, but for the steps of their schedules."""
+    is_schedule = lambda node: isinstance(node, optax.ScaleByScheduleState)
+    choose = lambda a, b: a if is_schedule(a) else b
+    return jax.tree.map(choose, fresh, carried, is_leaf=is_schedule)
+
+
+def _shape(array: np.ndarray | None) -> str:
+    return "none" if array is None else str(list(array.shape))
+
+
+def _array(
+    fresh: np.ndarray,
+    there: np.ndarray | None,
+    old: Schema,
+    new: Schema,
+    rows: tuple[np.ndarray, np.ndarray] | None,
+) -> np.ndarray | None:
+    """An array of the new run with what the other has for it; None if it has nothing.
+
+    Args:
+      fresh: of the new run.
+      there: of the other run, if it has one.
+      old, new: schemas.
+      rows: as `_rows` gives them, of a table or its moments; None of any other array.
+    """
+    if there is None or fresh.ndim != there.ndim:
+        return None
+    if rows is not None:
+        found = fresh.copy()
+        found[rows[1]] = there[rows[0]]
+        return found
+    if fresh.shape == there.shape:
+        return there
+    # Types come behind those that there were.
+    differ = [(a, b) for a, b in zip(there.shape, fresh.shape) if a != b]
+    if new.num_types > old.num_types > 0 and set(differ) == {(old.num_types, new.num_types)}:
+        found = fresh.copy()
+        found[tuple(slice(size) for size in there.shape)] = there
+        return found
+    return None

@@ -1,0 +1,276 @@
+"""train --init_from: what a run takes from another one, row by row and array by array, and what is refused."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from emofm_jax import config as config_lib
+from emofm_jax import prepare, train
+from emofm_jax.data import encode, files, shards
+from emofm_jax.data import schema as schema_lib
+from emofm_jax.sweeping import experiment
+from emofm_jax.training import build, checkpoint, start
+from emofm_jax.training import predictions as predictions_lib
+from emofm_jax.training import state as state_lib
+from tests import daily_shop
+from tests.daily_shop import DAYS
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A directory with runs on the first day, `dnn` and `wm` (typed), and data of later days on their base."""
+    home = tmp_path_factory.mktemp("shop")
+    daily_shop.write(home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        for name in ("dnn", "wm", "dnn_plain"):
+            made(name, f"{name}_d0", DAYS[:1])
+        assert trained("dnn", DAYS[:1], "dnn_d0", "dnn", "--config.train.average_epochs=0.5") == 0
+        assert trained("wm", DAYS[:1], "wm_d0", "wm") == 0
+        assert trained("dnn_plain", DAYS[:1], "dnn_plain_d0", "plain") == 0
+        made("dnn", "d1", DAYS[1:2], "--base=dnn")
+        made("dnn_plain", "plain_anew", DAYS[:2])
+        yield home
+
+
+def flags(name, data, days):
+    """Of the days of a data set, behind which is the one of the validation split."""
+    behind = DAYS[DAYS.index(days[-1]) + 1]
+    named = {"train_days": tuple(days), "valid_days": (behind,)}
+    config = [f"--config=shop.py:{name}", f"--config.data.dir={data}"]
+    return [*config, *(f"--config.prepare.{field}={value}" for field, value in named.items())]
+
+
+def made(name, target, days, *argv):
+    assert prepare.main(["prepare", *flags(name, target, days), *argv]) == 0
+
+
+def trained(name, days, data, workdir, *argv):
+    """Trains two epochs."""
+    where = [f"--workdir={workdir}", "--config.train.epochs=2"]
+    return train.main(["train", *flags(name, data, days), *where, *argv])
+
+
+def begin(data, parent, name="dnn", **changes):
+    """What a run on prepared data starts with: (Start, parts)."""
+    config = experiment.read_config("shop.py", name)
+    changes = {"data.dir": data, "seed": 1, "train.init_from": parent} | changes
+    config.update_from_flattened_dict(changes)
+    parts = build.make_parts(config, schema_lib.load(Path(data)))
+    return start.make(config, parts), parts
+
+
+def kept(workdir):
+    """The state that a run is evaluated with, on the host."""
+    config, schema = config_lib.load(Path(workdir)), schema_lib.load(Path(workdir))
+    parts = build.make_parts(config, schema)
+    return state_lib.fetch(build.restore_kept(config, Path(workdir), parts)[0]), parts
+
+
+def by_value(schema, directory, table):
+    """{(slot, value or id): row of the table}."""
+    words, found = encode.load_vocabularies(schema, Path(directory)), {}
+    for slot, offset in zip(schema.slots, schema.offsets):
+        names = range(slot.rows)
+        if slot.name in words:
+            names = [None, *words[slot.name].values.to_pylist()]
+        found |= {(slot.name, name): table[offset + i] for i, name in enumerate(names)}
+    return found
+
+
+@pytest.mark.parametrize(
+    "name, data, parent", [("dnn", "d1", "dnn"), ("dnn_plain", "plain_anew", "plain")]
+)
+def test_rows_are_carried_over_by_value(home, name, data, parent):
+    """Whether the ids went on from those of the other run, or are others altogether."""
+    found, parts = begin(data, parent, name)
+    old, of_old = kept(parent)
+    params, stats = old.scored()
+    rows = by_value(parts.schema, data, found.state.params["embedding"])
+    there = by_value(of_old.schema, parent, params["embedding"])
+    fresh = state_lib.fetch(parts.init())
+    init = by_value(parts.schema, data, fresh.params["embedding"])
+    assert set(there) < set(rows) and parts.schema.num_rows > of_old.schema.num_rows
+    for key, row in rows.items():
+        np.testing.assert_array_equal(row, there.get(key, init[key]), err_msg=str(key))
+
+    # The network whole, with the statistics of its batch norms; moments and step at their start.
+    network = found.state.params["network"], found.state.stats
+    jax.tree.map(np.testing.assert_array_equal, network, (params["network"], stats))
+    jax.tree.map(np.testing.assert_array_equal, found.state.opt_state, fresh.opt_state)
+    assert found.state.step == 0 and not found.state.average
+    assert found.parent["rows"] == len(there) and found.parent["fresh"] == []
+
+
+def test_scores_are_the_same_to_the_bit(home):
+    """Rows of the first day, all of whose values are known, under other ids in a larger table."""
+    found, parts = begin("plain_anew", "plain", "dnn_plain")
+    old, of_old = kept("plain")
+
+    def scores(parts, state, data):
+        split, state = (
+            shards.open_split(Path(data), "train"),
+            state_lib.put_state(state, parts.devices),
+        )
+        return predictions_lib.predict_split(parts, state, split, 32)
+
+    ours, theirs = scores(parts, found.state, "plain_anew"), scores(of_old, old, "dnn_plain_d0")
+    ids = [
+        pq.read_table(f"{d}/train/part-00000.parquet")["user"][:60]
+        for d in ("plain_anew", "dnn_plain_d0")
+    ]
+    assert len(theirs.logit) == 60 and ids[0] != ids[1]
+    np.testing.assert_array_equal(ours.label[:60], theirs.label)
+    np.testing.assert_array_equal(ours.logit[:60], theirs.logit)
+
+
+def test_averages_and_moments_come_along(home):
+    """A run that keeps averages goes on with them; moments follow their rows."""
+    changes = {"train.average_epochs": 0.5, "train.init_moments": True}
+    found, parts = begin("d1", "dnn", **changes)
+    old, of_old = kept("dnn")
+    for tree, other in ((found.state.average, old.average), (found.state.params, old.params)):
+        for ours, theirs in zip(jax.tree.leaves(tree), jax.tree.leaves(other)):
+            if ours.shape == theirs.shape:
+                np.testing.assert_array_equal(ours, theirs)
+    moments = [leaf for leaf in jax.tree.leaves(found.state.opt_state["embedding"]) if leaf.ndim]
+    before = [leaf for leaf in jax.tree.leaves(old.opt_state["embedding"]) if leaf.ndim]
+    assert len(moments) == len(before) == 2
+    for ours, theirs in zip(moments, before):
+        ours, theirs = by_value(parts.schema, "d1", ours), by_value(of_old.schema, "dnn", theirs)
+        for key, row in ours.items():
+            np.testing.assert_array_equal(row, theirs.get(key, np.zeros(4)), err_msg=str(key))
+    whole = lambda x: x.dtype == np.int32
+    counts = lambda state: [int(x) for x in jax.tree.leaves(state.opt_state) if whole(x)]
+    assert counts(old) == [4, 4, 4, 4]  # two epochs of two steps, of moments and of the schedule
+    assert counts(found.state) == [4, 0, 4, 0]
+    assert found.parent["moments"] is True
+
+
+def test_what_an_expired_value_left_is_nobodys(home):
+    """The row goes to another value, which starts as any new one, with moments of its own."""
+    more = "--config.prepare.expire_days=1"
+    made("dnn", "d2", DAYS[2:3], "--base=d1", more)
+    slots = files.read_json(Path("d2/prepare.json"))["base"]["slots"]
+    assert slots["user"]["expired"] > 0
+    changes = {"train.init_moments": True, "train.average_epochs": 0.5}
+    found, parts = begin("d2", "dnn", **changes)
+    rows = by_value(parts.schema, "d2", found.state.params["embedding"])
+    moments = by_value(parts.schema, "d2", jax.tree.leaves(found.state.opt_state["embedding"])[1])
+    known = set(
+        encode.load_vocabularies(schema_lib.load(Path("dnn")), Path("dnn"))[
+            "user"
+        ].values.to_pylist()
+    )
+    init = by_value(parts.schema, "d2", np.array(parts.init().params["embedding"]))
+    new = [key for key in rows if key[0] == "user" and key[1] not in known | {None}]
+    assert new
+    for key in new:
+        np.testing.assert_array_equal(rows[key], init[key])
+        assert not moments[key].any()
+
+
+def test_new_types_and_slots_start_afresh_and_are_said(home):
+    text = Path("shop.py").read_text().replace('("home", "cart")', '("home", "cart", "search")')
+    Path("more.py").write_text(text)
+    argv = flags("wm", "typed", DAYS[1:2])
+    assert prepare.main(["prepare", "--config=more.py:wm", *argv[1:], "--base=wm"]) == 0
+    found, parts = begin("typed", "wm", "wm")
+    old, _ = kept("wm")
+    assert "type 'search' is new" in found.said()
+    ours, theirs = (dict(checkpoint.flatten(s.params["network"])[0]) for s in (found.state, old))
+    init = checkpoint.flatten(state_lib.fetch(parts.init()).params["network"])[0]
+    grown = [name for name in ours if ours[name].shape != theirs[name].shape]
+    assert grown
+    for name in ours:
+        same = tuple(slice(size) for size in theirs[name].shape)
+        np.testing.assert_array_equal(ours[name][same], theirs[name])
+        if name in grown:
+            rest = np.ones(ours[name].shape, bool)
+            rest[same] = False
+            np.testing.assert_array_equal(ours[name][rest], init[name][rest])
+
+    text = text.replace('"tags", "size")', '"tags", "size", "page")')
+    Path("wide.py").write_text(text)
+    assert (
+        prepare.main(
+            [
+                "prepare",
+                "--config=wide.py:dnn_plain",
+                "--config.prepare.ignore=()",
+                *flags("", "wide", DAYS[1:2])[1:],
+                "--base=plain",
+            ]
+        )
+        == 0
+    )
+    found, parts = begin("wide", "plain", "dnn_plain")
+    assert found.parent["fresh"][0] == "slot 'page' is new"
+    (kernel,) = found.parent["fresh"][1:]
+    assert kernel == "params/network/mlp/hidden_0/kernel [1, 28, 8], [1, 24, 8] there"
+
+
+def test_the_program_starts_stops_and_goes_on_without_its_parent(home, capsys):
+    shutil.copytree("dnn", "gone")
+    argv = (
+        "dnn",
+        DAYS[1:2],
+        "d1",
+        "child",
+        "--init_from=gone",
+        "--config.train.average_epochs=0.5",
+    )
+    assert trained(*argv) == 0
+    assert "starts from gone (step 4): " in capsys.readouterr().out
+    body = files.read_json(Path("child/parent.json"))
+    assert body["place"] == "gone" and body["days"] == DAYS[:1] and body["identity"]
+    assert schema_lib.load(Path("child")).days == tuple(DAYS[:2])
+    shutil.rmtree("gone")
+    assert trained(*argv, "--config.train.epochs=3") == 0
+    assert "goes on from step 4 of 6" in capsys.readouterr().out
+    assert trained(*argv[:-2], argv[-1]) == 2
+    assert "train.init_from 'gone' there, '' now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        (["--init_from=nowhere"], "--init_from=nowhere: no run there (no config.json); name"),
+        (["--init_from=d0"], "--init_from=d0: no run there (no config.json); name"),
+        (["--init_from=wm"], "(types ['home', 'cart'] there, [] here); prepare"),
+        (["--init_from=plain"], "its schema differs by more than growth (slot 'price' transform"),
+        (
+            ["--init_from=dnn", "--config.model.hidden=(6,)"],
+            "another model (model.hidden (8,) there, (6,) here)",
+        ),
+        (
+            [
+                "--init_from=dnn",
+                "--config.train.init_moments=True",
+                "--config.optim.embedding.name=sgd",
+            ],
+            "another model (optim.embedding.name 'adam' there, 'sgd' here)",
+        ),
+        (
+            ["--config.train.init_moments=True"],
+            "config.train.init_moments: it has no effect without",
+        ),
+        (["--init_from=begun"], "--init_from=begun: its run has not ended"),
+    ],
+)
+def test_mistakes_are_one_line(home, capsys, argv, said):
+    if "begun" in argv[0] and not Path("begun").exists():
+        shutil.copytree("dnn", "begun")
+        for path in Path("begun/checkpoints").glob("step_*/state.json"):
+            body = checkpoint._read_json(path.parent)
+            body["info"]["finished"] = False
+            tree, digest = body["tree"], body["xxh3"]
+            checkpoint._write_json(path, body["step"], body["info"], tree, digest)
+    assert trained("dnn", DAYS[1:2], "d1", "mistake", *argv) == 2
+    error = capsys.readouterr().err
+    assert said in error and len(error.strip().splitlines()) == 1
+    assert not Path("mistake").exists()
