@@ -28,6 +28,15 @@ from emofm_jax.training import run as run_lib
 
 def _main(flags: absl_flags.FlagValues) -> None:
     config, workdir = flags.config, Path(flags.workdir)
+    if flags.plan:
+        run_lib.check(config)
+        print("\n".join(run_lib.plan(config, flags.num_devices)))
+        return
+    if not flags.workdir:
+        raise UserError("--workdir: it is required; --help explains it")
+    if flags.num_devices:
+        given = f"--num_devices={flags.num_devices}"
+        raise UserError(f"{given}: it is for --plan; XLA or CUDA_VISIBLE_DEVICES decide otherwise")
     processes.start(flags.coordinator, flags.num_processes, flags.process_id, flags.wait_seconds)
     if flags.init_from:
         config.train.init_from = flags.init_from
@@ -51,8 +60,12 @@ def _main(flags: absl_flags.FlagValues) -> None:
 
 def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
     cli.define_config(flags, argv)
-    where = "Directory of the run; made if missing."
-    absl_flags.DEFINE_string("workdir", None, where, flag_values=flags)
+    where = "Directory of the run; made if missing. (required, but for --plan)"
+    absl_flags.DEFINE_string("workdir", "", where, flag_values=flags)
+    plan = "Prints what a step takes, from arithmetic, and ends: nothing is allocated or written."
+    absl_flags.DEFINE_bool("plan", False, plan, flag_values=flags)
+    many = "--plan: on how many devices; 0: those that are here."
+    absl_flags.DEFINE_integer("num_devices", 0, many, lower_bound=0, flag_values=flags)
     where = "Several processes: HOST:PORT of process 0. SLURM, Open MPI and TPU pods need no flags."
     absl_flags.DEFINE_string("coordinator", "", where, flag_values=flags)
     many = "Several processes: how many. 1: one, whatever the environment says."

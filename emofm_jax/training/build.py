@@ -40,7 +40,9 @@ class Parts:
     start: TrainState | None = None  # on the host, where the run starts from another (`start`)
 
 
-def make_parts(config: ConfigDict, schema: Schema, num_steps: int = 1) -> Parts:
+def make_parts(
+    config: ConfigDict, schema: Schema, num_steps: int = 1, num_devices: int = 0
+) -> Parts:
     """Builds model, optimizers and steps of a config.
 
     Runs of one process that differ in nothing that was compiled (seed, paths, epochs unless a
@@ -50,12 +52,13 @@ def make_parts(config: ConfigDict, schema: Schema, num_steps: int = 1) -> Parts:
       config: validated.
       schema: of the data.
       num_steps: of the whole run, where a cosine ends; evaluation asks for none.
+      num_devices: for a plan, of devices that need not be here; 0: those of all processes.
 
     Raises:
       UserError: a model that does not fit the data; a batch that the devices do not divide; no
         device.
     """
-    devices, count = state_lib.local(), state_lib.num_devices()
+    devices, count = state_lib.local(), num_devices or state_lib.num_devices()
     for field in ("batch_size", "eval_batch_size"):
         if config.data[field] % count:
             raise UserError(

@@ -1,5 +1,12 @@
-"""Memory that training takes on a device, from shapes alone, before anything is compiled."""
+"""Memory and traffic of a training step, from shapes alone, before anything is allocated.
 
+    python -m emofm_jax.train --config=... --plan --num_devices=64
+
+State is exact. Activations are what the forward keeps for the backward; gradients and buffers stand
+beside them. XLA:CPU took 0.9 to 1.2 of the sum of both (docs/scaling.md).
+"""
+
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -14,32 +21,102 @@ from emofm_jax.training.build import Parts
 from emofm_jax.training.state import TrainState
 
 
-@jax.enable_x64(False)
-def check(config: ConfigDict, parts: Parts) -> str:
-    """Returns in words what training takes on a device: state, gradients, kept activations.
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Bytes on one device of P, and what it receives in a step."""
 
-    An estimate from above: compilers keep 0.5 to 1.0 of it (measured). Batches are not in it.
+    num_devices: int  # P
+    num_rows: int  # b, rows of a batch on one of them
+    table_rows: int  # V
+    width: int  # columns of the table
+    table: int
+    moments: int  # the optimizer's state of the table
+    averages: int  # of all parameters; 0 where none are kept
+    scratch: int  # of the sparse step
+    network: int  # with its optimizer's state
+    activations: int  # of the network
+    gradients: int  # of the network, and of a dense table
+    occurrences: int  # gradients of the rows that the batch names
+    batches: int  # made ahead
+    received: int  # a step
+
+    @property
+    def state(self) -> int:
+        """What lasts from step to step."""
+        return self.table + self.moments + self.averages + self.scratch + self.network
+
+    @property
+    def peak(self) -> int:
+        """All of it at once."""
+        return self.state + self.activations + self.gradients + self.occurrences + self.batches
+
+    def lines(self) -> list[str]:
+        """What `--plan` prints."""
+        shown = ("table", "moments", "averages", "scratch", "network", "activations")
+        shown += ("gradients", "occurrences", "batches")
+        words = {"moments": "moments of the table", "scratch": "scratch of the sparse step"}
+        words |= {"network": "network and its moments", "batches": "batches made ahead"}
+        words |= {"occurrences": "gradients of the batch's rows"}
+        sizes = [(words.get(name, name), getattr(self, name)) for name in shown]
+        sizes += [("in all", self.peak), ("received a step", self.received)]
+        rows = f"{self.num_devices:,} devices, {self.num_rows:,} rows of a batch on each"
+        table = f"table of {self.table_rows:,} rows x {self.width} columns, whole on each device"
+        line = lambda word, size: f"  {word:30}{_in_words(size):>12}{size:>20,} bytes"
+        return [rows, table, *(line(*entry) for entry in sizes if entry[1])]
+
+
+@jax.enable_x64(False)
+def plan(config: ConfigDict, parts: Parts) -> Plan:
+    """The plan of a config's step on `parts.num_devices`, wherever those are."""
+    state, count = jax.eval_shape(parts.init), parts.num_devices
+    rows, network = config.data.batch_size // count, state.params["network"]
+    table, width = state.params["embedding"], state.params["embedding"].shape[1]
+    of_table = {"table": table, "moments": state.opt_state["embedding"]}
+    of_table |= {"averages": state.average, "scratch": state.owner}
+    sizes = {name: _num_bytes(tree) for name, tree in of_table.items()}
+    sizes["network"] = _num_bytes(state) - sum(sizes.values())
+
+    lazy = config.optim.embedding.updates == "lazy"
+    occurrences = rows * parts.schema.num_columns * (4 + 4 * width)
+    columns = parts.schema.num_columns * (8 if parts.schema.has_values else 4)
+    # Of sums over devices each sends and receives all parts but its own, twice.
+    summed = 2 * _num_bytes(network) * (count - 1) // count
+    return Plan(
+        num_devices=count,
+        num_rows=rows,
+        table_rows=table.shape[0],
+        width=width,
+        **sizes,
+        activations=_kept(parts, state, rows),
+        gradients=_num_bytes(network) + (0 if lazy else _num_bytes(table)),
+        occurrences=occurrences * count,
+        batches=(config.data.prefetch + 1) * rows * (columns + 12),
+        received=summed + (count - 1) * occurrences,
+    )
+
+
+def check(config: ConfigDict, parts: Parts) -> str:
+    """Returns in words what training takes on a device.
 
     Raises:
       UserError: it is more than the machine (an accelerator: the device) has.
     """
-    state = jax.eval_shape(parts.init)
-    moved = state.params["network"] if config.optim.embedding.updates == "lazy" else state.params
-    kept = _kept(parts, state, config.data.batch_size // parts.num_devices)
-    needed = _num_bytes(state) + _num_bytes(moved) + kept
-
+    found = plan(config, parts)
     here = parts.devices[0]
     limit = (here.memory_stats() or {}).get("bytes_limit") if here.platform != "cpu" else None
     where = here.device_kind if limit else "this machine"
-    total = needed if limit else needed * len(parts.devices)  # devices of a CPU share its memory
+    # Devices of a CPU share its memory.
+    total = found.peak if limit else found.peak * len(parts.devices)
     limit = limit or _of_machine()
     if total > limit:
+        of = f"table and moments {_in_words(found.table + found.moments)}"
+        of += f", activations {_in_words(found.activations)} of each device"
         raise UserError(
-            f"config.model: training it takes up to about {_in_words(total)} (state, gradients, "
-            f"activations), {where} has {_in_words(limit)}; choose a smaller model, embedding_dim "
-            "or data.batch_size"
+            f"config.model: training it takes up to about {_in_words(total)} ({of}; --plan has "
+            f"all), {where} has {_in_words(limit)}; choose a smaller model, embedding_dim or "
+            "data.batch_size"
         )
-    return _in_words(needed)
+    return _in_words(found.peak)
 
 
 def _kept(parts: Parts, state: TrainState, num_rows: int) -> int:

@@ -132,6 +132,22 @@ def _print_processes(config: ConfigDict, train: shards.Split) -> None:
     print(f"{count} processes share {shares}: {steps:,} steps an epoch ({least:,} if evenly)")
 
 
+def plan(config: ConfigDict, num_devices: int) -> list[str]:
+    """Lines on memory and traffic of training on so many devices; 0: those that are here.
+
+    Raises:
+      UserError: no schema of prepared data; a batch that does not divide.
+    """
+    from emofm_jax.training import build, memory
+
+    directory = Path(config.data.dir)
+    if not (directory / "schema.json").exists():
+        remedy = "run `python -m emofm_jax.prepare --config=...` first"
+        raise UserError(f"{directory}: a plan needs the schema of prepared data; {remedy}")
+    parts = build.make_parts(config, schema_lib.load(directory), num_devices=num_devices)
+    return memory.plan(config, parts).lines()
+
+
 def open_data(config: ConfigDict) -> dict[str, shards.Split]:
     """Opens the splits of `config.data.dir`; makes synthetic data that is missing.
 

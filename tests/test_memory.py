@@ -1,0 +1,74 @@
+"""The plan of a step: bytes of the state as arrays have them, the peak as the compiler finds it."""
+
+import jax
+import pytest
+
+from benchmarks import step as benchmark
+from emofm_jax import config as config_lib
+from emofm_jax import train
+from emofm_jax.training import build, memory
+from emofm_jax.training import state as state_lib
+
+SLOTS, ROWS, SIZE, DIM = 6, 3000, 256, 8
+
+
+def parts_of(num_devices=0, **changes):
+    c = config_lib.default()
+    c.update({"model": {"name": "dnn", "embedding_dim": DIM, "hidden": (64, 32)}})
+    c.data.update({"batch_size": SIZE, "eval_batch_size": SIZE})
+    c.optim.embedding.update(changes)
+    schema = benchmark.make_schema(ROWS, SLOTS)
+    return c, build.make_parts(c, schema, num_devices=num_devices)
+
+
+@pytest.mark.parametrize("changes", [{}, {"name": "sgd", "updates": "dense"}])
+def test_state_is_exact_and_the_peak_near_what_is_compiled(changes):
+    c, parts = parts_of(**changes)
+    found, state = memory.plan(c, parts), parts.init()
+    bytes_of = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    assert found.state == bytes_of(state)
+    assert found.table == ROWS * DIM * 4 == bytes_of(state.params["embedding"])
+    assert found.moments == bytes_of(state.opt_state["embedding"])
+    assert found.scratch == ROWS * 4 and found.averages == 0
+
+    (batch,) = benchmark.make_batches(parts.schema, "uniform", 1, SIZE, len(parts.devices))
+    placed = state_lib.put_batch(batch, parts.devices)
+    compiled = parts.train_step.lower(state, placed).compile().memory_analysis()
+    made_ahead = found.batches * c.data.prefetch / (c.data.prefetch + 1)
+    taken = compiled.argument_size_in_bytes + compiled.temp_size_in_bytes + made_ahead
+    assert 0.8 < found.peak / taken < 1.2
+
+
+def test_devices_share_rows_and_receive_from_all_others():
+    c, one = parts_of()
+    alone, many = memory.plan(c, one), memory.plan(*parts_of(64))
+    assert alone.received == 0 and alone.num_rows == SIZE and many.num_rows == SIZE // 64
+    network = 4 * ((SLOTS * DIM + 1) * 64 + 65 * 32 + 33)
+    occurrences = SIZE // 64 * SLOTS * (DIM + 1) * 4
+    assert many.received == 2 * network * 63 // 64 + 63 * occurrences
+    assert many.gradients == network and many.state == alone.state
+
+
+def test_the_plan_is_printed_and_nothing_is_made(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = [f"--config={train.__file__.replace('emofm_jax/train.py', 'tests/tiny.py')}:wm"]
+    flags += ["--plan", "--num_devices=64"]
+    assert train.main(["train", *flags, f"--config.data.dir={runs / 'data'}"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "64 devices, 4 rows of a batch on each"
+    rows = int(out[1].split()[2].replace(",", ""))
+    shown = {line[2:32].strip(): line.split()[-2] for line in out[2:]}
+    assert shown["table"] == f"{rows * 4 * 4:,}" and "in all" in shown and "averages" not in shown
+    assert not [*tmp_path.iterdir()]
+
+    assert train.main(["train", *flags, "--config.data.dir=none"]) == 2
+    assert "none: a plan needs the schema of prepared data; run" in capsys.readouterr().err
+    assert train.main(["train", *flags[:1], "--workdir=x", "--num_devices=2"]) == 2
+    assert "--num_devices=2: it is for --plan" in capsys.readouterr().err
+
+
+def test_too_little_memory_is_one_line_with_the_shares(monkeypatch):
+    c, parts = parts_of()
+    monkeypatch.setattr(memory, "_of_machine", lambda: 1 << 18)
+    with pytest.raises(Exception, match="table and moments 0.3 MiB, activations .* --plan has all"):
+        memory.check(c, parts)
