@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 import emofm_jax
-from emofm_jax import export
+from emofm_jax import evaluate, export
 from emofm_jax.data import features as features_lib
 from emofm_jax.data import files
 from emofm_jax.errors import UserError
@@ -108,6 +108,39 @@ def test_the_package_loads_it_too(artefact, scorer, features):
     np.testing.assert_array_equal(loaded.encode(raw)["gender"], [0, 0])
     both = emofm_jax.load_scorer([artefact, artefact])
     np.testing.assert_allclose(both(features)["p"], scorer(features)["p"], atol=1e-6)
+
+
+def test_it_tells_where_it_came_from_without_paths_of_the_machine(artefact, scorer, runs):
+    (origin,) = emofm_jax.load_scorer(artefact).origins
+    assert origin == json.loads(json.dumps(scorer.origins[0]))
+    metrics = json.loads((runs / "wm" / "metrics.json").read_text())
+    assert origin["run"] == "wm" and origin["model"] == "wm" and "parent" not in origin
+    assert origin["data"] == scorer.schema.identity and origin["step"] > 0
+    for split in ("valid", "test"):
+        for name in ("auc", "logloss", "rows"):
+            assert origin["metrics"][split][name] == metrics[split][name]
+    assert f"test AUC {metrics['test']['auc']:.4f}" in (artefact / "README.md").read_text()
+    holds = [path for path in artefact.rglob("*") if path.is_file()]
+    assert not [path for path in holds if str(runs).encode() in path.read_bytes()]
+
+
+def test_a_parent_and_a_calibration_are_part_of_the_origin(runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs / "wm", run)
+    parent = {"place": "/data/runs/monday", "step": 7, "data": "ab", "days": ["1"], "rows": 5}
+    (run / "parent.json").write_text(json.dumps(parent))
+    flags = [f"--workdir={run}", f"--data={runs / 'data'}", "--calibrate=platt"]
+    assert evaluate.main(["evaluate", *flags]) == 0
+    (origin,) = emofm_jax.load_scorer(run, calibrated=True).origins
+    assert origin["calibration"] == "platt"
+    assert origin["parent"] == {"run": "monday", "step": 7, "data": "ab", "days": ["1"]}
+    other = [
+        path
+        for path in (run / "checkpoints").glob("step_*")
+        if path.name != f"step_{origin['step']}"
+    ]
+    for path in other:
+        assert "metrics" not in emofm_jax.load_scorer(path).origins[0]
 
 
 def test_what_an_exported_program_cannot_do_is_said(artefact, features):

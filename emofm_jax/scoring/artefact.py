@@ -12,7 +12,7 @@ write_artefact.py writes one.
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,12 @@ class Export:
 
     Attributes:
       schema: of the rows.
+      origins: of each run that it was made of, what `origin.read` found.
     """
 
-    def __init__(self, directory: Path, schema: Schema, program: bytes):
+    def __init__(self, directory: Path, schema: Schema, program: bytes, origins: Sequence[Mapping]):
         self._directory, self.schema, self._serialized = directory, schema, program
+        self.origins = tuple(origins)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: x for name, x in self.__dict__.items() if name != "_program"}
@@ -79,7 +81,9 @@ def load(directory: Path) -> tuple[Export, dict]:
     if schema.fingerprint() != loaded.signature["schema"]:
         other = "schema.json is not of the run that the weights are of"
         raise UserError(f"{directory}: {other}; copy the artefact again")
-    return Export(directory, schema, (directory / PROGRAM).read_bytes()), loaded.weights
+    origins = loaded.signature.get("origins", ())
+    program = (directory / PROGRAM).read_bytes()
+    return Export(directory, schema, program, origins), loaded.weights
 
 
 def _load(directory: Path) -> Any:

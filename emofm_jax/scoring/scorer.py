@@ -34,7 +34,7 @@ from emofm_jax.errors import UnknownValues, UserError, check_choice
 from emofm_jax.evaluation import calibration, monitor
 from emofm_jax.models import build as model_lib
 from emofm_jax.nn import averaging
-from emofm_jax.scoring import artefact, attribution, compiled, ensemble
+from emofm_jax.scoring import artefact, attribution, compiled, ensemble, origin
 from emofm_jax.scoring.network import Network
 from emofm_jax.training import build, checkpoint, compilation
 from emofm_jax.training import state as state_lib
@@ -56,6 +56,8 @@ class Scorer:
       fn_from_embeddings: `fn_from_embeddings(params, e)`, differentiable in e.
       directory: where `vocabulary/` is.
       names: the runs, for messages.
+      origins: of each run what `origin.read` found: data, days, metrics, parent, calibration; none
+        of exports of before they were kept.
     """
 
     schema: Schema
@@ -65,6 +67,7 @@ class Scorer:
     fn_from_embeddings: Callable[[Any, Any], dict]
     directory: Path
     names: tuple[str, ...]
+    origins: tuple[Mapping[str, Any], ...] = ()
 
     def __call__(self, features: Mapping) -> dict[str, jax.Array]:
         """Scores features; compiled once per number of rows.
@@ -249,15 +252,19 @@ def _load_run(workdir: Path, step: int | None, calibrated: bool) -> Scorer:
         step = monitor.kept_step(config.train.monitor, info["best_step"], last)
     averaged = config.train.average_epochs > 0
     params = _restore(directory, step, network.module, schema, averaged)
+    found = origin.read(workdir, step, config, schema)
     if calibrated:
         fitted = calibration.load(workdir, step)
         params["calibration"] = jax.tree.map(jnp.asarray, fitted.arrays)
-    return _scorer(network, jax.device_put(params), workdir)
+        found["calibration"] = fitted.method
+    return _scorer(network, jax.device_put(params), workdir, [found])
 
 
-def _scorer(functions: Network | artefact.Export, params: Any, directory: Path) -> Scorer:
+def _scorer(
+    functions: Network | artefact.Export, params: Any, directory: Path, origins: Sequence[Mapping]
+) -> Scorer:
     pure = functions.fn, functions.embed, functions.fn_from_embeddings
-    return Scorer(functions.schema, params, *pure, directory, (str(directory),))
+    return Scorer(functions.schema, params, *pure, directory, (str(directory),), tuple(origins))
 
 
 def _restore(directory: Path, step: int, module: nn.Module, schema: Schema, averaged: bool) -> dict:
@@ -279,7 +286,7 @@ def _load_artefact(path: Path, calibrated: bool) -> Scorer:
         before = "calibrate before the export (export --calibrated)"
         raise UserError(f"{path}: {before}, then load it as it is")
     exported, params = artefact.load(path)
-    return _scorer(exported, params, path)
+    return _scorer(exported, params, path, exported.origins)
 
 
 def _join(members: Sequence[Scorer], combine: str) -> Scorer:
@@ -295,4 +302,5 @@ def _join(members: Sequence[Scorer], combine: str) -> Scorer:
     params = tuple(m.params for m in members)
     names = tuple(name for m in members for name in m.names)
     pure_of_all = joined.fn, joined.embed, joined.fn_from_embeddings
-    return Scorer(first.schema, params, *pure_of_all, first.directory, names)
+    origins = tuple(known for m in members for known in m.origins)
+    return Scorer(first.schema, params, *pure_of_all, first.directory, names, origins)

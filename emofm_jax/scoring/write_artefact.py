@@ -14,7 +14,7 @@ import safetensors.numpy
 from emofm_jax.data import directories, encode, files
 from emofm_jax.data import features as features_lib
 from emofm_jax.errors import UserError
-from emofm_jax.scoring import artefact, score
+from emofm_jax.scoring import artefact, origin, score
 from emofm_jax.scoring.scorer import Scorer
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -60,7 +60,7 @@ def _write_files(scorer: Scorer, path: Path) -> None:
     example = features_lib.example(scorer.schema, _EXAMPLE_ROWS)
     weights = _write_program(scorer, path / artefact.PROGRAM, example)
     export = _identity(path / artefact.PROGRAM, weights)
-    metadata = {"export": export, "runs": json.dumps(scorer.names)}
+    metadata = {"export": export, "runs": json.dumps(_runs(scorer))}
     _write_weights(path / "weights.safetensors", weights, metadata)
     files.write_json(path / "signature.json", _signature(scorer, export, example))
 
@@ -108,8 +108,13 @@ def _signature(scorer: Scorer, export: str, example: Mapping) -> dict:
         "schema": scorer.schema.fingerprint(),
         "types": list(scorer.schema.types),
         **scorer.signature,
+        "origins": [dict(one) for one in scorer.origins],
         "example": {"features": features, "scores": scores},
     }
+
+
+def _runs(scorer: Scorer) -> list[str]:
+    return [origin.place(Path(name)) for name in scorer.names]
 
 
 def _identity(program: Path, weights: Mapping[str, np.ndarray]) -> str:
@@ -134,16 +139,22 @@ def _write_weights(path: Path, weights: Mapping[str, np.ndarray], metadata: dict
         plain.unlink()
 
 
+def _origins(scorer: Scorer) -> str:
+    """What is known of the runs, a line each, and a blank one."""
+    lines = "".join(f"- {origin.said(one)}\n" for one in scorer.origins)
+    return f"{lines}\n" if lines else ""
+
+
 def _readme(scorer: Scorer, weights: Mapping[str, np.ndarray]) -> str:
     first = scorer.schema.slots[0].name
     size = sum(x.nbytes for x in weights.values()) / 2**20
     return f"""# A scorer of {scorer.schema.name!r}
 
-Exported from {", ".join(scorer.names)}: click probabilities from {scorer.schema.num_slots} slots,
+Exported from {", ".join(_runs(scorer))}: click probabilities from {scorer.schema.num_slots} slots,
 {size:,.1f} MiB of weights, by a program for {", ".join(PLATFORMS)}. It needs
 `pip install jax numpy flatbuffers` and nothing else.
 
-    from score import load
+{_origins(scorer)}    from score import load
     score = load(".")                      # verifies checksums and the worked example
     score({{"{first}": ids, ...}})["p"]      # one array per slot, as signature.json says; any rows
     jax.grad(lambda w: score.call(w, features)["logit"].sum())(score.weights)
