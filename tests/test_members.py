@@ -179,8 +179,14 @@ def test_gradients_are_the_mean_of_what_is_shared_and_each_ones_own(share):
 @pytest.mark.parametrize("name", ["final", "destine", "hmm"])
 def test_any_network_may_have_members(name):
     """With losses of their own, other names of kernels, mixers: it starts, and its loss is finite."""
-    for share in ("none", "factors"):
-        changes = {"stage1": (4,), "stage2": (4,), "mixer.d_att": 4, "mixer.num_heads": 1}
+    for share in ("none", "factors") if name != "hmm" else ("factors",):
+        changes = {
+            "members": 2,
+            "stage1": (4,),
+            "stage2": (4,),
+            "mixer.d_att": 4,
+            "mixer.num_heads": 1,
+        }
         module, variables = make(share, name, cases.TYPES if name == "hmm" else (), **changes)
         e, label, ftype, weight = baselines.rows_of(module)
         (loss, _), (params, _) = baselines.gradients(module, variables, e, label, ftype, weight)

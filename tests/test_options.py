@@ -19,11 +19,16 @@ SCHEMA = dataclasses.replace(
     make_schema(("click", "cart", "buy")), rows_per_type=(9, 8, 7, 0), clicks_per_type=(2, 2, 2, 0)
 )
 SMALL = {
-    "model.name": "wm",
+    "model.name": "dnn",
+    "model.use_ftype": False,
     "model.hidden": (6,),
-    "model.am_hidden": (),
     "data.batch_size": 13,
     "data.eval_batch_size": 13,
+}
+TYPED = {
+    "model.name": "wm",
+    "model.use_ftype": True,
+    "model.am_hidden": (),
 }
 ADAMW, ADAGRAD, SGD = ({"name": name} for name in ("adamw", "adagrad", "sgd"))
 # Field of a section of `optim` -> another value, and what else of the section must be set for it to have an effect.
@@ -46,12 +51,12 @@ OPTIONS = {
     "compute_dtype": ("bfloat16", {}),
     "model.embedding_dim": (5, {}),
     "model.init_scale": (0.5, {}),
-    "model.am_weight": (0.5, {}),
-    "model.am_joint": (True, {}),
+    "model.am_weight": (0.5, TYPED),
+    "model.am_joint": (True, TYPED),
     "optim.clip": ("group", {}),
     "optim.clip_norm": (0.5, {"optim.clip": "global"}),
     "optim.embedding.updates": ("dense", {}),
-    "optim.embedding.first_order_l2": (0.5, {"model.name": "lr", "model.use_ftype": False}),
+    "optim.embedding.first_order_l2": (0.5, {"model.name": "lr"}),
     "train.average_epochs": (0.5, {}),
     **{
         f"optim.{section}.{field}": (value, {f"optim.{section}.{k}": v for k, v in more.items()})
@@ -198,9 +203,8 @@ def test_no_option_of_optim_is_without_a_test():
     ],
 )
 def test_unread_fields_are_named_with_what_they_need(changes, unread, read):
-    found = model_lib.unread(
-        make({f"model.{key}": value for key, value in changes.items()}).model.to_dict()
-    )
+    changes = {f"model.{key}": value for key, value in changes.items()}
+    found = model_lib.unread(make({"model.use_ftype": True, **changes}).model.to_dict())
     assert unread.items() <= found.items()
     assert not found.keys() & {*read, "name"}
     assert found.keys() <= {

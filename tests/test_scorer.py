@@ -79,15 +79,15 @@ def test_the_best_checkpoint_is_taken_if_there_is_a_monitor(runs, tmp_path):
 
 def test_batch_size_padding_and_order_change_nothing(wm, features):
     scorer, whole = wm, wm(features)
-    for rows in ([3], [0, 7, 39], list(range(39, -1, -1)), [5] * 9):
+    for rows in ([3], [0, 7, 39], list(range(39, -1, -1))):
         close(
             scorer({k: x[rows] for k, x in features.items()}),
             {k: x[np.array(rows)] for k, x in whole.items()},
         )
-    for batch_rows in (1, 16, 64):
+    for batch_rows in (1, 3, 64):
         close(scorer.start(features, batch_rows)(), whole)
     close(
-        scorer.start({k: x[:0] for k, x in features.items()}, 16)(),
+        scorer.start({k: x[:0] for k, x in features.items()}, 3)(),
         {k: x[:0] for k, x in whole.items()},
     )
     empty = scorer({k: x[:0] for k, x in features.items()})
@@ -96,15 +96,14 @@ def test_batch_size_padding_and_order_change_nothing(wm, features):
     }
 
 
-def test_it_is_pure_under_every_transformation(scorer, wm, features):
+def test_it_is_pure_under_every_transformation(wm, features):
     """Jitted where one operation after the other would be compiled on its own."""
     split = {k: x.reshape(5, 8, *x.shape[1:]) for k, x in features.items()}
     flat = lambda scores: {k: x.reshape(40, *x.shape[2:]) for k, x in scores.items()}
-    for one in (scorer, wm):
-        whole, score = one(features), functools.partial(one.fn, one.params)
-        close(jax.jit(score)(features), whole)
-        close(flat(jax.jit(jax.vmap(score))(split)), whole)
+    whole, score = wm(features), functools.partial(wm.fn, wm.params)
     close(score(features), whole)
+    close(jax.jit(score)(features), whole)
+    close(flat(jax.jit(jax.vmap(score))(split)), whole)
     one_device = {k: x[None] for k, x in features.items()}
     close(flat(jax.pmap(wm.fn, in_axes=(None, 0))(wm.params, one_device)), whole)
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
@@ -137,33 +136,33 @@ def test_the_second_call_compiles_nothing(runs, features):
     close(scorer(few), {k: x[:5] for k, x in scorer(features).items()})
 
 
-def test_the_signature_is_what_goes_in_and_comes_out(scorer, features):
-    inputs, outputs = scorer.signature["inputs"], scorer.signature["outputs"]
+def test_the_signature_is_what_goes_in_and_comes_out(wm, features):
+    inputs, outputs = wm.signature["inputs"], wm.signature["outputs"]
     assert {k: (x.dtype.name, x.ndim) for k, x in features.items()} == {
         k: (v["dtype"], len(v["shape"])) for k, v in inputs.items()
     }
-    scores = scorer(features)
+    scores = wm(features)
     assert {k: ["b", *x.shape[1:]] for k, x in scores.items()} == {
         k: v["shape"] for k, v in outputs.items()
     }
 
 
-def test_an_id_out_of_range_is_an_error_and_nan_where_none_can_be_raised(scorer, features):
+def test_an_id_out_of_range_is_an_error_and_nan_where_none_can_be_raised(wm, features):
     bad = features | {"gender": features["gender"].copy()}
     bad["gender"][3] = 99
     with pytest.raises(UserError, match="slot 'gender', row 3: the id 99 is out of range"):
-        scorer(bad)
-    scores = jax.jit(scorer.fn)(scorer.params, bad)
-    for name, x in scorer(features).items():
+        wm(bad)
+    scores = jax.jit(wm.fn)(wm.params, bad)
+    for name, x in wm(features).items():
         assert np.isnan(scores[name][3]).all()
         np.testing.assert_allclose(np.delete(scores[name], 3, 0), np.delete(x, 3, 0), atol=1e-6)
 
 
-def test_a_mistake_is_named_while_tracing(scorer, features):
+def test_a_mistake_is_named_while_tracing(wm, features):
     with pytest.raises(UserError, match="are absent: 'city'"):
-        jax.jit(scorer.fn)(scorer.params, {k: x for k, x in features.items() if k != "city"})
+        jax.jit(wm.fn)(wm.params, {k: x for k, x in features.items() if k != "city"})
     with pytest.raises(UserError, match="slot 'city' is float32"):
-        jax.jit(scorer.fn)(scorer.params, features | {"city": features["city"].astype(np.float32)})
+        jax.jit(wm.fn)(wm.params, features | {"city": features["city"].astype(np.float32)})
 
 
 @pytest.mark.parametrize("combine", ["logit", "p"])
@@ -331,10 +330,10 @@ def test_raw_values_to_scores(runs):
         scorer.unknown_share(raw | dict(tags=["a", "b"], hour=[1, 30], device=["tablet", "phone"]))
 
 
-def test_a_scorer_can_be_jitted_and_compared(scorer, features):
+def test_a_scorer_can_be_jitted_and_compared(wm, features):
     few = {name: x[:3] for name, x in features.items()}
-    np.testing.assert_allclose(jax.jit(scorer)(few)["p"], scorer(few)["p"], rtol=1e-5)
-    assert scorer == scorer and len({scorer, scorer}) == 1
+    np.testing.assert_allclose(jax.jit(wm)(few)["p"], wm(few)["p"], rtol=1e-5)
+    assert wm == wm and len({wm, wm}) == 1
 
 
 def test_what_cannot_be_loaded(runs, tmp_path):

@@ -1,6 +1,7 @@
 """Weighted ids and vectors as features, in batches and as embeddings, against loops in numpy."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +116,7 @@ def test_a_vector_of_one_number_is_a_number():
     table = np.random.default_rng(1).normal(size=(SCHEMA.num_rows, 3)).astype(F32)
     first, second = SCHEMA.offsets[-2:]
     table[second : second + 2] = table[first : first + 2]
-    e = embed(SCHEMA, FEATURES, table)
+    e = jax.jit(lambda f: embed(SCHEMA, f, table))(FEATURES)
     np.testing.assert_array_equal(e[:, -1], e[:, -2])
 
 
@@ -242,12 +243,18 @@ def test_a_product_with_a_vectors_rows_is_their_look_up():
             occurs |= set(row[there].tolist())
         return total, occurs
 
-    def both(given, vectors):
-        """e, and what is summed of its slopes."""
+    @functools.partial(jax.jit, static_argnums=1)
+    def sloped(given, vectors):
+        """e, the rows that it is made of, and their slopes."""
         rows, occurrences = embedding.read(table, given, vectors)
         e = lambda x: embedding.embed(x, given, value, SCHEMA.slot_widths, vectors)
         slope = jax.grad(lambda x: (weights * e(x)).sum())(occurrences)
-        return e(occurrences), *summed(rows, slope)
+        return e(occurrences), rows, slope
+
+    def both(given, vectors):
+        """e, and what is summed of its slopes."""
+        e, rows, slope = sloped(given, vectors)
+        return e, *summed(rows, slope)
 
     for given in (ids, ids[[0, 2, 3, 0]], ids[[1] * 4], padding):
         ours, looked_up = both(given, SCHEMA.vectors), both(given, ())
