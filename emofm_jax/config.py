@@ -89,6 +89,15 @@ _PREPARE = {
     "types": Option((), "names of the types; cti: follows from the columns", of=str),
     "row_id": Option("", "column that identifies a row in predictions; empty = its position"),
     "weight": Option("", "column of sample weights"),
+    "negative_keep_rate": Option(
+        1.0,
+        "share of the training rows without a click that are kept; each then weighs 1 / it",
+        low=1e-6,
+        high=1,
+    ),
+    "keep_probability": Option(
+        "", "column of the probability that a row was kept by a sampling before; it weighs 1 / it"
+    ),
     "gauc_key": Option("", "column whose values group the rows for GAUC (usually the user)"),
     "ignore": Option((), "columns that are left out on purpose", of=str),
     "groups": Option((), '((group, members), ..); members: a name, "C1-C26", or a list of these'),

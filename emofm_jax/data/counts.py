@@ -28,6 +28,8 @@ _NOTES = {
     "respell=False keeps them apart",
     "other days": "{number:,} rows are of days that are in no split and are passed over, the first "
     "is {example}",
+    "sampled": "{number:,} rows without a click are left out of the train split "
+    "(negative_keep_rate), the first is {example}; those that stay weigh as many more",
     "cut": "{number:,} bags ({share:.2%}) are longer than max_length, such as {example}; "
     "config.prepare.slot.keep says which end",
 }

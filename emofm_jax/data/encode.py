@@ -116,6 +116,8 @@ class Encoder:
             column = columns.get(field.name) if labelled or field.name != "label" else None
             if field.name == "row_id":
                 encoded.append(row_ids(column, schema.row_id, problems))
+            elif field.name == "weight" and "keep_probability" in columns:
+                encoded.append(self._sampled_weight(columns, of_labels))
             elif column is None:
                 encoded.append(pa.repeat(pa.scalar(_DEFAULTS[field.name], field.type), num_rows))
             else:
@@ -141,6 +143,8 @@ class Encoder:
         for name in ("label", "ftype", "weight"):
             if name in columns and name in self.arrow_schema.names:
                 self._role(name, columns[name], problems)
+        if "keep_probability" in columns:
+            self._sampled_weight(columns, problems)
         if self.schema.row_id == "int64":
             row_ids(columns["row_id"], "int64", problems)
         return problems
@@ -310,6 +314,18 @@ class Encoder:
         reason = lambda i: f"the weight is {column[i].as_py()!r}; it must be a number of at least 0"
         problems.mark(~(numbers >= 0), "weight", reason)
         return pa.array(np.where(numbers >= 0, numbers, 0).astype(np.float32))
+
+    def _sampled_weight(self, columns: Mapping[str, pa.Array], problems: Problems) -> pa.Array:
+        """f32[n]: the weight, or 1, over the probability that the row was kept."""
+        column = columns["keep_probability"]
+        rate = numeric.parse(column, "keep probability", problems, self.missing)
+        known = (rate > 0) & (rate <= 1)
+        needs = "it must be above 0 and at most 1"
+        reason = lambda i: f"the keep probability is {column[i].as_py()!r}; {needs}"
+        problems.mark(~known, "keep_probability", reason)
+        own = self._weight(columns["weight"], problems) if "weight" in columns else None
+        weight = np.ones(len(rate)) if own is None else own.to_numpy()
+        return pa.array((weight / np.where(known, rate, 1.0)).astype(np.float32))
 
     def _gauc_key(self, column: pa.Array, problems: Problems) -> pa.Array:
         """i64[n]: hashes of the values, spelled as those of its slot, if it is one; 0: missing."""

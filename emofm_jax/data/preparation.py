@@ -172,10 +172,15 @@ class _Source:
                 raise UserError(f"--base={base.place if base else ''}: {what}; {remedy}")
         return (*before, *new)
 
+    def kept(self, chunk: Chunk, lines: np.ndarray, label: np.ndarray) -> np.ndarray:
+        """bool[n] of training rows of a chunk: `recipe.sampled`."""
+        return recipe_lib.sampled(self.recipe, self._places[chunk.file], lines, label)
+
     @functools.cached_property
     def _places(self) -> dict[str, int]:
-        """{file: its place among all}, if the rows say their split."""
-        return {str(file.path): i for i, file in enumerate(self.files[""])}
+        """{file: its place} among the training files, or all where the rows say their split."""
+        files = self.files.get("", self.files.get("train", []))
+        return {str(file.path): i for i, file in enumerate(files)}
 
 
 class _Part(NamedTuple):
@@ -249,7 +254,7 @@ def _declared(recipe: dict[str, Any], name: str, files: list[RawFile]) -> Schema
         name=name,
         slots=slots,
         types=types,
-        has_weight=bool(recipe["weight"]),
+        has_weight=recipe_lib.is_weighted(recipe),
         has_gauc_key=bool(recipe["gauc_key"]),
         row_id=row_id,
         spelling=values.SPELLING,
@@ -380,7 +385,10 @@ def _encode(
     notes.join(chunk.notes)
     notes.join(passed_over)
     names = (split,) if split else shards.SPLITS
-    index_of_good = index[problems.good(len(index))]
+    good = problems.good(len(index))
+    index_of_good = index[good]
+    if recipe_lib.later(source.recipe, "negative_keep_rate") < 1 and split in ("", "train"):
+        table, index_of_good = _thin(source, chunk, good, table, index_of_good, notes)
     bad = [*chunk.bad, *chunk.bad_rows(problems)]
     # Rows that no split could be found for count as training rows.
     index_of_bad = [0] * len(chunk.bad) + [index[row] for row in sorted(problems)]
@@ -392,6 +400,37 @@ def _encode(
         of_first = notes if i == 0 else Notes()  # they are of the whole chunk
         parts.append(_Part(name, rows, counts_lib.count(encoder.schema, rows), of_first, bad_rows))
     return chunk.file, parts
+
+
+def _thin(
+    source: _Source,
+    chunk: Chunk,
+    good: np.ndarray,
+    table: pa.Table,
+    index: np.ndarray,
+    notes: Notes,
+) -> tuple[pa.Table, np.ndarray]:
+    """Leaves training rows without a click out; those that stay weigh more (negative_keep_rate).
+
+    Args:
+      good: bool[m], which rows of the chunk the table has.
+      table: n encoded rows.
+      index: i8[n], their split.
+
+    Returns:
+      The rows that stay, and their splits.
+    """
+    lines, label = np.asarray(chunk.lines)[good], table["label"].to_numpy()
+    is_train = index == 0
+    kept = ~is_train | source.kept(chunk, lines, label)
+    if out := int(np.count_nonzero(~kept)):
+        notes.add("", "sampled", out, f"{chunk.file}:{lines[~kept][0]}")
+    weight = table["weight"].to_numpy() * np.where(
+        is_train & (label == 0), np.float32(1 / source.recipe["negative_keep_rate"]), np.float32(1)
+    )
+    place = table.column_names.index("weight")
+    table = table.set_column(place, table.schema.field("weight"), pa.array(weight, pa.float32()))
+    return table.filter(pa.array(kept)), index[kept]
 
 
 def _reject(writer: shards.Writer, file: str, bad: list[Bad], tolerated: int) -> None:

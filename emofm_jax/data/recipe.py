@@ -26,15 +26,23 @@ _LATER: dict[str, Any] = {
     "quoting": "double",
     "train_days": (),
     "replay_days": (),
+    "negative_keep_rate": 1.0,
+    "keep_probability": "",
 }
 # What `split_of` gives a row beside an index into SPLITS.
 NO_DAY, PASSED_OVER, REPLAYED = -1, -2, -3
 # Roles that the rows of a format do not have.
 _NO_ROLES = {
     "tabular": (),
-    "cti": ("ftype", "weight", "row_id", "positive"),
-    "libsvm": ("ftype", "types", "weight", "row_id"),
+    "cti": ("ftype", "weight", "keep_probability", "row_id", "positive"),
+    "libsvm": ("ftype", "types", "weight", "keep_probability", "row_id"),
 }
+
+
+def is_weighted(recipe: Mapping) -> bool:
+    """Whether rows have a weight: a column of theirs, or what undoes a sampling."""
+    sampling = later(recipe, "negative_keep_rate") < 1 or later(recipe, "keep_probability")
+    return bool(recipe["weight"] or sampling)
 
 
 def later(recipe: Mapping, field: str) -> Any:
@@ -72,7 +80,7 @@ def check_roles(recipe: Mapping) -> None:
 def _problems_of_roles(recipe: Mapping) -> Iterator[str]:
     source, by_day = recipe["format"], recipe["split"] == "day"
     for field in _NO_ROLES[source]:
-        if recipe[field]:
+        if recipe.get(field):
             yield f"{field}: {recipe[field]!r} has no effect on {source} rows; leave it out"
     if source == "tabular" and not recipe["label"]:
         yield "label: it is empty; name the column of labels"
@@ -276,10 +284,31 @@ def split_of(
         found = [places.get(day, others) for day in days_of(recipe, days)]
         return np.array([*found, NO_DAY], np.int8)[days.which]  # the last is for a missing day
     edges = np.cumsum(recipe["shares"])[:2]
-    key = np.uint64((recipe["seed"] * 0x9E3779B97F4A7C15 + (file_index << 40)) % 2**64)
+    drawn = _uniform(recipe["seed"], file_index, lines)
+    return np.searchsorted(edges, drawn, side="right").astype(np.int8)
+
+
+def sampled(recipe: Mapping, file_index: int, lines: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Which training rows are kept: every click, and of the others a share (negative_keep_rate).
+
+    Args:
+      recipe: whose seed decides, apart from that of split=share.
+      file_index: of the rows' file among the split's files.
+      lines: i64[n], of the rows in it.
+      label: i8[n].
+
+    Returns:
+      bool[n].
+    """
+    rate = later(recipe, "negative_keep_rate")
+    return (label > 0) | (_uniform(~recipe["seed"], file_index, lines) < rate)
+
+
+def _uniform(seed: int, file_index: int, lines: np.ndarray) -> np.ndarray:
+    """f64[n] in [0, 1), of the seed, a file and its lines alone."""
+    key = np.uint64((seed * 0x9E3779B97F4A7C15 + (file_index << 40)) % 2**64)
     bits = _mix(_mix(key + np.asarray(lines, np.uint64))) >> np.uint64(11)
-    uniform = bits.astype(np.float64) / 2.0**53
-    return np.searchsorted(edges, uniform, side="right").astype(np.int8)
+    return bits.astype(np.float64) / 2.0**53
 
 
 def _slot(recipe: Mapping, group: str, name: str, options: dict[str, dict[str, Any]]) -> Slot:

@@ -190,6 +190,11 @@ class Schema:
             raise UserError(f"schema {self.name!r}: {problem}")
 
     @property
+    def keep_rate(self) -> float:
+        """Share of the training rows without a click that are kept (`negative_keep_rate`)."""
+        return float(self.recipe.get("negative_keep_rate", 1.0))
+
+    @property
     def num_slots(self) -> int:
         """S, the number of slots."""
         return len(self.slots)

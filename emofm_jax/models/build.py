@@ -287,6 +287,7 @@ def _derive(schema: Schema, options: Mapping, num_types: int) -> dict:
     drop_type = dropped_type(schema, options)
     rows = np.array(schema.rows_per_type or [0] * (schema.num_types + 1), np.float64)
     clicks = np.array(schema.clicks_per_type or [0] * (schema.num_types + 1), np.float64)
+    rows = clicks + (rows - clicks) / schema.keep_rate  # as many as there were
     rate = (clicks.sum() + 0.5) / (
         rows.sum() + 1
     )  # half a click and half a non-click: never 0 or 1

@@ -32,7 +32,7 @@ _PARQUET_ROWS = 1 << 16
 # Before the names of columns that a recipe to evaluate with (`recipe.to_evaluate`) takes along.
 _ALSO = "also:"
 # Roles that a row to predict may lack.
-_ONLY_TRAINING = ("label", "ftype", "weight", "gauc_key", "_day")
+_ONLY_TRAINING = ("label", "ftype", "weight", "keep_probability", "gauc_key", "_day")
 
 
 def tasks(
@@ -247,6 +247,8 @@ def _sources(
     """{slot or role: column of the file or of its directories}, after checking that they agree."""
     path, names = file.path, [*own, *file.partitions, *file.above]
     roles = {role: recipe[role] for role in ROLE_COLUMNS if recipe[role]}
+    if kept := recipe_lib.later(recipe, "keep_probability"):
+        roles["keep_probability"] = kept
     if recipe["split"] == "day":
         roles["_day"] = recipe["day_column"]
     for role in () if labelled else _ONLY_TRAINING:

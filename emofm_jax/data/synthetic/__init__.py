@@ -24,6 +24,8 @@ import pyarrow as pa
 
 from emofm_jax.data import counts as counts_lib
 from emofm_jax.data import parquet, shards
+from emofm_jax.data import recipe as recipe_lib
+from emofm_jax.data.problems import Notes
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.data.synthetic import population
 from emofm_jax.data.synthetic import truth as truth_lib
@@ -64,11 +66,13 @@ def write(
             for chunk, rows in enumerate(truth_lib.make_rows(world, split)):
                 ids = {**rows.ids, **_noise(schema, dials, split, chunk, len(rows.label))}
                 table = _table(rows, ids, schema, hashes)
+                done += table.num_rows
+                if split == "train":
+                    table = _thin(recipe, chunk, table, tally)
                 writer.write(table)
                 truth.write(rows)
                 tally.add(split, counts_lib.count(schema, table))
 
-                done += table.num_rows
                 if progress:
                     said = f"synthetic: {done:,} of {sum(dials.rows):,} rows"
                     print(f"\r{said}", end="", file=sys.stderr)
@@ -83,6 +87,7 @@ def make_schema(dials: Dials, name: str, recipe: Mapping[str, Any]) -> Schema:
         name,
         tuple(_slot(plan, dials) for plan in _plans(dials)),
         dials.types,
+        has_weight=recipe_lib.is_weighted(recipe),
         has_gauc_key=bool(recipe.get("gauc_key")),
         recipe=dict(recipe),
     )
@@ -126,6 +131,24 @@ def _noise(
     return ids
 
 
+def _thin(
+    recipe: Mapping[str, Any], chunk: int, table: pa.Table, tally: counts_lib.Tally
+) -> pa.Table:
+    """The training rows that `negative_keep_rate` keeps, with the weights that undo it."""
+    rate, label = recipe_lib.later(recipe, "negative_keep_rate"), table["label"].to_numpy()
+    if rate == 1:
+        return table
+    kept = recipe_lib.sampled(recipe, chunk, np.arange(len(label)), label)
+    notes = Notes()
+    notes.add(
+        "", "sampled", int(np.count_nonzero(~kept)), f"row {np.argmin(kept)} of chunk {chunk}"
+    )
+    tally.note(notes)
+    weight = np.where(label > 0, 1.0, 1 / rate).astype(np.float32)
+    place = table.column_names.index("weight")
+    return table.set_column(place, "weight", pa.array(weight)).filter(pa.array(kept))
+
+
 def _hashes(schema: Schema, world: truth_lib.World) -> dict[str, np.ndarray]:
     """i32 table row of each id of the hashed slots, by the raw value id - 1; 0 stays missing."""
     found = {}
@@ -150,6 +173,8 @@ def _table(rows: Rows, ids: Ids, schema: Schema, hashes: dict[str, np.ndarray]) 
     columns["label"] = pa.array(rows.label)
     if schema.types:
         columns["ftype"] = pa.array(rows.ftype)
+    if schema.has_weight:
+        columns["weight"] = pa.array(np.ones(len(rows.label), np.float32))
     if schema.has_gauc_key:
         columns["gauc_key"] = pa.array(rows.ids[schema.recipe["gauc_key"]]).cast(pa.int64())
     return pa.table(columns)
