@@ -32,6 +32,11 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 
 ROOT = Path(__file__).parent
+# The longest files, longest first: a process that began one of them last would keep the others waiting.
+LONGEST = (
+    "sweep train scorer emofm members export baselines torture emofmv2 models synthetic step mixers "
+    "release_0_1 experiments cookbook layers options report evaluate parity rows"
+)
 COMPILED: list[str] = []  # an event of jax for each program that was compiled
 
 
@@ -42,8 +47,15 @@ def pytest_ignore_collect(collection_path, config):
     return True if "pytest.mark.fast" not in collection_path.read_text("utf-8") else None
 
 
+def pytest_configure(config):
+    """Without this xdist begins with the files of the most tests (only later versions ask)."""
+    config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(config, items):
-    """`-m fast` is without what is marked `slow` in a file that is marked `fast`."""
+    """The longest files first; `-m fast` is without what is marked `slow` in a file that is marked `fast`."""
+    order = {f"test_{name}": place for place, name in enumerate(LONGEST.split())}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
     if config.option.markexpr == "fast":
         slow = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow)

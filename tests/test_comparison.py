@@ -7,6 +7,7 @@ from sklearn import metrics as sk
 
 from emofm_jax.evaluation import comparison
 from tests.reference import delong
+from tests.reference import metrics as reference
 
 pytestmark = pytest.mark.fast
 
@@ -81,21 +82,9 @@ def test_the_interval_of_a_difference_of_aucs_is_delongs(rows):
     )
 
 
-def weighted_auc(label, p, weight):
-    """For many draws, as scikit-learn takes milliseconds for each."""
-    _, place = np.unique(p, return_inverse=True)
-    clicks, others = (np.bincount(place, weight * (label == k)) for k in (1, 0))
-    below = np.cumsum(others) - others / 2
-    return (clicks * below).sum() / (clicks.sum() * others.sum())
-
-
-def weighted_logloss(label, p, weight):
-    return -np.average(np.log(np.where(label > 0, p, 1 - p.astype(np.float64))), weights=weight)
-
-
 METRICS = [
-    ("auc", sk.roc_auc_score, weighted_auc),
-    ("logloss", sk.log_loss, weighted_logloss),
+    ("auc", sk.roc_auc_score, reference.auc),
+    ("logloss", sk.log_loss, reference.logloss),
 ]
 
 

@@ -61,7 +61,9 @@ def test_each_part_learns_by_its_own_loss():
     module, variables, e = _make()
     label, ftype = np.array([0, 1, 1, 0, 1, 0], np.float32), np.array([0, 1, 2, -1, 1, -1])
     rows = (e, label, ftype.astype(np.int32), np.array([1, 2, 1, 1, 3, 1], np.float32))
-    ours, _ = cases.loss_of(module, variables, *rows, am_weight=0.0)
+    ours = jax.jit(lambda v, *rows: cases.loss_of(module, v, *rows, am_weight=0.0)[0])(
+        variables, *rows
+    )
 
     params, e = _float64(variables), np.array(e, np.float64)
     of_network = e[:, :, : cases.DIM + 4]
@@ -76,12 +78,12 @@ def test_each_part_learns_by_its_own_loss():
 def test_predictors_start_alike_but_for_the_rates_of_their_types_and_pool():
     head = typewise.PooledHead((0.1, -0.2))
     x = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
-    variables = head.init(jax.random.key(0), x)
-    first, second = head.apply(variables, x)
+    variables = jax.jit(head.init)(jax.random.key(0), x)
+    first, second = jax.jit(head.apply)(variables, x)
     np.testing.assert_allclose(first - 0.1, second + 0.2, atol=1e-6)
     assert np.ptp(np.array(first)) > 0
 
-    gradient = jax.grad(lambda v: head.apply(v, x)[1].sum())(variables)["params"]
+    gradient = jax.jit(jax.grad(lambda v: head.apply(v, x)[1].sum()))(variables)["params"]
     assert np.abs(gradient["kernel"]).min() > 0  # rows of a type teach what all types read
     assert np.abs(gradient["own_kernel"]).max(axis=0).tolist()[0] == 0
     assert np.abs(gradient["own_kernel"][:, 1]).min() > 0

@@ -51,14 +51,14 @@ def test_group_dense_lets_a_tower_see_its_group_only():
         x = np.array(e[:, first:last]).reshape(5, -1)
         expected = x @ np.array(kernel)[2 * first : 2 * last] + np.array(bias[g])
         np.testing.assert_allclose(out[g], expected, rtol=1e-5, atol=1e-5)
-    changed = module.apply(params, e.at[:, 2].add(1.0))
+    changed = jax.jit(module.apply)(params, e.at[:, 2].add(1.0))
     same = [bool(jnp.array_equal(a, b)) for a, b in zip(out, changed)]
     assert same == [True, False, True]
 
 
 def test_group_dense_draws_each_group_for_its_own_fan_in():
-    e = jnp.zeros((1, 101, 4))
-    kernel = layers.GroupDense((1, 100), 512).init(jax.random.key(0), e)["params"]["kernel"]
+    e, init = jnp.zeros((1, 101, 4)), jax.jit(layers.GroupDense((1, 100), 512).init)
+    kernel = np.array(init(jax.random.key(0), e)["params"]["kernel"])
     np.testing.assert_allclose(
         [kernel[:4].std(), kernel[4:].std()], [4**-0.5, 400**-0.5], rtol=0.05
     )
@@ -71,7 +71,8 @@ def test_group_dense_refuses_groups_that_do_not_add_up():
 
 def _batch_norm(tokens, weight, variables=None, axis_name=None, train=True):
     module = layers.WeightedBatchNorm(axis_name)
-    variables = variables or module.init(jax.random.key(0), tokens, weight, train=False)
+    init = jax.jit(lambda key: module.init(key, tokens, weight, train=False))
+    variables = variables or init(jax.random.key(0))
     apply = jax.jit(lambda *a: module.apply(*a, train=train, mutable=["batch_stats"]))
     return apply(variables, tokens, weight), variables
 
@@ -174,9 +175,11 @@ def test_dropout_drops_the_rate_and_keeps_the_mean(rate):
 
 def test_a_tower_drops_in_training_only_and_each_token_apart():
     tokens, module = [jnp.ones((64, 8))] * 2, layers.Tower((), layers.Style(dropout=0.5))
-    run = lambda train, seed: module.apply(
-        {}, tokens, None, train=train, rngs={"dropout": jax.random.key(seed)}
+    apply = jax.jit(
+        lambda train, key: module.apply({}, tokens, None, train=train, rngs={"dropout": key}),
+        static_argnums=0,
     )
+    run = lambda train, seed: apply(train, jax.random.key(seed))
     a, b = run(True, 0)
     assert (a == 0).any() and not jnp.array_equal(a, b)
     assert not jnp.array_equal(a, run(True, 1)[0])
@@ -204,7 +207,7 @@ def test_a_tower_goes_norm_activation_mixer_next_layer():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("batch,width,features", [(1, 3, 1), (7, 16, 5), (33, 100, 64)])
+@pytest.mark.parametrize("batch,width,features", [(1, 3, 1), (33, 100, 64)])
 def test_bfloat16_products_stay_near_float32_ones_and_parameters_are_float32(
     batch, width, features
 ):
@@ -212,14 +215,18 @@ def test_bfloat16_products_stay_near_float32_ones_and_parameters_are_float32(
     half, full = (layers.TokenDense(features, d) for d in (jnp.bfloat16, jnp.float32))
     params = jax.jit(half.init)(jax.random.key(0), tokens)
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    grad = lambda m: jax.jit(
-        jax.grad(lambda p: sum(jnp.sum(y.astype(jnp.float32) ** 2) for y in m.apply(p, tokens)))
-    )
-    for a, b in zip(*(jax.jit(m.apply)(params, tokens) for m in (half, full))):
+
+    def squares(p, m):
+        out = m.apply(p, tokens)
+        return sum(jnp.sum(y.astype(jnp.float32) ** 2) for y in out), out
+
+    grad = jax.jit(jax.grad(squares, has_aux=True), static_argnums=1)
+    (slope, out), (slope_full, out_full) = (grad(params, m) for m in (half, full))
+    for a, b in zip(out, out_full):
         assert a.dtype == jnp.bfloat16
         np.testing.assert_allclose(
             np.array(a, np.float32), b, rtol=0.02, atol=0.02 * float(jnp.abs(b).max())
         )
-    for a, b in zip(jax.tree.leaves(grad(half)(params)), jax.tree.leaves(grad(full)(params))):
+    for a, b in zip(jax.tree.leaves(slope), jax.tree.leaves(slope_full)):
         assert a.dtype == jnp.float32
         np.testing.assert_allclose(a, b, rtol=0.05, atol=0.05 * float(jnp.abs(b).max()))

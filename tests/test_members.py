@@ -211,9 +211,9 @@ def test_spread_of_averages_and_its_gradient():
     rng = np.random.default_rng(0)
     p = rng.uniform(size=(2, 3, 5))
     parts = [{"p": x.mean(0), "p_std": x.std(0)} for x in p]
-    np.testing.assert_allclose(averaging.spread(parts), p.reshape(6, 5).std(0), rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(averaging.spread)(parts), p.reshape(6, 5).std(0), rtol=1e-5)
     equal = lambda x: averaging.spread([{"p": x}, {"p": x}]).sum()
-    assert np.all(jax.grad(equal)(jnp.ones(3)) == 0)
+    assert np.all(jax.jit(jax.grad(equal))(jnp.ones(3)) == 0)
 
 
 def test_a_calibration_is_of_the_average_and_each_member_goes_through_it():
