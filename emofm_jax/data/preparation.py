@@ -76,6 +76,25 @@ def prepare(
     return _prepare(config, progress, lambda: None, base)
 
 
+def days(config: ConfigDict) -> tuple[str, ...]:
+    """The days of the raw rows that `config.prepare` describes, in order: one pass over them.
+
+    Raises:
+      UserError: bad options; no row has a day.
+    """
+    recipe = config.prepare.to_dict()
+    recipe_lib.check_roles(recipe)
+    raw = recipe_lib.files(recipe)
+    schema = _declared(recipe, config.name, next(iter(raw.values())))
+    source = _Source(recipe | {"types": schema.types}, raw, progress=False)
+    for _ in source.run(source.split_of, "", "days"):
+        pass
+    if not source.days:
+        where = f"config.prepare.day_column: {recipe['day_column']!r}"
+        raise UserError(f"{where}: no row has a day; name the column that holds it")
+    return tuple(recipe_lib.in_order(source.days))
+
+
 def prepare_missing(config: ConfigDict) -> None:
     """Does what `prepare` does, unless there are shards by now."""
 

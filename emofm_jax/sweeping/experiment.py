@@ -124,6 +124,25 @@ def read(
     return Plan(tuple(points), seeds, reference, {})
 
 
+def value(path: str | Path, arg: str | None, name: str, default: Any) -> Any:
+    """A value that an experiment file declares, or what a function of that name returns.
+
+    Args:
+      path: of the file.
+      arg: what stood behind its colon; None if there was no colon.
+      name: of the value.
+      default: where the file has none.
+    """
+    return _value(Path(path), load(path), name, arg, default)
+
+
+def seeds(
+    path: str | Path, arg: str | None, base: ConfigDict, given: Mapping[str, Any]
+) -> tuple[int, ...]:
+    """The seeds that an experiment file declares, else that of its config; raises UserError."""
+    return _seeds(Path(path), value(path, arg, "seeds", (base.seed,)), given)
+
+
 def _ranges(path: Path, module: ModuleType, arg: str | None, given: Mapping[str, Any]) -> dict:
     ranges = _value(path, module, "ranges", arg, None)
     if not isinstance(ranges, Mapping) or not ranges:

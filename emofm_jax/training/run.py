@@ -166,9 +166,9 @@ def open_data(config: ConfigDict) -> dict[str, shards.Split]:
             preparation.prepare_missing(config)
     processes.gather("data")
     schema = schema_lib.load(directory)
-    if stale := _stale(config, schema):
+    if differ := stale(config, schema):
         raise UserError(
-            f"{directory}: prepared with other options ({'; '.join(stale)}); run "
+            f"{directory}: prepared with other options ({'; '.join(differ)}); run "
             "`python -m emofm_jax.prepare` again, or set another config.data.dir"
         )
     splits = _open_all(directory)
@@ -191,7 +191,7 @@ def _open_all(directory: Path) -> dict[str, shards.Split]:
     return splits
 
 
-def _stale(config: ConfigDict, schema: schema_lib.Schema) -> list[str]:
+def stale(config: ConfigDict, schema: schema_lib.Schema) -> list[str]:
     """Options that the data were prepared with against those of the config, where they differ."""
     # Fields that were not yet when the data were prepared had what is their default now.
     usual = flatten({"prepare": config_lib.default().prepare})

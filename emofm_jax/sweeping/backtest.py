@@ -1,0 +1,315 @@
+"""A backtest under way: day by day, each scored by models that have not seen it.
+
+    <workdir>/backtest.json                       Header: policies, days, seeds
+    <workdir>/results.jsonl                       a Line of every day, policy and seed
+    <workdir>/data/POLICY/DAY/                    shards: train = what is trained on, valid = DAY
+    <workdir>/runs/POLICY/DAY/seed-S/             a workdir as train makes it; DAY scores
+
+Vocabularies are of the train split, and so are ranges and means. No figure of the scored day may
+choose a state (`check`). A run that failed ends its chain of warm starts, and the others go on.
+"""
+
+import contextlib
+import dataclasses
+import json
+import urllib.parse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from emofm_jax import config as config_lib
+from emofm_jax.data import directories, files, parquet, preparation, shards
+from emofm_jax.data import schema as schema_lib
+from emofm_jax.errors import UserError
+from emofm_jax.evaluation import paired
+from emofm_jax.evaluation.split_report import SplitReport
+from emofm_jax.sweeping import overrides, processes
+from emofm_jax.sweeping import run as sweep_run
+from emofm_jax.sweeping.policies import Declared, Policy, Task
+from emofm_jax.sweeping.record import Result
+from emofm_jax.sweeping.run import Run
+from emofm_jax.training import run as run_lib
+
+FILE = "backtest.json"
+_SCORED = "score.json"  # of a day that a model scored which was there already
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """The content of backtest.json."""
+
+    experiment: str
+    name: str
+    policies: tuple[str, ...]
+    days: tuple[str, ...]  # that are scored
+    seeds: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A day, scored under a policy before it was trained on.
+
+    Attributes:
+      policy, day, seed: which.
+      rows, clicks: of the day.
+      auc, logloss, pcoc: of the day; None where undefined.
+      intervals: {metric: [low, high]} over the rows of the day.
+      unknown: mean share over the slots of values that are missing or were never trained on.
+      rows_trained: rows times epochs that were trained on for this day.
+      seconds: that training took.
+      error: why there is no score, in one line; None if there is one.
+    """
+
+    policy: str
+    day: str
+    seed: int
+    rows: int = 0
+    clicks: int = 0
+    auc: float | None = None
+    logloss: float | None = None
+    pcoc: float | None = None
+    intervals: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+    unknown: float | None = None
+    rows_trained: int = 0
+    seconds: float = 0.0
+    error: str | None = None
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Self:
+        """The line that its fields as JSON are; raises ValueError if they are none."""
+        try:
+            return cls(**body)
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+
+    def said(self) -> str:
+        """The line in words."""
+        head = f"{self.day}  {self.policy} seed {self.seed}"
+        if self.error is not None:
+            return f"{head}: failed: {self.error}"
+        cell = lambda x, form: "-" if x is None else f"{x:{form}}"
+        auc = f"AUC {cell(self.auc, '.4f')}, logloss {cell(self.logloss, '.4f')}"
+        rows = f"{self.rows:,} rows, {self.rows_trained:,} trained on, {self.seconds:.0f} s"
+        note = "" if self.clicks else " (a day without a click has no AUC)"
+        return f"{head}: {auc}, PCOC {cell(self.pcoc, '.3f')}, {rows}{note}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Backtest:
+    """What all parts of a backtest need to know.
+
+    Attributes:
+      base: config of its experiment file.
+      workdir: its own.
+      declared: what the file says.
+      days: all of the log that are lived, in order.
+      seeds: of every policy.
+      jobs: processes that train at a time.
+    """
+
+    base: ConfigDict
+    workdir: Path
+    declared: Declared
+    days: tuple[str, ...]
+    seeds: tuple[int, ...]
+    jobs: int
+
+    def run(self, lock: int) -> Iterator[Line]:
+        """Yields a line of every day, policy and seed, in the order of the days.
+
+        Args:
+          lock: descriptor that holds the lock of the workdir.
+        """
+        first = self.declared.first_days
+        for at in range(first, len(self.days)):
+            tasks = [
+                (policy, policy.task(self.days, first, at)) for policy in self.declared.policies
+            ]
+            groups, failed = [], []
+            for policy, task in tasks:
+                runs, lines = self._prepared(policy, task)
+                failed += lines
+                if runs and task.trains:
+                    groups.append(runs)
+                failed += [line for run in runs if not task.trains for line in [self._score(run)]]
+            yield from failed
+            ended = {run.workdir: result for run, result in self._train(groups, lock)}
+            for run in (run for group in groups for run in group):
+                yield self._line(run, ended[run.workdir])
+            self._forget(at)
+
+    def place(self, policy: Policy, day: str, seed: int) -> Path:
+        """The workdir of a run."""
+        return self.workdir / "runs" / policy.name / _quoted(day) / f"seed-{seed}"
+
+    def data(self, policy: Policy, day: str) -> Path:
+        """The shards of a policy and a day."""
+        return self.workdir / "data" / policy.name / _quoted(day)
+
+    def config(self, policy: Policy, task: Task, seed: int) -> ConfigDict:
+        """The config of a run."""
+        fields: dict[str, Any] = {
+            "prepare.train_days": task.train,
+            "prepare.replay_days": task.replayed,
+            "prepare.valid_days": (task.day,),
+            "prepare.test_days": (),
+            "data.dir": str(self.data(policy, task.day)),
+        }
+        moments = self.base.train.init_moments and bool(task.parent)
+        fields |= {"train.init_moments": moments, "train.init_from": ""}
+        if task.parent:
+            fields["train.init_from"] = str(self.place(policy, task.parent, seed))
+        where = f"policy {policy.name!r}"
+        found = overrides.apply(self.base, policy.overrides, where)
+        found = overrides.apply(found, fields, where)
+        return config_lib.from_dict(json.loads(found.to_json()) | {"seed": seed})
+
+    def _prepared(self, policy: Policy, task: Task) -> tuple[list[Run], list[Line]]:
+        """The runs of a policy for a day, their data made, and lines of those that cannot be."""
+        runs, lines = [], []
+        for seed in self.seeds:
+            config = self.config(policy, task, seed)
+            parent = task.parent and self.place(policy, task.parent, seed)
+            point = f"{policy.name}/{_quoted(task.day)}"
+            run = Run(point, seed, {}, config, self.place(policy, task.day, seed))
+            if parent and not (parent / "metrics.json").exists():
+                error = f"the model of {task.parent}, which it starts from, is not there"
+                lines.append(Line(policy.name, task.day, seed, error=error))
+            else:
+                runs.append(run)
+        if runs:
+            base = self.data(policy, task.parent) if task.parent else None
+            identity = _prepare(runs[0].config, base)
+            runs = [dataclasses.replace(run, identity=identity) for run in runs]
+        return runs, lines
+
+    def _train(self, groups: Sequence[Sequence[Run]], lock: int) -> Iterator[tuple[Run, Result]]:
+        """Trains the runs that have no result yet; yields all of them with theirs."""
+        todo = []
+        for group in groups:
+            ended = [(run, sweep_run.ended(run)) for run in group]
+            yield from ((run, result) for run, result in ended if result)
+            todo.append([run for run, result in ended if not result])
+        todo = [group for group in todo if group]
+        named = {(run.point, run.seed): run for group in todo for run in group}
+        with contextlib.closing(processes.execute_all(todo, self.jobs, lock)) as found:
+            for result in found:
+                yield named[result.point, result.seed], result
+
+    def _line(self, run: Run, result: Result) -> Line:
+        """The line of a run that has ended."""
+        policy, day = run.workdir.parts[-3], run.config.prepare.valid_days[0]
+        if result.metrics is None:
+            return Line(policy, day, run.seed, error=result.error, seconds=result.seconds)
+        train = schema_lib.load(Path(run.config.data.dir)).rows_per_type
+        rows = sum(train) * result.metrics["train"]["epochs"]
+        found = _line(run, SplitReport.from_json(result.metrics["valid"]))
+        return dataclasses.replace(found, rows_trained=rows, seconds=result.seconds)
+
+    def _score(self, run: Run) -> Line:
+        """Lets the first model of a policy score a day."""
+        from emofm_jax.training import build  # loads jax
+        from emofm_jax.training import predictions as predictions_lib
+
+        policy = run.workdir.parts[-3]
+        first = self.workdir / "runs" / policy / _quoted(self.days[self.declared.first_days])
+        first /= f"seed-{run.seed}"
+        day = run.config.prepare.valid_days[0]
+        if not (first / "metrics.json").exists():
+            return Line(policy, day, run.seed, error=f"its model, {first}, is not there")
+        path = run.workdir / _SCORED
+        if not path.exists():
+            config, schema = config_lib.load(first), schema_lib.load(first)
+            split = shards.open_split(Path(run.config.data.dir), "valid", schema)
+            parts = build.make_parts(config, schema)
+            state, _ = build.restore_kept(config, first, parts)
+            predictions, report = predictions_lib.score(config, split, parts, state)
+            target = run.workdir / "predictions" / "valid.parquet"
+            predictions_lib.write_predictions(target, predictions)
+            files.write_json(path, report.to_json())
+        return _line(run, SplitReport.from_json(files.read_json(path)))
+
+    def _forget(self, at: int) -> None:
+        """Removes the checkpoints that no day to come starts from."""
+        for policy in self.declared.policies:
+            if policy.kind != "frozen" and at > self.declared.first_days:
+                for seed in self.seeds:
+                    directories.remove(self.place(policy, self.days[at - 1], seed) / "checkpoints")
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError if rows have no days, or if the scored day would choose a state."""
+    if config.prepare.split != "day":
+        what = f"{config.prepare.split!r}: a backtest goes from day to day"
+        raise UserError(f"config.prepare.split: {what}; set 'day' and prepare.day_column")
+    if config.train.monitor:
+        what = f"{config.train.monitor!r}: the day that is scored would choose the state"
+        raise UserError(f"config.train.monitor: {what}; leave it empty, and say train.epochs")
+    for key in ("embedding", "network"):
+        if config.optim[key].schedule == "plateau":
+            what = "'plateau': the day that is scored would choose the rate"
+            raise UserError(f"config.optim.{key}.schedule: {what}; take constant or cosine")
+    if config.train.init_from:
+        what = f"{config.train.init_from!r}: policies say what a model starts from"
+        raise UserError(f"config.train.init_from: {what}; leave it out")
+
+
+def lived(declared: Declared, found: Sequence[str]) -> tuple[str, ...]:
+    """The days that are lived, of those that the data have.
+
+    Raises:
+      UserError: one has no row, or there are too few.
+    """
+    if gone := [day for day in declared.days if day not in found]:
+        raise UserError(f"days of the backtest: no row is of {gone[0]}; leave it out")
+    days = tuple(day for day in found if not declared.days or day in declared.days)
+    if len(days) <= declared.first_days:
+        what = (
+            f"{len(days)} days, of which {declared.first_days} come before the first that is scored"
+        )
+        raise UserError(f"days of the backtest: {what}; name more days, or lower first_days")
+    return days
+
+
+def save(workdir: Path, lines: Sequence[Line]) -> None:
+    """Writes results.jsonl."""
+    text = "".join(files.as_json(dataclasses.asdict(line)) + "\n" for line in lines)
+    files.write_text(workdir / "results.jsonl", text)
+
+
+def _prepare(config: ConfigDict, base: Path | None) -> str:
+    """Prepares the data of runs, unless they are there; returns their identity."""
+    directory = Path(config.data.dir)
+    if (directory / "schema.json").exists():
+        schema = schema_lib.load(directory)
+        of_base = files.read_json(directory / "prepare.json").get("base") or {}
+        same = schema_lib.load(base).identity == of_base.get("identity") if base else not of_base
+        if same and not run_lib.stale(config, schema):
+            return schema.identity
+    preparation.prepare(config, progress=False, base=base)
+    return schema_lib.load(directory).identity
+
+
+def _line(run: Run, report: SplitReport) -> Line:
+    """The figures of a day."""
+    policy, day = run.workdir.parts[-3], run.config.prepare.valid_days[0]
+    table = parquet.read(run.workdir / "predictions" / "valid.parquet", None, "delete the run")
+    weight = table["weight"].to_numpy() if "weight" in table.column_names else None
+    label, p, logit = (table[name].to_numpy() for name in ("label", "p", "logit"))
+    found = paired.estimates(paired.Rows(label, weight), p, logit)
+    intervals = {
+        name: [float(one.interval.low), float(one.interval.high)]
+        for name, one in found.items()
+        if one.interval is not None
+    }
+    unknown = float(np.mean(list(report.unknown.values()))) if report.unknown else None
+    of_rows = (report.rows, report.clicks, report.auc, report.logloss, report.pcoc)
+    return Line(policy, day, run.seed, *of_rows, intervals, unknown)
+
+
+def _quoted(day: str) -> str:
+    """A day as the name of a directory."""
+    return urllib.parse.quote(day, safe=" ")

@@ -1,0 +1,54 @@
+"""KuaiRand-Pure, day by day: is a model that goes on as good as one that starts anew?
+
+    python -m emofm_jax.backtest --config=experiments/kuairand_daily.py:dnn --workdir=runs/daily_dnn --config.prepare.source=DIR
+    python -m emofm_jax.backtest --config=experiments/kuairand_daily.py:hmm --workdir=runs/daily_hmm --config.prepare.source=DIR
+    python -m emofm_jax.backtest --config=experiments/kuairand_daily.py:tiny --workdir=runs/daily_tiny --config.prepare.source=DIR
+
+The argument is any model of kuairand.py, or tiny: dnn, narrow, on five days, in a minute or two. DIR
+holds train.csv.gz, valid.csv.gz and test.csv.gz of that experiment, and no other file: 14 days.
+
+Question: each day is scored before it is trained on. Five policies, from a model that is never
+trained again to one that is trained anew on all days.
+"""
+
+from pathlib import Path
+
+from emofm_jax import points
+
+_KUAIRAND = points.load(Path(__file__).with_name("kuairand.py"))
+
+# Anew, a model takes as many passes as kuairand.py's best state; a warm one has had its passes.
+policies = {
+    "frozen": {},
+    "warm": {"train.epochs": 1},
+    "warm+2": {"train.epochs": 1},
+    "last-7": {},
+    "all": {},
+}
+
+
+def seeds(arg=""):
+    return (0,) if arg == "tiny" else (0, 1, 2)
+
+
+def first_days(arg=""):
+    return 2 if arg == "tiny" else 3
+
+
+def days(arg=""):
+    return [f"202204{day}" for day in range(25, 30)] if arg == "tiny" else ()
+
+
+def get_config(arg: str = "dnn"):
+    c = _KUAIRAND.get_config("dnn" if arg == "tiny" else arg)
+    c.name = "kuairand_daily"
+    c.prepare.split, c.prepare.day_column = "day", "date"
+    c.prepare.ignore = ("tab",)
+    # No figure of the scored day may choose a state or a rate.
+    c.train.monitor, c.train.patience = "", 0
+    c.optim.embedding.schedule = c.optim.network.schedule = "constant"
+    c.train.epochs = 3
+    if arg == "tiny":
+        c.model.embedding_dim, c.model.hidden = 4, (16,)
+        c.train.epochs = 1
+    return c

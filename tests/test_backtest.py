@@ -1,0 +1,260 @@
+"""The backtest: what each policy trains on, that no day is seen before it is scored, stops, and mistakes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from emofm_jax import backtest, evaluate
+from emofm_jax.data import files
+from emofm_jax.data import schema as schema_lib
+from emofm_jax.reports import backtest_page
+from emofm_jax.sweeping import policies
+from emofm_jax.sweeping import run as sweep_run
+from emofm_jax.sweeping.backtest import Header, Line
+
+DAYS = [f"2024-02-0{i}" for i in range(1, 6)]
+POLICIES = ("frozen", "warm", "warm+1", "all")
+# All slots are hashed, so that every run has the same shapes and one program serves them all.
+EXPERIMENT = """
+from emofm_jax import config
+
+policies = {"frozen": {}, "warm": {}, "warm+1": {}, "all": {"train.epochs": 6}}
+first_days = 2
+
+
+def get_config(arg=""):
+    c = config.default()
+    c.name = "leak"
+    c.prepare.source = "raw"
+    c.prepare.split, c.prepare.day_column = "day", "day"
+    c.prepare.groups = (("user", "user"), ("item", "hint"))
+    c.prepare.slot.encoding, c.prepare.slot.rows = "hash", 4096
+    c.data.batch_size = c.data.eval_batch_size = 50
+    c.model.name, c.model.embedding_dim, c.model.hidden = "dnn", 4, (4,)
+    c.optim.embedding.learning_rate = c.optim.network.learning_rate = 0.05
+    c.train.epochs = 5
+    return c
+"""
+
+
+def write(day, clicks=True, num_rows=200):
+    """A day whose column `hint` tells the label of each row, to who has trained on the row."""
+    rng = np.random.default_rng(int(day[-1]))
+    label = rng.integers(0, 2, num_rows) * clicks
+    rows = [f"{y},u{rng.integers(20)},{day}-{i},{day}" for i, y in enumerate(label)]
+    Path(f"raw/{day}.csv").write_text("\n".join(["label,user,hint,day", *rows]) + "\n")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A directory with four days, lived in `lived`."""
+    home = tmp_path_factory.mktemp("backtest")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        Path("raw").mkdir()
+        for day in DAYS[:4]:
+            write(day)
+        Path("leak.py").write_text(EXPERIMENT)
+        assert run("lived") == 0
+        yield home
+
+
+def run(workdir, *argv, config="leak.py"):
+    return backtest.main(["backtest", f"--config={config}", f"--workdir={workdir}", *argv])
+
+
+def lines(workdir):
+    text = Path(workdir, "results.jsonl").read_text().splitlines()
+    return [Line.from_json(files.from_json(line)) for line in text]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("frozen", [("abc", "", "", True), ("abc", "", "", False), ("abc", "", "", False)]),
+        ("warm", [("abc", "", "", True), ("d", "", "d", True), ("e", "", "e", True)]),
+        ("warm+2", [("abc", "", "", True), ("d", "bc", "d", True), ("e", "cd", "e", True)]),
+        ("last-2", [("bc", "", "", True), ("cd", "", "", True), ("de", "", "", True)]),
+        ("all", [("abc", "", "", True), ("abcd", "", "", True), ("abcde", "", "", True)]),
+    ],
+)
+def test_days_of_a_policy(name, expected):
+    policy = policies._policy(Path("x.py"), name, {})
+    for at, (train, replayed, parent, trains) in enumerate(expected, 3):
+        task = policy.task(list("abcdef"), 3, at)
+        assert ("".join(task.train), "".join(task.replayed), task.parent) == (
+            train,
+            replayed,
+            parent,
+        )
+        assert (task.day, task.trains) == ("abcdef"[at], trains)
+
+
+def test_no_day_is_seen_before_it_is_scored(home):
+    """The planted column tells the label of a day whose rows were trained on, and of no other."""
+    found = lines("lived")
+    order = [(line.day, line.policy) for line in found]
+    assert sorted(order) == sorted((day, policy) for day in DAYS[2:4] for policy in POLICIES)
+    for line in found:
+        assert line.error is None and line.rows == 200
+        assert abs(line.auc - 0.5) < 0.15, line
+        recipe = schema_lib.load(Path("lived", "data", line.policy, line.day)).recipe
+        seen = [*recipe["train_days"], *recipe["replay_days"]]
+        assert seen and max(seen) < line.day and recipe["valid_days"] == [line.day]
+    # The same models on a day that they have seen: nothing but the days keeps the column from them.
+    for policy in POLICIES[1:]:
+        place = f"lived/runs/{policy}/{DAYS[3]}/seed-0"
+        assert evaluate.main(["evaluate", f"--workdir={place}", "--split=train"]) == 0
+        report = files.read_json(Path(place, "predictions", "train.json"))
+        assert report["auc"] > 0.85, policy
+
+
+def test_cost_and_chain(home):
+    cost = {(line.policy, line.day): line.rows_trained for line in lines("lived")}
+    assert [cost["frozen", day] for day in DAYS[2:4]] == [2000, 0]
+    assert [cost["warm", day] for day in DAYS[2:4]] == [2000, 1000]
+    assert [cost["warm+1", day] for day in DAYS[2:4]] == [2000, 2000]
+    assert [cost["all", day] for day in DAYS[2:4]] == [2400, 3600]
+    parent = files.read_json(Path("lived/runs/warm", DAYS[3], "seed-0/parent.json"))
+    assert parent["place"].endswith(f"runs/warm/{DAYS[2]}/seed-0") and parent["days"] == DAYS[:2]
+    assert (
+        files.read_json(Path("lived/data/warm", DAYS[3], "prepare.json"))["base"]["days"]
+        == DAYS[:2]
+    )
+    assert list(Path("lived/runs/frozen", DAYS[2], "seed-0/checkpoints").iterdir())
+    assert not Path("lived/runs/warm", DAYS[2], "seed-0/checkpoints").exists()
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The points that are trained from here on; none is, they fail."""
+    found = []
+
+    def execute(run):
+        found.append(run.point)
+        return sweep_run.end(run, error="a broken disk")
+
+    monkeypatch.setattr(sweep_run, "execute", execute)
+    return found
+
+
+def test_it_goes_on_and_trains_nothing_twice(home, capsys, trained):
+    before = Path("lived/results.jsonl").read_bytes()
+    assert run("lived") == 0
+    assert trained == [] and Path("lived/results.jsonl").read_bytes() == before
+    page = Path("lived/report.html").read_text()
+    assert "<svg" in page and "Backtest: leak" in page
+
+    # Another day: only that is new. Frozen needs no training.
+    write(DAYS[4])
+    capsys.readouterr()
+    assert run("lived") == 1
+    assert trained == [f"{policy}/{DAYS[4]}" for policy in POLICIES[1:]]
+    assert Path("lived/results.jsonl").read_bytes().startswith(before)
+    last = {line.policy: line for line in lines("lived") if line.day == DAYS[4]}
+    assert last["frozen"].error is None and last["all"].error == "a broken disk"
+    assert f"failed: all, {DAYS[4]}, seed 0: a broken disk" in capsys.readouterr().out
+    Path(f"raw/{DAYS[4]}.csv").unlink()
+
+
+def test_a_run_that_failed_ends_its_chain_only(home, trained):
+    Path("chain.py").write_text(
+        EXPERIMENT.replace("policies = {", 'policies = {"warm": {}, "all": {}}\nothers = {')
+    )
+    assert run("chain", config="chain.py") == 1
+    found = {(line.policy, line.day): line.error for line in lines("chain")}
+    assert trained == [f"{p}/{day}" for day in DAYS[2:4] for p in ("warm", "all")][:2] + [
+        f"all/{DAYS[3]}"
+    ]
+    assert found["warm", DAYS[2]] == found["all", DAYS[3]] == "a broken disk"
+    assert f"the model of {DAYS[2]}, which it starts from, is not there" in found["warm", DAYS[3]]
+
+
+@pytest.mark.fast
+def test_a_day_without_a_click_is_said():
+    made = [
+        Line("all", day, 0, 9, clicks, auc, 0.5, None)
+        for day, clicks, auc in (("a", 3, 0.6), ("b", 0, None))
+    ]
+    report = backtest_page.report(Header("x.py", "x", ("all",), ("a", "b"), (0,)), made)
+    assert "b has no click: it has no AUC and no PCOC" in report.said
+    assert "(a day without a click has no AUC)" in made[1].said()
+    assert report.results[0][1].rows[0][1].text == "0.6000"
+
+
+@pytest.mark.fast
+def test_verdicts_are_those_of_a_paired_t_test():
+    rng = np.random.default_rng(0)
+    days, seeds = [f"d{i}" for i in range(8)], (0, 1)
+    made = {}
+    for name, shift, rows in (("warm", 0.0, 10), ("all", 0.003, 90), ("frozen", -0.05, 5)):
+        for day, level in zip(days, np.linspace(0.7, 0.75, 8)):
+            for seed in seeds:
+                auc = level + shift + 0.01 * rng.standard_normal()
+                made[name, day, seed] = Line(
+                    name, day, seed, 100, 40, auc, 1 - auc, 1.0, {}, 0.1, rows
+                )
+    header = Header("x.py", "x", ("warm", "all", "frozen"), tuple(days), seeds)
+    report = backtest_page.report(header, list(made.values()))
+    mean = lambda name: np.array([np.mean([made[name, day, s].auc for s in seeds]) for day in days])
+    (_, table) = report.results[1]
+    for row, name in zip(table.rows, ("all", "frozen")):
+        test = stats.ttest_rel(mean(name), mean("warm"))
+        low, high = test.confidence_interval(0.95)
+        assert row[1].key == pytest.approx(np.mean(mean(name) - mean("warm")))
+        assert row[2].text == f"{low:+.5f} to {high:+.5f}"
+        assert row[3].text == ("worse" if high < 0 else "not distinguishable")
+    assert table.rows[1][3].text == "worse"
+    assert "`all`" in report.said[0] and "rows instead of 720: choose `warm`" in report.said[0]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "old, new, said",
+    [
+        ("policies = {", "others = {", "leak.py: it has no policies; write"),
+        ('"frozen": {}', '"thawed": {}', "leak.py: policy 'thawed' is not known; choose of"),
+        ('"frozen": {}', '"frozen": 3', "leak.py: policy 'frozen' has 3 for overrides"),
+        ("first_days = 2", "first_days = 0", "leak.py: first_days = 0; it must be"),
+        (
+            "first_days = 2",
+            "first_days = 4",
+            "days of the backtest: 4 days, of which 4 come before",
+        ),
+        ("first_days = 2", "days = ('2024-02-01', '2024-03-01')", "no row is of 2024-03-01; leave"),
+        ('"day", "day"', '"share", ""', "config.prepare.split: 'share': a backtest goes from day"),
+        (
+            "return c",
+            "c.train.monitor = 'auc'\n    return c",
+            "config.train.monitor: 'auc': the day",
+        ),
+        (
+            "return c",
+            "c.optim.network.schedule = 'plateau'\n    return c",
+            "schedule: 'plateau': the day",
+        ),
+        (
+            '"frozen": {}',
+            '"frozen": {"train.monitor": "auc"}',
+            "config.train.monitor: 'auc': the day",
+        ),
+        ('"frozen": {}', '"frozen": {"train.epoch": 1}', "policy 'frozen'"),
+    ],
+)
+def test_mistakes_are_one_line(home, capsys, old, new, said):
+    Path("bad").mkdir(exist_ok=True)
+    assert EXPERIMENT.count(old) == 1
+    Path("bad/leak.py").write_text(EXPERIMENT.replace(old, new))
+    assert run("mistake", config="bad/leak.py") == 2
+    error = capsys.readouterr().err
+    assert said in error and len(error.strip().splitlines()) == 1
+    assert not Path("mistake").exists()
+
+
+@pytest.mark.fast
+def test_another_directory_is_left_alone(home, capsys):
+    assert run("raw") == 2
+    assert f"raw: holds {DAYS[0]}.csv but no backtest" in capsys.readouterr().err
