@@ -10,9 +10,9 @@ from emofm_jax import backtest, evaluate
 from emofm_jax.data import files
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.reports import backtest_page
-from emofm_jax.sweeping import policies
+from emofm_jax.sweeping import experiment, policies
 from emofm_jax.sweeping import run as sweep_run
-from emofm_jax.sweeping.backtest import Header, Line
+from emofm_jax.sweeping.backtest import Backtest, Header, Line, check, lived
 
 DAYS = [f"2024-02-0{i}" for i in range(1, 6)]
 POLICIES = ("frozen", "warm", "warm+1", "all")
@@ -252,6 +252,23 @@ def test_mistakes_are_one_line(home, capsys, old, new, said):
     error = capsys.readouterr().err
     assert said in error and len(error.strip().splitlines()) == 1
     assert not Path("mistake").exists()
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("arg, scored", [("dnn", 11), ("hmm", 11), ("tiny", 3)])
+def test_kuairands_plan_is_sound(arg, scored):
+    path = Path(__file__).parents[1] / "experiments" / "kuairand_daily.py"
+    declared = policies.read(path, arg)
+    two_weeks = [f"202204{day}" for day in range(25, 31)] + [f"2022050{day}" for day in range(1, 9)]
+    days = lived(declared, two_weeks)
+    assert len(days) - declared.first_days == scored and len(declared.policies) == 5
+    base = experiment.read_config(path, arg)
+    check(base)
+    plan = Backtest(base, Path("x"), declared, days, experiment.seeds(path, arg, base, {}), 1)
+    for policy in declared.policies:
+        config = plan.config(policy, policy.task(days, declared.first_days, len(days) - 1), 0)
+        assert config.prepare.valid_days == (days[-1],)
+        assert config.train.epochs == (1 if "warm" in policy.name or arg == "tiny" else 3)
 
 
 @pytest.mark.fast

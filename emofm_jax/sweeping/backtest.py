@@ -12,12 +12,12 @@ choose a state (`check`). A run that failed ends its chain of warm starts, and t
 import contextlib
 import dataclasses
 import json
+import statistics
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from emofm_jax import config as config_lib
@@ -305,7 +305,7 @@ def _line(run: Run, report: SplitReport) -> Line:
         for name, one in found.items()
         if one.interval is not None
     }
-    unknown = float(np.mean(list(report.unknown.values()))) if report.unknown else None
+    unknown = statistics.fmean(report.unknown.values()) if report.unknown else None
     of_rows = (report.rows, report.clicks, report.auc, report.logloss, report.pcoc)
     return Line(policy, day, run.seed, *of_rows, intervals, unknown)
 
