@@ -1,6 +1,7 @@
 """Does a training step cost the batch, or the table? One step at two table sizes, interleaved in one run.
 
     python benchmarks/step.py [--output=F.json]
+    python benchmarks/step.py --devices            the table over 8 simulated devices, all on one core
 
 An MLP (400, 400, 400) on 26 slots of width 16, B = 4096, lazy Adam, under pmap on the local devices. Ids of a slot are
 Zipf(1.05), their ranks scattered over all its rows; uniform ids stand beside them as the worst case. Each state sees
@@ -8,9 +9,16 @@ its own pre-made batches in turn, the four cases take turns step by step, and a 
 call to finished state. The last line is the ratio that docs/performance.md quotes:
 
     ratio V=1e7/V=1e5: x.xx
+
+With --devices the network is a sum, so that the step is the table's part; the same 4,096 rows are those of one device,
+or of several. Times are seconds of the processor, the least of several steps, taken in turn. The last line:
+
+    ratio P=8/P=1: x.xx
 """
 
 import json
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,11 +27,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags as absl_flags
+from flax import linen as nn
 
 from emofm_jax import cli, config
 from emofm_jax.data.batches import Batch
+from emofm_jax.data.placing import Layout
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.models import build as model_lib
+from emofm_jax.nn import losses
 from emofm_jax.training import optim, state, step
 
 EXPONENT = 1.05
@@ -43,6 +54,7 @@ def define(flags: absl_flags.FlagValues, argv) -> None:
         "steps", 0, "timed steps of each case; 0 = as `size` has it", flag_values=flags
     )
     absl_flags.DEFINE_string("output", "", "JSON file for the figures", flag_values=flags)
+    absl_flags.DEFINE_bool("devices", False, "the table over several devices", flag_values=flags)
 
 
 def make_schema(num_rows: int, num_slots: int) -> Schema:
@@ -165,7 +177,70 @@ def measure(sizes, batch_size, num_slots, embedding_dim, num_batches, num_steps)
     }
 
 
+class Sum(nn.Module):
+    """logit = bias + the sum of e: no network to speak of."""
+
+    embedding_dim: int
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, e, weight=None, *, train=False):
+        bias = self.param("bias", nn.initializers.zeros, ())
+        return losses.Outputs(logits=bias + e.sum((1, 2)), type_logits=None, aux_loss=None)
+
+
+def measure_devices(num_rows, size, num_slots, dim, num_steps, counts=(1, 2, 4, 8)) -> dict:
+    """{P: {"ms": .., "plan_ms": ..}} of the table's part of a step, `size` rows over P devices."""
+    schema, cases = make_schema(num_rows, num_slots), {}
+    defaults = config.default().optim
+    optimizers = {k: optim.make_optimizer(defaults[k].to_dict(), 1) for k in state.SECTIONS}
+    network = Sum(dim)
+    for count in counts:
+        devices, layout = jax.local_devices()[:count], Layout(schema, count) if count > 1 else None
+        how = {"init_scale": 0.01, "devices": devices, "layout": layout}
+        begun = state.make_init(network, schema, optimizers, **how)(jax.random.key(0))
+        moves = step.make_train_step(network, schema, optimizers, devices=devices, layout=layout)
+        batch = make_batches(schema, "zipf", 1, size, count)[0]
+        cases[count] = [begun, moves, state.put_planned(batch, devices, layout), batch, layout]
+    times = {count: {"ms": [], "plan_ms": []} for count in counts}
+    for turn in range(num_steps + 2):  # the first turns compile and touch the memory
+        for count, case in cases.items():
+            begun, moves, placed, batch, layout = case
+            start = time.process_time()
+            case[0], metrics = jax.block_until_ready(moves(begun, placed))
+            moved = time.process_time()
+            if layout is not None:
+                layout.plan(batch.ids)
+            if turn > 1:
+                times[count]["ms"].append(1e3 * (moved - start))
+                times[count]["plan_ms"].append(1e3 * (time.process_time() - moved))
+    return {count: {k: min(v) for k, v in of.items()} for count, of in times.items()}
+
+
+def main_devices(flags) -> None:
+    if jax.local_device_count() < 8:  # simulated ones must be asked for before jax starts
+        simulated = "--xla_force_host_platform_device_count=8"
+        flag = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {simulated}".strip()}
+        sys.stdout.flush()
+        command = [sys.executable, __file__, "--devices", f"--size={flags.size}"]
+        command += [f"--steps={flags.steps}"] + [f"--output={flags.output}"] * bool(flags.output)
+        sys.exit(
+            subprocess.run(command, env=os.environ | flag | {"JAX_PLATFORMS": "cpu"}).returncode
+        )
+    (rows, _), size, slots, dim, _, steps = SIZES[flags.size]
+    found = measure_devices(rows, size, slots, dim, flags.steps or min(steps, 20))
+    print(f"{slots} slots, V = {rows:,}, D = {dim}, {size:,} rows over P devices")
+    for count, of in found.items():
+        print(f"P = {count}: {of['ms']:8.1f} ms a step, plan {of['plan_ms']:6.1f} ms on the host")
+    if flags.output:
+        Path(flags.output).write_text(json.dumps(found, indent=1) + "\n")
+    print(f"ratio P=8/P=1: {found[8]['ms'] / found[1]['ms']:.2f}")
+
+
 def main(flags) -> None:
+    if flags.devices:
+        main_devices(flags)
+        return
     sizes, *shape, num_steps = SIZES[flags.size]
     found = measure(sizes, *shape, flags.steps or num_steps)
     print(

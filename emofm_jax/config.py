@@ -139,14 +139,29 @@ _DATA = {
     "shuffle": Option(True, "a new order of rows each epoch; False = as they stand (time order)"),
     "shuffle_rows": Option(1 << 18, "rows of a shuffling window", low=1, needs=_SHUFFLED),
     "prefetch": Option(4, "batches that are made ahead", low=1, resume=FREE),
+    "exchange_rows": Option(
+        0,
+        "several devices: table rows that one may ask of another in a step; 0 = what chance needs",
+        low=0,
+        resume=FREE,
+    ),
 }
 
 # Parameters -> better parameters. One section for the embedding table, one for everything else.
 _SECTIONS = ("embedding", "network")
 _SCHEDULES = ("constant", "cosine", "plateau")
-_ADAM, _ADAM_OR_ADAGRAD = {"name": ("adam", "adamw")}, {"name": ("adam", "adamw", "adagrad")}
+_ADAGRAD = {"name": ("adagrad", "rowwise_adagrad")}
+_ADAM, _ADAM_OR_ADAGRAD = (
+    {"name": ("adam", "adamw")},
+    {"name": ("adam", "adamw", *_ADAGRAD["name"])},
+)
+_OPTIMIZERS = ("adam", "adamw", "adagrad", "rowwise_adagrad", "sgd")
 _SECTION = {
-    "name": Option("adam", "optimizer", ("adam", "adamw", "adagrad", "sgd")),
+    "name": Option(
+        "adam",
+        "optimizer; rowwise_adagrad keeps one number a row, not one a parameter",
+        _OPTIMIZERS,
+    ),
     "learning_rate": Option(1e-3, "rate before warm-up and schedule", low=0),
     "schedule": Option(
         "constant", "what becomes of the rate; cosine: zero at the last step", _SCHEDULES
@@ -158,9 +173,7 @@ _SECTION = {
     "beta2": Option(0.999, "decay of the mean square", low=0, high=1 - 1e-12, needs=_ADAM),
     "eps": Option(1e-8, "least divisor", low=1e-30, needs=_ADAM_OR_ADAGRAD),
     "momentum": Option(0.0, "momentum", low=0, high=1, needs={"name": ("sgd",)}),
-    "initial_accumulator": Option(
-        0.1, "sum of squares at the start", low=0, needs={"name": ("adagrad",)}
-    ),
+    "initial_accumulator": Option(0.1, "sum of squares at the start", low=0, needs=_ADAGRAD),
 }
 _CLIPPED = {"clip": ("group", "global")}
 _UPDATES = "rows of the table that move: the batch's (lazy) or all"

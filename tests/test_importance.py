@@ -65,7 +65,9 @@ def score():
     module = model_lib.make_model(SCHEMA, options)
     variables = model_lib.init(module, jax.random.key(0), SCHEMA)
     step = step_lib.make_eval_step(module, SCHEMA)
-    parts = types.SimpleNamespace(devices=jax.local_devices(), schema=SCHEMA, eval_step=step)
+    parts = types.SimpleNamespace(
+        devices=jax.local_devices(), schema=SCHEMA, eval_step=step, layout=None
+    )
 
     def of(weights):
         params = {"embedding": weights, "network": variables["params"]}

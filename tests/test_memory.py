@@ -44,9 +44,13 @@ def test_devices_share_rows_and_receive_from_all_others():
     alone, many = memory.plan(c, one), memory.plan(*parts_of(64))
     assert alone.received == 0 and alone.num_rows == SIZE and many.num_rows == SIZE // 64
     network = 4 * ((SLOTS * DIM + 1) * 64 + 65 * 32 + 33)
-    occurrences = SIZE // 64 * SLOTS * (DIM + 1) * 4
-    assert many.received == 2 * network * 63 // 64 + 63 * occurrences
-    assert many.gradients == network and many.state == alone.state
+    # 4 rows of 6 ids: 24 / 64 of another one if even, and six deviations and 8 more, at most all 24.
+    assert many.capacity == 13 and alone.capacity == 0
+    # Of each other device: what it asks of this one, the rows asked of it, gradients of its own.
+    assert many.received == 2 * network * 63 // 64 + 63 * 13 * (4 + 2 * 4 * DIM)
+    # ceil(3,000 / 1,024) = 3 rows of each of 1,024 classes, of which a device has 16.
+    assert many.device_rows == 48 and many.table == 48 * DIM * 4 and many.scratch == 48 * 4
+    assert many.gradients == network and many.network == alone.network
 
 
 def test_the_plan_is_printed_and_nothing_is_made(runs, tmp_path, capsys, monkeypatch):

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from emofm_jax.data import features as features_lib
-from emofm_jax.data import shards
+from emofm_jax.data import placing, shards
 from emofm_jax.data.schema import Schema
 from emofm_jax.data.shards import Split
 
@@ -32,6 +32,7 @@ class Batch(NamedTuple):
       ftype: i32[P, b], interaction type, -1 if unknown.
       weight: f32[P, b], sample weight; 0 = padding.
       stop: i32[P], 1 where a process was asked to stop; None if there is one process.
+      plan: which rows of the table each device asks of whom; None if there is one device.
     """
 
     ids: np.ndarray
@@ -40,6 +41,7 @@ class Batch(NamedTuple):
     ftype: np.ndarray
     weight: np.ndarray
     stop: np.ndarray | None = None
+    plan: placing.Plan | None = None
 
 
 class Rows(NamedTuple):

@@ -86,6 +86,23 @@ def read(table: jax.Array, ids: jax.Array, vectors: Sequence[tuple[int, int, int
     return rows, found
 
 
+def split(flat: jax.Array, ids: jax.Array, vectors: Sequence[tuple[int, int, int]]) -> Any:
+    """Occurrences as `read` has them, of f32[M, D] that stand one after the other.
+
+    The order is that of `data.placing.occurring`.
+    """
+    width = flat.shape[1]
+    if not vectors:
+        return flat.reshape(*ids.shape, width)
+    num_others = ids.shape[1] - sum(length for _, _, length in vectors)
+    done = len(ids) * num_others
+    found = [flat[:done].reshape(len(ids), num_others, width)]
+    for _, _, length in vectors:
+        found.append(flat[done : done + length + 1])
+        done += length + 1
+    return found
+
+
 def embed(
     occurrences: Any,
     ids: jax.Array,

@@ -11,10 +11,11 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from emofm_jax.data.placing import Layout
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
 from emofm_jax.models import build as model_lib
-from emofm_jax.training import checkpoint, optim
+from emofm_jax.training import checkpoint, optim, processes
 from emofm_jax.training import state as state_lib
 from emofm_jax.training import step as step_lib
 from emofm_jax.training.progress import Progress
@@ -31,9 +32,11 @@ class Parts:
     devices: list[jax.Device]  # of this process
     num_devices: int  # of all processes
     schema: Schema
+    layout: Layout | None  # of the table over several devices
     module: nn.Module
     key: jax.Array  # of the run's seed
-    init: Callable  # init() -> TrainState
+    init: Callable  # init() -> TrainState with the table in the order of its rows
+    begin: Callable  # begin() -> TrainState as the steps take it
     train_step: Callable  # see `step.make_train_step`
     eval_step: Callable  # see `step.make_eval_step`
     num_steps: int  # of the whole run
@@ -68,32 +71,55 @@ def make_parts(
 
     model, sections = FrozenConfigDict(config.model), FrozenConfigDict(config.optim)
     ends = any(sections[key].schedule == "cosine" for key in SECTIONS)
-    network = (schema, model, config.compute_dtype)
+    layout = None
+    if count > 1 and processes.count() == 1:
+        layout = Layout(schema, count, config.data.exchange_rows)
+    network = (schema, model, config.compute_dtype, layout)
     module, eval_step = _make_evaluation(*network)
     decay = _average_decay(config, schema)
-    init, train_step = _make_training(*network, sections, num_steps if ends else 0, decay)
+    init, begin, train_step = _make_training(*network, sections, num_steps if ends else 0, decay)
     key = jax.random.key(config.seed)
-    start = functools.partial(init, key)
-    return Parts(devices, count, schema, module, key, start, train_step, eval_step, num_steps)
+    return Parts(
+        devices=devices,
+        num_devices=count,
+        schema=schema,
+        layout=layout,
+        module=module,
+        key=key,
+        init=functools.partial(init, key),
+        begin=functools.partial(begin, key),
+        train_step=train_step,
+        eval_step=eval_step,
+        num_steps=num_steps,
+    )
 
 
 # What is cached is decided by the arguments, but for the shape of a batch.
 @functools.lru_cache(maxsize=_KEPT)
-def _make_evaluation(schema: Schema, model: FrozenConfigDict, compute_dtype: str) -> tuple:
+def _make_evaluation(
+    schema: Schema, model: FrozenConfigDict, compute_dtype: str, layout: Layout | None
+) -> tuple:
     """(module, evaluation step)."""
     module = model_lib.make_model(schema, model.to_dict(), compute_dtype=compute_dtype)
-    return module, step_lib.make_eval_step(module, schema)
+    return module, step_lib.make_eval_step(module, schema, layout=layout)
 
 
 @functools.lru_cache(maxsize=_KEPT)
 def _make_training(
-    schema: Schema, model: FrozenConfigDict, dtype: str, sections, num_steps: int, decay: float
+    schema: Schema,
+    model: FrozenConfigDict,
+    dtype: str,
+    layout: Layout | None,
+    sections: FrozenConfigDict,
+    num_steps: int,
+    decay: float,
 ) -> tuple:
-    """(init, train step)."""
-    module, _ = _make_evaluation(schema, model, dtype)
+    """(init, begin, train step)."""
+    module, _ = _make_evaluation(schema, model, dtype, layout)
     optimizers = {key: optim.make_optimizer(sections[key], num_steps) for key in SECTIONS}
     how = {"init_scale": model.init_scale, "averaged": decay > 0}
     init = state_lib.make_init(module, schema, optimizers, **how)
+    begin = state_lib.make_init(module, schema, optimizers, **how, layout=layout)
     options = step_lib.Options(
         updates=sections.embedding.updates,
         embedding_l2=_table_l2(module, sections.embedding),
@@ -104,7 +130,8 @@ def _make_training(
         drop_type=model_lib.dropped_type(schema, model.to_dict()),
         average=decay,
     )
-    return init, step_lib.make_train_step(module, schema, optimizers, options)
+    step = step_lib.make_train_step(module, schema, optimizers, options, layout=layout)
+    return init, begin, step
 
 
 def _average_decay(config: ConfigDict, schema: Schema) -> float:
@@ -132,6 +159,12 @@ def without_scratch(state: TrainState) -> TrainState:
     return state.replace(owner=(), key=())
 
 
+def saved(state: TrainState, parts: Parts) -> TrainState:
+    """`without_scratch`, the table in the order of its rows."""
+    kept = without_scratch(state)
+    return kept if parts.layout is None else state_lib.gathered(kept, parts.layout)
+
+
 def restore(workdir: Path, parts: Parts, step: int | None = None) -> tuple[TrainState, Progress]:
     """The state of a checkpoint, by default the newest whole one.
 
@@ -144,7 +177,14 @@ def restore(workdir: Path, parts: Parts, step: int | None = None) -> tuple[Train
     # The key is a copy: steps delete the arrays of the state they get.
     key = np.array(jax.random.key_data(parts.key))
     state = found.state.replace(owner=np.zeros(like.owner.shape, np.int32), key=key)
-    return state_lib.put_state(state, parts.devices), Progress.from_json(found.info)
+    return put(state, parts), Progress.from_json(found.info)
+
+
+def put(state: TrainState, parts: Parts) -> TrainState:
+    """Sends a state on the host, its table in the order of its rows, to where the steps take it."""
+    if parts.layout is None:
+        return state_lib.put_state(state, parts.devices)
+    return state_lib.spread(state, parts.layout, parts.devices)
 
 
 def check_data(workdir: Path, found: checkpoint.Restored, schema: Schema) -> None:
@@ -165,10 +205,9 @@ def check_data(workdir: Path, found: checkpoint.Restored, schema: Schema) -> Non
 def restore_or_init(workdir: Path, parts: Parts) -> tuple[TrainState, Progress]:
     """The newest checkpoint, or the start."""
     if checkpoint.latest(workdir / "checkpoints") is None:
-        fresh = parts.start is None
-        return parts.init() if fresh else state_lib.put_state(
-            parts.start, parts.devices
-        ), Progress()
+        if parts.start is not None:
+            return put(parts.start, parts), Progress()
+        return parts.begin(), Progress()
     return restore(workdir, parts)
 
 

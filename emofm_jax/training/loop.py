@@ -158,7 +158,7 @@ def _train(run: _Run, state: TrainState) -> TrainState:
                 window.close()
                 progress.log_bytes = log.size()
                 if processes.is_first():
-                    kept, info = build.without_scratch(state), progress.to_json()
+                    kept, info = build.saved(state, run.parts), progress.to_json()
                     saver.save(progress.step, kept, info, best_step=_best(run))
                 window.restart()
             elif progress.step % train.log_every_steps == 0:
@@ -207,7 +207,8 @@ def _batches(run: _Run) -> Generator[batches.HostBatch]:
     order = {"seed": run.config.seed, "shuffle_rows": data.shuffle_rows if data.shuffle else 0}
 
     def put(host: batches.HostBatch) -> batches.HostBatch:
-        return host._replace(batch=state_lib.put_batch(host.batch, devices))
+        placed = state_lib.put_planned(host.batch, devices, run.parts.layout)
+        return host._replace(batch=placed)
 
     while True:
         # The loop has moved on to the next epoch before it asks for a batch of it.
@@ -283,7 +284,9 @@ def _finish(run: _Run, state: TrainState) -> RunReport:
         _, reports["valid"] = predictions_lib.score(config, splits["valid"], parts, state)
 
     predictions, reports[shown] = predictions_lib.score(config, splits[shown], parts, state)
-    sizes = {key: sum(x.size for x in jax.tree.leaves(state.params[key])) for key in SECTIONS}
+    width = state.params["embedding"].shape[-1]
+    sizes = {"embedding": parts.schema.num_rows * width}
+    sizes["network"] = sum(x.size for x in jax.tree.leaves(state.params["network"]))
     sizes["total"] = sum(sizes.values())
     found = RunReport(reports, progress.training(kept), sizes)
     if processes.is_first():

@@ -15,8 +15,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
 from emofm_jax.models import build as model_lib
+from emofm_jax.training import state as state_lib
 from emofm_jax.training.build import Parts
 from emofm_jax.training.state import TrainState
 
@@ -29,6 +31,8 @@ class Plan:
     num_rows: int  # b, rows of a batch on one of them
     table_rows: int  # V
     width: int  # columns of the table
+    device_rows: int  # R, rows of it on one device
+    capacity: int  # C, rows that it may ask of another one; 0 where it has all
     table: int
     moments: int  # the optimizer's state of the table
     averages: int  # of all parameters; 0 where none are kept
@@ -60,9 +64,11 @@ class Plan:
         sizes = [(words.get(name, name), getattr(self, name)) for name in shown]
         sizes += [("in all", self.peak), ("received a step", self.received)]
         rows = f"{self.num_devices:,} devices, {self.num_rows:,} rows of a batch on each"
-        table = f"table of {self.table_rows:,} rows x {self.width} columns, whole on each device"
+        place = f"table of {self.table_rows:,} rows x {self.width} columns"
+        if self.num_devices > 1:
+            place += f", {self.device_rows:,} rows on each, which asks {self.capacity:,} of another"
         line = lambda word, size: f"  {word:30}{_in_words(size):>12}{size:>20,} bytes"
-        return [rows, table, *(line(*entry) for entry in sizes if entry[1])]
+        return [rows, place, *(line(*entry) for entry in sizes if entry[1])]
 
 
 @jax.enable_x64(False)
@@ -70,29 +76,57 @@ def plan(config: ConfigDict, parts: Parts) -> Plan:
     """The plan of a config's step on `parts.num_devices`, wherever those are."""
     state, count = jax.eval_shape(parts.init), parts.num_devices
     rows, network = config.data.batch_size // count, state.params["network"]
-    table, width = state.params["embedding"], state.params["embedding"].shape[1]
-    of_table = {"table": table, "moments": state.opt_state["embedding"]}
-    of_table |= {"averages": state.average, "scratch": state.owner}
-    sizes = {name: _num_bytes(tree) for name, tree in of_table.items()}
-    sizes["network"] = _num_bytes(state) - sum(sizes.values())
+    width = state.params["embedding"].shape[1]
+    layout, num_rows = parts.layout, parts.schema.num_rows
+    device_rows = layout.rows if layout else num_rows
+    sizes = _state_sizes(state, num_rows, device_rows)
 
     lazy = config.optim.embedding.updates == "lazy"
-    occurrences = rows * parts.schema.num_columns * (4 + 4 * width)
+    occurrences = _occurrences(parts.schema, rows)
+    capacity = layout.capacity(occurrences) if layout else 0
+    asked = capacity * count or occurrences  # rows that come and go
+    if layout:  # beside its own: what it asked for, gradients of it, those that came and their sum
+        held, came = occurrences + 3 * asked, capacity * (4 + 8 * width)
+    else:  # those of all devices of all processes
+        held, came = occurrences * count, occurrences * (4 + 4 * width)
+    planned = 4 * (asked + occurrences) if layout else 0
     columns = parts.schema.num_columns * (8 if parts.schema.has_values else 4)
     # Of sums over devices each sends and receives all parts but its own, twice.
     summed = 2 * _num_bytes(network) * (count - 1) // count
     return Plan(
         num_devices=count,
         num_rows=rows,
-        table_rows=table.shape[0],
+        table_rows=num_rows,
         width=width,
+        device_rows=device_rows,
+        capacity=capacity,
         **sizes,
         activations=_kept(parts, state, rows),
-        gradients=_num_bytes(network) + (0 if lazy else _num_bytes(table)),
-        occurrences=occurrences * count,
-        batches=(config.data.prefetch + 1) * rows * (columns + 12),
-        received=summed + (count - 1) * occurrences,
+        gradients=_num_bytes(network) + (0 if lazy else sizes["table"]),
+        occurrences=held * (4 + 4 * width),
+        batches=(config.data.prefetch + 1) * (rows * (columns + 12) + planned),
+        received=summed + (count - 1) * came,
     )
+
+
+def _state_sizes(state: TrainState, num_rows: int, device_rows: int) -> dict[str, int]:
+    """Bytes of the state on a device that has so many rows of what has an entry for each row."""
+
+    def part(leaf):
+        each = _num_bytes(leaf) // num_rows
+        return each * device_rows if state_lib.is_by_row(leaf, num_rows) else _num_bytes(leaf)
+
+    of_table = {"table": state.params["embedding"], "moments": state.opt_state["embedding"]}
+    of_table |= {"averages": state.average, "scratch": state.owner}
+    sizes = {name: sum(map(part, jax.tree.leaves(tree))) for name, tree in of_table.items()}
+    whole = sum(_num_bytes(tree) for tree in of_table.values())
+    return sizes | {"network": _num_bytes(state) - whole}
+
+
+def _occurrences(schema: Schema, num_rows: int) -> int:
+    """M, rows of the table that so many rows of a batch name (data/placing.py)."""
+    of_vectors = [length for _, _, length in schema.vectors]
+    return num_rows * (schema.num_columns - sum(of_vectors)) + sum(of_vectors) + len(of_vectors)
 
 
 def check(config: ConfigDict, parts: Parts) -> str:

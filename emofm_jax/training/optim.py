@@ -8,6 +8,7 @@ them: the step adds it to the gradient, before or after clipping (training/step.
 """
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,34 @@ def make_schedule(section: Mapping, num_steps: int) -> Callable[[jax.Array], jax
     return schedule
 
 
+class RowwiseState(NamedTuple):
+    """State of row-wise Adagrad."""
+
+    sums: jax.Array  # f32[V], of each row: the mean square of its gradients, summed over steps
+
+
+def _scale_by_rows(initial: float, eps: float) -> optax.GradientTransformation:
+    """Adagrad with one number a row: g / sqrt(a + eps), a = initial + sum over steps of mean_D g^2.
+
+    A row is an entry of the first axis, a moment a D-th of the table.
+    """
+
+    def init(params):
+        return RowwiseState(jax.tree.map(lambda x: jnp.full(x.shape[:1], initial), params))
+
+    def update(grads, state, params=None):
+        squares = lambda g: jnp.mean(jnp.square(g), axis=tuple(range(1, g.ndim)))
+        sums = jax.tree.map(lambda a, g: a + squares(g), state.sums, grads)
+
+        def scaled(g, a):
+            root = jnp.where(a > 0, jax.lax.rsqrt(a + eps), 0.0)
+            return g * root.reshape(root.shape + (1,) * (g.ndim - 1))
+
+        return jax.tree.map(scaled, grads, sums), RowwiseState(sums)
+
+    return optax.GradientTransformation(init, update)
+
+
 def make_optimizer(section: Mapping, num_steps: int) -> optax.GradientTransformation:
     """Makes the optimizer of one section of `config.optim`, validated.
 
@@ -55,6 +84,9 @@ def make_optimizer(section: Mapping, num_steps: int) -> optax.GradientTransforma
             return optax.adamw(rate, beta1, beta2, eps, weight_decay=decay)
         case "adagrad":  # eps stands inside the square root: g / sqrt(sum g^2 + eps)
             return optax.adagrad(rate, section["initial_accumulator"], eps)
+        case "rowwise_adagrad":
+            by_row = _scale_by_rows(section["initial_accumulator"], eps)
+            return optax.chain(by_row, optax.scale_by_learning_rate(rate))
         case "sgd":
             return optax.sgd(rate, section["momentum"] or None)
         case name:

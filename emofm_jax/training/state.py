@@ -11,6 +11,7 @@ import optax
 from flax import linen as nn
 
 from emofm_jax.data.batches import Batch
+from emofm_jax.data.placing import Layout
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
 from emofm_jax.models import build as model_lib
@@ -53,6 +54,7 @@ def make_init(
     init_scale: float,
     averaged: bool = False,
     devices: Devices = None,
+    layout: Layout | None = None,
 ) -> Callable[[jax.Array], TrainState]:
     """Makes `init(key) -> state`, on the devices, without a copy of the table on the host.
 
@@ -63,6 +65,7 @@ def make_init(
       init_scale: standard deviation of the table, which has D columns and a model's extra ones.
       averaged: keep moving averages of parameters and batch statistics.
       devices: that hold the replicas.
+      layout: of the table over several devices; None: each has all of it.
     """
 
     def init(key):
@@ -75,7 +78,7 @@ def make_init(
             table = jnp.where(zero, 0.0, table)
         params = {"embedding": table, "network": variables["params"]}
         stats = variables.get("batch_stats", {})
-        return TrainState(
+        state = TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             opt_state={k: optimizers[k].init(params[k]) for k in SECTIONS},
@@ -85,8 +88,85 @@ def make_init(
             lr_scale={k: jnp.ones((), jnp.float32) for k in SECTIONS},
             key=jax.random.key_data(key),
         )
+        if layout is None:
+            return state
+        own = _own(layout, devices)
+        return of_rows(lambda x: layout.spread(x, jnp)[own], state, num_rows)
 
-    return jax.jit(init, out_shardings=_sharding(devices, replicated=True))
+    whole, parted = (_sharding(devices, replicated=replicated) for replicated in (True, False))
+    shardings: Any = whole
+    if layout is not None:
+        of_state = axes(optimizers["embedding"], layout.schema.num_rows, averaged)
+        choose = lambda axis: whole if axis is None else parted
+        shardings = jax.tree.map(choose, of_state, is_leaf=lambda x: x is None)
+    return jax.jit(init, out_shardings=shardings)
+
+
+def axes(optimizer: optax.GradientTransformation, num_rows: int, averaged: bool) -> TrainState:
+    """For each leaf of a state that is spread over devices: 0, its axis of devices, or None.
+
+    Args:
+      optimizer: of the table.
+      num_rows: V.
+      averaged: whether the state has averages.
+    """
+    of_table = jax.eval_shape(optimizer.init, jax.ShapeDtypeStruct((num_rows, 1), jnp.float32))
+    by_row = jax.tree.map(lambda x: 0 if is_by_row(x, num_rows) else None, of_table)
+    params = {"embedding": 0, "network": None}
+    found: dict[str, Any] = dict.fromkeys(("step", "stats", "lr_scale", "key"))
+    found |= {"params": params, "opt_state": {"embedding": by_row, "network": None}, "owner": 0}
+    found["average"] = {"params": params, "stats": None} if averaged else {}
+    return TrainState(**found)
+
+
+def is_by_row(leaf: Any, num_rows: int) -> bool:
+    """Whether a leaf of the table, or of its optimizer's state, has an entry for each row."""
+    return leaf.ndim > 0 and leaf.shape[0] == num_rows
+
+
+def of_rows(change: Callable, state: TrainState, num_rows: int) -> TrainState:
+    """A state with the leaves of the table, its moments and averages changed by a function."""
+    rows = lambda tree: jax.tree.map(lambda x: change(x) if is_by_row(x, num_rows) else x, tree)
+    part = lambda tree: tree and {**tree, "embedding": rows(tree["embedding"])}
+    average = state.average
+    if average:
+        average = {**average, "params": part(average["params"])}
+    return state.replace(
+        params=part(state.params),
+        opt_state=part(state.opt_state),
+        owner=rows(state.owner),
+        average=average,
+    )
+
+
+def spread(state: TrainState, layout: Layout, devices: Devices = None) -> TrainState:
+    """Sends a state of arrays on the host to the devices, of its table each device's rows."""
+    num_rows, own = layout.schema.num_rows, _own(layout, devices)
+    state = of_rows(lambda x: _Rows(layout.spread(x)[own]), state, num_rows)
+    is_rows = lambda x: isinstance(x, _Rows)
+    put = lambda x: put_batch(x.rows, devices) if is_rows(x) else put_state(x, devices)
+    return jax.tree.map(put, state, is_leaf=is_rows)
+
+
+def gathered(state: TrainState, layout: Layout) -> TrainState:
+    """The state of all devices of this process on the host, the table in the order of its rows."""
+    fetched = fetch(state)
+    back = lambda x: layout.gathered(x)
+    return of_rows(back, fetched, layout.num_devices)
+
+
+class _Rows:
+    """An array with an axis of devices; a leaf of `spread`."""
+
+    def __init__(self, rows: np.ndarray):
+        self.rows = rows
+
+
+def _own(layout: Layout, devices: Devices) -> slice:
+    """Which of all devices are those of this process."""
+    count = len(local(devices))
+    first = jax.process_index() * count if layout.num_devices > count else 0
+    return slice(first, first + count)
 
 
 def put_state(state: Any, devices: Devices = None) -> Any:
@@ -99,12 +179,23 @@ def put_batch(batch: Batch | np.ndarray, devices: Devices = None) -> PlacedBatch
     return jax.device_put(batch, _sharding(devices, replicated=False))
 
 
-def put_own(batch: Batch, devices: Devices = None) -> PlacedBatch:
-    """Sends the part of this process of a batch of all, arrays [P, b, ...], to its devices."""
-    count = len(local(devices))
-    if jax.process_count() > 1 and len(batch.label) > count:
+def put_planned(batch: Batch, devices: Sequence[jax.Device], layout: Layout | None) -> PlacedBatch:
+    """`put_batch` of a process's part of a batch, with a plan where the table is spread.
+
+    Args:
+      batch: arrays [P, b, ...]: of this process's devices, or of those of all processes.
+      devices: of this process.
+      layout: of the table.
+
+    Raises:
+      UserError: a device would ask too many rows of another one.
+    """
+    count = len(devices)
+    if len(batch.label) > count:
         first = jax.process_index() * count
         batch = jax.tree.map(lambda array: array[first : first + count], batch)
+    if layout is not None:
+        batch = batch._replace(plan=layout.plan(batch.ids))
     return put_batch(batch, devices)
 
 

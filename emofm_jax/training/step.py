@@ -2,10 +2,12 @@
 
     e = table[ids] -> loss -> gradients of occurrences and network -> each row once -> optax
 
-The only file with pmap and collectives: one axis, "data"; every device holds the whole state and b
-of the B rows. Each device differentiates its local weighted sum over the global weight; network
-gradients are summed over the devices, occurrences and their gradients gathered, so that all
-replicas take the same step.
+The only file with pmap and collectives: one axis, "data"; every device has b of the B rows and the
+whole network, whose gradients are summed over the devices: each differentiates its local weighted
+sum over the global weight. Of the table each of several devices has R rows (data/placing.py): it
+asks the others for those of its batch, and sends them the gradients back, equal rows summed:
+
+    rows = all_to_all(table[all_to_all(send)]) -> gradient of rows -> all_to_all -> each row once
 
 `lazy` moves the rows of the batch only: moments of other rows do not decay, and L2 and weight decay
 reach the batch's rows. `dense` moves every row in every step, as a framework without sparse
@@ -24,6 +26,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from emofm_jax.data.placing import Layout
 from emofm_jax.data.schema import Schema
 from emofm_jax.models import build as model_lib
 from emofm_jax.nn import averaging, embedding, losses, typewise
@@ -75,6 +78,7 @@ def make_train_step(
     optimizers: Optimizers,
     options: Options = Options(),
     devices: Devices = None,
+    layout: Layout | None = None,
 ) -> Callable[[TrainState, PlacedBatch], tuple[TrainState, dict]]:
     """Makes `step(state, batch) -> (state, metrics)`; the state that goes in is gone afterwards.
 
@@ -84,6 +88,8 @@ def make_train_step(
       optimizers: row-wise transformations (training/optim.py).
       options: of the step.
       devices: P of them; by default all, of all processes.
+      layout: of the table over several devices; the state is as `state.spread` gives it, and
+        batches have a plan. None: each device has the whole table.
 
     Returns:
       The pmapped step, its state donated, for batches placed by `put_batch`. Every entry of
@@ -96,13 +102,17 @@ def make_train_step(
       rows: `p`, `label`, `weight` f32[P, b], p being what the row's loss was taken of.
     """
     module = model_lib.with_axis(module, AXIS)
-    lazy = options.updates == "lazy"
+    lazy, is_spread = options.updates == "lazy", layout is not None
 
     def step(state: TrainState, batch: PlacedBatch) -> tuple[TrainState, dict]:
-        found = gradients(module, schema, options, state, batch)
+        found = gradients(module, schema, options, state, batch, is_spread)
         rows = sum_rows(options, state, found)
         grads = sparse.add_l2(found.network, state.params["network"], options.network_l2)
         norms = {"embedding": _norm(rows.grads), "network": _norm(grads)}
+        num_rows = rows.num_rows
+        if is_spread:  # each has some of them
+            squares, num_rows = jax.lax.psum((norms["embedding"] ** 2, num_rows), AXIS)
+            norms["embedding"] = jnp.sqrt(squares)
         factors = _clipping(norms, options)
 
         network, network_state = move_dense(optimizers, state, "network", grads, factors)
@@ -111,7 +121,7 @@ def make_train_step(
         else:
             table, table_state = move_dense(optimizers, state, "embedding", rows.grads, factors)
 
-        metrics = _metrics(found, batch, norms, rows.num_rows, options.drop_type)
+        metrics = _metrics(found, batch, norms, num_rows, options.drop_type)
         state = state.replace(
             step=state.step + 1,
             params={"embedding": table, "network": network},
@@ -121,14 +131,26 @@ def make_train_step(
         )
         return move_average(state, options.average), metrics
 
-    axes: dict[str, Any] = {"in_axes": (None, 0), "out_axes": (None, 0)}
+    of_state: Any = None
+    if layout is not None:
+        averaged = options.average > 0
+        of_state = state_lib.axes(optimizers["embedding"], layout.schema.num_rows, averaged)
+    axes: dict[str, Any] = {"in_axes": (of_state, 0), "out_axes": (of_state, 0)}
     return _pmapped(step, devices, donate_argnums=0, **axes)
 
 
 def gradients(
-    module: nn.Module, schema: Schema, options: Options, state: TrainState, batch: PlacedBatch
+    module: nn.Module,
+    schema: Schema,
+    options: Options,
+    state: TrainState,
+    batch: PlacedBatch,
+    is_spread: bool = False,
 ) -> Gradients:
-    """Differentiates the loss of a batch, each device of AXIS for its own rows, b of the B."""
+    """Differentiates the loss of a batch, each device of AXIS for its own rows, b of the B.
+
+    `is_spread`: the table is, over the devices; each then has the gradients of its own rows.
+    """
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
     ftype, weight, drop_type = batch.ftype, batch.weight, options.drop_type
@@ -136,6 +158,8 @@ def gradients(
     denominators = losses.denominators(ftype, weight, AXIS, drop_type=drop_type)
 
     def loss_fn(occurrences, network):
+        if is_spread:
+            occurrences = _placed(occurrences, batch, schema)
         e = embedding.embed(occurrences, batch.ids, batch.value, *layout)
         variables = {"params": network, "batch_stats": state.stats}
         training: dict[str, Any] = {"rngs": {"dropout": key}, "mutable": ["batch_stats"]}
@@ -147,17 +171,46 @@ def gradients(
         sums |= _weights(batch, drop_type)
         return loss, (sums, outputs, updated.get("batch_stats", {}))
 
-    rows, occurrences = embedding.read(state.params["embedding"], batch.ids, schema.vectors)
+    table = state.params["embedding"]
+    if is_spread:
+        rows, occurrences = _ask(table, batch.plan.send)
+    else:
+        rows, occurrences = embedding.read(table, batch.ids, schema.vectors)
     differentiate = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)
     (loss, (sums, outputs, stats)), grads = differentiate(occurrences, state.params["network"])
 
-    # Of the network the sum over the devices; of the table all occurrences, for every device.
+    # Of the network the sum over the devices; of the table all occurrences, for every device, or
+    # those that the others have of a device's rows, which come back as they were sent.
     loss, sums, network = _sum_over_devices((loss, sums, grads[1]))
     ids = jnp.concatenate([x.reshape(-1) for x in jax.tree.leaves(rows)])
     of_ids = jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in jax.tree.leaves(grads[0])])
-    if jax.lax.axis_size(AXIS) > 1:
+    if is_spread:
+        of_ids = _exchange(of_ids)
+    elif jax.lax.axis_size(AXIS) > 1:
         ids, of_ids = jax.lax.all_gather((ids, of_ids), AXIS, tiled=True)
     return Gradients(loss, sums, outputs, stats, ids, of_ids, network)
+
+
+def _ask(table: jax.Array, send: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Rows that others ask of this device i32[P * C], and those f32[P * C, D] that it asked for.
+
+    Args:
+      table: f32[R, D], of this device.
+      send: i32[P, C], of `placing.Plan`.
+    """
+    wanted = _exchange(send.reshape(-1))
+    return wanted, _exchange(embedding.lookup(table, wanted))
+
+
+def _exchange(array: jax.Array) -> jax.Array:
+    """[P * C, ...], the i-th C of them for device i -> those that device i had for this one."""
+    return jax.lax.all_to_all(array, AXIS, split_axis=0, concat_axis=0, tiled=True)
+
+
+def _placed(rows: jax.Array, batch: PlacedBatch, schema: Schema) -> Any:
+    """Occurrences as `embedding.read` has them, from the rows f32[P * C, D] that came."""
+    flat = embedding.lookup(rows, batch.plan.place)
+    return embedding.split(flat, batch.ids, schema.vectors)
 
 
 def _sum_over_devices(tree: Any) -> Any:
@@ -228,7 +281,7 @@ def move_average(state: TrainState, decay: float) -> TrainState:
 
 
 def make_eval_step(
-    module: nn.Module, schema: Schema, *, devices: Devices = None
+    module: nn.Module, schema: Schema, *, devices: Devices = None, layout: Layout | None = None
 ) -> Callable[[dict, dict, PlacedBatch], dict]:
     """Makes `predict(params, stats, batch) -> {"p": f32[P, b], ...}`, see models/build.py.
 
@@ -237,13 +290,18 @@ def make_eval_step(
     shared = devices is None and jax.process_count() > 1
 
     def predict(params: dict, stats: dict, batch: PlacedBatch) -> dict:
-        _, found = embedding.read(params["embedding"], batch.ids, schema.vectors)
+        if layout is None:
+            _, found = embedding.read(params["embedding"], batch.ids, schema.vectors)
+        else:
+            _, rows = _ask(params["embedding"], batch.plan.send)
+            found = _placed(rows, batch, schema)
         e = embedding.embed(found, batch.ids, batch.value, schema.slot_widths, schema.vectors)
         variables = {"params": params["network"], "batch_stats": stats}
         scores = model_lib.predict(module, variables, e)
         return jax.lax.all_gather(scores, AXIS) if shared else scores
 
-    axes: dict[str, Any] = {"in_axes": (None, None, 0), "out_axes": None if shared else 0}
+    of_params = None if layout is None else {"embedding": 0, "network": None}
+    axes: dict[str, Any] = {"in_axes": (of_params, None, 0), "out_axes": None if shared else 0}
     return _pmapped(predict, devices, **axes)
 
 

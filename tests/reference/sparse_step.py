@@ -47,6 +47,10 @@ def move(section, parameter, gradient, memory, t):
     if name == "adagrad":
         memory["sum"] = memory.get("sum", section["initial_accumulator"]) + gradient**2
         return parameter - rate * gradient / np.sqrt(memory["sum"] + section["eps"])
+    if name == "rowwise_adagrad":
+        mean = (gradient**2).mean(axis=1, keepdims=True)
+        memory["sum"] = memory.get("sum", section["initial_accumulator"]) + mean
+        return parameter - rate * gradient / np.sqrt(memory["sum"] + section["eps"])
     b1, b2 = section["beta1"], section["beta2"]
     memory["m"] = b1 * memory.get("m", 0.0) + (1 - b1) * gradient
     memory["v"] = b2 * memory.get("v", 0.0) + (1 - b2) * gradient**2
