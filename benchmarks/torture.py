@@ -135,9 +135,9 @@ class Done(NamedTuple):
 
 
 class Zygote:
-    """A process that has loaded everything and forks for each case: a start costs nothing then."""
+    """A process that has loaded the programs and forks for each case: a start costs nothing then."""
 
-    def __init__(self, place: Path):
+    def __init__(self, place: Path, programs: tuple[str, ...]):
         self._place, library = place, place / "torture.so"
         source = Path(__file__).with_suffix(".c")
         command = ["gcc", "-shared", "-fPIC", "-O1", "-w", "-o", str(library), str(source), "-ldl"]
@@ -150,7 +150,7 @@ class Zygote:
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
         environment = os.environ | cache | {"LD_PRELOAD": str(library), "PYTHONPATH": path}
         pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        command = [sys.executable, "-W", "ignore", __file__, "--zygote"]
+        command = [sys.executable, "-W", "ignore", __file__, f"--zygote={','.join(programs)}"]
         self._process: Any = subprocess.Popen(command, env=environment, **pipes)
 
     def run(
@@ -179,18 +179,15 @@ class Zygote:
         self._process.wait()
 
 
-def zygote() -> None:
-    """Forks a program for each line of stdin, and answers with its exit code."""
+def zygote(names: list[str]) -> None:
+    """Forks one of the programs for each line of stdin, and answers with its exit code."""
     import importlib
 
-    from emofm_jax.scoring import artefact, scorer, write_artefact  # noqa: F401
-    from emofm_jax.training import build, loop, memory  # noqa: F401
+    if names != ["prepare"]:  # which needs no jax
+        from emofm_jax.scoring import artefact, scorer, write_artefact  # noqa: F401
+        from emofm_jax.training import build, loop, memory  # noqa: F401
 
-    programs = {
-        name: importlib.import_module(f"emofm_jax.{name}")
-        for name in (*PROGRAMS, "verify")
-        if (ROOT / f"emofm_jax/{name}.py").exists()
-    }
+    programs = {name: importlib.import_module(f"emofm_jax.{name}") for name in names}
     gc.freeze()  # a child that looked through what was loaded would copy all its pages
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
@@ -666,17 +663,15 @@ def main() -> int:
     parser.add_argument("--damage", action="store_true")
     parser.add_argument("--only", default="*", help="names of cases, as in train* or damage-run")
     parser.add_argument("--keep", default="", help="directory to work in, which stays")
-    parser.add_argument("--zygote", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--zygote", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.zygote:
-        zygote()
+        zygote(options.zygote.split(","))
         return 0
 
     with tempfile.TemporaryDirectory() as directory:
         place = Path(options.keep or directory).resolve()
         place.mkdir(parents=True, exist_ok=True)
-        child = Zygote(place)
-        of = Attack(child, place, options.seed)
         cases = (
             [case for case in CASES if fnmatch.fnmatch(case.name, options.only)]
             if options.kills + options.faults
@@ -687,6 +682,9 @@ def main() -> int:
             for name, kind in DAMAGED.items()
             if options.damage and fnmatch.fnmatch(f"damage-{name}", options.only)
         ]
+        programs = {case.command.split()[0] for case in cases} | {"prepare"}
+        child = Zygote(place, PROGRAMS if kinds or programs != {"prepare"} else ("prepare",))
+        of = Attack(child, place, options.seed)
         wanted = {case.template for case in cases} | {
             name for kind in kinds for name in (kind[0], kind[2]) if name
         }
