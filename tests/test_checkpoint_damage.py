@@ -144,48 +144,57 @@ KILLED = """
     def die(*args):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    directory, moment = sys.argv[1:]
-    for step in (1, 2):
-        checkpoint.save(directory, step, {"x": np.full(1000, step)}, {"n": step})
-    rename = os.rename
-    if moment == "before the rename":
-        os.rename = die
-    elif moment == "after the rename":
-        os.rename = lambda *a: (rename(*a), die())
-    elif moment == "inside the arrays":
-        checkpoint.safetensors.numpy.save_file = lambda arrays, path: (open(path, "wb").write(b"12345"), die())
-    elif moment == "before the json":
-        checkpoint._write_json = die
-    elif moment == "inside the removal":
-        directories.shutil.rmtree = lambda path, **_: path.exists() and (os.remove(path / "state.json"), die())
-    with checkpoint.Saver(directory) as saver:
-        saver.save(3, {"x": np.full(1000, 3)}, {"n": 3})
-    print("not killed")
+    def write(directory, moment):
+        for step in (1, 2):
+            checkpoint.save(directory, step, {"x": np.full(1000, step)}, {"n": step})
+        rename = os.rename
+        if moment == "before the rename":
+            os.rename = die
+        elif moment == "after the rename":
+            os.rename = lambda *a: (rename(*a), die())
+        elif moment == "inside the arrays":
+            checkpoint.safetensors.numpy.save_file = lambda arrays, path: (open(path, "wb").write(b"12345"), die())
+        elif moment == "before the json":
+            checkpoint._write_json = die
+        elif moment == "inside the removal":
+            directories.shutil.rmtree = lambda path, **_: path.exists() and (os.remove(path / "state.json"), die())
+        with checkpoint.Saver(directory) as saver:
+            saver.save(3, {"x": np.full(1000, 3)}, {"n": 3})
+
+    for moment in sys.argv[2:]:
+        child = os.fork()  # a start of Python for each would take longer than the rest
+        if not child:
+            write(os.path.join(sys.argv[1], moment), moment)
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
+MOMENTS = {
+    "inside the arrays": 2,
+    "before the json": 2,
+    "before the rename": 2,
+    "after the rename": 3,
+    "inside the removal": 3,
+}
 
 
-@pytest.mark.parametrize(
-    "moment, step",
-    [
-        ("inside the arrays", 2),
-        ("before the json", 2),
-        ("before the rename", 2),
-        ("after the rename", 3),
-        ("inside the removal", 3),
-    ],
-)
-def test_killed_while_writing(tmp_path, moment, step):
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path), moment],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == -signal.SIGKILL and "not killed" not in done.stdout, done.stderr
-    for found in checkpoint.steps(tmp_path):  # no half of one
-        assert listing(tmp_path / f"step_{found}") == ["state.json", "state.safetensors"]
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A directory with the checkpoints that a kill at each moment left."""
+    home = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILLED), str(home), *MOMENTS]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.split() == [str(-signal.SIGKILL)] * len(MOMENTS), done.stderr
+    return home
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_while_writing(killed, moment):
+    home, step = killed / moment, MOMENTS[moment]
+    for found in checkpoint.steps(home):  # no half of one
+        assert listing(home / f"step_{found}") == ["state.json", "state.safetensors"]
     like = {"x": np.zeros(1000, int)}
-    back = checkpoint.restore(tmp_path, like)
+    back = checkpoint.restore(home, like)
     assert back.step == step and back.info == {"n": step} and (back.state["x"] == step).all()
-    checkpoint.save(tmp_path, 4, like, {})
-    assert listing(tmp_path) == [f"step_{step}", "step_4"]
-    assert listing(tmp_path / "step_4") == ["state.json", "state.safetensors"]
+    checkpoint.save(home, 4, like, {})
+    assert listing(home) == [f"step_{step}", "step_4"]
+    assert listing(home / "step_4") == ["state.json", "state.safetensors"]
