@@ -50,6 +50,8 @@ def pytest_ignore_collect(collection_path, config):
 def pytest_configure(config):
     """Without this xdist begins with the files of the most tests (only later versions ask)."""
     config.option.loadscopereorder = False
+    gone = [name for name in LONGEST.split() if not (ROOT / f"test_{name}.py").is_file()]
+    assert not gone, f"LONGEST names files that are not there: {gone}"
 
 
 def pytest_collection_modifyitems(config, items):

@@ -16,7 +16,19 @@ from emofm_jax.sweeping import processes
 from emofm_jax.sweeping.run import Run
 from emofm_jax.training import workdir as workdir_lib
 
-SWEEP = Path(__file__).parent / "tiny_sweep.py"
+# A network that is traced and compiled quickly: each process does it anew.
+SWEEP = f"""
+from emofm_jax import points
+
+def get_config(arg=""):
+    c = points.load({str(Path(__file__).with_name("tiny.py"))!r}).get_config("fm")
+    c.prepare.synthetic.rows = (600, 300, 300)
+    return c
+
+def sweep(arg=""):
+    yield "one", {{}}
+    yield "other", {{"optim.network.learning_rate": 0.1}}
+"""
 LINE = {"status": "ok", "overrides": {}, "metrics": {"valid": {}}}  # of results.jsonl, in part
 
 
@@ -60,15 +72,9 @@ def test_a_process_that_is_stopped_stops_the_sweep(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("order", [signal.SIGTERM, signal.SIGINT])
 def test_a_sweep_that_is_stopped_ends_with_its_processes(tmp_path, order):
-    command = [
-        sys.executable,
-        "-m",
-        "emofm_jax.sweep",
-        f"--config={SWEEP}",
-        "--workdir=stopped",
-        "--jobs=2",
-    ]
-    command.append("--config.train.epochs=100000")
+    (tmp_path / "quick.py").write_text(SWEEP)
+    flags = ["--config=quick.py", "--workdir=stopped", "--jobs=2", "--config.train.epochs=100000"]
+    command = [sys.executable, "-m", "emofm_jax.sweep", *flags]
     pipes, end = (
         {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
         time.monotonic() + 120,
