@@ -50,5 +50,6 @@ def get_config(arg: str = "dnn"):
     c.train.epochs = 3
     if arg == "tiny":
         c.model.embedding_dim, c.model.hidden = 4, (16,)
+        c.data.batch_size, c.train.average_epochs = 512, 0.0
         c.train.epochs = 1
     return c

@@ -183,6 +183,7 @@ def test_a_day_without_a_click_is_said():
     assert "b has no click: it has no AUC and no PCOC" in report.said
     assert "(a day without a click has no AUC)" in made[1].said()
     assert report.results[0][1].rows[0][1].text == "0.6000"
+    assert "`all` (0.6000); fewer than 5 days tell too little to choose by" in report.said[0]
 
 
 @pytest.mark.fast

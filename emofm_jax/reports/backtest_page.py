@@ -17,6 +17,7 @@ from emofm_jax.sweeping.backtest import Header, Line
 _NAMES = {"auc": "AUC", "logloss": "logloss", "pcoc": "PCOC", "unknown": "unknown values"}
 _UNITS = {"auc": "AUC", "logloss": "logloss (nats)", "pcoc": "predicted clicks / clicks"}
 _UNITS |= {"unknown": "share of values that are unknown, mean of the slots"}
+_FEW = 5  # days, below which no policy is named as the one to choose
 _HOW = (
     "Each day was scored before any model was trained on it. Differences are of days, paired: a "
     "day counts once, as the mean of its seeds. Days follow each other and are alike, so the "
@@ -126,7 +127,9 @@ def _verdicts(found: _Figures) -> list[str]:
                 alike.append(policy)
         cheapest = min(alike, key=lambda policy: (found.cost(policy), policy))
         text = f"{_NAMES[metric]}, {len(found.days)} days: the best is `{best}` ({means[best]:.4f})"
-        if cheapest != best:
+        if len(found.days) < _FEW:
+            text += f"; fewer than {_FEW} days tell too little to choose by"
+        elif cheapest != best:
             text += (
                 f"; `{cheapest}` ({means[cheapest]:.4f}) is not distinguishable from it and trains "
             )
