@@ -11,8 +11,9 @@ commas: an ensemble. Output: one row per row of the input, in its order: `row_id
 column, or the row's position), `p` (click probability, the type unknown), `p_std` (the standard
 deviation of p over `model.members`, if there are several), for typed models `p_type` and
 `p_given_type` (a list, one entry per type), and `reason`: null, or why the row could not be read;
-it then has no scores. Memory does not grow with the input. The output appears when it is
-whole: after a kill the same command starts over.
+it then has no scores. If no row at all could be read, the output says why, and the program ends as
+after a mistake. Memory does not grow with the input. The output appears when it is whole: after a
+kill the same command starts over.
 """
 
 import sys

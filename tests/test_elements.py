@@ -261,7 +261,7 @@ def test_vectors_that_are_none(tmp_path):
         3: "'x' is a vector but holds 'x'",
         4: "number 2 of the vector 'x' is missing",
         5: f"'x' has 0 {wrong}",
-        6: "'x' holds '1e40', which is not finite",
+        6: "'x' holds '1e40', which is too large for 32 bits",
         8: "slot 'x' holds '[[1, 2]]', which is no plain list",
     }
     padded = encoder(kind="vector", length=2, null_values=("0",))
@@ -316,6 +316,17 @@ def test_values_of_libsvm_weigh_their_vectors(tmp_path, encoding):
     assert rows[0]["tags"][0]["id"] == rows[1]["tags"][0]["id"] != rows[0]["tags"][1]["id"]
     tags = report.slots["tags"]
     assert (tags.min, tags.mean, tags.max) == (0.25, pytest.approx(3.25 / 3), 2.0)
+
+
+def test_a_block_of_ones_in_a_slot_with_weights(tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "1.txt").write_bytes(b"1 user:a:1 item:p:1 tags:x:1\n")
+    (tmp_path / "new" / "2.txt").write_bytes(b"1 user:a:1 item:p:0.5 tags:x:2 tags:y:1\n")
+    out, _ = libsvm(tmp_path, LIBSVM)
+    found = list(encode.read_encoded(schema_lib.load(out), out, tmp_path / "new", labelled=True))
+    rows = [row for chunk in found for row in chunk.table.to_pylist()]
+    assert [row["item"]["weight"] for row in rows] == [1, 0.5]
+    assert [[e["weight"] for e in row["tags"]] for row in rows] == [[1], [2, 1]]
 
 
 def test_values_that_are_1_are_no_weights(tmp_path):

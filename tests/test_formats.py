@@ -369,6 +369,15 @@ def test_partitions_of_rows_that_list_their_features(tmp_path, source):
     columns = chunk(recipe).columns
     assert columns["city"].to_pylist() == ["são", {"libsvm": "x", "cti": "9"}[source]]
     assert columns["hour"].to_pylist() == ["7", "7"] and columns["u"].to_pylist() == ["1", "2"]
+    # A file that has none at all, or one with a weight, is no other.
+    write(part / "a.txt", {"libsvm": b"1 u:1:1\n", "cti": b"a\t1\t1:u\n"}[source])
+    key = chunk(recipe | {"gauc_key": "city"}).columns
+    assert key["city"].to_pylist() == key["gauc_key"].to_pylist() == ["são"]
+    if source == "libsvm":
+        write(part / "a.txt", b"1 u:1:1\n0 u:2:1 city:x:0.5\n")
+        pairs = [{"id": "são", "weight": "1"}, {"id": "x", "weight": "0.5"}]
+        assert chunk(recipe).columns["city"].to_pylist() == pairs
+    write(part / "a.txt", rows[source])
 
     with pytest.raises(UserError, match="column 'hour' is a slot in no group"):
         chunk(recipe | {"groups": (("g", ("u", "city")),), "slots": {}})
@@ -376,3 +385,21 @@ def test_partitions_of_rows_that_list_their_features(tmp_path, source):
     assert "hour" not in chunk(left).columns
     with pytest.raises(UserError, match="'city' is a column of the directories, but a slot of sev"):
         chunk(recipe | {"slots": {"city": {"kind": "multi"}}})
+
+
+@pytest.mark.parametrize("blank", [b" ", b"\t", b" \t "])
+def test_rows_without_fields_between_any_blanks(tmp_path, blank):
+    path = write(tmp_path / "a.svm", b"1 17:1 4012:1\n0 18:1\r\n".replace(b" ", blank))
+    bag = {"features": {"kind": "multi"}}
+    columns, _, bad = read(
+        path, format="libsvm", groups=(("g", ("features",)),), slots=bag, label="label"
+    )
+    assert columns["features"] == [["17", "4012"], ["18"]] and not bad
+
+
+@pytest.mark.parametrize("source", ["tabular", "libsvm"])
+def test_a_gauc_key_of_several_values_is_refused_in_every_format(tmp_path, source):
+    path = write(tmp_path / "a", b"label,user\n1,a^b\n" if source == "tabular" else b"1 user:a:1\n")
+    fields = {"groups": (("g", ("user",)),), "slots": {"user": {"kind": "multi"}}}
+    with pytest.raises(UserError, match="gauc_key: 'user' must be a slot with one value; name an"):
+        read(path, format=source, gauc_key="user", **fields)

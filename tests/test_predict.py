@@ -94,6 +94,16 @@ def test_a_killed_run_leaves_no_output_and_starts_over(runs, wanted, tmp_path):
     assert pq.read_table(tmp_path / "out.parquet").num_rows == 6 * 100 * len(rows) and not partial()
 
 
+def test_rows_of_which_none_can_be_read_are_no_success(runs, tmp_path, capsys):
+    source, output = tmp_path / "bad.csv", tmp_path / "out.parquet"
+    source.write_text("user,age,item,brand,tags,price,hour,device\n" + "u,1,i,b,t,dear,1,d\n" * 2)
+    assert run(f"--workdir={runs / 'mine'}", f"--input={source}", f"--output={output}") == 2
+    said = capsys.readouterr().err
+    assert "2 rows, of which none could be read; the first: " in said and said.count("\n") == 1
+    found = pq.read_table(output)
+    assert found["p"].null_count == 2 and "'price' is numeric" in found["reason"][1].as_py()
+
+
 def test_mistakes(runs, tmp_path, capsys):
     source, output = f"--input={runs / 'data' / 'test'}", f"--output={tmp_path / 'x.parquet'}"
     for flags, message in (

@@ -549,3 +549,175 @@ def test_a_matrix_of_days_is_bags(given):
 def test_what_has_no_spelling_is_one_line(given, said):
     with pytest.raises(UserError, match=said):
         memory.as_arrow(SLOT, given)
+
+
+FLOATS = np.array([0.1, -999.9, 2.5])
+NULL = ("-999.9",)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(FLOATS.astype(kind) for kind in ("f2", "f4", "f8", ">f4")),
+        np.ma.array(FLOATS.astype("f4"), mask=False),
+        pa.array([decimal.Decimal(str(x)) for x in FLOATS], pa.decimal128(6, 1)),
+        pa.array([decimal.Decimal(str(x)) for x in FLOATS], pa.decimal256(50, 3)),
+        list(map(str, FLOATS)),
+        list(FLOATS.astype("f4")),
+    ],
+    ids=lambda given: getattr(given, "type", None) or getattr(given, "dtype", "list"),
+)
+def test_a_null_spelling_with_a_fraction_is_one_at_any_width(given):
+    """In slots of numbers, of ids and in a vector alike."""
+    of = {"null_values": NULL, "rows": 2**30}
+    if str(getattr(given, "dtype", "")) == "float16":  # which has another -999.9
+        of["null_values"] = ("-1000",)
+    number = Slot("s", "g", "numeric", **of)
+    one = Slot("s", "g", "categorical", "hash", **of)
+    vector = Slot("s", "g", "vector", length=3, **of)
+    column = memory.as_arrow(number, given)
+    read = lambda slot, column: encoder(slot).slot(slot, column, encode.Problems()).to_pylist()
+    assert [x is None for x in read(number, column)] == [False, True, False]
+    assert [x == 0 for x in read(one, column)] == [False, True, False]
+    offsets = pa.array([0, 3], pa.int32())
+    padded = pa.ListArray.from_arrays(offsets, column.take(pa.array([1, 1, 1])))
+    assert read(vector, padded) == [None]
+    kept = pa.ListArray.from_arrays(offsets, column)
+    assert read(vector, kept)[0][1] == pytest.approx(-999.9, rel=1e-3)
+
+
+def test_decimals_are_the_numbers_that_their_digits_say():
+    exact = [decimal.Decimal("-999.9"), decimal.Decimal("0.7")]
+    column = pa.array(exact, pa.decimal128(6, 1))
+    found = encoder(SLOT).numbers(SLOT, column, encode.Problems())
+    assert found.tolist() == [-999.9, 0.7]
+
+
+ZONE = datetime.timezone(datetime.timedelta(hours=1, seconds=30))
+AWARE = datetime.datetime(2024, 3, 5, 11, 0, 30, tzinfo=ZONE)
+
+
+@pytest.mark.parametrize(
+    "given, text",
+    [
+        (np.ma.array(np.array([0.1, 7], "f4"), mask=[0, 1]), ["0.1", None]),
+        (np.ma.array(np.array([5 * 10**9, 7], "m8[ns]"), mask=[0, 1]), ["5", None]),
+        ([AWARE], ["2024-03-05 10:00:00"]),
+        ([AWARE.isoformat(), AWARE, 1], ["2024-03-05 10:00:00"] * 2 + ["1"]),
+        ([datetime.time(10, tzinfo=ZONE)], ["10:00:00+01:00:30"]),
+        ([datetime.time(10, tzinfo=ZONE), 1], ["10:00:00+01:00:30", "1"]),
+        ([decimal.Decimal("-Infinity"), None], ["-inf", None]),
+        ([decimal.Decimal("NaN"), "x", float("inf")], [None, "x", "inf"]),
+        ([decimal.Decimal("1E+80")], ["1" + "0" * 80]),
+        (pa.ExtensionArray.from_storage(pa.bool8(), pa.array([5, 0], pa.int8())), ["1", "0"]),
+        (pa.compute.run_end_encode(pa.array([1.5, 1.5, 2])), ["1.5", "1.5", "2"]),
+        (pa.array(["a", None, "7.0"], pa.string_view()), ["a", None, "7"]),
+    ],
+)
+def test_no_way_into_arrow_loses_or_refuses_a_value(given, text):
+    assert values.distinct(memory.as_arrow(SLOT, given)).column().to_pylist() == text
+
+
+def test_series_of_pandas_keep_their_width_and_their_nanoseconds():
+    pandas = pytest.importorskip("pandas")
+    spell = lambda given: values.distinct(memory.as_arrow(SLOT, given)).column().to_pylist()
+    time = pandas.Timestamp("2024-03-05 10:00:00.000000001", tz="Europe/Berlin")
+    length = pandas.Timedelta(1_500_000_001, "ns")
+    wanted = ["2024-03-05 09:00:00.000000001"]
+    for times in ([time], [time, "x"], pandas.Series([time]), pandas.Index([time])):
+        assert spell(times)[:1] == wanted
+    for lengths in ([length], [length, "x"], pandas.Series([length])):
+        assert spell(lengths)[0] == "1.500000001"
+    for kind in ("float32", "Float32", "category"):
+        assert spell(pandas.Series(np.float32([0.1])).astype(kind)) == ["0.1"]
+    assert spell(pandas.Series(pandas.arrays.SparseArray(np.float32([0.1, 0])))) == ["0.1", "0"]
+    with pytest.raises(UserError, match="have no text"):
+        memory.as_arrow(SLOT, pandas.Series(pandas.period_range("2024", periods=2, freq="D")))
+
+
+def test_row_ids_of_bytes_that_are_no_text_come_back_as_their_digits():
+    column = pa.array([b"\xff\x00", None, b"ab"], pa.binary())
+    assert encode.row_names(column).to_pylist() == ["ff00", None, "ab"]
+    problems = encode.Problems()
+    encode.row_ids(pa.array([b"\xff", b"12"]), "int64", problems)
+    assert list(problems) == [0] and problems[0][0] == "encoding"
+
+
+def test_a_gauc_key_that_is_a_slot_with_weights_is_its_id():
+    slot = Slot("s", "g", "categorical", "hash", 2**30, weighted=True)
+    recipe = {"null_values": (), "gauc_key": "s"}
+    schema = Schema("x", (slot,), has_gauc_key=True, recipe=recipe, spelling=2)
+    for column in (
+        pa.array(["u:0.5", "u:1", "v:2", ":1"]),
+        pa.array([{"i": x, "w": 0.5 * i} for i, x in enumerate(["u", "u", "v", None])]),
+    ):
+        columns = {"s": column, "gauc_key": column, "label": pa.array(["1"] * 4)}
+        keys = encode.Encoder(schema, {}).encode(columns)[0]["gauc_key"].to_pylist()
+        assert keys[0] == keys[1] != keys[2] and keys[3] == 0 not in keys[:3]
+
+
+def test_one_id_of_bytes_with_a_weight_is_a_bad_row_where_it_is_no_text():
+    slot = Slot("s", "g", "categorical", "hash", 2**30, weighted=True)
+    problems = encode.Problems()
+    column = pa.array([{"i": b"\xff", "w": 1.0}, {"i": b"a", "w": 1.0}])
+    encoder(slot).slot(slot, column, problems)
+    assert list(problems) == [0] and problems[0][0] == "encoding"
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["-9"],
+        ["-9.0"],
+        [-9],
+        pa.array([[-9]]),
+        [["-9.0"]],
+        ["[-9]"],
+        np.array([-9.0]),
+        [None],
+        [[None]],
+    ],
+)
+def test_a_bag_of_one_null_spelling_is_a_missing_bag(given, weighted):
+    slot = Slot("s", "g", "multi", "hash", 2**30, max_length=3, weighted=weighted)
+    made = encoder(slot)
+    raw = {"s": memory.as_arrow(slot, given)}
+    plain = tabular.plain_columns("x", made.schema.recipe, raw, (slot,))["s"]
+    problems = encode.Problems()
+    assert made.slot(slot, plain, problems).to_pylist() == [[]] and not problems
+
+
+def test_a_bag_of_several_keeps_its_null_spellings():
+    slot = Slot("s", "g", "multi", "hash", 2**30, max_length=1)
+    made = encoder(slot)
+    assert made.slot(slot, pa.array([["-9", "a"]]), encode.Problems()).to_pylist() == [[0]]
+
+
+# (column, null_values, kind of the slot, what release 0.1 made of it, as text): noted at d3cc484.
+OF_0_1 = [
+    (pa.array(["", "a^"]), ("x",), "multi", [[None], ["a", None]]),
+    (pa.array([-1, 5]), ("-1",), "multi", [[], ["5"]]),
+    (pa.array([np.nan, 5.0]), ("-1",), "multi", [["nan"], ["5"]]),
+    (pa.array(["-1", "-1.0"]), ("-1",), "multi", [[], ["-1.0"]]),
+    (pa.array([[-1]]), ("-1",), "multi", [["-1"]]),
+    (pa.array([0.1], pa.float16()), (), "categorical", ["0.0999755859375"]),
+    (np.array(["2024-03-05"], "M8[D]"), (), "categorical", ["2024-03-05"]),
+    (pa.array([0], pa.timestamp("s")), (), "categorical", ["1970-01-01 00:00:00"]),
+    (pa.array(["-1", "-1.0"]), ("-1",), "numeric", [None, -1.0]),
+    (pa.array([decimal.Decimal("-999.9")], pa.decimal128(6, 1)), NULL, "numeric", [None]),
+    (pa.array([-999.9], pa.float32()), NULL, "numeric", [pytest.approx(-999.9)]),
+]
+
+
+@pytest.mark.parametrize("given, nulls, kind, wanted", OF_0_1)
+def test_data_of_release_0_1_mean_what_they_meant(given, nulls, kind, wanted):
+    slot = Slot("s", "g", kind, "hash", 2**30, max_length=3)
+    recipe = config.default().prepare.to_dict() | {"null_values": nulls, "spelling": 1}
+    made = encode.Encoder(Schema("x", (slot,), recipe=recipe, spelling=1), {})
+    raw = {"s": memory.as_arrow(slot, given, 1)}
+    column = tabular.plain_columns("x", recipe, raw, (slot,))["s"]
+    found = made.slot(slot, column, encode.Problems()).to_pylist()
+    of_text = pa.array(wanted if kind != "numeric" else [])
+    ids = made.slot(slot, of_text, encode.Problems()).to_pylist()
+    assert found == (wanted if kind == "numeric" else ids)

@@ -18,6 +18,7 @@ def as_lists(column: pa.Array) -> pa.Array:
     Raises:
       ArrowInvalid: no lists, or lists of lists.
     """
+    column = values.without_views(column)
     kind = column.type
     if pa.types.is_list(kind):
         return column
@@ -33,14 +34,15 @@ def as_lists(column: pa.Array) -> pa.Array:
     return column.cast(pa.list_(pa.binary() if pa.types.is_fixed_size_binary(element) else element))
 
 
-def _gathered(values: pa.Array, first: pa.Array, sizes: pa.Array, null: pa.Array) -> pa.Array:
-    """list[n] of which each has `sizes` values from its first on."""
+def _gathered(elements: pa.Array, first: pa.Array, sizes: pa.Array, null: pa.Array) -> pa.Array:
+    """list[n] of which each has `sizes` elements from its first on."""
     sizes = np.where(np.asarray(null), 0, np.asarray(sizes))
     first = np.asarray(first)[: len(sizes)]
     ends = np.cumsum(sizes)
     index = np.repeat(first - (ends - sizes), sizes) + np.arange(sizes.sum())
     offsets = pa.array(np.append(0, ends), pa.int32())
-    return pa.ListArray.from_arrays(offsets, values.take(pa.array(index)), mask=null)
+    taken = values.without_views(elements).take(pa.array(index))
+    return pa.ListArray.from_arrays(offsets, taken, mask=null)
 
 
 def cut(column: pa.Array, max_length: int, keep: str) -> tuple[pa.Array, np.ndarray]:
@@ -89,6 +91,15 @@ def pairs(column: pa.Array) -> tuple[pa.Array, pa.Array]:
     ids = pc.if_else(both, pc.list_element(halves, 0), column)
     weights = pc.list_element(halves, 1)
     return pc.utf8_trim_whitespace(ids), pc.utf8_trim_whitespace(weights)
+
+
+def weighing(ids: pa.Array, weight: str) -> pa.Array:
+    """Ids, or lists of these, as pairs (id, weight), each of the same weight; null stays null."""
+    if pa.types.is_list(ids.type):
+        pairs = weighing(ids.values, weight)
+        return pa.ListArray.from_arrays(ids.offsets, pairs, mask=ids.is_null())
+    weights = pa.repeat(pa.scalar(weight), len(ids))
+    return pa.StructArray.from_arrays([ids, weights], ["id", "weight"], mask=ids.is_null())
 
 
 def allowed_weights(slot: Slot) -> str:
@@ -168,8 +179,9 @@ def _matrix(slot: Slot, column: pa.Array, rows: np.ndarray, problems: Problems) 
     numbers = numeric.parse(flat, slot.name, problems, row_of=row_of, what=what)
     numbers = numbers.reshape(-1, slot.length)
 
-    padding = np.asarray(np.isin(numbers, numeric.spelled(slot.null_values)).all(axis=1))
-    absent: np.ndarray = np.isnan(numbers) | padding[:, None]
+    padding = numeric.among(flat, numbers.ravel(), slot.null_values).reshape(numbers.shape)
+    of_rows = np.asarray(padding.all(axis=1))
+    absent: np.ndarray = np.isnan(numbers) | of_rows[:, None]
     some = np.asarray(absent.any(axis=1))
     which = lambda i: int(absent[i].argmax()) + 1
     reason = lambda i: f"number {which(i)} of the vector {slot.name!r} is missing"

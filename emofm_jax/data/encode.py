@@ -76,10 +76,10 @@ class Encoder:
     def __init__(self, schema: Schema, vocabularies: Mapping[str, Vocabulary] | None):
         self.schema, self.vocabularies = schema, vocabularies
         self.unseen: dict[str, list[str]] = {}
-        self.missing = values.missing(schema.recipe.get("null_values", ()), schema.spelling)
+        self.missing = values.missing(self._null_values(), schema.spelling)
         self._missing = {slot.name: self._missing_of(slot) for slot in schema.slots}
         self._labels = Labels(recipe_lib.later(schema.recipe, "positive"), self.missing)
-        of_types = (*schema.recipe.get("null_values", ()), *_NO_TYPE)
+        of_types = (*self._null_values(), *_NO_TYPE)
         self._no_type = values.missing(of_types, schema.spelling)
         types = pa.array(schema.types, pa.string())
         self._types = values.spell(types, spelling=schema.spelling)
@@ -110,7 +110,8 @@ class Encoder:
         problems, notes, schema = Problems(), Notes(), self.schema
         of_labels = problems if labelled else Problems()
         num_rows = len(next(iter(columns.values())))
-        encoded = [self.slot(slot, columns[slot.name], problems, notes) for slot in schema.slots]
+        given = lambda slot: self._given(slot, columns[slot.name])
+        encoded = [self.slot(slot, given(slot), problems, notes) for slot in schema.slots]
 
         for field in list(self.arrow_schema)[schema.num_slots :]:
             column = columns.get(field.name) if labelled or field.name != "label" else None
@@ -132,8 +133,8 @@ class Encoder:
         """The problems that `encode` finds in labelled rows, before there are vocabularies."""
         problems = Problems()
         for slot in self.schema.slots:
-            column = columns[slot.name]
-            if pa.types.is_struct(getattr(column.type, "value_type", column.type)):
+            column = self._given(slot, columns[slot.name])
+            if _is_pairs(column):
                 # libsvm rows that have weights; whether the slot has is what is learnt.
                 slot = dataclasses.replace(slot, weighted=True)
             # A single value that is plain text always has an id.
@@ -148,6 +149,11 @@ class Encoder:
         if self.schema.row_id == "int64":
             row_ids(columns["row_id"], "int64", problems)
         return problems
+
+    def _given(self, slot: Slot, column: pa.Array) -> pa.Array:
+        """The column of a slot of rows; in libsvm rows without a pair, each id weighs 1."""
+        of_pairs = slot.weighted and self.schema.recipe.get("format") == "libsvm"
+        return bags.weighing(column, "1") if of_pairs and not _is_pairs(column) else column
 
     def slot(
         self, slot: Slot, column: pa.Array, problems: Problems, notes: Notes | None = None
@@ -166,7 +172,7 @@ class Encoder:
         row_of = _rows(lengths)
         found = self.distinct(slot, ids)
         encoded = pa.array(self._ids(slot, ids, found, row_of, problems))
-        if row_of is not None:
+        if row_of is not None or weights is not None:
             _mark_bytes(f"slot {slot.name!r}", ids, problems, row_of)
         if notes is not None:
             _note_respelled(slot, found, notes)
@@ -194,42 +200,77 @@ class Encoder:
           The values; a weight of each, or None where none is given; i32[n], how many values are of
           each row, or None where it is one.
         """
-        lengths = None
-        if slot.is_bag:
-            column = self._without_padding(slot, self._lists(slot, column, problems))
-            before = pc.list_value_length(column)
-            column, lengths = bags.cut(column, slot.max_length, slot.keep)
-            if notes is not None:
-                _note_cut(slot, before, notes)
-        if slot.weighted or pa.types.is_struct(column.type):
-            row_of = _rows(lengths)
-            _mark_bytes(f"slot {slot.name!r}", column, problems, row_of)
-            return *bags.pairs(column), lengths
-        return column, None, lengths
+        if not slot.is_bag:
+            return *self._pairs(slot, column, problems, None), None
+        column = self._without_padding(slot, self._lists(slot, column, problems))
+        before = pc.list_value_length(column)
+        column, lengths = bags.cut(column, slot.max_length, slot.keep)
+        if notes is not None:
+            _note_cut(slot, before, notes)
+        ids, weights = self._pairs(slot, column, problems, _rows(lengths))
+        if self.schema.spelling == 1:
+            return ids, weights, lengths
+        return self._without_missing(slot, ids, weights, lengths, np.asarray(before.fill_null(0)))
+
+    def _pairs(
+        self, slot: Slot, column: pa.Array, problems: Problems, row_of: np.ndarray | None
+    ) -> tuple[pa.Array, pa.Array | None]:
+        """Values and, where there are some, their weights; one a row, or in the rows `row_of`."""
+        if not (slot.weighted or pa.types.is_struct(column.type)):
+            return column, None
+        _mark_bytes(f"slot {slot.name!r}", column, problems, row_of)
+        return bags.pairs(column)
+
+    def _without_missing(
+        self,
+        slot: Slot,
+        ids: pa.Array,
+        weights: pa.Array | None,
+        lengths: np.ndarray,
+        before: np.ndarray,
+    ) -> tuple[pa.Array, pa.Array | None, np.ndarray]:
+        """What `elements` returns: a bag of one missing value, without a weight, is a missing cell.
+
+        So "-1", "-1.0", [-1] and a column of integers are one bag, where "-1" is a null value.
+        """
+        alone = before == 1
+        places = (np.cumsum(lengths) - lengths)[alone]
+        found = self.distinct(slot, ids.take(pa.array(places)))
+        gone = found.each(found.text.is_null(), True)
+        if weights is not None:
+            gone &= np.asarray(weights.take(pa.array(places)).is_null())
+        if not gone.any():
+            return ids, weights, lengths
+        kept = np.ones(len(ids), bool)
+        kept[places[gone]] = False
+        lengths = lengths.copy()
+        lengths[np.flatnonzero(alone)[gone]] = 0
+        of_kept = pa.array(kept)
+        return ids.filter(of_kept), None if weights is None else weights.filter(of_kept), lengths
 
     def distinct(self, slot: Slot, column: pa.Array) -> Distinct:
         """The distinct values of a slot of ids, spelled as the schema says; no lists."""
         missing = self._missing[slot.name]
         return values.distinct(column, missing, slot.respell, self.schema.spelling)
 
+    def _null_values(self) -> tuple[str, ...]:
+        """The recipe's; those of release 0.1 are of whole cells, which are null by now."""
+        return () if self.schema.spelling == 1 else tuple(self.schema.recipe.get("null_values", ()))
+
     def _missing_of(self, slot: Slot) -> pa.Array:
         """What a missing value of a slot may be called."""
-        spelling = self.schema.spelling
-        if slot.is_bag and spelling == 1:  # then `null_values` were of whole cells alone
-            return values.missing((), spelling)
         if not slot.null_values:
             return self.missing
-        of_all = self.schema.recipe.get("null_values", ())
-        return values.missing((*of_all, *slot.null_values), spelling)
+        return values.missing((*self._null_values(), *slot.null_values), self.schema.spelling)
 
     def _lists(self, slot: Slot, column: pa.Array, problems: Problems) -> pa.Array:
         """Cells of several values as list[n]; text is split."""
         if pa.types.is_list(column.type):
             return column
-        text = values.spell(column, respell=False)
         separator = recipe_lib.slot_options(self.schema.recipe, slot.name)["separator"]
         if self.schema.spelling == 1:
-            return pc.split_pattern(text, separator)
+            return pc.split_pattern(column.cast(pa.string()), separator)
+        text = values.spell(column, respell=False)
         bare = pc.utf8_trim_whitespace(text)
         text = values.only(pc.invert(pc.is_in(bare, pa.array(values.MISSING))), text)
         if separator.isspace():  # several blanks are one
@@ -330,14 +371,21 @@ class Encoder:
     def _gauc_key(self, column: pa.Array, problems: Problems) -> pa.Array:
         """i64[n]: hashes of the values, spelled as those of its slot, if it is one; 0: missing."""
         missing, respell = self.missing, True
-        for slot in self.schema.slots:
-            if slot.name == self.schema.recipe.get("gauc_key") and slot.max_length == 1:
-                missing, respell = self._missing[slot.name], slot.respell
+        if slot := recipe_lib.key_slot(self.schema.recipe, self.schema.slots):
+            missing, respell = self._missing[slot.name], slot.respell
+            if slot.weighted or _is_pairs(column):  # of these the id is the key
+                column = bags.pairs(column)[0]
+                _mark_bytes("'gauc_key'", column, problems)
         found = values.distinct(column, missing, respell, self.schema.spelling)
         known = np.asarray(found.text.is_valid())
         hashes = np.zeros(len(known) + 1, np.int64)
         hashes[:-1][known] = hash_values(found.text.drop_null(), 0).view(np.int64)
         return pa.array(hashes[found.which])
+
+
+def _is_pairs(column: pa.Array) -> bool:
+    """Whether values, or elements of lists, are ids with weights."""
+    return pa.types.is_struct(getattr(column.type, "value_type", column.type))
 
 
 def _rows(lengths: np.ndarray | None) -> np.ndarray | None:
@@ -358,6 +406,7 @@ def row_ids(column: pa.Array, kind: str, problems: Problems) -> pa.Array:
     """A row id column as `kind`, string or int64; what is no such integer becomes null."""
     if kind == "string":
         return row_names(column)
+    _mark_bytes("the row id", column, problems)
     if pa.types.is_integer(column.type) and column.type != pa.uint64():
         return column.cast(pa.int64())
     found = values.distinct(column)
@@ -371,11 +420,16 @@ def row_ids(column: pa.Array, kind: str, problems: Problems) -> pa.Array:
 
 
 def row_names(column: pa.Array) -> pa.Array:
-    """string[n]: row ids as they came, whatever they are."""
+    """string[n]: row ids as they came, whatever they are; bytes that are no text in hexadecimal."""
     kind = values.unwrapped_type(column.type)
-    if values.is_text(kind):
-        return values.spell(column, respell=False)
-    return values.distinct(column).column()
+    if not values.is_text(kind):
+        return values.distinct(column).column()
+    text, odd = values.spell(column, respell=False), values.undecodable(column)
+    if not odd.any():
+        return text
+    odd = pa.array(odd)
+    digits = [value.hex() for value in column.filter(odd).to_pylist()]
+    return pc.replace_with_mask(text, odd, pa.array(digits, pa.string()))
 
 
 def _is_int64(text: str) -> bool:
@@ -458,6 +512,7 @@ def read_encoded(
     as_text = dataclasses.replace(schema, row_id=schema.row_id and "string")
     encoder = Encoder(as_text, load_vocabularies(schema, directory))
     recipe = recipe_lib.to_evaluate(schema.recipe, also) if labelled else schema.recipe
+    recipe = {**recipe, "spelling": schema.spelling}
     position = 0
     for chunk in formats.read(recipe, files, labelled):
         encoded = _keep_places(encoder, chunk, labelled, position, also)
@@ -509,6 +564,7 @@ def _also(encoder: Encoder, chunk: Chunk, name: str) -> pa.Array:
     if column is None or name in several or pa.types.is_nested(column.type):
         problem = "no slot of single values" if column is None else "a slot of bags"
         raise UserError(f"{chunk.file}: {name!r} is {problem}; name another column")
-    respell = all(slot.respell for slot in encoder.schema.slots if slot.name == name)
-    spelling = encoder.schema.spelling
-    return values.distinct(column, encoder.missing, respell, spelling).column()
+    for slot in encoder.schema.slots:
+        if slot.name == name:
+            return encoder.distinct(slot, column).column()
+    return values.distinct(column, encoder.missing, spelling=encoder.schema.spelling).column()

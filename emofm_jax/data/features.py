@@ -98,12 +98,13 @@ def encode(encoder: Encoder, data: Mapping[str, Sequence] | Any) -> dict[str, np
     named = _by_name("data", data, names)
     _check_absent("data", schema.name, "slot", names, named)
     spelling = schema.spelling
+    recipe = {**schema.recipe, "spelling": spelling}
     columns = {s.name: memory.as_arrow(s, named[s.name], spelling) for s in schema.slots}
     _check_lengths("data", {name: len(column) for name, column in columns.items()})
 
     def one(slot: Slot) -> tuple[dict[str, np.ndarray], Problems]:
         raw, problems = {slot.name: columns[slot.name]}, Problems()
-        column = tabular.plain_columns("data", schema.recipe, raw, schema.slots)[slot.name]
+        column = tabular.plain_columns("data", recipe, raw, schema.slots)[slot.name]
         return of_column(encoder.slot(slot, column, problems), slot), problems
 
     if sum(len(column) for column in columns.values()) < _THREAD_CELLS:
@@ -375,6 +376,8 @@ def _by_name(where: str, given: Any, slots: Collection[str]) -> Mapping[str, Any
         return given
     if hasattr(given, "__dataframe__") and hasattr(given, "index"):
         return _of_pandas(where, given, slots)
+    if hasattr(given, "get_columns"):  # of polars, whose objects Arrow would take for bytes
+        return {series.name: series for series in given.get_columns()}
     try:
         if isinstance(given, pa.RecordBatch) or hasattr(given, "__arrow_c_stream__"):
             given = pa.table(given)

@@ -13,11 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-_BROKEN = "\0"  # what stands for a cell in brackets that is no list; no text has a NUL
+_BROKEN = object()  # what stands for a cell in brackets that is no list
 _NONE = ("None", "null")  # of Python and JSON, where no quotes are around
 _ENDS = {"[": "]", "{": "}"}
-_PLACE = re.compile(r"\0(\d+)\0(?:\s*(:.*))?")  # of a quoted text, and the weight behind it
-_NUMBERS = re.compile(r"[-+.\deEnaNinf\s]*")
+_PLACE = "{0}(\\d+){0}(?:\\s*(:.*))?"  # of a quoted text, and the weight behind it
+_MARKS = ("\0", *map(chr, range(0xE000, 0xF900)))  # one that the text has not, for private use
+_PLAIN = re.compile(r"(?:[-+.\deEnaNinf\s]|True|False|None)*")  # that numpy writes without commas
+_POINT = re.compile(r"(-?\d+)\.((?:[eE][-+]?\d+)?)")  # "3." is how numpy writes 3.0
 
 
 def split(text: pa.Array, separator: str, braces: bool = False) -> tuple[pa.Array, np.ndarray]:
@@ -67,10 +69,11 @@ def _parse(cell: str, separator: str) -> Any:
     """The elements of a cell in brackets; None where it is no such cell, or `_BROKEN`."""
     cell = cell.strip()
     quoted: list[str] = []
+    mark = next(mark for mark in _MARKS if mark not in cell)
 
     def put_aside(found: re.Match) -> str:
         quoted.append(_unquoted(found[0]))
-        return f"\0{len(quoted) - 1}\0"
+        return f"{mark}{len(quoted) - 1}{mark}"
 
     # A quote opens behind a blank, a bracket or what stands between elements.
     opens = rf"(?<![^\s,\[{{:{re.escape(separator[-1])}])"
@@ -91,12 +94,12 @@ def _parse(cell: str, separator: str) -> Any:
         parts = bare.split(separator)
     elif "," in bare:
         parts = bare.removesuffix(",").split(",")
-    elif quoted or _NUMBERS.fullmatch(bare):
+    elif quoted or _PLAIN.fullmatch(bare):
         parts = bare.split() if ":" not in bare else [bare]
     else:
         parts = [bare]
-    found = [_element(part.strip(), quoted) for part in parts]
-    return _BROKEN if _BROKEN in found else found
+    found = [_element(part.strip(), quoted, mark) for part in parts]
+    return _BROKEN if any(map(_is_broken, found)) else found
 
 
 def _closes_early(bare: str) -> bool:
@@ -109,14 +112,16 @@ def _closes_early(bare: str) -> bool:
     return False
 
 
-def _element(part: str, quoted: list[str]) -> str | None:
-    """One element of a list, or `_BROKEN`."""
+def _element(part: str, quoted: list[str], mark: str) -> Any:
+    """One element of a list, or `_BROKEN`; `mark` stands around the places of quoted texts."""
     if part in _NONE:
         return None
-    if found := _PLACE.fullmatch(part):
+    if found := re.fullmatch(_PLACE.format(mark), part):
         return quoted[int(found[1])] + (found[2] or "")
+    if found := _POINT.fullmatch(part):
+        return found[1] + found[2]
     # "..." is what numpy writes for what it leaves out; of tuples, a part is no element.
-    broken = "\0" in part or part == "..." or part.count("(") != part.count(")")
+    broken = mark in part or part == "..." or part.count("(") != part.count(")")
     return _BROKEN if broken or part[:1] in ("'", '"') else part
 
 

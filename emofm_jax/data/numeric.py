@@ -45,17 +45,30 @@ def parse(
         wrong = lambda i: f"{name!r} {what} {column[i].as_py()!r}"
         numbers = _text_numbers(column, called, problems, wrong, row_of)
 
-    gone = spelled(called)
-    numbers = np.where(np.isin(numbers, gone), np.nan, numbers) if len(gone) else numbers
-    infinite = lambda i: f"{name!r} holds {column[i].as_py()!r}, which is not finite"
+    numbers = np.where(among(column, numbers, called), np.nan, numbers)
+    said = lambda i: "not finite" if np.isinf(numbers[i]) else "too large for 32 bits"
+    infinite = lambda i: f"{name!r} holds {column[i].as_py()!r}, which is {said(i)}"
     with np.errstate(over="ignore"):
         problems.mark(np.isinf(numbers.astype(np.float32)), "number", infinite, row_of)
     return numbers
 
 
-def spelled(texts: Collection[str]) -> np.ndarray:
-    """f64[]: the numbers among texts."""
-    return np.array([float(text) for text in texts if re.fullmatch(_NUMBER, text)])
+def among(column: pa.Array, numbers: np.ndarray, texts: Collection[str]) -> np.ndarray:
+    """bool[n]: which numbers are one of the texts, at the width that carried them.
+
+    Args:
+      column: the n numbers as they came: -999.9 in 32 bits is not -999.9 in 64.
+      numbers: f64[n], what `parse` makes of them.
+      texts: spellings of missing numbers, say; those of no number are none here.
+    """
+    of = np.array([float(text) for text in texts if re.fullmatch(_NUMBER, text)])
+    if not len(of):
+        return np.zeros(len(numbers), bool)
+    kind = values.unwrapped_type(column.type)
+    if pa.types.is_float16(kind) or pa.types.is_float32(kind):
+        with np.errstate(over="ignore"):
+            of = of.astype(kind.to_pandas_dtype()).astype(np.float64)
+    return np.isin(numbers, of)
 
 
 def _typed_numbers(column: pa.Array, name: str) -> np.ndarray:
@@ -67,6 +80,8 @@ def _typed_numbers(column: pa.Array, name: str) -> np.ndarray:
         raise UserError(f"column {name!r} must hold numbers, but its type is {kind}; {remedy}")
     if pa.types.is_float16(kind):
         column = column.cast(pa.float32())
+    if pa.types.is_decimal(kind):  # Arrow's own cast is off by the last bit
+        column = column.cast(pa.string())
     numbers = column.cast(pa.float64(), safe=False)  # above 2^53 integers are rounded
     return numbers.fill_null(np.nan).to_numpy(zero_copy_only=False)
 

@@ -50,6 +50,25 @@ def later(recipe: Mapping, field: str) -> Any:
     return recipe[field] if field in recipe else _LATER[field]
 
 
+def spelling(recipe: Mapping) -> int:
+    """How values are called (`values`): as now, unless `encode.read_encoded` said otherwise."""
+    return recipe.get("spelling", values.SPELLING)
+
+
+def key_slot(recipe: Mapping, slots: Sequence[Slot]) -> Slot | None:
+    """The slot that `gauc_key` names, None if it names another column.
+
+    Raises:
+      UserError: it is a slot of several values.
+    """
+    key = recipe.get("gauc_key")
+    slot = next((slot for slot in slots if slot.name == key), None)
+    if slot and (slot.is_bag or slot.is_vector) and spelling(recipe) != 1:
+        problem = f"{key!r} must be a slot with one value"
+        raise UserError(f"config.prepare.gauc_key: {problem}; name another")
+    return slot
+
+
 def slots(recipe: Mapping) -> tuple[Slot, ...]:
     """The slots that a recipe declares, in the order of their groups.
 

@@ -33,7 +33,9 @@ _TRUTH = {"true": "1", "True": "1", "TRUE": "1", "false": "0", "False": "0", "FA
 _CLOCK = r"([0-9]{2}):([0-9]{2})(?::([0-9]{2})(?:\.([0-9]{1,9}))?)?"
 _TIME_OF_DAY = re.compile(_CLOCK)
 _INSTANT = re.compile(
-    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[ T]" + _CLOCK + r" ?(?:(Z|UTC)|([+-])([0-9]{2}):?([0-9]{2})?)?"
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[ T]"
+    + _CLOCK
+    + r" ?(?:(Z|UTC)|([+-])([0-9]{2}):?([0-9]{2})?(?::([0-9]{2}))?)?"
 )
 _RESPELLED = (
     rf"^(?:{_ZEROS.pattern}|{_POWER.pattern}|[Tt]rue|TRUE|false|False|FALSE"
@@ -97,9 +99,9 @@ def distinct(
     """
     coded = column if isinstance(column, pa.DictionaryArray) else unwrapped(column)
     if not isinstance(coded, pa.DictionaryArray):
-        coded = (
-            _of_floats(coded) if pa.types.is_float16(coded.type) else coded  # as Arrow cannot
-        ).dictionary_encode()
+        if pa.types.is_float16(coded.type):  # which Arrow cannot look up
+            coded = _spelled(coded, False, spelling)
+        coded = coded.dictionary_encode()
     plain = _spelled(coded.dictionary, False, spelling)
     is_spelled = not respell or spelling == 1 or not is_text(unwrapped_type(coded.dictionary.type))
     text = plain if is_spelled else _respelled(plain)
@@ -161,6 +163,8 @@ def one(value: Any, respell: bool = True, spelling: int = SPELLING) -> str | Non
         return None
     if spelling == 1 and isinstance(value, _SPELLED_BY_ARROW):
         return spell(pa.array([value], from_pandas=True), respell, spelling)[0].as_py()
+    for exact in ("to_datetime64", "to_timedelta64"):  # of pandas, to the nanosecond
+        value = getattr(value, exact)() if hasattr(value, exact) else value
     if isinstance(value, np.datetime64 | np.timedelta64):  # the latter passes for an integer
         return spell(pa.array(in_unit_of_arrow(np.array([value]))))[0].as_py()
     if isinstance(value, str | bytes):
@@ -170,8 +174,10 @@ def one(value: Any, respell: bool = True, spelling: int = SPELLING) -> str | Non
         return str(int(value))
     if isinstance(value, numbers.Integral):
         return str(int(value))
-    if isinstance(value, decimal.Decimal):
+    if isinstance(value, decimal.Decimal) and value.is_finite():
         return _plain(value)
+    if isinstance(value, decimal.Decimal):  # infinite, or NaN
+        value = float(value)
     if isinstance(value, numbers.Real):  # numpy's too
         return None if value != value else _of_float(value)
     if isinstance(value, datetime.date | datetime.time):  # a datetime is a date
@@ -226,22 +232,49 @@ def undecodable(column: pa.Array) -> np.ndarray:
 
 
 def unwrapped(column: pa.Array) -> pa.Array:
-    """The values of extension types and run-end encoded arrays; no dictionary of views."""
+    """The values of extension types and run-end encoded arrays; no views, as Arrow reads few.
+
+    Raises:
+      ArrowInvalid: a period or interval of pandas, whose storage is no value.
+    """
     while isinstance(column, pa.ExtensionArray | pa.RunEndEncodedArray):
         if not isinstance(column, pa.ExtensionArray):
             column = pc.run_end_decode(column)
         elif column.type.extension_name == "arrow.uuid":
             text = [None if x is None else str(x) for x in column.to_pylist()]
             column = pa.array(text, pa.string())
+        elif column.type.extension_name == "arrow.bool8":
+            column = pc.not_equal(column.storage, 0)
+        elif column.type.extension_name.startswith("pandas."):
+            raise pa.ArrowInvalid(f"values of type {column.type} have no text")
         else:
             column = column.storage
-    if isinstance(column, pa.DictionaryArray):
-        kind = column.type.value_type
-        if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):  # of polars
-            # Arrow cannot take values from a view.
-            plain = pa.string() if pa.types.is_string_view(kind) else pa.binary()
-            column = pa.DictionaryArray.from_arrays(column.indices, column.dictionary.cast(plain))
-    return column
+    return without_views(column)
+
+
+def without_views(column: pa.Array) -> pa.Array:
+    """The column with plain text and bytes where it has views of these, as those of polars."""
+    plain = _without_views(column.type)
+    return column if plain == column.type else column.cast(plain)
+
+
+def _without_views(kind: pa.DataType) -> pa.DataType:
+    """The type without views of text or bytes; `bags.as_lists` sees to views of lists."""
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_without_views(field.type)) for field in kind])
+    if pa.types.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, _without_views(kind.value_type), kind.ordered)
+    if pa.types.is_list(kind):
+        return pa.list_(_without_views(kind.value_type))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_without_views(kind.value_type))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_without_views(kind.value_type), kind.list_size)
+    return kind
 
 
 def unwrapped_type(kind: pa.DataType) -> pa.DataType:
@@ -289,13 +322,14 @@ def _of_text(text: str) -> str:
 
 def _of_instant(text: str, date: str, *parts: str | None) -> str:
     """An ISO time, in UTC; the text itself if there is no such time."""
-    hour, minute, second, fraction, _, sign, hours, minutes = parts
+    hour, minute, second, fraction, _, sign, *offset = parts
     try:
         clock = datetime.time(int(hour or 0), int(minute or 0), int(second or 0))
         time = datetime.datetime.combine(datetime.date.fromisoformat(date), clock)
         if sign:
-            offset = datetime.timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
-            time += -offset if sign == "+" else offset
+            hours, minutes, seconds = (int(part or 0) for part in offset)
+            ahead = datetime.timedelta(hours=hours, minutes=minutes, seconds=seconds)
+            time += -ahead if sign == "+" else ahead
     except (ValueError, OverflowError):
         return text
     return _of_datetime(time.isoformat(" ") + _fraction(fraction or ""))
@@ -316,8 +350,6 @@ def _of_float(value: Any) -> str:
 
 def _plain(value: decimal.Decimal) -> str:
     """A number without exponent, zeros behind it, or a sign of zero."""
-    if not value.is_finite():
-        return str(value)
     text = f"{value:f}"
     if "." in text:
         text = text.rstrip("0").rstrip(".")

@@ -70,12 +70,14 @@ def score(scorer: "Scorer", source: Path, output: Path, progress: bool = False) 
       progress: whether to show a bar.
 
     Raises:
-      UserError: no rows, no finite score, a file that cannot be read or written.
+      UserError: no rows; no row that could be read, after the output with its reasons was written;
+        no finite score; a file that cannot be read or written.
     """
     counter = features.UnknownCounter(scorer.schema)
     unseen: Mapping[str, list[str]] = {}
     as_csv = output.suffix == ".csv"
     num_rows = num_bad = 0
+    first_bad = ""
     notes = Notes()
     writer: Any = None
     schema: pa.Schema | None = None
@@ -94,12 +96,16 @@ def score(scorer: "Scorer", source: Path, output: Path, progress: bool = False) 
 
             num_rows += table.num_rows
             num_bad += table.num_rows - table["reason"].null_count
+            first_bad = first_bad or next(filter(None, chunk.reasons), "")
             bar.update(table.num_rows)
 
         if not num_rows:
             raise UserError(f"--input={source}: it has no rows")
         with files.named(output, temporary):
             writer.close()
+    if num_bad == num_rows:
+        said = f"{num_rows:,} rows, of which none could be read; the first: {first_bad}"
+        raise UserError(f"--input={source}: {said} (all of them: column `reason` of {output})")
     vocabularies = lambda: encode.load_vocabularies(scorer.schema, scorer.directory)
     warnings = unknown.said(scorer.schema, counter.counts(), unseen, vocabularies)
     return Scored(num_rows, num_bad, counter.shares(), notes, warnings)

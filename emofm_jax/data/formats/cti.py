@@ -62,7 +62,7 @@ def tasks(
         found |= {"label": label, "ftype": ftype, "row_id": raw["log_id"]}
         if recipe["split"] == "day":
             found["_day"] = raw["log_id"]
-        found = tokens.with_gauc_key(found, recipe["gauc_key"])
+        found = tokens.with_gauc_key(found, recipe, slots)
         problems.update(of_label)
         return dataclasses.replace(chunk, columns=found).without(problems)
 

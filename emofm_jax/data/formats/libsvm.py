@@ -57,7 +57,7 @@ def tasks(
         columns = tokens_lib.with_partitions(columns, recipe, file)
         for row in np.flatnonzero(pc.is_null(label)).tolist() if labelled else ():
             problems[row] = ("label", "it has no label; 0 or 1 must stand first")
-        columns = tokens_lib.with_gauc_key(columns | {"label": label}, recipe["gauc_key"])
+        columns = tokens_lib.with_gauc_key(columns | {"label": label}, recipe, slots)
         return dataclasses.replace(chunk, columns=columns).without(problems)
 
     for block in lines_lib.blocks(path, progress=progress):
@@ -68,7 +68,8 @@ def _is_flat(path: Path) -> bool:
     """Whether the first feature, which need not be in the first row, has no field."""
     for block in lines_lib.blocks(path, block_bytes=1 << 16):
         if (colon := block.data.find(b":")) >= 0:
-            return b":" not in block.data[colon + 1 :].split(b"\n", 1)[0].split(b" ", 1)[0]
+            rest = block.data[colon + 1 : block.data.find(b"\n", colon) + 1 or None]
+            return b":" not in (rest.split(None, 1) or [b""])[0]
     return False
 
 

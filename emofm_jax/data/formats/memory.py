@@ -1,5 +1,7 @@
 """Raw values in memory: lists, numpy, jax, pandas or Arrow arrays, of one slot -> Arrow columns."""
 
+import contextlib
+import datetime
 import uuid
 from typing import Any
 
@@ -7,11 +9,13 @@ import numpy as np
 import pyarrow as pa
 
 from emofm_jax.data import values as values_lib
+from emofm_jax.data.formats import release_0_1
 from emofm_jax.data.schema import Slot
 from emofm_jax.errors import UserError
 
 _ROWS = (list, tuple, np.ndarray, set, frozenset)
 _ARRAYS = ("__arrow_c_stream__", "__arrow_c_array__", "__arrow_array__")
+_LOST = (np.datetime64, np.timedelta64, uuid.UUID, datetime.time, datetime.datetime)
 
 
 def as_arrow(slot: Slot, values: Any, spelling: int = values_lib.SPELLING) -> pa.Array:
@@ -30,6 +34,7 @@ def as_arrow(slot: Slot, values: Any, spelling: int = values_lib.SPELLING) -> pa
         raise UserError(f"{where} is {values!r}; give a list or an array, one entry a row")
     try:
         column = _column(values, slot, spelling)
+        column = values_lib.unwrapped(column) if spelling != 1 else column
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{where} cannot be read ({reason}); give plain values") from None
@@ -48,31 +53,46 @@ def _column(values: Any, slot: Slot, spelling: int) -> pa.Array:
         return values
     if isinstance(values, pa.ChunkedArray):
         return _whole(values)
-    if isinstance(values, np.ma.MaskedArray):
-        values = _without_masked(values)
-    if str(getattr(values, "dtype", "")) == "object":
+    if spelling == 1 and (of_0_1 := release_0_1.column(values)) is not None:
+        return of_0_1
+    if str(getattr(values, "dtype", "")).lower() == "object":  # of numpy, pandas, polars
+        is_masked = isinstance(values, np.ma.MaskedArray)
+        return _of_objects(values.tolist() if is_masked else list(values), slot, spelling)
+    if any(hasattr(values, name) for name in _ARRAYS) or _is_of_pandas(values):
+        with contextlib.suppress(pa.ArrowException):  # Arrow has no such type: say, of 128 bits
+            found = pa.chunked_array(values) if hasattr(values, _ARRAYS[0]) else pa.array(values)
+            return _whole(found) if isinstance(found, pa.ChunkedArray) else found
         return _of_objects(list(values), slot, spelling)
-    if any(hasattr(values, name) for name in _ARRAYS):
-        found = pa.chunked_array(values) if hasattr(values, _ARRAYS[0]) else pa.array(values)
-        return _whole(found) if isinstance(found, pa.ChunkedArray) else found
-    if hasattr(values, "__dlpack__"):  # an array of jax, say
-        values = np.asarray(values)
+    if hasattr(values, "__dlpack__") or hasattr(values, "__array__"):  # of jax, say
+        values = np.asanyarray(values)
     if not isinstance(values, np.ndarray):
         return _of_objects(list(values), slot, spelling)
-    if not values.dtype.isnative:
-        values = values.astype(values.dtype.newbyteorder("="))
-    if values.dtype.kind in "mM":
-        values = values_lib.in_unit_of_arrow(values)
-    if values.ndim > 1:  # rows of a matrix are bags
-        return pa.array(list(values))
-    return pa.array(values, from_pandas=True)
+    return _of_numpy(values)
 
 
-def _without_masked(values: Any) -> Any:
-    """A masked array with missing values where it is masked."""
-    if values.dtype.kind == "M":
-        return values.filled(np.datetime64("NaT"))
-    return values.tolist()  # None where it is masked
+def _is_of_pandas(values: Any) -> bool:
+    """Whether Arrow knows the type as one of pandas: a Series, an Index, a Categorical."""
+    return type(values).__module__.startswith("pandas.")
+
+
+def _of_numpy(values: np.ndarray) -> pa.Array:
+    """An array of numpy, masked or not, at the width that it has; rows of a matrix are lists."""
+    mask = np.ma.getmaskarray(values).ravel() if isinstance(values, np.ma.MaskedArray) else None
+    flat = np.asarray(values).ravel()
+    if not flat.dtype.isnative:
+        flat = flat.astype(flat.dtype.newbyteorder("="))
+    if flat.dtype.kind in "mM":
+        if mask is not None:
+            flat = flat.copy()
+            flat[mask] = "NaT"
+        flat = values_lib.in_unit_of_arrow(flat)
+    if values.ndim not in (1, 2):
+        raise TypeError(f"an array of {values.ndim} axes")
+    column = pa.array(flat, from_pandas=True, mask=mask)
+    if values.ndim == 1:
+        return column
+    offsets = np.arange(len(values) + 1) * values.shape[1]
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), column)
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:
@@ -105,7 +125,7 @@ def _elements(row: Any) -> list:
 
 def _of_pairs(values: list, slot: Slot, spelling: int) -> pa.Array:
     """Ids with weights: text `id:weight`, (id, weight), or a dict of these two."""
-    if all(isinstance(value, str) or _is_missing(value) for value in values):
+    if all(isinstance(value, str | bytes) or _is_missing(value) for value in values):
         return _of_singles(values, slot, spelling)
     ids, weights = zip(*map(_pair, values))
     columns = [_of_singles(list(part), slot, spelling) for part in (ids, weights)]
@@ -115,9 +135,9 @@ def _of_pairs(values: list, slot: Slot, spelling: int) -> pa.Array:
 def _pair(value: Any) -> tuple[Any, Any]:
     if _is_missing(value):
         return None, None
-    if isinstance(value, str):
-        name, found, weight = value.rpartition(":")
-        return (name.strip(), weight.strip()) if found else (value, None)
+    if isinstance(value, str | bytes):
+        parts: Any = value.rpartition(":") if isinstance(value, str) else value.rpartition(b":")
+        return (parts[0].strip(), parts[2].strip()) if parts[1] else (value, None)
     if isinstance(value, dict) and value.keys() == {"id", "weight"}:
         return value["id"], value["weight"]
     both = tuple(value.values()) if isinstance(value, dict) else value
@@ -127,13 +147,14 @@ def _pair(value: Any) -> tuple[Any, Any]:
 
 
 def _of_singles(values: list, slot: Slot, spelling: int) -> pa.Array:
-    """Single values. Those of one type keep it; of several, each is spelled for itself."""
+    """Single values. Those of one type keep it, if Arrow loses nothing; else each is spelled."""
     kinds = {type(value) for value in values if not _is_missing(value)}
-    of_one_type = len(kinds) < 2 and not kinds & {np.datetime64, np.timedelta64, uuid.UUID}
-    if not of_one_type or any(map(_is_large, values)):
-        spelled = [values_lib.one(value, slot.respell, spelling) for value in values]
-        return pa.array(spelled, pa.string())
-    return pa.array([None if _is_missing(value) else value for value in values], from_pandas=True)
+    if len(kinds) < 2 and not any(map(_is_lost, kinds)):
+        plain = [None if _is_missing(value) else value for value in values]
+        with contextlib.suppress(pa.ArrowException, ValueError, TypeError, OverflowError):
+            return pa.array(plain, from_pandas=True)  # some integers and decimals are too large
+    spelled = [values_lib.one(value, slot.respell, spelling) for value in values]
+    return pa.array(spelled, pa.string())
 
 
 def _is_missing(value: Any) -> bool:
@@ -142,6 +163,7 @@ def _is_missing(value: Any) -> bool:
     return value is None or type(value).__name__ in ("NAType", "NaTType")
 
 
-def _is_large(value: Any) -> bool:
-    """Whether an integer of Python is too large for Arrow's."""
-    return isinstance(value, int) and not -(2**63) <= value < 2**63
+def _is_lost(kind: type) -> bool:
+    """Whether Arrow loses some of a value: a zone, nanoseconds of pandas, the value itself."""
+    of_pandas = hasattr(kind, "to_datetime64") or hasattr(kind, "to_timedelta64")
+    return of_pandas or issubclass(kind, _LOST)

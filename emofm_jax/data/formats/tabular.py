@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from emofm_jax.data import bags, raw_files, shards, values
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.formats import lines as lines_lib
+from emofm_jax.data.formats import release_0_1
 from emofm_jax.data.formats.lines import Block, Chunk
 from emofm_jax.data.raw_files import RawFile
 from emofm_jax.data.schema import ROLE_COLUMNS, Slot
@@ -75,7 +76,7 @@ def plain_columns(
     plain = {}
     for name, column in columns.items():
         try:
-            plain[name] = _without_nulls(_plain(column), recipe["null_values"])
+            plain[name] = _plain(recipe, column)
         except pa.ArrowException as error:
             reason = " ".join(str(error).split())
             what = f"column {name!r} of type {column.type}"
@@ -182,6 +183,8 @@ def _check_lists(columns: Mapping[str, pa.Array], slots: Sequence[Slot]) -> None
         slot, kind = known.get(name), column.type
         is_list = pa.types.is_list(kind)
         is_pair = pa.types.is_struct(kind.value_type if is_list else kind)
+        if name == "gauc_key" and is_pair and not is_list:
+            continue  # of a weighted slot (`recipe.key_slot`)
         if slot is None and (is_list or is_pair):
             raise UserError(f"{_asked(name)}: its column holds lists; name one of single values")
         if slot is None:
@@ -246,6 +249,7 @@ def _sources(
 ) -> dict[str, str]:
     """{slot or role: column of the file or of its directories}, after checking that they agree."""
     path, names = file.path, [*own, *file.partitions, *file.above]
+    recipe_lib.key_slot(recipe, slots)
     roles = {role: recipe[role] for role in ROLE_COLUMNS if recipe[role]}
     if kept := recipe_lib.later(recipe, "keep_probability"):
         roles["keep_probability"] = kept
@@ -286,6 +290,15 @@ def _asked(key: str) -> str:
     return f"config.prepare.{'day_column' if key == '_day' else key}"
 
 
+def _plain(recipe: Mapping, column: pa.Array) -> pa.Array:
+    """A column of any type as a plain one, or lists; null for a text of `null_values`."""
+    if recipe_lib.spelling(recipe) == 1:
+        found = release_0_1.plain(column, recipe["null_values"])
+        if found is not None:
+            return found
+    return _without_nulls(_unwrapped(column), recipe["null_values"])
+
+
 def _without_nulls(column: pa.Array, spellings: Sequence[str]) -> pa.Array:
     """Null for text that is a spelling of a missing value: a whole cell, of a bag too."""
     if not values.is_text(values.unwrapped_type(column.type)):
@@ -299,7 +312,7 @@ def _without_nulls(column: pa.Array, spellings: Sequence[str]) -> pa.Array:
     return pc.if_else(missing, pa.scalar(None, plain.type), plain)
 
 
-def _plain(column: pa.Array) -> pa.Array:
+def _unwrapped(column: pa.Array) -> pa.Array:
     """Values without dictionaries of lists, extension types and the like; all lists are `list`."""
     column = values.unwrapped(column)
     if isinstance(column, pa.DictionaryArray) and pa.types.is_nested(column.type.value_type):
@@ -311,6 +324,8 @@ def _plain(column: pa.Array) -> pa.Array:
     if not pa.types.is_struct(kind):
         column = bags.as_lists(column)
         kind = values.unwrapped_type(column.type.value_type)
+    else:
+        column = values.without_views(column)
     parts = [field.type for field in kind] if pa.types.is_struct(kind) else [kind]
     if any(pa.types.is_nested(values.unwrapped_type(part)) for part in parts):
         raise pa.ArrowInvalid("neither single values nor lists of these")

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from emofm_jax.data import bags
+from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.problems import Problems
 from emofm_jax.data.raw_files import RawFile
 from emofm_jax.data.schema import Slot
@@ -84,22 +85,31 @@ def with_partitions(
     """The columns, with the values that directories name where a row has none of its own."""
     found = dict(columns)
     for name, value in (file.above | file.partitions).items():
-        if name in found and pa.types.is_string(found[name].type):
-            value = None if value in recipe["null_values"] else value
-            found[name] = pc.fill_null(found[name], pa.scalar(value, pa.string()))
+        if name not in found or pa.types.is_list(found[name].type):
+            continue
+        own, value = found[name], None if value in recipe["null_values"] else value
+        of_file = pa.repeat(pa.scalar(value, pa.string()), len(own))
+        if pa.types.is_struct(own.type):  # of ids with values, one of which is not 1
+            of_file = bags.weighing(of_file, "1")
+        found[name] = pc.if_else(own.is_valid(), own, of_file)
     return found
 
 
-def with_gauc_key(columns: dict[str, pa.Array], gauc_key: str) -> dict[str, pa.Array]:
-    """The columns and, where `gauc_key` names a slot, a copy of it."""
-    if not gauc_key:
+def with_gauc_key(
+    columns: dict[str, pa.Array], recipe: Mapping, slots: Sequence[Slot]
+) -> dict[str, pa.Array]:
+    """The columns and, where `gauc_key` names a slot, a copy of it.
+
+    Raises:
+      UserError: it names no slot of single values.
+    """
+    if not recipe["gauc_key"]:
         return columns
-    if gauc_key not in columns or pa.types.is_list(columns[gauc_key].type):
-        raise UserError(
-            f"config.prepare.gauc_key: {gauc_key!r} must be a slot with one value; name another"
-        )
-    key = columns[gauc_key]
-    return columns | {"gauc_key": bags.pairs(key)[0] if pa.types.is_struct(key.type) else key}
+    slot = recipe_lib.key_slot(recipe, slots)
+    if slot is None:
+        problem = f"{recipe['gauc_key']!r} must be a slot with one value"
+        raise UserError(f"config.prepare.gauc_key: {problem}; name another")
+    return columns | {"gauc_key": columns[slot.name]}
 
 
 def _split(features: pa.Array, slot_first: bool, problems: Problems) -> tuple[pa.Array, _Tokens]:
@@ -120,12 +130,16 @@ def _split(features: pa.Array, slot_first: bool, problems: Problems) -> tuple[pa
     return second, _Tokens(row_of, first, None)
 
 
+def _all_one(values: pa.Array) -> bool:
+    return pc.all(pc.is_in(values, _ONE), min_count=0).as_py()
+
+
 def _column(slot: Slot, tokens: _Tokens, num_rows: int, problems: Problems) -> pa.Array:
     """The column of one slot from its tokens."""
     rows, values = tokens.row_of, tokens.ids
     if tokens.values is not None and slot.kind == "numeric":
         values = tokens.values
-    elif tokens.values is not None and not pc.all(pc.is_in(tokens.values, _ONE)).as_py():
+    elif tokens.values is not None and not _all_one(tokens.values):
         values = pa.StructArray.from_arrays([values, tokens.values], ["id", "weight"])
 
     if slot.is_bag:
