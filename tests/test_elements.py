@@ -71,6 +71,9 @@ def carriers_of_bags():
         "large list": pa.array(BAGS, pa.large_list(kind)),
         "list view": pa.array(BAGS, pa.list_view(kind)),
         "large list view": pa.array(BAGS, pa.large_list_view(pa.float64())),
+        "list of text views": pa.array(texts, pa.list_(pa.string_view())),
+        "view of text views": pa.array(texts, pa.list_view(pa.string_view())),
+        "bytes views": pa.array(texts, pa.large_list(pa.binary_view())),
         "dictionary inside": pa.array(texts, pa.list_(pa.dictionary(pa.int32(), pa.string()))),
         "a slice": pa.array([[9], *BAGS], pa.large_list_view(kind)).slice(1),
         "chunks": pa.chunked_array([BAGS[:2], BAGS[2:]], pa.list_(kind)),
@@ -125,6 +128,12 @@ def carriers_of_pairs():
         "structs": pa.array(structs, pa.list_(kind)),
         "large list of structs": pa.array(structs, pa.large_list(kind)),
         "view of structs": pa.array(structs, pa.list_view(kind)),
+        "text views": pa.array(["7:0.5^3:2", None, None, "1:1^7:.25^9:0"], pa.string_view()),
+        "structs of text views": pa.array(
+            [bag and [(str(i), w) for i, w in bag] for bag in PAIRS],
+            pa.list_(pa.struct([("item", pa.string_view()), ("score", pa.float32())])),
+        ),
+        "bytes": [bag if bag is None else [b"%d:%g" % pair for pair in bag] for bag in PAIRS],
     }
 
 
@@ -133,7 +142,7 @@ def test_weighted_bags_of_every_carrier(carrier, tmp_path):
     of = encoder(kind="multi", weighted=True)
     given = carriers_of_pairs()[carrier]
     assert encoded(of, given) == WEIGHTED
-    if isinstance(given, pa.Array) and "view" not in carrier:  # which Parquet does not hold
+    if isinstance(given, pa.Array) and "view" not in carrier:  # which not every Parquet holds
         found, bad, _ = of_file(of, pa.table({"x": given}), tmp_path / "x.parquet")
         assert [[(e["id"], e["weight"]) for e in row] for row in found] == WEIGHTED and not bad
 
@@ -142,6 +151,8 @@ def test_weighted_bags_of_every_carrier(carrier, tmp_path):
     "given",
     [
         ["7:0.5", None, "3:-2"],
+        [b"7:0.5", None, b"3:-2"],
+        [b"7:0.5", None, (b"3", -2)],
         [(7, 0.5), None, (3, -2)],
         pa.array([{"i": 7, "w": 0.5}, None, {"i": 3, "w": -2.0}]),
     ],
@@ -327,6 +338,17 @@ def test_a_block_of_ones_in_a_slot_with_weights(tmp_path):
     rows = [row for chunk in found for row in chunk.table.to_pylist()]
     assert [row["item"]["weight"] for row in rows] == [1, 0.5]
     assert [[e["weight"] for e in row["tags"]] for row in rows] == [[1], [2, 1]]
+
+
+def test_what_cannot_be_read_is_no_file_that_cannot_be_written(tmp_path, monkeypatch):
+    def fails(*_):
+        raise pa.ArrowNotImplementedError("no kernel")
+
+    monkeypatch.setattr(encode.Encoder, "slot", fails)
+    with pytest.raises(UserError, match=r"train.txt: it cannot be read \(no kernel\); give plain"):
+        libsvm(tmp_path, LIBSVM)
+    with pytest.raises(UserError, match=r"data: slot 'x': it cannot be read \(no kernel\)"):
+        features.encode(encoder(), {"x": [1]})
 
 
 def test_values_that_are_1_are_no_weights(tmp_path):

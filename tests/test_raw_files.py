@@ -235,6 +235,8 @@ CONTENTS = {
     "plain": bytes,
     "gzip": gzip.compress,
     "bz2": bz2.compress,
+    "bz2 with an empty member": lambda data: bz2.compress(b"") + bz2.compress(data),
+    "bz2, empty inside": lambda data: b"".join(map(bz2.compress, (data[:99], b"", data[99:]))),
     "xz": lzma.compress,
     "zstd": by_arrow("zstd"),
     "lz4": by_arrow("lz4"),

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emofm_jax import config
-from emofm_jax.data import encode, formats, values
+from emofm_jax.data import encode, features, formats, values
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.formats import memory, tabular
 from emofm_jax.data.raw_files import RawFile
@@ -633,6 +633,16 @@ def test_series_of_pandas_keep_their_width_and_their_nanoseconds():
     assert spell(pandas.Series(pandas.arrays.SparseArray(np.float32([0.1, 0])))) == ["0.1", "0"]
     with pytest.raises(UserError, match="have no text"):
         memory.as_arrow(SLOT, pandas.Series(pandas.period_range("2024", periods=2, freq="D")))
+
+
+def test_frames_of_polars_with_objects_and_views():
+    polars = pytest.importorskip("polars")
+    bag = Slot("s", "g", "multi", "hash", 2**30, max_length=1, null_values=("0",))
+    read = lambda given: features.encode(encoder(bag), {"s": given})["s"].tolist()
+    assert read(polars.Series([["0", "a", "b"], None])) == read([["a"], None])
+    one = polars.Series("s", [uuid.UUID(int=7), "-9"], dtype=polars.Object)
+    frame = features.encode(encoder(SLOT), polars.DataFrame([one]))["s"].tolist()
+    assert frame == features.encode(encoder(SLOT), {"s": [uuid.UUID(int=7), None]})["s"].tolist()
 
 
 def test_row_ids_of_bytes_that_are_no_text_come_back_as_their_digits():

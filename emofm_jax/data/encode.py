@@ -515,7 +515,8 @@ def read_encoded(
     recipe = {**recipe, "spelling": schema.spelling}
     position = 0
     for chunk in formats.read(recipe, files, labelled):
-        encoded = _keep_places(encoder, chunk, labelled, position, also)
+        with formats.naming(chunk.file):
+            encoded = _keep_places(encoder, chunk, labelled, position, also)
         position += len(encoded.kept)
         yield encoded
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.interchange
 
-from emofm_jax.data import bags
+from emofm_jax.data import bags, formats
 from emofm_jax.data.encode import Encoder
 from emofm_jax.data.formats import memory, tabular
 from emofm_jax.data.problems import Problems
@@ -105,7 +105,8 @@ def encode(encoder: Encoder, data: Mapping[str, Sequence] | Any) -> dict[str, np
     def one(slot: Slot) -> tuple[dict[str, np.ndarray], Problems]:
         raw, problems = {slot.name: columns[slot.name]}, Problems()
         column = tabular.plain_columns("data", recipe, raw, schema.slots)[slot.name]
-        return of_column(encoder.slot(slot, column, problems), slot), problems
+        with formats.naming(f"data: slot {slot.name!r}"):
+            return of_column(encoder.slot(slot, column, problems), slot), problems
 
     if sum(len(column) for column in columns.values()) < _THREAD_CELLS:
         encoded = [one(slot) for slot in schema.slots]

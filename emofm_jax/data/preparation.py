@@ -151,7 +151,12 @@ class _Source:
         files = self.files[split]
         size = sum(file.path.stat().st_size for file in files if file.path.exists())
         pending: deque = deque()
-        of_task = lambda task: work(task())
+
+        def of_task(task: Callable[[], Chunk]) -> T:
+            chunk = task()
+            with formats.naming(chunk.file):
+                return work(chunk)
+
         hidden = not self.progress
         with tqdm(total=size, desc=what, unit="B", unit_scale=True, disable=hidden) as bar:
             pool = ThreadPoolExecutor(_THREADS)

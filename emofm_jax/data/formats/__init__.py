@@ -4,9 +4,12 @@ A format is a function `tasks(recipe, file, labelled, progress)`, which reads on
 and yields functions of no argument: each parses one block into a `Chunk`, on whatever thread calls.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import pyarrow as pa
 
 from emofm_jax.data.formats import cti, libsvm, tabular
 from emofm_jax.data.formats.lines import Chunk, EmptyFile
@@ -54,10 +57,11 @@ def tasks(
     for file in files:
         before = last
         try:
-            for task in FORMATS[source](recipe, file, labelled, progress):
-                if last is not None:
-                    yield last
-                last = task
+            with naming(str(file.path)):
+                for task in FORMATS[source](recipe, file, labelled, progress):
+                    if last is not None:
+                        yield last
+                    last = functools.partial(_named, str(file.path), task)
         except EmptyFile as error:
             num_nothing += 1
             if num_nothing == len(files):
@@ -67,6 +71,24 @@ def tasks(
             empty.append(str(file.path))
     if last is not None:
         yield functools.partial(_with_note, last, empty) if empty else last
+
+
+@contextlib.contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Names what cannot be read where Arrow says that its values cannot: a UserError."""
+    try:
+        yield
+    except pa.ArrowException as error:
+        if isinstance(error, MemoryError):
+            raise
+        reason = " ".join(str(error).split())
+        raise UserError(f"{what}: it cannot be read ({reason}); give plain values") from None
+
+
+def _named(file: str, task: Callable[[], Chunk]) -> Chunk:
+    """The chunk of a task."""
+    with naming(file):
+        return task()
 
 
 def _with_note(task: Callable[[], Chunk], empty: Sequence[str]) -> Chunk:

@@ -6,6 +6,7 @@ by their lines, and the rest is parsed. pyarrow's streaming reader is not used: 
 numbers and one bad cell ends the file.
 """
 
+import bz2
 import contextlib
 import dataclasses
 import lzma
@@ -27,6 +28,8 @@ MAX_ROW_BYTES = 1 << 26
 # Bytes that pyarrow makes columns of at a time: of 8 MiB, each cell was a miss of the cache.
 CACHED_BYTES = 1 << 19
 _BOM = b"\xef\xbb\xbf"
+# Arrow has no xz, and stops at a member of bzip2 that is empty.
+_OF_PYTHON: dict[str, Any] = {"xz": lzma, "bz2": bz2}
 
 
 class EmptyFile(UserError):
@@ -180,7 +183,7 @@ def _read(path: Path, size: int) -> Iterator[tuple[bytes, int]]:
             stream = _decompressed(raw, codec)
             while piece := stream.read(size):
                 yield piece, raw.tell()
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, lzma.LZMAError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: it cannot be read to its end ({reason}); copy it again") from None
 
@@ -189,7 +192,9 @@ def _decompressed(raw: pa.OSFile, kind: str) -> Any:
     """A stream of the bytes that a file of a kind (`raw_files.kind`) holds."""
     if kind == "text":
         return raw
-    return lzma.open(raw) if kind == "xz" else pa.CompressedInputStream(raw, kind)
+    if kind in _OF_PYTHON:
+        return _OF_PYTHON[kind].open(raw)
+    return pa.CompressedInputStream(raw, kind)
 
 
 def _arrow(data: bytes, dialect: Dialect, wanted: Sequence[str], quoted: bool) -> pa.Table | None:
