@@ -14,7 +14,7 @@ from emofm_jax.training import state as state_lib
 from tests import test_step as steps
 from tests.linear_model import make_schema
 
-FLAGS = (f"--config={Path(__file__).parent / 'tiny.py'}:emofmv2", "--config.model.norm=batch")
+FLAGS = (f"--config={Path(__file__).parent / 'tiny.py'}:dnn", "--config.model.norm=batch")
 
 
 @pytest.mark.parametrize("updates", ["lazy", "dense"])
