@@ -87,12 +87,14 @@ class Case:
         host = itertools.islice(
             (b.batch for b in source if b.num_rows == self.batch_size), NUM_BATCHES
         )
-        self.batches = [state_lib.put_batch(batch, self.parts.devices) for batch in host]
+        self.batches = [
+            state_lib.put_planned(batch, self.parts.devices, self.parts.layout) for batch in host
+        ]
         if not self.batches:
             raise UserError(
                 f"{config.data.dir}: fewer rows than a batch of {self.batch_size}; take a smaller one"
             )
-        self.state = self.parts.init()
+        self.state = self.parts.begin()
         module = model_lib.make_model(split.schema, config.model.to_dict())
         variables = {"params": self.state.params["network"], "batch_stats": self.state.stats}
         self.multiply_adds = multiply_adds(module, variables, split.schema.num_slots)

@@ -41,7 +41,7 @@ def main(flags: absl_flags.FlagValues) -> None:
         splits["train"], config.data.batch_size, shuffle_rows=config.data.shuffle_rows
     )
     host = [b.batch for b in itertools.islice(source, 64) if b.num_rows == config.data.batch_size]
-    made = [state_lib.put_batch(batch, parts.devices) for batch in host]
+    made = [state_lib.put_planned(batch, parts.devices, parts.layout) for batch in host]
     figures = {"bare": [], "program": []}
     bare(parts, made, 3, config.data.batch_size)  # compiles
     for turn in range(flags.turns):
@@ -64,7 +64,7 @@ def main(flags: absl_flags.FlagValues) -> None:
 
 def bare(parts: build.Parts, made: list, steps: int, batch_size: int) -> float:
     """Rows/s of the step alone, over batches on the device."""
-    state = parts.init()
+    state = parts.begin()
     state, metrics = parts.train_step(state, made[-1])
     jax.block_until_ready(metrics)
     start = time.perf_counter()
