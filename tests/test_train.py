@@ -288,7 +288,7 @@ def test_data_that_change_under_a_run_end_it(home, tmp_path, monkeypatch, capsys
 def test_a_run_of_a_sweep_takes_no_other_preparation(home, monkeypatch, tmp_path):
     config = config_lib.default()
     config.prepare.format, config.data.dir = "synthetic", str(home / "data")
-    monkeypatch.setattr(run_lib, "_stale", lambda *_: [])
+    monkeypatch.setattr(run_lib, "stale", lambda *_: [])
     with pytest.raises(UserError, match="prepared anew, or moved, while this program reads"):
         run_lib.run(config, tmp_path / "run", "0" * 16)
     assert not (tmp_path / "run").exists()
