@@ -152,8 +152,8 @@ def test_a_file_comes_before_a_name(start, tmp_path):
         ("y.py", "did you mean x.py?"),
         (
             "zzz:wm",
-            "ours are claims, cti, frappe, frappe_baselines, hillstrom, kuairand, mixers, quickstart, "
-            "scaling, shift",
+            "ours are claims, cti, frappe, frappe_baselines, hillstrom, kuairand, kuairand_daily, "
+            "mixers, quickstart, scaling, shift",
         ),
     ],
 )

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from emofm_jax import config
@@ -298,6 +298,7 @@ def test_missing_is_missing_in_every_carrier(column):
     assert not any(encoder(SLOT).slot(SLOT, column, {}).to_pylist())
 
 
+@settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(max_size=12) | st.from_regex(values._RESPELLED))
 def test_spelling_twice_is_spelling_once(text):
     once = values.spell(pa.array([text])).to_pylist()
