@@ -43,7 +43,7 @@ from emofm_jax.data import files, groups, shards
 from emofm_jax.data.groups import Groups
 from emofm_jax.data.raw_rows import RawRows
 from emofm_jax.errors import UserError
-from emofm_jax.evaluation import contest, paired
+from emofm_jax.evaluation import contest, metrics, paired
 from emofm_jax.evaluation.contest import Condition, Contest
 from emofm_jax.reports import compare_page
 
@@ -90,8 +90,16 @@ def _compare(
 
     first = scored[0]
     tables = [*_types(scorers, scored), *(first.groups[column] for column in by)]
-    cluster = _clusters(first.groups[flags.cluster]) if flags.cluster else None
+    cluster = None
+    if flags.cluster:
+        cluster, words = _clusters(first, flags.cluster, scorers[0], bool(flags.input))
+        notes += words
     key = next((one.key for one in scored if one.key is not None), None)
+    keys = {
+        scorer.schema.recipe.get("gauc_key") for scorer in scorers if scorer.schema.has_gauc_key
+    }
+    if len(keys) > 1:
+        notes.append(f"GAUC is by the first key of {', '.join(sorted(map(str, keys)))}")
     rows = paired.Rows(first.label, first.weight, key, cluster)
     if cluster is not None and paired.count(cluster) < 2:
         one = "all rows have the same value, so there is no interval"
@@ -174,10 +182,22 @@ def _types(scorers: Sequence["Scorer"], scored: Sequence["Labelled"]) -> list[Gr
     return []
 
 
-def _clusters(found: Groups) -> np.ndarray:
-    """A cluster for each value; rows without one are alone."""
+def _clusters(
+    rows: "Labelled", column: str, scorer: "Scorer", raw: bool
+) -> tuple[np.ndarray, list[str]]:
+    """A cluster for each value of a column, rows without one being alone; what is to be said."""
+    if not raw and rows.key is not None and scorer.schema.recipe.get("gauc_key") == column:
+        # Hashes of the values, which shards have of unknown ones, too.
+        return np.where(rows.key == metrics.NO_KEY, paired.ALONE, rows.key), []
+    found = rows.groups[column]
     none = [code for code, value in enumerate(found.values) if value is None]
-    return np.where(np.isin(found.code, none), paired.ALONE, found.code.astype(np.int64))
+    alone, notes = np.isin(found.code, none), []
+    if not raw and alone.any():
+        notes.append(
+            f"{np.count_nonzero(alone):,} rows have no known {column} and count as independent, so "
+            "that intervals are too narrow; raw rows (--input) have their values"
+        )
+    return np.where(alone, paired.ALONE, found.code.astype(np.int64)), notes
 
 
 def _source(flags: absl_flags.FlagValues, rows: shards.Split | RawRows) -> str:
@@ -194,7 +214,8 @@ def _check(flags: absl_flags.FlagValues) -> list[str]:
     given = f"--workdirs={flags.workdirs}"
     if len(names) < 2:
         raise UserError(f"{given}: a comparison needs two models; name them with commas")
-    if twice := next((name for name in names if names.count(name) > 1), ""):
+    places = [Path(name).resolve() for name in names]
+    if twice := next((n for n, p in zip(names, places) if places.count(p) > 1), ""):
         raise UserError(f"{given}: {twice} stands twice; name it once")
     if flags.by_values < 1:
         raise UserError(f"--by_values={flags.by_values}: it must be at least 1; give a number")

@@ -1,9 +1,11 @@
 """prepare --base: ids that stay from day to day, what is appended, what expires, and what is refused."""
 
 import collections
+import itertools
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emofm_jax import prepare
-from emofm_jax.data import files, growth, vocabulary
+from emofm_jax.data import files, growth, recipe, vocabulary
 from emofm_jax.data import schema as schema_lib
+from emofm_jax.errors import UserError
 from tests import daily_shop
 from tests.daily_shop import DAYS, make_rows
 from tests.reference import growth as reference
@@ -249,3 +252,58 @@ def test_a_day_without_a_click_is_said(shop, capsys):
     assert shop("d1", "--base=d0", days=[DAYS[1]]) == 0
     assert "no row of the train split is a click" in capsys.readouterr().out
     assert files.read_json(Path("d1/prepare.json"))["splits"]["train"]["clicks"] == 0
+
+
+def test_days_that_a_base_has_or_has_not_are_refused(shop, capsys):
+    assert shop("d0", days=DAYS[:1]) == 0
+    for option, day, said in (
+        (
+            "valid_days",
+            DAYS[0],
+            "it was trained on 2024-01-01, which config.prepare.valid_days has",
+        ),
+        ("test_days", DAYS[0], "it was trained on 2024-01-01, which config.prepare.test_days has"),
+        (
+            "replay_days",
+            DAYS[2],
+            "it has no rows of 2024-01-03, which config.prepare.replay_days has",
+        ),
+    ):
+        assert shop("d1", "--base=d0", f"--config.prepare.{option}={(day,)!r}", days=[DAYS[1]]) == 2
+        assert f"--base=d0: {said}" in capsys.readouterr().err
+
+
+def test_values_that_only_the_base_has_are_not_new(shop):
+    """A value of the validation day that the base knows has an id, whether today's rows show it or not."""
+    head, *again = Path(f"raw/{DAYS[0]}.csv").read_text().splitlines()
+    again = [row.replace(DAYS[0], DAYS[2]) for row in again]  # the third day is the first once more
+    Path(f"raw/{DAYS[2]}.csv").write_text("\n".join([head, *again]) + "\n")
+    assert shop("d0", days=DAYS[:1]) == 0
+    valid = f"--config.prepare.valid_days={(DAYS[2],)!r}"
+    assert shop("d1", valid, "--base=d0", days=[DAYS[1]]) == 0
+    slots = files.read_json("d1/prepare.json")["slots"]
+    ids = pq.read_table("d1/valid")["user"].to_numpy()
+    train = set(pq.read_table("d1/train")["user"].to_pylist())
+    assert slots["user"]["unknown"]["valid"] == pytest.approx(np.mean(ids == 0))
+    assert any(i > 0 and i not in train for i in ids.tolist())  # else the test says nothing
+
+
+@pytest.mark.parametrize(
+    "days",
+    [
+        ["9", "10", "20240309"],
+        ["2024-3-9", "2024-3-10", "2024-11-02"],
+        ["2024-03-09 07:00", "2024-03-09 11:00", "2024-03-10"],
+        ["28.02.2024", "01.03.2024", "2.3.2024"],
+        ["day9", "day10", "day11"],
+    ],
+)
+def test_days_stand_in_the_order_of_time(days):
+    for order in itertools.permutations(days):
+        assert recipe.in_order(order, strict=True) == days
+
+
+def test_days_without_an_order_are_refused_where_it_counts():
+    assert recipe.in_order(["3/9/2024", "3/10/2024"])
+    with pytest.raises(UserError, match="days such as '3/10/2024' have no order"):
+        recipe.in_order(["3/10/2024", "3/9/2024"], strict=True)

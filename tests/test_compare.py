@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import types
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from emofm_jax import compare, evaluate, export, prepare, train
-from emofm_jax.data import files
+from emofm_jax.data import files, groups
+from emofm_jax.evaluation import paired
+from emofm_jax.scoring import labelled
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +128,9 @@ def test_prepared_rows_of_one_data_set(runs):
     [
         ("mine", ["--input=rows.csv"], "a comparison needs two models"),
         ("mine,mine", ["--input=rows.csv"], "mine stands twice"),
+        ("mine,other/../mine", ["--input=rows.csv"], "mine stands twice"),
+        ("mine,other", ["--input=rows.csv", "--require=auc > nan"], "'nan' is no number"),
+        ("mine,other", ["--input=rows.csv", "--require=auc > 0,"], "empty beside a comma"),
         ("mine,gone", ["--input=rows.csv"], "gone"),
         ("mine,other", [], "other: its rows (other_data/test) are not those of mine"),
         ("mine,other", ["--input=gone.csv"], "--input=gone.csv: no such file"),
@@ -151,3 +157,21 @@ def test_models_must_agree_on_the_label(home, capsys):
     capsys.readouterr()
     assert compared("--input=rows.csv", models="mine,turned") == 2
     assert "turned: row 0 has another label than for mine" in capsys.readouterr().err
+
+
+def test_rows_of_unknown_values_are_no_clusters_of_their_own_in_silence():
+    """Shards do not tell unknown values apart: the key of the GAUC does, else it is said."""
+    code, n = np.array([0, 1, 1, 0, 2], np.int32), 5
+    found = groups.Groups("user", code, ["a", None, "b"], "missing or unknown")
+    zeros = np.zeros(n, np.float32)
+    key = np.array([5, 7, 8, 5, 0])
+    rows = labelled.Labelled(np.arange(n), zeros, zeros, None, key, zeros, zeros, {"user": found})
+    scorer = types.SimpleNamespace(schema=types.SimpleNamespace(recipe={"gauc_key": "user"}))
+    cluster, notes = compare._clusters(rows, "user", scorer, False)
+    np.testing.assert_array_equal(cluster, [5, 7, 8, 5, paired.ALONE])
+    assert not notes
+    scorer.schema.recipe["gauc_key"] = "item"
+    cluster, notes = compare._clusters(rows, "user", scorer, False)
+    np.testing.assert_array_equal(cluster, [0, paired.ALONE, paired.ALONE, 0, 2])
+    assert "2 rows have no known user and count as independent" in notes[0]
+    assert not compare._clusters(rows, "user", scorer, True)[1]

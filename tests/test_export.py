@@ -127,7 +127,7 @@ def test_it_tells_where_it_came_from_without_paths_of_the_machine(artefact, scor
 def test_a_parent_and_a_calibration_are_part_of_the_origin(runs, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(runs / "wm", run)
-    parent = {"place": "/data/runs/monday", "step": 7, "data": "ab", "days": ["1"], "rows": 5}
+    parent = {"place": "/data/runs/monday", "step": 7, "identity": "ab", "days": ["1"]}
     (run / "parent.json").write_text(json.dumps(parent))
     flags = [f"--workdir={run}", f"--data={runs / 'data'}", "--calibrate=platt"]
     assert evaluate.main(["evaluate", *flags]) == 0

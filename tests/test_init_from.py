@@ -172,6 +172,32 @@ def test_what_an_expired_value_left_is_nobodys(home):
         assert not moments[key].any()
 
 
+def test_moments_of_one_number_a_row_follow_their_values(home):
+    """Row-wise Adagrad has f32[V]: it moves as the rows do."""
+    name = ["--config.optim.embedding.name=rowwise_adagrad"]
+    assert trained("dnn_plain", DAYS[:1], "dnn_plain_d0", "adagrad", *name) == 0
+    changes = {"train.init_moments": True, "optim.embedding.name": "rowwise_adagrad"}
+    found, parts = begin("d1", "adagrad", **changes)
+    per_row = lambda state: next(
+        x for x in jax.tree.leaves(state.opt_state["embedding"]) if np.ndim(x) == 1
+    )
+    like = state_lib.fetch(parts.init())
+    old_config = experiment.read_config("shop.py", "dnn_plain")
+    old_config.optim.embedding.name = "rowwise_adagrad"
+    old_schema = schema_lib.load(Path("adagrad"))
+    old = checkpoint.restore(
+        Path("adagrad/checkpoints"),
+        build.without_scratch(jax.eval_shape(build.make_parts(old_config, old_schema).init)),
+    ).state
+    before = by_value(old_schema, "adagrad", per_row(old))
+    after = by_value(parts.schema, "d1", per_row(found.state))
+    fresh = by_value(parts.schema, "d1", per_row(like))
+    moved = [key for key in before if key in after and before[key] != fresh.get(key)]
+    assert moved
+    for key, value in after.items():
+        assert value == before.get(key, fresh[key])
+
+
 def test_new_types_and_slots_start_afresh_and_are_said(home):
     text = Path("shop.py").read_text().replace('("home", "cart")', '("home", "cart", "search")')
     Path("more.py").write_text(text)

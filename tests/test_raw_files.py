@@ -5,6 +5,7 @@ import gzip
 import io
 import lzma
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +14,8 @@ from pyarrow import csv as pa_csv
 from emofm_jax import prepare
 from emofm_jax.data import encode, files, shards
 from emofm_jax.data import schema as schema_lib
+from emofm_jax.data.formats import lines as lines_lib
+from emofm_jax.errors import UserError
 
 pytestmark = pytest.mark.fast
 
@@ -332,3 +335,34 @@ def test_a_training_split_of_bad_rows_alone_says_why(shop, tmp_path):
     code, said = shop(max_rejected=100, positive=())
     assert code == 2 and "a.csv:2: the label is '?'" in said
     assert "rows of the train split are bad: correct them" in said and "has no row" not in said
+
+
+@pytest.mark.parametrize("kind", ["bz2", "xz"])
+@pytest.mark.parametrize("where", ["magic", "middle", "behind", "cut"])
+def test_a_member_that_is_damaged_does_not_end_a_file(kind, where, tmp_path):
+    """Rows behind a member that cannot be read were passed over in silence."""
+    compress = {"bz2": bz2.compress, "xz": lzma.compress}[kind]
+    r = np.random.default_rng(0)
+    members = [
+        compress(r.integers(48, 58, 9000).astype(np.uint8).tobytes() + b"\n") for _ in range(3)
+    ]
+    second = bytearray(members[1])
+    if where != "behind":
+        second[{"magic": 1, "middle": len(second) // 2, "cut": 0}[where]] ^= (
+            64 if where != "cut" else 0
+        )
+    whole = b"".join(members)
+    damaged = members[0] + bytes(second) + members[2]
+    damaged = {"behind": whole + b"1,2,3\n", "cut": whole[:-20]}.get(where, damaged)
+    path = tmp_path / "rows"
+    path.write_bytes(whole)
+    assert sum(len(block.data) for block in lines_lib.blocks(path)) == 3 * 9001
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match="it cannot be read to its end"):
+        list(lines_lib.blocks(path))
+
+
+def test_members_of_xz_may_have_padding_between_them(tmp_path):
+    path = tmp_path / "rows"
+    path.write_bytes(lzma.compress(b"a\n") + bytes(8) + lzma.compress(b"b\n") + bytes(4))
+    assert b"".join(block.data for block in lines_lib.blocks(path)) == b"a\nb\n"

@@ -230,3 +230,22 @@ def test_what_cannot_be_guessed_is_one_line(text, line, capsys):
     if "no value in any row" in line:
         line = "no column beside the label can be a slot"
     assert code == 2 and line in said.err and said.err.count("\n") == 1 and not said.out
+
+
+def test_files_whose_columns_stand_in_another_order_and_names_that_are_ranges():
+    rows = [[i % 2, f"u{i % 9}", i % 3] for i in range(60)]
+    write("log/a.csv", ["click", "user", "18-24"], rows)
+    write("log/b.csv", ["user", "18-24", "click"], [[u, x, y] for y, u, x in rows])
+    c = suggested("log")
+    assert c.prepare.label == "click" and dict(c.prepare.groups) == {"user": ("user",)}
+    assert c.prepare.ignore == ("18-24",) and "reads as a range" in Path("mine.py").read_text()
+    prepared()
+
+
+def test_days_behind_the_rows_that_were_read_are_not_trained_on(monkeypatch):
+    monkeypatch.setattr("emofm_jax.data.suggest.sample.ROWS", 400)
+    rows = [[f"2024-03-{1 + i // 50:02d}", i % 2, f"u{i % 9}"] for i in range(500)]
+    write("log.csv", ["day", "click", "user"], rows)
+    c = suggested("log.csv")
+    assert c.prepare.test_days == ("2024-03-08",) and c.prepare.train_days[-1] == "2024-03-06"
+    prepared()

@@ -76,7 +76,8 @@ class SlotCounts:
     encoding: str  # of ids; of a number its transform
     rows: int  # of the table
     distinct: int | None  # ids that occur; None for a number, as is top_share
-    unknown: dict[str, float]  # {split: share of ids that are 0 or not in train, missing numbers}
+    # {split: share of ids that are 0 or, without a base, not in train; of missing numbers}
+    unknown: dict[str, float]
     top_share: float | None  # share of the most frequent id
     min: float | None = None  # of the numbers, or of the weights of ids, as are mean and max
     mean: float | None = None
@@ -205,7 +206,8 @@ class Tally:
         there = [s for s in shards.SPLITS if s in self._types or rejected.get(s)]
         splits = {split: self._split(split, dict(rejected.get(split, {}))) for split in there}
         rows = sum(s.rows + sum(s.rejected.values()) for s in splits.values())
-        slots = {s.name: self._described(s.name, self._slot(s), rows) for s in self._schema.slots}
+        of = lambda slot: self._described(slot.name, self._slot(slot, bool(base)), rows)
+        slots = {slot.name: of(slot) for slot in self._schema.slots}
         report = Report(slots, splits, self._notes.of(""), dict(base or {}))
         files.write_json(Path(directory) / "prepare.json", report.to_json())
         rows, clicks = (tuple(counts) for counts in self._types["train"].tolist())
@@ -229,7 +231,7 @@ class Tally:
             counts, min=smallest, mean=moments.mean_and_std()[0], max=largest
         )
 
-    def _slot(self, slot: Slot) -> SlotCounts:
+    def _slot(self, slot: Slot, has_base: bool) -> SlotCounts:
         if not slot.holds_ids:
             rows = int(self._types["train"][0].sum()) * slot.width
             unknown = {"train": 1 - self._numbers[slot.name].count / max(rows, 1)}
@@ -241,7 +243,9 @@ class Tally:
         for split in shards.SPLITS:
             counts = self._ids.get((split, slot.name))
             if counts is not None:
-                new = counts[0] + total(counts[1:][train[1:] == 0])
+                # With a base the vocabulary knows more than the training rows show.
+                in_train = has_base and slot.encoding == "vocabulary"
+                new = counts[0] + (0 if in_train else total(counts[1:][train[1:] == 0]))
                 unknown[split] = float(new / max(total(counts), 1))
         distinct = int(np.count_nonzero(train[1:]))
         top = float(train[1:].max(initial=0) / max(total(train), 1))

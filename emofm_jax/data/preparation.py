@@ -92,7 +92,7 @@ def days(config: ConfigDict) -> tuple[str, ...]:
     if not source.days:
         where = f"config.prepare.day_column: {recipe['day_column']!r}"
         raise UserError(f"{where}: no row has a day; name the column that holds it")
-    return tuple(recipe_lib.in_order(source.days))
+    return tuple(recipe_lib.in_order(source.days, strict=True))
 
 
 def prepare_missing(config: ConfigDict) -> None:
@@ -189,12 +189,28 @@ class _Source:
         if self.recipe["split"] == "day":
             named = lambda name: set(recipe_lib.named_days(self.recipe, name))
             new = named("train_days") or self.days - named("valid_days") - named("test_days")
-            new = recipe_lib.in_order(new & self.days - named("replay_days"))
-            if both := [day for day in new if day in before]:
-                remedy = "name the new days in config.prepare.train_days, or these in replay_days"
-                what = f"it has the rows of {', '.join(both)} already"
-                raise UserError(f"--base={base.place if base else ''}: {what}; {remedy}")
+            new = new & self.days - named("replay_days")
+            new = recipe_lib.in_order(new, strict=base is not None)
+            if base:
+                self._check_days(base, new)
         return (*before, *new)
+
+    def _check_days(self, base: growth.Base, new: list[str]) -> None:
+        """Raises UserError on days that a base does not go with."""
+        where, before = f"--base={base.place}", base.schema.days
+        if both := [day for day in new if day in before]:
+            remedy = "name the new days in config.prepare.train_days, or these in replay_days"
+            what = f"it has the rows of {', '.join(both)} already"
+            raise UserError(f"{where}: {what}; {remedy}")
+        for name in ("valid_days", "test_days"):
+            days = recipe_lib.named_days(self.recipe, name)
+            if seen := [day for day in days if day in before]:
+                what = f"it was trained on {seen[0]}, which config.prepare.{name} has"
+                raise UserError(f"{where}: {what}; name later days")
+        replayed = recipe_lib.named_days(self.recipe, "replay_days")
+        if never := [day for day in replayed if day not in before]:
+            what = f"it has no rows of {never[0]}, which config.prepare.replay_days has"
+            raise UserError(f"{where}: {what}; name days of its own, or put it in train_days")
 
     def kept(self, chunk: Chunk, lines: np.ndarray, label: np.ndarray) -> np.ndarray:
         """bool[n] of training rows of a chunk: `recipe.sampled`."""

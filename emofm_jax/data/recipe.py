@@ -19,6 +19,13 @@ from emofm_jax.data.shards import SPLITS
 from emofm_jax.data.values import Distinct
 from emofm_jax.errors import UserError
 
+# Dates, and which of their numbers are year, month, day.
+_DATES = (
+    (re.compile(r"(\d{4})[-/.](\d\d?)[-/.](\d\d?)(\D.*)?"), (1, 2, 3)),
+    (re.compile(r"(\d\d?)\.(\d\d?)\.(\d{4})(\D.*)?"), (3, 2, 1)),
+)
+_UNCLEAR = re.compile(r"\d\d?[-/]\d\d?[-/]\d{2,4}")  # is it the month that comes first?
+_PIECES = re.compile(r"\d+|\D+")
 _RANGE = re.compile(r"(.*?)(\d+)-\1(\d+)")
 # Options that came after release 0.1, with what every recipe before them meant.
 _LATER: dict[str, Any] = {
@@ -261,10 +268,31 @@ def days_of(recipe: Mapping, days: Distinct) -> list[str]:
     return [_time_of(str(day), length)[:length] for day in days.text.to_pylist()]
 
 
-def in_order(days: Iterable[str]) -> list[str]:
-    """Days from the first to the last: by their numbers, if all are whole numbers, else as text."""
+def in_order(days: Iterable[str], strict: bool = False) -> list[str]:
+    """Days from the first to the last: 20240310, 2024-3-10, 10.3.2024, or texts by their numbers.
+
+    Args:
+      days: as `days_of` spells them.
+      strict: whether something depends on the order.
+
+    Raises:
+      UserError: the order cannot be told (3/10/2024) and is asked for.
+    """
     days = list(days)
-    return sorted(days, key=int) if all(map(str.isdecimal, days)) else sorted(days)
+    if all(map(str.isdecimal, days)):
+        return sorted(days, key=int)
+    for pattern, order in _DATES:
+        found = [pattern.fullmatch(day) for day in days]
+        if all(found):
+            keys = [(*(int(m[i]) for i in order), m[4] or "") for m in found if m]
+            return [day for _, day in sorted(zip(keys, days))]
+    if strict and (unclear := [day for day in days if _UNCLEAR.match(day)]):
+        raise UserError(
+            f"config.prepare.day_column: days such as {unclear[0]!r} have no order that all agree "
+            "on; write them as 2024-03-10"
+        )
+    numbers = lambda day: [(int(x), "") if x.isdecimal() else (-1, x) for x in _PIECES.findall(day)]
+    return sorted(days, key=numbers)
 
 
 def named_days(recipe: Mapping, name: str) -> list[str]:

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import math
 import operator
 import re
 from collections.abc import Mapping, Sequence
@@ -175,6 +176,8 @@ def conditions(text: str) -> list[Condition]:
     found = []
     for part in text.split(",") if text else ():
         where = f"--require={part.strip()}"
+        if not part.strip():
+            raise UserError(f"--require={text}: a condition is empty beside a comma; leave it out")
         if not (match := _CONDITION.fullmatch(part)):
             raise UserError(f"{where}: not a condition; write it as in 'auc >= -0.0005'")
         metric, of, sign, number = match.groups()
@@ -187,7 +190,9 @@ def conditions(text: str) -> list[Condition]:
         try:
             limit = float(number)
         except ValueError:
-            raise UserError(f"{where}: {number!r} is no number; write one") from None
+            limit = math.nan
+        if math.isnan(limit):
+            raise UserError(f"{where}: {number!r} is no number; write one")
         found.append(Condition(part.strip(), metric, of or _PARTS[0], sign, limit))
     return found
 

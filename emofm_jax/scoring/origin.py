@@ -78,5 +78,6 @@ def _parent(workdir: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     body = files.read_json(path)
-    known = {key: body[key] for key in ("step", "data", "days") if key in body}
+    found = {"step": body["step"], "data": body["identity"], "days": body["days"]}
+    known = {key: value for key, value in found.items() if value not in ("", [])}
     return {"run": place(Path(body["place"]))} | known

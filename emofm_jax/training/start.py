@@ -199,7 +199,8 @@ def _carry(
         leaves = []
         for path, leaf in here.items():
             is_table = path.removeprefix("params/").startswith("embedding")
-            of = rows if is_table and leaf.ndim == 2 else None
+            by_row = is_table and state_lib.is_by_row(leaf, parts.schema.num_rows)
+            of = rows if by_row else None
             carried = _array(leaf, there.get(path), old, parts.schema, of)
             leaves.append(leaf if carried is None else carried)
             if carried is None and name != "opt_state":

@@ -28,8 +28,10 @@ MAX_ROW_BYTES = 1 << 26
 # Bytes that pyarrow makes columns of at a time: of 8 MiB, each cell was a miss of the cache.
 CACHED_BYTES = 1 << 19
 _BOM = b"\xef\xbb\xbf"
-# Arrow has no xz, and stops at a member of bzip2 that is empty.
-_OF_PYTHON: dict[str, Any] = {"xz": lzma, "bz2": bz2}
+# Arrow has no xz, and stops at a member of bzip2 that is empty. What Python opens passes over
+# everything behind the first member that it cannot read.
+_OF_PYTHON: dict[str, Callable] = {"xz": lzma.LZMADecompressor, "bz2": bz2.BZ2Decompressor}
+_PADDING = b"\0\0\0\0"  # that may stand between members of xz
 
 
 class EmptyFile(UserError):
@@ -193,8 +195,38 @@ def _decompressed(raw: pa.OSFile, kind: str) -> Any:
     if kind == "text":
         return raw
     if kind in _OF_PYTHON:
-        return _OF_PYTHON[kind].open(raw)
+        return _Members(raw, _OF_PYTHON[kind])
     return pa.CompressedInputStream(raw, kind)
+
+
+class _Members:
+    """The bytes of a file of several members, each of them whole."""
+
+    def __init__(self, raw: pa.OSFile, make: Callable):
+        self._raw, self._make, self._member, self._rest = raw, make, make(), b""
+
+    def read(self, size: int) -> bytes:
+        """Up to so many bytes; none at the end.
+
+        Raises:
+          OSError, EOFError, LZMAError: a member is damaged or cut off, or none is where one should.
+        """
+        while True:
+            if self._member.eof:
+                self._rest = self._member.unused_data or self._rest
+                while self._make is lzma.LZMADecompressor and self._rest[:4] == _PADDING:
+                    self._rest = self._rest[4:] or self._raw.read(CACHED_BYTES)
+                self._rest = self._rest or self._raw.read(CACHED_BYTES)
+                if not self._rest:
+                    return b""
+                self._member = self._make()
+            elif not self._rest and self._member.needs_input:
+                self._rest = self._raw.read(CACHED_BYTES)
+                if not self._rest:
+                    raise EOFError("it is cut off within a member")
+            given, self._rest = self._rest, b""
+            if found := self._member.decompress(given, size):
+                return found
 
 
 def _arrow(data: bytes, dialect: Dialect, wanted: Sequence[str], quoted: bool) -> pa.Table | None:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from emofm_jax.data import recipe
 from emofm_jax.data.suggest import sample as sample_lib
 from emofm_jax.data.suggest.sample import Sample
 from emofm_jax.errors import UserError
@@ -214,7 +215,8 @@ def _roles(sample: Sample, seen: Sequence[Seen], found: Guess) -> None:
             found.why[one.name] = "times in seconds; make days of them to split by day"
             continue
         full = not one.missing and len(one.distinct) == sample.num_rows >= _FEW
-        if full and not one.decimals and not found.row_id and one.name != found.day:
+        is_user = one.name.lower() in _USERS
+        if full and not (one.decimals or found.row_id or is_user or one.name == found.day):
             found.row_id = one.name
             found.why[one.name] = "another value in every row"
     weight = _named(rest, _WEIGHTS)
@@ -276,6 +278,10 @@ def _day(sample: Sample, seen: Sequence[Seen], found: Guess) -> None:
 
 def _slot(one: Seen, found: Guess, named: bool) -> None:
     """Decides the kind of a slot, or leaves the column out."""
+    if recipe.members(one.name) != [one.name]:
+        found.ignore.append(one.name)
+        found.why[one.name] = "its name reads as a range of slots; rename it to use it"
+        return
     if not one.distinct:
         found.ignore.append(one.name)
         found.why[one.name] = "no value in any row"

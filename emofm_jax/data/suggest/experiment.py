@@ -106,6 +106,7 @@ def _split(found: Sample, guess: Guess) -> list[str]:
             _line("prepare.split", "day", "the past predicts the days to come"),
             _line("prepare.day_column", guess.day, guess.why[guess.day]),
             _line("prepare.day_length", len(days[0]), ""),
+            _line("prepare.train_days", days[: -2 * held], "rows of other days are passed over"),
             _line("prepare.valid_days", days[-2 * held : -held], why),
             _line("prepare.test_days", days[-held:], ""),
         ]

@@ -149,10 +149,14 @@ def _text(source: Path, splits: dict, chosen: Sequence[RawFile], most: int) -> S
             other = f"{file.path} has other columns than {chosen[0].path}"
             raise UserError(f"--suggest={source}: {other}; name one kind of files")
     names = parts[0][0] if header else _names(parts[0])
-    rows = [row for part in parts for row in part[header:] if len(row) == len(names)]
-    if not rows:
+    cells: list[list[str]] = []
+    for part in parts:
+        places = [part[0].index(name) for name in names] if header else range(len(names))
+        whole = (row for row in part[header:] if len(row) == len(names))
+        cells += [[row[i] for i in places] for row in whole]
+    if not cells:
         raise UserError(f"--suggest={source}: {chosen[0].path}: it has no row; name raw rows")
-    columns = {name: pa.array(cells, pa.string()) for name, cells in zip(names, zip(*rows))}
+    columns = {name: pa.array(column, pa.string()) for name, column in zip(names, zip(*cells))}
     return Sample("tabular", source, splits, columns, separator, quoting, header)
 
 
