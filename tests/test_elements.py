@@ -1,5 +1,6 @@
 """Raw bags, weighted ids and vectors, in every carrier -> what a shard and a scorer hold."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from emofm_jax import config
-from emofm_jax.data import encode, features, formats, preparation, recipe, shards
+from emofm_jax.data import encode, features, formats, preparation, raw_files, recipe, shards
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.raw_files import RawFile
 from emofm_jax.data.schema import Schema
@@ -367,6 +368,28 @@ def test_a_gauc_key_is_the_id_not_its_weight(tmp_path):
     out, _ = libsvm(tmp_path, text, gauc_key="user")
     keys = pq.read_table(out / "train" / "part-00000.parquet")["gauc_key"].to_pylist()
     assert keys[0] == keys[1] != 0
+
+
+def test_a_gauc_key_of_directories_is_their_whole_value(tmp_path):
+    # Of the first block some rows have an hour of their own, and a weight of it.
+    for hour, name, text in (
+        ("10%3A00", "0.txt", "1 x:1:1\n1 hour:9:2\n"),
+        ("10%3A00", "1.txt", "1 x:1:1\n"),
+        ("10%3A30", "0.txt", "1 x:1:1\n"),
+    ):
+        (tmp_path / f"hour={hour}").mkdir(exist_ok=True)
+        (tmp_path / f"hour={hour}" / name).write_text(text)
+    of = encoder(encoding="hash", rows=2**20)
+    of_recipe = of.schema.recipe | {"format": "libsvm", "groups": (("g", ("hour", "x")),)}
+    options = of.schema.recipe["slots"]["x"]
+    of_recipe |= {"gauc_key": "hour", "slots": {"hour": options, "x": options}}
+    # That its ids have weights is what preparation learns of the rows.
+    slots = tuple(dataclasses.replace(slot, weighted=True) for slot in recipe.slots(of_recipe))
+    schema = Schema("test", slots, recipe=of_recipe, spelling=2, has_gauc_key=True)
+    of, files = encode.Encoder(schema, {}), raw_files.find(tmp_path)
+    rows = [r for c in formats.read(of_recipe, files) for r in of.encode(c.columns)[0].to_pylist()]
+    pairs = {(row["hour"]["id"], row["gauc_key"]) for row in rows}
+    assert len(rows) == 4 and len(pairs) == len({key for _, key in pairs}) == 3
 
 
 @pytest.mark.parametrize(

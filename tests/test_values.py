@@ -676,6 +676,46 @@ def test_one_id_of_bytes_with_a_weight_is_a_bad_row_where_it_is_no_text():
 
 
 @pytest.mark.parametrize("weighted", [False, True])
+def test_a_bag_of_one_element_that_is_no_text_is_a_bad_row(weighted):
+    slot = Slot("s", "g", "multi", "hash", 2**30, max_length=4, weighted=weighted)
+    named = lambda value: {"i": value, "w": None} if weighted else value
+    bags = [[named(b"\xff")], [named(b"a")], [named(b"\xff"), named(b"a")], [named(None)]]
+    kind = pa.struct([("i", pa.binary()), ("w", pa.float64())]) if weighted else pa.binary()
+    problems = encode.Problems()
+    encoder(slot).slot(slot, pa.array(bags, pa.list_(kind)), problems)
+    of_bytes = [row for row, (what, _) in problems.items() if what == "encoding"]
+    assert of_bytes == [0, 2]
+    assert problems[0][1].endswith("holds b'\\xff', no text in UTF-8")
+
+
+def test_each_distinct_element_of_bags_is_looked_up_once(monkeypatch):
+    slot = Slot("s", "g", "multi", "hash", 2**30, max_length=4, null_values=("-1",))
+    made, looked_up = encoder(slot), []
+    of_elements = made.distinct
+
+    def distinct(slot, column):
+        looked_up.append(len(column))
+        return of_elements(slot, column)
+
+    monkeypatch.setattr(made, "distinct", distinct)
+    bags = [["-1.0"], ["a", ""], ["a"], [""], [None], None]
+    found = made.slot(slot, pa.array(bags), encode.Problems())
+    ids = encoder(slot).slot(slot, pa.array([["a"]]), encode.Problems())[0].as_py()
+    assert found.to_pylist() == [[], [*ids, 0], ids, [], [], []] and len(looked_up) == 1
+
+
+@pytest.mark.parametrize("kind", ["multi", "vector"])
+def test_a_gauc_key_that_is_a_bag_was_the_whole_text_in_release_0_1(kind):
+    rows = {"length": 2} if kind == "vector" else {"max_length": 4}
+    slot = Slot("s", "g", kind, "identity", 3, **rows)
+    recipe = {"null_values": (), "gauc_key": "s"}
+    schema = Schema("x", (slot,), has_gauc_key=True, recipe=recipe, spelling=1)
+    column = pa.array(["1^2", "1^2", "1", None])
+    keys = encode.Encoder(schema, {})._gauc_key(column, encode.Problems()).to_pylist()
+    assert keys[0] == keys[1] != keys[2] and keys[3] == 0 not in keys[:3]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(
     "given",
     [

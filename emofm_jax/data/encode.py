@@ -168,9 +168,8 @@ class Encoder:
         if slot.is_vector:
             return bags.vectors(slot, self._lists(slot, column, problems), problems)
 
-        ids, weights, lengths = self.elements(slot, column, problems, notes)
+        ids, weights, lengths, found = self.elements(slot, column, problems, notes)
         row_of = _rows(lengths)
-        found = self.distinct(slot, ids)
         encoded = pa.array(self._ids(slot, ids, found, row_of, problems))
         if row_of is not None or weights is not None:
             _mark_bytes(f"slot {slot.name!r}", ids, problems, row_of)
@@ -193,24 +192,26 @@ class Encoder:
 
     def elements(
         self, slot: Slot, column: pa.Array, problems: Problems, notes: Notes | None = None
-    ) -> tuple[pa.Array, pa.Array | None, np.ndarray | None]:
+    ) -> tuple[pa.Array, pa.Array | None, np.ndarray | None, Distinct]:
         """The values of a slot of ids that are kept.
 
         Returns:
           The values; a weight of each, or None where none is given; i32[n], how many values are of
-          each row, or None where it is one.
+          each row, or None where it is one; what `distinct` says of the values.
         """
         if not slot.is_bag:
-            return *self._pairs(slot, column, problems, None), None
+            ids, weights = self._pairs(slot, column, problems, None)
+            return ids, weights, None, self.distinct(slot, ids)
         column = self._without_padding(slot, self._lists(slot, column, problems))
         before = pc.list_value_length(column)
         column, lengths = bags.cut(column, slot.max_length, slot.keep)
         if notes is not None:
             _note_cut(slot, before, notes)
         ids, weights = self._pairs(slot, column, problems, _rows(lengths))
+        found = self.distinct(slot, ids)
         if self.schema.spelling == 1:
-            return ids, weights, lengths
-        return self._without_missing(slot, ids, weights, lengths, np.asarray(before.fill_null(0)))
+            return ids, weights, lengths, found
+        return _without_missing(ids, weights, lengths, np.asarray(before.fill_null(0)), found)
 
     def _pairs(
         self, slot: Slot, column: pa.Array, problems: Problems, row_of: np.ndarray | None
@@ -220,33 +221,6 @@ class Encoder:
             return column, None
         _mark_bytes(f"slot {slot.name!r}", column, problems, row_of)
         return bags.pairs(column)
-
-    def _without_missing(
-        self,
-        slot: Slot,
-        ids: pa.Array,
-        weights: pa.Array | None,
-        lengths: np.ndarray,
-        before: np.ndarray,
-    ) -> tuple[pa.Array, pa.Array | None, np.ndarray]:
-        """What `elements` returns: a bag of one missing value, without a weight, is a missing cell.
-
-        So "-1", "-1.0", [-1] and a column of integers are one bag, where "-1" is a null value.
-        """
-        alone = before == 1
-        places = (np.cumsum(lengths) - lengths)[alone]
-        found = self.distinct(slot, ids.take(pa.array(places)))
-        gone = found.each(found.text.is_null(), True)
-        if weights is not None:
-            gone &= np.asarray(weights.take(pa.array(places)).is_null())
-        if not gone.any():
-            return ids, weights, lengths
-        kept = np.ones(len(ids), bool)
-        kept[places[gone]] = False
-        lengths = lengths.copy()
-        lengths[np.flatnonzero(alone)[gone]] = 0
-        of_kept = pa.array(kept)
-        return ids.filter(of_kept), None if weights is None else weights.filter(of_kept), lengths
 
     def distinct(self, slot: Slot, column: pa.Array) -> Distinct:
         """The distinct values of a slot of ids, spelled as the schema says; no lists."""
@@ -371,8 +345,10 @@ class Encoder:
     def _gauc_key(self, column: pa.Array, problems: Problems) -> pa.Array:
         """i64[n]: hashes of the values, spelled as those of its slot, if it is one; 0: missing."""
         missing, respell = self.missing, True
-        if slot := recipe_lib.key_slot(self.schema.recipe, self.schema.slots):
+        recipe = {**self.schema.recipe, "spelling": self.schema.spelling}
+        if slot := recipe_lib.key_slot(recipe, self.schema.slots):
             missing, respell = self._missing[slot.name], slot.respell
+            column = self._given(slot, column)
             if slot.weighted or _is_pairs(column):  # of these the id is the key
                 column = bags.pairs(column)[0]
                 _mark_bytes("'gauc_key'", column, problems)
@@ -391,6 +367,36 @@ def _is_pairs(column: pa.Array) -> bool:
 def _rows(lengths: np.ndarray | None) -> np.ndarray | None:
     """i64[m]: the row of each of m elements; None where each row has one (`Encoder.elements`)."""
     return None if lengths is None else np.repeat(np.arange(len(lengths)), lengths)
+
+
+def _without_missing(
+    ids: pa.Array,
+    weights: pa.Array | None,
+    lengths: np.ndarray,
+    before: np.ndarray,
+    found: Distinct,
+) -> tuple[pa.Array, pa.Array | None, np.ndarray, Distinct]:
+    """What `elements` returns: a bag of one missing value, without a weight, is a missing cell.
+
+    So "-1", "-1.0", [-1] and a column of integers are one bag, where "-1" is a null value. Bytes
+    that are no text are not missing: they stay, for `slot` to refuse.
+    """
+    rows = np.flatnonzero(before == 1)
+    places = (np.cumsum(lengths) - lengths)[rows]
+    gone = found._replace(which=found.which[places]).each(found.text.is_null(), True)
+    rows, places = rows[gone], places[gone]
+    gone = ~values.undecodable(ids.take(pa.array(places)))
+    if weights is not None:
+        gone &= np.asarray(weights.take(pa.array(places)).is_null())
+    if not gone.any():
+        return ids, weights, lengths, found
+    kept = np.ones(len(ids), bool)
+    kept[places[gone]] = False
+    lengths = lengths.copy()
+    lengths[rows[gone]] = 0
+    of_kept, found = pa.array(kept), found._replace(which=found.which[kept])
+    weights = None if weights is None else weights.filter(of_kept)
+    return ids.filter(of_kept), weights, lengths, found
 
 
 def _mark_bytes(

@@ -391,13 +391,13 @@ def _learnt(
 
     found, weighted = [], set()
     for slot in counted:
-        ids, weights, _ = encoder.elements(slot, filtered(slot), Problems())
+        _, weights, _, of_slot = encoder.elements(slot, filtered(slot), Problems())
         if weights is not None and source.recipe["format"] == "libsvm":
             of_ids = numeric.parse(weights, slot.name, Problems())
             if ((of_ids != 1) & ~np.isnan(of_ids)).any():
                 weighted.add(slot.name)
         if slot.encoding == "vocabulary":
-            found.append((slot.owner, encoder.distinct(slot, ids)))
+            found.append((slot.owner, of_slot))
     return found, numbers, weighted
 
 
