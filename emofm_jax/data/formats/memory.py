@@ -72,7 +72,7 @@ def _column(values: Any, slot: Slot, spelling: int) -> pa.Array:
 
 def _is_of_pandas(values: Any) -> bool:
     """Whether Arrow knows the type as one of pandas: a Series, an Index, a Categorical."""
-    return type(values).__module__.startswith("pandas.")
+    return type(values).__module__.partition(".")[0] == "pandas"
 
 
 def _of_numpy(values: np.ndarray) -> pa.Array:
