@@ -50,20 +50,21 @@ def run(
       more_help: makes a further section of `--helpfull`.
 
     Returns:
-      0; 2 after `error: ...` on stderr for a UserError, or for a file that the system or a library
-      refuses (a full disk, say); 75 where another process of the run has ended; 130 after an
-      interrupt; 141 where nobody reads what is printed (`| head`).
+      0, or 1 if `main` returns False; 2 after `error: ...` on stderr for a UserError, or for a file
+      that the system or a library refuses (a full disk, say); 75 where another process of the run
+      has ended; 130 after an interrupt; 141 where nobody reads what is printed (`| head`).
     """
     _open_streams()
     argv = _joined(list(sys.argv if argv is None else argv))
     flags = absl_flags.FlagValues()
+    well = None
     try:
         if any(arg in _HELP for arg in argv[1:]):
             define(flags, argv)
             print(_help(main, flags, "--helpfull" in argv, more_help))
         else:
             compilation_cache.enable()  # first: the options of models may load jax
-            main(_parse(flags, define, argv))
+            well = main(_parse(flags, define, argv))
         sys.stdout.flush()
     except BrokenPipeError:
         for stream in (sys.stdout, sys.stderr):  # else Python complains as it ends
@@ -78,7 +79,7 @@ def run(
             raise
         _complain(line)
         return getattr(error, "exit_code", 2)
-    return 0
+    return int(well is False)
 
 
 def _open_streams() -> None:
@@ -139,10 +140,15 @@ def define_scorer(flags: absl_flags.FlagValues) -> None:
     """Declares which runs score, and how: what the programs that use a scorer have in common."""
     where = "Directory of a run, a checkpoint or an export; several with commas: an ensemble."
     absl_flags.DEFINE_string("workdir", None, where, flag_values=flags)
-    calibrated = "Whether scores go through the calibration that `evaluate --calibrate` stored."
-    absl_flags.DEFINE_bool("calibrated", False, calibrated, flag_values=flags)
+    define_calibrated(flags)
     combine = "What an ensemble averages: logit or p."
     absl_flags.DEFINE_string("combine", "logit", combine, flag_values=flags)
+
+
+def define_calibrated(flags: absl_flags.FlagValues) -> None:
+    """Declares --calibrated."""
+    calibrated = "Whether scores go through the calibration that `evaluate --calibrate` stored."
+    absl_flags.DEFINE_bool("calibrated", False, calibrated, flag_values=flags)
 
 
 def workdirs(flags: absl_flags.FlagValues) -> str | list[str]:

@@ -43,7 +43,7 @@ from emofm_jax.data import files, groups, shards
 from emofm_jax.data.groups import Groups
 from emofm_jax.data.raw_rows import RawRows
 from emofm_jax.errors import UserError
-from emofm_jax.evaluation import contest, metrics, paired
+from emofm_jax.evaluation import contest, paired
 from emofm_jax.evaluation.contest import Condition, Contest
 from emofm_jax.reports import compare_page
 
@@ -104,7 +104,7 @@ def _compare(
     if cluster is not None and paired.count(cluster) < 2:
         one = "all rows have the same value, so there is no interval"
         raise UserError(f"--cluster={flags.cluster}: {one}; name another column")
-    about = {"source": _source(flags, opened[0]), "cluster": flags.cluster, "notes": notes}
+    about = {"source": _source(opened[0]), "cluster": flags.cluster, "notes": notes}
     scores = [(one.p, one.logit) for one in scored]
     return contest.make(names, scores, rows, tables, most=flags.by_values, **about)
 
@@ -188,7 +188,7 @@ def _clusters(
     """A cluster for each value of a column, rows without one being alone; what is to be said."""
     if not raw and rows.key is not None and scorer.schema.recipe.get("gauc_key") == column:
         # Hashes of the values, which shards have of unknown ones, too.
-        return np.where(rows.key == metrics.NO_KEY, paired.ALONE, rows.key), []
+        return paired.of_key(rows.key), []
     found = rows.groups[column]
     none = [code for code, value in enumerate(found.values) if value is None]
     alone, notes = np.isin(found.code, none), []
@@ -200,7 +200,7 @@ def _clusters(
     return np.where(alone, paired.ALONE, found.code.astype(np.int64)), notes
 
 
-def _source(flags: absl_flags.FlagValues, rows: shards.Split | RawRows) -> str:
+def _source(rows: shards.Split | RawRows) -> str:
     return rows.name if isinstance(rows, RawRows) else str(rows.path)
 
 
@@ -241,18 +241,12 @@ def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
         absl_flags.DEFINE_string(name, default, meaning, flag_values=flags)
     most = "Values of a column that are shown, the most frequent ones."
     absl_flags.DEFINE_integer("by_values", contest.MOST, most, flag_values=flags)
-    calibrated = "Whether scores go through the calibration that `evaluate --calibrate` stored."
-    absl_flags.DEFINE_bool("calibrated", False, calibrated, flag_values=flags)
+    cli.define_calibrated(flags)
 
 
 def main(argv: list[str] | None = None) -> int:
     """The program: exit code 0, 1 if a condition does not hold, 2 after one line of error."""
-    holds = []
-
-    def program(flags: absl_flags.FlagValues) -> None:
-        holds.append(_main(flags))
-
-    return cli.run(program, _define, argv) or int(holds == [False])
+    return cli.run(_main, _define, argv)
 
 
 if __name__ == "__main__":

@@ -103,12 +103,7 @@ def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The program: exit code 0, 1 if a run failed, 2 after one line of error, 128 + its signal."""
-    well = []
-
-    def program(flags: absl_flags.FlagValues) -> None:
-        well.append(_sweep(flags))
-
-    return cli.run(program, _define, argv) or int(well == [False])
+    return cli.run(_sweep, _define, argv)
 
 
 if __name__ == "__main__":

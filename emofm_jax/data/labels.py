@@ -70,10 +70,15 @@ class Labels:
             )
 
 
+def is_number(text: str) -> bool:
+    """Whether a text is a plain decimal number, blanks around it apart."""
+    return _NUMBER.fullmatch(text.strip()) is not None
+
+
 def _key(text: str) -> str | float:
     """What makes two spellings one value: the number, or the text without blanks around it."""
     text = text.strip()
-    if _NUMBER.fullmatch(text) or text.lower() == "nan":
+    if is_number(text) or text.lower() == "nan":
         return float(text)
     return {"true": 1.0, "false": 0.0}.get(text.lower(), text)
 

@@ -31,6 +31,7 @@ from emofm_jax.data import (
     formats,
     growth,
     numeric,
+    sampling,
     shards,
     synthetic,
     values,
@@ -212,9 +213,9 @@ class _Source:
             what = f"it has no rows of {never[0]}, which config.prepare.replay_days has"
             raise UserError(f"{where}: {what}; name days of its own, or put it in train_days")
 
-    def kept(self, chunk: Chunk, lines: np.ndarray, label: np.ndarray) -> np.ndarray:
-        """bool[n] of training rows of a chunk: `recipe.sampled`."""
-        return recipe_lib.sampled(self.recipe, self._places[chunk.file], lines, label)
+    def place(self, chunk: Chunk) -> int:
+        """The place of a chunk's file among those of its split, or all."""
+        return self._places[chunk.file]
 
     @functools.cached_property
     def _places(self) -> dict[str, int]:
@@ -460,17 +461,11 @@ def _thin(
     Returns:
       The rows that stay, and their splits.
     """
-    lines, label = np.asarray(chunk.lines)[good], table["label"].to_numpy()
-    is_train = index == 0
-    kept = ~is_train | source.kept(chunk, lines, label)
+    lines = np.asarray(chunk.lines)[good]
+    kept, table = sampling.thin(source.recipe, source.place(chunk), lines, table, index == 0)
     if out := int(np.count_nonzero(~kept)):
         notes.add("", "sampled", out, f"{chunk.file}:{lines[~kept][0]}")
-    weight = table["weight"].to_numpy() * np.where(
-        is_train & (label == 0), np.float32(1 / source.recipe["negative_keep_rate"]), np.float32(1)
-    )
-    place = table.column_names.index("weight")
-    table = table.set_column(place, table.schema.field("weight"), pa.array(weight, pa.float32()))
-    return table.filter(pa.array(kept)), index[kept]
+    return table, index[kept]
 
 
 def _reject(writer: shards.Writer, file: str, bad: list[Bad], tolerated: int) -> None:

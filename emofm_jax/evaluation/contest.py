@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from emofm_jax.errors import UserError
-from emofm_jax.evaluation import comparison, metrics, paired
+from emofm_jax.evaluation import comparison, paired
 from emofm_jax.evaluation.comparison import Interval
 
 if TYPE_CHECKING:  # which loads pyarrow
@@ -251,7 +251,7 @@ def _wider(rows: paired.Rows, found: Sequence[Mapping[str, paired.Estimate]]) ->
     """How many times as wide the clusters, or else the keys of the GAUC, make intervals."""
     cluster = rows.cluster
     if cluster is None and rows.key is not None:
-        cluster = np.where(rows.key == metrics.NO_KEY, paired.ALONE, rows.key)
+        cluster = paired.of_key(rows.key)
     if cluster is None or len(found) < 2:
         return {}
     wider = {}

@@ -125,16 +125,18 @@ def logloss(label: np.ndarray, p: np.ndarray, weight: np.ndarray | None = None) 
     return _mean(lambda rows: nats(label[rows], p[rows]), len(p), weight)
 
 
+def nats_of_logits(label: np.ndarray, logit: np.ndarray) -> np.ndarray:
+    """-log of the probability that sigmoid(z) gives the label of each row, f64[n]."""
+    z = logit.astype(np.float64)
+    return np.logaddexp(0.0, np.where(label > 0, -z, z))
+
+
 def logloss_from_logits(
     label: np.ndarray, logit: np.ndarray, weight: np.ndarray | None = None
 ) -> float | None:
     """`logloss` of sigmoid(z), exact at any size: log(1 + exp(-z)), of no click log(1 + exp(z))."""
 
-    def terms(rows: slice) -> np.ndarray:
-        z = logit[rows].astype(np.float64)
-        return np.logaddexp(0.0, np.where(label[rows] > 0, -z, z))
-
-    return _mean(terms, len(logit), weight)
+    return _mean(lambda rows: nats_of_logits(label[rows], logit[rows]), len(logit), weight)
 
 
 def gauc(

@@ -121,6 +121,11 @@ def widened(ours: Estimate, theirs: Estimate, cluster: np.ndarray) -> float | No
     return float((other.high - other.low) / (own.high - own.low))
 
 
+def of_key(key: np.ndarray) -> np.ndarray:
+    """i64[n], the clusters that keys of a GAUC make."""
+    return np.where(key == metrics.NO_KEY, ALONE, key)
+
+
 def count(cluster: np.ndarray) -> int:
     """How many clusters there are, rows that are alone included."""
     alone = cluster == ALONE
@@ -149,9 +154,8 @@ def _sums(influence: np.ndarray, cluster: np.ndarray | None) -> np.ndarray:
 
 
 def _logloss(rows: Rows, logit: np.ndarray, w: np.ndarray) -> tuple[float | None, np.ndarray]:
-    z = logit.astype(np.float64)
-    nats = np.logaddexp(0.0, np.where(rows.label > 0, -z, z))
-    if not len(z):
+    nats = metrics.nats_of_logits(rows.label, logit)
+    if not len(nats):
         return None, nats
     value = float(np.dot(w, nats) / w.sum())
     return value, w * (nats - value) / w.sum()

@@ -14,11 +14,10 @@ from emofm_jax.data import features, groups, shards
 from emofm_jax.data.groups import Groups
 from emofm_jax.data.raw_rows import RawRows
 from emofm_jax.errors import UserError
+from emofm_jax.scoring.row_files import BATCH_ROWS
 
 if TYPE_CHECKING:  # which loads jax
     from emofm_jax.scoring.scorer import Scorer
-
-BATCH_ROWS = 4096  # rows of a step, over all devices
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emofm_jax.data import recipe
-from emofm_jax.data.suggest import sample as sample_lib
+from emofm_jax.data import labels, recipe
 from emofm_jax.data.suggest.sample import Sample
 from emofm_jax.errors import UserError
 
@@ -82,7 +81,7 @@ class Seen:
     @functools.cached_property
     def odd(self) -> list[str]:
         """Values that are no numbers."""
-        return [x for x in self.distinct if not sample_lib.is_number(x)]
+        return [x for x in self.distinct if not labels.is_number(x)]
 
     @functools.cached_property
     def nulls(self) -> list[str]:

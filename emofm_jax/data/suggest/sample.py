@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from emofm_jax.data import raw_files
 from emofm_jax.data.formats import lines, tabular
+from emofm_jax.data.labels import is_number
 from emofm_jax.data.raw_files import RawFile
 from emofm_jax.data.shards import SPLITS
 from emofm_jax.errors import UserError
@@ -22,7 +23,6 @@ _SEPARATORS = "\t,;|"
 _LINES = 500  # that tell the kind of a text
 _AGREE = 0.95  # share of these that must have as many cells
 _BEGINS = {"train": ("train",), "valid": ("valid", "val", "dev"), "test": ("test",)}
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _LIBSVM = re.compile(r"[+-]?\d+(\.\d+)?(\s+[^\s:]+:[^\s:]+(:[^\s:]+)?)+\s*")
 _CTI = re.compile(r"[^\t]+(\t[01-]){1,9}\t\d+:\d+( \d+:\d+)*\s*")
 _DIGEST = re.compile(r"[0-9a-f]{8,}")
@@ -216,8 +216,3 @@ def _names(rows: Sequence[Sequence[str]]) -> list[str]:
         counts[letter] += 1
         names.append(f"{letter}{counts[letter]}")
     return names
-
-
-def is_number(text: str) -> bool:
-    """Whether a text is a plain decimal number."""
-    return _NUMBER.fullmatch(text.strip()) is not None

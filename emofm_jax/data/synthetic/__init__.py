@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from emofm_jax.data import counts as counts_lib
-from emofm_jax.data import parquet, shards
+from emofm_jax.data import parquet, sampling, shards
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.problems import Notes
 from emofm_jax.data.schema import Schema, Slot
@@ -135,18 +135,14 @@ def _thin(
     recipe: Mapping[str, Any], chunk: int, table: pa.Table, tally: counts_lib.Tally
 ) -> pa.Table:
     """The training rows that `negative_keep_rate` keeps, with the weights that undo it."""
-    rate, label = recipe_lib.later(recipe, "negative_keep_rate"), table["label"].to_numpy()
-    if rate == 1:
+    if recipe_lib.later(recipe, "negative_keep_rate") == 1:
         return table
-    kept = recipe_lib.sampled(recipe, chunk, np.arange(len(label)), label)
+    kept, table = sampling.thin(recipe, chunk, np.arange(table.num_rows), table)
     notes = Notes()
-    notes.add(
-        "", "sampled", int(np.count_nonzero(~kept)), f"row {np.argmin(kept)} of chunk {chunk}"
-    )
+    first = f"row {np.argmin(kept)} of chunk {chunk}"
+    notes.add("", "sampled", int(np.count_nonzero(~kept)), first)
     tally.note(notes)
-    weight = np.where(label > 0, 1.0, 1 / rate).astype(np.float32)
-    place = table.column_names.index("weight")
-    return table.set_column(place, "weight", pa.array(weight)).filter(pa.array(kept))
+    return table
 
 
 def _hashes(schema: Schema, world: truth_lib.World) -> dict[str, np.ndarray]:
