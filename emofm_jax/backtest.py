@@ -15,10 +15,10 @@ all: a new model on all days. Ids stay from day to day under the warm policies (
 rows of the table go on by value (train --init_from). Vocabularies never see the scored day, and no
 figure of it may choose a state: train.monitor and schedule=plateau are refused.
 
-The same command again goes on where it stopped, with more days, too. Writes results.jsonl, a line
-a day, policy and seed; report.html with AUC, logloss, PCOC and unknown values over the days, rows
-trained on, and the policies against the first one, paired over the days. Exit code: 0; 1 if a run
-failed; 2 for a mistake in the backtest itself.
+The same command again goes on where it stopped, with more days, too; with --retry it tries runs
+that failed once more. Writes results.jsonl, a line a day, policy and seed; report.html with AUC,
+logloss, PCOC and unknown values over the days, rows trained on, and the policies against the first
+one, paired over the days. Exit code: 0; 1 if a run failed; 2 for a mistake in the backtest itself.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ def _live(flags: absl_flags.FlagValues) -> bool:
     backtest.check(base)
     _check_workdir(workdir)
     days = backtest.lived(declared, preparation.days(base))
-    found = Backtest(base, workdir, declared, days, seeds, flags.jobs)
+    found = Backtest(base, workdir, declared, days, seeds, flags.jobs, flags.retry)
     for policy in declared.policies:  # every mistake in an override comes now
         config = found.config(
             policy, policy.task(days, declared.first_days, len(days) - 1), seeds[0]
@@ -73,8 +73,10 @@ def _live(flags: absl_flags.FlagValues) -> bool:
         report = backtest_page.report(header, lines)
         files.write_text(workdir / "report.html", report.as_html())
         files.write_text(workdir / "report.md", report.as_markdown())
-    print(f"\n{report.as_text()}\nwritten: {workdir}/ (results.jsonl, report.html, runs/)")
-    return all(line.error is None for line in lines)
+    well = all(line.error is None for line in lines)
+    last = "" if well else "(--retry tries those that failed again)\n"
+    print(f"\n{report.as_text()}\n{last}written: {workdir}/ (results.jsonl, report.html, runs/)")
+    return well
 
 
 def _check_workdir(workdir: Path) -> None:
@@ -92,6 +94,8 @@ def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
     absl_flags.DEFINE_string("workdir", None, where, flag_values=flags)
     jobs = "Processes that train at a time, each a run."
     absl_flags.DEFINE_integer("jobs", 1, jobs, flag_values=flags)
+    retry = "Whether runs that failed are tried again."
+    absl_flags.DEFINE_boolean("retry", False, retry, flag_values=flags)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -156,7 +156,12 @@ def test_it_goes_on_and_trains_nothing_twice(home, capsys, trained):
     assert Path("lived/results.jsonl").read_bytes().startswith(before)
     last = {line.policy: line for line in lines("lived") if line.day == DAYS[4]}
     assert last["frozen"].error is None and last["all"].error == "a broken disk"
-    assert f"failed: all, {DAYS[4]}, seed 0: a broken disk" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"failed: all, {DAYS[4]}, seed 0: a broken disk" in said and "--retry" in said
+    # What the day that failed starts from is there still, for another try.
+    assert Path("lived/runs/warm", DAYS[3], "seed-0/checkpoints").exists()
+    assert run("lived") == 1 and len(trained) == 3
+    assert run("lived", "--retry") == 1 and trained[3:] == trained[:3]
     Path(f"raw/{DAYS[4]}.csv").unlink()
 
 

@@ -1,6 +1,7 @@
 """Calibrations against scikit-learn; their file; what cannot be calibrated."""
 
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -131,6 +132,18 @@ def test_isotonic_of_a_model_that_ranks_the_wrong_way_is_the_rate():
     expected = by_scikit_learn("isotonic", logit, label, None, logit)
     np.testing.assert_allclose(calibration.apply(arrays, logit), expected, atol=1e-9)
     assert len(arrays["x"]) < 12, "few thresholds are kept"
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_calibration_that_turns_the_order_round_is_told(sign):
+    random = np.random.default_rng(3)
+    logit = random.normal(size=2000).astype(np.float32)
+    label = (random.random(2000) < 1 / (1 + np.exp(-sign * logit))).astype(np.float32)
+    report = types.SimpleNamespace(auc=0.5, logloss=1.0, pcoc=1.0, ece=0.0)
+    fitted = calibration.fit("platt", logit, label)
+    assert calibration.before_and_after(fitted, report, label, logit, None)["reversed"] == (
+        sign < 0
+    )
 
 
 @pytest.mark.parametrize("method", calibration.METHODS)

@@ -66,6 +66,7 @@ def test_calibration_is_fitted_on_valid_stored_and_shown_for_test(home, capsys, 
         1000,
         "test",
     )
+    assert fit["reversed"] is False
     assert fit["before"] == {key: plain[key] for key in ("auc", "logloss", "pcoc", "ece")}
     # The same from the prediction files, by scikit-learn.
     (x, y), (x_test, y_test) = scores("valid"), scores("test")

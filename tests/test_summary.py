@@ -103,6 +103,8 @@ def test_the_tables_of_calibration_and_importance():
     assert lines[3].strip() == "fitted on 1,000 rows of the valid split"
     same = summary.calibration(fit | {"evaluated": "valid"}, "valid split")
     assert same.endswith("of the valid split, the same rows")
+    assert "turns the order" not in same
+    assert "warning: the calibration turns" in summary.calibration(fit | {"reversed": True}, "test")
     slots = [{"name": "item", "group": "ad", "auc_drop": 0.125, "logloss_rise": -0.25}]
     head, _, line = summary.importance({"slots": slots, "rows": 7000}).splitlines()
     assert head.endswith("when their values are permuted over 7,000 rows")

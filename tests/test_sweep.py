@@ -187,17 +187,17 @@ def test_a_killed_sweep_goes_on_to_the_same_results(home, capsys):
     assert results("killed") == results("done") and table("killed") == table("done")
 
 
-def test_a_run_whose_process_dies_twice_at_one_step_has_failed(home, monkeypatch, capsys):
+def test_a_run_whose_process_dies_three_times_at_one_step_has_failed(home, monkeypatch, capsys):
     shutil.copytree("done", "deaths")
     for seed, step in ((0, 3), (1, 2)):  # the second has made a step since
         workdir = home / f"deaths/runs/wm/seed-{seed}"
         (workdir / "result.json").unlink()
         (workdir / "attempt.json").write_text(
-            json.dumps({"step": step, "deaths": 2, "seconds": 100.0})
+            json.dumps({"step": step, "deaths": 3, "seconds": 100.0})
         )
     assert sweep.main(arguments("deaths")) == 1
     assert (
-        "wm seed 0: failed: deaths/runs/wm/seed-0: its process was killed 2 times after"
+        "wm seed 0: failed: deaths/runs/wm/seed-0: its process was killed 3 times after"
         in capsys.readouterr().out
     )
     assert results("deaths")[3] == results("done")[3]

@@ -94,11 +94,12 @@ def before_and_after(
     label: np.ndarray,
     logit: np.ndarray,
     weight: np.ndarray | None,
-) -> dict[str, dict[str, float | None]]:
+) -> dict[str, Any]:
     """Figures of the rows of a report, as the model gives them and calibrated.
 
     Returns:
-      {"before": {"auc", "logloss", "pcoc", "ece"}, "after": the same}.
+      {"before": {"auc", "logloss", "pcoc", "ece"}, "after": the same, "reversed": whether the
+      higher logit gets the lower p}.
     """
     p = apply(fitted.arrays, logit.astype(np.float64))
     bins = metrics.reliability(label, p, weight)
@@ -108,7 +109,12 @@ def before_and_after(
         "pcoc": metrics.pcoc(label, p, weight),
         "ece": metrics.expected_calibration_error(bins),
     }
-    return {"before": {key: getattr(report, key) for key in after}, "after": after}
+    turned = bool(fitted.arrays.get("slope", 1) < 0)
+    return {
+        "before": {key: getattr(report, key) for key in after},
+        "after": after,
+        "reversed": turned,
+    }
 
 
 def save(workdir: Path, calibration: Calibration, step: int, fit: Mapping[str, Any]) -> Path:

@@ -89,7 +89,8 @@ def calibration(fit: Mapping[str, Any], title: str) -> str:
 
     Args:
       fit: "method", "split" and "rows" that it was fitted on, "evaluated", whose figures these are,
-        "before" and "after" {"auc", "logloss", "pcoc", "ece"}.
+        "reversed" if the higher logit gets the lower p, "before" and "after" {"auc", "logloss",
+        "pcoc", "ece"}.
       title: what the rows are called.
     """
     head = f"{fit['method']}, {title}"
@@ -97,7 +98,11 @@ def calibration(fit: Mapping[str, Any], title: str) -> str:
     for name in ("before", "after"):
         lines.append(_cells(f"  {name}", fit[name], "ece"))
     own = ", the same rows" if fit["split"] == fit["evaluated"] else ""
-    return "\n".join([*lines, f"  fitted on {fit['rows']:,} rows of the {fit['split']} split{own}"])
+    lines.append(f"  fitted on {fit['rows']:,} rows of the {fit['split']} split{own}")
+    if fit.get("reversed"):
+        why = "the model ranks those rows worse than chance; train it longer, or leave it as it is"
+        lines.append(f"  warning: the calibration turns the order of the scores round: {why}")
+    return "\n".join(lines)
 
 
 def by_value(found: ByValue) -> str:

@@ -108,6 +108,7 @@ class Backtest:
       days: all of the log that are lived, in order.
       seeds: of every policy.
       jobs: processes that train at a time.
+      retry: runs that failed are tried again.
     """
 
     base: ConfigDict
@@ -116,6 +117,7 @@ class Backtest:
     days: tuple[str, ...]
     seeds: tuple[int, ...]
     jobs: int
+    retry: bool = False
 
     def run(self, lock: int) -> Iterator[Line]:
         """Yields a line of every day, policy and seed, in the order of the days.
@@ -190,9 +192,10 @@ class Backtest:
         """Trains the runs that have no result yet; yields all of them with theirs."""
         todo = []
         for group in groups:
-            ended = [(run, sweep_run.ended(run)) for run in group]
-            yield from ((run, result) for run, result in ended if result)
-            todo.append([run for run, result in ended if not result])
+            found = [(run, sweep_run.ended(run)) for run in group]
+            ended = {run.workdir: r for run, r in found if r and (r.ok or not self.retry)}
+            yield from ((run, ended[run.workdir]) for run in group if run.workdir in ended)
+            todo.append([run for run in group if run.workdir not in ended])
         todo = [group for group in todo if group]
         named = {(run.point, run.seed): run for group in todo for run in group}
         with contextlib.closing(processes.execute_all(todo, self.jobs, lock)) as found:
@@ -233,11 +236,14 @@ class Backtest:
         return _line(run, SplitReport.from_json(files.read_json(path)))
 
     def _forget(self, at: int) -> None:
-        """Removes the checkpoints that no day to come starts from."""
-        for policy in self.declared.policies:
-            if policy.kind != "frozen" and at > self.declared.first_days:
-                for seed in self.seeds:
-                    directories.remove(self.place(policy, self.days[at - 1], seed) / "checkpoints")
+        """Removes the checkpoints that no day to come starts from, nor a day that failed."""
+        if at == self.declared.first_days:
+            return
+        for policy in (policy for policy in self.declared.policies if policy.kind != "frozen"):
+            for seed in self.seeds:
+                yesterday, today = (self.place(policy, self.days[i], seed) for i in (at - 1, at))
+                if policy.kind != "warm" or (today / "metrics.json").exists():
+                    directories.remove(yesterday / "checkpoints")
 
 
 def check(config: ConfigDict) -> None:

@@ -5,7 +5,7 @@
              an error, or its process dies while the sweep lives  ->  failed
              told to stop: its state is saved                     ->  to do
              killed with the sweep                                ->  to do
-             killed with it again, at the same checkpoint         ->  failed
+             killed with it three times, at the same checkpoint   ->  failed
     failed   --retry, or another config                           ->  to do
     ok       a later end (train.epochs, train.max_steps)          ->  to do
 
@@ -34,7 +34,7 @@ from emofm_jax.sweeping.record import Attempt, Result
 from emofm_jax.training import run as run_lib
 from emofm_jax.training import workdir as workdir_lib
 
-_DEATHS = 2  # of processes, at one checkpoint of a run, after which it has failed
+_DEATHS = 3  # of processes, at one checkpoint of a run, after which it has failed
 
 
 @dataclasses.dataclass(frozen=True)
