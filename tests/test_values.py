@@ -44,6 +44,8 @@ def wholes():
             **{f"int{bits}": pa.array(given, getattr(pa, f"int{bits}")()) for bits in (32, 64)},
             "float32": pa.array(np.array(given, np.float32)),
             "float64": pa.array(np.array(given, np.float64)),
+            "decimal32": pa.array([decimal.Decimal(x) for x in given], pa.decimal32(9, 1)),
+            "decimal64": pa.array([decimal.Decimal(x) for x in given], pa.decimal64(18, 4)),
             "decimal": pa.array([decimal.Decimal(x) for x in given], pa.decimal128(20, 4)),
             "decimal256": pa.array([decimal.Decimal(x) for x in given], pa.decimal256(60, 0)),
             **{
@@ -571,8 +573,6 @@ NULL = ("-999.9",)
 def test_a_null_spelling_with_a_fraction_is_one_at_any_width(given):
     """In slots of numbers, of ids and in a vector alike."""
     of = {"null_values": NULL, "rows": 2**30}
-    if str(getattr(given, "dtype", "")) == "float16":  # which has another -999.9
-        of["null_values"] = ("-1000",)
     number = Slot("s", "g", "numeric", **of)
     one = Slot("s", "g", "categorical", "hash", **of)
     vector = Slot("s", "g", "vector", length=3, **of)
@@ -646,12 +646,10 @@ def test_frames_of_polars_with_objects_and_views():
     assert frame == features.encode(encoder(SLOT), {"s": [uuid.UUID(int=7), None]})["s"].tolist()
 
 
-def test_row_ids_of_bytes_that_are_no_text_come_back_as_their_digits():
-    column = pa.array([b"\xff\x00", None, b"ab"], pa.binary())
-    assert encode.row_names(column).to_pylist() == ["ff00", None, "ab"]
+def test_row_ids_of_bytes_are_no_integers_where_they_are_no_text():
     problems = encode.Problems()
     encode.row_ids(pa.array([b"\xff", b"12"]), "int64", problems)
-    assert list(problems) == [0] and problems[0][0] == "encoding"
+    assert list(problems) == [0] and "b'\\xff'" in problems[0][1]
 
 
 def test_a_gauc_key_that_is_a_slot_with_weights_is_its_id():

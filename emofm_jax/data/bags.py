@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emofm_jax.data import numeric, values
+from emofm_jax.data import list_text, numeric, values
 from emofm_jax.data.problems import Problems
 from emofm_jax.data.schema import Slot
 
@@ -89,8 +89,9 @@ def pairs(column: pa.Array) -> tuple[pa.Array, pa.Array]:
     both = pc.equal(pc.list_value_length(parts), 2)
     halves = pc.if_else(both, parts, pa.scalar([None, None], parts.type))
     ids = pc.if_else(both, pc.list_element(halves, 0), column)
-    weights = pc.list_element(halves, 1)
-    return pc.utf8_trim_whitespace(ids), pc.utf8_trim_whitespace(weights)
+    weights = pc.utf8_trim_whitespace(pc.list_element(halves, 1))
+    weights = values.only(pc.invert(pc.is_in(weights, pa.array(list_text.NONE))), weights)
+    return pc.utf8_trim_whitespace(ids), weights
 
 
 def weighing(ids: pa.Array, weight: str) -> pa.Array:
@@ -130,18 +131,18 @@ def weights(
     what = "has a weight that is no number:"
     numbers = numeric.parse(column, slot.name, problems, row_of=row_of, what=what)
     absent = np.isnan(numbers)
-    reason = lambda i: f"{slot.name!r} holds {ids[i].as_py()!r} without a weight, as in 'id:0.5'"
+    reason = lambda i: f"{slot.name!r} holds {values.said(ids, i)} without a weight, as in 'id:0.5'"
     problems.mark(absent & ~is_missing, "weight", reason, row_of)
     numbers = np.where(absent, 0.0 if slot.is_bag else 1.0, numbers) + 0.0  # and no -0
 
     if not slot.weighted:
         said = "where all are 1 in the training rows; weighted=True makes it a weight"
-        reason = lambda i: f"slot {slot.name!r} has the value {column[i].as_py()!r}, {said}"
+        reason = lambda i: f"slot {slot.name!r} has the value {values.said(column, i)}, {said}"
         problems.mark(numbers != 1, "value", reason, row_of)
     else:
         wrong = ~(np.abs(numbers) <= MAX_WEIGHT) | (slot.is_mean & (numbers < 0))
         said = f"must be {allowed_weights(slot)}"
-        reason = lambda i: f"{slot.name!r} has the weight {column[i].as_py()!r}; it {said}"
+        reason = lambda i: f"{slot.name!r} has the weight {values.said(column, i)}; it {said}"
         problems.mark(wrong, "weight", reason, row_of)
     with np.errstate(over="ignore"):
         return numbers.astype(np.float32)
@@ -176,11 +177,13 @@ def _matrix(slot: Slot, column: pa.Array, rows: np.ndarray, problems: Problems) 
     """f32[rows, length] of the lists in these rows; a missing one is all NaN."""
     flat, row_of = column.take(pa.array(rows)).flatten(), np.repeat(rows, slot.length)
     what = "is a vector but holds"
-    numbers = numeric.parse(flat, slot.name, problems, row_of=row_of, what=what)
-    numbers = numbers.reshape(-1, slot.length)
-
-    padding = numeric.among(flat, numbers.ravel(), slot.null_values).reshape(numbers.shape)
+    numbers = numeric.read(flat, slot.name, problems, (), row_of, what)
+    padding = numeric.among(flat, numbers, slot.null_values).reshape(-1, slot.length)
     of_rows = np.asarray(padding.all(axis=1))
+    finite = np.where(np.repeat(of_rows, slot.length), np.nan, numbers)
+    numeric.mark_infinite(flat, finite, slot.name, problems, row_of)
+
+    numbers = numbers.reshape(-1, slot.length)
     absent: np.ndarray = np.isnan(numbers) | of_rows[:, None]
     some = np.asarray(absent.any(axis=1))
     which = lambda i: int(absent[i].argmax()) + 1

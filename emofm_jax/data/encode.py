@@ -10,7 +10,6 @@ later the rows to predict.
 """
 
 import dataclasses
-import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -141,6 +140,8 @@ class Encoder:
             plain = slot.kind == "categorical" and not slot.weighted and column.type == pa.string()
             if not plain or slot.encoding == "identity":
                 self.slot(slot, column, problems)
+            else:
+                self._mark_unreadable(repr(slot.name), column, problems)
         for name in ("label", "ftype", "weight"):
             if name in columns and name in self.arrow_schema.names:
                 self._role(name, columns[name], problems)
@@ -159,7 +160,7 @@ class Encoder:
         self, slot: Slot, column: pa.Array, problems: Problems, notes: Notes | None = None
     ) -> pa.Array:
         """The column of a shard from a raw one; rows that cannot be read go to `problems`."""
-        _mark_bytes(repr(slot.name), column, problems)
+        self._mark_unreadable(repr(slot.name), column, problems)
         if slot.kind == "numeric":
             numbers = self.numbers(slot, column, problems)
             if slot.transform == "bucket":
@@ -172,7 +173,7 @@ class Encoder:
         row_of = _rows(lengths)
         encoded = pa.array(self._ids(slot, ids, found, row_of, problems))
         if row_of is not None or weights is not None:
-            _mark_bytes(f"slot {slot.name!r}", ids, problems, row_of)
+            self._mark_unreadable(f"slot {slot.name!r}", ids, problems, row_of)
         if notes is not None:
             _note_respelled(slot, found, notes)
         if weights is not None:
@@ -219,13 +220,19 @@ class Encoder:
         """Values and, where there are some, their weights; one a row, or in the rows `row_of`."""
         if not (slot.weighted or pa.types.is_struct(column.type)):
             return column, None
-        _mark_bytes(f"slot {slot.name!r}", column, problems, row_of)
+        self._mark_unreadable(f"slot {slot.name!r}", column, problems, row_of)
         return bags.pairs(column)
 
     def distinct(self, slot: Slot, column: pa.Array) -> Distinct:
-        """The distinct values of a slot of ids, spelled as the schema says; no lists."""
-        missing = self._missing[slot.name]
-        return values.distinct(column, missing, slot.respell, self.schema.spelling)
+        """The distinct values of a slot, spelled as the schema says; no lists."""
+        missing, spelling = self._missing[slot.name], self.schema.spelling
+        if slot.kind == "numeric" and spelling != 1:
+            column, missing = numeric.spelled(column), numeric.spelled(missing).drop_null()
+        return values.distinct(column, missing, slot.respell, spelling)
+
+    def missing_of(self, slot: Slot) -> tuple[str, ...]:
+        """What a missing value of a slot may be called, besides None and the like."""
+        return (*self._null_values(), *slot.null_values)
 
     def _null_values(self) -> tuple[str, ...]:
         """The recipe's; those of release 0.1 are of whole cells, which are null by now."""
@@ -235,7 +242,7 @@ class Encoder:
         """What a missing value of a slot may be called."""
         if not slot.null_values:
             return self.missing
-        return values.missing((*self._null_values(), *slot.null_values), self.schema.spelling)
+        return values.missing(self.missing_of(slot), self.schema.spelling)
 
     def _lists(self, slot: Slot, column: pa.Array, problems: Problems) -> pa.Array:
         """Cells of several values as list[n]; text is split."""
@@ -262,11 +269,13 @@ class Encoder:
         ids = column.flatten()
         if slot.weighted or pa.types.is_struct(ids.type):
             ids = bags.pairs(ids)[0]
-        spell = functools.partial(values.distinct, respell=slot.respell)
-        found, padding = spell(ids), spell(pa.array(slot.null_values, pa.string()))
-        gone = pc.is_in(found.text, padding.text.drop_null())
-        gone = np.where(found.text.is_null(), "" in slot.null_values, np.asarray(gone))
-        return bags.without(column, found.each(gone, "" in slot.null_values))
+        found = values.distinct(ids, respell=slot.respell)
+        padding = values.at_width(values.missing(slot.null_values), values.unwrapped_type(ids.type))
+        gone = np.asarray(pc.and_(found.text.is_valid(), pc.is_in(found.text, padding)))
+        if "" not in slot.null_values:
+            return bags.without(column, found.each(gone, False))
+        gone = found.each(gone | np.asarray(found.text.is_null()), True)
+        return bags.without(column, gone & ~values.unreadable(ids))
 
     def _ids(
         self,
@@ -294,7 +303,7 @@ class Encoder:
             self._note_unseen(slot, found, ids)
         if len(ids) and ids.min() < 0:
             holds, said = f"slot {slot.name!r} holds", f"its ids are 0 .. {slot.rows - 2}"
-            reason = lambda i: f"{holds} {column[i].as_py()!r}; {said}"
+            reason = lambda i: f"{holds} {values.said(column, i)}; {said}"
             problems.mark(result < 0, "id out of range", reason, row_of)
         return result
 
@@ -308,7 +317,7 @@ class Encoder:
 
     def _role(self, name: str, column: pa.Array, problems: Problems) -> pa.Array:
         """The column of a role of a shard from a raw one."""
-        _mark_bytes(repr(name), column, problems)
+        self._mark_unreadable(repr(name), column, problems)
         return self._roles[name](column, problems)
 
     def _label(self, column: pa.Array, problems: Problems) -> pa.Array:
@@ -320,13 +329,14 @@ class Encoder:
         absent = found.each(found.text.is_null(), True)
 
         known = f"is not one of config.prepare.types ({', '.join(self.schema.types)})"
-        reason = lambda i: f"the type {column[i].as_py()!r} {known}"
+        reason = lambda i: f"the type {values.said(column, i)} {known}"
         problems.mark((which < 0) & ~absent, "type", reason)
         return pa.array(which, pa.int8(), mask=which < 0)
 
     def _weight(self, column: pa.Array, problems: Problems) -> pa.Array:
         numbers = numeric.parse(column, "weight", problems, self.missing)
-        reason = lambda i: f"the weight is {column[i].as_py()!r}; it must be a number of at least 0"
+        needs = "it must be a number of at least 0"
+        reason = lambda i: f"the weight is {_given(column, numbers, i)}; {needs}"
         problems.mark(~(numbers >= 0), "weight", reason)
         return pa.array(np.where(numbers >= 0, numbers, 0).astype(np.float32))
 
@@ -336,7 +346,7 @@ class Encoder:
         rate = numeric.parse(column, "keep probability", problems, self.missing)
         known = (rate > 0) & (rate <= 1)
         needs = "it must be above 0 and at most 1"
-        reason = lambda i: f"the keep probability is {column[i].as_py()!r}; {needs}"
+        reason = lambda i: f"the keep probability is {_given(column, rate, i)}; {needs}"
         problems.mark(~known, "keep_probability", reason)
         own = self._weight(columns["weight"], problems) if "weight" in columns else None
         weight = np.ones(len(rate)) if own is None else own.to_numpy()
@@ -344,19 +354,39 @@ class Encoder:
 
     def _gauc_key(self, column: pa.Array, problems: Problems) -> pa.Array:
         """i64[n]: hashes of the values, spelled as those of its slot, if it is one; 0: missing."""
-        missing, respell = self.missing, True
         recipe = {**self.schema.recipe, "spelling": self.schema.spelling}
         if slot := recipe_lib.key_slot(recipe, self.schema.slots):
-            missing, respell = self._missing[slot.name], slot.respell
             column = self._given(slot, column)
             if slot.weighted or _is_pairs(column):  # of these the id is the key
                 column = bags.pairs(column)[0]
-                _mark_bytes("'gauc_key'", column, problems)
-        found = values.distinct(column, missing, respell, self.schema.spelling)
+                self._mark_unreadable("'gauc_key'", column, problems)
+            found = self.distinct(slot, column)
+        else:
+            found = values.distinct(column, self.missing, spelling=self.schema.spelling)
         known = np.asarray(found.text.is_valid())
         hashes = np.zeros(len(known) + 1, np.int64)
         hashes[:-1][known] = hash_values(found.text.drop_null(), 0).view(np.int64)
         return pa.array(hashes[found.which])
+
+    def _mark_unreadable(
+        self, what: str, column: pa.Array, problems: Problems, row_of: np.ndarray | None = None
+    ) -> None:
+        """Marks bytes that are no text, and texts with a NUL; one a row, or in the rows `row_of`.
+
+        Release 0.1 took a NUL as it takes any character.
+        """
+        if (wrong := values.undecodable(column)).any():
+            reason = lambda i: f"{what} holds {column[i].as_py()!r}, no text in UTF-8"
+            problems.mark(wrong, "encoding", reason, row_of)
+        if self.schema.spelling != 1 and (wrong := values.with_nul(column)).any():
+            reason = lambda i: f"{what} holds {column[i].as_py()!r}, with a NUL byte"
+            problems.mark(wrong, "nul", reason, row_of)
+
+
+def _given(column: pa.Array, numbers: np.ndarray, i: int) -> str:
+    """A number as it was given; `missing`, and what stands there, if it is a null value."""
+    said = values.said(column, i)
+    return f"missing ({said})" if np.isnan(numbers[i]) and said != "missing" else said
 
 
 def _is_pairs(column: pa.Array) -> bool:
@@ -385,9 +415,9 @@ def _without_missing(
     places = (np.cumsum(lengths) - lengths)[rows]
     gone = found._replace(which=found.which[places]).each(found.text.is_null(), True)
     rows, places = rows[gone], places[gone]
-    gone = ~values.undecodable(ids.take(pa.array(places)))
+    gone = ~values.unreadable(ids.take(pa.array(places)))
     if weights is not None:
-        gone &= np.asarray(weights.take(pa.array(places)).is_null())
+        gone &= numeric.absent(weights.take(pa.array(places)))
     if not gone.any():
         return ids, weights, lengths, found
     kept = np.ones(len(ids), bool)
@@ -399,34 +429,24 @@ def _without_missing(
     return ids.filter(of_kept), weights, lengths, found
 
 
-def _mark_bytes(
-    what: str, column: pa.Array, problems: Problems, row_of: np.ndarray | None = None
-) -> None:
-    """Marks values that are bytes, but no text in UTF-8; one a row, or in the rows `row_of`."""
-    if (wrong := values.undecodable(column)).any():
-        reason = lambda i: f"{what} holds {column[i].as_py()!r}, no text in UTF-8"
-        problems.mark(wrong, "encoding", reason, row_of)
-
-
 def row_ids(column: pa.Array, kind: str, problems: Problems) -> pa.Array:
     """A row id column as `kind`, string or int64; what is no such integer becomes null."""
     if kind == "string":
         return row_names(column)
-    _mark_bytes("the row id", column, problems)
     if pa.types.is_integer(column.type) and column.type != pa.uint64():
         return column.cast(pa.int64())
     found = values.distinct(column)
     fits = [int(x) if x is not None and _is_int64(x) else None for x in found.text.to_pylist()]
     wrong = found.each([x is None for x in fits], False)
-    known = found.each(found.text.is_valid(), False)
+    known = found.each(found.text.is_valid(), False) | values.unreadable(column)
     said = "it must be an integer of 64 bits, as in the first file"
-    reason = lambda i: f"the row id is {column[i].as_py()!r}; {said}"
+    reason = lambda i: f"the row id is {values.said(column, i)}; {said}"
     problems.mark(wrong & known, "row id", reason)
     return pa.array([*fits, None], pa.int64()).take(pa.array(found.which))
 
 
 def row_names(column: pa.Array) -> pa.Array:
-    """string[n]: row ids as they came, whatever they are; bytes that are no text in hexadecimal."""
+    """string[n]: row ids as they came, whatever they are; bytes that are no text as \\xff\\x00."""
     kind = values.unwrapped_type(column.type)
     if not values.is_text(kind):
         return values.distinct(column).column()
@@ -434,7 +454,7 @@ def row_names(column: pa.Array) -> pa.Array:
     if not odd.any():
         return text
     odd = pa.array(odd)
-    digits = [value.hex() for value in column.filter(odd).to_pylist()]
+    digits = ["".join(f"\\x{b:02x}" for b in value) for value in column.filter(odd).to_pylist()]
     return pc.replace_with_mask(text, odd, pa.array(digits, pa.string()))
 
 

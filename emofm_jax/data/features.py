@@ -99,7 +99,10 @@ def encode(encoder: Encoder, data: Mapping[str, Sequence] | Any) -> dict[str, np
     _check_absent("data", schema.name, "slot", names, named)
     spelling = schema.spelling
     recipe = {**schema.recipe, "spelling": spelling}
-    columns = {s.name: memory.as_arrow(s, named[s.name], spelling) for s in schema.slots}
+    columns = {
+        s.name: memory.as_arrow(s, named[s.name], spelling, encoder.missing_of(s))
+        for s in schema.slots
+    }
     _check_lengths("data", {name: len(column) for name, column in columns.items()})
 
     def one(slot: Slot) -> tuple[dict[str, np.ndarray], Problems]:
@@ -388,6 +391,9 @@ def _by_name(where: str, given: Any, slots: Collection[str]) -> Mapping[str, Any
         reason = " ".join(str(error).split())
         raise UserError(f"{where}: no table can be made of it ({reason}); give a dict") from None
     if not isinstance(given, pa.Table):
+        if hasattr(given, "collect"):  # of polars, say, that is yet to be read
+            problem = f"a {type(given).__name__} is no table yet"
+            raise UserError(f"{where}: {problem}; give what its collect() returns")
         problem = f"a {type(given).__name__} is no mapping and no table"
         raise UserError(f"{where}: {problem}; give an array for each slot, by its name")
     _check_twice(where, given.column_names)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 _BROKEN = object()  # what stands for a cell in brackets that is no list
-_NONE = ("None", "null")  # of Python and JSON, where no quotes are around
+NONE = ("None", "null")  # of Python and JSON, where no quotes are around
 _ENDS = {"[": "]", "{": "}"}
 _PLACE = "{0}(\\d+){0}(?:\\s*(:.*))?"  # of a quoted text, and the weight behind it
 _MARKS = ("\0", *map(chr, range(0xE000, 0xF900)))  # one that the text has not, for private use
@@ -114,7 +114,7 @@ def _closes_early(bare: str) -> bool:
 
 def _element(part: str, quoted: list[str], mark: str) -> Any:
     """One element of a list, or `_BROKEN`; `mark` stands around the places of quoted texts."""
-    if part in _NONE:
+    if part in NONE:
         return None
     if found := re.fullmatch(_PLACE.format(mark), part):
         return quoted[int(found[1])] + (found[2] or "")

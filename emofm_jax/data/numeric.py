@@ -35,22 +35,39 @@ def parse(
     Raises:
       UserError: a column of another type, such as a timestamp.
     """
+    called = [] if missing is None else missing.to_pylist()
+    numbers = read(column, name, problems, called, row_of, what)
+    numbers = np.where(among(column, numbers, called), np.nan, numbers)
+    mark_infinite(column, numbers, name, problems, row_of)
+    return numbers
+
+
+def read(
+    column: pa.Array,
+    name: str,
+    problems: Problems,
+    missing: Collection[str],
+    row_of: np.ndarray | None,
+    what: str,
+) -> np.ndarray:
+    """As `parse`, but infinite numbers and those that mean a missing one are still there."""
     column = values.unwrapped(column)
     if isinstance(column, pa.DictionaryArray):
         column = column.dictionary_decode()
-    of_text = values.is_text(column.type)
-    called = [] if missing is None else missing.to_pylist()
-    numbers = None if of_text else _typed_numbers(column, name)
-    if numbers is None:
-        wrong = lambda i: f"{name!r} {what} {column[i].as_py()!r}"
-        numbers = _text_numbers(column, called, problems, wrong, row_of)
+    if not values.is_text(column.type):
+        return _typed_numbers(column, name)
+    wrong = lambda i: f"{name!r} {what} {values.said(column, i)}"
+    return _text_numbers(column, missing, problems, wrong, row_of)
 
-    numbers = np.where(among(column, numbers, called), np.nan, numbers)
+
+def mark_infinite(
+    column: pa.Array, numbers: np.ndarray, name: str, problems: Problems, row_of: np.ndarray | None
+) -> None:
+    """Marks numbers f64[n] of a column that are no finite float32."""
     said = lambda i: "not finite" if np.isinf(numbers[i]) else "too large for 32 bits"
-    infinite = lambda i: f"{name!r} holds {column[i].as_py()!r}, which is {said(i)}"
+    infinite = lambda i: f"{name!r} holds {values.said(column, i)}, which is {said(i)}"
     with np.errstate(over="ignore"):
         problems.mark(np.isinf(numbers.astype(np.float32)), "number", infinite, row_of)
-    return numbers
 
 
 def among(column: pa.Array, numbers: np.ndarray, texts: Collection[str]) -> np.ndarray:
@@ -61,14 +78,34 @@ def among(column: pa.Array, numbers: np.ndarray, texts: Collection[str]) -> np.n
       numbers: f64[n], what `parse` makes of them.
       texts: spellings of missing numbers, say; those of no number are none here.
     """
-    of = np.array([float(text) for text in texts if re.fullmatch(_NUMBER, text)])
-    if not len(of):
+    of = [float(text) for text in texts if re.fullmatch(_NUMBER, text)]
+    if not of:
         return np.zeros(len(numbers), bool)
-    kind = values.unwrapped_type(column.type)
-    if pa.types.is_float16(kind) or pa.types.is_float32(kind):
-        with np.errstate(over="ignore"):
-            of = of.astype(kind.to_pandas_dtype()).astype(np.float64)
+    of = values.rounded(of, values.unwrapped_type(column.type)).astype(np.float64)
     return np.isin(numbers, of)
+
+
+def spelled(column: pa.Array) -> pa.Array:
+    """Text with its numbers as the values of a number are called: " 5", "+5", "5.0" are "5"."""
+    if not values.is_text(values.unwrapped_type(column.type)):
+        return column
+    coded = values.spell(column, respell=False).dictionary_encode()
+    texts = [_number_spelled(text) for text in coded.dictionary.to_pylist()]
+    return pa.array(texts, pa.string()).take(coded.indices)
+
+
+def _number_spelled(text: str) -> str:
+    bare = text.strip()
+    if re.fullmatch(r"[+-]?\d+", bare, re.A):  # of any size, as in a column of integers
+        return str(int(bare)) if len(bare) <= 400 else text
+    is_number = re.fullmatch(_NUMBER, bare, re.A)
+    return str(values.one(float(bare))) if is_number else text
+
+
+def absent(column: pa.Array) -> np.ndarray:
+    """bool[n]: numbers that are missing, typed or as text."""
+    text = values.spell(column, respell=False)
+    return np.asarray(values.spell(pc.utf8_trim_whitespace(text)).is_null())
 
 
 def _typed_numbers(column: pa.Array, name: str) -> np.ndarray:

@@ -8,14 +8,18 @@
     bytes                                            the text that they are in UTF-8
     None, null, NaN, NaT, "", "nan", "NaN", "NaT"    missing
 
+A number that is a spelling of a missing value is one at the width that carried it: where "-999.9"
+is, so is what 16 bits make of it, -1000.
+
 Text that is no plain number, truth value or ISO time stays as it is: "007", "1e5", "+1", "1.2.0".
 """
 
 import datetime
 import decimal
+import functools
 import numbers
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +47,10 @@ _RESPELLED = (
 )
 # One of these stands in every text that may be respelled, and in no number in hexadecimal.
 _SIGNS = (b".", b"-", b"+", b"u", b"U", b"l", b"L")
+
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")  # as they are spelled here
+# Types that Arrow has no table of distinct values for.
+_NOT_LOOKED_UP = (pa.types.is_float16, pa.types.is_decimal32, pa.types.is_decimal64)
 
 _DAY = 86_400  # seconds
 _NO_MORE = pa.array(MISSING)
@@ -92,22 +100,41 @@ def distinct(
     """The distinct values of a plain column, spelled.
 
     Args:
-      column: n values of any plain type; no lists.
+      column: n values of any plain type; no lists. Text that is `unreadable` is null.
       missing: what a missing value may be called (`missing`).
       respell: False leaves text as it is.
       spelling: 1 spells as release 0.1 did.
     """
     coded = column if isinstance(column, pa.DictionaryArray) else unwrapped(column)
+    kind = unwrapped_type(coded.type)
     if not isinstance(coded, pa.DictionaryArray):
-        if pa.types.is_float16(coded.type):  # which Arrow cannot look up
+        if any(test(kind) for test in _NOT_LOOKED_UP):
             coded = _spelled(coded, False, spelling)
         coded = coded.dictionary_encode()
     plain = _spelled(coded.dictionary, False, spelling)
     is_spelled = not respell or spelling == 1 or not is_text(unwrapped_type(coded.dictionary.type))
     text = plain if is_spelled else _respelled(plain)
-    known = only(pc.invert(pc.is_in(text, missing)), text)
+    gone = pc.is_in(text, missing if spelling == 1 else at_width(missing, kind))
+    if spelling != 1 and _may_hold_nul(text):
+        gone = pc.or_(gone, pc.match_substring(text, "\0"))
+    known = only(pc.invert(gone), text)
     which = coded.indices.cast(pa.int64()).fill_null(len(known)).to_numpy()
     return Distinct(known, which, coded.dictionary, text is not plain)
+
+
+def at_width(missing: pa.Array, kind: pa.DataType) -> pa.Array:
+    """string[..]: what a missing value may be called, and the numbers in it as floats of a type."""
+    if not pa.types.is_floating(kind):
+        return missing
+    numbers = [float(text) for text in missing.to_pylist() if _NUMBER.fullmatch(text)]
+    return pa.array([*missing.to_pylist(), *map(_of_float, rounded(numbers, kind))], pa.string())
+
+
+def rounded(numbers: Sequence[float], kind: pa.DataType) -> np.ndarray:
+    """Numbers as they are at the width of an Arrow type, if it is of floats; else in 64 bits."""
+    wide = np.array(numbers, np.float64)
+    with np.errstate(over="ignore"):
+        return wide.astype(kind.to_pandas_dtype()) if pa.types.is_floating(kind) else wide
 
 
 def spell(column: pa.Array, respell: bool = True, spelling: int = SPELLING) -> pa.Array:
@@ -147,13 +174,20 @@ def _spelled(column: pa.Array, respell: bool, spelling: int) -> pa.Array:
     return _of_times(column)
 
 
-def one(value: Any, respell: bool = True, spelling: int = SPELLING) -> str | None:
+def one(
+    value: Any,
+    respell: bool = True,
+    spelling: int = SPELLING,
+    missing: tuple[str, ...] = (),
+) -> str | None:
     """The text of one value of Python, numpy or pandas; None if it is missing.
 
     Args:
       value: of any plain type.
       respell: False leaves text as it is.
       spelling: 1 spells as release 0.1 did.
+      missing: what a missing value may be called; a number that is one of these at the width that
+        it has is called so, since a text has no width.
 
     Raises:
       TypeError, ArrowInvalid: a value of another kind.
@@ -168,7 +202,8 @@ def one(value: Any, respell: bool = True, spelling: int = SPELLING) -> str | Non
     if isinstance(value, np.datetime64 | np.timedelta64):  # the latter passes for an integer
         return spell(pa.array(in_unit_of_arrow(np.array([value]))))[0].as_py()
     if isinstance(value, str | bytes):
-        text = value.decode() if isinstance(value, bytes) else str(value)
+        # What a class of texts, such as an Enum, makes of `str` is not what the text is.
+        text = value.decode() if isinstance(value, bytes) else str.__str__(value)
         return spell(pa.array([text], pa.string()), respell, spelling)[0].as_py()
     if isinstance(value, bool | np.bool_):
         return str(int(value))
@@ -179,7 +214,7 @@ def one(value: Any, respell: bool = True, spelling: int = SPELLING) -> str | Non
     if isinstance(value, decimal.Decimal):  # infinite, or NaN
         value = float(value)
     if isinstance(value, numbers.Real):  # numpy's too
-        return None if value != value else _of_float(value)
+        return None if value != value else _of_number(value, missing)
     if isinstance(value, datetime.date | datetime.time):  # a datetime is a date
         return _of_text(value.isoformat())
     if isinstance(value, datetime.timedelta):
@@ -187,6 +222,14 @@ def one(value: Any, respell: bool = True, spelling: int = SPELLING) -> str | Non
     if type(value).__name__ == "UUID":
         return str(value)
     raise TypeError(f"{value!r} is a {type(value).__name__}")
+
+
+def said(column: pa.Array, i: int) -> str:
+    """A value in a message: text and bytes in quotes, others as they are spelled here."""
+    if is_text(unwrapped_type(column.type)):
+        value = column[i].as_py()
+        return "missing" if value is None else repr(value)
+    return spell(column.slice(i, 1))[0].as_py() or "missing"
 
 
 def in_unit_of_arrow(times: np.ndarray) -> np.ndarray:
@@ -229,6 +272,37 @@ def undecodable(column: pa.Array) -> np.ndarray:
     if isinstance(column, pa.DictionaryArray):
         column = column.dictionary_decode()
     return np.asarray(pc.and_not(column.is_valid(), _decoded(column).is_valid()))
+
+
+def with_nul(column: pa.Array) -> np.ndarray:
+    """bool[n]: texts, or bytes, that hold a NUL, as none in a file of text may."""
+    column = unwrapped(column)
+    if isinstance(column, pa.DictionaryArray):
+        which = column.indices.fill_null(len(column.dictionary)).to_numpy()
+        return np.append(with_nul(column.dictionary), False)[which]
+    if not is_text(column.type) or not _may_hold_nul(column):
+        return np.zeros(len(column), bool)
+    if pa.types.is_fixed_size_binary(column.type):
+        column = column.cast(pa.binary())
+    return np.asarray(pc.match_substring(column, "\0").fill_null(False))
+
+
+def unreadable(column: pa.Array) -> np.ndarray:
+    """bool[n]: values that are `undecodable`, or `with_nul`."""
+    return undecodable(column) | with_nul(column)
+
+
+def _may_hold_nul(column: pa.Array) -> bool:
+    """Whether a NUL stands in the bytes of plain texts."""
+    if pa.types.is_fixed_size_binary(column.type):
+        return True
+    _, offsets, data = column.buffers()
+    if data is None or not len(column):
+        return False
+    is_large = pa.types.is_large_string(column.type) or pa.types.is_large_binary(column.type)
+    ends = np.frombuffer(offsets, np.int64 if is_large else np.int32)
+    first, last = ends[column.offset], ends[column.offset + len(column)]
+    return bool(last > first) and np.frombuffer(data, np.uint8)[first:last].min() == 0
 
 
 def unwrapped(column: pa.Array) -> pa.Array:
@@ -338,6 +412,22 @@ def _of_instant(text: str, date: str, *parts: str | None) -> str:
 def _of_datetime(text: str) -> str:
     """A date and time, without a time of midnight."""
     return text.removesuffix(" 00:00:00")
+
+
+def _of_number(value: Any, missing: tuple[str, ...]) -> str:
+    """A number of Python or numpy; or the spelling of a missing value that it is at its width."""
+    text = _of_float(value)
+    return _called(missing, getattr(value, "dtype", np.dtype(float))).get(text, text)
+
+
+@functools.lru_cache(maxsize=64)
+def _called(missing: tuple[str, ...], kind: np.dtype) -> dict[str, str]:
+    """{number at a width: the spelling of a missing value that it is}."""
+    if kind.itemsize > 8:
+        return {}
+    of = pa.from_numpy_dtype(kind)
+    pairs = ((at_width(pa.array([text]), of)[1:].to_pylist(), text) for text in missing)
+    return {found: text for each, text in pairs for found in each}
 
 
 def _of_float(value: Any) -> str:

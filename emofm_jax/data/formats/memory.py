@@ -2,7 +2,9 @@
 
 import contextlib
 import datetime
+import functools
 import uuid
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -15,16 +17,20 @@ from emofm_jax.errors import UserError
 
 _ROWS = (list, tuple, np.ndarray, set, frozenset)
 _ARRAYS = ("__arrow_c_stream__", "__arrow_c_array__", "__arrow_array__")
+_Spell = Callable[..., str | None]  # `values.one` as the slot has it
 _LOST = (np.datetime64, np.timedelta64, uuid.UUID, datetime.time, datetime.datetime)
 
 
-def as_arrow(slot: Slot, values: Any, spelling: int = values_lib.SPELLING) -> pa.Array:
+def as_arrow(
+    slot: Slot, values: Any, spelling: int = values_lib.SPELLING, missing: tuple[str, ...] = ()
+) -> pa.Array:
     """One column, however it was given.
 
     Args:
       slot: whose values they are.
       values: a list or an array.
       spelling: of the schema, as `values` (the module) has them.
+      missing: what a missing value may be called (`Encoder.missing_of`).
 
     Raises:
       UserError: no list or array, values that are none, lists in a slot of single values.
@@ -33,7 +39,10 @@ def as_arrow(slot: Slot, values: Any, spelling: int = values_lib.SPELLING) -> pa
     if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
         raise UserError(f"{where} is {values!r}; give a list or an array, one entry a row")
     try:
-        column = _column(values, slot, spelling)
+        spell = functools.partial(
+            values_lib.one, respell=slot.respell, spelling=spelling, missing=missing
+        )
+        column = _column(values, slot, spelling, spell)
         column = values_lib.unwrapped(column) if spelling != 1 else column
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())
@@ -48,7 +57,7 @@ def as_arrow(slot: Slot, values: Any, spelling: int = values_lib.SPELLING) -> pa
     return column
 
 
-def _column(values: Any, slot: Slot, spelling: int) -> pa.Array:
+def _column(values: Any, slot: Slot, spelling: int, spell: _Spell) -> pa.Array:
     if isinstance(values, pa.Array):
         return values
     if isinstance(values, pa.ChunkedArray):
@@ -57,17 +66,17 @@ def _column(values: Any, slot: Slot, spelling: int) -> pa.Array:
         return of_0_1
     if str(getattr(values, "dtype", "")).lower() == "object":  # of numpy, pandas, polars
         is_masked = isinstance(values, np.ma.MaskedArray)
-        return _of_objects(values.tolist() if is_masked else list(values), slot, spelling)
+        return _of_objects(values.tolist() if is_masked else list(values), slot, spell)
     if any(hasattr(values, name) for name in _ARRAYS) or _is_of_pandas(values):
         with contextlib.suppress(pa.ArrowException):  # Arrow has no such type: say, of 128 bits
             found = pa.chunked_array(values) if hasattr(values, _ARRAYS[0]) else pa.array(values)
             return _whole(found) if isinstance(found, pa.ChunkedArray) else found
-        return _of_objects(list(values), slot, spelling)
+        return _of_objects(list(values), slot, spell)
     if hasattr(values, "__dlpack__") or hasattr(values, "__array__"):  # of jax, say
         values = np.asanyarray(values)
     if not isinstance(values, np.ndarray):
-        return _of_objects(list(values), slot, spelling)
-    return _of_numpy(values)
+        return _of_objects(list(values), slot, spell)
+    return _of_numpy(values, slot, spell)
 
 
 def _is_of_pandas(values: Any) -> bool:
@@ -75,8 +84,14 @@ def _is_of_pandas(values: Any) -> bool:
     return type(values).__module__.partition(".")[0] == "pandas"
 
 
-def _of_numpy(values: np.ndarray) -> pa.Array:
+def _of_numpy(values: np.ndarray, slot: Slot, spell: _Spell) -> pa.Array:
     """An array of numpy, masked or not, at the width that it has; rows of a matrix are lists."""
+    if values.dtype.kind == "f" and values.dtype.itemsize > 8 or values.dtype.names:
+        return _of_objects(list(values), slot, spell)  # Arrow has no such type
+    if values.dtype.kind == "c":
+        raise TypeError("complex numbers are no values")
+    if str(values.dtype) == "bfloat16":
+        values = values.astype(np.float32)
     mask = np.ma.getmaskarray(values).ravel() if isinstance(values, np.ma.MaskedArray) else None
     flat = np.asarray(values).ravel()
     if not flat.dtype.isnative:
@@ -88,11 +103,20 @@ def _of_numpy(values: np.ndarray) -> pa.Array:
         flat = values_lib.in_unit_of_arrow(flat)
     if values.ndim not in (1, 2):
         raise TypeError(f"an array of {values.ndim} axes")
-    column = pa.array(flat, from_pandas=True, mask=mask)
+    given = flat.astype(object) if _holds_nul(flat) else flat  # where Arrow would end the text
+    column = pa.array(given, from_pandas=True, mask=mask)
     if values.ndim == 1:
         return column
     offsets = np.arange(len(values) + 1) * values.shape[1]
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), column)
+
+
+def _holds_nul(flat: np.ndarray) -> bool:
+    """Whether a NUL stands before other characters of a text or of bytes."""
+    if flat.dtype.kind not in "US" or not flat.size or not flat.dtype.itemsize:
+        return False
+    signs = flat.view(np.uint32 if flat.dtype.kind == "U" else np.uint8).reshape(len(flat), -1)
+    return bool(((signs[:, :-1] == 0) & (signs[:, 1:] != 0)).any())
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:
@@ -100,35 +124,53 @@ def _whole(column: pa.ChunkedArray) -> pa.Array:
     return pa.concat_arrays(chunks) if chunks else pa.array([], column.type)
 
 
-def _of_objects(values: list, slot: Slot, spelling: int) -> pa.Array:
+def _of_objects(values: list, slot: Slot, spell: _Spell) -> pa.Array:
     """Values of Python, numpy or pandas, or lists of these."""
+    if any(issubclass(kind, np.ndarray) for kind in set(map(type, values))):
+        values = [_item(value) for value in values]
     if slot.weighted and not slot.is_bag:
-        return _of_pairs(values, slot, spelling)
-    kinds = (*_ROWS, dict) if slot.weighted else _ROWS
-    if not any(isinstance(value, kinds) for value in values):
-        return _of_singles(values, slot, spelling)
-    rows = [[] if _is_missing(row) else _elements(row) for row in values]
+        return _of_pairs(values, spell)
+    several = {kind for kind in set(map(type, values)) if _is_several(kind, slot)}
+    if not several:
+        return _of_singles(values, spell)
+    rows = [[] if _is_missing(row) else _elements(row, several) for row in values]
     offsets = np.append(0, np.cumsum([len(row) for row in rows]))
     of_elements = _of_pairs if slot.weighted else _of_singles
-    flat = of_elements([element for row in rows for element in row], slot, spelling)
+    flat = of_elements([element for row in rows for element in row], spell)
     missing = pa.array([_is_missing(row) for row in values])
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat, mask=missing)
 
 
-def _elements(row: Any) -> list:
+def _item(value: Any) -> Any:
+    """The value of an array without axes, None if it is masked; anything else as it is."""
+    if not isinstance(value, np.ndarray) or value.ndim:
+        return value
+    return None if np.ma.is_masked(value) else value[()]
+
+
+def _is_several(kind: type, slot: Slot) -> bool:
+    """Whether a value of a type is a row of several: a list, an array of any library."""
+    if issubclass(kind, _ROWS) or (slot.weighted and issubclass(kind, dict)):
+        return True
+    is_single = issubclass(kind, str | bytes | np.generic)
+    return not is_single and all(hasattr(kind, name) for name in ("__array__", "__len__"))
+
+
+def _elements(row: Any, several: Collection[type]) -> list:
     if isinstance(row, dict):  # {id: weight}
         return list(row.items())
-    if isinstance(row, _ROWS):
-        return list(row)
+    if type(row) in several:
+        return [_item(value) for value in row]
     raise TypeError(f"{row!r} stands among lists")
 
 
-def _of_pairs(values: list, slot: Slot, spelling: int) -> pa.Array:
+def _of_pairs(values: list, spell: _Spell) -> pa.Array:
     """Ids with weights: text `id:weight`, (id, weight), or a dict of these two."""
     if all(isinstance(value, str | bytes) or _is_missing(value) for value in values):
-        return _of_singles(values, slot, spelling)
+        return _of_singles(values, spell)
     ids, weights = zip(*map(_pair, values))
-    columns = [_of_singles(list(part), slot, spelling) for part in (ids, weights)]
+    of_weights = functools.partial(spell, missing=())
+    columns = [_of_singles(list(ids), spell), _of_singles(list(weights), of_weights)]
     return pa.StructArray.from_arrays(columns, ["id", "weight"])
 
 
@@ -141,20 +183,30 @@ def _pair(value: Any) -> tuple[Any, Any]:
     if isinstance(value, dict) and value.keys() == {"id", "weight"}:
         return value["id"], value["weight"]
     both = tuple(value.values()) if isinstance(value, dict) else value
+    both = tuple(both) if isinstance(both, np.void) else both  # a record of numpy
     if not isinstance(both, _ROWS[:3]) or len(both) != 2:
         raise TypeError(f"{value!r} is no pair of an id and its weight")
     return both[0], both[1]
 
 
-def _of_singles(values: list, slot: Slot, spelling: int) -> pa.Array:
+def _of_singles(values: list, spell: _Spell) -> pa.Array:
     """Single values. Those of one type keep it, if Arrow loses nothing; else each is spelled."""
     kinds = {type(value) for value in values if not _is_missing(value)}
     if len(kinds) < 2 and not any(map(_is_lost, kinds)):
         plain = [None if _is_missing(value) else value for value in values]
         with contextlib.suppress(pa.ArrowException, ValueError, TypeError, OverflowError):
             return pa.array(plain, from_pandas=True)  # some integers and decimals are too large
-    spelled = [values_lib.one(value, slot.respell, spelling) for value in values]
-    return pa.array(spelled, pa.string())
+    spelled = [_spelled(value, spell) for value in values]
+    is_text = not any(isinstance(value, bytes) for value in spelled)
+    return pa.array(spelled, pa.string() if is_text else pa.binary())
+
+
+def _spelled(value: Any, spell: _Spell) -> str | bytes | None:
+    """The text of a value; bytes that are no text stay, so that their row is named."""
+    try:
+        return spell(value)
+    except UnicodeDecodeError:
+        return bytes(value)
 
 
 def _is_missing(value: Any) -> bool:

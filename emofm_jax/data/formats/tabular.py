@@ -79,8 +79,8 @@ def plain_columns(
             plain[name] = _plain(recipe, column)
         except pa.ArrowException as error:
             reason = " ".join(str(error).split())
-            what = f"column {name!r} of type {column.type}"
-            raise UserError(f"{where}: {what} cannot be used ({reason})") from None
+            what = f"column {name!r} of type {column.type} cannot be used ({reason})"
+            raise UserError(f"{where}: {what}; give text, numbers or lists of these") from None
     _check_lists(plain, slots)
     return plain
 
