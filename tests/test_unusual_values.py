@@ -299,5 +299,3 @@ def test_arrays_in_lists_and_numbers_that_arrow_has_not():
     alone = Slot("s", "g", "categorical", "hash", ROWS, weighted=True)
     found = features.encode(encoder(alone), {"s": record})
     assert found["s"].tolist() == of(ONE, ["a"]) and found["s:weight"].tolist() == [0.5]
-    with pytest.raises(UserError, match="complex numbers"):
-        of(ONE, np.array([1j]))

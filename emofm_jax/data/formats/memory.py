@@ -183,7 +183,8 @@ def _pair(value: Any) -> tuple[Any, Any]:
     if isinstance(value, dict) and value.keys() == {"id", "weight"}:
         return value["id"], value["weight"]
     both = tuple(value.values()) if isinstance(value, dict) else value
-    both = tuple(both) if isinstance(both, np.void) else both  # a record of numpy
+    if isinstance(both, np.void):  # a record of numpy
+        both = tuple(both[i] for i in range(len(both.dtype)))
     if not isinstance(both, _ROWS[:3]) or len(both) != 2:
         raise TypeError(f"{value!r} is no pair of an id and its weight")
     return both[0], both[1]
