@@ -184,7 +184,7 @@ def _pair(value: Any) -> tuple[Any, Any]:
         return value["id"], value["weight"]
     both = tuple(value.values()) if isinstance(value, dict) else value
     if isinstance(both, np.void):  # a record of numpy
-        both = tuple(both[i] for i in range(len(both.dtype)))
+        both = tuple(both[i] for i in range(len(both.dtype.names or ())))
     if not isinstance(both, _ROWS[:3]) or len(both) != 2:
         raise TypeError(f"{value!r} is no pair of an id and its weight")
     return both[0], both[1]
