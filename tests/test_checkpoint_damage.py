@@ -8,13 +8,17 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from emofm_jax.data.placing import Share
 from emofm_jax.errors import UserError
-from emofm_jax.training import checkpoint
+from emofm_jax.training import checkpoint, checkpoint_files
+
+ROOT = Path(__file__).parent.parent
 
 
 def listing(directory):
@@ -33,7 +37,7 @@ def other_arrays(path):
     text = (path / "state.json").read_text()
     head, tail = text.split(', "xxh3": ')
     hashes = json.loads(tail[:-2]) | {
-        "state.safetensors": checkpoint._hash(path / "state.safetensors")
+        "state.safetensors": checkpoint_files._hash(path / "state.safetensors")
     }
     (path / "state.json").write_text(f'{head}, "xxh3": {json.dumps(hashes)}}}\n')
 
@@ -92,13 +96,13 @@ def test_a_checkpoint_that_is_taken_away_while_it_is_read_is_not_called_damaged(
 ):
     for step in (1, 2):
         checkpoint.save(tmp_path, step, {"x": np.zeros(2)}, {})
-    read = checkpoint._hash
+    read = checkpoint_files._hash
 
     def gone(path):
         shutil.rmtree(path.parent)
         return read(path)
 
-    monkeypatch.setattr(checkpoint, "_hash", gone)
+    monkeypatch.setattr(checkpoint_files, "_hash", gone)
     with pytest.raises(UserError, match="step_2: taken away while it was read, since its run goes"):
         checkpoint.restore(tmp_path, {"x": np.zeros(2)})
 
@@ -135,31 +139,45 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
     assert listing(tmp_path) == ["step_1"] and checkpoint.restore(tmp_path, like).info == {"n": 1}
 
 
+FILES = ["rows_0.safetensors", "state.json", "state.safetensors"]
+
+
+def state(step):
+    """An array, and a table of 1,000 rows on two devices."""
+    return {"x": np.full(1000, step), "table": Share(np.full((2, 512, 3), step), 0, 1000)}
+
+
 KILLED = """
     import os, signal, sys
     import numpy as np
     from emofm_jax.data import directories
-    from emofm_jax.training import checkpoint
+    from emofm_jax.training import checkpoint, checkpoint_files
+    from tests.test_checkpoint_damage import state
 
     def die(*args):
         os.kill(os.getpid(), signal.SIGKILL)
 
     def write(directory, moment):
         for step in (1, 2):
-            checkpoint.save(directory, step, {"x": np.full(1000, step)}, {"n": step})
+            checkpoint.save(directory, step, state(step), {"n": step})
         rename = os.rename
         if moment == "before the rename":
             os.rename = die
         elif moment == "after the rename":
             os.rename = lambda *a: (rename(*a), die())
         elif moment == "inside the arrays":
-            checkpoint.safetensors.numpy.save_file = lambda arrays, path: (open(path, "wb").write(b"12345"), die())
+            checkpoint_files.safetensors.numpy.save_file = lambda arrays, path: (open(path, "wb").write(b"12345"), die())
+        elif moment == "inside the rows":
+            save = checkpoint_files.safetensors.numpy.save_file
+            half = lambda arrays, path: (open(path, "wb").write(b"12345"), die())
+            choose = lambda arrays, path: (half if path.name == "rows_0.safetensors" else save)(arrays, path)
+            checkpoint_files.safetensors.numpy.save_file = choose
         elif moment == "before the json":
-            checkpoint._write_json = die
+            checkpoint_files.write_index = die
         elif moment == "inside the removal":
             directories.shutil.rmtree = lambda path, **_: path.exists() and (os.remove(path / "state.json"), die())
         with checkpoint.Saver(directory) as saver:
-            saver.save(3, {"x": np.full(1000, 3)}, {"n": 3})
+            saver.save(3, state(3), {"n": 3})
 
     for moment in sys.argv[2:]:
         child = os.fork()  # a start of Python for each would take longer than the rest
@@ -170,6 +188,7 @@ KILLED = """
 """
 MOMENTS = {
     "inside the arrays": 2,
+    "inside the rows": 2,
     "before the json": 2,
     "before the rename": 2,
     "after the rename": 3,
@@ -182,7 +201,7 @@ def killed(tmp_path_factory):
     """A directory with the checkpoints that a kill at each moment left."""
     home = tmp_path_factory.mktemp("killed")
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILLED), str(home), *MOMENTS]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.split() == [str(-signal.SIGKILL)] * len(MOMENTS), done.stderr
     return home
 
@@ -191,10 +210,11 @@ def killed(tmp_path_factory):
 def test_killed_while_writing(killed, moment):
     home, step = killed / moment, MOMENTS[moment]
     for found in checkpoint.steps(home):  # no half of one
-        assert listing(home / f"step_{found}") == ["state.json", "state.safetensors"]
-    like = {"x": np.zeros(1000, int)}
+        assert listing(home / f"step_{found}") == FILES
+    like = {"x": np.zeros(1000, int), "table": np.zeros((1000, 3), int)}
     back = checkpoint.restore(home, like)
-    assert back.step == step and back.info == {"n": step} and (back.state["x"] == step).all()
+    assert back.step == step and back.info == {"n": step}
+    assert all((array == step).all() for array in back.state.values())
     checkpoint.save(home, 4, like, {})
     assert listing(home) == [f"step_{step}", "step_4"]
     assert listing(home / "step_4") == ["state.json", "state.safetensors"]

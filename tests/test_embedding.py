@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from emofm_jax.data import placing
 from emofm_jax.nn import embedding
 from tests.reference import emofm as reference
 
@@ -76,3 +77,13 @@ def test_the_gradient_of_an_occurrence_is_its_value_times_that_of_its_slot():
         jnp.ones((1, 3, 1))
     )
     np.testing.assert_allclose(grad[0, :, 0], [2.0 * 3, 0.5 * 8, 0.25 * 8])
+
+
+def test_some_rows_are_drawn_as_all_are():
+    """Offsets of slots that share rows, two vectors; places of storage beyond the table hold nothing."""
+    key, size = jax.random.key(3), ([0, 0, 40, 1000], 2500, 5, 0.07, ((2, 41, 9), (11, 1000, 30)))
+    table = np.concatenate([embedding.init_table(key, *size), np.zeros((1, 5))])
+    rows = np.array(placing.rows_at(np.arange(4000), 2500), np.int32)
+    found = jax.jit(lambda rows: embedding.init_rows(key, rows, *size))(rows)
+    np.testing.assert_array_equal(found, table[np.minimum(rows, 2500)])
+    assert sorted(rows[rows < 2500]) == list(range(2500))

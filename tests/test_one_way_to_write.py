@@ -46,7 +46,7 @@ OF_OS = {
 }
 # Within `files.whole`; files of the cache of compiled programs; what stands alone in an export.
 ALLOWED = {
-    ("training/checkpoint.py", "save_file"),
+    ("training/checkpoint_files.py", "save_file"),
     ("scoring/write_artefact.py", "save_file"),
     ("scoring/write_artefact.py", "open"),
     ("scoring/write_artefact.py", "unlink"),

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from emofm_jax import config as config_lib
 from emofm_jax import train
 from emofm_jax.data import batches, files, shards
-from emofm_jax.training import compilation, loop, processes
+from emofm_jax.data import schema as schema_lib
+from emofm_jax.training import checkpoint, checkpoint_files, compilation, loop, processes
 
 ROOT = Path(__file__).parent.parent
 SIZE, GROUP = 512, 1500  # 4,000 rows: one process has 3,000 or 2,500 of them, the other the rest
@@ -90,19 +90,17 @@ def reference(home):
     compilation.pmapped = lambda mapped, devices: mapped  # as with several processes
     c = config_lib.load(home / "whole")
     train_split = run.open_data(c)["train"]
-    processes.count = lambda: 2  # several processes have copies of the table
     parts = build.make_parts(c, train_split.schema)
-    state, order = parts.init(), {"shuffle_rows": c.data.shuffle_rows, "seed": c.seed}
+    state, order = parts.begin(), {"shuffle_rows": c.data.shuffle_rows, "seed": c.seed}
     for epoch in range(EPOCHS):
         two = [
             batches.read(train_split, SIZE, process=(i, 2), epoch=epoch, **order) for i in (0, 1)
         ]
         for first, second in zip(*two, strict=True):
             both = jax.tree.map(lambda *x: np.concatenate(x), first.batch, second.batch)
-            state, _ = parts.train_step(state, state_lib.put_batch(both, parts.devices))
-    flat, _ = jax.tree_util.tree_flatten_with_path(state_lib.fetch(state.params))
-    name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
-    np.savez(home / "reference.npz", **{f"params/{name(path)}": x for path, x in flat})
+            placed = state_lib.put_planned(both, parts.devices, parts.layout)
+            state, _ = parts.train_step(state, placed)
+    checkpoint.save(home / "reference", 1, build.saved(state, parts), {})
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +130,14 @@ def home(tmp_path_factory):
     return home
 
 
+def arrays(directory, step=None):
+    """The arrays of a checkpoint, the table as a whole."""
+    path = directory / f"step_{step or checkpoint.latest(directory)}"
+    body = checkpoint_files.read_index(path)
+    like = {name: np.zeros(shape, dtype) for name, (dtype, shape) in body.tree.items()}
+    return checkpoint_files.read_arrays(path, body, like)
+
+
 def found(home, index):
     return json.loads((home / f"{index}.json").read_text())
 
@@ -142,11 +148,21 @@ def test_two_processes_train_what_two_devices_do(home):
     # An epoch ends with the process that has more rows: 3,000 or 2,500 of 4,000, SIZE / 2 a step.
     least, most = (math.ceil(rows / (SIZE // 2)) for rows in (2500, 3000))
     assert EPOCHS * least <= steps <= EPOCHS * most
-    kept = load_file(home / "whole" / "checkpoints" / f"step_{steps}" / "state.safetensors")
-    wanted = np.load(home / "reference.npz")
-    assert {*wanted} == {name for name in kept if name.startswith("params/")}
+    kept, wanted = arrays(home / "whole" / "checkpoints", steps), arrays(home / "reference")
+    assert kept.keys() == wanted.keys()
     for name in wanted:
         np.testing.assert_array_equal(kept[name], wanted[name], err_msg=name)
+
+
+def test_each_process_writes_its_rows(home):
+    path = home / "whole" / "checkpoints"
+    files_of = sorted(x.name for x in (path / f"step_{checkpoint.latest(path)}").iterdir())
+    rows = ["rows_0.safetensors", "rows_1.safetensors"]
+    assert files_of == [*rows, "state.json", "state.safetensors"]
+    places = schema_lib.load(home / "whole").num_rows / 1024
+    body = checkpoint_files.read_index(path / f"step_{checkpoint.latest(path)}")
+    half, whole = 512 * math.ceil(places), 1024 * math.ceil(places)
+    assert body.rows == dict(zip(rows, ([0, half], [half, whole])))
 
 
 def test_a_stop_of_one_stops_both_at_one_step_and_both_go_on(home):
@@ -156,9 +172,9 @@ def test_a_stop_of_one_stops_both_at_one_step_and_both_go_on(home):
     err = (home / "0.err").read_text()
     assert "stopped: stopped by SIGTERM; step 6 is saved, the same command goes on" in err
     states = [home / name / "checkpoints" for name in ("whole", "stopped")]
-    newest = [max(path.glob("step_*"), key=lambda p: int(p.name[5:])) for path in states]
-    one, other = (load_file(path / "state.safetensors") for path in newest)
-    assert newest[0].name == newest[1].name and one.keys() == other.keys()
+    assert checkpoint.latest(states[0]) == checkpoint.latest(states[1])
+    one, other = (arrays(path) for path in states)
+    assert one.keys() == other.keys()
     assert all(np.array_equal(one[name], other[name]) for name in one)
     results = [files.read_json(home / name / "metrics.json") for name in ("whole", "stopped")]
     assert results[0]["test"] == results[1]["test"]

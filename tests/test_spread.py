@@ -68,9 +68,7 @@ def steps_of(case, count):
     averaged = options.get("average", 0) > 0
     how = dict(init_scale=0.5, averaged=averaged, devices=devices, layout=layout)
     state = state_lib.make_init(module, schema, optimizers, **how)(jax.random.key(0))
-    whole = lambda state: (
-        state_lib.fetch(state) if layout is None else state_lib.gathered(state, layout)
-    )
+    whole = lambda state: gathered(state_lib.fetch(state), layout)
     before, metrics = whole(state), []
     options = step_lib.Options(clip_norm=0.5, chunk=8, **options)
     step = step_lib.make_train_step(module, schema, optimizers, options, devices, layout=layout)
@@ -82,6 +80,15 @@ def steps_of(case, count):
         rows = ("p", "label", "weight")
         metrics.append({k: v.reshape(-1) if k in rows else v[0] for k, v in found.items()})
     return before, whole(state), metrics
+
+
+def gathered(state, layout):
+    """A state of several devices with its table in the order of its rows."""
+    if layout is None:
+        return state
+    at = placing.places(np.arange(layout.schema.num_rows), layout.schema.num_rows)
+    whole = lambda x: x.reshape(-1, *x.shape[2:])[at]
+    return state_lib.of_rows(whole, state, layout.num_devices)
 
 
 def largest(one, other):
@@ -177,13 +184,17 @@ def test_every_row_has_one_place_and_comes_back(num_rows, count):
     for row in rows[:: max(num_rows // 50, 1)].tolist():  # the formula of the docstring
         s = 613 * row % 1024 * math.ceil(num_rows / 1024) + row // 1024
         np.testing.assert_array_equal(spread[s // layout.rows, s % layout.rows], table[row])
-    np.testing.assert_array_equal(layout.gathered(spread), table)
+    at = placing.places(rows, num_rows)
+    np.testing.assert_array_equal(spread.reshape(-1, 2)[at], table)
+    np.testing.assert_array_equal(placing.rows_at(at, num_rows), rows)
+    nowhere = np.setdiff1d(np.arange(placing.num_places(num_rows)), at)
+    assert (placing.rows_at(nowhere, num_rows) >= num_rows).all()
     assert np.count_nonzero(spread) == np.count_nonzero(table)
     # The order of storage is the same for any number of devices, and neighbours are spread.
     flat = layout_of(num_rows, 5).spread(table).reshape(-1, 2)
     size = min(len(flat), count * layout.rows)
     np.testing.assert_array_equal(flat[:size], spread.reshape(-1, 2)[:size])
-    first = layout.storage(rows[: 10 * count]) // layout.rows
+    first = at[: 10 * count] // layout.rows
     if num_rows >= 10 * count:
         assert np.bincount(first, minlength=count).max() <= 20
 

@@ -6,7 +6,8 @@
 The storage order s spreads neighbours, which are the frequent values of one slot, over all devices,
 and does not depend on P. A device asks for each row once: `send` has what it asks of whom, `place`
 where the answer of each occurrence is. Shapes are fixed: at most C rows of a device. Nothing is
-dropped: more is an error. No jax here.
+dropped: more is an error. A range of s is a `Share`, which a process has, and a file of a
+checkpoint. No jax here.
 """
 
 import dataclasses
@@ -38,6 +39,49 @@ class Plan(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class Share:
+    """A range, in the order of storage, of an array with an entry for each row of the table.
+
+    Attributes:
+      array: [P', R, ...], of each device of a process; what is behind the last place counts as 0.
+      first: place of the first entry.
+      num_rows: V, entries of the whole array.
+    """
+
+    array: Any
+    first: int
+    num_rows: int
+
+    @property
+    def size(self) -> int:
+        """Places of the range."""
+        count, rows = self.array.shape[:2]
+        return max(0, min(count * rows, num_places(self.num_rows) - self.first))
+
+
+def num_places(num_rows: int) -> int:
+    """Places of V rows in the order of storage, whatever the number of devices."""
+    return CLASSES * _stride(num_rows)
+
+
+def places(rows: np.ndarray, num_rows: int) -> np.ndarray:
+    """s of rows of a table of V."""
+    return (_SPREAD * rows) % CLASSES * _stride(num_rows) + rows // CLASSES
+
+
+def rows_at(storage: Any, num_rows: int) -> Any:
+    """Rows of a table of V that are at places s, an array; V and above where none is."""
+    of_class, number = storage // _stride(num_rows), storage % _stride(num_rows)
+    rows = pow(_SPREAD, -1, CLASSES) * of_class % CLASSES + CLASSES * number
+    return rows + (of_class >= CLASSES) * num_rows
+
+
+def _stride(num_rows: int) -> int:
+    """Rows of a class."""
+    return -(-num_rows // CLASSES)
+
+
+@dataclasses.dataclass(frozen=True)
 class Layout:
     """The table of a schema over P devices.
 
@@ -52,14 +96,9 @@ class Layout:
     exchange_rows: int = 0
 
     @property
-    def stride(self) -> int:
-        """Rows of a class."""
-        return -(-self.schema.num_rows // CLASSES)
-
-    @property
     def rows(self) -> int:
         """R, rows of a device."""
-        return -(-CLASSES * self.stride // self.num_devices)
+        return -(-num_places(self.schema.num_rows) // self.num_devices)
 
     def capacity(self, occurrences: int) -> int:
         """C, rows that a device may ask of another one: what M / P exceeds once in 1e9 steps."""
@@ -67,22 +106,11 @@ class Layout:
         enough = min(occurrences, self.rows)  # then nothing can be too much
         return self.exchange_rows or min(enough, math.ceil(mean + 6 * math.sqrt(mean) + 8))
 
-    def storage(self, rows: np.ndarray) -> np.ndarray:
-        """s of rows of the table."""
-        return (_SPREAD * rows) % CLASSES * self.stride + rows // CLASSES
-
-    def spread(self, array: Any, xp: Any = np) -> Any:
+    def spread(self, array: np.ndarray) -> np.ndarray:
         """[V, ...] -> [P, R, ...] in the order of storage; rows that are none are zero."""
-        rest = array.shape[1:]
-        fill = lambda x, size: xp.pad(x, [(0, size - x.shape[0])] + [(0, 0)] * len(rest))
-        classes = np.argsort(_SPREAD * np.arange(CLASSES) % CLASSES)
-        array = fill(array, CLASSES * self.stride).reshape(self.stride, CLASSES, *rest)
-        array = xp.swapaxes(array[:, classes], 0, 1).reshape(-1, *rest)
-        return fill(array, self.num_devices * self.rows).reshape(-1, self.rows, *rest)
-
-    def gathered(self, array: np.ndarray) -> np.ndarray:
-        """[P, R, ...] -> [V, ...]: what `spread` was given."""
-        return array.reshape(-1, *array.shape[2:])[self.storage(np.arange(self.schema.num_rows))]
+        spread = np.zeros((self.num_devices * self.rows, *array.shape[1:]), array.dtype)
+        spread[places(np.arange(len(array)), len(array))] = array
+        return spread.reshape(self.num_devices, self.rows, *array.shape[1:])
 
     def plan(self, ids: np.ndarray) -> Plan:
         """Plans a step, i32[P', b, N] being the ids of each device of this process.
@@ -99,7 +127,8 @@ class Layout:
         encoded = pa.array(rows).dictionary_encode()
         distinct, inverse = encoded.dictionary.to_numpy(), encoded.indices.to_numpy()
         real = distinct < self.schema.num_rows
-        owner, local = np.divmod(self.storage(distinct.astype(np.int64)), self.rows)
+        at = places(distinct.astype(np.int64), self.schema.num_rows)
+        owner, local = np.divmod(at, self.rows)
         owner[~real] = count  # padding is asked of nobody
 
         # Rows in the order of their owners; the number of each among those of its owner.

@@ -171,14 +171,16 @@ def load(workdir: Path, step: int) -> Calibration:
 
 
 def _state(workdir: Path, step: int) -> str:
-    """Hash of a checkpoint's arrays, from the checkpoint: steps of two runs have one number."""
+    """Hashes of a checkpoint's arrays, from the checkpoint: steps of two runs have one number."""
     path = Path(workdir) / "checkpoints" / f"step_{step}" / "state.json"
     try:
-        return files.read_json(path)["xxh3"]["state.safetensors"]
+        digests = files.read_json(path)["xxh3"]
+        own = [digests[name] for name in sorted(digests) if name != "state.json"]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; train the run again") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged checkpoint ({error}); restore it") from None
+    return " ".join(own)
 
 
 def _problem(x: np.ndarray, y: np.ndarray) -> str:

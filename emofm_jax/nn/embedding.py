@@ -61,6 +61,32 @@ def _init_table(key, zero_rows, num_rows, embedding_dim, init_scale, vectors):
     return table.at[zero_rows].set(0.0)
 
 
+def init_rows(
+    key: jax.Array,
+    rows: jax.Array,
+    offsets: Sequence[int] | np.ndarray,
+    num_rows: int,
+    embedding_dim: int,
+    init_scale: float,
+    vectors: Sequence[tuple[int, int, int]] = (),
+) -> jax.Array:
+    """Draws some rows of the table that `init_table` draws, i32[n] -> f32[n, D], and no others.
+
+    Those that are out of range are zero.
+    """
+    numbers = rows.astype(jnp.uint32)[:, None] * jnp.uint32(embedding_dim)
+    numbers += jnp.arange(embedding_dim, dtype=jnp.uint32)
+    found = init_scale * random.normal_at(key, numbers)
+    if vectors:  # else the compiler multiplies the factors first: other last bits
+        found = jax.lax.optimization_barrier(found)
+    for _, first, length in vectors:
+        of_vector = (first < rows) & (rows <= first + length)
+        found *= jnp.where(of_vector, length**-0.5, 1.0)[:, None]
+    zero_rows = jnp.asarray(np.unique([*np.asarray(offsets), num_rows]), jnp.int32)
+    is_zero = zero_rows[jnp.searchsorted(zero_rows, rows)] == rows
+    return jnp.where((is_zero | (rows >= num_rows))[:, None], 0.0, found)
+
+
 def read(table: jax.Array, ids: jax.Array, vectors: Sequence[tuple[int, int, int]]) -> Any:
     """Reads the rows of the table that a batch needs.
 

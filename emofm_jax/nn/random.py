@@ -19,17 +19,30 @@ import numpy as np
 
 def words(key: jax.Array, shape: Sequence[int]) -> jax.Array:
     """u32[shape], 32 random bits an entry; beyond 2^32 entries they repeat."""
-    x = jax.lax.iota(jnp.uint32, math.prod(shape))
+    return _words(key, jax.lax.iota(jnp.uint32, math.prod(shape))).reshape(shape)
+
+
+def _words(key: jax.Array, x: jax.Array) -> jax.Array:
+    """u32 of the shape of x, the word of each number."""
     for part in jax.random.key_data(key):
         x = _mix(x + part)
         x ^= jnp.uint32(0x9E3779B9)  # so that a part of zeros does not leave zero at zero
-    return x.reshape(shape)
+    return x
 
 
 def normal(key: jax.Array, shape: Sequence[int]) -> jax.Array:
     """f32[shape] from N(0, 1); none is beyond 5.5, as 23 bits are drawn."""
+    return _normal(words(key, shape))
+
+
+def normal_at(key: jax.Array, numbers: jax.Array) -> jax.Array:
+    """Those entries of `normal`, whatever its shape, that have these numbers, u32, in its order."""
+    return _normal(_words(key, numbers))
+
+
+def _normal(drawn: jax.Array) -> jax.Array:
     # With 24 bits the largest would round up to 1, whose erf_inv is infinite.
-    middle = (words(key, shape) >> 9).astype(jnp.float32) + 0.5  # 0.5 .. 2^23 - 0.5
+    middle = (drawn >> 9).astype(jnp.float32) + 0.5  # 0.5 .. 2^23 - 0.5
     return np.float32(2**0.5) * jax.lax.erf_inv(middle * np.float32(2.0**-22) - 1.0)
 
 

@@ -15,7 +15,7 @@ from emofm_jax.data.placing import Layout
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
 from emofm_jax.models import build as model_lib
-from emofm_jax.training import checkpoint, optim, processes
+from emofm_jax.training import checkpoint, optim
 from emofm_jax.training import state as state_lib
 from emofm_jax.training import step as step_lib
 from emofm_jax.training.progress import Progress
@@ -72,7 +72,7 @@ def make_parts(
     model, sections = FrozenConfigDict(config.model), FrozenConfigDict(config.optim)
     ends = any(sections[key].schedule == "cosine" for key in SECTIONS)
     layout = None
-    if count > 1 and processes.count() == 1:
+    if count > 1:
         layout = Layout(schema, count, config.data.exchange_rows)
     network = (schema, model, config.compute_dtype, layout)
     module, eval_step = _make_evaluation(*network)
@@ -160,9 +160,11 @@ def without_scratch(state: TrainState) -> TrainState:
 
 
 def saved(state: TrainState, parts: Parts) -> TrainState:
-    """`without_scratch`, the table in the order of its rows."""
+    """`without_scratch`; of a table over several devices, the shares of this process."""
     kept = without_scratch(state)
-    return kept if parts.layout is None else state_lib.gathered(kept, parts.layout)
+    if parts.layout is None:
+        return kept
+    return state_lib.shares(kept, parts.layout, parts.devices)
 
 
 def restore(workdir: Path, parts: Parts, step: int | None = None) -> tuple[TrainState, Progress]:
@@ -171,20 +173,37 @@ def restore(workdir: Path, parts: Parts, step: int | None = None) -> tuple[Train
     Raises:
       UserError: no checkpoint, or none that is whole and of this model and data.
     """
-    like = jax.eval_shape(parts.init)
-    found = checkpoint.restore(workdir / "checkpoints", without_scratch(like), step=step)
+    whole = jax.eval_shape(parts.init)
+    like = without_scratch(whole)
+    if parts.layout is not None:
+        like = state_lib.like_shares(like, parts.layout, parts.devices)
+    found = checkpoint.restore(workdir / "checkpoints", like, step=step)
     check_data(workdir, found, parts.schema)
+
     # The key is a copy: steps delete the arrays of the state they get.
     key = np.array(jax.random.key_data(parts.key))
-    state = found.state.replace(owner=np.zeros(like.owner.shape, np.int32), key=key)
-    return put(state, parts), Progress.from_json(found.info)
+    state = found.state.replace(key=key)
+    if parts.layout is None:
+        state = state_lib.put_state(state, parts.devices)
+    else:
+        state = state_lib.put_shares(state, parts.devices)
+    return state.replace(owner=_scratch(parts)), Progress.from_json(found.info)
+
+
+def _scratch(parts: Parts) -> jax.Array:
+    """`TrainState.owner`, which holds nothing."""
+    if parts.layout is None:
+        return state_lib.put_state(np.zeros(parts.schema.num_rows, np.int32), parts.devices)
+    shape = (len(parts.devices), parts.layout.rows)
+    return state_lib.put_batch(np.zeros(shape, np.int32), parts.devices)
 
 
 def put(state: TrainState, parts: Parts) -> TrainState:
     """Sends a state on the host, its table in the order of its rows, to where the steps take it."""
     if parts.layout is None:
         return state_lib.put_state(state, parts.devices)
-    return state_lib.spread(state, parts.layout, parts.devices)
+    spread = state_lib.spread(state, parts.layout, parts.devices)
+    return state_lib.put_shares(spread, parts.devices)
 
 
 def check_data(workdir: Path, found: checkpoint.Restored, schema: Schema) -> None:

@@ -1,36 +1,35 @@
 """Checkpoints: the state of a run, written so that a kill at any point leaves a good one behind.
 
-    <directory>/step_N/state.safetensors    arrays under flat names ("params/embedding", ...)
-    <directory>/step_N/state.json           step, info, name -> [dtype, shape], xxh3 of both files
+    <directory>/step_N/    arrays and what they are (training/checkpoint_files.py)
 
 A checkpoint appears when it is whole and on the disk (`directories`); the newest two and the best
-are kept. Reading checks every byte: a damaged checkpoint is reported on stderr and the
-one before is taken. Beyond the host copy of the state neither writing nor reading needs a second.
+are kept. Of several processes each writes the rows of the table that it has, and the first, when
+all have, the rest. Reading checks every byte: a damaged checkpoint is reported on stderr and the
+one before is taken, by all processes. Beyond the host copy of the state neither writing nor reading
+needs a second.
 """
 
 import concurrent.futures
 import copy
 import json
+import os
+import secrets
 import sys
+import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-import numpy as np
-import safetensors
-import safetensors.numpy
-import xxhash
 
 from emofm_jax import errors
-from emofm_jax.data import directories, files
+from emofm_jax.data import directories
 from emofm_jax.errors import FileError, UserError
+from emofm_jax.training import checkpoint_files, processes
+from emofm_jax.training.checkpoint_files import STATE, Body, Copy, DamagedError
+from emofm_jax.training.checkpoint_files import flatten as flatten
 
 _T = TypeVar("_T")
-
-FORMAT_VERSION = 1
-_CHUNK_BYTES = 1 << 24
-_HASHES = ', "xxh3": '
 
 
 class Restored(NamedTuple):
@@ -41,45 +40,51 @@ class Restored(NamedTuple):
     step: int
 
 
-class _DamagedError(Exception):
-    """A checkpoint that cannot be what was written."""
-
-
 def save(
     directory: Path, step: int, state: Any, info: dict, *, best_step: int | None = None
 ) -> None:
     """Writes `step_N` and removes what need not be kept; a kill leaves the old files or the new.
 
     Args:
-      directory: of all checkpoints of the run; made if missing. One process writes there.
+      directory: of all checkpoints of the run; made if missing. Only one run writes there.
       step: steps done. A checkpoint of the same step is replaced; those of later steps are removed:
         they are of a run that was taken back to an earlier one.
-      state: tree of arrays (numpy or jax) and Python numbers.
+      state: tree of arrays (numpy or jax), Python numbers and shares of arrays (`placing.Share`).
       info: anything JSON can hold; NaN and infinity may be in it.
       best_step: a step that is kept beside the newest two.
 
     Raises:
       FileError: the disk is full or cannot be written; the checkpoints before are untouched.
+      LostError: another process has ended.
     """
-    _write(Path(directory), step, _host_copy(state), info, best_step)
+    with Saver(directory) as saver:
+        saver.save(step, state, info, best_step=best_step)
 
 
 class Saver:
     """Does `save` in the background, one at a time; the state may be donated when `save` returns.
 
-    The host copy of the state lives until it is written. An error is raised by the next call.
+    All processes make one at the same place, and save the same steps. The host copy of the state
+    lives until it is written. An error is raised by the next call.
     """
 
     def __init__(self, directory: Path):
         self.directory = Path(directory)
         self._executor = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._running: concurrent.futures.Future | None = None
+        self._talk = _Talk(processes.gather(secrets.token_hex(8))[0], threading.Event())
 
     def save(self, step: int, state: Any, info: dict, *, best_step: int | None = None) -> None:
         """Waits for the checkpoint before, copies the state to the host and starts writing it."""
         self.wait()
-        job = (self.directory, step, _host_copy(state), copy.deepcopy(info), best_step)
-        self._running = self._executor.submit(_write, *job)
+        first = processes.is_first()
+        copied = checkpoint_files.copy_of(state, whole=first)
+        if first:
+            job = (self.directory, step, copied, copy.deepcopy(info), best_step, self._talk)
+            self._running = self._executor.submit(_write, *job)
+        else:
+            args = (self.directory, step, copied, self._talk)
+            self._running = self._executor.submit(_write_share, *args)
 
     def wait(self) -> None:
         """Returns when everything is on the disk; raises what went wrong, once."""
@@ -92,9 +97,27 @@ class Saver:
 
     def __exit__(self, error_type, error, traceback) -> None:
         """Waits; what went wrong is raised unless the block itself failed."""
+        if error_type is not None:  # then others may never write what is waited for
+            self._talk.given_up.set()
         self._executor.shutdown()
         if error_type is None:
             self.wait()
+
+
+class _Talk(NamedTuple):
+    """How the threads of processes that write one checkpoint tell each other what they have done.
+
+    A collective would have to wait for its turn among those of the steps.
+    """
+
+    run: str  # so that nobody hears what an earlier run said
+    given_up: threading.Event
+
+    def tell(self, step: int, who: str, what: Any) -> None:
+        processes.tell(f"{self.run}/{step}/{who}", json.dumps(what))
+
+    def hear(self, step: int, who: str) -> Any:
+        return json.loads(processes.hear(f"{self.run}/{step}/{who}", self.given_up))
 
 
 def steps(directory: Path) -> list[int]:
@@ -110,8 +133,8 @@ def latest(directory: Path) -> int | None:
 
 def read_info(directory: Path, step: int | None = None) -> tuple[int, dict]:
     """Step and `info` of a checkpoint without its arrays; which one, as for `restore`."""
-    body = _newest_good(Path(directory), step, _read_json)
-    return body["step"], body["info"]
+    body = _newest_good(Path(directory), step, checkpoint_files.read_index)
+    return body.step, body.info
 
 
 def verify(directory: Path, step: int) -> str:
@@ -122,22 +145,23 @@ def verify(directory: Path, step: int) -> str:
     """
     path = Path(directory) / f"step_{step}"
     try:
-        body = _read_json(path)
-        _read_arrays(path / "state.safetensors", body["tree"], body["xxh3"], ())
-    except _DamagedError as error:
+        body = checkpoint_files.verify(path)
+    except (DamagedError, FileNotFoundError) as error:
         raise UserError(f"{path}: damaged checkpoint ({error}); restore it") from None
-    return f"{len(body['tree'])} arrays"
+    of_rows = f", rows in {len(body.rows)} files" if body.rows else ""
+    return f"{len(body.tree)} arrays{of_rows}"
 
 
 def restore(
     directory: Path, like: Any, *, step: int | None = None, only: Collection[str] = ()
 ) -> Restored:
-    """Reads a checkpoint into the structure of `like`.
+    """Reads a checkpoint into the structure of `like`; all processes do so at the same place.
 
     Args:
       directory: of all checkpoints of the run.
       like: tree whose leaves have the shapes and dtypes that are expected (arrays,
-        `jax.ShapeDtypeStruct` or Python numbers).
+        `jax.ShapeDtypeStruct` or Python numbers). Of a `placing.Share` of such, one is read: no
+        more than that of a table that may have been saved as a whole or in other shares.
       step: which one; by default the newest that is undamaged, saying on stderr which were not.
       only: first parts of the names to read ("params"); by default `like` is the whole state.
 
@@ -145,7 +169,23 @@ def restore(
       UserError: no checkpoint; none that is undamaged, or not the one asked for; one of another
         model, with the arrays that only the checkpoint has (-) and those that only `like` has (+).
     """
-    return _newest_good(Path(directory), step, lambda path: _read(path, like, only))
+    read = lambda path: _agreed(lambda: _read(path, like, only))
+    return _newest_good(Path(directory), step, read)
+
+
+def _agreed(read: Callable[[], _T]) -> _T:
+    """Returns what is read; damaged for all processes if it is for one, which reads other files."""
+    if processes.count() == 1:
+        return read()
+    found, problem = None, ""
+    try:
+        found = read()
+    except (DamagedError, FileNotFoundError) as error:
+        problem = str(error)
+    if said := [x for x in processes.gather(problem) if x]:
+        raise DamagedError(said[0])
+    assert found is not None
+    return found
 
 
 def _newest_good(directory: Path, step: int | None, read: Callable[[Path], _T]) -> _T:
@@ -164,7 +204,7 @@ def _newest_good(directory: Path, step: int | None, read: Callable[[Path], _T]) 
         path = directory / f"step_{candidate}"
         try:
             result = read(path)
-        except (_DamagedError, OSError) as error:
+        except (DamagedError, OSError) as error:
             if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
                 raise errors.of_file(error.filename or path, error, "read") from None
             if not path.exists():
@@ -191,96 +231,64 @@ def prune(directory: Path, step: int, best_step: int | None) -> None:
             directories.remove(Path(directory) / f"step_{other}")
 
 
-def _host_copy(state: Any) -> dict[str, np.ndarray]:
-    """{flat name: copy of the leaf}."""
-    # On a CPU `device_get` alone gives a view, which the next step overwrites.
-    leaves, _ = flatten(state)
-    return {k: np.array(jax.device_get(leaf), copy=True, order="C") for k, leaf in leaves.items()}
-
-
-def flatten(tree: Any) -> tuple[dict[str, Any], Any]:
-    """({"opt_state/embedding/0/mu": leaf, ...} in the tree's order, structure)."""
-    pairs, structure = jax.tree_util.tree_flatten_with_path(tree)
-    flat = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in pairs}
-    if len(flat) != len(pairs):
-        raise ValueError("two leaves of the state have the same flat name")
-    return flat, structure
-
-
 def _write(
-    directory: Path, step: int, leaves: dict[str, np.ndarray], info: dict, best_step: int | None
+    directory: Path, step: int, copied: Copy, info: dict, best_step: int | None, talk: _Talk
 ) -> None:
+    """Writes a checkpoint, or of several processes the first's part; it then waits for theirs."""
     path = directory / f"step_{step}"
-    tree = {name: _dtype_and_shape(leaf) for name, leaf in leaves.items()}
     directories.clear(directory)  # what a killed writer left
     try:
         with directories.whole(path) as new:
-            arrays = new / "state.safetensors"
-            with files.named(arrays):
-                safetensors.numpy.save_file(leaves, arrays)
-                digest = _hash(arrays)
-            _write_json(new / "state.json", step, info, tree, digest)
+            others = range(1, processes.count())
+            if others:
+                talk.tell(step, "place", os.path.relpath(new, directory.absolute()))
+            digests = {STATE: checkpoint_files.write_arrays(new / STATE, copied.arrays)}
+            shares = [_share(new, copied)] if copied.shares else []
+            shares += [talk.hear(step, str(number)) for number in others]
+            rows: dict[str, list[int]] = {}
+            for number, share in enumerate(shares):
+                if "error" in share:
+                    raise FileError(share["error"])
+                name = checkpoint_files.rows_name(number)
+                rows[name], digests[name] = share["places"], share["xxh3"]
+            body = Body(step, info, copied.tree, rows, digests)
+            checkpoint_files.write_index(new, body)
         prune(directory, step, best_step)
     except FileError as error:
         good = ", ".join(f"step_{s}" for s in steps(directory)) or "none"
         raise FileError(f"{error} (checkpoints that are there: {good})") from None
 
 
-def _write_json(path: Path, step: int, info: dict, tree: dict, digest: str) -> None:
-    """Writes state.json; its own hash, the last entry, is of everything before it."""
-    body = {"format_version": FORMAT_VERSION, "step": step, "info": info, "tree": tree}
-    text = json.dumps(body).removesuffix("}")
-    hashes = {"state.safetensors": digest, "state.json": xxhash.xxh3_64_hexdigest(text.encode())}
-    files.write_text(path, f"{text}{_HASHES}{json.dumps(hashes)}}}\n")
-
-
-def _read_json(path: Path) -> dict:
-    """The checked content of state.json; under "xxh3" the hash of state.safetensors."""
+def _write_share(directory: Path, step: int, copied: Copy, talk: _Talk) -> None:
+    """Writes the share of a process that is not the first where that one says."""
+    new, who = directory / talk.hear(step, "place"), str(processes.index())
     try:
-        text = (path / "state.json").read_text(encoding="utf-8")
-        body = json.loads(text)
-        wanted, body["xxh3"] = body["xxh3"]["state.json"], body["xxh3"]["state.safetensors"]
-        found = xxhash.xxh3_64_hexdigest(text[: text.rindex(_HASHES)].encode())
-    except (ValueError, KeyError, TypeError) as error:
-        raise _DamagedError(f"state.json is not readable: {error}") from None
-    if found != wanted:
-        raise _DamagedError("state.json has another hash than it was written with")
-    if body["format_version"] != FORMAT_VERSION:
-        found = body["format_version"]
-        raise UserError(
-            f"{path}: format version {found}, this program reads {FORMAT_VERSION}; train again"
-        )
-    return body
+        talk.tell(step, who, _share(new, copied))
+    except FileError as error:
+        talk.tell(step, who, {"error": str(error)})
+        raise
+
+
+def _share(new: Path, copied: Copy) -> dict[str, Any]:
+    """Writes the share of this process; returns what state.json says of it."""
+    name = checkpoint_files.rows_name(processes.index())
+    digest = checkpoint_files.write_arrays(new / name, copied.shares)
+    return {"places": copied.places, "xxh3": digest}
 
 
 def _read(path: Path, like: Any, only: Collection[str]) -> Restored:
-    body = _read_json(path)
+    body = checkpoint_files.read_index(path)
     flat, structure = flatten(like)
-    tree = body["tree"]
-    wanted = {k: spec for k, spec in tree.items() if not only or k.split("/")[0] in only}
-    _check_same(path, wanted, {name: _dtype_and_shape(leaf) for name, leaf in flat.items()})
+    wanted = {k: x for k, x in body.tree.items() if not only or k.split("/")[0] in only}
+    specs = {name: checkpoint_files.dtype_and_shape(leaf) for name, leaf in flat.items()}
+    _check_same(path, wanted, specs)
 
-    arrays = _read_arrays(path / "state.safetensors", tree, body["xxh3"], wanted)
+    arrays = checkpoint_files.read_arrays(path, body, flat)
     for name, leaf in flat.items():
         is_number = isinstance(leaf, bool | int | float)
         flat[name] = type(leaf)(arrays[name].item()) if is_number else arrays[name]
     state = jax.tree_util.tree_unflatten(structure, flat.values())
-    return Restored(state, body["info"], body["step"])
-
-
-def _read_arrays(
-    path: Path, tree: dict, digest: str, wanted: Collection[str]
-) -> dict[str, np.ndarray]:
-    """Those arrays of state.safetensors, whose hash and content must be what state.json names."""
-    if _hash(path) != digest:
-        raise _DamagedError(f"{path.name} has another hash than it was written with")
-    with safetensors.safe_open(path, "numpy") as file:
-        names = set(file.keys())
-        arrays = {name: file.get_tensor(name) for name in wanted if name in names}
-    same = all(_dtype_and_shape(array) == tree[name] for name, array in arrays.items())
-    if names != tree.keys() or not same:
-        raise _DamagedError(f"{path.name} holds other arrays than state.json names")
-    return arrays
+    return Restored(state, body.info, body.step)
 
 
 def _check_same(path: Path, saved: dict, expected: dict) -> None:
@@ -297,17 +305,3 @@ def _check_same(path: Path, saved: dict, expected: dict) -> None:
         f"{path}: its state (-) is not of this model and optimizer (+): {', '.join(sides)}; use "
         "the configuration that it was made with, or another workdir"
     )
-
-
-def _hash(path: Path) -> str:
-    """xxh3 of a file."""
-    digest, buffer = xxhash.xxh3_64(), memoryview(bytearray(_CHUNK_BYTES))
-    with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-    return digest.hexdigest()
-
-
-def _dtype_and_shape(leaf: Any) -> list:
-    typed = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
-    return [np.dtype(typed.dtype).name, list(typed.shape)]

@@ -157,9 +157,8 @@ def _train(run: _Run, state: TrainState) -> TrainState:
             if ends or worth_saving or progress.step % train.save_every_steps == 0:
                 window.close()
                 progress.log_bytes = log.size()
-                if processes.is_first():
-                    kept, info = build.saved(state, run.parts), progress.to_json()
-                    saver.save(progress.step, kept, info, best_step=_best(run))
+                kept, info = build.saved(state, run.parts), progress.to_json()
+                saver.save(progress.step, kept, info, best_step=_best(run))
                 window.restart()
             elif progress.step % train.log_every_steps == 0:
                 window.close()

@@ -2,6 +2,7 @@
 
     start(coordinator, num_processes, process_id, wait_seconds)      first, before jax is used
     gather(value), check_same(facts)                                 all call them at the same place
+    tell(key, text), hear(key, given_up)                             any thread, at any time
 
 Without addresses jax asks SLURM, Open MPI or a TPU pod. Only process 0 writes. Of a process that
 dies the others learn from a collective that fails, or from jax's heartbeats, whose C++ code aborts:
@@ -15,6 +16,7 @@ import os
 import re
 import socket
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -222,3 +224,30 @@ def check_same(facts: Mapping[str, Any], remedy: str) -> None:
                 raise UserError(
                     f"process {number}: {name} is {a} there and {b} in process 0; {remedy}"
                 )
+
+
+def tell(key: str, text: str) -> None:
+    """Lets the other processes hear a text, which is not empty, under a key that is new."""
+    _notes().key_value_set(f"emofm_jax/{key}", text)
+
+
+def hear(key: str, given_up: threading.Event) -> str:
+    """What a process tells under a key, as soon as it does.
+
+    Raises:
+      LostError: it never will, since a process has ended, or the wait is given up.
+    """
+    while not given_up.is_set():
+        try:
+            return _notes().blocking_key_value_get(f"emofm_jax/{key}", 500)  # milliseconds
+        except RuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                break
+    raise lost()
+
+
+def _notes() -> Any:
+    """The key-value store of the processes, which jax has for itself: it has no public name."""
+    from jax._src import distributed
+
+    return distributed.global_state.client

@@ -10,8 +10,9 @@ import numpy as np
 import optax
 from flax import linen as nn
 
+from emofm_jax.data import placing
 from emofm_jax.data.batches import Batch
-from emofm_jax.data.placing import Layout
+from emofm_jax.data.placing import Layout, Share
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
 from emofm_jax.models import build as model_lib
@@ -71,9 +72,12 @@ def make_init(
     def init(key):
         table_key, network_key = jax.random.split(key)
         variables = model_lib.init(module, network_key, schema)
-        num_rows, width = schema.num_rows, model_lib.table_width(module)
-        rows = (schema.offsets, num_rows, width)
-        table = embedding.init_table(table_key, *rows, init_scale, schema.vectors)
+        size = (schema.offsets, schema.num_rows, model_lib.table_width(module))
+        if layout is None:
+            table = embedding.init_table(table_key, *size, init_scale, schema.vectors)
+        else:
+            rows = _own_rows(layout, devices)
+            table = embedding.init_rows(table_key, rows, *size, init_scale, schema.vectors)
         if (zero := model_lib.starts_at_zero(module)).any():
             table = jnp.where(zero, 0.0, table)
         params = {"embedding": table, "network": variables["params"]}
@@ -84,14 +88,14 @@ def make_init(
             opt_state={k: optimizers[k].init(params[k]) for k in SECTIONS},
             stats=stats,
             average=jax.tree.map(jnp.copy, {"params": params, "stats": stats}) if averaged else {},
-            owner=jnp.zeros(num_rows, jnp.int32),
+            owner=jnp.zeros(len(table), jnp.int32),
             lr_scale={k: jnp.ones((), jnp.float32) for k in SECTIONS},
             key=jax.random.key_data(key),
         )
         if layout is None:
             return state
-        own = _own(layout, devices)
-        return of_rows(lambda x: layout.spread(x, jnp)[own], state, num_rows)
+        of_devices = lambda x: x.reshape(-1, layout.rows, *x.shape[1:])
+        return of_rows(of_devices, state, len(table))
 
     whole, parted = (_sharding(devices, replicated=replicated) for replicated in (True, False))
     shardings: Any = whole
@@ -140,26 +144,32 @@ def of_rows(change: Callable, state: TrainState, num_rows: int) -> TrainState:
 
 
 def spread(state: TrainState, layout: Layout, devices: Devices = None) -> TrainState:
-    """Sends a state of arrays on the host to the devices, of its table each device's rows."""
+    """A state on the host, its table in the order of its rows, as shares of these devices."""
     num_rows, own = layout.schema.num_rows, _own(layout, devices)
-    state = of_rows(lambda x: _Rows(layout.spread(x)[own]), state, num_rows)
-    is_rows = lambda x: isinstance(x, _Rows)
-    put = lambda x: put_batch(x.rows, devices) if is_rows(x) else put_state(x, devices)
-    return jax.tree.map(put, state, is_leaf=is_rows)
+    first = own.start * layout.rows
+    return of_rows(lambda x: Share(layout.spread(x)[own], first, num_rows), state, num_rows)
 
 
-def gathered(state: TrainState, layout: Layout) -> TrainState:
-    """The state of all devices of this process on the host, the table in the order of its rows."""
-    fetched = fetch(state)
-    back = lambda x: layout.gathered(x)
-    return of_rows(back, fetched, layout.num_devices)
+def shares(state: TrainState, layout: Layout, devices: Devices = None) -> TrainState:
+    """A state of the devices as checkpoints have it: what has an entry a row is a `Share`."""
+    num_rows, own = layout.schema.num_rows, _own(layout, devices)
+    first, count = own.start * layout.rows, own.stop - own.start
+    return of_rows(lambda x: Share(x, first, num_rows), state, count)
 
 
-class _Rows:
-    """An array with an axis of devices; a leaf of `spread`."""
+def like_shares(state: TrainState, layout: Layout, devices: Devices = None) -> TrainState:
+    """The shapes of a state with its table as a whole -> those of `shares`."""
+    num_rows, own = layout.schema.num_rows, _own(layout, devices)
+    first, shape = own.start * layout.rows, (own.stop - own.start, layout.rows)
+    like = lambda x: jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype)
+    return of_rows(lambda x: Share(like(x), first, num_rows), state, num_rows)
 
-    def __init__(self, rows: np.ndarray):
-        self.rows = rows
+
+def put_shares(state: TrainState, devices: Devices = None) -> TrainState:
+    """Sends a state of arrays and shares on the host to the devices."""
+    is_share = lambda x: isinstance(x, Share)
+    put = lambda x: put_batch(x.array, devices) if is_share(x) else put_state(x, devices)
+    return jax.tree.map(put, state, is_leaf=is_share)
 
 
 def _own(layout: Layout, devices: Devices) -> slice:
@@ -167,6 +177,13 @@ def _own(layout: Layout, devices: Devices) -> slice:
     count = len(local(devices))
     first = jax.process_index() * count if layout.num_devices > count else 0
     return slice(first, first + count)
+
+
+def _own_rows(layout: Layout, devices: Devices) -> jax.Array:
+    """i32[P' * R], the row of the table at each place of these devices; V and above: none."""
+    own = _own(layout, devices)
+    at = jnp.arange(own.start * layout.rows, own.stop * layout.rows, dtype=jnp.int32)
+    return placing.rows_at(at, layout.schema.num_rows)
 
 
 def put_state(state: Any, devices: Devices = None) -> Any:

@@ -131,12 +131,43 @@ def make_train_step(
         )
         return move_average(state, options.average), metrics
 
-    of_state: Any = None
-    if layout is not None:
-        averaged = options.average > 0
-        of_state = state_lib.axes(optimizers["embedding"], layout.schema.num_rows, averaged)
-    axes: dict[str, Any] = {"in_axes": (of_state, 0), "out_axes": (of_state, 0)}
-    return _pmapped(step, devices, donate_argnums=0, **axes)
+    if layout is None:
+        axes: dict[str, Any] = {"in_axes": (None, 0), "out_axes": (None, 0)}
+        return _pmapped(step, devices, donate_argnums=0, **axes)
+    averaged = options.average > 0
+    of_state = state_lib.axes(optimizers["embedding"], layout.schema.num_rows, averaged)
+    return _pmapped_parts(step, devices, of_state)
+
+
+def _pmapped_parts(step: Callable, devices: Devices, of_state: TrainState) -> Any:
+    """`step` on every device of AXIS, its state donated, of which each leaf has its own axis.
+
+    Over several processes the axes of what comes out must have a hash: tuples have, dicts do not.
+    """
+    is_none = lambda x: x is None
+
+    def is_row(state: TrainState) -> list[bool]:
+        spread = lambda axis, part: jax.tree.map(lambda _: axis is not None, part)
+        return jax.tree.leaves(jax.tree.map(spread, of_state, state, is_leaf=is_none))
+
+    def parted(state: TrainState, batch: PlacedBatch) -> tuple:
+        state, metrics = step(state, batch)
+        pairs = [*zip(jax.tree.leaves(state), is_row(state))]
+        rows, rest = ([x for x, row in pairs if row is wanted] for wanted in (True, False))
+        return rows, rest, metrics
+
+    axes: dict[str, Any] = {"in_axes": (of_state, 0), "out_axes": (0, None, 0)}
+    mapped = _pmapped(parted, devices, donate_argnums=0, **axes)
+
+    def call(state: TrainState, batch: PlacedBatch) -> tuple[TrainState, dict]:
+        structure, which = jax.tree.structure(state), is_row(state)
+        *parts, metrics = mapped(state, batch)
+        rows, rest = (iter(part) for part in parts)
+        leaves = [next(rows if row else rest) for row in which]
+        return jax.tree.unflatten(structure, leaves), metrics
+
+    call.lower = mapped.lower  # type: ignore[attr-defined]
+    return call
 
 
 def gradients(
