@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,13 @@ def at_step(number, act):
     loop.Window = Window
 
 
+def die_when_saved(checkpoints):
+    """Ends this process as soon as all have written their parts of a checkpoint."""
+    while checkpoint.latest(checkpoints) is None:
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 loop_window = loop.Window
 
 
@@ -74,7 +82,7 @@ def pair(home, port, index):
     note("stopped again")
     note("other", f"--config.seed={index}")
     if index == 1:
-        at_step(8, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        at_step(8, lambda: die_when_saved(home / "killed" / "checkpoints"))
     note("killed")
     os._exit(found["killed"])
 
