@@ -24,7 +24,7 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from emofm_jax import cli
+from emofm_jax import cli, engines
 from emofm_jax.data import counts as counts_lib
 from emofm_jax.data import preparation, shards
 from emofm_jax.data.suggest import experiment as suggest
@@ -39,7 +39,9 @@ def _main(flags: absl_flags.FlagValues) -> None:
     if directory and (Path(directory) / "schema.json").exists():
         print(f"{directory} holds shards already; they are replaced when the new ones are whole")
     base = Path(flags.base) if flags.base else None
-    report = preparation.prepare(flags.config, base=base)
+    report = preparation.prepare(
+        flags.config, base=base, engine=flags.engine, workers=flags.workers
+    )
     print(counts_lib.as_text(report))
     if all(n in report.splits and report.splits[n].rows for n in ("train", "valid")):
         splits = (shards.open_split(directory, name) for name in ("train", "valid"))
@@ -56,6 +58,10 @@ def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
     cli.define_config(flags, argv)
     what = "Directory of shards, or a run, whose ids stay; new values are appended."
     absl_flags.DEFINE_string("base", "", what, flag_values=flags)
+    what = f"What does the work: {', '.join(engines.NAMES)}; the shards are the same for each."
+    absl_flags.DEFINE_string("engine", "local", what, flag_values=flags)
+    what = "Workers of the engine; 0 = all cores, or fewer where the files are small."
+    absl_flags.DEFINE_integer("workers", 0, what, flag_values=flags, lower_bound=0)
 
 
 def main(argv: list[str] | None = None) -> int:

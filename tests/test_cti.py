@@ -122,7 +122,7 @@ def test_moments_of_pieces_are_those_of_the_whole():
     numbers = np.random.default_rng(0).normal(1e6, 1.0, 1000)
     moments = counts_lib.Moments()
     for piece in np.array_split(numbers, 9):
-        moments.add(np.append(piece, np.nan))
+        moments.add(counts_lib.summary(np.append(piece, np.nan)))
     mean, std = moments.mean_and_std()
     assert mean == pytest.approx(numbers.mean(), rel=1e-12) and std == pytest.approx(
         numbers.std(), rel=1e-6

@@ -40,6 +40,26 @@ _WITHOUT = {
 }
 
 
+class Summary(NamedTuple):
+    """What `Moments` needs to know of some numbers, of which there is at least one."""
+
+    number: int
+    mean: float
+    squares: float  # sum of squared differences from the mean
+    smallest: float
+    largest: float
+
+
+def summary(numbers: np.ndarray) -> Summary | None:
+    """The summary of f[n]; NaN and infinity are left out. None where nothing is left."""
+    numbers = numbers[np.isfinite(numbers)].astype(np.float64)
+    if not len(numbers):
+        return None
+    mean = numbers.mean()
+    squares = ((numbers - mean) ** 2).sum()
+    return Summary(len(numbers), mean, squares, numbers.min(), numbers.max())
+
+
 class Moments:
     """Count, mean, standard deviation, smallest and largest of numbers that arrive in pieces."""
 
@@ -47,20 +67,18 @@ class Moments:
         self.count, self._mean, self._squares = 0, 0.0, 0.0
         self.smallest, self.largest = np.inf, -np.inf
 
-    def add(self, numbers: np.ndarray) -> None:
-        """Adds f[n]; NaN and infinity are left out."""
-        numbers = numbers[np.isfinite(numbers)].astype(np.float64)
-        n = len(numbers)
-        if not n:
+    def add(self, some: Summary | None) -> None:
+        """Adds the numbers of a summary; the order of the pieces decides on the last bits."""
+        if some is None:
             return
-        mean, total = numbers.mean(), self.count + n
+        total = self.count + some.number
         # Chan's update: squares around the mean do not cancel as sums of raw squares do.
-        between = (mean - self._mean) ** 2 * self.count * n / total
-        self._squares += ((numbers - mean) ** 2).sum() + between
-        self._mean += (mean - self._mean) * n / total
+        between = (some.mean - self._mean) ** 2 * self.count * some.number / total
+        self._squares += some.squares + between
+        self._mean += (some.mean - self._mean) * some.number / total
         self.count = total
-        self.smallest = min(self.smallest, numbers.min())
-        self.largest = max(self.largest, numbers.max())
+        self.smallest = min(self.smallest, some.smallest)
+        self.largest = max(self.largest, some.largest)
 
     def mean_and_std(self) -> tuple[float, float]:
         """The mean and the population's standard deviation; 1 in place of a deviation of 0."""
@@ -125,8 +143,8 @@ class Counted(NamedTuple):
     """Counts of the rows of one table: what `Tally.add` sums up."""
 
     ids: dict[str, tuple[np.ndarray, np.ndarray]]  # {slot: (distinct ids, occurrences of each)}
-    # {slot: f32[n]}, NaN where missing; all numbers of a vector, the weights of ids.
-    numbers: dict[str, np.ndarray]
+    # {slot: summary}, None where all are missing; all numbers of a vector, the weights of ids.
+    numbers: dict[str, Summary | None]
     types: np.ndarray  # i64[2, T + 1]: rows and clicks of each type, last those of unknown type
     without_key: int  # rows without a GAUC key
 
@@ -138,11 +156,12 @@ def count(schema: Schema, table: pa.Table) -> Counted:
         column = table[slot.name].combine_chunks()
         if not slot.holds_ids:
             column = column.flatten() if slot.is_vector else column
-            numbers[slot.name] = column.fill_null(np.nan).to_numpy(zero_copy_only=False)
+            known = column.fill_null(np.nan).to_numpy(zero_copy_only=False)
+            numbers[slot.name] = summary(known)
         else:
             column = column.flatten() if slot.is_bag else column
             if slot.weighted:
-                numbers[slot.name] = pc.struct_field(column, "weight").to_numpy()
+                numbers[slot.name] = summary(pc.struct_field(column, "weight").to_numpy())
                 column = pc.struct_field(column, "id")
             found = pc.value_counts(column)
             ids[slot.name] = found.field(0).to_numpy(), found.field(1).to_numpy()

@@ -13,6 +13,7 @@ import ctypes
 import errno
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,17 @@ def whole(path: Path, doing: str = "writes", where: str = "") -> Iterator[Path]:
                 raise
             file = str(getattr(error, "filename", None) or where)
             raise errors.of_file(file.replace(str(new), str(path)), error) from None
+
+
+@contextlib.contextmanager
+def scratch(parent: Path) -> Iterator[Path]:
+    """Yields a new directory within another one, for as long as the block takes."""
+    path = parent / f".scratch.{secrets.token_hex(4)}"
+    files.make_directory(path)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def remove(path: Path) -> None:

@@ -70,6 +70,7 @@ class Encoder:
 
     Attributes:
       unseen: {slot: raw values that its vocabulary has not}, a few of what was encoded.
+      labels: their reader, which knows how those so far were spelled.
     """
 
     def __init__(self, schema: Schema, vocabularies: Mapping[str, Vocabulary] | None):
@@ -77,7 +78,7 @@ class Encoder:
         self.unseen: dict[str, list[str]] = {}
         self.missing = values.missing(self._null_values(), schema.spelling)
         self._missing = {slot.name: self._missing_of(slot) for slot in schema.slots}
-        self._labels = Labels(recipe_lib.later(schema.recipe, "positive"), self.missing)
+        self.labels = Labels(recipe_lib.later(schema.recipe, "positive"), self.missing)
         of_types = (*self._null_values(), *_NO_TYPE)
         self._no_type = values.missing(of_types, schema.spelling)
         types = pa.array(schema.types, pa.string())
@@ -321,7 +322,7 @@ class Encoder:
         return self._roles[name](column, problems)
 
     def _label(self, column: pa.Array, problems: Problems) -> pa.Array:
-        return pa.array(self._labels.read(column, problems))
+        return pa.array(self.labels.read(column, problems))
 
     def _ftype(self, column: pa.Array, problems: Problems) -> pa.Array:
         found = values.distinct(column, self._no_type, spelling=self.schema.spelling)

@@ -13,12 +13,15 @@ import contextlib
 import errno
 import fcntl
 import glob
+import itertools
 import json
 import os
+import pickle
 import re
 import secrets
+import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from emofm_jax import errors
 
 # .NAME.TOKEN.partial: a file that is to be called NAME, of one writer.
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.partial", re.DOTALL)
+_ITEM = struct.Struct("<QQ")  # length and digest of an object that follows
 # The last entry of a JSON object, a digest of all that stands before it.
 _DIGEST = re.compile(r',\s*"xxh3": "([0-9a-f]{16})"\s*\}\s*\Z')
 
@@ -216,6 +220,46 @@ def write_bytes(path: Path, content: bytes | bytearray) -> None:
     """Writes a file that the memory holds."""
     with whole(path) as temporary:
         temporary.write_bytes(content)
+
+
+def write_scratch(path: Path, items: Iterable[Any]) -> None:
+    """Writes objects, one after another, for programs of this package; not for later.
+
+    The file appears when it is whole, but is not flushed to the disk. It holds pickles: only who
+    runs the programs may write where it lies.
+
+    Raises:
+      FileError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    with named(path, temporary):
+        file = open(temporary, "wb")  # noqa: SIM115
+    with file:
+        for content in itertools.chain(map(pickle.dumps, items), [b""]):
+            with named(path, temporary):
+                file.write(_ITEM.pack(len(content), xxhash.xxh3_64_intdigest(content)) + content)
+    with named(path, temporary):
+        temporary.replace(path)
+
+
+def read_scratch(path: Path) -> Iterator[Any]:
+    """Yields what `write_scratch` wrote.
+
+    Raises:
+      UserError: it is not there, or damaged.
+    """
+    try:
+        with open(path, "rb") as file:
+            while True:
+                length, digest = _ITEM.unpack(file.read(_ITEM.size))
+                content = file.read(length)
+                if xxhash.xxh3_64_intdigest(content) != digest:
+                    raise ValueError("its digest is not of what it holds")
+                if not content:
+                    return
+                yield pickle.loads(content)
+    except (OSError, ValueError, struct.error) as error:
+        raise errors.of_file(path, error, "read") from None
 
 
 def write_json(path: Path, content: dict[str, Any], indent: int | None = 1) -> None:

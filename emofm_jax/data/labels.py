@@ -1,7 +1,7 @@
 """Labels as files spell them -> 0 and 1 (docs/data.md)."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,15 @@ class Labels:
         problems.mark(unread[index], "label", lambda i: _said([*text, None][index[i]]))
         return found[index]
 
+    @property
+    def negative(self) -> frozenset[float]:
+        """The numbers, of 0 and -1, that meant no click so far."""
+        return frozenset(self._negative)
+
+    def see(self, negative: Collection[float]) -> None:
+        """Adds what another reader of other rows has as `negative`; raises as `read` does."""
+        self._check_signs(negative)
+
     def _meaning(self, text: str | None) -> int | None:
         """1 for a click, 0 for none, None for what is no label."""
         if text is None or not text.strip():
@@ -58,10 +67,10 @@ class Labels:
             return int(key in self._positive)
         return _NUMBERS.get(key) if isinstance(key, float) else _WORDS.get(key.lower())
 
-    def _check_signs(self, keys: set[str | float]) -> None:
+    def _check_signs(self, keys: Collection[str | float]) -> None:
         if self._positive:
             return
-        self._negative.update({0.0, -1.0} & keys)
+        self._negative.update({0.0, -1.0}.intersection(keys))
         if len(self._negative) == 2:
             raise UserError(
                 "config.prepare.label: the labels hold both 0 and -1, and -1 may mean that none is "

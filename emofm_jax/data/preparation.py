@@ -8,47 +8,44 @@ programs never prepare in the same place. Who reads the old shards is told at th
 (`shards`).
 """
 
+import contextlib
 import dataclasses
 import functools
+import itertools
+import operator
 import re
 import sys
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
+from emofm_jax import engines
 from emofm_jax.data import counts as counts_lib
 from emofm_jax.data import (
     directories,
-    encode,
-    formats,
     growth,
     numeric,
-    sampling,
     shards,
+    stages,
     synthetic,
     values,
     vocabulary,
 )
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.formats import cti, tabular
-from emofm_jax.data.formats.lines import Chunk
-from emofm_jax.data.problems import Bad, Notes, Problems
+from emofm_jax.data.problems import Bad
 from emofm_jax.data.raw_files import RawFile, first_full
-from emofm_jax.data.schema import Schema, Slot
+from emofm_jax.data.schema import Schema
+from emofm_jax.data.source import Gaps, Source
 from emofm_jax.errors import UserError
 
-T = TypeVar("T")
 Vocabularies = dict[str, vocabulary.Vocabulary]
 Counters = dict[str, vocabulary.Counter]
-_THREADS = 2
+_WORKER_BYTES = 1 << 26  # raw bytes that are worth starting another process
 # What `prepare` writes: names that it may replace.
 _OURS = re.compile(
     r"schema\.json|prepare\.json|(vocabulary|rare)(/[^/]+\.parquet)?|(train|valid|test)"
@@ -57,7 +54,11 @@ _OURS = re.compile(
 
 
 def prepare(
-    config: ConfigDict, progress: bool = True, base: Path | None = None
+    config: ConfigDict,
+    progress: bool = True,
+    base: Path | None = None,
+    engine: str = "local",
+    workers: int = 0,
 ) -> counts_lib.Report:
     """Writes the shards that `config.prepare` describes to `config.data.dir`.
 
@@ -65,6 +66,8 @@ def prepare(
       config: whole and validated.
       progress: shows a progress bar on stderr, if that is a terminal.
       base: a directory of shards, or a run, whose ids stay (`growth`).
+      engine: that does the work (`engines`); what is written is the same for all.
+      workers: of the engine; 0 = as many as there are cores, and as the files are worth.
 
     Returns:
       The report, which is also saved as `prepare.json`.
@@ -74,7 +77,7 @@ def prepare(
         of the rows already; another program that prepares there. The directory is then as it was
         before.
     """
-    return _prepare(config, progress, lambda: None, base)
+    return _prepare(config, progress, lambda: None, base, engine, workers)
 
 
 def days(config: ConfigDict) -> tuple[str, ...]:
@@ -87,8 +90,8 @@ def days(config: ConfigDict) -> tuple[str, ...]:
     recipe_lib.check_roles(recipe)
     raw = recipe_lib.files(recipe)
     schema = _declared(recipe, config.name, next(iter(raw.values())))
-    source = _Source(recipe | {"types": schema.types}, raw, progress=False)
-    for _ in source.run(source.split_of, "", "days"):
+    source, files = Source(recipe | {"types": schema.types}, raw), raw[""]
+    for _ in Gaps(len(files)).out_of(source.run(source.split_of, files)):
         pass
     if not source.days:
         where = f"config.prepare.day_column: {recipe['day_column']!r}"
@@ -103,19 +106,27 @@ def prepare_missing(config: ConfigDict) -> None:
         if (Path(config.data.dir) / "schema.json").exists():
             raise directories.Unneeded
 
-    _prepare(config, progress=True, check=check, base=None)
+    _prepare(config, progress=True, check=check)
 
 
 def _prepare(
-    config: ConfigDict, progress: bool, check: Callable[[], None], base: Path | None
+    config: ConfigDict,
+    progress: bool,
+    check: Callable[[], None],
+    base: Path | None = None,
+    engine: str = "local",
+    workers: int = 0,
 ) -> counts_lib.Report:
     if not config.data.dir:
         remedy = "name the directory that the shards shall be written to"
         raise UserError(f"config.data.dir: it is empty; {remedy}")
     target, recipe = Path(config.data.dir), config.prepare.to_dict()
     found = None if base is None else _base(base, target, recipe)
-    write = functools.partial(_write, base=found)
+    write = functools.partial(_write, base=found, engine=engine, workers=workers)
     if recipe["format"] == "synthetic":
+        if workers or engine != "local":
+            problem = "made-up data are made in one process"
+            raise UserError(f"--engine={engine} --workers={workers}: {problem}; leave both out")
         write = synthetic.write
     report: Any = None
     with directories.whole(target, "prepares", f"config.data.dir: {target}") as new:
@@ -138,108 +149,14 @@ def _base(directory: Path, target: Path, recipe: Mapping[str, Any]) -> growth.Ba
     return growth.load(directory)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Source:
-    """The raw files, and how they are read."""
-
-    recipe: Mapping[str, Any]  # `config.prepare`, with the types of cti data
-    files: dict[str, list[RawFile]]  # of each split; under "" alone when the rows say their split
-    progress: bool  # shows a progress bar
-    days: set[str] = dataclasses.field(default_factory=set)  # that rows were found of
-
-    def run(self, work: Callable[[Chunk], T], split: str, what: str) -> Iterator[T]:
-        """Yields work(chunk) of every chunk of a split, in order, a few at once on threads."""
-        files = self.files[split]
-        size = sum(file.path.stat().st_size for file in files if file.path.exists())
-        pending: deque = deque()
-
-        def of_task(task: Callable[[], Chunk]) -> T:
-            chunk = task()
-            with formats.naming(chunk.file):
-                return work(chunk)
-
-        hidden = not self.progress
-        with tqdm(total=size, desc=what, unit="B", unit_scale=True, disable=hidden) as bar:
-            pool = ThreadPoolExecutor(_THREADS)
-            try:
-                for task in formats.tasks(self.recipe, files, True, bar.update):
-                    pending.append(pool.submit(of_task, task))
-                    if len(pending) > _THREADS:
-                        yield pending.popleft().result()
-                while pending:
-                    yield pending.popleft().result()
-            finally:
-                pool.shutdown(cancel_futures=True)
-
-    def split_of(self, chunk: Chunk) -> np.ndarray:
-        """i8[n] of each readable row, if the rows say their split: see `recipe.split_of`."""
-        days = None
-        if self.recipe["split"] == "day":
-            missing = values.missing(self.recipe["null_values"])
-            days = values.distinct(chunk.columns["_day"], missing)
-            self.days.update(recipe_lib.days_of(self.recipe, days))
-        return recipe_lib.split_of(self.recipe, self._places[chunk.file], chunk.lines, days)
-
-    def history(self, base: growth.Base | None) -> tuple[str, ...]:
-        """The days of the base and of the train split (`Schema.days`), as far as rows were read.
-
-        Raises:
-          UserError: both have a day.
-        """
-        before, new = base.schema.days if base else (), [""]
-        if self.recipe["split"] == "day":
-            named = lambda name: set(recipe_lib.named_days(self.recipe, name))
-            new = named("train_days") or self.days - named("valid_days") - named("test_days")
-            new = new & self.days - named("replay_days")
-            new = recipe_lib.in_order(new, strict=base is not None)
-            if base:
-                self._check_days(base, new)
-        return (*before, *new)
-
-    def _check_days(self, base: growth.Base, new: list[str]) -> None:
-        """Raises UserError on days that a base does not go with."""
-        where, before = f"--base={base.place}", base.schema.days
-        if both := [day for day in new if day in before]:
-            remedy = "name the new days in config.prepare.train_days, or these in replay_days"
-            what = f"it has the rows of {', '.join(both)} already"
-            raise UserError(f"{where}: {what}; {remedy}")
-        for name in ("valid_days", "test_days"):
-            days = recipe_lib.named_days(self.recipe, name)
-            if seen := [day for day in days if day in before]:
-                what = f"it was trained on {seen[0]}, which config.prepare.{name} has"
-                raise UserError(f"{where}: {what}; name later days")
-        replayed = recipe_lib.named_days(self.recipe, "replay_days")
-        if never := [day for day in replayed if day not in before]:
-            what = f"it has no rows of {never[0]}, which config.prepare.replay_days has"
-            raise UserError(f"{where}: {what}; name days of its own, or put it in train_days")
-
-    def place(self, chunk: Chunk) -> int:
-        """The place of a chunk's file among those of its split, or all."""
-        return self._places[chunk.file]
-
-    @functools.cached_property
-    def _places(self) -> dict[str, int]:
-        """{file: its place} among the training files, or all where the rows say their split."""
-        files = self.files.get("", self.files.get("train", []))
-        return {str(file.path): i for i, file in enumerate(files)}
-
-
-class _Part(NamedTuple):
-    """What one split gets of a chunk: encoded rows, their counts, and bad rows."""
-
-    split: str
-    table: pa.Table
-    counted: counts_lib.Counted
-    notes: Notes
-    bad: list[Bad]
-
-
 def _write(
     recipe: dict[str, Any],
     directory: Path,
     name: str,
     progress: bool,
     base: growth.Base | None = None,
+    engine: str = "local",
+    workers: int = 0,
 ) -> counts_lib.Report:
     """Two passes: what the training rows say about the slots; then the shards."""
     recipe_lib.check_roles(recipe)
@@ -250,33 +167,56 @@ def _write(
     some = next(iter(files.values()))
     schema = _declared(recipe, name, some)
     # Every file of cti data must have the types of the first one.
-    source = _Source(recipe | {"types": schema.types}, files, progress)
+    source = Source(recipe | {"types": schema.types}, files)
     if base:
         base.check(schema)
-    schema, vocabularies, grown = _learn(source, schema, directory, base)
-
-    encoder = encode.Encoder(schema, vocabularies)
-    tally = counts_lib.Tally(schema)
-    with ExitStack() as stack:
-        splits = shards.SPLITS if "" in files else files
-        writers = {s: stack.enter_context(shards.Writer(directory, s, schema)) for s in splits}
-        for split in files:
-            parts_of = functools.partial(_encode, source, encoder, split)
-            for file, parts in source.run(parts_of, split, f"{split} rows".strip()):
-                for part in parts:
-                    _reject(writers[part.split], file, part.bad, recipe["max_rejected"])
-                    if part.table.num_rows:
-                        writers[part.split].write(part.table)
-                        tally.add(part.split, part.counted)
-                    tally.note(part.notes)
-    _check_rows(source, some[0].path, writers)
-    rejected = {split: writer.rejected for split, writer in writers.items()}
+    with contextlib.closing(_engine(engine, workers, files)) as found:
+        runner = stages.Runner(found if found.num_workers > 1 else None, directory, progress)
+        schema, vocabularies, grown = _learn(runner, source, schema, directory, base)
+        tally, rejected = _encode(runner, source, schema, vocabularies, directory)
     days, said = source.history(base), base.said(schema, grown) if base else None
     report = tally.save(directory, rejected, days, said)
     if recipe["positive"] and not report.splits["train"].clicks:
         problem = f"no label of the train split is one of {recipe['positive']}"
         raise UserError(f"config.prepare.positive: {problem}; name the values that mean a click")
     return report
+
+
+def _engine(name: str, workers: int, files: dict[str, list[RawFile]]) -> engines.Engine:
+    """The engine of a name, with as many workers as are asked for or worth it."""
+    if name == "local" and not workers:
+        sizes = [stages.size_of(file) for of_split in files.values() for file in of_split]
+        workers = max(1, min(engines.num_cores(), len(sizes), sum(sizes) // _WORKER_BYTES))
+    return engines.make(name, workers)
+
+
+def _encode(
+    runner: stages.Runner,
+    source: Source,
+    schema: Schema,
+    vocabularies: Vocabularies,
+    directory: Path,
+) -> tuple[counts_lib.Tally, dict[str, Mapping[str, int]]]:
+    """Writes the shards; returns what was counted, and {split: {kind: rejected rows}}."""
+    tally, files = counts_lib.Tally(schema), source.files
+    tolerated = source.recipe["max_rejected"]
+    with ExitStack() as stack:
+        splits = shards.SPLITS if "" in files else files
+        writers = {s: stack.enter_context(shards.Writer(directory, s, schema)) for s in splits}
+        items = runner.items(source, schema, vocabularies, files, "rows")
+        stack.enter_context(contextlib.closing(items))
+        for split, found in itertools.groupby(items, key=operator.itemgetter(0)):
+            gaps = Gaps(len(files[split]))
+            for encoded in gaps.out_of(item for _, item in found):
+                for part in encoded.parts:
+                    _reject(writers[part.split], encoded.file, part.bad, tolerated)
+                    if part.table.num_rows:
+                        writers[part.split].write(part.table)
+                        tally.add(part.split, part.counted)
+                    tally.note(part.notes)
+            tally.note(gaps.notes)
+    _check_rows(source, next(iter(files.values()))[0].path, writers)
+    return tally, {split: writer.rejected for split, writer in writers.items()}
 
 
 def _declared(recipe: dict[str, Any], name: str, files: list[RawFile]) -> Schema:
@@ -304,10 +244,14 @@ def _declared(recipe: dict[str, Any], name: str, files: list[RawFile]) -> Schema
 
 
 def _learn(
-    source: _Source, schema: Schema, directory: Path, base: growth.Base | None
+    runner: stages.Runner,
+    source: Source,
+    schema: Schema,
+    directory: Path,
+    base: growth.Base | None,
 ) -> tuple[Schema, Vocabularies, dict[str, growth.Growth]]:
     """Completes the slots from the training rows and the base, and saves the vocabularies."""
-    counters, moments, weighted = _count(source, encode.Encoder(schema, None))
+    counters, moments, weighted = _count(runner, source, schema)
     day, expire_days = len(source.history(base)), source.recipe["expire_days"]
     vocabularies, grown = {}, {}
     for slot in (slot for slot in schema.slots if slot.name in counters):
@@ -342,19 +286,15 @@ def _learn(
 
 
 def _count(
-    source: _Source, encoder: encode.Encoder
+    runner: stages.Runner, source: Source, schema: Schema
 ) -> tuple[Counters, dict[str, counts_lib.Moments], set[str]]:
-    """What the training rows say of the slots; rows that will be rejected say nothing.
+    """What the training rows say of the slots.
 
     Returns:
       The values by the slot that owns the table rows; the numbers by slot; the slots of ids that
       have a value other than 1 in libsvm rows.
     """
-    schema, is_libsvm = encoder.schema, source.recipe["format"] == "libsvm"
-    of_ids = [slot for slot in schema.slots if slot.holds_ids and slot.kind != "numeric"]
-    counted = [slot for slot in of_ids if slot.encoding == "vocabulary" or is_libsvm]
-    open_bucket = lambda slot: slot.transform == "bucket" and not slot.rows
-    measured = [s for s in schema.slots if s.transform == "standardize" or open_bucket(s)]
+    counted, measured = stages.learned_slots(schema)
     counters = {s.owner: vocabulary.Counter() for s in counted if s.encoding == "vocabulary"}
     moments = {slot.name: counts_lib.Moments() for slot in measured}
     weighted: set[str] = set()
@@ -362,110 +302,16 @@ def _count(
         return counters, moments, weighted
 
     split = "train" if "train" in source.files else ""
-    learn = functools.partial(_learnt, source, encoder, split, counted, measured)
-    for found, numbers, of_chunk in source.run(learn, split, "counting"):
-        for owner, values_of_owner in found:
-            counters[owner].add(values_of_owner.text, values_of_owner.counts())
-        for name, x in numbers.items():
-            moments[name].add(x)
-        weighted |= of_chunk
+    files = source.files[split]
+    items = runner.items(source, schema, None, {split: files}, "counting")
+    with contextlib.closing(items):
+        for learned in Gaps(len(files)).out_of(item for _, item in items):
+            for owner, values_of_owner, counts in learned.values:
+                counters[owner].add(values_of_owner, counts)
+            for name, some in learned.numbers:
+                moments[name].add(some)
+            weighted |= learned.weighted
     return counters, moments, weighted
-
-
-def _learnt(
-    source: _Source,
-    encoder: encode.Encoder,
-    split: str,
-    counted: list[Slot],
-    measured: list[Slot],
-    chunk: Chunk,
-) -> tuple[list[tuple[str, values.Distinct]], dict[str, np.ndarray], set[str]]:
-    """What `_count` adds up, of the good training rows of one chunk."""
-    kept = encoder.judge(chunk.columns).good(len(chunk.lines))
-    if not split:
-        kept &= source.split_of(chunk) == 0
-    if kept.all():
-        filtered = lambda slot: chunk.columns[slot.name]
-    else:
-        filtered = lambda slot: chunk.columns[slot.name].filter(pa.array(kept))
-    numbers = {s.name: encoder.numbers(s, filtered(s), Problems()) for s in measured}
-
-    found, weighted = [], set()
-    for slot in counted:
-        _, weights, _, of_slot = encoder.elements(slot, filtered(slot), Problems())
-        if weights is not None and source.recipe["format"] == "libsvm":
-            of_ids = numeric.parse(weights, slot.name, Problems())
-            if ((of_ids != 1) & ~np.isnan(of_ids)).any():
-                weighted.add(slot.name)
-        if slot.encoding == "vocabulary":
-            found.append((slot.owner, of_slot))
-    return found, numbers, weighted
-
-
-def _in_splits(chunk: Chunk, index: np.ndarray) -> tuple[Chunk, np.ndarray, Notes]:
-    """The rows that are in a split, or have no day, their index, and what is said of the others."""
-    notes, over = Notes(), index == recipe_lib.PASSED_OVER
-    if over.any():
-        first = f"{chunk.file}:{chunk.lines[over][0]}"
-        notes.add("", "other days", int(over.sum()), first)
-        chunk, index = chunk.only(~over), index[~over]
-    return chunk, np.where(index == recipe_lib.REPLAYED, 0, index), notes
-
-
-def _encode(
-    source: _Source, encoder: encode.Encoder, split: str, chunk: Chunk
-) -> tuple[str, list[_Part]]:
-    """The file of a chunk, and what each split gets of it; `split` is empty if the rows say it."""
-    index = np.zeros(len(chunk.lines), np.int8) if split else source.split_of(chunk)
-    chunk, index, passed_over = _in_splits(chunk, index)
-    without_day = Problems()
-    said = f"it has no day (column {source.recipe['day_column']!r}), so that it is in no split"
-    without_day.mark(index < 0, "day", lambda _: said)
-    chunk, index = chunk.without(without_day), index[index >= 0]
-    table, problems, notes = encoder.encode(chunk.columns)
-    notes.join(chunk.notes)
-    notes.join(passed_over)
-    names = (split,) if split else shards.SPLITS
-    good = problems.good(len(index))
-    index_of_good = index[good]
-    if recipe_lib.later(source.recipe, "negative_keep_rate") < 1 and split in ("", "train"):
-        table, index_of_good = _thin(source, chunk, good, table, index_of_good, notes)
-    bad = [*chunk.bad, *chunk.bad_rows(problems)]
-    # Rows that no split could be found for count as training rows.
-    index_of_bad = [0] * len(chunk.bad) + [index[row] for row in sorted(problems)]
-
-    parts = []
-    for i, name in enumerate(names):
-        rows = table if split else table.filter(pa.array(index_of_good == i))
-        bad_rows = sorted(b for b, own in zip(bad, index_of_bad) if own == i)
-        of_first = notes if i == 0 else Notes()  # they are of the whole chunk
-        parts.append(_Part(name, rows, counts_lib.count(encoder.schema, rows), of_first, bad_rows))
-    return chunk.file, parts
-
-
-def _thin(
-    source: _Source,
-    chunk: Chunk,
-    good: np.ndarray,
-    table: pa.Table,
-    index: np.ndarray,
-    notes: Notes,
-) -> tuple[pa.Table, np.ndarray]:
-    """Leaves training rows without a click out; those that stay weigh more (negative_keep_rate).
-
-    Args:
-      good: bool[m], which rows of the chunk the table has.
-      table: n encoded rows.
-      index: i8[n], their split.
-
-    Returns:
-      The rows that stay, and their splits.
-    """
-    lines = np.asarray(chunk.lines)[good]
-    kept, table = sampling.thin(source.recipe, source.place(chunk), lines, table, index == 0)
-    if out := int(np.count_nonzero(~kept)):
-        notes.add("", "sampled", out, f"{chunk.file}:{lines[~kept][0]}")
-    return table, index[kept]
 
 
 def _reject(writer: shards.Writer, file: str, bad: list[Bad], tolerated: int) -> None:
@@ -483,7 +329,7 @@ def _reject(writer: shards.Writer, file: str, bad: list[Bad], tolerated: int) ->
         )
 
 
-def _check_rows(source: _Source, first: Path, writers: dict[str, shards.Writer]) -> None:
+def _check_rows(source: Source, first: Path, writers: dict[str, shards.Writer]) -> None:
     """Raises UserError if the train split, a split of given days or a train day has no row."""
     recipe, train = source.recipe, writers["train"]
     for name in ("train_days", "replay_days"):

@@ -49,28 +49,44 @@ def tasks(
     Args:
       progress: is told how many more bytes of the files have been read.
     """
-    source = recipe["format"]
-    if source not in FORMATS:
-        remedy = f"choose one of {', '.join(FORMATS)}"
-        raise UserError(f"config.prepare.format: {source!r} has no raw files; {remedy}")
     last, empty, num_nothing = None, [], 0
     for file in files:
         before = last
         try:
-            with naming(str(file.path)):
-                for task in FORMATS[source](recipe, file, labelled, progress):
-                    if last is not None:
-                        yield last
-                    last = functools.partial(_named, str(file.path), task)
+            for task in of_file(recipe, file, labelled, progress):
+                if last is not None:
+                    yield last
+                last = task
         except EmptyFile as error:
             num_nothing += 1
-            if num_nothing == len(files):
-                also = f"; so are all of the {len(files):,d} files" if len(files) > 1 else ""
-                raise UserError(f"{error}{also}") from None
+            check_some(error, num_nothing, len(files))
         if last is before:
             empty.append(str(file.path))
     if last is not None:
         yield functools.partial(_with_note, last, empty) if empty else last
+
+
+def of_file(
+    recipe: Mapping,
+    file: RawFile,
+    labelled: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[Callable[[], Chunk]]:
+    """The `tasks` of one file; raises EmptyFile if there is nothing in it."""
+    source = recipe["format"]
+    if source not in FORMATS:
+        remedy = f"choose one of {', '.join(FORMATS)}"
+        raise UserError(f"config.prepare.format: {source!r} has no raw files; {remedy}")
+    with naming(str(file.path)):
+        for task in FORMATS[source](recipe, file, labelled, progress):
+            yield functools.partial(_named, str(file.path), task)
+
+
+def check_some(error: EmptyFile | str, num_nothing: int, num_files: int) -> None:
+    """Raises UserError if so many files hold nothing that it is all of them."""
+    if num_nothing == num_files:
+        also = f"; so are all of the {num_files:,d} files" if num_files > 1 else ""
+        raise UserError(f"{error}{also}") from None
 
 
 @contextlib.contextmanager
@@ -95,5 +111,13 @@ def _with_note(task: Callable[[], Chunk], empty: Sequence[str]) -> Chunk:
     """The chunk of a task, and that some files are empty."""
     chunk, notes = task(), Notes()
     notes.join(chunk.notes)
-    notes.add("", "empty files", len(empty), empty[0])
+    notes.join(note_of(empty))
     return dataclasses.replace(chunk, notes=notes)
+
+
+def note_of(empty: Sequence[str]) -> Notes:
+    """What is said of files without a row."""
+    notes = Notes()
+    if empty:
+        notes.add("", "empty files", len(empty), empty[0])
+    return notes

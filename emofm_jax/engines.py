@@ -1,0 +1,252 @@
+"""Engines: where jobs run. Processes of this machine (docs/scaling.md).
+
+    for result in engine.map(function, jobs)     in the order of the jobs
+
+Function and jobs are picklable and small: what they work on lies in files that all see. A job may
+run twice, since a worker that dies is replaced and its jobs are run again; so it writes the same
+files each time, each of them at once (`files`).
+
+`python -m emofm_jax.engines` is one of the processes: it reads pickled jobs on stdin, answers each
+on stdout, and ends with stdin, at once, when the program that started it has ended.
+"""
+
+import contextlib
+import os
+import pickle
+import queue
+import select
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, Protocol, TypeVar
+
+from emofm_jax.errors import LostError, UserError
+
+NAMES = ("local",)
+_ATTEMPTS = 3  # of a job whose process dies
+_QUEUED = 2  # jobs that a process has at a time: it need not wait for the next one
+_AHEAD = 3  # jobs for each process, ahead of the result that is taken next
+_LENGTH = struct.Struct("<Q")
+
+T = TypeVar("T")
+
+
+class Engine(Protocol):
+    """What runs jobs; `num_workers` at a time."""
+
+    num_workers: int
+
+    def map(self, function: Callable[[Any], T], jobs: Sequence[Any]) -> Generator[T, None, None]:
+        """Yields function(job) of every job, in order; a few jobs run ahead.
+
+        Raises:
+          UserError: as the function does; a worker died several times at one job.
+        """
+        ...
+
+    def close(self) -> None:
+        """Ends the workers."""
+
+
+def make(name: str, num_workers: int) -> Engine:
+    """The engine of a name.
+
+    Args:
+      name: one of NAMES.
+      num_workers: jobs at a time, at least 1.
+
+    Raises:
+      UserError: it is not known.
+    """
+    if name == "local":
+        return Local(num_workers)
+    raise UserError(f"--engine={name}: it is not known; choose one of {', '.join(NAMES)}")
+
+
+def num_cores() -> int:
+    """Processors that this process may use."""
+    own = getattr(os, "sched_getaffinity", None)
+    return len(own(0)) if own else os.cpu_count() or 1
+
+
+class Local:
+    """Processes of this machine, which start when they are needed."""
+
+    def __init__(self, num_workers: int):
+        self.num_workers = num_workers
+        self._workers = [_Worker() for _ in range(num_workers)]
+
+    def map(self, function: Callable[[Any], T], jobs: Sequence[Any]) -> Generator[T, None, None]:
+        """See `Engine`."""
+        todo, workers = deque(_Task(i, function, job) for i, job in enumerate(jobs)), self._workers
+        answers: dict[int, tuple[str, Any]] = {}
+        try:
+            for i in range(len(jobs)):
+                _hand_out(todo, workers, i)
+                while i not in answers:
+                    busy = {worker.answers: worker for worker in workers if worker.tasks}
+                    for ready in select.select(list(busy), [], [])[0]:
+                        busy[ready].take(answers, todo)
+                    _hand_out(todo, workers, i)
+                yield _result(*answers.pop(i))
+        finally:
+            for worker in workers:
+                if worker.tasks:
+                    worker.stop()
+
+    def close(self) -> None:
+        """See `Engine`."""
+        for worker in self._workers:
+            worker.stop()
+
+
+class _Task:
+    """A job of `map`, its number, and how often a process has died at it."""
+
+    def __init__(self, number: int, function: Callable, job: Any):
+        self.number, self.deaths = number, 0
+        self.content = pickle.dumps((function, job))
+
+
+class _Worker:
+    """A process, and another one in its place when it dies.
+
+    Attributes:
+      tasks: that it was given, the first of which it does.
+    """
+
+    def __init__(self) -> None:
+        self.tasks: deque[_Task] = deque()
+        self._process: Any = None  # subprocess.Popen with two pipes
+
+    @property
+    def answers(self) -> Any:
+        """What its answers can be read from."""
+        return self._process.stdout
+
+    def give(self, task: _Task) -> None:
+        """Gives it a job."""
+        self._process = self._process or _start()
+        self.tasks.append(task)
+        with contextlib.suppress(BrokenPipeError):  # it has died: `take` sees to that
+            _send(self._process.stdin, task.content)
+
+    def take(self, answers: dict[int, tuple[str, Any]], todo: deque[_Task]) -> None:
+        """Reads the answer to its first job; puts the jobs back if the process has died.
+
+        Raises:
+          LostError: processes have died at this job before.
+        """
+        if (answer := _receive(self._process.stdout)) is None:
+            self._lost(todo)
+        else:
+            answers[self.tasks.popleft().number] = pickle.loads(answer)
+
+    def stop(self) -> None:
+        """Ends the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+        self.tasks.clear()
+
+    def _lost(self, todo: deque[_Task]) -> None:
+        code, first = self._process.wait(), self.tasks[0]
+        first.deaths += 1
+        if first.deaths >= _ATTEMPTS:
+            killed = code == -signal.SIGKILL
+            why = "killed, perhaps for want of memory" if killed else "see what it printed"
+            what = f"a process ended {first.deaths} times at one job, with exit code {code} ({why})"
+            raise LostError(f"--workers: {what}; start the same command with fewer")
+        todo.extendleft(reversed(self.tasks))
+        self.stop()
+
+
+def _hand_out(todo: deque[_Task], workers: list[_Worker], taken: int) -> None:
+    """Gives jobs to the processes that have the fewest, not too far ahead of the result `taken`."""
+    while todo and todo[0].number < taken + _AHEAD * len(workers):
+        worker = min(workers, key=lambda worker: len(worker.tasks))
+        if len(worker.tasks) >= _QUEUED:
+            return
+        worker.give(todo.popleft())
+
+
+def _result(kind: str, content: Any) -> Any:
+    """What a process has answered; raises what was raised there."""
+    if kind == "result":
+        return content
+    raise content if kind == "said" else RuntimeError(content)
+
+
+def _send(pipe: Any, content: bytes) -> None:
+    """Writes bytes behind their length; `_receive` reads them."""
+    whole = memoryview(_LENGTH.pack(len(content)) + content)
+    while whole:
+        whole = whole[pipe.write(whole) :]
+
+
+def _receive(pipe: Any) -> bytes | None:
+    """What `_send` wrote and no byte more, so that `select` tells of the next; None at the end."""
+    found, length = b"", _LENGTH.size
+    for is_content in (False, True):
+        found = b""
+        while len(found) < length:
+            if not (piece := pipe.read(length - len(found))):
+                return None
+            found += piece
+        length = length if is_content else _LENGTH.unpack(found)[0]
+    return found
+
+
+def _python_path() -> str:
+    """PYTHONPATH of a process that is to import this very package."""
+    ours = str(Path(__file__).resolve().parents[1])
+    return os.pathsep.join([ours, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def _start() -> Any:
+    # A core each: Arrow would take all of them in each process.
+    environment = os.environ | {"PYTHONPATH": _python_path(), "OMP_NUM_THREADS": "1"}
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
+    # A process group of its own: what the terminal sends to all is for the program alone.
+    command = [sys.executable, "-m", "emofm_jax.engines"]
+    return subprocess.Popen(command, env=environment, process_group=0, **pipes)
+
+
+def main() -> NoReturn:
+    """Does the jobs that stdin gives, until it ends."""
+    given: Any = getattr(sys.stdin.buffer, "raw")  # noqa: B009 (of a stream of bytes)
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # what is printed is no answer
+    todo: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def read() -> None:
+        while (content := _receive(given)) is not None:
+            todo.put(content)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        with contextlib.suppress(BrokenPipeError):  # `read` sees to that
+            _send(answers, pickle.dumps(_answer(todo.get())))
+
+
+def _answer(content: bytes) -> tuple[str, Any]:
+    """Does a job; returns what `_result` takes."""
+    try:
+        function, job = pickle.loads(content)
+        return "result", function(job)
+    except UserError as error:
+        return "said", error
+    except Exception:
+        return "failed", traceback.format_exc()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,298 @@
+"""Engines: results in order, deaths of processes; and that what prepare writes is the same whoever does the jobs."""
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import pickle
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyarrow import csv
+
+from emofm_jax import engines, prepare
+from emofm_jax.data.formats import lines
+from emofm_jax.errors import LostError, UserError
+from tests import jobs
+
+pytestmark = pytest.mark.fast
+
+ROOT, MAKE = Path(__file__).parents[1], engines.make
+
+
+def test_results_come_in_order_and_a_process_that_dies_is_replaced(tmp_path):
+    with contextlib.closing(engines.make("local", 2)) as engine:
+        assert list(engine.map(jobs.square, range(9))) == [i * i for i in range(9)]
+        assert list(engine.map(jobs.die_once, [str(tmp_path / "died")] * 3)) == ["alive"] * 3
+        # A map that is left early leaves nothing behind for the next one.
+        assert next(engine.map(jobs.square, range(9))) == 0
+        found = engine.map(jobs.refuse, range(4))
+        assert [next(found), next(found)] == [-1 / 3, -1 / 2]
+        with pytest.raises(UserError, match="^a: it is 2; change it$"):
+            next(found)
+        with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+            list(engine.map(jobs.refuse, [3]))
+        with pytest.raises(LostError, match="3 times at one job, with exit code -9") as error:
+            list(engine.map(jobs.die, [0]))
+    assert error.value.exit_code == 75
+
+
+def test_a_process_ends_with_the_program_that_started_it():
+    worker = engines._Worker()
+    worker.give(engines._Task(0, time.sleep, 1000))
+    worker._process.stdin.close()  # as the system does when the program is killed
+    assert worker._process.wait(timeout=60) == 0
+
+
+class Backwards:
+    """An engine that does its jobs in this process, the last one first."""
+
+    num_workers = 3
+
+    def map(self, function, jobs):
+        tasks = [pickle.dumps((function, job)) for job in reversed(jobs)]
+        done = [of(job) for of, job in map(pickle.loads, tasks)]
+        yield from reversed(done)
+
+    def close(self):
+        pass
+
+
+SHOP = """
+from emofm_jax import config
+
+
+def get_config(arg=""):
+    c = config.default()
+    c.name = "shop"
+    c.prepare.source = "raw"
+    c.prepare.files = {"train": "train*", "valid": "valid*", "test": ""}
+    c.prepare.groups = (("user", ("user", "age")), ("item", ("item", "near", "tags", "price", "seen", "site")))
+    c.prepare.slots = {
+        "age": {"kind": "numeric", "transform": "bucket"},
+        "item": {"min_count": 2},
+        "near": {"share": "item"},
+        "tags": {"kind": "multi", "max_length": 2, "weighted": True},
+        "price": {"kind": "numeric", "transform": "standardize"},
+        "seen": {"encoding": "hash", "rows": 50},
+        "site": {"encoding": "identity", "rows": 9},
+    }
+    c.prepare.gauc_key, c.prepare.weight, c.prepare.row_id = "user", "weight", "id"
+    c.prepare.null_values = ("-",)
+    c.prepare.ignore = ("day",)
+    c.prepare.max_rejected = 50
+    c.data.dir = "out"
+    return c
+"""
+LIBSVM = """
+from emofm_jax import config
+
+
+def get_config(arg=""):
+    c = config.default()
+    c.prepare.source, c.prepare.format, c.prepare.split = "raw", "libsvm", "share"
+    c.prepare.groups = (("user", ("user", "tags", "price")),)
+    c.prepare.slots = {"tags": {"kind": "multi"}, "price": {"kind": "numeric", "transform": "standardize"}}
+    c.prepare.max_rejected, c.data.dir = 50, "out"
+    return c
+"""
+HEADER = "id,label,user,age,item,near,tags,price,seen,site,weight,day"
+
+
+def rows(num_rows, seed):
+    """Rows of the shop, about one in twenty of them bad."""
+    rng, made = np.random.default_rng(seed), []
+    for i in range(num_rows):
+        tags = "^".join(f"t{rng.integers(5)}:{rng.random():.2f}" for _ in range(rng.integers(4)))
+        label = rng.choice(["0", "1", "yes", ""], p=[0.6, 0.3, 0.07, 0.03])
+        price = rng.choice([f"{rng.exponential(5):.5f}", "-", "x"], p=[0.9, 0.08, 0.02])
+        item, near = (f"i{rng.zipf(1.4)}" for _ in range(2))
+        ends = f"{rng.random():.3f},2024-01-0{rng.integers(1, 6)}"
+        middle = f"{item},{near},{tags},{price},s{rng.integers(99)},{rng.integers(8)}"
+        made.append(f"r{seed}-{i},{label},u{rng.zipf(1.5)}.0,{rng.integers(90)},{middle},{ends}")
+    return "\n".join([HEADER, *made, ""])
+
+
+def libsvm_row(rng, weighs):
+    weight = f"{rng.random():.2f}" if weighs else "1"
+    tokens = f"user:{rng.zipf(2)}:1 tags:{rng.zipf(2)}:{weight} price:0:{rng.random():.4f}"
+    return f"{rng.integers(2)} {tokens}"
+
+
+def write_shop(place):
+    """Seven training files, one of them empty, one without a row, one compressed; and two to validate."""
+    (place / "raw").mkdir()
+    (place / "shop.py").write_text(SHOP)
+    for i in range(5):
+        (place / f"raw/train-{i}.csv").write_text(rows(30 + 15 * i, i))
+    (place / "raw/train-1.csv").write_bytes(gzip.compress(rows(45, 1).encode()))
+    (place / "raw/train-5.csv").write_text("")
+    (place / "raw/train-6.csv").write_text(HEADER + "\n")
+    for i in range(2):
+        (place / f"raw/valid-{i}.csv").write_text(rows(25, 10 + i))
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A directory with the raw rows of the shop, in which one is; blocks are so small that a file has several."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 4000)
+    monkeypatch.setattr(
+        engines, "make", lambda name, n: Backwards() if n == 3 else engines.Local(n)
+    )
+    write_shop(tmp_path)
+    return tmp_path
+
+
+def content(directory):
+    return {
+        str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()
+    }
+
+
+def both(home, *flags, code=0):
+    """What this process alone writes, or says, after it is compared with what jobs do."""
+    found = []
+    for workers in (1, 3):
+        out = io.StringIO()
+        with contextlib.redirect_stderr(out):
+            assert prepare.main(["p", *flags, f"--workers={workers}"]) == code
+        found.append(out.getvalue() if code else content(home / "out"))
+        assert not [p.name for p in home.iterdir() if p.name.startswith(".")]
+    assert found[0] == found[1] and found[0]
+    return found[0]
+
+
+def test_jobs_give_the_same_bytes(home, capsys):
+    shop = "--config=shop.py"
+    found = both(home, shop)
+    said = json.loads(found["prepare.json"])
+    assert said["notes"]["empty files"] == [2, "raw/train-5.csv"]
+    read = {
+        name: split["rows"] + sum(split["rejected"].values())
+        for name, split in said["splits"].items()
+    }
+    assert read == {"train": 300, "valid": 50}  # 30 + 45 + 60 + 75 + 90
+    assert said["splits"]["train"]["rejected"].keys() == {"label", "number"}
+    assert {
+        "vocabulary/item.parquet",
+        "rare/item.parquet",
+        "train/rejected.parquet",
+    } <= found.keys()
+
+    one = ("--config.prepare.split=share", "--config.prepare.negative_keep_rate=0.5")
+    assert json.loads(both(home, shop, *one)["prepare.json"])["notes"].keys() == {
+        "empty files",
+        "sampled",
+    }
+
+    by_day = (
+        "--config.prepare.split=day",
+        "--config.prepare.day_column=day",
+        "--config.prepare.ignore=()",
+    )
+    days = (
+        "--config.prepare.train_days=('2024-01-01','2024-01-02')",
+        "--config.prepare.valid_days=('2024-01-04',)",
+    )
+    assert prepare.main(["p", shop, *by_day, *days, "--config.data.dir=first"]) == 0
+    days = (
+        "--config.prepare.train_days=('2024-01-03',)",
+        "--config.prepare.replay_days=('2024-01-01',)",
+    )
+    found = both(home, shop, *by_day, *days, "--config.prepare.expire_days=1", "--base=first")
+    assert json.loads(found["schema.json"])["days"] == ["2024-01-01", "2024-01-02", "2024-01-03"]
+
+
+def test_jobs_on_other_formats_give_the_same_bytes(home, capsys):
+    shutil.rmtree("raw")
+    Path("raw").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(4):  # that ids have weights is seen in the last file only
+        made = [libsvm_row(rng, i == 3) for _ in range(150)]
+        Path(f"raw/{i}.txt").write_text("\n".join(made) + "\n1 user:1:x\n")
+    Path("libsvm.py").write_text(LIBSVM)
+    slots = {
+        slot["name"]: slot
+        for slot in json.loads(both(home, "--config=libsvm.py")["schema.json"])["slots"]
+    }
+    assert slots["tags"]["weighted"] and not slots["user"]["weighted"]
+
+    shutil.copytree(ROOT / "data/examples/cti", "cti")
+    both(
+        home,
+        f"--config={ROOT}/experiments/cti.py",
+        "--config.prepare.source=cti",
+        "--config.data.dir=out",
+    )
+
+    shutil.rmtree("raw")
+    Path("raw").mkdir()
+    for i, name in enumerate(["train-a", "train-b", "valid"]):
+        table = csv.read_csv(pa.BufferReader(rows(70, i).encode()))
+        pq.write_table(table, f"raw/{name}.parquet", row_group_size=30)
+    both(home, "--config=shop.py")
+
+
+def test_jobs_end_with_the_same_line(home, capsys):
+    shop = "--config=shop.py"
+    assert "bad rows so far in train" in both(home, shop, "--config.prepare.max_rejected=3", code=2)
+    both(home, shop, "--config.prepare.max_rejected=10", code=2)
+
+    lone = (shop, "--config.prepare.max_rejected=1000")
+    (home / "raw/train-3.csv").write_text(rows(50, 3).replace(",near,", ",far,"))
+    assert "train-3.csv: there is no column 'near'" in both(home, *lone, code=2)
+    signs = rows(50, 3).replace(",0,", ",-1,").replace(",1,", ",-1,")
+    (home / "raw/train-3.csv").write_text(signs)
+    assert "the labels hold both 0 and -1" in both(home, *lone, code=2)
+    hashed = (
+        "--config.prepare.slots={'tags': {'kind': 'multi'}}",
+        "--config.prepare.slot.encoding=hash",
+    )
+    both(home, *lone, *hashed, "--config.prepare.slot.rows=9", code=2)  # no pass counts
+    for path in (home / "raw").glob("train*"):
+        path.write_text("")
+    assert "so are all of the 7 files" in both(home, *lone, code=2)
+
+
+def test_two_processes_give_the_same_bytes_though_one_is_killed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_shop(tmp_path)
+    assert prepare.main(["p", "--config=shop.py", "--workers=1"]) == 0
+    expected, give, killed = content(tmp_path / "out"), engines._Worker.give, []
+
+    def give_and_kill(self, task):
+        give(self, task)
+        if task.number == len(killed) + 1:  # at job 1 of the first pass, then at job 2
+            killed.append(self._process.pid)
+            os.kill(self._process.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(engines._Worker, "give", give_and_kill)
+    assert prepare.main(["p", "--config=shop.py", "--workers=2"]) == 0
+    assert len(killed) >= 2 and content(tmp_path / "out") == expected
+
+
+def test_mistakes_are_one_line(home, monkeypatch, capsys):
+    monkeypatch.setattr(engines, "make", MAKE)
+    made_up = ("--config=quickstart", "--config.data.dir=out", "--workers=2")
+    for flags, said in (
+        (
+            ("--config=shop.py", "--engine=spark"),
+            "--engine=spark: it is not known; choose one of local",
+        ),
+        (("--config=shop.py", "--workers=-1"), "-1 is not a non-negative integer"),
+        (
+            made_up,
+            "--engine=local --workers=2: made-up data are made in one process; leave both out",
+        ),
+    ):
+        assert prepare.main(["p", *flags]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1 and not (home / "out").exists()
