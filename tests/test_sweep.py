@@ -13,7 +13,9 @@ from pathlib import Path
 
 import anew
 import jax
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from emofm_jax import config, points, report, sweep, train
 from emofm_jax.data import files
@@ -66,19 +68,19 @@ def test_a_sweep_leaves_its_files(home):
     assert header == {
         "experiment": str(SWEEP),
         "name": "tiny",
-        "points": ["hm", "wm"],
+        "points": ["dnn", "lr"],
         "seeds": [0, 1],
-        "reference": "hm",
+        "reference": "dnn",
         "search": "",
     }
     lines = [
         files.from_json(line) for line in (home / "done/results.jsonl").read_text().splitlines()
     ]
     assert [(line["point"], line["seed"]) for line in lines] == [
-        ("hm", 0),
-        ("hm", 1),
-        ("wm", 0),
-        ("wm", 1),
+        ("dnn", 0),
+        ("dnn", 1),
+        ("lr", 0),
+        ("lr", 1),
     ]
     assert [line["peak_memory_mib"] for line in lines[1:]] == [None] * 3  # not of these runs alone
     rows = list(csv.DictReader((home / "done/results.csv").read_text().splitlines()))
@@ -87,7 +89,7 @@ def test_a_sweep_leaves_its_files(home):
         assert row["peak_memory_mib"] == (
             "" if line["peak_memory_mib"] is None else str(line["peak_memory_mib"])
         )
-        assert line["overrides"] == ({} if line["point"] == "hm" else {"model.name": "wm"})
+        assert line["overrides"] == ({} if line["point"] == "dnn" else {"model.name": "lr"})
         assert line["workdir"] == f"runs/{line['point']}/seed-{line['seed']}"
         workdir = home / "done" / line["workdir"]
         assert line["metrics"] == files.read_json(workdir / "metrics.json")
@@ -123,7 +125,7 @@ def test_the_same_command_starts_nothing_and_shows_the_table(home, monkeypatch, 
 
 def test_a_run_of_a_sweep_is_what_train_makes(home):
     command = [
-        f"--config={Path(__file__).parent / 'tiny.py'}:wm",
+        f"--config={Path(__file__).parent / 'tiny.py'}:dnn",
         "--workdir=single",
         "--config.seed=1",
     ]
@@ -131,11 +133,12 @@ def test_a_run_of_a_sweep_is_what_train_makes(home):
         "--config.prepare.synthetic.rows=(600,300,300)",
         "--config.prepare.synthetic.num_types=2",
         "--config.model.embedding_dim=2",
+        "--config.model.hidden=(8,)",
         "--config.model.dropout=0.1",
     ]
     assert train.main(["train", *command]) == 0
     alone = files.read_json(home / "single/metrics.json")
-    assert results("done")[3]["metrics"]["test"] == alone["test"]
+    assert results("done")[1]["metrics"]["test"] == alone["test"]
 
 
 def test_runs_of_one_shape_share_what_is_compiled(home):
@@ -147,17 +150,17 @@ def test_runs_of_one_shape_share_what_is_compiled(home):
     counts = []
     for seed in (5, 6, 7):
         before = len(compilations)
-        c = points.apply(
-            points.load(SWEEP).get_config(), {"seed": seed, "model.am_hidden": (5,)}, ""
-        )
+        c = points.apply(points.load(SWEEP).get_config(), {"seed": seed, "model.hidden": (5,)}, "")
         run_lib.run(c, home / f"shared-{seed}")
         counts.append(len(compilations) - before)
     assert counts[0] >= 3, "start, step, evaluation"
     assert counts[1:] == [0, 0]
 
 
+# In the second run, in the middle of its epoch, after a checkpoint, which is written in a thread. Within one:
+# test_checkpoint_damage.py.
 KILLED = """
-import dataclasses, os, signal, sys
+import dataclasses, os, signal, sys, time
 from emofm_jax import sweep
 from emofm_jax.training import build
 
@@ -166,38 +169,54 @@ def dying(*args, **kwargs):
     parts = make(*args, **kwargs)
     def stepped(state, batch):
         count[0] += 1
-        if count[0] == int(sys.argv[1]):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return parts.train_step(state, batch)
+        if count[0] < 6:
+            return parts.train_step(state, batch)
+        while not os.path.exists("killed/runs/dnn/seed-1/checkpoints/step_2"):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
     return dataclasses.replace(parts, train_step=stepped)
 build.make_parts = dying
-sys.exit(sweep.main(["sweep", *sys.argv[2:]]))
+sys.exit(sweep.main(["sweep", *sys.argv[1:]]))
 """
 
 
-def test_a_killed_sweep_goes_on_to_the_same_results(home, capsys):
-    command = [sys.executable, "-c", KILLED, "5", *arguments("killed")[1:]]  # in the second run
+def test_a_killed_sweep_goes_on_to_the_same_results_with_the_same_bits(home, capsys):
+    command = [sys.executable, "-c", KILLED, *arguments("killed")[1:]]
     assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
-    assert [(line["point"], line["seed"]) for line in results("killed")] == [("hm", 0)]
-    assert files.read_json(home / "killed/runs/hm/seed-1/attempt.json")["deaths"] == 1
+    assert [(line["point"], line["seed"]) for line in results("killed")] == [("dnn", 0)]
+    run = home / "killed/runs/dnn/seed-1"
+    assert [path.name for path in (run / "checkpoints").glob("step_*")] == ["step_2"]
+    assert files.read_json(run / "attempt.json")["deaths"] == 1
     assert sweep.main(arguments("killed")) == 0
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")][
         0
-    ].startswith("[2/4] hm seed 1")
+    ].startswith("[2/4] dnn seed 1")
     assert results("killed") == results("done") and table("killed") == table("done")
+    assert "goes on from step 2" in (run / "train.log").read_text()
+    one, other = (held(home / name / "runs/dnn/seed-1") for name in ("done", "killed"))
+    assert one[1] == other[1] and one[0].keys() == other[0].keys()
+    for name in one[0]:
+        np.testing.assert_array_equal(one[0][name], other[0][name], err_msg=name)
+
+
+def held(workdir):
+    """(arrays of the last checkpoint, lines of the log without what is measured)."""
+    lines = [files.from_json(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+    lines = [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+    return load_file(workdir / "checkpoints/step_3/state.safetensors"), lines
 
 
 def test_a_run_whose_process_dies_three_times_at_one_step_has_failed(home, monkeypatch, capsys):
     shutil.copytree("done", "deaths")
     for seed, step in ((0, 3), (1, 2)):  # the second has made a step since
-        workdir = home / f"deaths/runs/wm/seed-{seed}"
+        workdir = home / f"deaths/runs/lr/seed-{seed}"
         (workdir / "result.json").unlink()
         (workdir / "attempt.json").write_text(
             json.dumps({"step": step, "deaths": 3, "seconds": 100.0})
         )
     assert sweep.main(arguments("deaths")) == 1
     assert (
-        "wm seed 0: failed: deaths/runs/wm/seed-0: its process was killed 3 times after"
+        "lr seed 0: failed: deaths/runs/lr/seed-0: its process was killed 3 times after"
         in capsys.readouterr().out
     )
     assert results("deaths")[3] == results("done")[3]
@@ -218,7 +237,7 @@ def test_all_runs_of_a_sweep_are_of_one_preparation(home, tmp_path, monkeypatch,
     execute = sweep_run.execute
 
     def prepared_anew(run):
-        if (run.point, run.seed) == ("hm", 1):
+        if (run.point, run.seed) == ("dnn", 1):
             anew.reverse("data")
         return execute(run)
 
@@ -232,7 +251,7 @@ def test_all_runs_of_a_sweep_are_of_one_preparation(home, tmp_path, monkeypatch,
     monkeypatch.setattr(sweep_run, "execute", execute)
     assert sweep.main(arguments("ours", "--retry")) == 2
     error = capsys.readouterr().err
-    assert re.search(r"data: of the preparation (\w+) of data, but ours/runs/hm/seed-0 of ", error)
+    assert re.search(r"data: of the preparation (\w+) of data, but ours/runs/dnn/seed-0 of ", error)
     assert "prepare that again, delete what is of another, or choose another --workdir" in error
     anew.reverse("data")
     assert sweep.main(arguments("ours", "--retry")) == 0
@@ -256,14 +275,14 @@ def test_what_changes_no_number_starts_nothing_and_another_end_does(home, monkey
             == 0
         )
     assert results("ends") == results("done") and not list(home.glob("ends/runs/*/*/checkpoints"))
-    shutil.copytree(home / "done/runs/hm", "ends/runs/hm", dirs_exist_ok=True)
+    shutil.copytree(home / "done/runs/dnn", "ends/runs/dnn", dirs_exist_ok=True)
     assert sweep.main(arguments("ends", "--config.train.max_steps=2")) == 1
     assert (
-        "hm seed 1: failed: ends/runs/hm/seed-1: its run has taken 3 steps, and config.train"
+        "dnn seed 1: failed: ends/runs/dnn/seed-1: its run has taken 3 steps, and config.train"
         in capsys.readouterr().out
     )
     steps = [line["metrics"] and line["metrics"]["train"]["steps"] for line in results("ends")]
-    assert steps == [None, None, 2, 2], "nothing is kept of wm, so that it is trained again"
+    assert steps == [None, None, 2, 2], "nothing is kept of lr, so that it is trained again"
     assert sweep.main(arguments("ends")) == 0, "and nothing is lost"
     assert results("ends")[:2] == results("done")[:2]
 
@@ -290,7 +309,7 @@ def test_what_fails_is_reported_and_the_rest_goes_on(home, capsys, monkeypatch):
     out = capsys.readouterr().out
     found = {(line["point"], line["seed"]): line for line in results("failing")}
     assert [point for point, _ in found] == [
-        p for p in ("hm", "nan", "huge", "drift", "wm") for _ in range(2)
+        p for p in ("dnn", "nan", "huge", "drift", "lr") for _ in range(2)
     ]
     for point, error in (
         ("nan", "the loss is not finite"),
@@ -301,7 +320,7 @@ def test_what_fails_is_reported_and_the_rest_goes_on(home, capsys, monkeypatch):
             line = found[point, seed]
             assert line["status"] == "failed" and line["metrics"] is None and error in line["error"]
             assert f"] {point} seed {seed}: failed: {line['error']}\n" in out
-    assert found["wm", 1]["status"] == found["hm", 0]["status"] == "ok"
+    assert found["lr", 1]["status"] == found["dnn", 0]["status"] == "ok"
     assert [row["status"] for row in table("failing")].count("failed") == 6
     with monkeypatch.context() as patch:  # kept, unless they are asked for
         patch.setattr(run_lib, "run", None)
@@ -313,7 +332,7 @@ def test_what_fails_is_reported_and_the_rest_goes_on(home, capsys, monkeypatch):
     text = mend(SWEEP.read_text(), "network", 'activation": "relu"')
     Path(SWEEP.name).write_text(
         mend(text, "embedding", 'norm": "none"')
-    )  # begins anew, as what hm has compiled
+    )  # begins anew, as what dnn has compiled
     mended = [
         "sweep",
         f"--config={SWEEP.name}:failing",
@@ -322,8 +341,8 @@ def test_what_fails_is_reported_and_the_rest_goes_on(home, capsys, monkeypatch):
     ]
     assert sweep.main(mended) == 1
     assert [line["point"] for line in results("failing") if line["status"] == "ok"] == [
-        "hm"
-    ] * 2 + ["nan"] * 2 + ["wm"] * 2
+        "dnn"
+    ] * 2 + ["nan"] * 2 + ["lr"] * 2
     assert sweep.main(arguments("failing", "--config.train.max_steps=3", arg="failing")) == 2, (
         "it is a whole run now"
     )
@@ -336,29 +355,36 @@ def test_what_fails_is_reported_and_the_rest_goes_on(home, capsys, monkeypatch):
 
 
 def test_a_bug_fails_one_run_with_its_traceback_in_the_log(home, monkeypatch, capsys):
-    single = RunReport.load(home / "done/runs/hm/seed-0")
+    single = RunReport.load(home / "done/runs/dnn/seed-0")
     monkeypatch.setattr(run_lib, "run", lambda c, workdir, identity: 1 / 0 if c.seed else single)
     assert sweep.main(arguments("bug")) == 1
-    assert "hm seed 1: failed: ZeroDivisionError: division by zero" in capsys.readouterr().out
-    assert "Traceback" in (home / "bug/runs/hm/seed-1/train.log").read_text()
+    assert "dnn seed 1: failed: ZeroDivisionError: division by zero" in capsys.readouterr().out
+    assert "Traceback" in (home / "bug/runs/dnn/seed-1/train.log").read_text()
 
 
 def test_points_come_and_go_with_the_file(home, capsys):
     shutil.copytree("done", "changed")
     shutil.copy(SWEEP.with_name("tiny.py"), "tiny.py")
-    command, last = ["sweep", f"--config={SWEEP.name}", "--workdir=changed"], 'yield "wm", wm'
-    Path(SWEEP.name).write_text(SWEEP.read_text().replace(last, f'{last}\n    yield "new", wm'))
+    command, last = ["sweep", f"--config={SWEEP.name}", "--workdir=changed"], 'yield "lr", lr'
+    Path(SWEEP.name).write_text(SWEEP.read_text().replace(last, f'{last}\n    yield "new", lr'))
     assert sweep.main(command) == 0
     started = [line[:12] for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
     assert started == ["[5/6] new se", "[6/6] new se"]
-    assert [line["point"] for line in results("changed")] == ["hm", "hm", "wm", "wm", "new", "new"]
+    assert [line["point"] for line in results("changed")] == [
+        "dnn",
+        "dnn",
+        "lr",
+        "lr",
+        "new",
+        "new",
+    ]
     Path(SWEEP.name).write_text(SWEEP.read_text().replace(last, "").replace("(0, 1)", "(0,)"))
     assert sweep.main(command) == 0
     assert (
-        "note: the sweep has no point wm, point new, seed 1 any more; the runs stay in"
+        "note: the sweep has no point lr, point new, seed 1 any more; the runs stay in"
         in capsys.readouterr().out
     )
-    assert [(line["point"], line["seed"]) for line in results("changed")] == [("hm", 0)]
+    assert [(line["point"], line["seed"]) for line in results("changed")] == [("dnn", 0)]
     assert sweep.main([*command, "--config.model.embedding_dim=3"]) == 2
     assert (
         "holds a run of another config (model.embedding_dim 2 there, 3 now)"

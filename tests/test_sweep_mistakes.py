@@ -16,7 +16,7 @@ MISTAKES = {
     ),
     "twice": (
         [f"--config={SWEEP}:twice"],
-        "tiny_sweep.py: two points are called 'HM'; give each its own name",
+        "tiny_sweep.py: two points are called 'DNN'; give each its own name",
     ),
     "unknown": (
         [f"--config={SWEEP}:unknown"],
@@ -24,20 +24,20 @@ MISTAKES = {
     ),
     "clash": (
         [f"--config={SWEEP}:clash"],
-        "prepare.synthetic.drift is 1.0, that of 'hm' 0.0, and both have their data",
+        "prepare.synthetic.drift is 1.0, that of 'dnn' 0.0, and both have their data",
     ),
     "idle": (
         [f"--config={SWEEP}:idle"],
-        "point 'x': model.hidden has no effect on hm; leave it out",
+        "point 'x': model.stage1 has no effect on dnn; leave it out",
     ),
     "name": ([f"--config={SWEEP}:name"], "the point 'a/b' cannot name a directory"),
     "broken": (
         [f"--config={SWEEP}:broken"],
-        "tiny_sweep.py:44: ZeroDivisionError: division by zero; correct the file",
+        "tiny_sweep.py:46: ZeroDivisionError: division by zero; correct the file",
     ),
     "model": (
         [f"--config={SWEEP}:model"],
-        "point 'x': config.model.name: 'hmmm' is not known; choose one of wm",
+        "point 'x': config.model.name: 'dnnn' is not known; choose one of wm",
     ),
     "jobs": ([f"--config={SWEEP}", "--jobs=0"], "--jobs=0: it must be at least 1"),
     "trials alone": (
@@ -53,7 +53,7 @@ MISTAKES = {
         [f"--config={SWEEP.with_name('tiny.py')}", "--search=tpe", "--trials=3"],
         "--search needs `ranges`, and it has none",
     ),
-    "exit": ([f"--config={SWEEP}:exit"], "tiny_sweep.py:46: SystemExit: no more; correct the file"),
+    "exit": ([f"--config={SWEEP}:exit"], "tiny_sweep.py:48: SystemExit: no more; correct the file"),
     "seeds": (
         [f"--config={SWEEP}:three"],
         "seeds = 3 is no list of seeds; write seeds = (0, 1, 2), or range(3)",
@@ -76,7 +76,7 @@ MISTAKES = {
     ),
     "seed": ([f"--config={SWEEP}", "--config.seed=4"], "has seeds (0, 1) of its own; leave it out"),
     "set twice": (
-        [f"--config={SWEEP}:failing", "--config.model.stage2=(3,)"],
+        [f"--config={SWEEP}:failing", "--config.model.hidden=(3,)"],
         "point 'huge' sets it itself; leave it out",
     ),
 }

@@ -1,11 +1,13 @@
-"""The programs end to end on tiny data: train, evaluate, predict; stops, kills and goes on; the user's mistakes."""
+"""The programs end to end on tiny data: train, evaluate, predict; stops and goes on; the user's mistakes.
+
+Kills: test_sweep.py.
+"""
 
 import dataclasses
 import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -34,7 +36,7 @@ STEPS = 2 * 16  # two epochs of ceil(4000 / 256)
 
 def arguments(workdir, *more):
     """Of a run of WM, which compiles in half the time of HMM; `runs` (conftest.py) has HMM."""
-    config = [] if MIXED in more else [f"--config={TINY}:wm"]
+    config = [] if any(flag.startswith("--config=") for flag in more) else [f"--config={TINY}:wm"]
     return ["train", *config, f"--workdir={workdir}", "--config.train.epochs=2", *more]
 
 
@@ -219,33 +221,20 @@ def test_a_stop_outside_of_a_step_is_not_lost(home, monkeypatch, capsys, place):
     ).exists()
 
 
-KILLED = """
-import glob, os, signal, sys, time
-from emofm_jax import train
-from emofm_jax.training import build, checkpoint
-
-def die():
-    while not glob.glob(f"killed_{sys.argv[1]}/checkpoints/step_6"):  # the checkpoint before is written in a thread
-        time.sleep(0.01)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-if sys.argv[1] == "step":          # in the middle of an epoch, after a checkpoint
-    make = build.step_lib.make_train_step
-    def dying(*args, **kwargs):
-        step, count = make(*args, **kwargs), [0]
-        def stepped(state, batch):
-            count[0] += 1
-            return die() if count[0] == 11 else step(state, batch)
-        return stepped
-    build.step_lib.make_train_step = dying
-else:                              # inside the second write of a checkpoint
-    write, count = checkpoint._write_json, [0]
-    def dying(*args):
-        count[0] += 1
-        return die() if count[0] == 2 else write(*args)
-    checkpoint._write_json = dying
-sys.exit(train.main(["train", *sys.argv[2:]]))
-"""
+def test_without_a_test_split_the_predictions_are_of_the_validation(home, tmp_path):
+    shutil.copytree("data", tmp_path / "data", ignore=shutil.ignore_patterns("test"))
+    assert train.main(arguments(tmp_path / "run", f"--config.data.dir={tmp_path / 'data'}")) == 0
+    result = files.read_json(tmp_path / "run/metrics.json")
+    assert (
+        "test" not in result
+        and result["valid"] == files.read_json(home / "run/metrics.json")["valid"]
+    )
+    (path,) = (tmp_path / "run/predictions").iterdir()
+    assert path.name == "valid.parquet"
+    table = pq.read_table(path)
+    assert metrics.auc(table["label"].to_numpy(), table["p"].to_numpy()) == pytest.approx(
+        result["valid"]["auc"]
+    )
 
 
 def test_a_run_goes_on_with_the_data_that_it_began_with(home, tmp_path, monkeypatch, capsys):
@@ -352,18 +341,9 @@ def test_a_machine_without_git_trains(monkeypatch):
     assert workdir_lib._environment()["git_commit"] is None
 
 
-@pytest.mark.parametrize("where", ["step", "checkpoint"])
-def test_a_killed_run_ends_with_the_same_bits(home, where):
-    workdir = f"killed_{where}"
-    command = [sys.executable, "-c", KILLED, where, *arguments(workdir)[1:]]
-    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
-    assert [p.name for p in (home / workdir / "checkpoints").glob("step_*")] == ["step_6"]
-    assert train.main(arguments(workdir)) == 0
-    assert_same_run(home / "run", home / workdir)
-
-
 def test_patience_plateau_and_the_best_state(home):
     more = [
+        f"--config={TINY}:dnn",
         "--config.train.eval_every_steps=4",
         "--config.train.monitor=logloss",
         "--config.train.patience=3",
@@ -373,7 +353,7 @@ def test_patience_plateau_and_the_best_state(home):
         "--config.optim.embedding.learning_rate=0.2",
     ]
     more += ["--config.train.epochs=6"]
-    assert train.main([*arguments("best"), *more]) == 0
+    assert train.main(arguments("best", *more)) == 0
     result = files.read_json(home / "best" / "metrics.json")
     history = result["train"]["evaluations"]
     losses = [e["logloss"] for e in history]
@@ -401,7 +381,7 @@ def test_patience_plateau_and_the_best_state(home):
         ["--config.train.max_steps=4"],
         [],
     ):  # the second goes on, and then goes back to the best state
-        assert train.main([*arguments("best_of_two"), *more, *steps]) == 0
+        assert train.main(arguments("best_of_two", *more, *steps)) == 0
         assert not (home / "best_of_two/predictions/valid.parquet").exists(), (
             "it was of an earlier state"
         )
@@ -465,7 +445,7 @@ def test_a_mistake_is_one_line(home, capsys, changes, message):
 
 def test_a_model_without_types_on_typed_data(home, capsys):
     more = ["--config.model.use_ftype=False", "--config.train.epochs=1"]
-    assert train.main([*arguments("untyped", *more)]) == 0
+    assert train.main(arguments("untyped", *more)) == 0
     result = files.read_json(home / "untyped" / "metrics.json")
     assert "types" not in result["test"] and "am" not in result["test"]
     assert 0.55 < result["test"]["auc"] < result["test"]["bayes"]["auc"]
@@ -479,20 +459,14 @@ def test_a_model_without_types_on_typed_data(home, capsys):
     ]
 
 
-@pytest.mark.parametrize("name,types", [("dcnv2", 0), ("deepfm", 4)])
-def test_a_baseline_trains_and_is_evaluated(home, name, types):
-    more = [
-        f"--config.model.type_aware={bool(types)}",
-        "--config.model.hidden=(8,)",
-        f"--config={TINY}:{name}",
-    ]
-    assert train.main(["train", f"--workdir={name}", *more]) == 0
-    arrays, results, _ = held(home / name)
-    assert arrays["params/embedding"].shape[1] == 4 + types, "D, and a first-order weight a copy"
-    assert ("types" in results["test"]) == ("am" in results["test"]) == bool(types)
+def test_a_baseline_of_all_types_trains_and_is_evaluated(home):
+    assert train.main(arguments("fm", f"--config={TINY}:fm", "--config.model.type_aware=True")) == 0
+    arrays, results, _ = held(home / "fm")
+    assert arrays["params/embedding"].shape[1] == 4 + 4, "D, and a first-order weight a type"
+    assert "types" in results["test"] and "am" in results["test"]
     assert 0.55 < results["test"]["auc"] < results["test"]["bayes"]["auc"]
-    assert evaluate.main(["evaluate", f"--workdir={name}", "--split=test"]) == 0
-    assert files.read_json(home / name / "predictions" / "test.json") == results["test"]
+    assert evaluate.main(["evaluate", "--workdir=fm", "--split=test"]) == 0
+    assert files.read_json(home / "fm/predictions/test.json") == results["test"]
 
 
 def test_a_model_that_does_not_fit_is_told_what_there_is(home, capsys):
@@ -510,7 +484,7 @@ def test_a_model_that_does_not_fit_is_told_what_there_is(home, capsys):
 
 def test_a_loss_that_is_not_finite_stops_the_run(home, capsys):
     bad = ["--config.optim.network.learning_rate=1e30", "--config.optim.network.name=sgd"]
-    assert train.main([*arguments("diverged"), *bad]) == 2
+    assert train.main(arguments("diverged", f"--config={TINY}:dnn", *bad)) == 2
     error = capsys.readouterr().err
     assert "step 2: the loss is not finite; lower the learning rate" in error
     assert not list((home / "diverged").glob("checkpoints/step_*"))
@@ -549,22 +523,6 @@ def test_broken_data_are_named(home, capsys, tmp_path):
     shutil.rmtree(fresh() / "valid")
     assert "training needs a train and a valid split" in run()
     assert not (tmp_path / "run").exists()
-
-
-def test_without_a_test_split_the_predictions_are_of_the_validation(home, tmp_path):
-    shutil.copytree("data", tmp_path / "data", ignore=shutil.ignore_patterns("test"))
-    assert train.main(arguments(tmp_path / "run", f"--config.data.dir={tmp_path / 'data'}")) == 0
-    result = files.read_json(tmp_path / "run/metrics.json")
-    assert (
-        "test" not in result
-        and result["valid"] == files.read_json(home / "run/metrics.json")["valid"]
-    )
-    (path,) = (tmp_path / "run/predictions").iterdir()
-    assert path.name == "valid.parquet"
-    table = pq.read_table(path)
-    assert metrics.auc(table["label"].to_numpy(), table["p"].to_numpy()) == pytest.approx(
-        result["valid"]["auc"]
-    )
 
 
 def test_a_workdir_that_cannot_be_used(home, capsys, tmp_path):

@@ -1,4 +1,4 @@
-"""A sweep small enough for a test; the argument chooses what is wrong with it."""
+"""A sweep small enough for a test, of models that compile at once; the argument chooses what is wrong with it."""
 
 from pathlib import Path
 
@@ -16,28 +16,30 @@ def seeds(arg=""):
 
 
 def get_config(arg=""):
-    c = tiny.get_config("hm")
+    c = tiny.get_config("dnn")
     c.prepare.synthetic.rows = (600, 300, 300)
     c.prepare.synthetic.num_types = 2
     c.model.embedding_dim = 2
+    c.model.hidden = (8,)
     c.model.dropout = 0.1
+    c.train.save_every_steps = 2
     return c
 
 
 def sweep(arg=""):
-    yield "hm", {}
+    yield "dnn", {}
     if arg == "failing":
         yield "nan", {"optim.network.learning_rate": 1e30, "optim.embedding.learning_rate": 1e30}
-        yield "huge", {"model.stage2": (10_000_000,)}
+        yield "huge", {"model.hidden": (10_000_000, 10_000_000)}
         yield "drift", {"prepare.synthetic.unseen_type": "t9", "data.dir": "impossible"}
     if arg == "twice":
-        yield "HM", {}
+        yield "DNN", {}
     if arg == "unknown":
         yield "x", {"model.mixer.knd": "graph"}
     if arg == "clash":
         yield "x", {"prepare.synthetic.drift": 1.0}
     if arg == "idle":
-        yield "x", {"model.hidden": (3,)}
+        yield "x", {"model.stage1": (3,)}
     if arg == "name":
         yield "a/b", {}
     if arg == "broken":
@@ -47,9 +49,9 @@ def sweep(arg=""):
     if arg == "seed":
         yield "x", {"seed": 3}
     if arg == "model":
-        yield "x", {"model.name": "hmmm"}
-    wm = tiny.get_config("wm")
-    wm.update(get_config())
-    with wm.unlocked():
-        wm.model.name = "wm"
-    yield "wm", wm
+        yield "x", {"model.name": "dnnn"}
+    lr = tiny.get_config("lr")
+    lr.update(get_config())
+    with lr.unlocked():
+        lr.model.name = "lr"
+    yield "lr", lr
