@@ -48,9 +48,9 @@ def test_it_agrees_with_numpy(drop_type):
     np.testing.assert_allclose(ours["p_given_type"][:, kept], p_given_type[:, kept], atol=1e-5)
 
 
-@pytest.mark.parametrize("types", [cases.TYPES, ()])
-def test_without_types_it_agrees_with_numpy(types):
-    module, variables, e = _make(types=types, use_ftype=not types)
+def test_without_types_it_agrees_with_numpy():
+    module, variables, e = _make(types=())
+    assert _make(use_ftype=False)[0] == module
     ours = jax.jit(lambda v, e: model_lib.predict(module, v, e))(variables, e)
     parts = emofmv2.network(_float64(variables), np.array(e, np.float64), cases.DIM, cases.SIZES, 0)
     np.testing.assert_allclose(ours["logit"], parts.mean(axis=0)[:, 0], atol=1e-5)
@@ -103,8 +103,8 @@ def test_a_part_that_is_switched_off_has_no_parameters(own):
         assert names[0] - names[1] == {"['params']['network']['wide_bias']"}
     else:
         assert names[0] - names[1]
-    found = jax.jit(lambda v, e: model_lib.predict(without[0], v, e))(without[1], without[2])
-    assert np.isfinite(found["p"]).all()
+    found = jax.eval_shape(lambda v, e: model_lib.predict(without[0], v, e), *without[1:])
+    assert found["p"].shape == (6,)
 
 
 def test_towers_and_cross_network_cannot_both_be_off():
@@ -114,7 +114,8 @@ def test_towers_and_cross_network_cannot_both_be_off():
 
 @pytest.mark.parametrize("reads", ["embeddings", "own", "both"])
 def test_the_auxiliary_model_moves_its_own_columns_and_no_others(reads):
-    module, variables, e = _make(am_reads=reads, am_columns=3)
+    small = {"towers": False, "cross_layers": 1}
+    module, variables, e = _make(small, am_reads=reads, am_columns=3)
     width = model_lib.table_width(module)
     label, ftype = np.zeros(6, np.float32), np.array([0, 1, 2, 0, 1, 2], np.int32)
     rows = (e, label, ftype, np.ones(6, np.float32))

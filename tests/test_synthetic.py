@@ -68,8 +68,15 @@ def _recipe(**dials):
     return recipe
 
 
-def test_written_shards_hold_the_rows_and_their_truth(tmp_path):
-    report = synthetic.write(_recipe(), tmp_path, "made", progress=False).to_json()
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """(directory of the rows of `_recipe`, what writing them said)."""
+    home = tmp_path_factory.mktemp("plain")
+    return home, synthetic.write(_recipe(), home, "made", progress=False).to_json()
+
+
+def test_written_shards_hold_the_rows_and_their_truth(plain):
+    tmp_path, report = plain
     assert files.read_json(tmp_path / "prepare.json") == report
     schema = schema_lib.load(tmp_path)
     assert schema.groups == ("user", "scene", "ad", "session") and schema.num_slots >= 26
@@ -107,7 +114,8 @@ def test_written_shards_hold_the_rows_and_their_truth(tmp_path):
 
 def test_written_twice_is_the_same_file(tmp_path):
     for name in ("a", "b"):
-        synthetic.write(_recipe(seed=5, new_id_rate=0.1), tmp_path / name, "made", progress=False)
+        dials = dict(seed=5, new_id_rate=0.1, rows=(9_000, 30, 30))
+        synthetic.write(_recipe(**dials), tmp_path / name, "made", progress=False)
     for file in (
         "train/part-00000.parquet",
         "test/part-00000.parquet",
@@ -118,7 +126,7 @@ def test_written_twice_is_the_same_file(tmp_path):
 
 
 def test_untyped_data(tmp_path):
-    recipe = _recipe(num_types=0) | {"gauc_key": "user_id"}
+    recipe = _recipe(num_types=0, rows=(300, 30, 3_000)) | {"gauc_key": "user_id"}
     synthetic.write(recipe, tmp_path, "made", progress=False)
     schema = schema_lib.load(tmp_path)
     assert schema.types == () and len(schema.rows_per_type) == 1 == len(schema.clicks_per_type)
@@ -176,22 +184,19 @@ def test_gauc_key_must_be_a_slot_of_single_ids(tmp_path):
         )
 
 
-def test_what_is_written_of_the_same_rows(tmp_path):
+def test_what_is_written_of_the_same_rows(plain, tmp_path):
     """`group_slots` and `hash_rows` change columns, not labels or truth."""
     dials = {"group_slots": (1, 7, 9, 4), "hash_rows": 50}
-    synthetic.write(_recipe(), tmp_path / "plain", "made", progress=False)
-    synthetic.write(_recipe(**dials), tmp_path / "other", "made", progress=False)
-    plain, schema = (schema_lib.load(tmp_path / name) for name in ("plain", "other"))
+    synthetic.write(_recipe(**dials), tmp_path, "made", progress=False)
+    places = plain[0], tmp_path
+    before, schema = (schema_lib.load(place) for place in places)
     assert schema.group_sizes == (1, 7, 9, 4) and schema.slots[0].name == "user_id"
     names = [slot.name for slot in schema.slots]
-    assert names[8:17] == [s.name for s in plain.slots[14:21]] + ["ad_noise_1", "ad_noise_2"]
+    assert names[8:17] == [s.name for s in before.slots[14:21]] + ["ad_noise_1", "ad_noise_2"]
     hashed = {slot.name for slot in schema.slots if slot.encoding == "hash"}
     assert hashed == {"user_id", "ad_id", "clicked_items"} and schema.slots[0].rows == 50
     for split in shards.SPLITS:
-        a, b = (
-            shards.open_split(tmp_path / d, split).read_row_group(0, None)
-            for d in ("plain", "other")
-        )
+        a, b = (shards.open_split(place, split).read_row_group(0, None) for place in places)
         for name in ("label", "ftype", "page", "depth", "campaign"):
             assert a[name].equals(b[name])
         raw, rows = a["user_id"].to_numpy(), b["user_id"].to_numpy()
@@ -207,9 +212,7 @@ def test_what_is_written_of_the_same_rows(tmp_path):
             and not np.array_equal(noise, b["ad_noise_2"].to_numpy())
         )
         if split != "train":
-            a, b = (
-                pq.read_table(tmp_path / d / split / "truth.parquet") for d in ("plain", "other")
-            )
+            a, b = (pq.read_table(place / split / "truth.parquet") for place in places)
             assert a.equals(b)
 
 
