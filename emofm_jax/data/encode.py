@@ -252,11 +252,11 @@ class Encoder:
         separator = recipe_lib.slot_options(self.schema.recipe, slot.name)["separator"]
         if self.schema.spelling == 1:
             return pc.split_pattern(column.cast(pa.string()), separator)
-        text = values.spell(column, respell=False)
-        bare = pc.utf8_trim_whitespace(text)
-        text = values.only(pc.invert(pc.is_in(bare, pa.array(values.MISSING))), text)
+        text = column if column.type == pa.string() else values.spell(column, respell=False)
+        gone = pc.is_in(values.trimmed(text), pa.array(values.MISSING))
+        text = values.only(pc.invert(gone), text) if gone.true_count else text
         if separator.isspace():  # several blanks are one
-            bare = pc.utf8_trim_whitespace(text)
+            bare = values.trimmed(text)
             text = pc.replace_substring_regex(bare, f"{re.escape(separator)}+", separator)
         lists, wrong = list_text.split(text, separator, slot.weighted)
         reason = lambda i: f"slot {slot.name!r} holds {text[i].as_py()!r}, which is no plain list"
@@ -412,6 +412,8 @@ def _without_missing(
     So "-1", "-1.0", [-1] and a column of integers are one bag, where "-1" is a null value. Bytes
     that are no text are not missing: they stay, for `slot` to refuse.
     """
+    if not found.text.null_count and not (found.which == len(found.text)).any():
+        return ids, weights, lengths, found
     rows = np.flatnonzero(before == 1)
     places = (np.cumsum(lengths) - lengths)[rows]
     gone = found._replace(which=found.which[places]).each(found.text.is_null(), True)

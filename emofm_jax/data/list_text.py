@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from emofm_jax.data import values
+
 _BROKEN = object()  # what stands for a cell in brackets that is no list
 NONE = ("None", "null")  # of Python and JSON, where no quotes are around
 _ENDS = {"[": "]", "{": "}"}
@@ -35,12 +37,14 @@ def split(text: pa.Array, separator: str, braces: bool = False) -> tuple[pa.Arra
     """
     lists = pc.split_pattern(text, separator)
     offsets = np.append(0, np.cumsum(pc.list_value_length(lists).fill_null(0)))
-    trimmed = pc.utf8_trim_whitespace(lists.flatten())
+    trimmed = values.trimmed(lists.flatten())
     lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), trimmed, mask=text.is_null())
+    bad = np.zeros(len(text), bool)
+    if not values.holds(text, (b"[", b"{") if braces else (b"[",)):
+        return lists, bad
     starts = r"^\s*[\[{]" if braces else r"^\s*\["
     enclosed = pc.match_substring_regex(text, starts).fill_null(False)
-    bad = np.zeros(len(text), bool)
-    if not pc.any(enclosed).as_py():
+    if not enclosed.true_count:
         return lists, bad
 
     coded = text.filter(enclosed).dictionary_encode()

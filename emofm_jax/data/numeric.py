@@ -1,5 +1,6 @@
 """Numbers from text or typed columns, and what a numeric slot makes of them (docs/data.md)."""
 
+import contextlib
 import re
 from collections.abc import Callable, Collection
 
@@ -105,7 +106,7 @@ def _number_spelled(text: str) -> str:
 def absent(column: pa.Array) -> np.ndarray:
     """bool[n]: numbers that are missing, typed or as text."""
     text = values.spell(column, respell=False)
-    return np.asarray(values.spell(pc.utf8_trim_whitespace(text)).is_null())
+    return np.asarray(values.spell(values.trimmed(text)).is_null())
 
 
 def _typed_numbers(column: pa.Array, name: str) -> np.ndarray:
@@ -130,7 +131,13 @@ def _text_numbers(
     wrong: Callable[[int], str],
     row_of: np.ndarray | None,
 ) -> np.ndarray:
-    text = pc.utf8_trim_whitespace(values.spell(column, respell=False))
+    if column.type == pa.string():
+        with contextlib.suppress(pa.ArrowInvalid):  # most columns hold numbers alone
+            found = column.cast(pa.float64())
+            plain = found.to_numpy(zero_copy_only=False)
+            if np.count_nonzero(~np.isfinite(plain)) == found.null_count:
+                return plain
+    text = values.trimmed(values.spell(column, respell=False))
     absent = pa.array([*values.MISSING, *missing], pa.string())
     text = values.only(pc.invert(pc.is_in(text, absent)), text)
     try:

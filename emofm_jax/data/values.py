@@ -46,7 +46,7 @@ _RESPELLED = (
     r"|[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9].*|[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]*0)$"
 )
 # One of these stands in every text that may be respelled, and in no number in hexadecimal.
-_SIGNS = (b".", b"-", b"+", b"u", b"U", b"l", b"L")
+_SIGNS = (b".", b"-", b"+", b"ru", b"RU", b"al", b"AL")
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")  # as they are spelled here
 # Types that Arrow has no table of distinct values for.
@@ -64,10 +64,10 @@ _FINER = ("ps", "fs", "as")  # units of numpy
 
 
 class Distinct(NamedTuple):
-    """The distinct values of n: text string[d] (null = missing), which i64[n] (d = null)."""
+    """The distinct values of n: text string[d] (null = missing), which i[n] (d = null)."""
 
     text: pa.Array
-    which: np.ndarray
+    which: np.ndarray  # i32[n] or i64[n]
     raw: pa.Array  # d values as they came
     respelled: bool  # whether they are text, some of it in another spelling
 
@@ -117,9 +117,11 @@ def distinct(
     gone = pc.is_in(text, missing if spelling == 1 else at_width(missing, kind))
     if spelling != 1 and _may_hold_nul(text):
         gone = pc.or_(gone, pc.match_substring(text, "\0"))
-    known = only(pc.invert(gone), text)
-    which = coded.indices.cast(pa.int64()).fill_null(len(known)).to_numpy()
-    return Distinct(known, which, coded.dictionary, text is not plain)
+    known = only(pc.invert(gone), text) if gone.true_count else text
+    which = coded.indices
+    if which.null_count or which.type != pa.int32():
+        which = which.cast(pa.int64()).fill_null(len(known))
+    return Distinct(known, which.to_numpy(), coded.dictionary, text is not plain)
 
 
 def at_width(missing: pa.Array, kind: pa.DataType) -> pa.Array:
@@ -292,17 +294,36 @@ def unreadable(column: pa.Array) -> np.ndarray:
     return undecodable(column) | with_nul(column)
 
 
+def trimmed(text: pa.Array) -> pa.Array:
+    """string[n] without the blanks around each; most columns of text have none."""
+    data = _bytes_of(text)
+    is_bare = not data.size or (data.min() > ord(" ") and data.max() < 128)
+    return text if is_bare else pc.utf8_trim_whitespace(text)
+
+
+def holds(text: pa.Array, signs: Sequence[bytes]) -> bool:
+    """Whether one of some pieces of text stands in string[n]."""
+    data = _bytes_of(text).tobytes()
+    return any(sign in data for sign in signs)
+
+
 def _may_hold_nul(column: pa.Array) -> bool:
     """Whether a NUL stands in the bytes of plain texts."""
     if pa.types.is_fixed_size_binary(column.type):
         return True
+    data = _bytes_of(column)
+    return bool(data.size) and data.min() == 0
+
+
+def _bytes_of(column: pa.Array) -> np.ndarray:
+    """u8[..]: the bytes of texts, one after another."""
     _, offsets, data = column.buffers()
     if data is None or not len(column):
-        return False
+        return np.zeros(0, np.uint8)
     is_large = pa.types.is_large_string(column.type) or pa.types.is_large_binary(column.type)
     ends = np.frombuffer(offsets, np.int64 if is_large else np.int32)
     first, last = ends[column.offset], ends[column.offset + len(column)]
-    return bool(last > first) and np.frombuffer(data, np.uint8)[first:last].min() == 0
+    return np.frombuffer(data, np.uint8)[first:last]
 
 
 def unwrapped(column: pa.Array) -> pa.Array:
@@ -364,9 +385,7 @@ def unwrapped_type(kind: pa.DataType) -> pa.DataType:
 
 def _respelled(text: pa.Array) -> pa.Array:
     """string[n]: numbers, truth values and times as they are spelled here."""
-    data = text.buffers()[2]
-    raw = b"" if data is None else memoryview(data).tobytes()
-    if not any(sign in raw for sign in _SIGNS):
+    if not holds(text, _SIGNS):
         return text
     odd = pc.match_substring_regex(text, _RESPELLED).fill_null(False)
     if not pc.any(odd).as_py():
@@ -457,8 +476,7 @@ def _of_floats(column: pa.Array) -> pa.Array:
     whole = known & (np.abs(values.astype(np.float64)) < 2.0 ** (np.finfo(values.dtype).nmant + 1))
     whole[whole] = values[whole] == np.floor(values[whole])
     integers = np.where(whole, values, 0).astype(np.int64)
-    text = pa.array(integers).cast(pa.string())
-    text = pc.if_else(pa.array(known), text, pa.scalar(None, pa.string()))
+    text = only(pa.array(known), pa.array(integers).cast(pa.string()))
     rest = known & ~whole
     if not rest.any():
         return text
@@ -532,6 +550,6 @@ def _utf8(value: bytes | None) -> str | None:
 
 def only(where: pa.Array, text: pa.Array) -> pa.Array:
     """The text where bool[n] is true; null elsewhere."""
-    if not where.null_count and pc.all(where).as_py():
+    if not where.null_count and not where.false_count:
         return text
     return pc.if_else(where, text, pa.scalar(None, pa.string()))

@@ -10,6 +10,7 @@ A value is text (`values`). Memory grows with the number of distinct values, not
 """
 
 import functools
+import itertools
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,9 +32,9 @@ _SCHEMA = pa.schema([("value", pa.string()), ("count", pa.int64()), ("seen", pa.
 
 def hash_values(values: pa.Array, seed: int) -> np.ndarray:
     """u64[n]: xxh3_64 of the UTF-8 bytes of string[n], no nulls."""
-    digest = xxhash.xxh3_64_intdigest
-    values = values.cast(pa.binary()).to_pylist()
-    return np.array([digest(value, seed) for value in values], np.uint64)
+    texts = values.cast(pa.binary()).to_pylist()
+    digests = map(xxhash.xxh3_64_intdigest, texts, itertools.repeat(seed))
+    return np.fromiter(digests, np.uint64, len(texts))
 
 
 class Vocabulary:

@@ -74,9 +74,10 @@ def plain_columns(
       UserError: a type that cannot be used, lists in a column of single values.
     """
     plain = {}
+    of_one = {s.name for s in slots if s.kind == "categorical" and not s.weighted}
     for name, column in columns.items():
         try:
-            plain[name] = _plain(recipe, column)
+            plain[name] = _plain(recipe, column, name in of_one)
         except pa.ArrowException as error:
             reason = " ".join(str(error).split())
             what = f"column {name!r} of type {column.type} cannot be used ({reason})"
@@ -290,12 +291,17 @@ def _asked(key: str) -> str:
     return f"config.prepare.{'day_column' if key == '_day' else key}"
 
 
-def _plain(recipe: Mapping, column: pa.Array) -> pa.Array:
-    """A column of any type as a plain one, or lists; null for a text of `null_values`."""
+def _plain(recipe: Mapping, column: pa.Array, of_one: bool) -> pa.Array:
+    """A column of any type as a plain one, or lists; null for a text of `null_values`.
+
+    Among single ids (`of_one`) `values.distinct` finds these texts, each once.
+    """
     if recipe_lib.spelling(recipe) == 1:
         found = release_0_1.plain(column, recipe["null_values"])
         if found is not None:
             return found
+    elif of_one:
+        return _unwrapped(column)
     return _without_nulls(_unwrapped(column), recipe["null_values"])
 
 
@@ -314,6 +320,8 @@ def _without_nulls(column: pa.Array, spellings: Sequence[str]) -> pa.Array:
 
 def _unwrapped(column: pa.Array) -> pa.Array:
     """Values without dictionaries of lists, extension types and the like; all lists are `list`."""
+    if column.type == pa.string():
+        return column
     column = values.unwrapped(column)
     if isinstance(column, pa.DictionaryArray) and pa.types.is_nested(column.type.value_type):
         column = column.dictionary_decode()
