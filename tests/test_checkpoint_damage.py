@@ -170,7 +170,7 @@ KILLED = """
         elif moment == "inside the rows":
             save = checkpoint_files.safetensors.numpy.save_file
             half = lambda arrays, path: (open(path, "wb").write(b"12345"), die())
-            choose = lambda arrays, path: (half if path.name == "rows_0.safetensors" else save)(arrays, path)
+            choose = lambda arrays, path: (half if "rows_0" in path.name else save)(arrays, path)
             checkpoint_files.safetensors.numpy.save_file = choose
         elif moment == "before the json":
             checkpoint_files.write_index = die

@@ -7,6 +7,7 @@ what differs, as JSON; the suite takes those of a few.
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import step as benchmark
 from emofm_jax import config, evaluate, train
 from emofm_jax.data import files, placing
 from emofm_jax.data import schema as schema_lib
@@ -22,9 +24,10 @@ from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.errors import UserError
 from emofm_jax.models import build as model_lib
 from emofm_jax.nn import embedding
-from emofm_jax.training import optim
+from emofm_jax.training import memory, optim
 from emofm_jax.training import state as state_lib
 from emofm_jax.training import step as step_lib
+from tests import test_memory
 from tests.linear_model import DIM, SECTION, Linear, make_batch, make_schema
 
 ROOT = Path(__file__).parent.parent
@@ -36,15 +39,12 @@ SECTIONS = {"eps": 0.1, "learning_rate": 0.05}
 CASES = {
     "adam, lazy, L2": ("linear", "adam", {"embedding_l2": 0.01, "clip": "global"}, (3,)),
     "adamw, dense": ("linear", "adamw", {"updates": "dense", "clip": "global"}, (8,)),
-    "! adam, lazy, L2": ("linear", "adam", {"embedding_l2": 0.01, "clip": "global"}, (2, 8)),
-    "! adagrad, lazy": ("linear", "adagrad", {"clip": "group"}, (2, 3)),
-    "! row-wise adagrad, lazy": ("linear", "rowwise_adagrad", {}, (3, 8)),
-    "! sgd, lazy": ("linear", "sgd", {"embedding_l2": 0.01}, (3,)),
-    "! adagrad, dense": ("linear", "adagrad", {"updates": "dense"}, (3,)),
-    "! row-wise adagrad, dense": ("linear", "rowwise_adagrad", {"updates": "dense"}, (3,)),
-    "! sgd, dense, L2": ("linear", "sgd", {"updates": "dense", "embedding_l2": 0.01}, (8,)),
     "! typed, batch norm, members": ("wm", "adam", {"average": 0.9}, (2, 3, 8)),
+    "! adagrad, lazy, clipped": ("linear", "adagrad", {"clip": "group"}, (2, 3)),
 }  # fmt: skip
+for _name in MOMENTS:
+    for _how in ({}, {"updates": "dense"}, {"embedding_l2": 0.01}):
+        CASES[f"! {_name}, {_how}"] = ("linear", _name, _how, (2, 3, 8))
 
 
 def network(name):
@@ -109,12 +109,40 @@ def main(home=""):
                 "metrics": largest(metrics, theirs[2]),
                 "moved": largest(after.params, before.params),
             }
+    found["exchange"] = exchange()
     if home:
         found["codes"] = [train.main(arguments(home, "run"))]
         small = "--config.data.exchange_rows=2"
         found["codes"].append(train.main(arguments(home, "small", small)))
         found["codes"].append(train.main(arguments(home, "odd", "--config.data.batch_size=260")))
     print(json.dumps(found))
+
+
+def exchange():
+    """Bytes that a compiled step of a small DNN exchanges on all devices, and what is planned."""
+    c, parts = test_memory.parts_of()
+    planned = memory.plan(c, parts)
+    made = benchmark.make_batches(parts.schema, "uniform", 1, test_memory.SIZE, parts.num_devices)
+    placed = state_lib.put_planned(made[0], parts.devices, parts.layout)
+    state = jax.eval_shape(parts.begin)
+    text = parts.train_step.lower(state, placed).compile().as_text()
+    network = sum(x.size for x in jax.tree.leaves(state.params["network"]))
+    return {
+        "devices": planned.num_devices,
+        "capacity": planned.capacity,
+        "received": planned.received,
+        "network": network,
+        **{name: operands(text, name) for name in ("all-to-all", "all-reduce", "all-gather")},
+    }
+
+
+def operands(text, name):
+    """[type, numbers] of each array that the collectives of a name give, in the text of a program."""
+    found = []
+    for line in re.findall(rf"= (.*?) {name}(?:-start)?\(", text):
+        for kind, shape in re.findall(r"([fsu]\d+|pred)\[([\d,]*)\]", line):
+            found.append([kind, math.prod(int(size) for size in shape.split(",") if size)])
+    return found
 
 
 def arguments(home, name, *more):
@@ -140,6 +168,21 @@ def test_several_devices_do_what_one_does(spread, case):
     found = spread[0][case]
     assert found["start"] == 0 and found["moved"] > 0.1  # else agreement says nothing
     assert found["state"] < 1e-6 and found["metrics"] < 1e-5
+
+
+def test_a_compiled_step_exchanges_the_bytes_that_are_planned(spread):
+    found = spread[0]["exchange"]
+    count, rows = found["devices"], found["devices"] * found["capacity"]
+    kinds = {kind: [n for k, n in found["all-to-all"] if k == kind] for kind in ("s32", "f32")}
+    # What is asked for, the rows, and their gradients: of one another, and of a device itself.
+    assert sum(kinds["s32"]) == rows and sum(kinds["f32"]) == 2 * rows * test_memory.DIM
+    assert len(found["all-to-all"]) == len(kinds["s32"]) + len(kinds["f32"])
+    exchanged = 4 * sum(n for _, n in found["all-to-all"]) * (count - 1) // count
+    # The network's gradient in one sum; besides only what is one number each, of loss and norms.
+    sums = sorted(n for _, n in found["all-reduce"])
+    assert found["network"] <= sums[-1] < found["network"] + 8 and sum(sums[:-1]) < 16
+    assert found["received"] == exchanged + 2 * 4 * found["network"] * (count - 1) // count
+    assert found["all-gather"] == []
 
 
 def test_a_run_on_eight_devices_is_read_by_one_and_goes_on_there(spread, capsys):

@@ -109,9 +109,9 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> str:
     Raises:
       FileError: it cannot be written.
     """
+    with files.whole(path) as temporary:  # the process of a run that was killed may write there
+        safetensors.numpy.save_file(arrays, temporary)
     with files.named(path):
-        safetensors.numpy.save_file(arrays, path)
-        files.sync(path)
         return _hash(path)
 
 
