@@ -15,6 +15,9 @@ expired values.
 prints a first experiment file: `python -m emofm_jax.prepare --suggest=log.csv > mine.py`. It runs
 as it is. Comments say what was seen, and what could not be decided stands on top as questions.
 
+Several files of raw rows are read by as many processes as there are cores (`--workers`). `--stage`
+does one stage only, for clusters: count, merge, encode, publish (docs/scaling.md).
+
 Nothing half-written is left behind: everything is made in a `.partial` directory beside and moved
 at the end. A program that reads the old shards meanwhile ends with a line that says so.
 """
@@ -25,9 +28,10 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from emofm_jax import cli, engines
+from emofm_jax.data import by_hand, preparation, shards
 from emofm_jax.data import counts as counts_lib
-from emofm_jax.data import preparation, shards
 from emofm_jax.data.suggest import experiment as suggest
+from emofm_jax.errors import UserError
 from emofm_jax.evaluation import leaks
 
 
@@ -36,18 +40,35 @@ def _main(flags: absl_flags.FlagValues) -> None:
         print(suggest.suggest(Path(flags.suggest)), end="")
         return
     directory = flags.config.data.dir
-    if directory and (Path(directory) / "schema.json").exists():
+    replaces = flags.stage in ("", "publish")
+    if replaces and directory and (Path(directory) / "schema.json").exists():
         print(f"{directory} holds shards already; they are replaced when the new ones are whole")
     base = Path(flags.base) if flags.base else None
-    report = preparation.prepare(
-        flags.config, base=base, engine=flags.engine, workers=flags.workers
-    )
+    if flags.stage:
+        report = _stage(flags, base)
+        if isinstance(report, str):
+            print(report)
+            return
+    elif flags.shard:
+        raise UserError(f"--shard={flags.shard}: it is a share of a stage; name it in --stage")
+    else:
+        report = preparation.prepare(
+            flags.config, base=base, engine=flags.engine, workers=flags.workers
+        )
     print(counts_lib.as_text(report))
     if all(n in report.splits and report.splits[n].rows for n in ("train", "valid")):
         splits = (shards.open_split(directory, name) for name in ("train", "valid"))
         if leak := leaks.said(leaks.find(*splits)):
             print(leak)
     print(f"The shards are in {directory}")
+
+
+def _stage(flags: absl_flags.FlagValues, base: Path | None) -> counts_lib.Report | str:
+    """Does one stage; the report of the last one, or what was done."""
+    if flags.engine != "local":
+        problem = "a stage is done by processes of its machine"
+        raise UserError(f"--engine={flags.engine}: {problem}; leave it out with --stage")
+    return by_hand.run(flags.config, flags.stage, flags.shard, base, flags.workers)
 
 
 def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
@@ -62,6 +83,10 @@ def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
     absl_flags.DEFINE_string("engine", "local", what, flag_values=flags)
     what = "Workers of the engine; 0 = all cores, or fewer where the files are small."
     absl_flags.DEFINE_integer("workers", 0, what, flag_values=flags, lower_bound=0)
+    what = f"Does one stage only: {', '.join(by_hand.NAMES)}, in this order (docs/scaling.md)."
+    absl_flags.DEFINE_string("stage", "", what, flag_values=flags)
+    what = "Share of --stage=count or encode that this command does, as in 3/16."
+    absl_flags.DEFINE_string("shard", "", what, flag_values=flags)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -262,6 +262,50 @@ def test_jobs_end_with_the_same_line(home, capsys):
     assert "so are all of the 7 files" in both(home, *lone, code=2)
 
 
+def test_stages_by_hand_give_the_same_bytes(home, capsys):
+    def run(*flags, code=0):
+        assert prepare.main(["p", "--config=shop.py", "--workers=1", *flags]) == code
+        out, error = capsys.readouterr()
+        assert error.count("\n") == (code > 0)
+        return error if code else out
+
+    run()
+    expected = content(home / "out")
+    assert "--stage=count: no shard was run for this configuration" in run("--stage=merge", code=2)
+    assert "--stage=merge: nothing was merged" in run("--stage=publish", code=2)
+    assert run("--stage=count", "--shard=1/2").endswith("1/2: jobs done: 2, of 3 in all\n")
+    said = run("--stage=merge", code=2)
+    assert "1 of 2 shards are not done (2); run --stage=count --shard=2/2" in said
+    # What is counted of other files, or for another configuration, is not taken.
+    run("--stage=count", "--shard=1/1", "--config.prepare.null_values=('-','u1')")
+    assert "jobs done: 1, of 3" in run("--stage=count", "--shard=2/2")
+    assert "no job was left" in run("--stage=count", "--shard=2/2")
+    assert "--stage=merge: 3 vocabularies are made" in run("--stage=merge")
+    for shard in "31":
+        run("--stage=encode", f"--shard={shard}/3")
+    said = run("--stage=publish", code=2)
+    assert "--stage=encode: 1 of 3 shards are not done (2)" in said
+    assert content(home / "out") == expected
+    run("--stage=encode", "--shard=2/3")
+    shutil.rmtree("out")
+    assert run("--stage=publish").endswith("The shards are in out\n")
+    assert content(home / "out") == expected
+    assert not [path.name for path in home.iterdir() if path.name.startswith(".")]
+
+    (home / "raw/train-3.csv").write_text("id,label\n")
+    for flags, said in (
+        (("--stage=count", "--shard=4/9"), "train-3.csv: there is no column 'user'"),
+        (("--stage=count",), "--shard='': no share of --stage=count; name the share"),
+        (("--stage=encode", "--shard=3/2"), "--shard='3/2': no share of --stage=encode"),
+        (("--stage=merge", "--shard=1/2"), "--shard=1/2: --stage=merge is one command"),
+        (("--stage=cut",), "--stage=cut: it is not known; choose one of count, merge, encode, pub"),
+        (("--shard=1/2",), "--shard=1/2: it is a share of a stage; name it in --stage"),
+        (("--stage=merge", "--engine=ray"), "--engine=ray: a stage is done by processes of its"),
+        (("--stage=merge", "--config.prepare.format=synthetic"), "made-up data are made at once"),
+    ):
+        assert said in run(*flags, code=2)
+
+
 def test_two_processes_give_the_same_bytes_though_one_is_killed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_shop(tmp_path)

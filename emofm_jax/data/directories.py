@@ -79,6 +79,12 @@ def scratch(parent: Path) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def copy(source: Path, target: Path) -> None:
+    """Copies a directory to a place that is to be moved, or removed, as a whole."""
+    with files.named(target):
+        shutil.copytree(source, target)
+
+
 def remove(path: Path) -> None:
     """Removes a directory that we made, so that no half of it is ever taken for one.
 

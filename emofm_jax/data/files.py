@@ -232,14 +232,19 @@ def write_scratch(path: Path, items: Iterable[Any]) -> None:
       FileError: it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    with named(path, temporary):
-        file = open(temporary, "wb")  # noqa: SIM115
-    with file:
-        for content in itertools.chain(map(pickle.dumps, items), [b""]):
-            with named(path, temporary):
-                file.write(_ITEM.pack(len(content), xxhash.xxh3_64_intdigest(content)) + content)
-    with named(path, temporary):
-        temporary.replace(path)
+    try:
+        with named(path, temporary):
+            file = open(temporary, "wb")  # noqa: SIM115
+        with file:
+            for content in itertools.chain(map(pickle.dumps, items), [b""]):
+                with named(path, temporary):
+                    file.write(_ITEM.pack(len(content), xxhash.xxh3_64_intdigest(content)))
+                    file.write(content)
+        with named(path, temporary):
+            temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def read_scratch(path: Path) -> Iterator[Any]:

@@ -143,42 +143,69 @@ class Runner:
                     for item in _pass(source, encoder, split, run):
                         yield split, item
                 return
-            labels = Encoder(schema, None).labels
             place = None if vocabularies is None else self._directory
-            largest = min(_JOB_BYTES, size // (4 * self._engine.num_workers))
-            stage = Stage(source, schema, place, tuple(jobs_of(splits, largest)))
+            jobs = jobs_of(splits, 4 * self._engine.num_workers)
+            stage = Stage(source, schema, place, jobs)
             for job, found in self._found(stage, self._engine):
                 bar.update(job.size)
-                for item in found:
-                    if isinstance(item, Days):
-                        source.days.update(item.days)
-                        continue
-                    if not isinstance(item, Empty):
-                        labels.see(item.negative)
-                    yield job.split, item
+                yield from ((job.split, item) for item in found)
 
     def _found(self, stage: Stage, engine: Engine) -> Iterator[tuple[Job, Iterator[Any]]]:
         """Each job of a stage, and what it found."""
         with directories.scratch(self._directory) as directory:
             write_stage(stage, directory)
             tasks = [(directory, number) for number in range(len(stage.jobs))]
+            heard = Heard(stage)
             with contextlib.closing(engine.map(run, tasks)) as done:
                 for number, _ in enumerate(done):
-                    yield stage.jobs[number], results(directory, number)
+                    yield stage.jobs[number], heard.items(directory, number)
+                    files_lib.remove(_result(directory, number))
 
 
-def jobs_of(files: Mapping[str, Sequence[RawFile]], largest: int) -> Iterator[Job]:
-    """Jobs of consecutive files of a split, of no more bytes than `largest` or of one file."""
+class Heard:
+    """What jobs have found, read in their order.
+
+    Args:
+      stage: of the jobs; the `days` of its source are kept up to date.
+    """
+
+    def __init__(self, stage: Stage):
+        self._days, self._labels = stage.source.days, Encoder(stage.schema, None).labels
+
+    def items(self, directory: Path, number: int) -> Iterator[Any]:
+        """Yields `Encoded`, `Learned` or `Empty`, as the job found them.
+
+        Raises:
+          UserError: that the job ended with; labels that do not go with those before.
+        """
+        for item in files_lib.read_scratch(_result(directory, number)):
+            if isinstance(item, UserError):
+                raise item
+            if isinstance(item, Days):
+                self._days.update(item.days)
+                continue
+            if not isinstance(item, Empty):
+                self._labels.see(item.negative)
+            yield item
+
+
+def jobs_of(files: Mapping[str, Sequence[RawFile]], wanted: int) -> tuple[Job, ...]:
+    """About as many jobs as are wanted, or more, of consecutive files of a split.
+
+    A job has no more bytes than 32 MiB, unless it is of one file that has more.
+    """
+    sizes = {split: [size_of(file) for file in of_split] for split, of_split in files.items()}
+    largest, jobs = min(_JOB_BYTES, sum(map(sum, sizes.values())) // wanted), []
     for split, of_split in files.items():
         some, size = [], 0
-        for file in of_split:
-            more = size_of(file)
+        for file, more in zip(of_split, sizes[split]):
             if some and size + more > largest:
-                yield Job(split, tuple(some), size)
+                jobs.append(Job(split, tuple(some), size))
                 some, size = [], 0
             some.append(file)
             size += more
-        yield Job(split, tuple(some), size)
+        jobs.append(Job(split, tuple(some), size))
+    return tuple(jobs)
 
 
 def size_of(file: RawFile) -> int:
@@ -197,39 +224,42 @@ def run(task: tuple[Path, int]) -> None:
     Args:
       task: the directory of the stage and of its results, and the number of the job.
     """
-    directory, number = task
+    found, days = _found(*task)
+    files_lib.write_scratch(_result(*task), _with_end(found, days))
+
+
+def run_once(task: tuple[Path, int]) -> None:
+    """Does a job as `run`, unless it has been done; raises the UserError that it ends with."""
+    if not is_done(*task):
+        found, days = _found(*task)
+        files_lib.write_scratch(_result(*task), _with_days(found, days))
+
+
+def is_done(directory: Path, number: int) -> bool:
+    """Whether a job has been done."""
+    return _result(directory, number).exists()
+
+
+def _found(directory: Path, number: int) -> tuple[Iterator[Any], set[str]]:
+    """What a job finds, and the days that are known when it has."""
     stage, vocabularies = _opened(directory)
     job, encoder = stage.jobs[number], Encoder(stage.schema, vocabularies)
     of_job = functools.partial(stage.source.run, files=job.files)
     found = _pass(stage.source, encoder, job.split, of_job)
-    if vocabularies is None:
-        found = _joined(found)
-    items = _with_end(found, stage.source.days)
-    files_lib.write_scratch(_result(directory, number), items)
-
-
-def results(directory: Path, number: int) -> Iterator[Any]:
-    """Yields what a job found, and removes its file.
-
-    Raises:
-      UserError: that the job ended with.
-    """
-    path = _result(directory, number)
-    for item in files_lib.read_scratch(path):
-        if isinstance(item, UserError):
-            raise item
-        yield item
-    files_lib.remove(path)
+    return _joined(found) if vocabularies is None else found, stage.source.days
 
 
 def _with_end(items: Iterator[Any], days: set[str]) -> Iterator[Any]:
     """The items, then the days, or the error of the user that ends them."""
     try:
-        yield from items
+        yield from _with_days(items, days)
     except UserError as error:
         yield error
-    else:
-        yield Days(frozenset(days))
+
+
+def _with_days(items: Iterator[Any], days: set[str]) -> Iterator[Any]:
+    yield from items
+    yield Days(frozenset(days))
 
 
 @functools.lru_cache(maxsize=1)
