@@ -1,5 +1,6 @@
-"""Compiling is most of a test's time: programs are kept on disk for the session, and compiled without optimizations."""
+"""Compiling is a third of the tests' time: programs are kept on disk, and compiled without optimizations."""
 
+import contextlib
 import fcntl
 import gc
 import importlib.metadata
@@ -8,10 +9,47 @@ import shutil
 import sys
 import tempfile
 
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 _CACHE = tempfile.TemporaryDirectory(prefix="emofm_jax_cache_")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
+PROGRAMS = os.path.join(_CACHE.name, "programs")
+
+
+def find_store():
+    """Where what is compiled stays for the next session: of this processor, in the user's cache, 1 GiB at most.
+
+    "" where a user chose a place for this session (`JAX_COMPILATION_CACHE_DIR`), where there is none to write to, and
+    in a worker, which has PROGRAMS of the process that started it.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return ""
+    from emofm_jax.training import compilation_cache  # loads no jax
+
+    user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    os.environ["XDG_CACHE_HOME"] = os.path.join(user, "emofm_jax_tests")
+    compilation_cache.enable()
+    os.environ["XDG_CACHE_HOME"] = _CACHE.name  # all else is made anew
+    return os.environ.pop("JAX_COMPILATION_CACHE_DIR", "")
+
+
+def share(source, target):
+    """Gives the programs of a directory to another one, whole or not at all."""
+    for name in set(os.listdir(source)) - set(os.listdir(target)):
+        given, taken = os.path.join(source, name), os.path.join(target, name)
+        try:
+            os.link(given, taken)
+        except (FileExistsError, FileNotFoundError):  # another session was faster
+            continue
+        except OSError:  # another disk
+            shutil.copy(given, f"{taken}.{os.getpid()}")
+            os.replace(f"{taken}.{os.getpid()}", taken)
+
+
+STORE = find_store()
+if STORE:
+    os.mkdir(PROGRAMS)
+    share(STORE, PROGRAMS)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", PROGRAMS)
 os.environ.setdefault("XDG_CACHE_HOME", _CACHE.name)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 # JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests what users run, in about twice the time.
@@ -71,6 +109,13 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+
+
+def pytest_sessionfinish():
+    """A session that is killed leaves nothing, for a program might be cut."""
+    if STORE:
+        with contextlib.suppress(OSError):  # a full disk
+            share(PROGRAMS, STORE)
 
 
 @pytest.hookimpl(wrapper=True)
