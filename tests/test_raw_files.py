@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pytest
 from pyarrow import csv as pa_csv
 
 from emofm_jax import prepare
-from emofm_jax.data import encode, files, shards
+from emofm_jax.data import encode, files, raw_files, shards
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.formats import lines as lines_lib
 from emofm_jax.errors import UserError
@@ -282,6 +283,18 @@ def test_links_are_followed_but_in_no_circle(shop, tmp_path):
     (elsewhere / "back").symlink_to(tmp_path / "raw")
     code, said = shop()
     assert code == 2 and "the link leads back to a directory above it; remove it" in said
+
+
+def test_what_is_no_file_is_named_instead_of_passed_over(tmp_path):
+    (tmp_path / "a.csv").write_text("x")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="gone: it is a link to nothing; remove it"):
+        raw_files.find(tmp_path)
+    (tmp_path / "gone").unlink()
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(UserError, match="pipe: it is (no file; remove it|a pipe or a device)"):
+            raw_files.find(path)
 
 
 @pytest.mark.parametrize("as_file", [str.encode, lambda t: as_parquet(t.encode())])

@@ -53,9 +53,12 @@ def find(path: Path, root: Path | None = None) -> list[RawFile]:
       root: directory that the user named; by default `path`.
 
     Raises:
-      UserError: the directory is a table of which some files are out of date.
+      UserError: the directory is a table of which some files are out of date; it holds what is
+        neither file nor directory.
     """
     root = root or path
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path}: it is a pipe or a device; write its rows to a file first")
     files = [path] if path.is_file() else _walk(path, ())
     above = _partitions((root.parent if root.is_file() else root).parts)
     depth = len(root.parts)
@@ -115,6 +118,9 @@ def _walk(directory: Path, parents: tuple[tuple[int, int], ...]) -> list[Path]:
                 found += _walk(directory / entry.name, (*parents, here))
             elif entry.is_file():
                 found.append(directory / entry.name)
+            else:
+                what = "a link to nothing" if entry.is_symlink() else "no file"
+                raise UserError(f"{directory / entry.name}: it is {what}; remove it")
     return found
 
 

@@ -220,6 +220,8 @@ def _names(recipe: Mapping, path: Path, first_row: bytes, labelled: bool) -> lis
         first = _cells(first_row.decode(), recipe)
     except (UnicodeDecodeError, csv.Error) as error:
         problem = f"the first row cannot be read ({error})"
+        if isinstance(error, csv.Error) and b"\r" in first_row:
+            problem = "its lines end in carriage returns, not in line feeds"
         raise UserError(f"{path}:1: {problem}; is it a text file of columns?") from None
 
     names = first if recipe["header"] else list(recipe["columns"])
@@ -260,6 +262,10 @@ def _sources(
         if roles.get(role) not in names:
             roles.pop(role, None)
     sources = {slot.name: slot.name for slot in slots} | roles
+    for slot in slots:
+        if roles.get(slot.name, slot.name) != slot.name:
+            problem = f"a slot may not be called {slot.name!r} here; rename the column"
+            raise UserError(f"config.prepare.groups: {problem}")
     also = recipe.get("also")
     # The name of a role serves where no column has it: `ftype`, say.
     sources |= {_ALSO + name: name for name in also or () if name in names or name not in roles}
@@ -269,7 +275,7 @@ def _sources(
         key = next(key for key, name in sources.items() if name == missing[0])
         is_slot = any(slot.name == key for slot in slots)
         what = "a slot of config.prepare.groups" if is_slot else _asked(key)
-        has = f"the file has {', '.join([*own, *file.partitions])}"
+        has = _has([*own, *file.partitions], missing[0], recipe["separator"])
         raise UserError(f"{path}: there is no column {missing[0]!r} ({what}); {has}")
     used = {*sources.values(), *recipe["ignore"]}
     extra = [name for name in (*own, *file.partitions) if name not in used]
@@ -277,6 +283,17 @@ def _sources(
         remedy = "name it in config.prepare.groups or config.prepare.ignore"
         raise UserError(f"{path}: column {extra[0]!r} is a slot in no group; {remedy}")
     return sources
+
+
+def _has(names: Sequence[str], missing: str, separator: str) -> str:
+    """Which columns a file has, where one is missing, and what may be wrong."""
+    has = f"the file has {', '.join(names)}"
+    if near := [name for name in names if name.strip() == missing.strip()]:
+        return f"the file has {near[0]!r}, with other blanks; name it so, or remove them"
+    others = [sign for sign in ",;\t|" if sign != separator and sign in names[0]]
+    if len(names) == 1 and others:
+        return f"{has}; is config.prepare.separator {others[0]!r}?"
+    return has
 
 
 def also(columns: Mapping[str, pa.Array], name: str) -> pa.Array | None:
