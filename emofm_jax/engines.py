@@ -1,4 +1,4 @@
-"""Engines: where jobs run. Processes of this machine (docs/scaling.md).
+"""Engines: where jobs run. Processes of this machine, or a Ray cluster (docs/scaling.md).
 
     for result in engine.map(function, jobs)     in the order of the jobs
 
@@ -28,7 +28,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 from emofm_jax.errors import LostError, UserError
 
-NAMES = ("local",)
+NAMES = ("local", "ray")
 _ATTEMPTS = 3  # of a job whose process dies
 _QUEUED = 2  # jobs that a process has at a time: it need not wait for the next one
 _AHEAD = 3  # jobs for each process, ahead of the result that is taken next
@@ -59,13 +59,15 @@ def make(name: str, num_workers: int) -> Engine:
 
     Args:
       name: one of NAMES.
-      num_workers: jobs at a time, at least 1.
+      num_workers: jobs at a time; 0 = as many as the engine has cores.
 
     Raises:
-      UserError: it is not known.
+      UserError: it is not known, or not installed.
     """
     if name == "local":
-        return Local(num_workers)
+        return Local(num_workers or num_cores())
+    if name == "ray":
+        return Ray(num_workers)
     raise UserError(f"--engine={name}: it is not known; choose one of {', '.join(NAMES)}")
 
 
@@ -104,6 +106,75 @@ class Local:
         """See `Engine`."""
         for worker in self._workers:
             worker.stop()
+
+
+class Ray:
+    """A Ray cluster: that of RAY_ADDRESS, or one of this machine while this program runs.
+
+    Args:
+      num_workers: jobs at a time; 0 = as many as the cluster has cores.
+
+    Raises:
+      UserError: Ray is not installed, or there is no cluster.
+    """
+
+    def __init__(self, num_workers: int):
+        try:
+            import ray
+        except ImportError:
+            remedy = "pip install 'emofm_jax[ray]', or leave --engine out"
+            raise UserError(f"--engine=ray: Ray is not installed; {remedy}") from None
+        self._ray = ray
+        self._is_ours = not ray.is_initialized()
+        if self._is_ours:
+            _connect(ray, num_workers)
+        self.num_workers = num_workers or int(ray.cluster_resources().get("CPU", 1))
+
+    def map(self, function: Callable[[Any], T], jobs: Sequence[Any]) -> Generator[T, None, None]:
+        """See `Engine`."""
+        # One more try for each death that is tolerated; what a function raises is no death.
+        remote = self._ray.remote(num_cpus=1, max_retries=_ATTEMPTS - 1)(_there)
+        todo, pending, here = deque(jobs), deque(), os.getcwd()
+        try:
+            while todo or pending:
+                while todo and len(pending) < _AHEAD * self.num_workers:
+                    pending.append(remote.remote(here, function, todo.popleft()))
+                yield self._result(pending.popleft())
+        finally:
+            for reference in pending:
+                self._ray.cancel(reference)
+
+    def close(self) -> None:
+        """See `Engine`."""
+        if self._is_ours:
+            self._ray.shutdown()
+
+    def _result(self, reference: Any) -> Any:
+        try:
+            return _result(*self._ray.get(reference))
+        except self._ray.exceptions.RayError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise LostError(f"--engine=ray: a job was lost ({reason}); start it again") from None
+
+
+def _connect(ray: Any, num_workers: int) -> None:
+    """Connects to the cluster of RAY_ADDRESS, or starts one."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
+    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    if not os.environ.get("RAY_ADDRESS"):
+        options |= {"include_dashboard": False, "num_cpus": num_workers or num_cores()}
+    options["runtime_env"] = {"env_vars": {"PYTHONPATH": _python_path(), "OMP_NUM_THREADS": "1"}}
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"--engine=ray: no cluster ({reason}); see RAY_ADDRESS") from None
+
+
+def _there(directory: str, function: Callable, job: Any) -> tuple[str, Any]:
+    """Does a job where the program was started: raw files are named as they are seen from there."""
+    os.chdir(directory)
+    return _answer(pickle.dumps((function, job)))
 
 
 class _Task:

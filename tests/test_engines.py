@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -323,13 +324,35 @@ def test_two_processes_give_the_same_bytes_though_one_is_killed(tmp_path, monkey
     assert len(killed) >= 2 and content(tmp_path / "out") == expected
 
 
+def test_ray_gives_the_same_bytes(tmp_path, monkeypatch, capsys):
+    """Not part of a usual run: Ray is an extra, and takes 15 seconds to start."""
+    pytest.importorskip("ray")
+    monkeypatch.chdir(tmp_path)
+    write_shop(tmp_path)
+    assert prepare.main(["p", "--config=shop.py", "--workers=1"]) == 0
+    expected = content(tmp_path / "out")
+    assert prepare.main(["p", "--config=shop.py", "--engine=ray", "--workers=2"]) == 0
+    assert content(tmp_path / "out") == expected
+    with contextlib.closing(engines.make("ray", 1)) as engine:
+        assert list(engine.map(jobs.die_once, [str(tmp_path / "died")] * 2)) == ["alive"] * 2
+        with pytest.raises(UserError, match="^a: it is 2; change it$"):
+            list(engine.map(jobs.refuse, [2]))
+        with pytest.raises(LostError, match="a job was lost"):
+            list(engine.map(jobs.die, [0]))
+
+
 def test_mistakes_are_one_line(home, monkeypatch, capsys):
     monkeypatch.setattr(engines, "make", MAKE)
+    monkeypatch.setitem(sys.modules, "ray", None)
     made_up = ("--config=quickstart", "--config.data.dir=out", "--workers=2")
     for flags, said in (
         (
             ("--config=shop.py", "--engine=spark"),
-            "--engine=spark: it is not known; choose one of local",
+            "--engine=spark: it is not known; choose one of local, ray",
+        ),
+        (
+            ("--config=shop.py", "--engine=ray"),
+            "Ray is not installed; pip install 'emofm_jax[ray]', or leave --engine out",
         ),
         (("--config=shop.py", "--workers=-1"), "-1 is not a non-negative integer"),
         (

@@ -21,7 +21,7 @@ ROOMS = {
     "errors": ("", ""),
     "options": ("errors", ""),
     "config": ("errors options data models", "ml_collections"),
-    "engines": ("errors", ""),
+    "engines": ("errors", "ray"),
     "data": ("errors options engines", "numpy pyarrow xxhash ml_collections tqdm"),
     "evaluation": ("errors data", "numpy scipy"),
     "nn": ("errors options", "numpy jax flax chex"),

@@ -140,7 +140,7 @@ def _prepare(
     def write(directory: Path) -> counts_lib.Report:
         plan = passes.plan(config, found)
         with contextlib.closing(_engine(engine, workers, plan.source.files)) as workers_of:
-            several = workers_of if workers_of.num_workers > 1 else None
+            several = None if engine == "local" and workers_of.num_workers == 1 else workers_of
             runner = stages.Runner(several, directory, progress)
             return passes.finish(runner, plan, passes.learn(runner, plan, directory), directory)
 
