@@ -112,11 +112,11 @@ def test_rows_that_one_model_cannot_read_are_left_out_of_all_and_said(home, caps
 
 
 def test_prepared_rows_of_one_data_set(runs):
-    names = ",".join(str(runs / name) for name in ("hmm", "wm"))
+    names = ",".join(str(runs / name) for name in ("dnn", "wm"))
     assert compared("--output=typed", "--cluster=user_id", models=names) == 0
     found = files.read_json(Path("typed/compare.json"))
     assert found["cluster"] == "user_id" and found["clusters"] > 1 and found["wider"]["auc"] > 0
-    metrics = [json.loads((runs / name / "metrics.json").read_text()) for name in ("hmm", "wm")]
+    metrics = [json.loads((runs / name / "metrics.json").read_text()) for name in ("dnn", "wm")]
     for model, of_run in zip(found["models"], metrics):
         assert model["figures"]["auc"]["value"] == pytest.approx(of_run["test"]["auc"], abs=2e-5)
     (types,) = found["models"][1]["by"]

@@ -28,7 +28,7 @@ def home(tmp_path_factory):
     before = os.getcwd()
     os.chdir(home)
     # Epochs enough to be too sure of itself, so that there is something to calibrate.
-    flags = [f"--config={TINY}:wm", "--config.train.epochs=8"]
+    flags = [f"--config={TINY}:dnn", "--config.train.epochs=8"]
     assert train.main(["train", *flags, "--workdir=run"]) == 0
     shutil.copytree("data", "dull")
 

@@ -1,4 +1,4 @@
-"""Every sweep of experiments/: its whole plan is sound, and its `tiny` runs end to end."""
+"""Every sweep of experiments/: its whole plan and its `tiny` are sound, and one of those runs end to end."""
 
 import os
 from pathlib import Path
@@ -47,10 +47,13 @@ def test_the_whole_plan_is_sound(home, name):
         sweep_lib.check_points(found.points)
     texts = [point.config.to_json() for point in found.points]
     assert len(set(texts)) == len(texts), "no two points are the same"
-    assert plan(name, "tiny").reference in {point.name for point in plan(name, "tiny").points}
+    tiny = plan(name, "tiny")
+    sweep_lib.check_points(tiny.points)
+    assert len(tiny.points) == 2 and tiny.reference in {point.name for point in tiny.points}
 
 
-@pytest.mark.parametrize("name", PLANS)
+# The others train HMM beside it, as test_release_0_1.py does, and .ci/run with the quickstart.
+@pytest.mark.parametrize("name", ["frappe_baselines"])
 def test_tiny_runs_in_seconds(home, name):
     assert (
         sweep.main(["sweep", f"--config={EXPERIMENTS / name}.py:tiny", f"--workdir=runs/{name}"])
@@ -60,7 +63,7 @@ def test_tiny_runs_in_seconds(home, name):
         files.from_json(line)
         for line in (home / f"runs/{name}/results.jsonl").read_text().splitlines()
     ]
-    assert len(lines) == 2 * len(plan(name, "tiny").points) == 4
+    assert len(lines) == 4
     assert all(line["metrics"]["test"]["bayes"]["auc"] > 0.5 for line in lines)
 
 

@@ -46,6 +46,9 @@ for n in map(int, sys.argv[4:]):
     found |= {f"{n}/{k}": np.asarray(x) for k, x in score(given).items()}
 grad = jax.jit(jax.grad(lambda weights: score.call(weights, given)["logit"].sum()))(score.weights)
 np.savez(sys.argv[3], grad=grad["embedding"], **found)
+import runpy
+sys.argv = [sys.argv[1] + "/score.py", sys.argv[2], sys.argv[3][:-4] + "_of_script.npz"]
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -77,7 +80,7 @@ def test_it_scores_without_this_package(artefact, scorer, features, tmp_path, mo
         tmp_path / "out.npz",
         *map(str, BATCHES),
     ]
-    subprocess.run(list(map(str, command)), check=True)
+    done = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
     found = np.load(tmp_path / "out.npz")
     for n in BATCHES:
         for name, wanted in scorer({k: x[:n] for k, x in features.items()}).items():
@@ -86,15 +89,13 @@ def test_it_scores_without_this_package(artefact, scorer, features, tmp_path, mo
     slope = jax.jit(jax.grad(lambda params: scorer.fn(params, features)["logit"].sum()))
     grad = slope(scorer.params)
     np.testing.assert_allclose(found["grad"], grad["embedding"], atol=1e-5)
-    script = [sys.executable, artefact / "score.py", tmp_path / "in.npz", tmp_path / "scores.npz"]
-    said = subprocess.run(list(map(str, script)), check=True, capture_output=True, text=True).stdout
+    assert done.stdout.startswith("4,096 rows scored")
+    assert np.load(tmp_path / "out_of_script.npz")["p"].shape == (4096,)
     np.savez(tmp_path / "less.npz", gender=np.zeros(3, np.int32))
-    monkeypatch.setattr(sys, "argv", [str(script[1]), str(tmp_path / "less.npz"), "x.npz"])
+    script = str(artefact / "score.py")
+    monkeypatch.setattr(sys, "argv", [script, str(tmp_path / "less.npz"), "x.npz"])
     with pytest.raises(SystemExit, match="^error: features: slots that are absent"):
-        runpy.run_path(sys.argv[0], run_name="__main__")
-    assert said.startswith("4,096 rows scored") and np.load(tmp_path / "scores.npz")["p"].shape == (
-        4096,
-    )
+        runpy.run_path(script, run_name="__main__")
 
 
 def test_the_package_loads_it_too(artefact, scorer, features):
@@ -296,7 +297,9 @@ def test_the_command_line(runs, artefact, tmp_path, capsys):
     assert "holds no run" in capsys.readouterr().err and not (tmp_path / "x").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("precious")
-    assert export.main(["export", f"--workdir={runs / 'wm'}", f"--output={tmp_path / 'mine'}"]) == 2
+    assert (
+        export.main(["export", f"--workdir={runs / 'dnn'}", f"--output={tmp_path / 'mine'}"]) == 2
+    )
     assert (
         "it holds thesis.tex, which is of no export; choose an empty or a new"
         in capsys.readouterr().err
@@ -304,7 +307,7 @@ def test_the_command_line(runs, artefact, tmp_path, capsys):
     assert [f.name for f in tmp_path.iterdir()] == ["mine"]  # nothing half-written
     shutil.copytree(artefact, tmp_path / "again")
     assert (
-        export.main(["export", f"--workdir={runs / 'wm'}", f"--output={tmp_path / 'again'}"]) == 0
+        export.main(["export", f"--workdir={runs / 'dnn'}", f"--output={tmp_path / 'again'}"]) == 0
     )
     (tmp_path / "again" / "notes.txt").write_text("mine")
     for output, message in (
@@ -312,7 +315,7 @@ def test_the_command_line(runs, artefact, tmp_path, capsys):
         ("mine/thesis.tex", "it is a file; name a directory"),
     ):
         assert (
-            export.main(["export", f"--workdir={runs / 'wm'}", f"--output={tmp_path / output}"])
+            export.main(["export", f"--workdir={runs / 'dnn'}", f"--output={tmp_path / output}"])
             == 2
         )
         assert message in capsys.readouterr().err
@@ -322,7 +325,7 @@ def test_the_command_line(runs, artefact, tmp_path, capsys):
 
 def test_two_programs_do_not_export_to_one_place(runs, tmp_path, capsys):
     descriptor = files.make_locked(tmp_path / ".made.partial")  # as the first one does
-    command = ["export", f"--workdir={runs / 'wm'}", f"--output={tmp_path / 'made'}"]
+    command = ["export", f"--workdir={runs / 'dnn'}", f"--output={tmp_path / 'made'}"]
     assert export.main(command) == 2
     error = capsys.readouterr().err
     assert "made: another program exports there now; wait for it" in error

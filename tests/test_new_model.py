@@ -115,17 +115,17 @@ def test_it_is_documented_checked_trained_swept_and_exported(home):
         ("train", 2, set_to("hinge.slope=steep")),
         ("train", 2, set_to("hinge.shape=relu", "hinge.slope=2")),
         ("train", 2, set_to("hidden=(3,)")),
-        ("train", 0, set_to("hinge.slope=2")),
-        ("sweep", 0, ["--config=mine.py", "--workdir=sweep", "--nocheckpoints"]),
-        ("export", 0, ["--workdir=run", "--output=artefact"]),
+        ("sweep", 0, ["--config=mine.py", "--workdir=sweep"]),
+        ("export", 0, ["--workdir=sweep/runs/shallow/seed-0", "--output=artefact"]),
     )
     assert "model.hinge.slope = 0.5\n      how steep it is; at least 0\n" in text
     assert "logit(x) = slope * sum |w . e| + b" in text
     assert "slope: -1.0 is out of range" in low and "could not convert" in steep
     assert "it has no effect on hinge.shape=relu" in flat and "no effect on hinge" in hidden
-    assert files.read_json(home / "run/config.json")["model"]["hinge"]["slope"] == 2.0
+    shallow = files.read_json(home / "sweep/runs/shallow/seed-0/config.json")
+    assert shallow["model"]["hinge"] == {"slope": 0.1, "shape": "abs"}
     lines = [
         files.from_json(line) for line in (home / "sweep/results.jsonl").read_text().splitlines()
     ]
     assert [line["status"] for line in lines] == ["ok", "ok"]
-    assert (home / "artefact/score.py").exists()
+    assert not (home / "run").exists() and (home / "artefact/score.py").exists()

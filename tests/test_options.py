@@ -18,17 +18,19 @@ from tests.linear_model import make_batch, make_schema
 SCHEMA = dataclasses.replace(
     make_schema(("click", "cart", "buy")), rows_per_type=(9, 8, 7, 0), clicks_per_type=(2, 2, 2, 0)
 )
+# A model that is traced at once, for what it does not decide; and two that read more.
 SMALL = {
-    "model.name": "dnn",
+    "model.name": "lr",
     "model.use_ftype": False,
-    "model.hidden": (6,),
     "data.batch_size": 13,
     "data.eval_batch_size": 13,
 }
+DNN = {"model.name": "dnn", "model.hidden": (6,)}
 TYPED = {
     "model.name": "wm",
     "model.use_ftype": True,
     "model.am_hidden": (),
+    "model.hidden": (6,),
 }
 ADAMW, ADAGRAD, SGD = ({"name": name} for name in ("adamw", "adagrad", "sgd"))
 # Field of a section of `optim` -> another value, and what else of the section must be set for it to have an effect.
@@ -48,15 +50,15 @@ OPTIMIZER = {
 # Field -> another value, and what else must be set.
 OPTIONS = {
     "seed": (1, {}),
-    "compute_dtype": ("bfloat16", {}),
-    "model.embedding_dim": (5, {}),
+    "compute_dtype": ("bfloat16", DNN),
+    "model.embedding_dim": (5, DNN),
     "model.init_scale": (0.5, {}),
     "model.am_weight": (0.5, TYPED),
     "model.am_joint": (True, TYPED),
     "optim.clip": ("group", {}),
     "optim.clip_norm": (0.5, {"optim.clip": "global"}),
     "optim.embedding.updates": ("dense", {}),
-    "optim.embedding.first_order_l2": (0.5, {"model.name": "lr"}),
+    "optim.embedding.first_order_l2": (0.5, {}),
     "train.average_epochs": (0.5, {}),
     **{
         f"optim.{section}.{field}": (value, {f"optim.{section}.{k}": v for k, v in more.items()})

@@ -54,6 +54,12 @@ TABLE = {
 }
 
 
+@jax.jit
+def compiled_valid(given):
+    """Which of the values fit, as a program finds it."""
+    return features.pack(SCHEMA, given, jnp)[2]
+
+
 def embed(schema, given, table):
     ids, value, _ = features.pack(schema, given, jnp)
     rows, found = embedding.read(table, ids, schema.vectors)
@@ -152,7 +158,7 @@ def test_what_does_not_fit_is_named_by_every_way_in(name, place, value, said):
     valid = features.pack(SCHEMA, given)[2]
     row = place if isinstance(place, int) else place[0]
     assert valid.all(axis=1).tolist() == [i != row for i in range(4)]
-    np.testing.assert_array_equal(valid, jax.jit(lambda f: features.pack(SCHEMA, f, jnp)[2])(given))
+    np.testing.assert_array_equal(valid, compiled_valid(given))
     with pytest.raises(UserError, match=said):
         features.check_ids(SCHEMA, given, valid)
     layout = Layout(SCHEMA)
