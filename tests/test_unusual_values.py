@@ -135,6 +135,7 @@ def test_a_class_of_texts_is_called_as_its_text():
     wanted, _ = read(ONE, ["red", "1", "x", "5"])
     assert read(ONE, [Color.RED, Color.ONE, Loud("x"), 5])[0] == wanted
     assert read(ONE, [Color.RED])[0] == wanted[:1]
+    assert read(ONE, [bytearray(b"red"), memoryview(b"1.0"), "x", 5])[0] == wanted
     bags = read(BAG, [[Color.RED, 5], [Loud("x"), None]])[0]
     assert bags == [[wanted[0], wanted[3]], [wanted[2], 0]]
 

@@ -203,6 +203,7 @@ def one(
         value = getattr(value, exact)() if hasattr(value, exact) else value
     if isinstance(value, np.datetime64 | np.timedelta64):  # the latter passes for an integer
         return spell(pa.array(in_unit_of_arrow(np.array([value]))))[0].as_py()
+    value = bytes(value) if isinstance(value, bytearray | memoryview) else value
     if isinstance(value, str | bytes):
         # What a class of texts, such as an Enum, makes of `str` is not what the text is.
         text = value.decode() if isinstance(value, bytes) else str.__str__(value)
