@@ -71,6 +71,24 @@ def test_a_slot_of_two_values_and_one_of_numbers():
     )
 
 
+def test_bags_between_another_separator():
+    tags = Slot("tags", "g", "multi", rows=101, max_length=4)
+    schema = Schema("shop", (tags,), unknown_per_slot=(0.01,))
+    of = lambda unknowns, *examples: unknown.said(
+        schema,
+        {"tags": (100, unknowns)},
+        {"tags": examples},
+        lambda: {"tags": VOCABULARIES["user"]},
+    )
+    (found,) = of(40, "none, of these", "17, 18,17")
+    assert found.startswith("slot 'tags': 40% of 100 values are missing or unknown")
+    (found,) = of(40, "17;18")
+    assert found.endswith(
+        "likely another separator (config.prepare.slots), since training has '17' and '18'"
+    )
+    assert of(40, "17;3", "17") == [] == of(19, "17;18") == of(40)
+
+
 def test_data_of_release_0_1_do_not_say_what_was_usual():
     (found,) = said({"user": (100, 100), "price": (100, 100)}, {"user": ["a", "b"]}, usual=())
     assert found.startswith("slot 'user'")

@@ -17,6 +17,8 @@ _KNOWN = 0.5  # share up to which training knew the slot
 _CHANCE = 1e-4  # that so many values are unknown as in training
 _FEWEST = 8  # values, since those of a request are alike
 _FEW_ROWS = 4  # of a slot: with so few values a single one may be all that there is
+_JOINED = 0.2  # share of unknown values of a bag from which on its separator is looked at
+_SEPARATORS = (",", ";", "|", "^", "/", ":", " ", "\t")
 EXAMPLES = 2  # that are kept of a slot
 
 
@@ -64,7 +66,7 @@ def said(
     examples: Mapping[str, Sequence[str]],
     vocabularies: Callable[[], Mapping[str, Vocabulary]],
 ) -> list[str]:
-    """A sentence for each slot that training knew and that is nearly all unknown now.
+    """A sentence for each slot that training knew and that is lost now (`is_lost`).
 
     Args:
       schema: of the run.
@@ -75,9 +77,31 @@ def said(
     found = []
     for name, watched in watch(schema).items():
         watched.values, watched.unknown = counts[name]
-        if watched.is_lost(examples.get(name, ())):
+        if is_lost(watched, examples.get(name, ()), vocabularies):
             found.append(sentence(watched, examples.get(name, ()), vocabularies()))
     return found
+
+
+def is_lost(
+    watched: Watched,
+    examples: Sequence[str],
+    vocabularies: Callable[[], Mapping[str, Vocabulary]],
+) -> bool:
+    """Whether nearly all values of a slot are unknown, or bags that are taken for one value each.
+
+    Args:
+      watched: the slot, with its counts so far.
+      examples: raw values of it that are unknown.
+      vocabularies: loads those of the run, by the slot that owns the rows.
+    """
+    if watched.is_lost(examples):
+        return True
+    if not watched.slot.is_bag or not watched.is_settled():
+        return False
+    if watched.unknown < _JOINED * watched.values or watched.usual > _JOINED / 2:
+        return False
+    vocabulary = vocabularies().get(watched.slot.owner)
+    return vocabulary is not None and any(_joined(text, vocabulary) for text in examples)
 
 
 def sentence(
@@ -102,6 +126,9 @@ def sentence(
 def _likely(example: str, known: str, vocabulary: Vocabulary) -> str:
     bare = example.strip().removesuffix(".0").lstrip("0")
     variants = {bare, *(change(example.strip()) for change in (str, str.lower, str.upper))}
+    if parts := _joined(example, vocabulary):
+        also = f"since training has {parts[0]!r} and {parts[1]!r}"
+        return f"likely another separator (config.prepare.slots), {also}"
     variants |= {example.strip().title(), example.strip("'\"")}
     for variant in sorted(variants - {example, ""}):
         if vocabulary.ids(pa.array([variant]))[0]:
@@ -109,6 +136,15 @@ def _likely(example: str, known: str, vocabulary: Vocabulary) -> str:
     if _is_number(example) != _is_number(known):
         return "likely another type, or other ids"
     return "likely other ids, or another spelling"
+
+
+def _joined(text: str, vocabulary: Vocabulary) -> list[str]:
+    """The values that a text lists between a usual separator, if training has them all."""
+    for separator in _SEPARATORS:
+        parts = [part.strip() for part in text.split(separator)]
+        if len(parts) > 1 and vocabulary.ids(pa.array(parts)).all():
+            return parts
+    return []
 
 
 def _is_number(text: str) -> bool:

@@ -183,13 +183,13 @@ class Scorer:
         counter = features_lib.UnknownCounter(self.schema)
         counter.add(features)
         counts, unseen = counter.counts(), self._encoder.unseen
+        vocabularies = self._encoder.vocabularies or {}
         for name, watched in list(self._watched.items()):
             watched.values += counts[name][0]
             watched.unknown += counts[name][1]
-            if watched.is_lost(unseen.get(name, ())):
-                words = unknown.sentence(
-                    watched, unseen.get(name, ()), self._encoder.vocabularies or {}
-                )
+            examples = unseen.get(name, ())
+            if unknown.is_lost(watched, examples, lambda: vocabularies):
+                words = unknown.sentence(watched, examples, vocabularies)
                 warnings.warn(words, UnknownValues, stacklevel=3)
             elif not watched.is_settled() or watched.unknown == watched.values:
                 continue
