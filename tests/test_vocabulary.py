@@ -103,6 +103,18 @@ def test_save_and_load(tmp_path):
     assert empty.rows == 1 and empty.ids(pa.array(["a"])).tolist() == [0]
 
 
+def test_names_in_any_script_that_are_too_long_for_a_file(tmp_path):
+    one = lambda text: vocabulary.Vocabulary(pa.array([text]), pa.array([1]))
+    names = ["年" * 40, "年" * 40 + "龄", "x" * 300, "x" * 301, "x" * 200]
+    for name in names:
+        one(name).save(tmp_path, name)
+    assert [vocabulary.load(tmp_path, name).values[0].as_py() for name in names] == names
+    # Release 0.1 wrote names of up to 247 bytes as they are.
+    one("y").save(tmp_path, "y")
+    (tmp_path / "vocabulary/y.parquet").rename(tmp_path / f"vocabulary/{'z' * 240}.parquet")
+    assert vocabulary.load(tmp_path, "z" * 240).values[0].as_py() == "y"
+
+
 def test_digest_knows_where_values_end():
     one, two = (
         vocabulary.Vocabulary(pa.array(v), pa.array([1, 1])) for v in (["ab", "c"], ["a", "bc"])

@@ -367,6 +367,8 @@ def _problems(schema: Schema) -> Iterator[str]:
         yield "it has no slot; name the slots of each group in config.prepare.groups"
     by_name: dict[str, Slot] = {}
     for slot in schema.slots:
+        if not slot.name:
+            yield "a slot has no name; name its column, in the file as in config.prepare.groups"
         yield from (f"slot {slot.name!r} {problem}" for problem in _problems_of_slot(slot))
         if slot.name in by_name:
             yield f"slot {slot.name!r} stands twice; name it in one group only"

@@ -11,6 +11,7 @@ A value is text (`values`). Memory grows with the number of distinct values, not
 
 import functools
 import itertools
+import os
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from emofm_jax.data import files, parquet
 from emofm_jax.errors import UserError
 
 _MERGE_ROWS = 1 << 20
+_LONGEST = 200  # bytes of a name; systems take 255, of which a temporary name needs some
 _RARE = "rare"  # directory of values that have no id yet
 _BESIDE = b"emofm_jax.vocabulary"  # key of their metadata: the digest of the vocabulary
 _SCHEMA = pa.schema([("value", pa.string()), ("count", pa.int64()), ("seen", pa.int32())])
@@ -215,7 +217,12 @@ def _vocabulary(found: pa.Table) -> Vocabulary:
 
 
 def _path(directory: Path, slot: str, place: str = "vocabulary") -> Path:
-    return Path(directory) / place / f"{urllib.parse.quote(slot, safe=' ')}.parquet"
+    """The file of a slot; of a name that is too long for one, its beginning and its hash."""
+    name, parent = urllib.parse.quote(slot, safe=" "), Path(directory) / place
+    plain = parent / f"{name}.parquet"
+    if len(name) <= _LONGEST or os.path.exists(plain):  # release 0.1 wrote some that are longer
+        return plain
+    return parent / f"{name[: _LONGEST - 17]}-{xxhash.xxh3_64_hexdigest(slot.encode())}.parquet"
 
 
 def _counts(values: pa.Array | list, counts: pa.Array | list) -> pa.Table:
