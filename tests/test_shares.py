@@ -9,7 +9,8 @@ import pytest
 from emofm_jax.data import placing
 from emofm_jax.data.placing import Share
 from emofm_jax.data.schema import Schema, Slot
-from emofm_jax.errors import FileError, UserError
+from emofm_jax.errors import FileError, LostError, UserError
+from emofm_jax.evaluation import calibration
 from emofm_jax.training import checkpoint, checkpoint_files, processes
 
 ROWS = 2500  # 3 of each of 1,024 classes: 3,072 places, of which 572 hold nothing
@@ -58,7 +59,7 @@ def two_processes(monkeypatch):
     return numbers
 
 
-def save_by_two(home, monkeypatch, step=1, break_second=False):
+def save_by_two(home, monkeypatch, step=1, break_second=False, error=None):
     """What the two processes raise."""
     numbers, raised = two_processes(monkeypatch), [None, None]
     # The thread of a Saver is called after its executor; the second's is told apart by that.
@@ -72,9 +73,12 @@ def save_by_two(home, monkeypatch, step=1, break_second=False):
 
     def one(i):
         try:
-            checkpoint.save(home, step, state(2, slice(i, i + 1)), {"n": i})
-        except UserError as error:
-            raised[i] = error
+            with checkpoint.Saver(home) as saver:
+                saver.save(step, state(2, slice(i, i + 1)), {"n": i})
+                if error:
+                    raise error
+        except UserError as found:
+            raised[i] = found
 
     if break_second:
         write = checkpoint_files.write_arrays
@@ -147,6 +151,22 @@ def test_what_the_files_hold(written):
     assert json.loads((written / "whole/step_1/state.json").read_text())["format_version"] == 1
 
 
+def test_a_part_of_it_is_read_alone_as_a_scorer_does(written):
+    like = {"table": np.zeros((ROWS, 3), np.float32)}
+    for source in ("two devices", "two processes"):
+        back = checkpoint.restore(written / source, like, only=("table",))
+        same(back.state, {"table": WHOLE["table"]})
+
+
+def test_a_calibration_is_of_the_table_too(tmp_path):
+    tree, found = state(2, slice(0, 2)), []
+    for _ in range(2):
+        checkpoint.save(tmp_path / "checkpoints", 1, tree, {})
+        found.append(calibration._state(tmp_path, 1))
+        tree["table"].array[1, 5] += 1
+    assert found[0] != found[1]
+
+
 def test_a_share_is_read_from_the_files_that_have_it(tmp_path, monkeypatch):
     save_by_two(tmp_path, monkeypatch)
     (tmp_path / "step_1" / "rows_1.safetensors").write_bytes(b"damaged")
@@ -191,3 +211,17 @@ def test_a_full_disk_of_one_process_leaves_no_half_of_a_checkpoint(tmp_path, mon
     assert all("No space left on device" in str(error) for error in raised)
     assert "checkpoints that are there: step_1" in str(raised[0])
     assert [x.name for x in tmp_path.iterdir()] == ["step_1"]
+
+
+def test_what_ends_all_processes_does_not_take_the_checkpoint_that_is_written(
+    tmp_path, monkeypatch
+):
+    error = UserError("the loss is not finite")
+    assert save_by_two(tmp_path, monkeypatch, error=error) == [error, error]
+    assert checkpoint.restore(tmp_path, WHOLE).step == 1
+    # But who has lost the others does not wait for them.
+    two_processes(monkeypatch)
+    with pytest.raises(LostError), checkpoint.Saver(tmp_path) as saver:
+        saver.save(2, state(2, slice(0, 1)), {})
+        raise processes.lost()
+    assert checkpoint.steps(tmp_path) == [1]

@@ -24,7 +24,7 @@ import jax
 
 from emofm_jax import errors
 from emofm_jax.data import directories
-from emofm_jax.errors import FileError, UserError
+from emofm_jax.errors import FileError, LostError, UserError
 from emofm_jax.training import checkpoint_files, processes
 from emofm_jax.training.checkpoint_files import STATE, Body, Copy, DamagedError
 from emofm_jax.training.checkpoint_files import flatten as flatten
@@ -97,7 +97,8 @@ class Saver:
 
     def __exit__(self, error_type, error, traceback) -> None:
         """Waits; what went wrong is raised unless the block itself failed."""
-        if error_type is not None:  # then others may never write what is waited for
+        well = error_type is None or issubclass(error_type, UserError)
+        if not well or error_type is LostError:  # others may never write what is waited for
             self._talk.given_up.set()
         self._executor.shutdown()
         if error_type is None:
