@@ -8,6 +8,7 @@ The options of a model stand in its own file, all others in config.py.
 
 import dataclasses
 import datetime
+import enum
 import functools
 import math
 import os
@@ -190,10 +191,13 @@ def get(section: Mapping, path: str) -> Any:
 def plain(value: Any) -> Any:
     """A value as JSON can hold it, at any depth.
 
-    Numbers and arrays of numpy are those of Python, days and times are ISO texts, paths texts.
+    Numbers and arrays of numpy are those of Python, days and times are ISO texts, paths texts, and
+    members of an Enum their values.
     """
+    if isinstance(value, enum.Enum):
+        return plain(value.value)
     if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items()}
+        return {plain(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple | range):
         return [*map(plain, value)] if isinstance(value, list) else tuple(map(plain, value))
     if isinstance(value, os.PathLike):

@@ -1,6 +1,7 @@
 """Options: what is refused without data, and a config that comes back from its workdir as it was."""
 
 import datetime
+import enum
 import functools
 import json
 import pathlib
@@ -165,6 +166,20 @@ def test_values_of_numpy_and_dates_are_plain_ones(field, value, wanted):
         found = found.to_dict() if isinstance(found, ConfigDict) else found
         assert found == wanted and type(found) is type(wanted)
     config_lib.validate(config)
+
+
+class Kind(str, enum.Enum):  # noqa: UP042, as programs for older Pythons write it
+    BUY = "buy"
+
+
+def test_members_of_an_enum_are_their_values():
+    """Before a file of JSON makes texts of them, too."""
+    config = config_lib.default()
+    config.prepare.positive = (Kind.BUY, 2)
+    config.prepare.slots = {Kind.BUY: {"kind": Kind.BUY}}
+    (name, options), *_ = config.prepare.slots.items()
+    assert {type(x) for x in (name, options.kind, config.prepare.positive[0])} == {str}
+    assert config.prepare.positive == ("buy", 2) and name == options.kind == "buy"
 
 
 def test_a_value_of_another_type_is_still_refused():

@@ -266,9 +266,10 @@ def test_vectors_that_are_none(tmp_path):
     cells = ["1^2", "1", "1^2^3", "1^x", "1^", "[]", "1^1e40", "^", "[[1, 2]]", "3^4"]
     found, bad, _ = of_file(of, pa.table({"x": pa.array(cells)}), tmp_path / "x.parquet")
     assert found == [[1, 2], None, [3, 4]]
-    wrong = "numbers where a vector of 2 is expected (config.prepare.slot.length)"
+    said = "where a vector of 2 is expected (config.prepare.slot.length)"
+    wrong = f"numbers {said}"
     assert bad == {
-        1: f"'x' has 1 {wrong}",
+        1: f"'x' has the one value '1' {said}",
         2: f"'x' has 3 {wrong}",
         3: "'x' is a vector but holds 'x'",
         4: "number 2 of the vector 'x' is missing",

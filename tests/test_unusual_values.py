@@ -261,6 +261,13 @@ def test_numbers_as_they_are_called():
     assert numeric.spelled(pa.array(given)).to_pylist() == wanted
 
 
+def test_a_vector_between_another_separator_is_shown():
+    _, problems = read(Slot("s", "g", "vector", length=2), ["1^2", "1,2", "1^2^3"])
+    said = "where a vector of 2 is expected (config.prepare.slot.length)"
+    assert problems[1][1] == f"'s' has the one value '1,2' {said}"
+    assert problems[2][1] == f"'s' has 3 numbers {said}"
+
+
 def test_a_value_in_a_message_is_what_the_user_gave():
     small = Slot("s", "g", "categorical", "identity", 9)
     assert read(small, np.float32([0.1]))[1][0][1].startswith("slot 's' holds 0.1; its ids are")
