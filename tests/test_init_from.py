@@ -13,7 +13,7 @@ from emofm_jax import prepare, train
 from emofm_jax.data import encode, files, shards
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.sweeping import experiment
-from emofm_jax.training import build, checkpoint, start
+from emofm_jax.training import build, checkpoint, checkpoint_files, start
 from emofm_jax.training import predictions as predictions_lib
 from emofm_jax.training import state as state_lib
 from tests import daily_shop
@@ -299,10 +299,9 @@ def test_mistakes_are_one_line(home, capsys, argv, said):
     if "begun" in argv[0] and not Path("begun").exists():
         shutil.copytree("dnn", "begun")
         for path in Path("begun/checkpoints").glob("step_*/state.json"):
-            body = checkpoint._read_json(path.parent)
-            body["info"]["finished"] = False
-            tree, digest = body["tree"], body["xxh3"]
-            checkpoint._write_json(path, body["step"], body["info"], tree, digest)
+            body = checkpoint_files.read_index(path.parent)
+            body.info["finished"] = False
+            checkpoint_files.write_index(path.parent, body)
     assert trained("dnn_plain", DAYS[1:2], data, "mistake", *argv) == 2
     error = capsys.readouterr().err
     assert said in error and len(error.strip().splitlines()) == 1
