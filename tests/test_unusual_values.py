@@ -166,6 +166,15 @@ def test_a_missing_id_whose_weight_is_missing_is_a_missing_bag(given):
     assert read(WEIGHTED, given, ("-1",)) == ([[]], {})
 
 
+def test_weights_in_quotes():
+    wanted = read(WEIGHTED, [{"a": 0.5, "b": 2}])
+    for text in ('{"a": "0.5", "b": "2"}', "{'a':'0.5', 'b' : '2.0'}"):
+        assert read(WEIGHTED, [text]) == wanted
+    for text in ('{"a": "1" "b"}', '{"a": "1": "b"}'):
+        _, problems = read(WEIGHTED, [text])
+        assert problems[0][1] == f"slot 's' holds {text!r}, which is no plain list"
+
+
 def test_a_weight_that_is_no_number_is_a_bad_row_beside_a_missing_id_too():
     _, problems = read(WEIGHTED, ["-1:x", "-1:2"], ("-1",))
     assert list(problems) == [0] and "'x'" in problems[0][1]

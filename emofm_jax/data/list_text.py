@@ -121,7 +121,10 @@ def _element(part: str, quoted: list[str], mark: str) -> Any:
     if part in NONE:
         return None
     if found := re.fullmatch(_PLACE.format(mark), part):
-        return quoted[int(found[1])] + (found[2] or "")
+        weight = found[2] or ""
+        if in_quotes := re.fullmatch(f":\\s*{mark}(\\d+){mark}", weight):
+            weight = f":{quoted[int(in_quotes[1])]}"
+        return _BROKEN if mark in weight else quoted[int(found[1])] + weight
     if found := _POINT.fullmatch(part):
         return found[1] + found[2]
     # "..." is what numpy writes for what it leaves out; of tuples, a part is no element.
