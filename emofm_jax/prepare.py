@@ -15,7 +15,7 @@ expired values.
 prints a first experiment file: `python -m emofm_jax.prepare --suggest=log.csv > mine.py`. It runs
 as it is. Comments say what was seen, and what could not be decided stands on top as questions.
 
-Several files of raw rows are read by as many processes as there are cores (`--workers`). `--stage`
+Large raw files are read by as many processes as there are cores (`--workers`). `--stage`
 does one stage only, for clusters: count, merge, encode, publish (docs/scaling.md).
 
 Nothing half-written is left behind: everything is made in a `.partial` directory beside and moved

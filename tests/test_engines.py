@@ -9,6 +9,7 @@ import pickle
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,6 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pyarrow import csv
 
 from emofm_jax import engines, prepare
@@ -116,6 +119,8 @@ def rows(num_rows, seed):
         price = rng.choice([f"{rng.exponential(5):.5f}", "-", "x"], p=[0.9, 0.08, 0.02])
         item, near = (f"i{rng.zipf(1.4)}" for _ in range(2))
         ends = f"{rng.random():.3f},2024-01-0{rng.integers(1, 6)}"
+        if rng.random() < 0.2:  # a row of two lines
+            near = f'"{near},\n{item}"'
         middle = f"{item},{near},{tags},{price},s{rng.integers(99)},{rng.integers(8)}"
         made.append(f"r{seed}-{i},{label},u{rng.zipf(1.5)}.0,{rng.integers(90)},{middle},{ends}")
     return "\n".join([HEADER, *made, ""])
@@ -128,11 +133,12 @@ def libsvm_row(rng, weighs):
 
 
 def write_shop(place):
-    """Seven training files, one of them empty, one without a row, one compressed; and two to validate."""
+    """Seven training files, one empty, one without a row, one compressed, one with a BOM; and two to validate."""
     (place / "raw").mkdir()
     (place / "shop.py").write_text(SHOP)
     for i in range(5):
         (place / f"raw/train-{i}.csv").write_text(rows(30 + 15 * i, i))
+    (place / "raw/train-2.csv").write_text("\ufeff" + rows(60, 2).removesuffix("\n"))
     (place / "raw/train-1.csv").write_bytes(gzip.compress(rows(45, 1).encode()))
     (place / "raw/train-5.csv").write_text("")
     (place / "raw/train-6.csv").write_text(HEADER + "\n")
@@ -192,6 +198,7 @@ def test_jobs_give_the_same_bytes(home, capsys):
     assert json.loads(both(home, shop, *one)["prepare.json"])["notes"].keys() == {
         "empty files",
         "sampled",
+        "rows over lines",
     }
 
     by_day = (
@@ -210,6 +217,26 @@ def test_jobs_give_the_same_bytes(home, capsys):
     )
     found = both(home, shop, *by_day, *days, "--config.prepare.expire_days=1", "--base=first")
     assert json.loads(found["schema.json"])["days"] == ["2024-01-01", "2024-01-02", "2024-01-03"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(["a,b\n", '"x\ny",c\n', '"q""\n",1\r\n', "\n", '"stray\n', "longer,2\n"])
+    ),
+    st.integers(3, 30),
+    st.integers(1, 60),
+    st.sampled_from([("", ","), ("\ufeff", ","), ("", "")]),
+)
+def test_parts_of_a_file_have_its_blocks(rows, block, size, first_and_separator):
+    first, separator = first_and_separator
+    with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        path = Path(directory) / "a.csv"
+        path.write_text(f"{first}label,b\n{''.join(rows)}end")
+        patch.setattr(lines, "BLOCK_BYTES", block)
+        spans = lines.spans(path, separator, size)
+        found = [b for span in spans for b in lines.blocks(path, separator=separator, span=span)]
+        assert found == list(lines.blocks(path, separator=separator))
 
 
 def test_jobs_on_other_formats_give_the_same_bytes(home, capsys):

@@ -119,12 +119,12 @@ def _about(file: RawFile) -> list[Any]:
 
 def _of_count(plan: passes.Plan, num_shards: int) -> stages.Stage:
     split = "train" if "train" in plan.source.files else ""
-    jobs = stages.jobs_of({split: plan.source.files[split]}, num_shards)
+    jobs = stages.jobs_of(plan.source.recipe, {split: plan.source.files[split]}, num_shards)
     return stages.Stage(plan.source, plan.schema, None, jobs)
 
 
 def _of_encode(plan: passes.Plan, schema: Schema, place: Path, num_shards: int) -> stages.Stage:
-    jobs = stages.jobs_of(plan.source.files, num_shards)
+    jobs = stages.jobs_of(plan.source.recipe, plan.source.files, num_shards)
     return stages.Stage(plan.source, schema, place / "merge", jobs)
 
 

@@ -156,8 +156,8 @@ def _prepare(
 def _engine(name: str, workers: int, files: dict[str, list[RawFile]]) -> engines.Engine:
     """The engine of a name, with as many workers as are asked for or worth it."""
     if name == "local" and not workers:
-        sizes = [stages.size_of(file) for of_split in files.values() for file in of_split]
-        workers = max(1, min(engines.num_cores(), len(sizes), sum(sizes) // _WORKER_BYTES))
+        size = sum(stages.size_of(file) for of_split in files.values() for file in of_split)
+        workers = max(1, min(engines.num_cores(), size // _WORKER_BYTES))
     return engines.make(name, workers)
 
 

@@ -37,12 +37,28 @@ _STRANGE = {
 }
 
 
+class Place(NamedTuple):
+    """Between two blocks of a text file (`lines`): where the next begins, and what was read."""
+
+    offset: int  # of the first byte of the next block
+    line: int  # of it
+    position: int  # bytes that were read
+
+
+class Span(NamedTuple):
+    """Consecutive blocks of a text file: from a place to where `stop` bytes were read."""
+
+    begin: Place
+    stop: int
+
+
 class RawFile(NamedTuple):
     """A file, and the columns in the names `key=value` of directories; None is a missing value."""
 
     path: Path
     partitions: dict[str, str | None] = {}  # of directories below the one that the user named
     above: dict[str, str | None] = {}  # of that one and those above it; they serve where asked for
+    span: Span | None = None  # of a text file, if not all of it
 
 
 def find(path: Path, root: Path | None = None) -> list[RawFile]:

@@ -93,7 +93,7 @@ class Source:
                     yield task
             except EmptyFile as empty:
                 error = str(empty)
-            if not some:
+            if not some and file.span is None:
                 yield Empty(str(file.path), error)
 
     def split_of(self, chunk: Chunk) -> np.ndarray:

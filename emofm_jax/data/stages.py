@@ -21,7 +21,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from emofm_jax.data import counts as counts_lib
-from emofm_jax.data import directories, numeric, sampling, shards, vocabulary
+from emofm_jax.data import directories, formats, numeric, sampling, shards, vocabulary
 from emofm_jax.data import encode as encode_lib
 from emofm_jax.data import files as files_lib
 from emofm_jax.data import recipe as recipe_lib
@@ -101,7 +101,7 @@ class Runner:
     """Goes over raw files: in this process, or as jobs of an engine.
 
     Args:
-      engine: that does the jobs; None for this process, with some threads.
+      engine: that does the jobs; None, or a single job, for this process, with some threads.
       directory: within which the jobs write what they find, until it is read.
       progress: shows a progress bar.
     """
@@ -133,22 +133,23 @@ class Runner:
         """
         size = sum(size_of(file) for files in splits.values() for file in files)
         hidden = not self._progress
+        jobs = ()
+        if self._engine is not None:
+            jobs = jobs_of(source.recipe, splits, 4 * self._engine.num_workers)
         with tqdm(total=size, desc=what, unit="B", unit_scale=True, disable=hidden) as bar:
-            if self._engine is None:
-                encoder = Encoder(schema, vocabularies)
-                for split, files in splits.items():
-                    run = functools.partial(
-                        source.run, files=files, progress=bar.update, num_threads=_THREADS
-                    )
-                    for item in _pass(source, encoder, split, run):
-                        yield split, item
+            if self._engine is not None and len(jobs) > 1:
+                place = None if vocabularies is None else self._directory
+                stage = Stage(source, schema, place, jobs)
+                for job, found in self._found(stage, self._engine):
+                    bar.update(job.size)
+                    yield from ((job.split, item) for item in found)
                 return
-            place = None if vocabularies is None else self._directory
-            jobs = jobs_of(splits, 4 * self._engine.num_workers)
-            stage = Stage(source, schema, place, jobs)
-            for job, found in self._found(stage, self._engine):
-                bar.update(job.size)
-                yield from ((job.split, item) for item in found)
+            encoder = Encoder(schema, vocabularies)
+            for split, files in splits.items():
+                run = functools.partial(
+                    source.run, files=files, progress=bar.update, num_threads=_THREADS
+                )
+                yield from ((split, item) for item in _pass(source, encoder, split, run))
 
     def _found(self, stage: Stage, engine: Engine) -> Iterator[tuple[Job, Iterator[Any]]]:
         """Each job of a stage, and what it found."""
@@ -189,28 +190,33 @@ class Heard:
             yield item
 
 
-def jobs_of(files: Mapping[str, Sequence[RawFile]], wanted: int) -> tuple[Job, ...]:
-    """About as many jobs as are wanted, or more, of consecutive files of a split.
+def jobs_of(
+    recipe: Mapping[str, Any], files: Mapping[str, Sequence[RawFile]], wanted: int
+) -> tuple[Job, ...]:
+    """About as many jobs as are wanted, or more, of consecutive files of a split, or of a part.
 
-    A job has no more bytes than 32 MiB, unless it is of one file that has more.
+    A job has no more than 32 MiB, unless it is of a file that has no parts (`formats.parts`).
     """
-    sizes = {split: [size_of(file) for file in of_split] for split, of_split in files.items()}
-    largest, jobs = min(_JOB_BYTES, sum(map(sum, sizes.values())) // wanted), []
+    of_all = sum(size_of(file) for of_split in files.values() for file in of_split)
+    largest, jobs = max(min(_JOB_BYTES, of_all // wanted), 1), []
     for split, of_split in files.items():
         some, size = [], 0
-        for file, more in zip(of_split, sizes[split]):
-            if some and size + more > largest:
-                jobs.append(Job(split, tuple(some), size))
-                some, size = [], 0
-            some.append(file)
-            size += more
+        for file in of_split:
+            for part in formats.parts(recipe, file, largest):
+                more = size_of(part)
+                if some and size + more > largest:
+                    jobs.append(Job(split, tuple(some), size))
+                    some, size = [], 0
+                some.append(part)
+                size += more
         jobs.append(Job(split, tuple(some), size))
     return tuple(jobs)
 
 
 def size_of(file: RawFile) -> int:
-    """Bytes of a file; 0 where it is not there, which its reader will say."""
-    return file.path.stat().st_size if file.path.exists() else 0
+    """Bytes of a file or a part; 0 where it is not there, which its reader will say."""
+    whole = file.path.stat().st_size if file.path.exists() else 0
+    return whole if file.span is None else min(file.span.stop, whole) - file.span.begin.position
 
 
 def write_stage(stage: Stage, directory: Path) -> None:

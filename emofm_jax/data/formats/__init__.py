@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
-from emofm_jax.data.formats import cti, libsvm, tabular
+from emofm_jax.data import raw_files
+from emofm_jax.data import recipe as recipe_lib
+from emofm_jax.data.formats import cti, libsvm, lines, tabular
 from emofm_jax.data.formats.lines import Chunk, EmptyFile
 from emofm_jax.data.problems import Notes
 from emofm_jax.data.raw_files import RawFile
@@ -80,6 +82,21 @@ def of_file(
     with naming(str(file.path)):
         for task in FORMATS[source](recipe, file, labelled, progress):
             yield functools.partial(_named, str(file.path), task)
+
+
+def parts(recipe: Mapping, file: RawFile, size: int) -> list[RawFile]:
+    """A file as parts of about so many bytes, whose tasks, one after another, are the file's.
+
+    What is compressed, or Parquet, is one part; so is a file that cannot be read, as its tasks say.
+    """
+    try:
+        quoted = recipe["format"] == "tabular" and recipe_lib.later(recipe, "quoting") != "none"
+        if file.path.stat().st_size <= size or raw_files.kind(file.path) != "text":
+            return [file]
+        separator = recipe["separator"] if quoted else ""
+        return [file._replace(span=span) for span in lines.spans(file.path, separator, size)]
+    except (UserError, OSError):
+        return [file]
 
 
 def check_some(error: EmptyFile | str, num_nothing: int, num_files: int) -> None:

@@ -66,7 +66,7 @@ def tasks(
         problems.update(of_label)
         return dataclasses.replace(chunk, columns=found).without(problems)
 
-    for block in lines_lib.blocks(path, progress=progress):
+    for block in lines_lib.blocks(path, progress=progress, span=file.span):
         if block.line == 1 and block.data.startswith(b"log_id\t"):
             block = block.behind_first_row()
         if block.data:

@@ -60,7 +60,7 @@ def tasks(
         columns = tokens_lib.with_gauc_key(columns | {"label": label}, recipe, slots)
         return dataclasses.replace(chunk, columns=columns).without(problems)
 
-    for block in lines_lib.blocks(path, progress=progress):
+    for block in lines_lib.blocks(path, progress=progress, span=file.span):
         yield functools.partial(parse, block)
 
 

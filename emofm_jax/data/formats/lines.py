@@ -10,6 +10,7 @@ import bz2
 import contextlib
 import dataclasses
 import lzma
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,12 +22,14 @@ from pyarrow import csv as pa_csv
 from emofm_jax.data import raw_files
 from emofm_jax.data.formats import rows as rows_lib
 from emofm_jax.data.problems import Bad, Notes, Problems
+from emofm_jax.data.raw_files import Place, Span
 from emofm_jax.errors import UserError
 
 BLOCK_BYTES = 1 << 23  # raw bytes of a chunk: some tens of thousands of rows
 MAX_ROW_BYTES = 1 << 26
 # Bytes that pyarrow makes columns of at a time: of 8 MiB, each cell was a miss of the cache.
 CACHED_BYTES = 1 << 19
+_BEGIN = Place(0, 1, 0)
 _BOM = b"\xef\xbb\xbf"
 # Arrow has no xz, and stops at a member of bzip2 that is empty. What Python opens passes over
 # everything behind the first member that it cannot read.
@@ -105,6 +108,7 @@ def blocks(
     separator: str = "",
     progress: Callable[[int], None] | None = None,
     block_bytes: int = 0,
+    span: Span | None = None,
 ) -> Iterator[Block]:
     """Yields a text file, plain or compressed, as blocks of whole rows.
 
@@ -114,31 +118,72 @@ def blocks(
         empty.
       progress: is told how many bytes of the file, as it lies on disk, were read since last told.
       block_bytes: size of a block; by default BLOCK_BYTES.
+      span: which of the blocks; by default all.
 
     Raises:
       EmptyFile: there is nothing in it.
       UserError: missing or undecodable file, or a row of more than 64 MiB.
     """
-    line, rest, position, begun = 1, b"", 0, False
-    for piece, done in _read(path, block_bytes or BLOCK_BYTES):
+    found = _blocks(path, separator, progress, block_bytes or BLOCK_BYTES, span)
+    return (block for block, _ in found)
+
+
+def spans(path: Path, separator: str, size: int) -> list[Span]:
+    """Parts of a file, in order, of about so many bytes: their blocks are those of the file.
+
+    Args:
+      path: a file that is not compressed.
+      separator: as of `blocks`.
+      size: bytes of a part.
+    """
+    found, begin, whole = [], _BEGIN, path.stat().st_size
+    for _, end in _blocks(path, separator, None, BLOCK_BYTES, None):
+        if end.position - begin.position >= size and end.position < whole:
+            found.append(Span(begin, end.position))
+            begin = end
+    return [*found, Span(begin, sys.maxsize)]
+
+
+def _blocks(
+    path: Path,
+    separator: str,
+    progress: Callable[[int], None] | None,
+    block_bytes: int,
+    span: Span | None,
+) -> Iterator[tuple[Block, Place]]:
+    """Yields the blocks of a file or a span, and the place behind each."""
+    begin, stop = span or Span(_BEGIN, sys.maxsize)
+    (offset, line, position), rest = begin, b""
+    begun = position > 0
+    if begun:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            rest = file.read(position - offset)
+
+    for piece, done in _read(path, block_bytes, position):
         if progress is not None:
             progress(done - position)
         rest, position = rest + piece, done
         if not begun and len(rest) < len(_BOM):
             continue
-        rest, begun = rest if begun else rest.removeprefix(_BOM), True
+        if not begun and rest.startswith(_BOM):
+            rest, offset = rest.removeprefix(_BOM), len(_BOM)
+        begun = True
 
         if cut := rows_lib.whole(rest, separator):
-            yield Block(str(path), line, rest[:cut])
+            block = Block(str(path), line, rest[:cut])
             line += rest.count(b"\n", 0, cut)
-            rest = rest[cut:]
+            rest, offset = rest[cut:], offset + cut
+            yield block, Place(offset, line, position)
         elif len(rest) > MAX_ROW_BYTES:
             problem = f"a row of more than {MAX_ROW_BYTES} bytes"
             raise UserError(f"{path}:{line}: {problem}; is this a text file of rows?")
+        if position >= stop:
+            return
     if line == 1 and not rest:
         raise EmptyFile(f"{path}: the file is empty; remove it or name another")
     if rest:
-        yield Block(str(path), line, rest)
+        yield Block(str(path), line, rest), Place(offset + len(rest), line, position)
 
 
 def first_row(path: Path) -> bytes:
@@ -175,14 +220,16 @@ def parse(block: Block, dialect: Dialect, wanted: Sequence[str]) -> Chunk:
     return Chunk(file, good.lines, columns, good.bad, good.notes)
 
 
-def _read(path: Path, size: int) -> Iterator[tuple[bytes, int]]:
-    """Yields (decompressed bytes, position in the file on disk)."""
+def _read(path: Path, size: int, start: int = 0) -> Iterator[tuple[bytes, int]]:
+    """Yields (decompressed bytes, position in the file on disk); from a start in plain text."""
     codec = raw_files.kind(path)
     try:
         with pa.OSFile(str(path)) as raw:
             if not raw.size():
                 return
             stream = _decompressed(raw, codec)
+            if start:
+                raw.seek(start)
             while piece := stream.read(size):
                 yield piece, raw.tell()
     except (OSError, EOFError, lzma.LZMAError, pa.ArrowException) as error:

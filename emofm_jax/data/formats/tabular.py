@@ -95,12 +95,14 @@ def _text_tasks(
         problem = f"{separator!r} must be one character, such as ',' or '\\t'"
         raise UserError(f"config.prepare.separator: {problem}")
     quoted = separator if quoting != "none" else ""
-    blocks = lines_lib.blocks(file.path, separator=quoted, progress=progress)
+    blocks = lines_lib.blocks(file.path, separator=quoted, progress=progress, span=file.span)
     first = next(blocks)
-    if not first.data.strip(b"\r\n"):
+    if not first.data.strip(b"\r\n") and first.line == 1:
         return
 
-    names = _names(recipe, file.path, first.first_row(), labelled)
+    begins = first.line == 1
+    head = first.first_row() if begins else lines_lib.first_row(file.path)
+    names = _names(recipe, file.path, head, labelled)
     sources = _sources(recipe, file, names, labelled, slots)
     _check_unique(file.path, names, sources.values())
     wanted = _own(names, sources)
@@ -111,7 +113,7 @@ def _text_tasks(
         columns = _with_partitions(recipe, file, sources, chunk.columns, len(chunk.lines))
         return dataclasses.replace(chunk, columns=columns)
 
-    if recipe["header"]:
+    if recipe["header"] and begins:
         first = first.behind_first_row()
     for block in itertools.chain([first] if first.data else [], blocks):
         yield functools.partial(parse, block)
