@@ -43,7 +43,7 @@ def prepare(
       progress: shows a progress bar on stderr, if that is a terminal.
       base: a directory of shards, or a run, whose ids stay (`growth`).
       engine: that does the work (`engines`); what is written is the same for all.
-      workers: of the engine; 0 = as many as there are cores, and as the files are worth.
+      workers: of the engine; 0 = as many as there are cores, if they and the files are many.
 
     Returns:
       The report, which is also saved as `prepare.json`.
@@ -157,7 +157,9 @@ def _engine(name: str, workers: int, files: dict[str, list[RawFile]]) -> engines
     """The engine of a name, with as many workers as are asked for or worth it."""
     if name == "local" and not workers:
         size = sum(stages.size_of(file) for of_split in files.values() for file in of_split)
-        workers = max(1, min(engines.num_cores(), size // _WORKER_BYTES))
+        workers = min(engines.num_cores(), size // _WORKER_BYTES)
+        # This process alone, with its threads, is as fast as two others.
+        workers = workers if workers > 2 else 1
     return engines.make(name, workers)
 
 
