@@ -232,6 +232,15 @@ def test_a_nul_in_parquet_is_rejected_and_counted_as_in_csv(tmp_path):
     assert values.distinct(chunk.columns["_day"]).column().to_pylist() == ["a", "a", None, "a", "a"]
 
 
+def test_a_column_that_comes_along_has_what_cannot_be_read_as_values_of_their_own(tmp_path):
+    given = pa.array([b"\xff", b"a\0", b"a", b"", None])
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"s": ["x"] * 5, "label": [1] * 5, "by": given}), path)
+    made = encoder(ONE, groups=(("g", ("s",)),), slots={"s": {"encoding": "hash", "rows": ROWS}})
+    (chunk,) = encode.read_encoded(made.schema, tmp_path, path, labelled=True, also=("by",))
+    assert chunk.also["by"].to_pylist() == ["\\xff", "a\\x00", "a", None, None]
+
+
 def test_release_0_1_took_a_nul_as_any_character():
     recipe = config.default().prepare.to_dict() | {"spelling": 1}
     made = encode.Encoder(Schema("x", (ONE,), recipe=recipe, spelling=1), {})

@@ -597,4 +597,6 @@ def _also(encoder: Encoder, chunk: Chunk, name: str) -> pa.Array:
     for slot in encoder.schema.slots:
         if slot.name == name:
             return encoder.distinct(slot, column).column()
+    if values.unreadable(column).any():  # values of their own, not missing ones
+        column = pc.replace_substring(row_names(column), "\0", "\\x00")
     return values.distinct(column, encoder.missing, spelling=encoder.schema.spelling).column()
