@@ -130,6 +130,12 @@ def experiment(flags: absl_flags.FlagValues) -> tuple[Path, str | None]:
     return flag.experiment
 
 
+def config_of(argv: Sequence[str]) -> ConfigDict:
+    """The config that a command line names, validated; raises UserError as a program does."""
+    flags = absl_flags.FlagValues()
+    return _parse(flags, define_config, list(argv)).config
+
+
 def is_given(argv: Sequence[str], flag: str) -> bool:
     """Whether a flag is on the command line, and no help is asked for."""
     given = any(_name(arg) == f"--{flag}" for arg in argv[1:])

@@ -9,24 +9,32 @@ A run that fails is reported, and the others go on. The same command again goes 
 each run bit for bit; when all is done it starts nothing and shows the results. Points that the file
 has since gained are run; those that it has lost stay in runs/ and leave the results.
 
+`--list` prints a command for each run, to be started anywhere that sees the workdir; when these are
+done, the command of the sweep takes their results.
+
 The workdir then holds sweep.json (points, seeds, reference), results.jsonl and results.csv (a line
 per run), and runs/POINT/seed-S/, a workdir as train makes it.
 `python -m emofm_jax.report --workdir=...` makes a page of it.
 Exit code: 0; 1 if a run failed; 2 for a mistake in the sweep itself.
 """
 
+import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from absl import flags as absl_flags
 
 from emofm_jax import cli
+from emofm_jax import config as config_lib
 from emofm_jax.data import files
 from emofm_jax.errors import UserError
 from emofm_jax.sweeping import experiment, search
 from emofm_jax.sweeping import sweep as sweep_lib
 from emofm_jax.sweeping.record import Header
 from emofm_jax.sweeping.results import Results
+from emofm_jax.sweeping.run import Run
 from emofm_jax.training import workdir as workdir_lib
 
 
@@ -53,6 +61,9 @@ def _sweep(flags: absl_flags.FlagValues) -> bool:
     how = (flags.jobs, flags.checkpoints, flags.retry)
     sweep = sweep_lib.Sweep(base, workdir, plan.seeds, *how)
     runs = [run for point in plan.points for run in sweep.runs_of(point)]
+    if flags.list:
+        print("\n".join(_command(named, given, run) for run in runs))
+        return True
 
     with workdir_lib.alone(workdir) as lock:
         files.write_json(workdir / "sweep.json", header.to_json())
@@ -72,6 +83,26 @@ def _sweep(flags: absl_flags.FlagValues) -> bool:
     return not results.failed()
 
 
+def _command(experiment: str, given: Mapping[str, Any], run: Run) -> str:
+    """The command that trains a run where one types it.
+
+    Raises:
+      UserError: there is none, since a point sets what no flag can.
+    """
+    fields = {**given, **run.overrides, "seed": run.seed}
+    flags = [f"--config={experiment}", *(f"--config.{k}={v}" for k, v in fields.items())]
+    idle = config_lib.without_effect(run.config).keys() & fields.keys()
+    try:
+        differs = idle or config_lib.difference(cli.config_of(["train", *flags]), run.config)
+    except UserError as error:
+        differs = {str(error)}
+    if differs:
+        problem = f"train has no flag that sets what it does ({min(differs)})"
+        raise UserError(f"--list: point {run.point!r}: {problem}; leave --list out")
+    command = ["python", "-m", "emofm_jax.train", *flags, f"--workdir={run.workdir}"]
+    return shlex.join(command)
+
+
 def _check_flags(flags: absl_flags.FlagValues) -> None:
     searched = f"--search={flags.search}"
     if flags.jobs < 1:
@@ -83,6 +114,8 @@ def _check_flags(flags: absl_flags.FlagValues) -> None:
         raise UserError(f"{trials}: it has no meaning without a search; add --search=tpe")
     if flags.search and flags.trials < 1:
         raise UserError(f"{searched}: it needs --trials=N, how many points it may try")
+    if flags.search and flags.list:
+        raise UserError(f"--list: {searched} chooses runs by those before; leave one of them out")
     if flags.search and flags.retry:  # they would be drawn again, and all after them
         why = "trials of a search follow from those that failed"
         raise UserError(f"--retry: {why}; choose another --workdir instead")
@@ -96,6 +129,8 @@ def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
     kept = "Whether the checkpoints of finished runs stay; evaluate, predict and export need them."
     yes("checkpoints", True, kept, flag_values=flags)
     yes("retry", False, "Whether runs that failed are tried again.", flag_values=flags)
+    what = "Prints the command of train for each run, and does nothing."
+    yes("list", False, what, flag_values=flags)
     where = "tpe: points are drawn from the file's `ranges` by Optuna, for the best validation AUC"
     text("search", "", f"{where} (train.monitor).", flag_values=flags)
     whole("trials", 0, "Points that a search tries.", flag_values=flags)

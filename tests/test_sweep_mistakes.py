@@ -1,10 +1,11 @@
 """Mistakes of one who types sweep: one line each, before anything is trained or written."""
 
+import shlex
 from pathlib import Path
 
 import pytest
 
-from emofm_jax import sweep
+from emofm_jax import cli, sweep
 
 pytestmark = pytest.mark.fast
 
@@ -90,3 +91,22 @@ def test_mistakes_are_one_line_before_anything_is_trained(tmp_path, monkeypatch,
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_list_prints_what_train_understands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def said(*flags, code=0):
+        assert sweep.main(["sweep", f"--config={SWEEP}", "--workdir=a b", "--list", *flags]) == code
+        assert not any(tmp_path.iterdir())
+        return capsys.readouterr()[code > 0]
+
+    commands = said("--config.train.epochs=3").splitlines()
+    assert len(commands) == 4
+    program, *flags, workdir = shlex.split(commands[2])[2:]
+    assert program == "emofm_jax.train" and workdir == "--workdir=a b/runs/lr/seed-0"
+    config = cli.config_of(["train", *flags])
+    assert (config.model.name, config.train.epochs, config.seed) == ("lr", 3, 0)
+    error = said("--config.model.dropout=0.2", code=2)
+    assert "point 'lr': train has no flag that sets what it does (model.dropout)" in error
+    assert "--search=tpe chooses runs by those before" in said("--search=tpe", "--trials=2", code=2)
