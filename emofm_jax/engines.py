@@ -26,7 +26,8 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
-from emofm_jax.errors import LostError, UserError
+from emofm_jax import errors
+from emofm_jax.errors import FileError, LostError, UserError
 
 NAMES = ("local", "ray")
 _ATTEMPTS = 3  # of a job whose process dies
@@ -163,7 +164,7 @@ def _connect(ray: Any, num_workers: int) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if not os.environ.get("RAY_ADDRESS"):
         options |= {"include_dashboard": False, "num_cpus": num_workers or num_cores()}
-    options["runtime_env"] = {"env_vars": {"PYTHONPATH": _python_path(), "OMP_NUM_THREADS": "1"}}
+    options["runtime_env"] = {"env_vars": {"PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"}}
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -275,7 +276,7 @@ def _receive(pipe: Any) -> bytes | None:
     return found
 
 
-def _python_path() -> str:
+def python_path() -> str:
     """PYTHONPATH of a process that is to import this very package."""
     ours = str(Path(__file__).resolve().parents[1])
     return os.pathsep.join([ours, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -283,10 +284,11 @@ def _python_path() -> str:
 
 def _start() -> Any:
     # A core each: Arrow would take all of them in each process.
-    environment = os.environ | {"PYTHONPATH": _python_path(), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"}
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
     # A process group of its own: what the terminal sends to all is for the program alone.
-    command = [sys.executable, "-m", "emofm_jax.engines"]
+    # Without the working directory, where another package of our name may lie.
+    command = [sys.executable, "-P", "-m", "emofm_jax.engines"]
     return subprocess.Popen(command, env=environment, process_group=0, **pipes)
 
 
@@ -315,7 +317,9 @@ def _answer(content: bytes) -> tuple[str, Any]:
         return "result", function(job)
     except UserError as error:
         return "said", error
-    except Exception:
+    except Exception as error:
+        if line := errors.said(error):
+            return "said", FileError(line)
         return "failed", traceback.format_exc()
 
 

@@ -1,9 +1,11 @@
 """Jobs for tests of engines: functions that processes of their own can import."""
 
+import errno
 import os
 import signal
 from pathlib import Path
 
+import emofm_jax
 from emofm_jax.errors import UserError
 
 
@@ -26,8 +28,15 @@ def die(_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def where(_):
+    """The file of the package."""
+    return emofm_jax.__file__
+
+
 def refuse(number):
-    """A mistake of the user at 2, one of ours at 3."""
+    """A mistake of the user at 2, one of ours at 3, one of the disk at 4."""
     if number == 2:
         raise UserError("a: it is 2; change it")
+    if number == 4:
+        raise PermissionError(errno.EACCES, "Permission denied", "raw.csv")
     return 1 / (number - 3)

@@ -21,9 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import csv
 
+import emofm_jax
 from emofm_jax import engines, prepare
 from emofm_jax.data.formats import lines
-from emofm_jax.errors import LostError, UserError
+from emofm_jax.errors import FileError, LostError, UserError
 from tests import jobs
 
 pytestmark = pytest.mark.fast
@@ -43,9 +44,20 @@ def test_results_come_in_order_and_a_process_that_dies_is_replaced(tmp_path):
             next(found)
         with pytest.raises(RuntimeError, match="ZeroDivisionError"):
             list(engine.map(jobs.refuse, [3]))
+        with pytest.raises(FileError, match="^raw.csv: cannot be read or written .Perm.*; make it"):
+            list(engine.map(jobs.refuse, [4]))
         with pytest.raises(LostError, match="3 times at one job, with exit code -9") as error:
             list(engine.map(jobs.die, [0]))
     assert error.value.exit_code == 75
+
+
+def test_a_process_has_the_package_of_the_program_wherever_it_is_started(tmp_path, monkeypatch):
+    (tmp_path / "emofm_jax").mkdir()
+    for name in ("emofm_jax/__init__.py", "queue.py"):
+        (tmp_path / name).write_text("raise ValueError('another one')")
+    monkeypatch.chdir(tmp_path)
+    with contextlib.closing(engines.make("local", 1)) as engine:
+        assert list(engine.map(jobs.where, [0])) == [emofm_jax.__file__]
 
 
 def test_a_process_ends_with_the_program_that_started_it():

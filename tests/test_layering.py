@@ -34,7 +34,7 @@ ROOMS = {
         "errors config data evaluation nn models training",
         "numpy jax flax safetensors pyarrow tqdm",
     ),
-    "sweeping": ("errors options config data evaluation training", "ml_collections optuna"),
+    "sweeping": ("errors options config engines data evaluation training", "ml_collections optuna"),
     "reports": ("errors options config data evaluation sweeping", "numpy"),
     "points": ("options sweeping", ""),
     "cli": ("errors config training sweeping", "absl ml_collections"),

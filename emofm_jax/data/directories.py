@@ -20,7 +20,7 @@ from pathlib import Path
 
 from emofm_jax import errors
 from emofm_jax.data import files
-from emofm_jax.errors import UserError
+from emofm_jax.errors import FileError, UserError
 
 _NEW, _OLD = "emofm_jax.new", "emofm_jax.old"  # names that nobody else gives
 _PARTIAL = re.compile(r"\.(.+)\.partial", re.DOTALL)
@@ -64,8 +64,11 @@ def whole(path: Path, doing: str = "writes", where: str = "") -> Iterator[Path]:
         except Exception as error:
             if not errors.reason(error):
                 raise
-            file = str(getattr(error, "filename", None) or where)
-            raise errors.of_file(file.replace(str(new), str(path)), error) from None
+            file = str(getattr(error, "filename", None) or new)
+            if str(new) not in file:  # it was read
+                raise FileError(errors.said(error)) from None
+            file = where if file == str(new) else file.replace(str(new), str(path))
+            raise errors.of_file(file, error) from None
 
 
 @contextlib.contextmanager

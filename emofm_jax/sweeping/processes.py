@@ -28,7 +28,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
-from emofm_jax import errors
+from emofm_jax import engines, errors
 from emofm_jax.errors import FileError
 from emofm_jax.sweeping import run as sweep_run
 from emofm_jax.sweeping.record import Result
@@ -167,7 +167,9 @@ class _Process:
     def _start(self) -> Any:
         # They share a GPU: none may take all of its memory.
         environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        command = [sys.executable, "-m", "emofm_jax.sweeping.processes", *map(str, self._cpus)]
+        environment["PYTHONPATH"] = engines.python_path()
+        name = "emofm_jax.sweeping.processes"
+        command = [sys.executable, "-P", "-m", name, *map(str, self._cpus)]
         pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
 
         # A process group of its own: what the terminal or `timeout` sends to all would else come
