@@ -48,8 +48,8 @@ def write(day, clicks=True, num_rows=200):
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A directory with four days, lived in `lived`."""
+def shop(tmp_path_factory):
+    """A directory with four days and an experiment."""
     home = tmp_path_factory.mktemp("backtest")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
@@ -57,8 +57,14 @@ def home(tmp_path_factory):
         for day in DAYS[:4]:
             write(day)
         Path("leak.py").write_text(EXPERIMENT)
-        assert run("lived") == 0
         yield home
+
+
+@pytest.fixture(scope="module")
+def home(shop):
+    """The same, lived in `lived`."""
+    assert run("lived") == 0
+    return shop
 
 
 def run(workdir, *argv, config="leak.py"):
@@ -250,7 +256,7 @@ def test_verdicts_are_those_of_a_paired_t_test():
         ('"frozen": {}', '"frozen": {"train.epoch": 1}', "policy 'frozen'"),
     ],
 )
-def test_mistakes_are_one_line(home, capsys, old, new, said):
+def test_mistakes_are_one_line(shop, capsys, old, new, said):
     Path("bad").mkdir(exist_ok=True)
     assert EXPERIMENT.count(old) == 1
     Path("bad/leak.py").write_text(EXPERIMENT.replace(old, new))
@@ -278,6 +284,6 @@ def test_kuairands_plan_is_sound(arg, scored):
 
 
 @pytest.mark.fast
-def test_another_directory_is_left_alone(home, capsys):
+def test_another_directory_is_left_alone(shop, capsys):
     assert run("raw") == 2
     assert f"raw: holds {DAYS[0]}.csv but no backtest" in capsys.readouterr().err
