@@ -27,8 +27,8 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from emofm_jax import cli, engines
-from emofm_jax.data import by_hand, preparation, shards
+from emofm_jax import cli
+from emofm_jax.data import by_hand, engines, preparation, shards
 from emofm_jax.data import counts as counts_lib
 from emofm_jax.data.suggest import experiment as suggest
 from emofm_jax.errors import UserError

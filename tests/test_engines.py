@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from pyarrow import csv
 
 import emofm_jax
-from emofm_jax import engines, prepare
+from emofm_jax import prepare
+from emofm_jax.data import engines
 from emofm_jax.data.formats import lines
 from emofm_jax.errors import FileError, LostError, UserError
 from tests import jobs
@@ -189,6 +190,7 @@ def both(home, *flags, code=0):
     return found[0]
 
 
+@pytest.mark.slow
 def test_jobs_give_the_same_bytes(home, capsys):
     shop = "--config=shop.py"
     found = both(home, shop)
@@ -251,6 +253,7 @@ def test_parts_of_a_file_have_its_blocks(rows, block, size, first_and_separator)
         assert found == list(lines.blocks(path, separator=separator))
 
 
+@pytest.mark.slow
 def test_jobs_on_other_formats_give_the_same_bytes(home, capsys):
     shutil.rmtree("raw")
     Path("raw").mkdir()
@@ -281,6 +284,7 @@ def test_jobs_on_other_formats_give_the_same_bytes(home, capsys):
     both(home, "--config=shop.py")
 
 
+@pytest.mark.slow
 def test_jobs_end_with_the_same_line(home, capsys):
     shop = "--config=shop.py"
     assert "bad rows so far in train" in both(home, shop, "--config.prepare.max_rejected=3", code=2)
@@ -302,6 +306,7 @@ def test_jobs_end_with_the_same_line(home, capsys):
     assert "so are all of the 7 files" in both(home, *lone, code=2)
 
 
+@pytest.mark.slow
 def test_stages_by_hand_give_the_same_bytes(home, capsys):
     def run(*flags, code=0):
         assert prepare.main(["p", "--config=shop.py", "--workers=1", *flags]) == code
@@ -346,6 +351,7 @@ def test_stages_by_hand_give_the_same_bytes(home, capsys):
         assert said in run(*flags, code=2)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_bytes_though_one_is_killed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_shop(tmp_path)

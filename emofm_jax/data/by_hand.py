@@ -19,9 +19,8 @@ from typing import Any, NamedTuple
 import xxhash
 from ml_collections import ConfigDict
 
-from emofm_jax import engines
 from emofm_jax.data import counts as counts_lib
-from emofm_jax.data import directories, files, passes, preparation, stages
+from emofm_jax.data import directories, engines, files, passes, preparation, stages
 from emofm_jax.data.raw_files import RawFile
 from emofm_jax.data.schema import Schema
 from emofm_jax.data.source import Source

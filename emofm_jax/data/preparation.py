@@ -13,9 +13,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from emofm_jax import engines
 from emofm_jax.data import counts as counts_lib
-from emofm_jax.data import directories, growth, passes, shards, stages, synthetic
+from emofm_jax.data import directories, engines, growth, passes, shards, stages, synthetic
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.raw_files import RawFile
 from emofm_jax.data.source import Gaps

@@ -26,12 +26,12 @@ from emofm_jax.data import encode as encode_lib
 from emofm_jax.data import files as files_lib
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.encode import Encoder
+from emofm_jax.data.engines import Engine
 from emofm_jax.data.formats.lines import Chunk
 from emofm_jax.data.problems import Bad, Notes, Problems
 from emofm_jax.data.raw_files import RawFile
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.data.source import Empty, Source
-from emofm_jax.engines import Engine
 from emofm_jax.errors import UserError
 
 _THREADS = 2  # that parse and encode in one process

@@ -28,7 +28,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
-from emofm_jax import engines, errors
+from emofm_jax import errors
+from emofm_jax.data import engines
 from emofm_jax.errors import FileError
 from emofm_jax.sweeping import run as sweep_run
 from emofm_jax.sweeping.record import Result

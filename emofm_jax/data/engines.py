@@ -6,8 +6,8 @@ Function and jobs are picklable and small: what they work on lies in files that 
 run twice, since a worker that dies is replaced and its jobs are run again; so it writes the same
 files each time, each of them at once (`files`).
 
-`python -m emofm_jax.engines` is one of the processes: it reads pickled jobs on stdin, answers each
-on stdout, and ends with stdin, at once, when the program that started it has ended.
+`python -m emofm_jax.data.engines` is one of the processes: it reads pickled jobs on stdin, answers
+each on stdout, and ends with stdin, at once, when the program that started it has ended.
 """
 
 import contextlib
@@ -278,7 +278,7 @@ def _receive(pipe: Any) -> bytes | None:
 
 def python_path() -> str:
     """PYTHONPATH of a process that is to import this very package."""
-    ours = str(Path(__file__).resolve().parents[1])
+    ours = str(Path(__file__).resolve().parents[2])
     return os.pathsep.join([ours, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
@@ -288,7 +288,7 @@ def _start() -> Any:
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
     # A process group of its own: what the terminal sends to all is for the program alone.
     # Without the working directory, where another package of our name may lie.
-    command = [sys.executable, "-P", "-m", "emofm_jax.engines"]
+    command = [sys.executable, "-P", "-m", "emofm_jax.data.engines"]
     return subprocess.Popen(command, env=environment, process_group=0, **pipes)
 
 
