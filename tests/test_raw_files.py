@@ -255,6 +255,26 @@ def test_content_says_what_is_compressed(shop, tmp_path, name):
         (tmp_path / "raw" / name).write_bytes(compress(data))
         code, said = shop()
         assert code == 0 and sum(count(tmp_path / "out").values()) == 40, (content, said)
+        # pyarrow writes none in frames of zstd and lz4.
+        silent = "1 compressed files carry no checksum" in " ".join(said.split())
+        assert silent == (content in ("zstd", "lz4")), (content, said)
+
+
+@pytest.mark.parametrize(
+    "frame, unchecked",
+    [  # as the programs zstd and lz4 write them, with their options
+        ("28b52ffd2408410000612c620a312c320a35e7cace", False),  # --check
+        ("28b52ffd2008410000612c620a312c320a", True),  # --no-check
+        ("04224d186440a708000080612c620a312c320a000000000ed97998", False),
+        ("04224d187040ad08000080612c620a312c320a0ed9799800000000", False),  # of blocks
+        ("04224d1860408208000080612c620a312c320a00000000", True),  # --no-frame-crc
+        ("28b52ffd", False),  # cut: an error elsewhere
+        ("", False),
+    ],
+)
+def test_frames_without_a_checksum_are_known(tmp_path, frame, unchecked):
+    (tmp_path / "a").write_bytes(bytes.fromhex(frame))
+    assert raw_files.is_unchecked(tmp_path / "a") == unchecked
 
 
 def test_words_that_look_like_the_first_bytes_of_a_format(shop, tmp_path):

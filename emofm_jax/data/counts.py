@@ -21,6 +21,8 @@ from emofm_jax.data.schema import Schema, Slot
 # What is said of the values of a slot, and of rows and files, by the kind of the note.
 _NOTES = {
     "empty files": "{number:,} files hold no row and are passed over, the first is {example}",
+    "no checksum": "{number:,} compressed files carry no checksum, so that damage in them cannot "
+    "be seen, the first is {example}; zstd --check and lz4 write one",
     "blank lines": "{number:,} blank lines are no rows, the first is {example}",
     "rows over lines": "{number:,} rows run over line ends in cells in quotes, the first at "
     "{example}; if the file never quotes, set config.prepare.quoting to 'none'",

@@ -20,8 +20,8 @@ from emofm_jax.data import counts as counts_lib
 from emofm_jax.data import growth, numeric, shards, stages, values, vocabulary
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.formats import cti, tabular
-from emofm_jax.data.problems import Bad
-from emofm_jax.data.raw_files import RawFile, first_full
+from emofm_jax.data.problems import Bad, Notes
+from emofm_jax.data.raw_files import RawFile, first_full, is_unchecked
 from emofm_jax.data.schema import Schema
 from emofm_jax.data.source import Gaps, Source
 from emofm_jax.errors import UserError
@@ -154,6 +154,7 @@ def finish(runner: stages.Runner, plan: Plan, slots: Slots, directory: Path) -> 
     """
     source, schema, base = plan.source, slots.schema, plan.base
     tally, rejected = _encode(runner, source, schema, slots.vocabularies, directory)
+    tally.note(_unchecked(source))
     days, said = source.history(base), base.said(schema, slots.grown) if base else None
     report = tally.save(directory, rejected, days, said)
     positive = source.recipe["positive"]
@@ -190,6 +191,15 @@ def _encode(
             tally.note(gaps.notes)
     _check_rows(source, next(iter(files.values()))[0].path, writers)
     return tally, {split: writer.rejected for split, writer in writers.items()}
+
+
+def _unchecked(source: Source) -> Notes:
+    """What is said of raw files whose damage nobody can see."""
+    paths = [file.path for files in source.files.values() for file in files]
+    found, notes = [path for path in paths if is_unchecked(path)], Notes()
+    if found:
+        notes.add("", "no checksum", len(found), str(found[0]))
+    return notes
 
 
 def _reject(writer: shards.Writer, file: str, bad: list[Bad], tolerated: int) -> None:

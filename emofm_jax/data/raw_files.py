@@ -115,6 +115,15 @@ def kind(path: Path) -> str:
     return "text"
 
 
+def is_unchecked(path: Path) -> bool:
+    """Whether a file is compressed, and its first frame has no checksum that would show damage."""
+    with open(path, "rb") as file:
+        head = file.read(5)
+    # RFC 8878, 3.1.1.1.1; LZ4 frame format, FLG: checksums of the content, of blocks.
+    checked = {"zstd": 0b100, "lz4": 0b10100}.get(_COMPRESSED.get(head[:4], ""))
+    return bool(checked and len(head) == 5 and not head[4] & checked)
+
+
 def _walk(directory: Path, parents: tuple[tuple[int, int], ...]) -> list[Path]:
     """The files in and under a directory, in the order of their paths."""
     about = directory.stat()
