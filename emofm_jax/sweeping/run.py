@@ -155,7 +155,7 @@ def end(
     result = Result(*what, *how, flatten(run.config))
 
     files.make_directory(run.workdir)
-    dataclasses.replace(Attempt.load(run.workdir), deaths=0).save(run.workdir)
+    Attempt(None, 0, Attempt.load(run.workdir).seconds).save(run.workdir)
     files.write_json(run.workdir / "result.json", result.to_json(), indent=None)
     return result
 
