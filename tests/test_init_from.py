@@ -1,5 +1,6 @@
 """train --init_from: what a run takes from another one, row by row and array by array, and what is refused."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from emofm_jax import config as config_lib
 from emofm_jax import prepare, train
 from emofm_jax.data import encode, files, shards
 from emofm_jax.data import schema as schema_lib
+from emofm_jax.data.schema import Schema, Slot
+from emofm_jax.errors import UserError
 from emofm_jax.sweeping import experiment
 from emofm_jax.training import build, checkpoint, checkpoint_files, start
 from emofm_jax.training import predictions as predictions_lib
@@ -258,6 +261,20 @@ def test_the_program_starts_stops_and_goes_on_without_its_parent(home, capsys):
     assert "the run is finished (4 steps)" in capsys.readouterr().out
     assert trained(*argv[:-2], argv[-1]) == 2
     assert "train.init_from 'gone' there, '' now" in capsys.readouterr().err
+
+
+def test_days_that_it_has_seen_evaluate_nothing(tmp_path):
+    days = {"valid_days": ("2024-03-06",), "test_days": (20240307,)}
+    schema = Schema("x", (Slot("s", "g", "categorical", "hash", 4),), recipe=days)
+    assert start._days(dataclasses.replace(schema, days=("a", "b")), tmp_path) == ["a", "b"]
+    files.write_json(tmp_path / start.FILE, {"days": ["z", "a"]})
+    assert start._days(dataclasses.replace(schema, days=("a", "b")), tmp_path) == ["z", "a", "b"]
+    start._check_days("--init_from=a", schema, ["2024-03-05"])
+    for day, name in (("2024-03-06", "valid_days"), ("20240307", "test_days")):
+        with pytest.raises(
+            UserError, match=f"it was trained on {day}, which config.prepare.{name}"
+        ):
+            start._check_days("--init_from=a", schema, ["2024-03-05", day])
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,7 @@ def test_conditions_are_read_and_refused():
         ("auc", "not a condition"),
         ("acc > 1", "'acc' is no metric"),
         ("auc.mean > 1", "there is no auc.mean"),
+        ("pcoc.difference > -1", "there is no pcoc.difference; write pcoc, or"),
         ("auc > x", "'x' is no number"),
         ("auc = 1", "not a condition"),
     ):

@@ -326,3 +326,14 @@ def test_arrays_in_lists_and_numbers_that_arrow_has_not():
     alone = Slot("s", "g", "categorical", "hash", ROWS, weighted=True)
     found = features.encode(encoder(alone), {"s": record})
     assert found["s"].tolist() == of(ONE, ["a"]) and found["s:weight"].tolist() == [0.5]
+
+
+def test_a_weight_in_quotes_is_no_part_of_its_id():
+    for cell in ('{"a": "12:30"}', "['a': '3:4']", '{"a": 10:30}'):
+        _, problems = read(WEIGHTED, [cell])
+        assert [kind for kind, _ in problems.values()] == ["list"], cell
+
+
+def test_a_missing_number_is_no_key_whatever_blanks_are_around_it():
+    texts = [" ", "nan", " nan ", " NA", " 5 ", "x "]
+    assert numeric.spelled(pa.array(texts)).to_pylist() == ["", "nan", "nan", "NA", "5", "x"]

@@ -156,7 +156,7 @@ def vectors(slot: Slot, column: pa.Array, problems: Problems) -> pa.Array:
     lengths = pc.list_value_length(column).fill_null(-1).to_numpy()
     said = f"where a vector of {slot.length} is expected (config.prepare.slot.length)"
     # Of one element it is likely the text of several, between another separator.
-    one = lambda i: f"the one value {values.said(column.slice(i, 1).flatten(), 0)}"
+    one = lambda i: f"the one value {values.said(column.slice(i, 1).flatten(), 0):.80}"
     has = lambda i: one(i) if lengths[i] == 1 else f"{lengths[i]} numbers"
     reason = lambda i: f"{slot.name!r} has {has(i)} {said}"
     problems.mark((lengths >= 0) & (lengths != slot.length), "length", reason)

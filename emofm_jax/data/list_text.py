@@ -124,7 +124,8 @@ def _element(part: str, quoted: list[str], mark: str) -> Any:
         weight = found[2] or ""
         if in_quotes := re.fullmatch(f":\\s*{mark}(\\d+){mark}", weight):
             weight = f":{quoted[int(in_quotes[1])]}"
-        return _BROKEN if mark in weight else quoted[int(found[1])] + weight
+        broken = mark in weight or ":" in weight[1:]  # which would count as part of the id
+        return _BROKEN if broken else quoted[int(found[1])] + weight
     if found := _POINT.fullmatch(part):
         return found[1] + found[2]
     # "..." is what numpy writes for what it leaves out; of tuples, a part is no element.

@@ -87,7 +87,10 @@ def among(column: pa.Array, numbers: np.ndarray, texts: Collection[str]) -> np.n
 
 
 def spelled(column: pa.Array) -> pa.Array:
-    """Text with its numbers as the values of a number are called: " 5", "+5", "5.0" are "5"."""
+    """Text with its numbers as the values of a number are called: " 5", "+5", "5.0" are "5".
+
+    What is no number, such as a missing one, is without the blanks around it.
+    """
     if not values.is_text(values.unwrapped_type(column.type)):
         return column
     coded = values.spell(column, respell=False).dictionary_encode()
@@ -98,9 +101,9 @@ def spelled(column: pa.Array) -> pa.Array:
 def _number_spelled(text: str) -> str:
     bare = text.strip()
     if re.fullmatch(r"[+-]?\d+", bare, re.A):  # of any size, as in a column of integers
-        return str(int(bare)) if len(bare) <= 400 else text
+        return str(int(bare)) if len(bare) <= 400 else bare
     is_number = re.fullmatch(_NUMBER, bare, re.A)
-    return str(values.one(float(bare))) if is_number else text
+    return str(values.one(float(bare))) if is_number else bare
 
 
 def absent(column: pa.Array) -> np.ndarray:
@@ -133,7 +136,7 @@ def _text_numbers(
 ) -> np.ndarray:
     if column.type == pa.string():
         with contextlib.suppress(pa.ArrowInvalid):  # most columns hold numbers alone
-            found = column.cast(pa.float64())
+            found = values.trimmed(column).cast(pa.float64())
             plain = found.to_numpy(zero_copy_only=False)
             if np.count_nonzero(~np.isfinite(plain)) == found.null_count:
                 return plain

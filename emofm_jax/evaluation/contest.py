@@ -184,7 +184,7 @@ def conditions(text: str) -> list[Condition]:
         if metric not in paired.METRICS:
             known = ", ".join(paired.METRICS)
             raise UserError(f"{where}: {metric!r} is no metric; choose one of {known}")
-        if of is not None and of not in _PARTS:
+        if of is not None and of not in _PARTS[1:]:
             known = ", ".join(f"{metric}.{name}" for name in _PARTS[1:])
             raise UserError(f"{where}: there is no {metric}.{of}; write {metric}, or {known}")
         try:

@@ -12,7 +12,7 @@ start are those of the other run, bit for bit.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from emofm_jax import config as config_lib
 from emofm_jax.data import encode, files
+from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.errors import UserError
@@ -73,8 +74,8 @@ def make(config: ConfigDict, parts: Parts) -> Start:
       parts: of the new run.
 
     Raises:
-      UserError: no such run, one that has not ended or has no checkpoint, another model, or a
-        schema that differs by more than growth.
+      UserError: no such run, one that has not ended or has no checkpoint, another model, a schema
+        that differs by more than growth, or days to be evaluated that the other run has seen.
     """
     directory, moments = Path(config.train.init_from), config.train.init_moments
     where = f"--init_from={directory}"
@@ -88,15 +89,32 @@ def make(config: ConfigDict, parts: Parts) -> Start:
             remedy = "prepare the new rows with --base, or train afresh"
             differs = f"its schema differs by more than growth ({'; '.join(problems)})"
             raise UserError(f"{where}: {differs}; {remedy}")
+        days = _days(schema, directory)
+        _check_days(where, ours, days)
         found = _restore(config, theirs, schema, directory)
         rows = _rows(schema, ours, directory, Path(config.data.dir))
     state, fresh = _carry(parts, schema, found.state, rows, moments)
     new = [f"slot {s.name!r} is new" for s in ours.slots if s.name not in _by_name(schema)]
     new += [f"type {name!r} is new" for name in ours.types[schema.num_types :]]
     of = {"place": str(directory), "step": found.step, "identity": schema.identity}
-    of |= {"days": list(schema.days), "moments": moments}
+    of |= {"days": days, "moments": moments}
     of |= {"rows": len(rows[0]), "table": ours.num_rows, "fresh": [*new, *fresh]}
     return Start(state, of)
+
+
+def _days(schema: Schema, directory: Path) -> list[str]:
+    """The days that a run was trained on, and the runs that it started from."""
+    path = directory / FILE
+    before = files.read_json(path)["days"] if path.exists() else []
+    return [*before, *(day for day in schema.days if day not in before)]
+
+
+def _check_days(where: str, ours: Schema, days: Collection[str]) -> None:
+    for name in ("valid_days", "test_days"):
+        named = recipe_lib.named_days(ours.recipe, name) if ours.recipe else []
+        if seen := [day for day in named if day in days]:
+            what = f"it was trained on {seen[0]}, which config.prepare.{name} has"
+            raise UserError(f"{where}: {what}; name later days")
 
 
 def _by_name(schema: Schema) -> dict[str, Slot]:
