@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from emofm_jax import backtest, evaluate
+from emofm_jax import config as config_lib
 from emofm_jax.data import files
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.reports import backtest_page
@@ -254,6 +255,22 @@ def test_verdicts_are_those_of_a_paired_t_test():
             "config.train.monitor: 'auc': the day",
         ),
         ('"frozen": {}', '"frozen": {"train.epoch": 1}', "policy 'frozen'"),
+        (
+            '"frozen": {}',
+            '"frozen": {"seed": 3}',
+            "leak.py: policy 'frozen': seed = 3: the backtest decides it; leave it out",
+        ),
+        (
+            '"warm": {}',
+            '"warm": {"prepare": {"train_days": ("2024-02-01",)}}',
+            "policy 'warm': prepare.train_days = ('2024-02-01',): the backtest decides it",
+        ),
+        ('"warm": {}', '"warm": {"train.init_from": "x"}', "train.init_from = 'x': the backtest"),
+        (
+            '"frozen": {}',
+            '"frozen": {"train.init_moments": True}',
+            "policy 'frozen': train.init_moments = True: it starts from no model",
+        ),
     ],
 )
 def test_mistakes_are_one_line(shop, capsys, old, new, said):
@@ -281,6 +298,19 @@ def test_kuairands_plan_is_sound(arg, scored):
         config = plan.config(policy, policy.task(days, declared.first_days, len(days) - 1), 0)
         assert config.prepare.valid_days == (days[-1],)
         assert config.train.epochs == (1 if "warm" in policy.name or arg == "tiny" else 3)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("of_base", [False, True])
+def test_moments_are_a_policys_own(of_base):
+    """On days that have a parent, and on no other."""
+    base = config_lib.default()
+    base.prepare.split, base.prepare.day_column = "day", "day"
+    base.train.init_moments = of_base
+    warm = policies._policy(Path("x.py"), "warm", {"train.init_moments": not of_base})
+    found = Backtest(base, Path("x"), policies.Declared((warm,), 2), tuple(DAYS), (0,), 1)
+    moments = [found.config(warm, warm.task(DAYS, 2, at), 0).train.init_moments for at in (2, 3)]
+    assert moments == [False, not of_base]
 
 
 @pytest.mark.fast

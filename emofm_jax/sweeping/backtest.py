@@ -151,6 +151,10 @@ class Backtest:
         """The shards of a policy and a day."""
         return self.workdir / "data" / policy.name / _quoted(day)
 
+    def of_policy(self, policy: Policy) -> ConfigDict:
+        """The config of a policy: the base with its overrides, without what the backtest decides."""
+        return overrides.apply(self.base, policy.overrides, f"policy {policy.name!r}")
+
     def config(self, policy: Policy, task: Task, seed: int) -> ConfigDict:
         """The config of a run."""
         fields: dict[str, Any] = {
@@ -160,13 +164,12 @@ class Backtest:
             "prepare.test_days": (),
             "data.dir": str(self.data(policy, task.day)),
         }
-        moments = self.base.train.init_moments and bool(task.parent)
+        found = self.of_policy(policy)
+        moments = found.train.init_moments and bool(task.parent)
         fields |= {"train.init_moments": moments, "train.init_from": ""}
         if task.parent:
             fields["train.init_from"] = str(self.place(policy, task.parent, seed))
-        where = f"policy {policy.name!r}"
-        found = overrides.apply(self.base, policy.overrides, where)
-        found = overrides.apply(found, fields, where)
+        found = overrides.apply(found, fields, f"policy {policy.name!r}")
         return config_lib.from_dict(json.loads(found.to_json()) | {"seed": seed})
 
     def _prepared(self, policy: Policy, task: Task) -> tuple[list[Run], list[Line]]:

@@ -19,7 +19,11 @@ from typing import Any
 from emofm_jax.errors import UserError
 from emofm_jax.options import plain
 from emofm_jax.sweeping import experiment
+from emofm_jax.sweeping import overrides as overrides_lib
 
+# Fields that the backtest sets in every config; of train.init_moments it takes what it finds.
+DECIDED = {f"prepare.{split}_days" for split in ("train", "replay", "valid", "test")}
+DECIDED |= {"seed", "data.dir", "prepare.split", "train.init_from"}
 _NAME = re.compile(r"(frozen|warm|all)|(warm)\+([1-9]\d*)|(last)-([1-9]\d*)")
 
 
@@ -90,7 +94,8 @@ def read(path: Path, arg: str | None) -> Declared:
     """Reads `policies`, `first_days` and `days` of an experiment file.
 
     Raises:
-      UserError: no policies, an unknown one, or numbers that are none.
+      UserError: no policies, an unknown one, one that overrides what the backtest decides, or
+        numbers that are none.
     """
     value = lambda name, default: plain(experiment.value(path, arg, name, default))
     given, first, days = value("policies", None), value("first_days", 1), value("days", ())
@@ -111,9 +116,15 @@ def _policy(path: Path, name: Any, overrides: Any) -> Policy:
     if match is None:
         known = "frozen, warm, warm+K (K days of replay), last-W (W days), all"
         raise UserError(f"{path}: policy {name!r} is not known; choose of {known}")
-    if not isinstance(overrides, Mapping):
+    if not isinstance(overrides, Mapping) or not all(isinstance(key, str) for key in overrides):
         remedy = "give {dotted field: value}"
         raise UserError(f"{path}: policy {name!r} has {overrides!r:.80} for overrides; {remedy}")
     alone, warm, replayed, _, last = match.groups()
     kind = alone or warm or "last"
+    for field, value in overrides_lib.leaves(overrides):
+        where = f"{path}: policy {name!r}: {field} = {value!r}"
+        if field in DECIDED:
+            raise UserError(f"{where}: the backtest decides it; leave it out")
+        if field == "train.init_moments" and value and kind != "warm":
+            raise UserError(f"{where}: it starts from no model that has moments; leave it out")
     return Policy(name, kind, int(replayed or last or 0), overrides)
