@@ -15,10 +15,11 @@ all: a new model on all days. Ids stay from day to day under the warm policies (
 rows of the table go on by value (train --init_from). Vocabularies never see the scored day, and no
 figure of it may choose a state: train.monitor and schedule=plateau are refused.
 
-The same command again goes on where it stopped, with more days, too; with --retry it tries runs
-that failed once more. Writes results.jsonl, a line a day, policy and seed; report.html with AUC,
-logloss, PCOC and unknown values over the days, rows trained on, and the policies against the first
-one, paired over the days. Exit code: 0; 1 if a run failed; 2 for a mistake in the backtest itself.
+The same command again goes on where it stopped, with more days at the end or more seeds, too; with
+--retry it tries runs that failed once more. Another config needs another workdir. Writes
+results.jsonl, a line a day, policy and seed; report.html with AUC, logloss, PCOC and unknown values
+over the days, rows trained on, and the policies against the first one, paired over the days. Exit
+code: 0; 1 if a run failed; 2 for a mistake in the backtest itself.
 """
 
 import dataclasses
@@ -32,8 +33,7 @@ from emofm_jax.data import directories, files, preparation
 from emofm_jax.errors import UserError
 from emofm_jax.reports import backtest_page
 from emofm_jax.sweeping import backtest, experiment, policies
-from emofm_jax.sweeping.backtest import Backtest, Header, Line
-from emofm_jax.training import run as run_lib
+from emofm_jax.sweeping.backtest import Backtest, Line
 from emofm_jax.training import workdir as workdir_lib
 
 _OURS = {"writable", backtest.FILE, "results.jsonl", "report.html", "report.md", "runs", "data"}
@@ -51,19 +51,10 @@ def _live(flags: absl_flags.FlagValues) -> bool:
     _check_workdir(workdir)
     days = backtest.lived(declared, preparation.days(base))
     found = Backtest(base, workdir, declared, days, seeds, flags.jobs, flags.retry)
-    for policy in declared.policies:  # every mistake in an override comes now
-        config = found.config(
-            policy, policy.task(days, declared.first_days, len(days) - 1), seeds[0]
-        )
-        config.train.init_from = ""
-        config.train.init_moments = False
-        backtest.check(config)
-        run_lib.check(config)
-
+    found.check()
     with workdir_lib.alone(workdir) as lock:
         named = str(path) if arg is None else f"{path}:{arg}"
-        names = tuple(policy.name for policy in declared.policies)
-        header = Header(named, base.name, names, days[declared.first_days :], seeds)
+        header = found.header(named)
         files.write_json(workdir / backtest.FILE, dataclasses.asdict(header))
         lines: list[Line] = []
         for line in found.run(lock):

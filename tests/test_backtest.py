@@ -1,5 +1,6 @@
 """The backtest: what each policy trains on, that no day is seen before it is scored, stops, and mistakes."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,10 @@ from emofm_jax import backtest, evaluate
 from emofm_jax import config as config_lib
 from emofm_jax.data import files
 from emofm_jax.data import schema as schema_lib
+from emofm_jax.errors import UserError
+from emofm_jax.options import flatten
 from emofm_jax.reports import backtest_page
+from emofm_jax.sweeping import backtest as backtest_lib
 from emofm_jax.sweeping import experiment, policies
 from emofm_jax.sweeping import run as sweep_run
 from emofm_jax.sweeping.backtest import Backtest, Header, Line, check, lived
@@ -224,6 +228,60 @@ def test_verdicts_are_those_of_a_paired_t_test():
     assert "`all`" in report.said[0] and "rows instead of 720: choose `warm`" in report.said[0]
 
 
+def verdicts(made):
+    """The first lines of the page, from {policy: [(auc, rows trained on) or None of a run that failed]}."""
+    num = max(map(len, made.values()))
+    days = tuple(f"d{i}" for i in range(num))
+    found = [
+        Line(p, day, 0, error="a broken disk")
+        if of_day is None
+        else Line(p, day, 0, 9, 3 if of_day[0] else 0, of_day[0], 0.5, 1.0, rows_trained=of_day[1])
+        for p, of_days in made.items()
+        for day, of_day in zip(days, of_days)
+    ]
+    return backtest_page.report(Header("x.py", "x", tuple(made), days, (0,)), found).said
+
+
+@pytest.mark.fast
+def test_a_policy_that_failed_is_not_chosen():
+    jitter = [0.0, 0.01, -0.01, 0.005, -0.005, 0.0]
+    whole = [(0.7 + x, 100) for x in jitter]
+    auc, logloss, *_ = verdicts({"all": whole, "warm": [(0.9, 1), *[None] * 5]})
+    assert auc.startswith(
+        "AUC, 6 days: the best is `all` (0.7000), and there is no other to choose"
+    )
+    assert auc.endswith("not considered: `warm` has 1 of 6 days")
+    assert "`all`" in logloss and "choose `warm`" not in logloss
+    # None has all days.
+    auc, *_ = verdicts({"all": [*whole[:5], None], "warm": [None, *whole[1:]]})
+    assert auc == (
+        "AUC: no policy has it on every day, none can be chosen by it (`all` has 5 of 6 days, "
+        "`warm` has 5 of 6 days)"
+    )
+
+
+@pytest.mark.fast
+def test_costs_and_means_are_of_the_same_days():
+    """A day without a click on which `warm`, which costs more, has failed."""
+    aucs = [0.7, 0.71, 0.69, 0.705, 0.695]
+    all_, warm = (
+        [(x + s * d, rows) for x, s in zip(aucs, (1, -1, 1, -1, 1))]
+        for d, rows in ((0.01, 10), (0.0, 11))
+    )
+    auc, *_ = verdicts({"all": [*all_, (None, 50)], "warm": [*warm, None]})
+    assert (
+        "5 days: the best is `all` (0.7020), not distinguishable from `warm`, and no dearer" in auc
+    )
+
+
+@pytest.mark.fast
+def test_days_without_the_metric_do_not_count_for_a_choice():
+    some = [(0.7, 5), (0.71, 5), (0.69, 5), (None, 5), (None, 5)]
+    auc, logloss, *_ = verdicts({"all": some, "warm": some})
+    assert "AUC, 3 days" in auc and "fewer than 5 days tell too little" in auc
+    assert "logloss, 5 days" in logloss and "choose it" in logloss
+
+
 @pytest.mark.fast
 @pytest.mark.parametrize(
     "old, new, said",
@@ -255,6 +313,16 @@ def test_verdicts_are_those_of_a_paired_t_test():
             "config.train.monitor: 'auc': the day",
         ),
         ('"frozen": {}', '"frozen": {"train.epoch": 1}', "policy 'frozen'"),
+        (
+            '"warm+1": {}',
+            '"warm+1": {"prepare.groups": (("user", "user"), ("item", "gone"))}',
+            "policy 'warm+1': raw/2024-02-01.csv: there is no column 'gone'",
+        ),
+        (
+            '"warm": {}',
+            '"warm": {"prepare.day_length": 7}',
+            "policy 'warm': config.prepare: no row is of 2024-02-01, which others have",
+        ),
         (
             '"frozen": {}',
             '"frozen": {"seed": 3}',
@@ -300,15 +368,109 @@ def test_kuairands_plan_is_sound(arg, scored):
         assert config.train.epochs == (1 if "warm" in policy.name or arg == "tiny" else 3)
 
 
+def plan(workdir, days=tuple(DAYS), first=2, seeds=(0,), named=("frozen", "warm"), **overrides):
+    """A backtest of `overrides` {policy: overrides}; nothing is read or written."""
+    base = config_lib.default()
+    base.prepare.split, base.prepare.day_column, base.train.epochs = "day", "day", 5
+    found = [policies._policy(Path("x.py"), name, overrides.get(name, {})) for name in named]
+    return Backtest(base, workdir, policies.Declared(tuple(found), first), days, seeds, 1)
+
+
+def begun(workdir, **fields):
+    """The header of a backtest that has trained something."""
+    header = plan(workdir, **fields).header("x.py")
+    (workdir / "runs").mkdir()
+    files.write_json(workdir / "backtest.json", dataclasses.asdict(header))
+    return header
+
+
+@pytest.mark.fast
+def test_a_workdir_takes_more_days_seeds_and_policies(tmp_path):
+    old = begun(tmp_path, days=tuple(DAYS[:4]))
+    new = plan(tmp_path, seeds=(0, 1), named=("warm", "all")).header("x.py")
+    assert (new.before, new.days, new.seeds) == (tuple(DAYS[:2]), tuple(DAYS[2:]), (0, 1))
+    assert new.policies == ("warm", "all") and set(new.configs) == {"frozen", "warm", "all"}
+    assert flatten(new.configs["frozen"]) == flatten(old.configs["frozen"])
+    moved = plan(tmp_path)
+    moved.base.prepare.source, moved.base.name, moved.base.seed = "elsewhere", "y", 9
+    assert moved.header("x.py").name == "y"
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"warm": {"train.epochs": 6}}, "workdir, train.epochs 5 there, 6 now (warm); choose"),
+        (
+            {"all_to": 6},
+            "config of the backtest: another than in its workdir, train.epochs 5 there, 6 now "
+            "(frozen, warm); choose another --workdir",
+        ),
+        (
+            {"days": (*DAYS[:3], "2024-02-03b", *DAYS[3:])},
+            "days of the backtest: 2024-02-03b is new, and not behind 2024-02-05; choose another",
+        ),
+        ({"days": ("2024-01-31", *DAYS)}, "2024-01-31 is new, and not behind 2024-02-05; choose"),
+        ({"days": tuple(DAYS[:4])}, "2024-02-05 was lived there and is gone; choose another"),
+        ({"days": tuple(DAYS[1:])}, "2024-02-01 was lived there and is gone; choose another"),
+        ({"first": 3}, "first_days: 2 there, 3 now; choose another --workdir"),
+    ],
+)
+def test_a_workdir_is_of_one_config_and_of_days_in_their_order(tmp_path, fields, said):
+    begun(tmp_path)
+    epochs = fields.pop("all_to", 5)
+    found = plan(tmp_path, **fields)
+    found.base.train.epochs = epochs
+    with pytest.raises(UserError) as error:
+        found.header("x.py")
+    assert said in str(error.value)
+
+
+@pytest.mark.fast
+def test_a_workdir_of_before_has_days_only(tmp_path):
+    body = dataclasses.asdict(begun(tmp_path))
+    for new in ("before", "configs"):
+        del body[new]
+    files.write_json(tmp_path / "backtest.json", body)
+    assert plan(tmp_path, warm={"train.epochs": 6}).header("x.py").configs["warm"]
+    with pytest.raises(UserError, match="2024-02-05 was lived there and is gone"):
+        plan(tmp_path, days=tuple(DAYS[:4])).header("x.py")
+    files.write_json(tmp_path / "backtest.json", body | {"colour": 1})
+    with pytest.raises(UserError, match="backtest.json: damaged"):
+        plan(tmp_path).header("x.py")
+
+
+@pytest.mark.fast
+def test_another_config_is_refused_before_a_run_is_touched(shop, capsys, trained):
+    begun_at = Path("other")
+    assert run(begun_at) == 1
+    Path("more.py").write_text(EXPERIMENT.replace("c.train.epochs = 5", "c.train.epochs = 7"))
+    before = {path: path.read_bytes() for path in begun_at.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert run(begun_at, config="more.py") == 2
+    error = capsys.readouterr().err
+    assert "train.epochs 5 there, 7 now (frozen, warm, warm+1); choose another --workdir" in error
+    assert before == {path: path.read_bytes() for path in begun_at.rglob("*") if path.is_file()}
+
+
+@pytest.mark.fast
+def test_a_mistake_of_a_later_day_says_policy_and_day(shop, capsys, trained, monkeypatch):
+    def prepare(config, **_):
+        raise UserError("config.prepare.x: it is wrong; correct it")
+
+    monkeypatch.setattr(backtest_lib.preparation, "prepare", prepare)
+    assert run("later") == 2
+    said = f"policy 'frozen', day {DAYS[2]}: config.prepare.x: it is wrong; correct it"
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.fast
 @pytest.mark.parametrize("of_base", [False, True])
 def test_moments_are_a_policys_own(of_base):
     """On days that have a parent, and on no other."""
-    base = config_lib.default()
-    base.prepare.split, base.prepare.day_column = "day", "day"
-    base.train.init_moments = of_base
-    warm = policies._policy(Path("x.py"), "warm", {"train.init_moments": not of_base})
-    found = Backtest(base, Path("x"), policies.Declared((warm,), 2), tuple(DAYS), (0,), 1)
+    found = plan(Path("x"), named=("warm",), warm={"train.init_moments": not of_base})
+    found.base.train.init_moments = of_base
+    (warm,) = found.declared.policies
     moments = [found.config(warm, warm.task(DAYS, 2, at), 0).train.init_moments for at in (2, 3)]
     assert moments == [False, not of_base]
 

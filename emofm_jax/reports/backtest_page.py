@@ -88,6 +88,12 @@ class _Figures:
         """Rows trained on, over all days, of a seed."""
         return float(np.nansum(self.metric(policy, "rows_trained")))
 
+    def costs(self, policies: Sequence[str]) -> dict[str, float]:
+        """Rows trained on, of a seed, over the days that all of the policies have."""
+        rows = {policy: self.metric(policy, "rows_trained") for policy in policies}
+        common = np.all([np.isfinite(of_days) for of_days in rows.values()], axis=0)
+        return {policy: float(of_days[common].sum()) for policy, of_days in rows.items()}
+
 
 def _table(found: _Figures) -> Table:
     rows = []
@@ -112,38 +118,53 @@ def _differences(found: _Figures, metric: str) -> Table:
 
 
 def _verdicts(found: _Figures) -> list[str]:
-    """Which policy to choose, by each of AUC and logloss."""
+    """Which policy to choose, by each of AUC and logloss, of those that have every day."""
     texts = []
-    for metric, better in (("auc", max), ("logloss", min)):
-        means = {p: mean for p in found.policies if (mean := found.mean(p, metric)) is not None}
-        if not means:
-            texts.append(f"{_NAMES[metric]}: no day has one, no policy can be chosen by it")
-            continue
-        best = better(means, key=lambda policy: means[policy])
-        alike = [best]
-        for policy in means.keys() - {best}:
-            interval = found.difference(policy, best, metric)
-            if interval is None or interval.low <= 0 <= interval.high:
-                alike.append(policy)
-        cheapest = min(alike, key=lambda policy: (found.cost(policy), policy))
-        text = f"{_NAMES[metric]}, {len(found.days)} days: the best is `{best}` ({means[best]:.4f})"
-        if len(found.days) < _FEW:
-            text += f"; fewer than {_FEW} days tell too little to choose by"
-        elif cheapest != best:
-            text += (
-                f"; `{cheapest}` ({means[cheapest]:.4f}) is not distinguishable from it and trains "
-            )
-            text += (
-                f"on {found.cost(cheapest):,.0f} rows instead of {found.cost(best):,.0f}: choose "
-            )
-            text += f"`{cheapest}`"
-        elif len(alike) > 1:
-            names = ", ".join(f"`{p}`" for p in sorted(alike) if p != best)
-            text += f", not distinguishable from {names}, and no dearer: choose it"
+    for metric in ("auc", "logloss"):
+        of_policy = {policy: np.isfinite(found.metric(policy, metric)) for policy in found.policies}
+        days = int(np.any(list(of_policy.values()), axis=0).sum())
+        have = {policy: int(there.sum()) for policy, there in of_policy.items()}
+        whole = [policy for policy, num in have.items() if num == days]
+        short = ", ".join(
+            f"`{p}` has {num} of {days} days" for p, num in have.items() if num < days
+        )
+        if not days:
+            text = "no day has one, no policy can be chosen by it"
+        elif not whole:
+            text = f"no policy has it on every day, none can be chosen by it ({short})"
         else:
-            text += ", distinguishably: choose it"
-        texts.append(text)
+            text = f"{days} {'day' if days == 1 else 'days'}: {_choice(found, metric, whole, days)}"
+            text += f"; not considered: {short}" if short else ""
+        texts.append(f"{_NAMES[metric]}{',' if whole and days else ':'} {text}")
     return texts
+
+
+def _choice(found: _Figures, metric: str, policies: Sequence[str], days: int) -> str:
+    """The best of policies that have a metric on the same days, and the cheapest that is alike."""
+    means = {p: mean for p in policies if (mean := found.mean(p, metric)) is not None}
+    better = max if metric == "auc" else min
+    best = better(means, key=lambda policy: means[policy])
+    text = f"the best is `{best}` ({means[best]:.4f})"
+    if days < _FEW:
+        return f"{text}; fewer than {_FEW} days tell too little to choose by"
+
+    if len(policies) == 1:
+        return f"{text}, and there is no other to choose"
+    alike = [best]
+    for policy in (policy for policy in policies if policy != best):
+        interval = found.difference(policy, best, metric)
+        if interval and interval.low <= 0 <= interval.high:
+            alike.append(policy)
+    costs = found.costs(policies)
+    cheapest = min(alike, key=lambda policy: (costs[policy], policy))
+    if cheapest != best:
+        text += f"; `{cheapest}` ({means[cheapest]:.4f}) is not distinguishable from it and trains "
+        text += f"on {costs[cheapest]:,.0f} rows instead of {costs[best]:,.0f}: choose "
+        return f"{text}`{cheapest}`"
+    if len(alike) > 1:
+        names = ", ".join(f"`{p}`" for p in sorted(alike) if p != best)
+        return f"{text}, not distinguishable from {names}, and no dearer: choose it"
+    return f"{text}, distinguishably: choose it"
 
 
 def _notes(header: Header, lines: Sequence[Line]) -> list[str]:

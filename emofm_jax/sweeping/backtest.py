@@ -26,7 +26,8 @@ from emofm_jax.data import schema as schema_lib
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import paired
 from emofm_jax.evaluation.split_report import SplitReport
-from emofm_jax.sweeping import overrides, processes
+from emofm_jax.options import flatten
+from emofm_jax.sweeping import overrides, policies, processes
 from emofm_jax.sweeping import run as sweep_run
 from emofm_jax.sweeping.policies import Declared, Policy, Task
 from emofm_jax.sweeping.record import Result
@@ -39,13 +40,65 @@ _SCORED = "score.json"  # of a day that a model scored which was there already
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """The content of backtest.json."""
+    """The content of backtest.json.
+
+    Attributes:
+      experiment, name, policies, seeds: as of the last command.
+      days: that are scored.
+      before: days before the first of them; empty in files that do not say.
+      configs: {policy: {dotted field: value}} of what decides results, of each that was lived here.
+    """
 
     experiment: str
     name: str
     policies: tuple[str, ...]
-    days: tuple[str, ...]  # that are scored
+    days: tuple[str, ...]
     seeds: tuple[int, ...]
+    before: tuple[str, ...] = ()
+    configs: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads it; raises UserError on a damaged file."""
+        try:
+            body = files.read_json(path)
+            tuples = {k: tuple(body.get(k, ())) for k in ("policies", "days", "seeds", "before")}
+            return cls(**body | tuples)
+        except (ValueError, TypeError) as error:
+            remedy = "restore it, or choose another --workdir"
+            raise UserError(f"{path}: damaged ({error}); {remedy}") from None
+
+    def after(self, old: Self) -> Self:
+        """This one, in the workdir of an older one.
+
+        Raises:
+          UserError: it lives other days, but for more at the end; or a policy is of another config.
+        """
+        remedy = "choose another --workdir"
+        was, now = (*old.before, *old.days), (*self.before, *self.days)
+        now = now if old.before else self.days
+        if now[: len(was)] != was:
+            late = [day for day in now if day not in was]
+            gone = [f"{day} was lived there and is gone" for day in was if day not in now]
+            what = [*gone, *(f"{day} is new, and not behind {was[-1]}" for day in late)]
+            what = what[0] if what else "they stand in another order"
+            raise UserError(f"days of the backtest: {what}; {remedy}")
+        if old.before and len(old.before) != len(self.before):
+            what = f"{len(old.before)} there, {len(self.before)} now"
+            raise UserError(f"first_days: {what}; {remedy}")
+
+        free, differ = config_lib.free() | policies.DECIDED, dict[str, list[str]]()
+        for policy in (policy for policy in self.policies if policy in old.configs):
+            there = flatten(config_lib.default()) | config_lib.renamed(flatten(old.configs[policy]))
+            for field, (a, b) in config_lib.difference(there, self.configs[policy]).items():
+                if field not in free:
+                    differ.setdefault(f"{field} {a!r} there, {b!r} now", []).append(policy)
+        if differ:
+            what = "; ".join(f"{text} ({', '.join(of)})" for text, of in differ.items())
+            raise UserError(
+                f"config of the backtest: another than in its workdir, {what}; {remedy}"
+            )
+        return dataclasses.replace(self, configs={**old.configs, **self.configs})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +196,49 @@ class Backtest:
                 yield self._line(run, ended[run.workdir])
             self._forget(at)
 
+    def check(self) -> None:
+        """Raises UserError, before anything is written, on a mistake in the config of a policy.
+
+        Where a policy prepares rows in its own way, they are read once.
+        """
+        first, last = self.declared.first_days, len(self.days) - 1
+        for policy in self.declared.policies:
+            config = self.config(policy, policy.task(self.days, first, last), self.seeds[0])
+            config.train.init_from, config.train.init_moments = "", False
+            with _named(f"policy {policy.name!r}"):
+                check(config)
+                run_lib.check(config)
+                prepared = self.of_policy(policy)
+                if prepared.prepare != self.base.prepare:
+                    self._check_days(preparation.days(prepared))
+
+    def _check_days(self, found: Sequence[str]) -> None:
+        if gone := [day for day in self.days if day not in found]:
+            what = f"no row is of {gone[0]}, which others have"
+            raise UserError(f"config.prepare: {what}; give all policies the same days")
+
+    def header(self, experiment: str) -> Header:
+        """What backtest.json holds, after what it has held.
+
+        Args:
+          experiment: its file and argument.
+
+        Raises:
+          UserError: the workdir is of other days or of another config.
+        """
+        free = config_lib.free() | policies.DECIDED
+        configs = {
+            policy.name: {k: v for k, v in flatten(self.of_policy(policy)).items() if k not in free}
+            for policy in self.declared.policies
+        }
+        first = self.declared.first_days
+        before, days = self.days[:first], self.days[first:]
+        of_command = (experiment, self.base.name, tuple(configs), days, self.seeds)
+        found = Header(*of_command, before, configs)
+        path = self.workdir / FILE
+        begun = path.exists() and (self.workdir / "runs").exists()
+        return found.after(Header.load(path)) if begun else found
+
     def place(self, policy: Policy, day: str, seed: int) -> Path:
         """The workdir of a run."""
         return self.workdir / "runs" / policy.name / _quoted(day) / f"seed-{seed}"
@@ -152,7 +248,7 @@ class Backtest:
         return self.workdir / "data" / policy.name / _quoted(day)
 
     def of_policy(self, policy: Policy) -> ConfigDict:
-        """The config of a policy: the base with its overrides, without what the backtest decides."""
+        """The base with the overrides of a policy, before the backtest sets its fields."""
         return overrides.apply(self.base, policy.overrides, f"policy {policy.name!r}")
 
     def config(self, policy: Policy, task: Task, seed: int) -> ConfigDict:
@@ -187,7 +283,8 @@ class Backtest:
                 runs.append(run)
         if runs:
             base = self.data(policy, task.parent) if task.parent else None
-            identity = _prepare(runs[0].config, base)
+            with _named(f"policy {policy.name!r}, day {task.day}"):
+                identity = _prepare(runs[0].config, base)
             runs = [dataclasses.replace(run, identity=identity) for run in runs]
         return runs, lines
 
@@ -317,6 +414,15 @@ def _line(run: Run, report: SplitReport) -> Line:
     unknown = statistics.fmean(report.unknown.values()) if report.unknown else None
     of_rows = (report.rows, report.clicks, report.auc, report.logloss, report.pcoc)
     return Line(policy, day, run.seed, *of_rows, intervals, unknown)
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Puts a place before the user's mistakes."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"{where}: {error}") from None
 
 
 def _quoted(day: str) -> str:
