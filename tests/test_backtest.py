@@ -379,7 +379,8 @@ def plan(workdir, days=tuple(DAYS), first=2, seeds=(0,), named=("frozen", "warm"
 def begun(workdir, **fields):
     """The header of a backtest that has trained something."""
     header = plan(workdir, **fields).header("x.py")
-    (workdir / "runs").mkdir()
+    for day in header.days:
+        (workdir / "runs" / "warm" / day).mkdir(parents=True)
     files.write_json(workdir / "backtest.json", dataclasses.asdict(header))
     return header
 
@@ -424,6 +425,19 @@ def test_a_workdir_is_of_one_config_and_of_days_in_their_order(tmp_path, fields,
     with pytest.raises(UserError) as error:
         found.header("x.py")
     assert said in str(error.value)
+
+
+@pytest.mark.fast
+def test_days_without_a_run_may_go(tmp_path):
+    """The last file was damaged, say, and is taken away until a whole one comes."""
+    begun(tmp_path)
+    (tmp_path / "runs" / "warm" / DAYS[4]).rmdir()
+    assert plan(tmp_path, days=tuple(DAYS[:4])).header("x.py").days == tuple(DAYS[2:4])
+    with pytest.raises(UserError, match=f"{DAYS[3]} was lived there and is gone"):
+        plan(tmp_path, days=tuple(DAYS[:3])).header("x.py")
+    for day in DAYS[2:4]:
+        (tmp_path / "runs" / "warm" / day).rmdir()
+    assert plan(tmp_path, first=1, warm={"train.epochs": 6}).header("x.py").before == (DAYS[0],)
 
 
 @pytest.mark.fast

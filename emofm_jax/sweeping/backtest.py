@@ -235,9 +235,13 @@ class Backtest:
         before, days = self.days[:first], self.days[first:]
         of_command = (experiment, self.base.name, tuple(configs), days, self.seeds)
         found = Header(*of_command, before, configs)
-        path = self.workdir / FILE
-        begun = path.exists() and (self.workdir / "runs").exists()
-        return found.after(Header.load(path)) if begun else found
+        path, runs = self.workdir / FILE, self.workdir / "runs"
+        if not path.exists():
+            return found
+        old = Header.load(path)
+        # Days at the end without a run were not lived: preparing one of them failed.
+        begun = [at for at, day in enumerate(old.days, 1) if any(runs.glob(f"*/{_quoted(day)}"))]
+        return found.after(dataclasses.replace(old, days=old.days[: begun[-1]])) if begun else found
 
     def place(self, policy: Policy, day: str, seed: int) -> Path:
         """The workdir of a run."""
