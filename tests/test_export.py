@@ -20,6 +20,7 @@ from emofm_jax.data import files
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import calibration
 from emofm_jax.scoring import artefact as artefact_lib
+from emofm_jax.scoring import origin as origin_lib
 from emofm_jax.scoring import score
 
 BATCHES = (0, 1, 4096)
@@ -142,6 +143,14 @@ def test_a_parent_and_a_calibration_are_part_of_the_origin(runs, tmp_path):
     ]
     for path in other:
         assert "metrics" not in emofm_jax.load_scorer(path).origins[0]
+
+
+def test_a_damaged_file_of_the_origin_is_named(tmp_path):
+    for name, read in (("metrics.json", origin_lib._metrics), ("parent.json", origin_lib._parent)):
+        for text in ('{"train": 3', '{"train": 3}', "[]", ""):
+            (tmp_path / name).write_text(text)
+            with pytest.raises(UserError, match=f"{name}: damaged .*; (delete|restore) it"):
+                read(tmp_path, *([1] if name == "metrics.json" else []))
 
 
 def test_what_an_exported_program_cannot_do_is_said(artefact, features):

@@ -4,12 +4,14 @@ Names of places are those that were typed, or of an absolute path the last part:
 no path of the machine that made it.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from emofm_jax.data import files
 from emofm_jax.data.schema import Schema
+from emofm_jax.errors import UserError
 
 _FIGURES = ("rows", "clicks", "auc", "logloss", "gauc", "pcoc")
 _SPLITS = ("valid", "test")
@@ -27,6 +29,9 @@ def read(workdir: Path, step: int, config: Any, schema: Schema) -> dict[str, Any
       {"run", "experiment", "model", "step", "data": identity of the preparation, "days": of its
       training rows, "metrics": {split: figures}, "parent": {"run", "step", "data", "days"}}; what
       is not known is left out, as are metrics of another step.
+
+    Raises:
+      UserError: metrics.json or parent.json is damaged.
     """
     found: dict[str, Any] = {
         "run": place(workdir),
@@ -65,11 +70,13 @@ def _metrics(workdir: Path, step: int) -> dict[str, dict[str, Any]]:
     path = workdir / "metrics.json"
     if not path.exists():
         return {}
-    body = files.read_json(path)
-    if body["train"].get("kept_step", step) != step:
-        return {}
-    parts = {split: body[split] for split in _SPLITS if body.get(split)}
-    return {split: {key: part.get(key) for key in _FIGURES} for split, part in parts.items()}
+    remedy = "delete it, and the same train command writes it again"
+    with _reading(path, remedy):
+        body = files.read_json(path)
+        if body["train"].get("kept_step", step) != step:
+            return {}
+        parts = {split: body[split] for split in _SPLITS if body.get(split)}
+        return {split: {key: part.get(key) for key in _FIGURES} for split, part in parts.items()}
 
 
 def _parent(workdir: Path) -> dict[str, Any]:
@@ -77,7 +84,17 @@ def _parent(workdir: Path) -> dict[str, Any]:
     path = workdir / "parent.json"
     if not path.exists():
         return {}
-    body = files.read_json(path)
-    found = {"step": body["step"], "data": body["identity"], "days": body["days"]}
-    known = {key: value for key, value in found.items() if value not in ("", [])}
-    return {"run": place(Path(body["place"]))} | known
+    with _reading(path, "restore it"):
+        body = files.read_json(path)
+        found = {"step": body["step"], "data": body["identity"], "days": body["days"]}
+        known = {key: value for key, value in found.items() if value not in ("", [])}
+        return {"run": place(Path(body["place"]))} | known
+
+
+@contextlib.contextmanager
+def _reading(path: Path, remedy: str) -> Iterator[None]:
+    """Names a file that is not what was written: a UserError."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged ({error}); {remedy}") from None
