@@ -133,6 +133,17 @@ def test_models_that_are_the_same_are_not_distinguishable():
         assert difference.verdict == "not distinguishable" and difference.p == 1
 
 
+def test_a_model_that_knows_more_is_better_in_both_metrics():
+    """The label's own logit against one of noise: AUC rises and log-loss falls."""
+    random = np.random.default_rng(5)
+    z, noise = random.normal(size=(2, 2000)).astype(np.float32)
+    rows = paired.Rows((random.random(2000) < sigmoid(z)).astype(np.int8))
+    scores = [(sigmoid(noise), noise), (sigmoid(z), z)]
+    for pair, verdict in ((scores, "better"), (scores[::-1], "worse")):
+        found = contest.make(["a", "b"], pair, rows, source="x").models[1].differences
+        assert {found[metric].verdict for metric in ("auc", "logloss")} == {verdict}
+
+
 def test_clusters_that_widen_intervals_are_said():
     rows, logits = made(2000, users=20, shift=0.5, seed=3)
     scores = [(sigmoid(z), z) for z in logits]
