@@ -753,7 +753,7 @@ OF_0_1 = [
     (pa.array([np.nan, 5.0]), ("-1",), "multi", [["nan"], ["5"]]),
     (pa.array(["-1", "-1.0"]), ("-1",), "multi", [[], ["-1.0"]]),
     (pa.array([[-1]]), ("-1",), "multi", [["-1"]]),
-    (pa.array([0.1], pa.float16()), (), "categorical", ["0.0999755859375"]),
+    (pa.array(np.array([0.1], np.float16)), (), "categorical", ["0.0999755859375"]),
     (np.array(["2024-03-05"], "M8[D]"), (), "categorical", ["2024-03-05"]),
     (pa.array([0], pa.timestamp("s")), (), "categorical", ["1970-01-01 00:00:00"]),
     (pa.array(["-1", "-1.0"]), ("-1",), "numeric", [None, -1.0]),
