@@ -296,11 +296,14 @@ def test_jobs_end_with_the_same_line(home, capsys):
     signs = rows(50, 3).replace(",0,", ",-1,").replace(",1,", ",-1,")
     (home / "raw/train-3.csv").write_text(signs)
     assert "the labels hold both 0 and -1" in both(home, *lone, code=2)
-    hashed = (
-        "--config.prepare.slots={'tags': {'kind': 'multi'}}",
-        "--config.prepare.slot.encoding=hash",
+    more = (
+        "    c.prepare.slots = {'tags': {'kind': 'multi'}}\n    c.prepare.slot.encoding = 'hash'\n"
     )
-    both(home, *lone, *hashed, "--config.prepare.slot.rows=9", code=2)  # no pass counts
+    (home / "hashed.py").write_text(
+        (home / "shop.py").read_text().replace("    return c", f"{more}    return c")
+    )
+    hashed = ("--config=hashed.py", lone[1], "--config.prepare.slot.rows=9")
+    both(home, *hashed, code=2)  # no pass counts
     for path in (home / "raw").glob("train*"):
         path.write_text("")
     assert "so are all of the 7 files" in both(home, *lone, code=2)

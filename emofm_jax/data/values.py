@@ -136,7 +136,7 @@ def rounded(numbers: Sequence[float], kind: pa.DataType) -> np.ndarray:
     """Numbers as they are at the width of an Arrow type, if it is of floats; else in 64 bits."""
     wide = np.array(numbers, np.float64)
     with np.errstate(over="ignore"):
-        return wide.astype(kind.to_pandas_dtype()) if pa.types.is_floating(kind) else wide
+        return wide.astype(f"f{kind.bit_width // 8}") if pa.types.is_floating(kind) else wide
 
 
 def spell(column: pa.Array, respell: bool = True, spelling: int = SPELLING) -> pa.Array:
