@@ -12,6 +12,7 @@ import pytest
 from emofm_jax import config as config_lib
 from emofm_jax import prepare, train
 from emofm_jax.data import encode, files, shards
+from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.errors import UserError
@@ -269,12 +270,12 @@ def test_days_that_it_has_seen_evaluate_nothing(tmp_path):
     assert start._days(dataclasses.replace(schema, days=("a", "b")), tmp_path) == ["a", "b"]
     files.write_json(tmp_path / start.FILE, {"days": ["z", "a"]})
     assert start._days(dataclasses.replace(schema, days=("a", "b")), tmp_path) == ["z", "a", "b"]
-    start._check_days("--init_from=a", schema, ["2024-03-05"])
+    recipe_lib.check_unseen(schema.recipe, ["2024-03-05"], "--init_from=a")
     for day, name in (("2024-03-06", "valid_days"), ("20240307", "test_days")):
         with pytest.raises(
             UserError, match=f"it was trained on {day}, which config.prepare.{name}"
         ):
-            start._check_days("--init_from=a", schema, ["2024-03-05", day])
+            recipe_lib.check_unseen(schema.recipe, ["2024-03-05", day], "--init_from=a")
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ nothing twice; the last one puts the shards in their place and removes the rest.
 """
 
 import contextlib
+import dataclasses
 import json
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,10 +78,11 @@ def run(
     if stage == "count":
         if not any(stages.learned_slots(plan.schema)):
             return "nothing is to be counted: no slot needs it; go on with --stage=merge"
-        return _do(_of_count(plan, part.of), place, stage, part, workers)
-    slots = _merged(place)
-    of_encode = _of_encode(plan, slots.schema, place, part.of)
-    return _do(of_encode, place, stage, part, workers)
+        make = lambda: _of_count(plan, part.of)
+    else:
+        slots = _merged(place)
+        make = lambda: _of_encode(plan, slots.schema, place, part.of)
+    return _do(make, place, stage, part, workers)
 
 
 def _shard(stage: str, text: str) -> Shard | None:
@@ -117,8 +119,7 @@ def _about(file: RawFile) -> list[Any]:
 
 
 def _of_count(plan: passes.Plan, num_shards: int) -> stages.Stage:
-    split = "train" if "train" in plan.source.files else ""
-    jobs = stages.jobs_of(plan.source.recipe, {split: plan.source.files[split]}, num_shards)
+    jobs = stages.jobs_of(plan.source.recipe, plan.source.of_training, num_shards)
     return stages.Stage(plan.source, plan.schema, None, jobs)
 
 
@@ -127,11 +128,16 @@ def _of_encode(plan: passes.Plan, schema: Schema, place: Path, num_shards: int) 
     return stages.Stage(plan.source, schema, place / "merge", jobs)
 
 
-def _do(stage: stages.Stage, place: Path, name: str, part: Shard, workers: int) -> str:
-    """Does the jobs of a shard that have not been done; says so."""
+def _do(make: Callable[[], stages.Stage], place: Path, name: str, part: Shard, workers: int) -> str:
+    """Does the jobs of a shard that have not been done; says so.
+
+    The first shard makes the stage, for which files are looked through; the others read it.
+    """
     directory = place / f"{name}-{part.of}"
     files.make_directory(directory)
-    stages.write_stage(stage, directory)
+    if (stage := stages.read_stage(directory)) is None:
+        stage = make()
+        stages.write_stage(stage, directory)
     own = range(part.number - 1, len(stage.jobs), part.of)
     tasks = [(directory, number) for number in own if not stages.is_done(directory, number)]
     num_workers = min(workers or engines.num_cores(), len(tasks))
@@ -167,7 +173,7 @@ def _merged(place: Path) -> passes.Slots:
 def _publish(plan: passes.Plan, place: Path, directory: Path) -> counts_lib.Report:
     """Fills the directory of the shards."""
     slots, left = _merged(place), _Left(plan, place)
-    left.check(slots.schema)
+    left.check("encode")
     for name in ("vocabulary", "rare"):
         if (place / "merge" / name).exists():
             directories.copy(place / "merge" / name, directory / name)
@@ -190,23 +196,22 @@ class _Left(stages.Runner):
         what: str,
     ) -> Generator[tuple[str, Any], None, None]:
         """See `Runner`; raises UserError if a shard was not run, too."""
-        directory, stage = self.check(None if vocabularies is None else schema)
+        directory, stage = self.check("count" if vocabularies is None else "encode")
         heard = stages.Heard(stage)
         for number, job in enumerate(stage.jobs):
             yield from ((job.split, item) for item in heard.items(directory, number))
 
-    def check(self, schema: Schema | None) -> tuple[Path, stages.Stage]:
-        """The directory of a stage all of whose jobs are done: of encode, given its schema."""
-        name, missing = "count" if schema is None else "encode", {}
+    def check(self, name: str) -> tuple[Path, stages.Stage]:
+        """A directory of count or encode all of whose jobs are done, and its stage."""
+        missing = {}
         for directory in sorted(self._place.glob(f"{name}-*")):
             count = int(directory.name.removeprefix(f"{name}-"))
-            if schema is None:
-                stage = _of_count(self._plan, count)
-            else:
-                stage = _of_encode(self._plan, schema, self._place, count)
-            done = [stages.is_done(directory, number) for number in range(len(stage.jobs))]
+            stage, done = stages.read_stage(directory), [False] * count
+            if stage:
+                done = [stages.is_done(directory, number) for number in range(len(stage.jobs))]
             if all(done):
-                return directory, stage
+                assert stage
+                return directory, dataclasses.replace(stage, source=self._plan.source)
             left = sorted({i % count + 1 for i, is_done in enumerate(done) if not is_done})
             missing[count] = left
         if not missing:

@@ -64,11 +64,10 @@ def whole(path: Path, doing: str = "writes", where: str = "") -> Iterator[Path]:
         except Exception as error:
             if not errors.reason(error):
                 raise
-            file = str(getattr(error, "filename", None) or new)
-            if str(new) not in file:  # it was read
+            file = str(getattr(error, "filename", None) or "")
+            if file and str(new) not in file:  # it was read
                 raise FileError(errors.said(error)) from None
-            file = where if file == str(new) else file.replace(str(new), str(path))
-            raise errors.of_file(file, error) from None
+            raise errors.of_file(file.replace(str(new), str(path)) or where, error) from None
 
 
 @contextlib.contextmanager

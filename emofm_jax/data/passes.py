@@ -127,9 +127,9 @@ def _count(
     if not counted and not measured:
         return counters, moments, weighted
 
-    split = "train" if "train" in source.files else ""
-    files = source.files[split]
-    items = runner.items(source, schema, None, {split: files}, "counting")
+    of_training = source.of_training
+    (files,) = of_training.values()
+    items = runner.items(source, schema, None, of_training, "counting")
     with contextlib.closing(items):
         for learned in Gaps(len(files)).out_of(item for _, item in items):
             for owner, values_of_owner, counts in learned.values:

@@ -6,7 +6,7 @@ it stands in schema.json), so that raw rows can be read again exactly as when th
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +298,20 @@ def in_order(days: Iterable[str], strict: bool = False) -> list[str]:
 def named_days(recipe: Mapping, name: str) -> list[str]:
     """The days of an option, `valid_days` and the like, as `days_of` spells them."""
     return [str(values.one(day)) for day in later(recipe, name)]
+
+
+def check_unseen(recipe: Mapping, days: Collection[str], where: str) -> None:
+    """Raises UserError if a validation or test day is one that a model or a base was trained on.
+
+    Args:
+      recipe: of the new rows.
+      days: that were trained on.
+      where: begins the error.
+    """
+    for name in ("valid_days", "test_days"):
+        if seen := [day for day in named_days(recipe, name) if day in days]:
+            what = f"it was trained on {seen[0]}, which config.prepare.{name} has"
+            raise UserError(f"{where}: {what}; name later days")
 
 
 def _time_of(day: str, length: int | None) -> str:

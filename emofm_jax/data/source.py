@@ -128,15 +128,17 @@ class Source:
             remedy = "name the new days in config.prepare.train_days, or these in replay_days"
             what = f"it has the rows of {', '.join(both)} already"
             raise UserError(f"{where}: {what}; {remedy}")
-        for name in ("valid_days", "test_days"):
-            days = recipe_lib.named_days(self.recipe, name)
-            if seen := [day for day in days if day in before]:
-                what = f"it was trained on {seen[0]}, which config.prepare.{name} has"
-                raise UserError(f"{where}: {what}; name later days")
+        recipe_lib.check_unseen(self.recipe, before, where)
         replayed = recipe_lib.named_days(self.recipe, "replay_days")
         if never := [day for day in replayed if day not in before]:
             what = f"it has no rows of {never[0]}, which config.prepare.replay_days has"
             raise UserError(f"{where}: {what}; name days of its own, or put it in train_days")
+
+    @property
+    def of_training(self) -> dict[str, list[RawFile]]:
+        """{split: the files that hold its rows}, of train, or of all ("") where the rows say it."""
+        split = "train" if "train" in self.files else ""
+        return {split: self.files[split]}
 
     def place(self, chunk: Chunk) -> int:
         """The place of a chunk's file among those of its split, or all."""
@@ -145,7 +147,7 @@ class Source:
     @functools.cached_property
     def _places(self) -> dict[str, int]:
         """{file: its place} among the training files, or all where the rows say their split."""
-        files = self.files.get("", self.files.get("train", []))
+        (files,) = self.of_training.values()
         return {str(file.path): i for i, file in enumerate(files)}
 
 

@@ -224,6 +224,14 @@ def write_stage(stage: Stage, directory: Path) -> None:
     files_lib.write_scratch(_stage(directory), [stage])
 
 
+def read_stage(directory: Path) -> Stage | None:
+    """What `write_stage` wrote; None where nothing was."""
+    if not _stage(directory).exists():
+        return None
+    (stage,) = files_lib.read_scratch(_stage(directory))
+    return stage
+
+
 def run(task: tuple[Path, int]) -> None:
     """Does a job: a function that engines map.
 
@@ -271,7 +279,8 @@ def _with_days(items: Iterator[Any], days: set[str]) -> Iterator[Any]:
 @functools.lru_cache(maxsize=1)
 def _opened(directory: Path) -> tuple[Stage, dict[str, vocabulary.Vocabulary] | None]:
     """A stage and its vocabularies, which the jobs of a process share."""
-    (stage,) = files_lib.read_scratch(_stage(directory))
+    stage = read_stage(directory)
+    assert stage
     if stage.vocabularies is None:
         return stage, None
     return stage, encode_lib.load_vocabularies(stage.schema, stage.vocabularies)

@@ -12,7 +12,7 @@ start are those of the other run, bit for bit.
 """
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,8 @@ def make(config: ConfigDict, parts: Parts) -> Start:
             differs = f"its schema differs by more than growth ({'; '.join(problems)})"
             raise UserError(f"{where}: {differs}; {remedy}")
         days = _days(schema, directory)
-        _check_days(where, ours, days)
+        if ours.recipe:
+            recipe_lib.check_unseen(ours.recipe, days, where)
         found = _restore(config, theirs, schema, directory)
         rows = _rows(schema, ours, directory, Path(config.data.dir))
     state, fresh = _carry(parts, schema, found.state, rows, moments)
@@ -107,14 +108,6 @@ def _days(schema: Schema, directory: Path) -> list[str]:
     path = directory / FILE
     before = files.read_json(path)["days"] if path.exists() else []
     return [*before, *(day for day in schema.days if day not in before)]
-
-
-def _check_days(where: str, ours: Schema, days: Collection[str]) -> None:
-    for name in ("valid_days", "test_days"):
-        named = recipe_lib.named_days(ours.recipe, name) if ours.recipe else []
-        if seen := [day for day in named if day in days]:
-            what = f"it was trained on {seen[0]}, which config.prepare.{name} has"
-            raise UserError(f"{where}: {what}; name later days")
 
 
 def _by_name(schema: Schema) -> dict[str, Slot]:
