@@ -65,6 +65,10 @@ CELLS = [
     ("['a',]", ["a"]),
     (r"['it\'s', 'q\"x', '\\', '\xe9']", ["it's", 'q"x', "\\", "é"]),
     (r'["\u00e9", "a\"b", "\n"]', ["é", 'a"b', "\n"]),
+    (str(["a", b"a", "é".encode(), b'it\'s "b"\\n\t']), ["a", "a", "é", 'it\'s "b"\\n\t']),
+    (str([b"a", b"\xff"]), None),
+    (str(np.array([b"t1", b"t2"])), ["t1", "t2"]),
+    ("[b'day, c]", ["b'day", "c"]),
     ("[a]^[b]", ["[a]", "[b]"]),
     ("[REC] [2]", ["[REC] [2]"]),
     ("[a", ["[a"]),
@@ -109,6 +113,17 @@ def test_ids_and_weights():
     named = pa.array([{"item": 7, "score": 0.5}, None, {"item": None, "score": 1.0}])
     ids, weights = bags.pairs(named)
     assert ids.to_pylist() == [7, None, None] and weights.to_pylist() == [0.5, None, 1.0]
+
+
+def test_pairs_of_json_over_several_lines():
+    wanted = {"a": 0.5, "b:c": 2.0, "d\n": 1.5}
+    cells = [json.dumps(wanted, indent=4), json.dumps(wanted).replace(": ", ":\r\n  ")]
+    cells.append("{'a'\n:\n0.5, \"b:c\":\n'2.0', 'd\\n'  :\t1.5\n}")
+    lists, bad = list_text.split(pa.array(cells), "^", braces=True)
+    ids, weights = bags.pairs(lists.flatten())
+    assert not bad.any() and ids.to_pylist() == [*map(str.strip, wanted)] * 3
+    assert [*map(float, weights.to_pylist())] == [*wanted.values()] * 3
+    assert list_text.split(pa.array([r"{'a': b'\xff'}"]), "^", braces=True)[1].all()
 
 
 def test_braces_hold_pairs():

@@ -276,6 +276,30 @@ def test_a_key_that_is_a_slot_of_numbers_is_the_number(given):
     assert keys[:6] == [five] * 5 + [0] and five != 0
 
 
+@pytest.mark.parametrize("places", [0, 1, 6, 17])
+def test_a_decimal_and_its_text_are_one_key(places):
+    """Above 2^53 too, where floats of 64 bits do not tell whole numbers apart."""
+    digits = [10**17 + 1, 10**17 + 2, (2**53 + 1) * 10**places, -(2**53 + 1) * 10**places, 5, 0]
+    typed = [decimal.Decimal(x).scaleb(-places) for x in digits]
+    number = encoder(Slot("s", "g", "numeric"), gauc_key="s")
+    keys = lambda column: number._gauc_key(column, encode.Problems()).to_pylist()
+    found = keys(pa.array(typed, pa.decimal128(38, places)))
+    assert found == keys(pa.array([f"{x:f}" for x in typed]))
+    assert found[2:4] == keys(pa.array([2**53 + 1, -(2**53) - 1])) and found[2] != found[3]
+
+
+@pytest.mark.parametrize("transform", ["none", "log1p", "standardize"])
+def test_zero_is_one_number_whatever_its_sign(transform):
+    number = Slot("s", "g", "numeric", transform=transform, std=2.0)
+    vector = Slot("s", "g", "vector", length=1, transform=transform)
+    zeros = (0, "0", "-0", "-0.0", "-0e3", " -.0", -0.0, np.float32(-0.0))
+    for zero in zeros:
+        typed = [pa.array([zero])] if isinstance(zero, float) else []
+        for given in ([zero], *typed, *(x.dictionary_encode() for x in typed)):
+            assert np.float32(read(number, given)[0]).tobytes() == bytes(4), given
+        assert np.float32(read(vector, [[zero]])[0]).tobytes() == bytes(4), zero
+
+
 def test_numbers_as_they_are_called():
     given = [f"{2**53 + 1}", "1e-400", "1e999", "-0.0", "+.50", "nan", "1" + "0" * 400, "u"]
     wanted = [str(2**53 + 1), "0", "inf", "0", "0.5", "nan", "1" + "0" * 400, "u"]

@@ -44,11 +44,8 @@ def wholes():
             **{f"int{bits}": pa.array(given, getattr(pa, f"int{bits}")()) for bits in (32, 64)},
             "float32": pa.array(np.array(given, np.float32)),
             "float64": pa.array(np.array(given, np.float64)),
-            **{
-                f"decimal{bits}": pa.array(list(map(decimal.Decimal, given)), kind(9, 1))
-                for bits in (32, 64)
-                if (kind := getattr(pa, f"decimal{bits}", None))  # from pyarrow 19 on
-            },
+            "decimal32": pa.array(list(map(decimal.Decimal, given)), pa.decimal32(9, 1)),
+            "decimal64": pa.array(list(map(decimal.Decimal, given)), pa.decimal64(9, 1)),
             "decimal": pa.array([decimal.Decimal(x) for x in given], pa.decimal128(20, 4)),
             "decimal256": pa.array([decimal.Decimal(x) for x in given], pa.decimal256(60, 0)),
             **{

@@ -133,7 +133,7 @@ def weights(
     absent = np.isnan(numbers)
     reason = lambda i: f"{slot.name!r} holds {values.said(ids, i)} without a weight, as in 'id:0.5'"
     problems.mark(absent & ~is_missing, "weight", reason, row_of)
-    numbers = np.where(absent, 0.0 if slot.is_bag else 1.0, numbers) + 0.0  # and no -0
+    numbers = np.where(absent, 0.0 if slot.is_bag else 1.0, numbers)
 
     if not slot.weighted:
         said = "where all are 1 in the training rows; weighted=True makes it a weight"

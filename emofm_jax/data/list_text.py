@@ -1,10 +1,11 @@
 """Bags as text: cells that list several values (docs/data.md).
 
 a^b, " a ^ b "                   a, b          between separators, without the blanks around
-['a', "b"], [1, 2], [1 2]        a, b; 1, 2    as Python, JSON and numpy write a list
+['a', "b", b'c'], [1, 2], [1 2]  a, b, c; 1, 2 as Python, JSON and numpy write a list
 a:0.5^b:2, {"a": 0.5, "b": 2}    a:0.5, b:2    elements with weights, which `bags` takes apart
 """
 
+import contextlib
 import json
 import re
 from typing import Any
@@ -18,7 +19,10 @@ from emofm_jax.data import values
 _BROKEN = object()  # what stands for a cell in brackets that is no list
 NONE = ("None", "null")  # of Python and JSON, where no quotes are around
 _ENDS = {"[": "]", "{": "}"}
-_PLACE = "{0}(\\d+){0}(?:\\s*(:.*))?"  # of a quoted text, and the weight behind it
+_PLACE = "{0}(\\d+){0}(?:\\s*(:.*))?"  # of a quoted text, and the weight behind it, in lines
+_QUOTED = r"""b?(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""  # bytes too, as Python writes them
+_ESCAPED = re.compile(r"\\(?:x([0-9a-f]{2})|(.))", re.S)  # one byte
+_SIGNS = {"n": "\n", "r": "\r", "t": "\t"}
 _MARKS = ("\0", *map(chr, range(0xE000, 0xF900)))  # one that the text has not, for private use
 _PLAIN = re.compile(r"(?:[-+.\deEnaNinf\s]|True|False|None)*")  # that numpy writes without commas
 _POINT = re.compile(r"(-?\d+)\.((?:[eE][-+]?\d+)?)")  # "3." is how numpy writes 3.0
@@ -72,7 +76,7 @@ def _is_broken(found: Any) -> bool:
 def _parse(cell: str, separator: str) -> Any:
     """The elements of a cell in brackets; None where it is no such cell, or `_BROKEN`."""
     cell = cell.strip()
-    quoted: list[str] = []
+    quoted: list[str | None] = []
     mark = next(mark for mark in _MARKS if mark not in cell)
 
     def put_aside(found: re.Match) -> str:
@@ -81,9 +85,7 @@ def _parse(cell: str, separator: str) -> Any:
 
     # A quote opens behind a blank, a bracket or what stands between elements.
     opens = rf"(?<![^\s,\[{{:{re.escape(separator[-1])}])"
-    bare = re.sub(
-        opens + r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""", put_aside, cell, flags=re.S
-    )
+    bare = re.sub(opens + _QUOTED, put_aside, cell, flags=re.S)
     if bare[-1] != _ENDS[bare[0]] or len(bare) < 2:
         return None
     bare = bare[1:-1].strip()
@@ -116,16 +118,17 @@ def _closes_early(bare: str) -> bool:
     return False
 
 
-def _element(part: str, quoted: list[str], mark: str) -> Any:
+def _element(part: str, quoted: list[str | None], mark: str) -> Any:
     """One element of a list, or `_BROKEN`; `mark` stands around the places of quoted texts."""
     if part in NONE:
         return None
-    if found := re.fullmatch(_PLACE.format(mark), part):
-        weight = found[2] or ""
+    if found := re.fullmatch(_PLACE.format(mark), part, re.S):
+        text, weight = quoted[int(found[1])], found[2] or ""
         if in_quotes := re.fullmatch(f":\\s*{mark}(\\d+){mark}", weight):
-            weight = f":{quoted[int(in_quotes[1])]}"
+            own = quoted[int(in_quotes[1])]
+            weight = mark if own is None else f":{own}"
         broken = mark in weight or ":" in weight[1:]  # which would count as part of the id
-        return _BROKEN if broken else quoted[int(found[1])] + weight
+        return _BROKEN if broken or text is None else text + weight
     if found := _POINT.fullmatch(part):
         return found[1] + found[2]
     # "..." is what numpy writes for what it leaves out; of tuples, a part is no element.
@@ -133,8 +136,13 @@ def _element(part: str, quoted: list[str], mark: str) -> Any:
     return _BROKEN if broken or part[:1] in ("'", '"') else part
 
 
-def _unquoted(text: str) -> str:
-    """The text of a literal of Python or JSON."""
+def _unquoted(text: str) -> str | None:
+    """The text of a literal of Python or JSON; None of bytes that are no UTF-8."""
+    if text[0] == "b":
+        one_byte = lambda sign: chr(int(sign[1], 16)) if sign[1] else _SIGNS.get(sign[2], sign[2])
+        with contextlib.suppress(UnicodeError):
+            return _ESCAPED.sub(one_byte, text[2:-1]).encode("latin-1").decode()
+        return None
     body = text[1:-1]
     if "\\" not in body:
         return body

@@ -55,10 +55,12 @@ def read(
     column = values.unwrapped(column)
     if isinstance(column, pa.DictionaryArray):
         column = column.dictionary_decode()
-    if not values.is_text(column.type):
-        return _typed_numbers(column, name)
-    wrong = lambda i: f"{name!r} {what} {values.said(column, i)}"
-    return _text_numbers(column, missing, problems, wrong, row_of)
+    if values.is_text(column.type):
+        wrong = lambda i: f"{name!r} {what} {values.said(column, i)}"
+        numbers = _text_numbers(column, missing, problems, wrong, row_of)
+    else:
+        numbers = _typed_numbers(column, name)
+    return numbers + 0.0  # -0 is 0
 
 
 def mark_infinite(
@@ -87,11 +89,13 @@ def among(column: pa.Array, numbers: np.ndarray, texts: Collection[str]) -> np.n
 
 
 def spelled(column: pa.Array) -> pa.Array:
-    """Text with its numbers as the values of a number are called: " 5", "+5", "5.0" are "5".
+    """Text, and decimals, with their numbers as those of a number are called: " 5", "+5", "5.0".
 
-    What is no number, such as a missing one, is without the blanks around it.
+    A whole number is called so at any size, as in a column of integers; others are what they are in
+    64 bits. What is no number, such as a missing one, is without the blanks around it.
     """
-    if not values.is_text(values.unwrapped_type(column.type)):
+    kind = values.unwrapped_type(column.type)
+    if not (values.is_text(kind) or pa.types.is_decimal(kind)):
         return column
     coded = values.spell(column, respell=False).dictionary_encode()
     texts = [_number_spelled(text) for text in coded.dictionary.to_pylist()]
@@ -100,8 +104,8 @@ def spelled(column: pa.Array) -> pa.Array:
 
 def _number_spelled(text: str) -> str:
     bare = text.strip()
-    if re.fullmatch(r"[+-]?\d+", bare, re.A):  # of any size, as in a column of integers
-        return str(int(bare)) if len(bare) <= 400 else bare
+    if re.fullmatch(r"[+-]?\d+(\.0*)?", bare, re.A):
+        return str(int(bare.partition(".")[0])) if len(bare) <= 400 else bare
     is_number = re.fullmatch(_NUMBER, bare, re.A)
     return str(values.one(float(bare))) if is_number else bare
 

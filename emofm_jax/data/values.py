@@ -50,7 +50,7 @@ _SIGNS = (b".", b"-", b"+", b"ru", b"RU", b"al", b"AL")
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")  # as they are spelled here
 # Types that Arrow has no table of distinct values for.
-_NOT_LOOKED_UP = ("halffloat", "decimal32", "decimal64")
+_NOT_LOOKED_UP = (pa.types.is_float16, pa.types.is_decimal32, pa.types.is_decimal64)
 
 _DAY = 86_400  # seconds
 _NO_MORE = pa.array(MISSING)
@@ -108,7 +108,7 @@ def distinct(
     coded = column if isinstance(column, pa.DictionaryArray) else unwrapped(column)
     kind = unwrapped_type(coded.type)
     if not isinstance(coded, pa.DictionaryArray):
-        if str(kind).startswith(_NOT_LOOKED_UP):
+        if any(test(kind) for test in _NOT_LOOKED_UP):
             coded = _spelled(coded, False, spelling)
         coded = coded.dictionary_encode()
     plain = _spelled(coded.dictionary, False, spelling)
