@@ -10,6 +10,7 @@ Compares digests, checksums of Parquet pages, and of an export its worked exampl
 2 if a part is damaged.
 """
 
+import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from emofm_jax import config as config_lib
 from emofm_jax.data import encode, files, parquet, shards
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.errors import UserError
+from emofm_jax.evaluation import run_report
 
 _REMEDY = "restore it, or make it again"
 _UNSIGNED = "no digest"
@@ -141,7 +143,7 @@ def _split(directory: Path, name: str) -> str:
 
 
 def _of_run(directory: Path) -> Iterator[_Part]:
-    yield f"{directory} as a run", lambda: config_lib.load(directory).name
+    yield f"{directory} as a run", functools.partial(_run, directory)
     yield from _there(directory, "*.json", "*.jsonl", "rare/*.parquet")
     yield _vocabularies(directory)
     yield from _there(directory / "predictions", "*.json", "*.parquet")
@@ -151,6 +153,14 @@ def _of_run(directory: Path) -> Iterator[_Part]:
         for step in checkpoint.steps(directory / "checkpoints"):
             name = f"{directory / 'checkpoints' / f'step_{step}'}"
             yield name, functools.partial(checkpoint.verify, directory / "checkpoints", step)
+
+
+def _run(directory: Path) -> str:
+    """The name of a run whose metrics.json, if it has one, is of its own state."""
+    if (directory / run_report.FILE).exists():
+        with contextlib.suppress(ValueError):  # damaged, which is said of the file
+            run_report.check(directory, files.read_json(directory / run_report.FILE))
+    return config_lib.load(directory).name
 
 
 def _of_export(directory: Path) -> Iterator[_Part]:

@@ -385,6 +385,11 @@ def test_points_come_and_go_with_the_file(home, capsys):
         in capsys.readouterr().out
     )
     assert [(line["point"], line["seed"]) for line in results("changed")] == [("dnn", 0)]
+    header = files.read_json(Path("changed/sweep.json"))  # of another sweep: no run is of its seed
+    files.write_json(Path("changed/sweep.json"), header | {"points": ["dnn", "x"], "seeds": [0, 7]})
+    assert sweep.main(command) == 0
+    assert "any more" not in capsys.readouterr().out
+    assert files.read_json(Path("changed/sweep.json")) == header
     assert sweep.main([*command, "--config.model.embedding_dim=3"]) == 2
     assert (
         "holds a run of another config (model.embedding_dim 2 there, 3 now)"

@@ -131,6 +131,13 @@ def test_typed_again_it_is_finished(home, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "finished" in out and "Bayes-optimal" in out and "share of the attainable lift" in out
     assert (home / "run" / "metrics.json").read_bytes() == before
+    body = files.read_json(home / "run" / "metrics.json")
+    body["train"]["kept_step"] -= 1  # of another run, whose state this one does not have
+    files.write_json(home / "run" / "metrics.json", body)
+    assert train.main(arguments("run")) == 2
+    (home / "run" / "metrics.json").write_bytes(before)
+    error = capsys.readouterr().err
+    assert "metrics.json: of another run: of step 31, this one keeps that of 32; delete it" in error
 
 
 def test_evaluate_gives_the_numbers_of_train(home, capsys):

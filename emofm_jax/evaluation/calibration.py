@@ -22,7 +22,7 @@ import scipy.optimize
 
 from emofm_jax.data import files
 from emofm_jax.errors import UserError, check_choice
-from emofm_jax.evaluation import metrics
+from emofm_jax.evaluation import metrics, run_report
 from emofm_jax.evaluation.split_report import SplitReport
 
 METHODS = ("platt", "isotonic")
@@ -171,16 +171,11 @@ def load(workdir: Path, step: int) -> Calibration:
 
 
 def _state(workdir: Path, step: int) -> str:
-    """Hashes of a checkpoint's arrays, from the checkpoint: steps of two runs have one number."""
-    path = Path(workdir) / "checkpoints" / f"step_{step}" / "state.json"
+    """Digests of the checkpoint of a step: steps of two runs have one number."""
     try:
-        digests = files.read_json(path)["xxh3"]
-        own = [digests[name] for name in sorted(digests) if name != "state.json"]
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; train the run again") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged checkpoint ({error}); restore it") from None
-    return " ".join(own)
+        return run_report.state_of(workdir, step)
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: no such file; train the run again") from None
 
 
 def _problem(x: np.ndarray, y: np.ndarray) -> str:

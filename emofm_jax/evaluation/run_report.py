@@ -1,4 +1,8 @@
-"""metrics.json: what a finished run reports of its splits, its training and its size."""
+"""metrics.json: what a finished run reports of its splits, its training and its size.
+
+It says which state it is of, by the digests of that state's checkpoint: steps of two runs have one
+number.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,6 +14,7 @@ from emofm_jax.errors import UserError
 from emofm_jax.evaluation.split_report import SplitReport
 
 FILE = "metrics.json"
+REMEDY = "delete it, and the same train command writes it again"
 _SPLITS = ("test", "valid")  # a run is judged by the first that it has
 
 
@@ -45,6 +50,7 @@ class RunReport:
     splits: dict[str, SplitReport]  # "valid", and "test" if the data have one
     training: Training
     parameters: dict[str, int]  # numbers of "embedding", "network" and "total"
+    state: str = ""  # digests of the kept state; empty in files of before they were noted
 
     @property
     def shown(self) -> tuple[str, SplitReport]:
@@ -56,7 +62,8 @@ class RunReport:
         """What JSON can hold."""
         splits = {name: report.to_json() for name, report in self.splits.items()}
         training = dataclasses.asdict(self.training)
-        return {**splits, "train": training, "parameters": self.parameters}
+        body = {**splits, "train": training, "parameters": self.parameters}
+        return body | ({"state": self.state} if self.state else {})
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Self:
@@ -64,7 +71,7 @@ class RunReport:
         splits = {k: SplitReport.from_json(v) for k, v in body.items() if k in _SPLITS}
         history = [Evaluation(**entry) for entry in body["train"]["evaluations"]]
         training = Training(**{**body["train"], "evaluations": history})
-        return cls(splits, training, body["parameters"])
+        return cls(splits, training, body["parameters"], body.get("state", ""))
 
     def save(self, workdir: Path) -> None:
         """Writes metrics.json."""
@@ -72,10 +79,50 @@ class RunReport:
 
     @classmethod
     def load(cls, workdir: Path) -> Self:
-        """Reads metrics.json; raises UserError if it is damaged."""
+        """Reads metrics.json; raises UserError if it is damaged, or of another run."""
         path = workdir / FILE
         try:
-            return cls.from_json(files.read_json(path))
+            body = files.read_json(path)
+            found = cls.from_json(body)
         except (ValueError, KeyError, TypeError) as error:
-            remedy = "delete it, and the same train command writes it again"
-            raise UserError(f"{path}: damaged ({error}); {remedy}") from None
+            raise UserError(f"{path}: damaged ({error}); {REMEDY}") from None
+        check(workdir, body)
+        return found
+
+
+def check(workdir: Path, body: Mapping[str, Any]) -> None:
+    """Compares the state that a metrics.json is of with the run's checkpoint, where both are known.
+
+    Args:
+      workdir: of the run.
+      body: content of its metrics.json, of this version or an earlier one.
+
+    Raises:
+      UserError: it is of another run.
+    """
+    if not (state := body.get("state")):
+        return
+    step = body["train"]["kept_step"]
+    try:
+        own = state_of(workdir, step)
+    except (UserError, FileNotFoundError):
+        return  # without that checkpoint, or with a damaged one, nobody can tell
+    if own != state:
+        what = f"of another run: of its step {step:,} this one has another state"
+        raise UserError(f"{workdir / FILE}: {what}; {REMEDY}")
+
+
+def state_of(workdir: Path, step: int) -> str:
+    """Digests of a checkpoint's arrays, as the checkpoint says them.
+
+    Raises:
+      FileNotFoundError: there is no such checkpoint.
+      UserError: it is damaged.
+    """
+    path = Path(workdir) / "checkpoints" / f"step_{step}" / "state.json"
+    try:
+        digests = files.read_json(path)["xxh3"]
+        own = [digests[name] for name in sorted(digests) if name != "state.json"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged checkpoint ({error}); restore it") from None
+    return " ".join(own)

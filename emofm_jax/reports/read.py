@@ -17,6 +17,7 @@ import numpy as np
 from emofm_jax import config, options
 from emofm_jax.data import files, parquet
 from emofm_jax.errors import UserError
+from emofm_jax.evaluation import run_report
 from emofm_jax.evaluation.split_report import SplitReport
 from emofm_jax.sweeping import record
 
@@ -83,7 +84,8 @@ def load(workdir: Path) -> Sweep | Run:
     """What the directory holds.
 
     Raises:
-      UserError: neither a sweep nor a run, nothing of it finished, or a damaged file.
+      UserError: neither a sweep nor a run, nothing of it finished, or a file that is damaged or of
+        another run.
     """
     if not workdir.is_dir():
         hint = "name the --workdir of a sweep or of a trained run"
@@ -92,6 +94,7 @@ def load(workdir: Path) -> Sweep | Run:
         return _sweep(workdir)
     if (workdir / "metrics.json").exists():
         run = Run("", 0, {}, workdir, _json(workdir / "metrics.json"))
+        run_report.check(workdir, run.metrics or {})
         return dataclasses.replace(run, seed=(fields(run) or {}).get("seed", 0))
 
     if (workdir / "config.json").exists():

@@ -12,6 +12,7 @@ from typing import Any
 from emofm_jax.data import files
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
+from emofm_jax.evaluation import run_report
 
 _FIGURES = ("rows", "clicks", "auc", "logloss", "gauc", "pcoc")
 _SPLITS = ("valid", "test")
@@ -31,7 +32,7 @@ def read(workdir: Path, step: int, config: Any, schema: Schema) -> dict[str, Any
       is not known is left out, as are metrics of another step.
 
     Raises:
-      UserError: metrics.json or parent.json is damaged.
+      UserError: metrics.json or parent.json is damaged, or the first of another run.
     """
     found: dict[str, Any] = {
         "run": place(workdir),
@@ -70,11 +71,11 @@ def _metrics(workdir: Path, step: int) -> dict[str, dict[str, Any]]:
     path = workdir / "metrics.json"
     if not path.exists():
         return {}
-    remedy = "delete it, and the same train command writes it again"
-    with _reading(path, remedy):
+    with _reading(path, run_report.REMEDY):
         body = files.read_json(path)
         if body["train"].get("kept_step", step) != step:
             return {}
+        run_report.check(workdir, body)
         parts = {split: body[split] for split in _SPLITS if body.get(split)}
         return {split: {key: part.get(key) for key in _FIGURES} for split, part in parts.items()}
 

@@ -192,8 +192,11 @@ def check_workdir(workdir: Path, header: record.Header) -> None:
         what = f"holds the sweep of {before.experiment}{' (a search)' if search else ''}"
         raise UserError(f"{workdir}: {what}; choose another --workdir")
 
-    gone = [f"point {name}" for name in before.points if name not in header.points]
-    gone += [f"seed {seed}" for seed in before.seeds if seed not in header.seeds]
+    # Where no run is, there is nothing to say; sweep.json is written anew in any case.
+    runs = workdir / "runs"
+    points = (p for p in before.points if p not in header.points and (runs / p).exists())
+    seeds = (s for s in before.seeds if s not in header.seeds and any(runs.glob(f"*/seed-{s}")))
+    gone = [f"point {name}" for name in points] + [f"seed {seed}" for seed in seeds]
     if gone:
         stay = f"the runs stay in {workdir}/runs, out of the results"
         print(f"note: the sweep has no {', '.join(gone)} any more; {stay}")

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from emofm_jax.data import batches, files
 from emofm_jax.data.shards import Split
 from emofm_jax.errors import UserError
-from emofm_jax.evaluation import leaks, summary
+from emofm_jax.evaluation import leaks, run_report, summary
 from emofm_jax.evaluation.run_report import FILE, Evaluation, RunReport
 from emofm_jax.evaluation.split_report import SplitReport
 from emofm_jax.training import build, checkpoint, processes
@@ -78,8 +78,12 @@ def run(config: ConfigDict, workdir: Path, splits: dict[str, Split], parts: Part
     if (workdir / FILE).exists() and checkpoint.latest(checkpoints) is not None:
         progress = Progress.from_json(checkpoint.read_info(checkpoints)[1])
         if progress.step <= last and progress.is_done(train, last):
+            found = RunReport.load(workdir)
+            if (step := found.training.kept_step) != (kept := progress.kept_step(train)):
+                what = f"of another run: of step {step:,}, this one keeps that of {kept:,}"
+                raise UserError(f"{workdir / FILE}: {what}; {run_report.REMEDY}")
             print(f"{workdir}: the run is finished ({progress.step:,} steps), this is its result")
-            return RunReport.load(workdir)
+            return found
 
     state, progress = build.restore_or_init(workdir, parts)
     if progress.processes != processes.count():
@@ -287,7 +291,7 @@ def _finish(run: _Run, state: TrainState) -> RunReport:
     sizes = {"embedding": parts.schema.num_rows * width}
     sizes["network"] = sum(x.size for x in jax.tree.leaves(state.params["network"]))
     sizes["total"] = sum(sizes.values())
-    found = RunReport(reports, progress.training(kept), sizes)
+    found = RunReport(reports, progress.training(kept), sizes, run_report.state_of(workdir, kept))
     if processes.is_first():
         workdir_lib.remove_predictions(workdir)  # of earlier states, by evaluate
         file = workdir / "predictions" / f"{shown}.parquet"
