@@ -53,7 +53,8 @@ def cut(column: pa.Array, max_length: int, keep: str) -> tuple[pa.Array, np.ndar
       max_length: elements that are kept.
       keep: `first` or `last`.
     """
-    lengths = pc.list_value_length(column).fill_null(0).to_numpy()
+    found = pc.list_value_length(column)
+    lengths = (found.fill_null(0) if found.null_count else found).to_numpy()
     if lengths.max(initial=0) <= max_length:
         return column.flatten(), lengths
     kept = np.minimum(lengths, max_length)

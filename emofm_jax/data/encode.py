@@ -213,7 +213,7 @@ class Encoder:
         found = self.distinct(slot, ids)
         if self.schema.spelling == 1:
             return ids, weights, lengths, found
-        return _without_missing(ids, weights, lengths, np.asarray(before.fill_null(0)), found)
+        return _without_missing(ids, weights, lengths, before, found)
 
     def _pairs(
         self, slot: Slot, column: pa.Array, problems: Problems, row_of: np.ndarray | None
@@ -287,7 +287,7 @@ class Encoder:
         problems: Problems,
     ) -> np.ndarray:
         """i32[n] of n values, one a row or in the rows `row_of`; distinct ones are encoded once."""
-        known = found.text.drop_null()
+        known = found.text.drop_null() if found.text.null_count else found.text
         if slot.encoding == "hash":
             ids = (hash_values(known, slot.seed) % np.uint64(slot.rows - 1)).astype(np.int64) + 1
         elif slot.encoding == "identity":
@@ -298,7 +298,10 @@ class Encoder:
             ids = self.vocabularies[slot.owner].ids(known)
 
         table = np.zeros(len(found.text) + 1, np.int32)  # the last one is for null
-        table[np.flatnonzero(np.asarray(found.text.is_valid()))] = ids
+        if len(known) == len(found.text):
+            table[:-1] = ids
+        else:
+            table[np.flatnonzero(np.asarray(found.text.is_valid()))] = ids
         result = table[found.which]
         if slot.encoding == "vocabulary" and self.vocabularies is not None and not ids.all():
             self._note_unseen(slot, found, ids)
@@ -376,6 +379,8 @@ class Encoder:
 
         Release 0.1 took a NUL as it takes any character.
         """
+        if values.is_readable(column):
+            return
         if (wrong := values.undecodable(column)).any():
             reason = lambda i: f"{what} holds {column[i].as_py()!r}, no text in UTF-8"
             problems.mark(wrong, "encoding", reason, row_of)
@@ -404,7 +409,7 @@ def _without_missing(
     ids: pa.Array,
     weights: pa.Array | None,
     lengths: np.ndarray,
-    before: np.ndarray,
+    before: pa.Array,
     found: Distinct,
 ) -> tuple[pa.Array, pa.Array | None, np.ndarray, Distinct]:
     """What `elements` returns: a bag of one missing value, without a weight, is a missing cell.
@@ -414,7 +419,7 @@ def _without_missing(
     """
     if not found.text.null_count and not (found.which == len(found.text)).any():
         return ids, weights, lengths, found
-    rows = np.flatnonzero(before == 1)
+    rows = np.flatnonzero(np.asarray(before.fill_null(0)) == 1)
     places = (np.cumsum(lengths) - lengths)[rows]
     gone = found._replace(which=found.which[places]).each(found.text.is_null(), True)
     rows, places = rows[gone], places[gone]

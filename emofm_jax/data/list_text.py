@@ -40,9 +40,11 @@ def split(text: pa.Array, separator: str, braces: bool = False) -> tuple[pa.Arra
       list<string>[n], and bool[n]: which cells stand in brackets and are no list (null here).
     """
     lists = pc.split_pattern(text, separator)
-    offsets = np.append(0, np.cumsum(pc.list_value_length(lists).fill_null(0)))
-    trimmed = values.trimmed(lists.flatten())
-    lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), trimmed, mask=text.is_null())
+    elements = lists.flatten()
+    if (trimmed := values.trimmed(elements)) is not elements:
+        offsets = np.append(0, np.cumsum(pc.list_value_length(lists).fill_null(0)))
+        offsets = pa.array(offsets, pa.int32())
+        lists = pa.ListArray.from_arrays(offsets, trimmed, mask=text.is_null())
     bad = np.zeros(len(text), bool)
     if not values.holds(text, (b"[", b"{") if braces else (b"[",)):
         return lists, bad

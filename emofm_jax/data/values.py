@@ -49,6 +49,16 @@ _RESPELLED = (
 _SIGNS = (b".", b"-", b"+", b"ru", b"RU", b"al", b"AL")
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")  # as they are spelled here
+# Ids of types, since Arrow's own tests of a type take a while.
+_BYTES = {kind.id for kind in (pa.binary(), pa.large_binary(), pa.binary(1), pa.binary_view())}
+_TEXT = {kind.id for kind in (pa.string(), pa.large_string(), pa.string_view())} | _BYTES
+_LARGE = {pa.large_string().id, pa.large_binary().id}
+_STRING = pa.string().id
+_MAY_HAVE_VIEWS = {
+    *(pa.string_view().id, pa.binary_view().id, pa.dictionary(pa.int8(), pa.null()).id),
+    *(pa.list_(pa.null()).id, pa.large_list(pa.null()).id, pa.list_(pa.null(), 1).id),
+    pa.struct([]).id,
+}
 # Types that Arrow has no table of distinct values for.
 _NOT_LOOKED_UP = (pa.types.is_float16, pa.types.is_decimal32, pa.types.is_decimal64)
 
@@ -255,22 +265,13 @@ def in_unit_of_arrow(times: np.ndarray) -> np.ndarray:
 
 def is_text(kind: pa.DataType) -> bool:
     """Whether values of a type are text, or bytes."""
-    tests = (
-        pa.types.is_string,
-        pa.types.is_large_string,
-        pa.types.is_string_view,
-        pa.types.is_binary,
-        pa.types.is_large_binary,
-        pa.types.is_fixed_size_binary,
-        pa.types.is_binary_view,
-    )
-    return any(test(kind) for test in tests)
+    return kind.id in _TEXT
 
 
 def undecodable(column: pa.Array) -> np.ndarray:
     """bool[n]: values that are bytes, but no text in UTF-8."""
     column, kind = unwrapped(column), unwrapped_type(column.type)
-    if not is_text(kind) or "binary" not in str(kind):
+    if kind.id not in _BYTES:
         return np.zeros(len(column), bool)
     if isinstance(column, pa.DictionaryArray):
         column = column.dictionary_decode()
@@ -288,6 +289,11 @@ def with_nul(column: pa.Array) -> np.ndarray:
     if pa.types.is_fixed_size_binary(column.type):
         column = column.cast(pa.binary())
     return np.asarray(pc.match_substring(column, "\0").fill_null(False))
+
+
+def is_readable(column: pa.Array) -> bool:
+    """Whether it is seen at a glance that no value is `unreadable`: plain text without a NUL."""
+    return column.type.id == _STRING and not _may_hold_nul(column)
 
 
 def unreadable(column: pa.Array) -> np.ndarray:
@@ -312,8 +318,7 @@ def _may_hold_nul(column: pa.Array) -> bool:
     """Whether a NUL stands in the bytes of plain texts."""
     if pa.types.is_fixed_size_binary(column.type):
         return True
-    data = _bytes_of(column)
-    return bool(data.size) and data.min() == 0
+    return b"\0" in _bytes_of(column).tobytes()
 
 
 def _bytes_of(column: pa.Array) -> np.ndarray:
@@ -321,7 +326,7 @@ def _bytes_of(column: pa.Array) -> np.ndarray:
     _, offsets, data = column.buffers()
     if data is None or not len(column):
         return np.zeros(0, np.uint8)
-    is_large = pa.types.is_large_string(column.type) or pa.types.is_large_binary(column.type)
+    is_large = column.type.id in _LARGE
     ends = np.frombuffer(offsets, np.int64 if is_large else np.int32)
     first, last = ends[column.offset], ends[column.offset + len(column)]
     return np.frombuffer(data, np.uint8)[first:last]
@@ -350,6 +355,8 @@ def unwrapped(column: pa.Array) -> pa.Array:
 
 def without_views(column: pa.Array) -> pa.Array:
     """The column with plain text and bytes where it has views of these, as those of polars."""
+    if column.type.id not in _MAY_HAVE_VIEWS:
+        return column
     plain = _without_views(column.type)
     return column if plain == column.type else column.cast(plain)
 

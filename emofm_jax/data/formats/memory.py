@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import functools
+import itertools
 import uuid
 from collections.abc import Callable, Collection
 from typing import Any
@@ -17,6 +18,8 @@ from emofm_jax.errors import UserError
 
 _ROWS = (list, tuple, np.ndarray, set, frozenset)
 _ARRAYS = ("__arrow_c_stream__", "__arrow_c_array__", "__arrow_array__")
+# Types of which no value is missing, but None.
+_NEVER_MISSING = frozenset((type(None), str, bytes, int, bool, list, tuple, dict))
 _Spell = Callable[..., str | None]  # `values.one` as the slot has it
 _LOST = (np.datetime64, np.timedelta64, uuid.UUID, datetime.time, datetime.datetime)
 
@@ -126,23 +129,33 @@ def _whole(column: pa.ChunkedArray) -> pa.Array:
 
 def _of_objects(values: list, slot: Slot, spell: _Spell) -> pa.Array:
     """Values of Python, numpy or pandas, or lists of these."""
-    if any(issubclass(kind, np.ndarray) for kind in set(map(type, values))):
-        values = [_item(value) for value in values]
+    values = _items(values)
     if slot.weighted and not slot.is_bag:
         return _of_pairs(values, spell)
-    several = {kind for kind in set(map(type, values)) if _is_several(kind, slot)}
+    kinds = set(map(type, values))
+    several = {kind for kind in kinds if _is_several(kind, slot)}
     if not several:
         return _of_singles(values, spell)
-    rows = [[] if _is_missing(row) else _elements(row, several) for row in values]
-    offsets = np.append(0, np.cumsum([len(row) for row in rows]))
+    if not slot.weighted and kinds <= {list, tuple, type(None)}:
+        with contextlib.suppress(pa.ArrowException, ValueError, TypeError):  # most are of text
+            return pa.array(values, pa.list_(pa.string()))
+    missing = _missing(values, kinds)
+    rows = [() if gone else _elements(row, several) for row, gone in zip(values, missing)]
+    offsets = np.cumsum([0, *map(len, rows)])
     of_elements = _of_pairs if slot.weighted else _of_singles
-    flat = of_elements([element for row in rows for element in row], spell)
-    missing = pa.array([_is_missing(row) for row in values])
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat, mask=missing)
+    flat = of_elements(_items(list(itertools.chain.from_iterable(rows))), spell)
+    mask = pa.array(missing) if any(missing) else None
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat, mask=mask)
+
+
+def _items(values: list) -> list:
+    """The values with what is in arrays without axes, None where it is masked."""
+    if not any(issubclass(kind, np.ndarray) for kind in set(map(type, values))):
+        return values
+    return [_item(value) for value in values]
 
 
 def _item(value: Any) -> Any:
-    """The value of an array without axes, None if it is masked; anything else as it is."""
     if not isinstance(value, np.ndarray) or value.ndim:
         return value
     return None if np.ma.is_masked(value) else value[()]
@@ -156,11 +169,11 @@ def _is_several(kind: type, slot: Slot) -> bool:
     return not is_single and all(hasattr(kind, name) for name in ("__array__", "__len__"))
 
 
-def _elements(row: Any, several: Collection[type]) -> list:
+def _elements(row: Any, several: Collection[type]) -> Collection:
     if isinstance(row, dict):  # {id: weight}
-        return list(row.items())
+        return row.items()
     if type(row) in several:
-        return [_item(value) for value in row]
+        return row if isinstance(row, _ROWS) else list(row)
     raise TypeError(f"{row!r} stands among lists")
 
 
@@ -192,9 +205,14 @@ def _pair(value: Any) -> tuple[Any, Any]:
 
 def _of_singles(values: list, spell: _Spell) -> pa.Array:
     """Single values. Those of one type keep it, if Arrow loses nothing; else each is spelled."""
-    kinds = {type(value) for value in values if not _is_missing(value)}
+    kinds = set(map(type, values))
+    plain = values
+    if not kinds <= _NEVER_MISSING:
+        missing = _missing(values, kinds)
+        plain = [None if gone else value for value, gone in zip(values, missing)]
+        kinds = set(map(type, plain))
+    kinds.discard(type(None))
     if len(kinds) < 2 and not any(map(_is_lost, kinds)):
-        plain = [None if _is_missing(value) else value for value in values]
         with contextlib.suppress(pa.ArrowException, ValueError, TypeError, OverflowError):
             return pa.array(plain, from_pandas=True)  # some integers and decimals are too large
     spelled = [_spelled(value, spell) for value in values]
@@ -208,6 +226,14 @@ def _spelled(value: Any, spell: _Spell) -> str | bytes | None:
         return spell(value)
     except UnicodeDecodeError:
         return bytes(value)
+
+
+def _missing(values: list, kinds: Collection[type]) -> list[bool]:
+    """Which values are missing, of values of some types."""
+    if _NEVER_MISSING.issuperset(kinds):
+        return [value is None for value in values]
+    of_others = lambda value: type(value) not in _NEVER_MISSING and _is_missing(value)
+    return [value is None or of_others(value) for value in values]
 
 
 def _is_missing(value: Any) -> bool:
