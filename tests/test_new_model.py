@@ -69,8 +69,7 @@ def sweep(arg=""):
 def home(tmp_path_factory):
     """A copy of the package with one more file and one more line, and an experiment beside it."""
     home = tmp_path_factory.mktemp("home")
-    ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "emofm_jax", home / "emofm_jax", ignore=ignore)
+    shutil.copytree(ROOT / "emofm_jax", home / "emofm_jax")  # with its bytecode
     (home / "emofm_jax/models/hinge.py").write_text(MODEL)
     listed = home / "emofm_jax/models/__init__.py"
     text = listed.read_text().replace(
