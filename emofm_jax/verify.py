@@ -3,6 +3,7 @@
     python -m emofm_jax.verify data/mine            shards
     python -m emofm_jax.verify runs/quickstart      a run
     python -m emofm_jax.verify runs/mixers          a sweep, with all of its runs
+    python -m emofm_jax.verify runs/backtest        a backtest: its results, data and runs
     python -m emofm_jax.verify artefact             an export
 
 Compares digests, checksums of Parquet pages, and of an export its worked example. A part of release
@@ -63,7 +64,9 @@ def _parts(directory: Path) -> Iterator[_Part]:
       UserError: it is nothing that a program has written.
     """
     has = lambda name: (directory / name).exists()
-    if has("sweep.json"):
+    if has("backtest.json"):
+        yield from _of_backtest(directory)
+    elif has("sweep.json"):
         yield from _of_sweep(directory)
     elif has("signature.json"):
         yield from _of_export(directory)
@@ -72,8 +75,9 @@ def _parts(directory: Path) -> Iterator[_Part]:
     elif has("schema.json"):
         yield from _of_shards(directory)
     else:
-        holds = "holds no shards, run, sweep or export (no schema.json, config.json, sweep.json"
-        raise UserError(f"{directory}: it {holds} or signature.json); name another")
+        holds = "holds no shards, run, sweep, backtest or export"
+        names = "no schema.json, config.json, sweep.json, backtest.json or signature.json"
+        raise UserError(f"{directory}: it {holds} ({names}); name another")
 
 
 def _json(path: Path) -> _Part:
@@ -176,7 +180,19 @@ def _of_export(directory: Path) -> Iterator[_Part]:
 
 def _of_sweep(directory: Path) -> Iterator[_Part]:
     yield from _there(directory, "sweep.json", "results.jsonl")
-    for run in sorted(directory.glob("runs/*/seed-*")):
+    yield from _runs(directory, "runs/*/seed-*")
+
+
+def _of_backtest(directory: Path) -> Iterator[_Part]:
+    yield from _there(directory, "backtest.json", "results.jsonl")
+    for path in sorted(directory.glob("data/*/*/schema.json")):
+        yield from _of_shards(path.parent)
+    yield from _runs(directory, "runs/*/*/seed-*")
+
+
+def _runs(directory: Path, pattern: str) -> Iterator[_Part]:
+    """Runs, and what is left of those that never began."""
+    for run in sorted(directory.glob(pattern)):
         if (run / "config.json").exists():
             yield from _of_run(run)
         else:
@@ -184,7 +200,7 @@ def _of_sweep(directory: Path) -> Iterator[_Part]:
 
 
 def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
-    where = "Directory of shards, a run, a sweep or an export."
+    where = "Directory of shards, a run, a sweep, a backtest or an export."
     absl_flags.DEFINE_string("dir", None, where, flag_values=flags)
 
 

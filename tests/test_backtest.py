@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from emofm_jax import backtest, evaluate
+from emofm_jax import backtest, evaluate, verify
 from emofm_jax import config as config_lib
 from emofm_jax.data import files
 from emofm_jax.data import schema as schema_lib
@@ -493,3 +493,25 @@ def test_moments_are_a_policys_own(of_base):
 def test_another_directory_is_left_alone(shop, capsys):
     assert run("raw") == 2
     assert f"raw: holds {DAYS[0]}.csv but no backtest" in capsys.readouterr().err
+
+
+def test_days_that_lack_a_seed_are_said():
+    header = Header("leak.py", "leak", ("a", "b"), ("1", "2"), (0, 1))
+    made = [Line(p, d, s, 9, 3, 0.6, 0.5, 1.0) for p in "ab" for d in "12" for s in (0, 1)]
+    made[3] = Line("a", "2", 1, error="killed")
+    text = backtest_page.report(header, made).as_text()
+    assert "a: 1 day with fewer than 2 seeds: 2 (1)" in text and "b: 1 day" not in text
+
+
+def test_verify_reads_all_of_a_backtest(home, capsys):
+    assert verify.main(["verify", "lived"]) == 0
+    out = capsys.readouterr().out
+    for part in ("backtest.json", "results.jsonl", "checkpoints/step_", "predictions/", "schema"):
+        assert "well     lived/" in out and part in out
+    path = sorted(Path("lived").glob("runs/warm/*/seed-0/predictions/*.parquet"))[-1]
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(whole[: len(whole) // 2])
+        assert verify.main(["verify", "lived"]) == 2 and str(path) in capsys.readouterr().err
+    finally:
+        path.write_bytes(whole)

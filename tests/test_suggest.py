@@ -249,3 +249,23 @@ def test_days_behind_the_rows_that_were_read_are_not_trained_on(monkeypatch):
     c = suggested("log.csv")
     assert c.prepare.test_days == ("2024-03-08",) and c.prepare.train_days[-1] == "2024-03-06"
     prepared()
+
+
+def test_rows_of_many_files_and_names_that_are_programs():
+    names = ["label", "user", "hour"]
+    for day in range(45):
+        write(f"log/{day:02d}.csv", names, [[i % 2, f"u{i % 9}", day % 24] for i in range(40)])
+    odd = 'log/"""\nraise SystemExit(1)\n""".csv'
+    write(odd, names, [[i % 2, f"u{i % 9}", 1] for i in range(40)])
+    suggested("log")
+    text = Path("mine.py").read_text()
+    assert "800 rows" in text and 'of 20 of 46 files: \\"\\"\\"' in text
+    assert "44.csv." in text and "43.csv" not in text and "\nraise" not in text
+    prepared()
+
+
+def test_a_separator_of_lines_within_a_cell_ends_no_row():
+    rows = [[i % 2, f"u\u2028{i % 9}", f"a\x0c{i % 3}"] for i in range(60)]
+    write("log.csv", ["label", "user", "tab"], rows)
+    assert "from 60 rows" in (suggested("log.csv"), Path("mine.py").read_text())[1]
+    prepared()

@@ -123,4 +123,4 @@ def test_what_release_0_1_wrote_is_read_without_digests(capsys):
 
 def test_a_directory_of_something_else(tmp_path, capsys):
     assert check(tmp_path) == 2
-    assert "it holds no shards, run, sweep or export" in capsys.readouterr().err
+    assert "it holds no shards, run, sweep, backtest or export" in capsys.readouterr().err

@@ -4,6 +4,7 @@ Days are the units: of each day and policy there is the mean over the seeds, a p
 with another by the differences of the days on which both have the figure, with a t interval.
 """
 
+import collections
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -168,9 +169,17 @@ def _choice(found: _Figures, metric: str, policies: Sequence[str], days: int) ->
 
 
 def _notes(header: Header, lines: Sequence[Line]) -> list[str]:
-    """Days without clicks, and runs that failed."""
+    """Days without clicks, days that lack some of the seeds, and runs that failed."""
     without = sorted({line.day for line in lines if line.error is None and not line.clicks})
     notes = [f"{day} has no click: it has no AUC and no PCOC" for day in without]
+    seeds = len(header.seeds)
+    for policy in header.policies:
+        of_policy = [line for line in lines if line.policy == policy and line.error is None]
+        have = collections.Counter(line.day for line in of_policy)
+        short = [f"{day} ({have[day]})" for day in header.days if 0 < have[day] < seeds]
+        if short:
+            days = f"{len(short)} {'day' if len(short) == 1 else 'days'}"
+            notes.append(f"`{policy}`: {days} with fewer than {seeds} seeds: {', '.join(short)}")
     notes += [
         f"failed: {line.policy}, {line.day}, seed {line.seed}: {line.error}"
         for line in lines

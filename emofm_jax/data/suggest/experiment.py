@@ -43,6 +43,11 @@ def suggest(source: Path) -> str:
         lines, questions = _tabular(found, guess), guess.questions
     else:
         lines, questions = _of_tokens(found), ["are all of the slots known before the click?"]
+    about = ""
+    if found.num_files > 1:
+        read = ", ".join(found.read)
+        text = f"The rows are of {len(found.read)} of {found.num_files} files: {read}."
+        about = f"\n{textwrap.fill(_in_docstring(text), _WIDTH)}\n"
     if found.passed_over:
         some = ", ".join(found.passed_over[:5])
         questions = [*questions, f"what are {some}? They belong to no split and are not read."]
@@ -59,10 +64,24 @@ def suggest(source: Path) -> str:
         _line("train.patience", 2, ""),
         "    return c",
     ]
-    asked = [textwrap.fill(f"- {text}", _WIDTH, subsequent_indent="  ") for text in questions]
-    about = "\n".join(["", "Open questions:", *asked, ""]) if asked else ""
+    asked = [
+        textwrap.fill(f"- {_in_docstring(text)}", _WIDTH, subsequent_indent="  ")
+        for text in questions
+    ]
+    about += "\n".join(["", "Open questions:", *asked, ""]) if asked else ""
     head = _HEAD.format(name=name, rows=found.num_rows, questions=about)
-    return head + "\n".join(line.rstrip() for line in lines) + "\n"
+    return head + "\n".join(_printable(line).rstrip() for line in lines) + "\n"
+
+
+def _printable(text: str) -> str:
+    """The text in one line: a name of a column or a file adds none."""
+    spelled = lambda sign: sign.encode("unicode_escape").decode()
+    return "".join(sign if sign.isprintable() else spelled(sign) for sign in text)
+
+
+def _in_docstring(text: str) -> str:
+    """The text as it stands in a docstring, which it cannot end."""
+    return _printable(text.replace("\\", "\\\\").replace('"', '\\"'))
 
 
 def _tabular(found: Sample, guess: Guess) -> list[str]:

@@ -2,12 +2,14 @@
 
 import csv
 import dataclasses
+import io
 import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from emofm_jax.data import raw_files
@@ -18,7 +20,7 @@ from emofm_jax.data.shards import SPLITS
 from emofm_jax.errors import UserError
 
 ROWS = 100_000  # that are looked at
-_FILES = 3  # of many, the first, one in the middle, the last
+_FILES = 20  # of many: the first, the last, and others at equal distances
 _SEPARATORS = "\t,;|"
 _LINES = 500  # that tell the kind of a text
 _AGREE = 0.95  # share of these that must have as many cells
@@ -40,6 +42,8 @@ class Sample:
       columns: {name: its values}, text, or what Parquet has; of libsvm and cti rows {"row": text}.
       partitions: names of the columns that stand in the names of directories.
       passed_over: files in `source` that belong to no split.
+      read: the files that the rows are of, as they are called in `source`.
+      num_files: how many there are, of training if the files are the splits.
     """
 
     format: str
@@ -51,6 +55,8 @@ class Sample:
     header: bool = True
     partitions: Sequence[str] = ()
     passed_over: Sequence[str] = ()
+    read: Sequence[str] = ()
+    num_files: int = 1
 
     @property
     def num_rows(self) -> int:
@@ -72,7 +78,8 @@ def read(source: Path) -> Sample:
     if not files:
         raise UserError(f"--suggest={source}: it holds no file with rows; name raw rows")
     splits, files, passed_over = _splits(source, files)
-    some = sorted({0, len(files) // 2, len(files) - 1})[:_FILES]
+    last = len(files) - 1
+    some = np.unique(np.linspace(0, last, min(len(files), _FILES)).round().astype(int)).tolist()
     chosen, most = [files[i] for i in some], ROWS // len(some)
     first = chosen[0]
     if raw_files.kind(first.path) == "parquet":
@@ -80,7 +87,8 @@ def read(source: Path) -> Sample:
         found = Sample("tabular", source, splits, columns)
     else:
         found = _text(source, splits, chosen, most)
-    found = dataclasses.replace(found, passed_over=passed_over)
+    read = [str(f.path.relative_to(source)) for f in chosen] if source.is_dir() else []
+    found = dataclasses.replace(found, passed_over=passed_over, read=read, num_files=len(files))
     names = sorted({name for file in files for name in file.partitions})
     values = {name: [file.partitions.get(name) for file in files] for name in names}
     if names and found.format == "tabular":
@@ -161,8 +169,10 @@ def _text(source: Path, splits: dict, chosen: Sequence[RawFile], most: int) -> S
 
 
 def _lines(path: Path) -> Iterator[str]:
+    """The lines of a file with their ends, a carriage return within one being a blank."""
     for block in lines.blocks(path):
-        yield from block.data.decode("utf-8", "replace").splitlines()
+        for line in io.StringIO(block.data.decode("utf-8", "replace"), newline="\n"):
+            yield line.rstrip("\r\n").replace("\r", " ") + "\n"
 
 
 def _separator(begins: Sequence[str]) -> str:
