@@ -34,12 +34,14 @@ predictions/SPLIT.importance.json and .svg.
 import dataclasses
 import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from absl import flags as absl_flags
+from ml_collections import ConfigDict
 
 from emofm_jax import cli
 from emofm_jax import config as config_lib
@@ -88,13 +90,10 @@ def _evaluate(flags: absl_flags.FlagValues, workdir: Path) -> None:
     # Before anything is written: rows of one class have no importance and no calibration.
     importance = None
     if flags.importance and split is not None:
-        sample = importance_lib.sample(split, flags.importance_rows, config.seed)
-        size, bar = config.data.eval_batch_size, sys.stderr.isatty()
-        again = lambda rows: predictions_lib.score_rows(parts, state, rows, size)
-        importance = importance_lib.importance(again, sample, schema, config.seed, progress=bar)
+        again = functools.partial(predictions_lib.score_rows, parts, state)
+        importance = _importance(again, split, config, flags.importance_rows)
     if valid is not None:
-        same = split is not None and split.path == valid.path
-        on = predictions if same else score(valid)[0]
+        on = predictions if split and split.path == valid.path else score(valid)[0]
         fitted, fit = _calibrate(flags.calibrate, on, predictions, report, stem)
         if not data.is_own(valid):
             fit["data"] = str(valid.path)
@@ -116,6 +115,16 @@ def _evaluate(flags: absl_flags.FlagValues, workdir: Path) -> None:
     if isinstance(rows, RawRows):
         written += _write_rejected(rows, path)
     print(f"step {progress.step:,} of {workdir}; written: {', '.join(map(str, written))}{before}")
+
+
+def _importance(
+    score_rows: Callable, split: shards.Split, config: ConfigDict, num_rows: int
+) -> dict:
+    """Importance of the slots on a sample of a split; `score_rows` takes rows and a batch size."""
+    sample = importance_lib.sample(split, num_rows, config.seed)
+    score = lambda rows: score_rows(rows, config.data.eval_batch_size)
+    bar = sys.stderr.isatty()
+    return importance_lib.importance(score, sample, split.schema, config.seed, progress=bar)
 
 
 def _replaced(path: Path, report: SplitReport) -> str:

@@ -6,7 +6,7 @@ The forward is `models.build.predict` under pmap, the metrics are exact and on t
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -130,13 +130,8 @@ def _predict(
         for host, scores in _one_behind(scored):  # fetched while the next step runs
             rows = slice(done, done + host.num_rows)
             found = {name: _by_row(array) for name, array in jax.device_get(scores).items()}
-            for key in found.keys() - out.keys():  # of a typed model
-                out[key] = np.empty((len(out["p"]), *found[key].shape[1:]), np.float32)
-            _make_room(out, rows.stop)
-            for key in known:
-                out[key][rows] = getattr(host.rows, key)
-            for key, array in found.items():
-                out[key][rows] = array[: host.num_rows]
+            found |= {key: getattr(host.rows, key) for key in known}
+            _put_rows(out, rows, found)
             done = rows.stop
             bar.update(host.num_rows)
 
@@ -149,6 +144,15 @@ def _predict(
         )
     columns: dict[str, Any] = {name: out.get(name) for name in Predictions._fields}
     return Predictions(**columns | {"unknown": unknown.shares()})
+
+
+def _put_rows(out: dict[str, np.ndarray], rows: slice, found: Mapping[str, np.ndarray]) -> None:
+    """Writes what is known of rows, and of the padding behind them, to their places in `out`."""
+    for key in found.keys() - out.keys():  # of a typed model
+        out[key] = np.empty((len(out["p"]), *found[key].shape[1:]), np.float32)
+    _make_room(out, rows.stop)
+    for key, array in found.items():
+        out[key][rows] = array[: rows.stop - rows.start]
 
 
 def _make_room(arrays: dict[str, np.ndarray], num_rows: int) -> None:
