@@ -35,7 +35,6 @@ MODELS = {
     "fm": {"norm": "none", "dropout": 0.0},
     "deepfm": {},
     "dnn": {},
-    "dnn_members": {"name": "dnn", "members": 8},
     "dcnv2": {"dropout": 0.4, "dcnv2": {"structure": "parallel", "num_layers": 4}},
     "edcn": {"dropout": 0.3, "edcn": {"num_layers": 3, "temperature": 5.0, "residual": False}},
     "final": {"dropout": 0.1, "final": {"block1": (400, 400), "block2": (400,), "gate": True}},
@@ -63,6 +62,7 @@ MODELS = {
     "wm": {},
     "hm": {},
     "hmm": {"mixer": {"d_att": 16, "num_heads": 1}},
+    "dnn_members": {"name": "dnn", "members": 8},
 }
 # Embeddings start at N(0, 1e-4), as published, where that was better than 0.01. The other models
 # hardly noticed.
