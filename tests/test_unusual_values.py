@@ -112,10 +112,8 @@ def test_ids_are_what_they_are_where_no_null_spelling_is_near():
     assert 0 not in read(ONE, np.array([1e5, 7]), ("1e5", "007"))[0]
 
 
-@pytest.mark.skipif(not hasattr(pa, "decimal32"), reason="pyarrow before 19 has no such types")
-@pytest.mark.parametrize("bits, digits", [(32, 5), (64, 10)])
-def test_short_decimals_of_arrow(bits, digits):
-    kind = getattr(pa, f"decimal{bits}")(digits, 2)
+@pytest.mark.parametrize("kind", [pa.decimal32(5, 2), pa.decimal64(10, 2)])
+def test_short_decimals_of_arrow(kind):
     numbers = [decimal.Decimal("1.50"), None, decimal.Decimal("-1")]
     column, nulls = pa.array(numbers, kind), ("-1",)
     assert read(ONE, column, nulls) == read(ONE, ["1.5", None, None])
