@@ -57,6 +57,8 @@ OPTIONS = {
     "model.init_scale": (0.5, {}),
     "model.am_weight": (0.5, TYPED),
     "model.am_joint": (True, TYPED),
+    "model.am_reads": ("own", TYPED),
+    "model.am_columns": (3, {**TYPED, "model.am_reads": "own"}),
     "optim.clip": ("group", {}),
     "optim.clip_norm": (0.5, {"optim.clip": "global"}),
     "optim.embedding.updates": ("dense", {}),
@@ -117,6 +119,21 @@ def test_no_option_of_optim_is_without_a_test():
 @pytest.mark.parametrize(
     ("changes", "unread", "read"),
     [
+        (
+            {"name": "emofmv2"},
+            {"am_joint": "am_reads=own"},
+            ("am_reads", "am_columns", "am_weight"),
+        ),
+        (
+            {"name": "emofmv2", "am_reads": "both"},
+            {"hidden": "emofmv2"},
+            ("am_joint", "am_reads", "am_columns"),
+        ),
+        (
+            {"name": "wm"},
+            {"am_columns": "am_reads=embeddings"},
+            ("am_hidden", "am_reads", "am_joint"),
+        ),
         (
             {"name": "hm"},
             {"hidden": "hm", "mixer.d_att": "hm", "edcn.bridge": "hm"},

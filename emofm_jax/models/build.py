@@ -194,7 +194,7 @@ def unread(options: Mapping) -> dict[str, str]:
     if "mixer.kind" in read:
         found |= without_effect(models.options(), values) | _unread_of_stages(options)
     if typed:
-        for path in ("am_hidden", "am_joint", "embedding_dim", "activation", "dropout"):
+        for path in (*_OF_AM, "embedding_dim", "activation", "dropout"):
             found.pop(path, None)  # the AM's, or of the table that it reads
         reads = _am_reads(options)
         if reads == "embeddings":
