@@ -39,7 +39,7 @@ from absl import flags as absl_flags
 
 from emofm_jax import cli
 from emofm_jax import config as config_lib
-from emofm_jax.data import files, groups, shards
+from emofm_jax.data import files, groups, seen, shards
 from emofm_jax.data.groups import Groups
 from emofm_jax.data.raw_rows import RawRows
 from emofm_jax.errors import UserError
@@ -105,6 +105,8 @@ def _compare(
         one = "all rows have the same value, so there is no interval"
         raise UserError(f"--cluster={flags.cluster}: {one}; name another column")
     about = {"source": _source(opened[0]), "cluster": flags.cluster, "notes": notes}
+    if flags.input or flags.data:
+        about["warnings"] = _of_seen_days(names, scorers, opened)
     scores = [(one.p, one.logit) for one in scored]
     return contest.make(names, scores, rows, tables, most=flags.by_values, **about)
 
@@ -126,6 +128,20 @@ def _open(
 
     config = config_lib.load(scorer.directory)
     return RunData(scorer.directory, config, scorer.schema).open(flags.split)
+
+
+def _of_seen_days(
+    names: Sequence[str], scorers: Sequence["Scorer"], opened: Sequence[shards.Split | RawRows]
+) -> list[str]:
+    """What is to be said of models that were trained on days of the rows."""
+    from emofm_jax.scoring import origin
+
+    warnings = []
+    for name, scorer, rows in zip(names, scorers, opened):
+        trained = {*scorer.schema.days}.union(*map(origin.trained_days, scorer.origins))
+        if words := seen.said(rows, trained):
+            warnings.append(f"{name} was {words} to compare by")
+    return warnings
 
 
 def _check_same_split(names: Sequence[str], opened: Sequence[shards.Split | RawRows]) -> None:

@@ -45,7 +45,7 @@ from ml_collections import ConfigDict
 
 from emofm_jax import cli
 from emofm_jax import config as config_lib
-from emofm_jax.data import encode, files, groups, parquet, shards, unknown
+from emofm_jax.data import encode, files, groups, parquet, seen, shards, unknown
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.raw_rows import RawRows
 from emofm_jax.errors import UserError, check_choice
@@ -53,6 +53,7 @@ from emofm_jax.evaluation import by_value, calibration, summary
 from emofm_jax.evaluation.split_report import SplitReport
 from emofm_jax.reports import plots
 from emofm_jax.scoring import importance as importance_lib
+from emofm_jax.training import run_data
 from emofm_jax.training import workdir as workdir_lib
 from emofm_jax.training.run_data import RunData
 
@@ -106,7 +107,7 @@ def _evaluate(flags: absl_flags.FlagValues, workdir: Path) -> None:
         files.write_json(written[1], report.to_json())
     title = "new rows" if flags.input else f"{flags.split} split"
     _print(report, title)
-    for words in _unknown(rows, workdir, report):
+    for words in [*_unknown(rows, workdir, report), *_seen(rows, data)]:
         print(f"warning: {words}")
     if importance is not None:
         print(f"\n{summary.importance(importance)}")
@@ -151,6 +152,14 @@ def _unknown(rows: shards.Split | RawRows, workdir: Path, report: SplitReport) -
     schema = schema_lib.load(workdir)  # that of other shards says what is usual there
     vocabularies = lambda: encode.load_vocabularies(schema, workdir)
     return unknown.said(schema, counts, unseen, vocabularies)
+
+
+def _seen(rows: shards.Split | RawRows, data: RunData) -> list[str]:
+    """What is to be said of days that the run was trained on, but of a split of its own data."""
+    if isinstance(rows, shards.Split) and data.is_own(rows):
+        return []
+    words = seen.said(rows, run_data.trained_days(data.workdir, data.schema))
+    return [f"the run was {words} to evaluate by"] if words else []
 
 
 def _open(flags: absl_flags.FlagValues, data: RunData, by: list[str]) -> shards.Split | RawRows:

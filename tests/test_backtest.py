@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from emofm_jax import backtest, evaluate, verify
+from emofm_jax import backtest, compare, evaluate, verify
 from emofm_jax import config as config_lib
 from emofm_jax.data import files
 from emofm_jax.data import schema as schema_lib
@@ -121,6 +121,40 @@ def test_no_day_is_seen_before_it_is_scored(home):
         assert evaluate.main(["evaluate", f"--workdir={place}", "--split=train"]) == 0
         report = files.read_json(Path(place, "predictions", "train.json"))
         assert report["auc"] > 0.85, policy
+
+
+def test_a_model_that_was_trained_on_days_of_the_rows_is_named(home, capsys):
+    def said(program, *argv):
+        code = program.main(["", *argv])
+        out, err = capsys.readouterr()
+        return code, [x for x in (out + err).splitlines() if "trained on" in x or "error" in x]
+
+    # frozen was trained on the first two days, warm on the first two and, from there, the third.
+    frozen, warm = f"lived/runs/frozen/{DAYS[2]}/seed-0", f"lived/runs/warm/{DAYS[3]}/seed-0"
+    models = f"--workdirs={frozen},{warm}"
+    seen = "was trained on {} of the {} days of these rows ({}); name later rows to {} by"
+    for days, of_frozen, of_warm in (
+        ((3,), (), ()),
+        ((2,), (), (1, 1, DAYS[2])),
+        ((0, 2, 3), (1, 3, DAYS[0]), (2, 3, f"{DAYS[0]} to {DAYS[2]}")),
+    ):
+        rows = "--input=" + ",".join(f"raw/{DAYS[day]}.csv" for day in days)
+        wanted = [(name, of) for name, of in ((frozen, of_frozen), (warm, of_warm)) if of]
+        wanted = [f"warning: {name} {seen.format(*of, 'compare')}" for name, of in wanted]
+        assert said(compare, models, rows) == (0, wanted)
+    wanted = [f"warning: the run {seen.format(1, 1, DAYS[2], 'evaluate')}"]
+    assert said(evaluate, f"--workdir={warm}", f"--input=raw/{DAYS[2]}.csv") == (0, wanted)
+    assert said(evaluate, f"--workdir={warm}", "--split=train") == (0, [])
+
+    # Of prepared rows the recipe says the days; rows without days, or of none, say nothing of them.
+    data = [f"--data=lived/data/warm/{DAYS[2]}", "--split=valid"]
+    assert said(evaluate, f"--workdir={frozen}", *data) == (0, [])
+    assert said(evaluate, f"--workdir={warm}", *data) == (0, wanted)
+    Path("later.csv").write_text("label,user,hint\n1,u1,a\n0,u2,b\n1,u3,a\n")
+    assert said(compare, models, "--input=later.csv") == (0, [])
+    empty = f"lived/data/frozen/{DAYS[2]}"
+    problem = f"error: {empty}/test: the split has no rows; name another (--split)"
+    assert said(compare, models, f"--data={empty}") == (2, [problem])
 
 
 def test_cost_and_chain(home):

@@ -17,7 +17,7 @@ from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.errors import UserError
 from emofm_jax.sweeping import experiment
-from emofm_jax.training import build, checkpoint, checkpoint_files, start
+from emofm_jax.training import build, checkpoint, checkpoint_files, run_data, start
 from emofm_jax.training import predictions as predictions_lib
 from emofm_jax.training import state as state_lib
 from tests import daily_shop
@@ -267,9 +267,10 @@ def test_the_program_starts_stops_and_goes_on_without_its_parent(home, capsys):
 def test_days_that_it_has_seen_evaluate_nothing(tmp_path):
     days = {"valid_days": ("2024-03-06",), "test_days": (20240307,)}
     schema = Schema("x", (Slot("s", "g", "categorical", "hash", 4),), recipe=days)
-    assert start._days(dataclasses.replace(schema, days=("a", "b")), tmp_path) == ["a", "b"]
-    files.write_json(tmp_path / start.FILE, {"days": ["z", "a"]})
-    assert start._days(dataclasses.replace(schema, days=("a", "b")), tmp_path) == ["z", "a", "b"]
+    with_days = dataclasses.replace(schema, days=("a", "b"))
+    assert run_data.trained_days(tmp_path, with_days) == ["a", "b"]
+    files.write_json(tmp_path / run_data.PARENT, {"days": ["z", "a"]})
+    assert run_data.trained_days(tmp_path, with_days) == ["z", "a", "b"]
     recipe_lib.check_unseen(schema.recipe, ["2024-03-05"], "--init_from=a")
     for day, name in (("2024-03-06", "valid_days"), ("20240307", "test_days")):
         with pytest.raises(

@@ -512,6 +512,8 @@ class EncodedChunk:
     also: dict[str, pa.Array] = dataclasses.field(default_factory=dict)  # of the table's rows
     notes: Notes = dataclasses.field(default_factory=Notes)  # on rows, files and values
     unseen: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)  # of the `Encoder`
+    # Of labelled rows whose day is known, where the schema's rows were split by day.
+    days: frozenset[str] = frozenset()
 
 
 def read_encoded(
@@ -551,6 +553,10 @@ def read_encoded(
     for chunk in formats.read(recipe, files, labelled):
         with formats.naming(chunk.file):
             encoded = _keep_places(encoder, chunk, labelled, position, also)
+            if "_day" in chunk.columns:
+                days = recipe_lib.distinct_days(recipe, chunk.columns["_day"])
+                found = frozenset(recipe_lib.days_of(recipe, days))
+                encoded = dataclasses.replace(encoded, days=found)
         position += len(encoded.kept)
         yield encoded
 

@@ -27,6 +27,7 @@ class RawRows:
       rejected: (position among them, file, line and reason) of each row that is left out.
       notes: on rows and files.
       unseen: as `Encoder` has them.
+      days: of the rows, as far as the run's rows were split by day and these have one.
     """
 
     def __init__(self, schema: Schema, directory: Path, paths: Sequence[Path], by: Sequence[str]):
@@ -50,6 +51,7 @@ class RawRows:
         self.rejected: list[tuple[int, str]] = []
         self.notes = Notes()
         self.unseen: Mapping[str, list[str]] = {}
+        self.days: set[str] = set()
         self._directory, self._paths = directory, paths
         self._collectors = {name: groups.Collector(name) for name in by}
         self._positions: list[np.ndarray] = []
@@ -96,6 +98,7 @@ class RawRows:
             positions = self.num_read + np.arange(len(chunk.kept))
             self.num_read += len(positions)
             self.unseen = chunk.unseen
+            self.days |= chunk.days
             bad = np.flatnonzero(~chunk.kept).tolist()
             self.rejected += [(int(positions[row]), str(chunk.reasons[row])) for row in bad]
             self.notes.join(chunk.notes)

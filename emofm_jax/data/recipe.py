@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from emofm_jax.data import raw_files, values
 from emofm_jax.data.raw_files import RawFile
@@ -188,10 +189,12 @@ def _problems_of_options(options: Mapping[str, Any]) -> Iterator[tuple[str, str]
 def to_evaluate(recipe: Mapping, also: Sequence[str] = ()) -> dict[str, Any]:
     """The recipe that reads labelled rows which no split is made of.
 
-    Roles must be there as in training, but for the day; columns that the recipe does not know are
-    passed over. The columns `also` come along with the slots and roles.
+    Roles must be there as in training, but for the day, which comes along where it is there;
+    columns that the recipe does not know are passed over. The columns `also` come along with the
+    slots and roles.
     """
-    return {**recipe, "split": "share", "also": tuple(also)}
+    knows_day = recipe["split"] == "day"
+    return {**recipe, "split": "share", "also": tuple(also), "knows_day": knows_day}
 
 
 def files(recipe: Mapping) -> dict[str, list[RawFile]]:
@@ -260,6 +263,11 @@ def check_once(files: Sequence[RawFile], remedy: str = "") -> None:
         if path.suffix in raw_files.COMPRESSED and path.with_suffix("") in there:
             twice = path.with_suffix("")
             raise UserError(f"{twice}: it is there plain and compressed; remove one{remedy}")
+
+
+def distinct_days(recipe: Mapping, column: pa.Array) -> Distinct:
+    """The distinct values of the day column of some rows."""
+    return values.distinct(column, values.missing(recipe["null_values"]))
 
 
 def days_of(recipe: Mapping, days: Distinct) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from emofm_jax.data import formats, growth, values
+from emofm_jax.data import formats, growth
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.formats.lines import Chunk, EmptyFile
 from emofm_jax.data.problems import Notes
@@ -100,8 +100,7 @@ class Source:
         """i8[n] of each readable row, if the rows say their split: see `recipe.split_of`."""
         days = None
         if self.recipe["split"] == "day":
-            missing = values.missing(self.recipe["null_values"])
-            days = values.distinct(chunk.columns["_day"], missing)
+            days = recipe_lib.distinct_days(self.recipe, chunk.columns["_day"])
             self.days.update(recipe_lib.days_of(self.recipe, days))
         return recipe_lib.split_of(self.recipe, self._places[chunk.file], chunk.lines, days)
 

@@ -128,7 +128,7 @@ class Contest:
       cluster: the column that rows hang together by; empty: rows count as independent.
       clusters: how many there are.
       wider: {metric: how many times as wide clusters make the interval of a difference}.
-      notes: sentences.
+      warnings, notes: sentences.
     """
 
     source: str
@@ -138,6 +138,7 @@ class Contest:
     cluster: str = ""
     clusters: int = 0
     wider: dict[str, float] = dataclasses.field(default_factory=dict)
+    warnings: list[str] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -214,7 +215,7 @@ def make(
       rows: n of them.
       by: groups of the rows.
       most: values of a column that are shown.
-      **about: source, cluster and notes of a `Contest`.
+      **about: source, cluster, warnings and notes of a `Contest`.
     """
     found = [paired.estimates(rows, *one) for one in scores]
     models = []

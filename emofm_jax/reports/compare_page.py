@@ -128,8 +128,9 @@ def _lead(found: Contest) -> list[str]:
 
 
 def _said(found: Contest) -> list[str]:
-    """Notes, and a word on intervals that are likely too narrow."""
-    notes = [f"note: {note}" for note in found.notes]
+    """Warnings, notes, and a word on intervals that are likely too narrow."""
+    notes = [f"warning: {warning}" for warning in found.warnings]
+    notes += [f"note: {note}" for note in found.notes]
     if found.wider and not found.cluster:
         wider = ", ".join(f"{_NAMES[m]} {times:.2f}" for m, times in found.wider.items())
         text = "rows of one key of the GAUC hang together, and intervals that take them as "

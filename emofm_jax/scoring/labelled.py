@@ -65,8 +65,10 @@ def score(scorer: "Scorer", rows: shards.Split | RawRows, by: Sequence[str]) -> 
       by: columns.
 
     Raises:
-      UserError: no row can be read; a score is not finite.
+      UserError: no row can be read; the split has no rows; a score is not finite.
     """
+    if isinstance(rows, shards.Split) and not rows.num_rows:
+        raise UserError(f"{rows.path}: the split has no rows; name another (--split)")
     parts: dict[str, list[np.ndarray]] = {}
     look: dict[str, Any] = {"unit": " rows", "unit_scale": True, "leave": False}
     look |= {"desc": f"  {Path(scorer.names[0]).name}", "disable": not sys.stderr.isatty()}

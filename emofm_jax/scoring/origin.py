@@ -13,6 +13,7 @@ from emofm_jax.data import files
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import run_report
+from emofm_jax.training import run_data
 
 _FIGURES = ("rows", "clicks", "auc", "logloss", "gauc", "pcoc")
 _SPLITS = ("valid", "test")
@@ -52,6 +53,11 @@ def place(path: Path) -> str:
     return path.name if path.is_absolute() else path.as_posix()
 
 
+def trained_days(origin: Mapping[str, Any]) -> list[str]:
+    """The days of the training rows of a run and of those that it started from, as far as known."""
+    return [*origin.get("parent", {}).get("days", ()), *origin.get("days", ())]
+
+
 def said(origin: Mapping[str, Any]) -> str:
     """An origin in a line."""
     of = f"{origin['run']} (experiment {origin['experiment']}, step {origin['step']:,})"
@@ -82,7 +88,7 @@ def _metrics(workdir: Path, step: int) -> dict[str, dict[str, Any]]:
 
 def _parent(workdir: Path) -> dict[str, Any]:
     """The run that this one started from (`--init_from`), if it did."""
-    path = workdir / "parent.json"
+    path = workdir / run_data.PARENT
     if not path.exists():
         return {}
     with _reading(path, "restore it"):

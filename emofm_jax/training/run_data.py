@@ -5,9 +5,25 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from emofm_jax.data import files, shards
 from emofm_jax.data import schema as schema_lib
-from emofm_jax.data import shards
 from emofm_jax.errors import UserError
+
+PARENT = "parent.json"
+
+
+def trained_days(workdir: Path, schema: schema_lib.Schema) -> list[str]:
+    """The days that a run was trained on, and before them those of the runs that it started from.
+
+    Raises:
+      UserError: parent.json is damaged.
+    """
+    path = workdir / PARENT
+    try:
+        before = files.read_json(path)["days"] if path.exists() else []
+        return [*before, *(day for day in schema.days if day not in before)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}); restore it") from None
 
 
 @dataclasses.dataclass(frozen=True)

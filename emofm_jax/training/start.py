@@ -27,14 +27,13 @@ from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.errors import UserError
-from emofm_jax.training import build, checkpoint
+from emofm_jax.training import build, checkpoint, run_data
 from emofm_jax.training import state as state_lib
 from emofm_jax.training import workdir as workdir_lib
 from emofm_jax.training.build import Parts
 from emofm_jax.training.progress import Progress
 from emofm_jax.training.state import TrainState
 
-FILE = "parent.json"
 # Fields of a slot that may differ: they change no meaning of a row of the table.
 _MAY_DIFFER = ("digest", "min_count", "max_length", "keep")
 
@@ -62,7 +61,7 @@ class Start:
 
     def save(self, workdir: Path) -> None:
         """Writes parent.json."""
-        files.write_json(workdir / FILE, dict(self.parent))
+        files.write_json(workdir / run_data.PARENT, dict(self.parent))
 
 
 @jax.enable_x64(False)
@@ -89,7 +88,7 @@ def make(config: ConfigDict, parts: Parts) -> Start:
             remedy = "prepare the new rows with --base, or train afresh"
             differs = f"its schema differs by more than growth ({'; '.join(problems)})"
             raise UserError(f"{where}: {differs}; {remedy}")
-        days = _days(schema, directory)
+        days = run_data.trained_days(directory, schema)
         if ours.recipe:
             recipe_lib.check_unseen(ours.recipe, days, where)
         found = _restore(config, theirs, schema, directory)
@@ -101,13 +100,6 @@ def make(config: ConfigDict, parts: Parts) -> Start:
     of |= {"days": days, "moments": moments}
     of |= {"rows": len(rows[0]), "table": ours.num_rows, "fresh": [*new, *fresh]}
     return Start(state, of)
-
-
-def _days(schema: Schema, directory: Path) -> list[str]:
-    """The days that a run was trained on, and the runs that it started from."""
-    path = directory / FILE
-    before = files.read_json(path)["days"] if path.exists() else []
-    return [*before, *(day for day in schema.days if day not in before)]
 
 
 def _by_name(schema: Schema) -> dict[str, Slot]:

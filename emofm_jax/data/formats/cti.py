@@ -60,7 +60,7 @@ def tasks(
         cells = [raw[name] for name in of_types]
         label, ftype, of_label = _label(cells, types, len(chunk.lines), labelled)
         found |= {"label": label, "ftype": ftype, "row_id": raw["log_id"]}
-        if recipe["split"] == "day":
+        if recipe["split"] == "day" or recipe.get("knows_day"):
             found["_day"] = raw["log_id"]
         found = tokens.with_gauc_key(found, recipe, slots)
         problems.update(of_label)

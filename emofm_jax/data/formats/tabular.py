@@ -258,7 +258,7 @@ def _sources(
     roles = {role: recipe[role] for role in ROLE_COLUMNS if recipe[role]}
     if kept := recipe_lib.later(recipe, "keep_probability"):
         roles["keep_probability"] = kept
-    if recipe["split"] == "day":
+    if recipe["split"] == "day" or (recipe.get("knows_day") and recipe["day_column"] in names):
         roles["_day"] = recipe["day_column"]
     for role in () if labelled else _ONLY_TRAINING:
         if roles.get(role) not in names:

@@ -1,0 +1,30 @@
+"""Rows of days that a model was trained on: figures of them are better than those of new rows."""
+
+from collections.abc import Collection
+
+from emofm_jax.data import recipe as recipe_lib
+from emofm_jax.data.raw_rows import RawRows
+from emofm_jax.data.shards import Split
+
+
+def said(rows: Split | RawRows, trained: Collection[str]) -> str:
+    """A sentence if rows are of days that a model was trained on; else an empty text.
+
+    Args:
+      rows: raw ones have been read.
+      trained: the days of the model's training rows, and of those of the runs it started from.
+    """
+    days = recipe_lib.in_order(_of_split(rows) if isinstance(rows, Split) else rows.days)
+    if not (seen := [day for day in days if day in trained]):
+        return ""
+    ends = seen[0] if len(seen) == 1 else f"{seen[0]} to {seen[-1]}"
+    return f"trained on {len(seen)} of the {len(days)} days of these rows ({ends}); name later rows"
+
+
+def _of_split(split: Split) -> set[str]:
+    """The days of a split, as far as its recipe names them."""
+    recipe, name = split.schema.recipe, split.path.name
+    if not recipe or recipe["split"] != "day":
+        return set()
+    named = {*recipe_lib.named_days(recipe, f"{name}_days")}
+    return named if named or name != "train" else {day for day in split.schema.days if day}
