@@ -95,6 +95,19 @@ def test_criteos_rows_have_no_header():
     assert kinds == ["numeric"] * 13 + ["categorical"] * 26
 
 
+def test_names_that_are_written_with_digits_are_no_amounts():
+    rows = criteo()
+    for i, row in enumerate(rows):
+        row[-1], row[-2] = f"{i % 3:08d}", ("10293847", "56473829", "20391857", "11111111")[i % 4]
+    write("train.txt", None, rows, "\t")
+    c = suggested("train.txt")
+    assert c.prepare.columns[-3:] == ("C24", "C25", "C26") and "C26" not in c.prepare.slots
+
+    rows = [[i % 2, f"{i % 50:05d}", i % 50] for i in range(400)]
+    write("log.csv", ["label", "cost_code", "cost_days"], rows)
+    assert suggested("log.csv").prepare.slots.to_dict().keys() == {"cost_days"}
+
+
 def test_files_that_are_splits_and_one_that_is_none():
     names = ["label", "user_id", "date", "duration_s", "music_id", "tab"]
     r = random.Random(0)

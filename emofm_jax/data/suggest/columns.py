@@ -39,6 +39,7 @@ _COUNTS = re.compile(
     r"quantity|score|rate|ratio|views|clicks|impressions|size|revenue|spend|history|income|ctr|"
     r"distance|weeks|months|years|balance|bid|ms|s)(_|$)"
 )
+_CODE = re.compile(r"[+-]?0\d")  # a number that is a name, as a zip code is: 01234
 # Words of a name -> a group.
 _GROUPS = {
     "user": "user member customer visitor client age gender sex register registered fans fan "
@@ -328,6 +329,8 @@ def _options(one: Seen, named: bool, found: Guess) -> dict:
 def _is_quantity(one: Seen, named: bool) -> bool:
     """Whether a column holds numbers that mean an amount, and not the names of things."""
     if not len(one.numbers) or len(one.numbers) <= 2:
+        return False
+    if any(_CODE.match(x) for x in one.distinct):
         return False
     if one.floats and one.decimals or one.decimals:
         return True

@@ -214,7 +214,8 @@ def _names(rows: Sequence[Sequence[str]]) -> list[str]:
     width, some = len(rows[0]), rows[:_LINES]
     columns = [[row[i] for row in some if len(row) == width] for i in range(width)]
     binary = [i for i, cells in enumerate(columns) if {*cells} == {"0", "1"}]
-    hashed = any(all(_DIGEST.fullmatch(x) for x in cells if x) for cells in columns)
+    digests = [any(cells) and all(_DIGEST.fullmatch(x) for x in cells if x) for cells in columns]
+    hashed = any(digests)
     names, counts = [], {"I": 0, "C": 0}
     for i, cells in enumerate(columns):
         if binary and i == binary[0]:
@@ -222,7 +223,9 @@ def _names(rows: Sequence[Sequence[str]]) -> list[str]:
             continue
         numbers = all(is_number(x) for x in cells if x) and any(cells)
         decimals = any(is_number(x) and "." in x for x in cells)
-        letter = "I" if numbers and (hashed or decimals) else "C"
+        # A digest may be of decimal digits alone.
+        is_amount = numbers and (decimals or hashed and not digests[i])
+        letter = "I" if is_amount else "C"
         counts[letter] += 1
         names.append(f"{letter}{counts[letter]}")
     return names
