@@ -1,6 +1,7 @@
 """Which slots a recipe declares, and which split a row is in."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from emofm_jax import config
@@ -73,3 +74,23 @@ def test_no_file_counts_twice(tmp_path):
         UserError, match="test.csv: it is .*more.csv, and would count twice; remove"
     ):
         recipe_lib.files(recipe | {"split": "share"})
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(["1", "nan", "NaT", "a\0b", "-1", "", None, "2", "3"]),
+        pa.array([b"1", b"\xff", b"nan", b"a\0b", b"-1", b"", None, b"2", b"3"]),
+        pa.array([1.0, float("nan"), -1.0, -1.0, -1.0, -1.0, None, 2.0, 3.0]),
+        pa.array([1, -1, -1, -1, -1, -1, None, 2, 3]),
+        pa.array(["1", "nan", "NaT", "NaN", "-1", "", None, "2", "3"]).dictionary_encode(),
+    ],
+)
+@pytest.mark.parametrize("named", [(), ("1",)])
+def test_what_is_no_day_is_of_no_split(column, named):
+    recipe = {"split": "day", "day_length": 0, "null_values": ("", "-1"), "train_days": named}
+    recipe |= {"replay_days": (), "valid_days": ("2",), "test_days": (3,)}
+    days = recipe_lib.distinct_days(recipe, column)
+    split = recipe_lib.split_of(recipe, 0, np.arange(9), days)
+    assert split.tolist() == [0, *[recipe_lib.NO_DAY] * 6, 1, 2]
+    assert {*recipe_lib.days_of(recipe, days)} - {None} == {"1", "2", "3"}

@@ -555,7 +555,7 @@ def read_encoded(
             encoded = _keep_places(encoder, chunk, labelled, position, also)
             if "_day" in chunk.columns:
                 days = recipe_lib.distinct_days(recipe, chunk.columns["_day"])
-                found = frozenset(recipe_lib.days_of(recipe, days))
+                found = frozenset(filter(None, recipe_lib.days_of(recipe, days)))
                 encoded = dataclasses.replace(encoded, days=found)
         position += len(encoded.kept)
         yield encoded

@@ -270,10 +270,11 @@ def distinct_days(recipe: Mapping, column: pa.Array) -> Distinct:
     return values.distinct(column, values.missing(recipe["null_values"]))
 
 
-def days_of(recipe: Mapping, days: Distinct) -> list[str]:
-    """The day of each distinct value of the day column."""
+def days_of(recipe: Mapping, days: Distinct) -> list[str | None]:
+    """The day of each distinct value of the day column; None for one that means there is none."""
     length = recipe["day_length"] or None
-    return [_time_of(str(day), length)[:length] for day in days.text.to_pylist()]
+    texts = days.text.to_pylist()
+    return [None if day is None else _time_of(day, length)[:length] for day in texts]
 
 
 def in_order(days: Iterable[str], strict: bool = False) -> list[str]:
@@ -350,8 +351,9 @@ def split_of(
         places |= dict.fromkeys(named_days(recipe, "replay_days"), REPLAYED)
         places |= dict.fromkeys(named_days(recipe, "valid_days"), 1)
         places |= dict.fromkeys(named_days(recipe, "test_days"), 2)
-        found = [places.get(day, others) for day in days_of(recipe, days)]
-        return np.array([*found, NO_DAY], np.int8)[days.which]  # the last is for a missing day
+        place = lambda day: NO_DAY if day is None else places.get(day, others)
+        found = [place(day) for day in days_of(recipe, days)]
+        return np.array([*found, NO_DAY], np.int8)[days.which]  # the last is for null
     edges = np.cumsum(recipe["shares"])[:2]
     drawn = _uniform(recipe["seed"], file_index, lines)
     return np.searchsorted(edges, drawn, side="right").astype(np.int8)

@@ -101,7 +101,7 @@ class Source:
         days = None
         if self.recipe["split"] == "day":
             days = recipe_lib.distinct_days(self.recipe, chunk.columns["_day"])
-            self.days.update(recipe_lib.days_of(self.recipe, days))
+            self.days.update(filter(None, recipe_lib.days_of(self.recipe, days)))
         return recipe_lib.split_of(self.recipe, self._places[chunk.file], chunk.lines, days)
 
     def history(self, base: growth.Base | None) -> tuple[str, ...]:
