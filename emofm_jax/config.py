@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from emofm_jax import options as options_lib
 from emofm_jax.data import files
@@ -244,6 +244,7 @@ class Section(ConfigDict):
         if self.is_locked and key not in self.keys():
             raise AttributeError(self._missing(key))
         value = options_lib.plain(value)
+        _check_type(key, value)
         if isinstance(value, dict | ConfigDict) and not isinstance(value, Section):
             value = Section(value)
         try:
@@ -256,6 +257,16 @@ class Section(ConfigDict):
         near = difflib.get_close_matches(str(key), list(self.keys()), n=1)
         hint = f"did you mean {near[0]!r}?" if near else "--helpfull lists every option"
         return f"there is no field {key!r}; {hint}"
+
+
+def _check_type(key: str, value: Any) -> None:
+    """Raises TypeError on what no JSON can hold, such as a set or bytes."""
+    if isinstance(value, list | tuple):
+        for inner in value:
+            _check_type(key, inner)
+    elif not isinstance(value, str | int | float | None | dict | ConfigDict | FieldReference):
+        kind, remedy = type(value).__name__, "give text, numbers, dates, or tuples of these"
+        raise TypeError(f"{key}: {value!r:.80} is of type {kind}; {remedy}")
 
 
 @functools.cache

@@ -8,10 +8,12 @@ The options of a model stand in its own file, all others in config.py.
 
 import dataclasses
 import datetime
+import decimal
 import enum
 import functools
 import math
 import os
+import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -191,8 +193,8 @@ def get(section: Mapping, path: str) -> Any:
 def plain(value: Any) -> Any:
     """A value as JSON can hold it, at any depth.
 
-    Numbers and arrays of numpy are those of Python, days and times are ISO texts, paths texts, and
-    members of an Enum their values.
+    Numbers and arrays of numpy are those of Python, days and times are ISO texts, durations texts
+    of seconds, decimals, UUIDs and paths texts, and members of an Enum their values.
     """
     if isinstance(value, enum.Enum):
         return plain(value.value)
@@ -204,7 +206,10 @@ def plain(value: Any) -> Any:
         return os.fspath(value)
     if isinstance(value, datetime.date | datetime.time):  # a datetime is a date
         return value.isoformat()
-    if type(value).__name__ == "datetime64":
+    if isinstance(value, datetime.timedelta):
+        microseconds = value // datetime.timedelta(microseconds=1)
+        value = decimal.Decimal(microseconds) / 10**6
+    if type(value).__name__ == "datetime64" or isinstance(value, decimal.Decimal | uuid.UUID):
         return str(value)
     if hasattr(value, "tolist"):  # a number or an array of numpy
         found = value.tolist()

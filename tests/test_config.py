@@ -1,10 +1,12 @@
 """Options: what is refused without data, and a config that comes back from its workdir as it was."""
 
 import datetime
+import decimal
 import enum
 import functools
 import json
 import pathlib
+import uuid
 
 import numpy as np
 import pytest
@@ -143,6 +145,16 @@ def test_a_file_that_is_no_config(tmp_path, text):
         ("model.stage1", range(3, 5), (3, 4)),
         ("prepare.valid_days", (datetime.date(2024, 3, 5), np.int64(7)), ("2024-03-05", 7)),
         ("prepare.valid_days", [np.datetime64("2024-03-05")], ("2024-03-05",)),
+        (
+            "prepare.valid_days",
+            (datetime.timedelta(seconds=3), np.timedelta64(5, "ms")),
+            ("3", "0.005"),
+        ),
+        (
+            "prepare.positive",
+            (decimal.Decimal("0.10"), uuid.UUID(int=1)),
+            ("0.10", f"{0:08}-0000-0000-0000-{1:012}"),
+        ),
         ("prepare.groups", (("user", np.array(["a", "b"])),), (("user", ("a", "b")),)),
         ("prepare.slots", {"a": {"rows": np.int64(9)}}, {"a": {"rows": 9}}),
     ],
@@ -185,3 +197,6 @@ def test_members_of_an_enum_are_their_values():
 def test_a_value_of_another_type_is_still_refused():
     with pytest.raises(TypeError, match="embedding_dim = 8.0 is no int, as 16 is"):
         config_lib.default().model.embedding_dim = np.float64(8)
+    for value in (b"x", {"x"}, object()):
+        with pytest.raises(TypeError, match=f"test_days: .* of type {type(value).__name__}; give"):
+            config_lib.default().prepare.test_days = ("a", ("b", value))

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from emofm_jax.errors import UserError
 
 _WORDS = {"true": 1, "yes": 1, "t": 1, "y": 1, "false": 0, "no": 0, "f": 0, "n": 0}
 _NUMBERS = {1.0: 1, 0.0: 0, -1.0: 0}
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,9})?")
+_EXACT = 2**53  # floats hold every whole number up to it
 _USUAL = "0 or 1 (or true/false, yes/no, t/f, y/n, -1/1)"
 
 
@@ -65,9 +67,9 @@ class Labels:
             return None
         if self._positive:
             return int(key in self._positive)
-        return _NUMBERS.get(key) if isinstance(key, float) else _WORDS.get(key.lower())
+        return _WORDS.get(key.lower()) if isinstance(key, str) else _NUMBERS.get(key)
 
-    def _check_signs(self, keys: Collection[str | float]) -> None:
+    def _check_signs(self, keys: Collection[str | float | Decimal]) -> None:
         if self._positive:
             return
         self._negative.update({0.0, -1.0}.intersection(keys))
@@ -84,10 +86,17 @@ def is_number(text: str) -> bool:
     return _NUMBER.fullmatch(text.strip()) is not None
 
 
-def _key(text: str) -> str | float:
-    """What makes two spellings one value: the number, or the text without blanks around it."""
+def _key(text: str) -> str | float | Decimal:
+    """What makes two spellings one value: the number, or the text without blanks around it.
+
+    Numbers of the same value are equal and hash alike, whole ones at any size.
+    """
     text = text.strip()
-    if is_number(text) or text.lower() == "nan":
+    if is_number(text):
+        number = Decimal(text)
+        is_large = not -_EXACT <= number <= _EXACT
+        return number if is_large and number == number.to_integral_value() else float(text)
+    if text.lower() == "nan":
         return float(text)
     return {"true": 1.0, "false": 0.0}.get(text.lower(), text)
 
