@@ -330,6 +330,42 @@ def test_other_text_stays_as_it_is(text):
     assert values.spell(pa.array([text])).to_pylist() == [text] == [values.one(text)]
 
 
+@settings(deadline=None, derandomize=True)
+@given(st.decimals(allow_nan=False, allow_infinity=False), st.integers(-290, 270))
+def test_a_decimal_and_its_text_with_an_exponent_are_one_value(number, exponent):
+    """As far as the text can tell: one of 16 or 17 digits may be of a float, and is taken as that."""
+    number = number.scaleb(exponent - number.adjusted())
+    digits, text = number.as_tuple().digits, str(number)
+    if "E" in text and not 15 < len(digits) < 18:
+        assert values.one(text) == values.one(number)
+        assert values.spell(pa.array([text])).to_pylist() == [values.one(number)]
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.floats(allow_nan=False, allow_infinity=False), st.integers(14, 16))
+def test_a_float_and_its_text_with_an_exponent_are_one_value(number, digits):
+    number = float(f"{number:.{digits}e}")
+    for text in (f"{number:.{digits}e}", f"{number:.{digits}E}", repr(number)):
+        assert "e" not in text.lower() or values.one(text) == values.one(number), text
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("1.2345678901234567890E+25", "12345678901234567890000000"),
+        ("1.2345678901234567E+25", "12345678901234567000000000"),
+        ("1E+25", "1" + "0" * 25),
+        ("1.5E+7", "15000000"),
+        ("1E-7", "0.0000001"),
+        ("1.5e-7", "0.00000015"),
+        ("1e+21", "1" + "0" * 21),
+        ("1.0000000000000001e-05", "0.00001"),  # as C writes a float with 17 digits
+    ],
+)
+def test_numbers_with_an_exponent(text, wanted):
+    assert values.one(text) == wanted == values.spell(pa.array([text]))[0].as_py()
+
+
 def test_release_0_1_spelled_otherwise():
     spell = lambda column: values.spell(column, spelling=1).to_pylist()
     assert spell(pa.array(["17.0", "True", "nan", ""])) == ["17.0", "True", "nan", None]

@@ -31,8 +31,8 @@ MISSING = ("", "nan", "NaN", "NaT")
 
 # Texts that are a number, truth value or time, but not as it is spelled here.
 _ZEROS = re.compile(r"-?(0|[1-9][0-9]*)\.[0-9]*0|-0")
-# As C and Java write floats. "1e5" and "12E4" may be ids in hexadecimal.
-_POWER = re.compile(r"-?[0-9](?:\.[0-9]+)?[eE][+-][0-9]{2,3}|-?[0-9]\.[0-9]+E-?[0-9]{1,3}")
+# As C, Java, JavaScript and decimals write numbers. "1e5" and "12E4" may be ids in hexadecimal.
+_POWER = re.compile(r"-?[0-9](?:\.[0-9]+)?[eE][+-][0-9]{1,3}|-?[0-9]\.[0-9]+E[0-9]{1,3}")
 _TRUTH = {"true": "1", "True": "1", "TRUE": "1", "false": "0", "False": "0", "FALSE": "0"}
 _CLOCK = r"([0-9]{2}):([0-9]{2})(?::([0-9]{2})(?:\.([0-9]{1,9}))?)?"
 _TIME_OF_DAY = re.compile(_CLOCK)
@@ -409,9 +409,7 @@ def _of_text(text: str) -> str:
     if _ZEROS.fullmatch(text):
         return _plain(decimal.Decimal(text))
     if _POWER.fullmatch(text):
-        number = float(text)
-        lost = np.isinf(number) or (number == 0 and re.search("[1-9]", re.split("[eE]", text)[0]))
-        return text if lost else _of_float(number)
+        return _of_power(text)
     if found := _INSTANT.fullmatch(text):
         return _of_instant(text, *found.groups())
     if found := _TIME_OF_DAY.fullmatch(text):
@@ -419,6 +417,16 @@ def _of_text(text: str) -> str:
         if second:
             return f"{hour}:{minute}:{second}{_fraction(fraction or '')}"
     return text
+
+
+def _of_power(text: str) -> str:
+    """A number with an exponent: a float, or a decimal where no float has these up to 17 digits."""
+    number, exact = float(text), decimal.Decimal(text)
+    if np.isinf(number) or (number == 0 and exact):
+        return text
+    num_digits = len(exact.as_tuple().digits)
+    is_float = num_digits <= 17 and decimal.Decimal(f"{number:.{num_digits - 1}e}") == exact
+    return _of_float(number) if is_float else _plain(exact)
 
 
 def _of_instant(text: str, date: str, *parts: str | None) -> str:
