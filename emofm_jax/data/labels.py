@@ -13,7 +13,7 @@ from emofm_jax.data.problems import Problems
 from emofm_jax.errors import UserError
 
 _WORDS = {"true": 1, "yes": 1, "t": 1, "y": 1, "false": 0, "no": 0, "f": 0, "n": 0}
-_NUMBERS = {1.0: 1, 0.0: 0, -1.0: 0}
+_NUMBERS: dict[float | Decimal, int] = {1.0: 1, 0.0: 0, -1.0: 0}
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,9})?")
 _EXACT = 2**53  # floats hold every whole number up to it
 _USUAL = "0 or 1 (or true/false, yes/no, t/f, y/n, -1/1)"
