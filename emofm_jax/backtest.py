@@ -29,7 +29,7 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from emofm_jax import cli
-from emofm_jax.data import directories, files, preparation
+from emofm_jax.data import directories, files, preparation, storage
 from emofm_jax.errors import UserError
 from emofm_jax.reports import backtest_page
 from emofm_jax.sweeping import backtest, experiment, policies
@@ -43,7 +43,8 @@ def _live(flags: absl_flags.FlagValues) -> bool:
     """Runs it all; returns whether every run is well."""
     if flags.jobs < 1:
         raise UserError(f"--jobs={flags.jobs}: it must be at least 1, the number of processes")
-    base, workdir = flags.config, Path(flags.workdir)
+    why = "its runs share a directory of a file system"
+    base, workdir = flags.config, storage.local("--workdir", flags.workdir, why)
     path, arg = cli.experiment(flags)
     seeds = experiment.seeds(path, arg, base, cli.overrides(flags))
     declared = policies.read(path, arg)

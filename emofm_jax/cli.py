@@ -26,6 +26,7 @@ from ml_collections import ConfigDict, config_flags
 
 from emofm_jax import config as config_lib
 from emofm_jax import errors
+from emofm_jax.data import storage
 from emofm_jax.errors import UserError
 from emofm_jax.sweeping import experiment as experiment_lib
 from emofm_jax.training import compilation_cache
@@ -55,7 +56,13 @@ def run(
       has ended; 130 after an interrupt; 141 where nobody reads what is printed (`| head`).
     """
     _open_streams()
-    argv = _joined(list(sys.argv if argv is None else argv))
+    with storage.named():
+        return _run(main, define, _joined(list(sys.argv if argv is None else argv)), more_help)
+
+
+def _run(
+    main: Callable, define: Callable, argv: list[str], more_help: Callable[[], str] | None
+) -> int:
     flags = absl_flags.FlagValues()
     well = None
     try:

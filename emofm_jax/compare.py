@@ -39,7 +39,7 @@ from absl import flags as absl_flags
 
 from emofm_jax import cli
 from emofm_jax import config as config_lib
-from emofm_jax.data import files, groups, seen, shards
+from emofm_jax.data import files, groups, seen, shards, storage
 from emofm_jax.data.groups import Groups
 from emofm_jax.data.raw_rows import RawRows
 from emofm_jax.errors import UserError
@@ -116,10 +116,10 @@ def _open(
 ) -> shards.Split | RawRows:
     """The rows, as a model reads them."""
     if flags.input:
-        paths = [Path(path) for path in cli.paths("input", flags.input, "file")]
+        paths = [storage.reading(path) for path in cli.paths("input", flags.input, "file")]
         return RawRows(scorer.schema, scorer.directory, paths, columns)
     if flags.data:
-        return shards.open_split(Path(flags.data), flags.split, scorer.schema)
+        return shards.open_split(storage.reading(flags.data), flags.split, scorer.schema)
     if not (scorer.directory / "config.json").exists():
         raise UserError(
             f"{name}: it is no run, and has no rows of its own; name rows (--input or --data)"
@@ -238,7 +238,7 @@ def _check(flags: absl_flags.FlagValues) -> list[str]:
     if flags.input and (flags["split"].present or flags.data):
         one = "data" if flags.data else "split"
         raise UserError(f"--{one}: raw rows are no shards; leave it out, or --input")
-    if flags.output and Path(flags.output).is_file():
+    if storage.local("--output", flags.output, "pages are written locally").is_file():
         raise UserError(f"--output={flags.output}: it is a file; name a directory")
     return names
 

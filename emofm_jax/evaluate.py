@@ -45,7 +45,7 @@ from ml_collections import ConfigDict
 
 from emofm_jax import cli
 from emofm_jax import config as config_lib
-from emofm_jax.data import encode, files, groups, parquet, seen, shards, unknown
+from emofm_jax.data import encode, files, groups, parquet, seen, shards, storage, unknown
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.raw_rows import RawRows
 from emofm_jax.errors import UserError, check_choice
@@ -60,10 +60,11 @@ from emofm_jax.training.run_data import RunData
 
 def _main(flags: absl_flags.FlagValues) -> None:
     _check(flags)
-    workdir = Path(flags.workdir)
+    workdir = storage.writing(flags.workdir)
     config_lib.load(workdir)  # before a directory that holds no run is locked
     with workdir_lib.together(workdir):
         _evaluate(flags, workdir)
+        storage.publish(workdir)
 
 
 def _evaluate(flags: absl_flags.FlagValues, workdir: Path) -> None:
@@ -165,7 +166,7 @@ def _seen(rows: shards.Split | RawRows, data: RunData) -> list[str]:
 def _open(flags: absl_flags.FlagValues, data: RunData, by: list[str]) -> shards.Split | RawRows:
     """The rows that are to be evaluated, checked as far as that is cheap."""
     if flags.input:
-        paths = [Path(name) for name in cli.paths("input", flags.input, "file")]
+        paths = [storage.reading(name) for name in cli.paths("input", flags.input, "file")]
         return RawRows(data.schema, data.workdir, paths, by)
     groups.check(data.schema, by, of_shards=True)
     return data.open(flags.split, flags.data)
@@ -254,7 +255,8 @@ def _write_rejected(rows: RawRows, predictions: Path) -> list[Path]:
     if not rows.rejected:
         files.remove(path)
         return []
-    table = pa.table([list(column) for column in zip(*rows.rejected)], names=["row", "reason"])
+    rejected = [(row, files.said(reason)) for row, reason in rows.rejected]
+    table = pa.table([list(column) for column in zip(*rejected)], names=["row", "reason"])
     with files.whole(path) as temporary:
         parquet.write(table, temporary)
     return [path]

@@ -9,21 +9,22 @@ scorer back.
 """
 
 import sys
-from pathlib import Path
 
 from absl import flags as absl_flags
 
 from emofm_jax import cli
+from emofm_jax.data import storage
 
 
 def _main(flags: absl_flags.FlagValues) -> None:
     from emofm_jax.scoring import artefact, write_artefact  # loads jax: after the flags' checks
     from emofm_jax.scoring import scorer as scorer_lib
 
-    runs, directory = cli.workdirs(flags), Path(flags.output)
+    runs, directory = cli.workdirs(flags), storage.writing(flags.output)
     scorer = scorer_lib.load_scorer(runs, calibrated=flags.calibrated, combine=flags.combine)
     write_artefact.write(scorer, directory)
     artefact.load(directory)  # its worked example comes out here, too
+    storage.publish(directory)
 
     size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file()) / 2**20
     verified = "checksums and worked example verified"

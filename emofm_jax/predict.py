@@ -17,24 +17,24 @@ kill the same command starts over.
 """
 
 import sys
-from pathlib import Path
 
 from absl import flags as absl_flags
 
 from emofm_jax import cli
-from emofm_jax.data import counts
+from emofm_jax.data import counts, storage
 from emofm_jax.evaluation import summary
 from emofm_jax.scoring import row_files
 
 
 def _main(flags: absl_flags.FlagValues) -> None:
-    source, output = Path(flags.input), Path(flags.output)
-    row_files.check(source, output)
-    from emofm_jax.scoring import scorer as scorer_lib  # after the cheap checks
+    source = storage.reading(flags.input)
+    with storage.file(flags.output) as output:
+        row_files.check(source, output)
+        from emofm_jax.scoring import scorer as scorer_lib  # after the cheap checks
 
-    runs = cli.workdirs(flags)
-    scorer = scorer_lib.load_scorer(runs, calibrated=flags.calibrated, combine=flags.combine)
-    done = row_files.score(scorer, source, output, progress=sys.stderr.isatty())
+        runs = cli.workdirs(flags)
+        scorer = scorer_lib.load_scorer(runs, calibrated=flags.calibrated, combine=flags.combine)
+        done = row_files.score(scorer, source, output, progress=sys.stderr.isatty())
 
     for words in counts.said_of_all(done.notes):
         print(words)

@@ -28,7 +28,7 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from emofm_jax import cli
-from emofm_jax.data import by_hand, engines, preparation, shards
+from emofm_jax.data import by_hand, engines, preparation, shards, storage
 from emofm_jax.data import counts as counts_lib
 from emofm_jax.data.suggest import experiment as suggest
 from emofm_jax.errors import UserError
@@ -37,13 +37,13 @@ from emofm_jax.evaluation import leaks
 
 def _main(flags: absl_flags.FlagValues) -> None:
     if "config" not in flags:
-        print(suggest.suggest(Path(flags.suggest)), end="")
+        print(suggest.suggest(storage.reading(flags.suggest)), end="")
         return
     directory = flags.config.data.dir
     replaces = flags.stage in ("", "publish")
-    if replaces and directory and (Path(directory) / "schema.json").exists():
+    if replaces and directory and (storage.reading(directory) / "schema.json").exists():
         print(f"{directory} holds shards already; they are replaced when the new ones are whole")
-    base = Path(flags.base) if flags.base else None
+    base = storage.reading(flags.base) if flags.base else None
     if flags.stage:
         report = _stage(flags, base)
         if isinstance(report, str):

@@ -15,12 +15,11 @@ come.
 
 import difflib
 import sys
-from pathlib import Path
 
 from absl import flags as absl_flags
 
 from emofm_jax import cli
-from emofm_jax.data import files
+from emofm_jax.data import files, storage
 from emofm_jax.errors import UserError, check_choice
 from emofm_jax.reports import read, run_page
 from emofm_jax.reports.sweep import page, view
@@ -28,7 +27,7 @@ from emofm_jax.reports.sweep import page, view
 
 def _main(flags: absl_flags.FlagValues) -> None:
     check_choice("--metric", flags.metric, view.NAMES)
-    workdir = Path(flags.workdir)
+    workdir = storage.writing(flags.workdir)
     found = read.load(workdir)
     if isinstance(found, read.Sweep):
         report = page.report(view.view(found, flags.metric, _reference(found, flags.reference)))
@@ -40,6 +39,7 @@ def _main(flags: absl_flags.FlagValues) -> None:
 
     files.write_text(workdir / "report.html", report.as_html())
     files.write_text(workdir / "report.md", report.as_markdown())
+    storage.publish(workdir)
     print(report.as_text())
     print(f"written: {workdir / 'report.html'}, {workdir / 'report.md'}")
 

@@ -21,14 +21,13 @@ Exit code: 0; 1 if a run failed; 2 for a mistake in the sweep itself.
 import shlex
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from absl import flags as absl_flags
 
 from emofm_jax import cli
 from emofm_jax import config as config_lib
-from emofm_jax.data import files
+from emofm_jax.data import files, storage
 from emofm_jax.errors import UserError
 from emofm_jax.sweeping import experiment, search
 from emofm_jax.sweeping import sweep as sweep_lib
@@ -41,7 +40,8 @@ from emofm_jax.training import workdir as workdir_lib
 def _sweep(flags: absl_flags.FlagValues) -> bool:
     """Runs it all; returns whether every run is well."""
     _check_flags(flags)
-    base, workdir = flags.config, Path(flags.workdir)
+    why = "its runs share a directory of a file system"
+    base, workdir = flags.config, storage.local("--workdir", flags.workdir, why)
     file, arg = cli.experiment(flags)
     named = str(file) if arg is None else f"{file}:{arg}"
     given, searched = cli.overrides(flags), bool(flags.search)

@@ -14,12 +14,12 @@ evaluate, predict and other programs take `--workdir` and find everything there.
 
 import sys
 import textwrap
-from pathlib import Path
 
 from absl import flags as absl_flags
 
 from emofm_jax import cli
 from emofm_jax import config as config_lib
+from emofm_jax.data import storage
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import summary
 from emofm_jax.training import processes
@@ -27,7 +27,7 @@ from emofm_jax.training import run as run_lib
 
 
 def _main(flags: absl_flags.FlagValues) -> None:
-    config, workdir = flags.config, Path(flags.workdir)
+    config = flags.config
     if flags.plan:
         run_lib.check(config)
         print("\n".join(run_lib.plan(config, flags.num_devices)))
@@ -47,6 +47,10 @@ def _main(flags: absl_flags.FlagValues) -> None:
             idle = f"--config.{path}={given[path]}: it has no effect on {what}"
             raise UserError(f"{idle}; leave it out")
     try:
+        if processes.count() > 1:
+            why = "processes share a workdir of a file system that all see"
+            storage.local("--workdir", flags.workdir, why)
+        workdir = storage.writing(flags.workdir)
         report = run_lib.run(config, workdir)
     except Exception as error:
         raise processes.explained(error) from error

@@ -21,7 +21,7 @@ from absl import flags as absl_flags
 
 from emofm_jax import cli, errors
 from emofm_jax import config as config_lib
-from emofm_jax.data import encode, files, parquet, shards
+from emofm_jax.data import encode, files, parquet, shards, storage
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import run_report
@@ -33,7 +33,8 @@ _Part = tuple[str, Callable[[], str]]
 
 
 def _main(flags: absl_flags.FlagValues) -> None:
-    directory = Path(flags.dir)
+    directory = storage.reading(flags.dir)
+    storage.need(directory)
     damaged, number = [], 0
     for name, read in _parts(directory):
         number += 1

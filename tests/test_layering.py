@@ -36,7 +36,7 @@ ROOMS = {
     "sweeping": ("errors options config data evaluation training", "ml_collections optuna"),
     "reports": ("errors options config data evaluation sweeping", "numpy"),
     "points": ("options sweeping", ""),
-    "cli": ("errors config training sweeping", "absl ml_collections"),
+    "cli": ("errors config data training sweeping", "absl ml_collections"),
 }
 PROGRAMS = ("everything above", "numpy pyarrow absl ml_collections tqdm")
 

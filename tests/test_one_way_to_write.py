@@ -31,6 +31,7 @@ METHODS |= {
     "SummaryWriter",
     "NamedTemporaryFile",
     "mkstemp",
+    "open_output_stream",
 }
 OF_OS = {
     "rename",
@@ -44,7 +45,8 @@ OF_OS = {
     "link",
     "symlink",
 }
-# Within `files.whole`; files of the cache of compiled programs; what stands alone in an export.
+# Within `files.whole`; files of the cache of compiled programs, and of copies of remote places; what stands alone in
+# an export.
 ALLOWED = {
     ("training/checkpoint_files.py", "save_file"),
     ("scoring/write_artefact.py", "save_file"),
@@ -56,6 +58,10 @@ ALLOWED = {
     ("training/compilation_cache.py", "unlink"),
     ("training/workdir.py", "mkdir"),
     ("cli.py", "open"),
+    ("data/remote.py", "open_output_stream"),
+    ("data/storage.py", "mkdir"),
+    ("data/storage.py", "open"),
+    ("data/storage.py", "shutil.rmtree"),
 }
 
 

@@ -21,7 +21,7 @@ import xxhash
 from ml_collections import ConfigDict
 
 from emofm_jax.data import counts as counts_lib
-from emofm_jax.data import directories, engines, files, passes, preparation, stages
+from emofm_jax.data import directories, engines, files, passes, preparation, stages, storage
 from emofm_jax.data.raw_files import RawFile
 from emofm_jax.data.schema import Schema
 from emofm_jax.data.source import Source
@@ -64,6 +64,9 @@ def run(
     if config.prepare.format == "synthetic":
         problem = "made-up data are made at once"
         raise UserError(f"--stage={stage}: {problem}; leave it out")
+    why = "stages find each other's files where they lie on a file system"
+    storage.local("config.prepare.source", config.prepare.source, why)
+    storage.local("config.data.dir", config.data.dir, why)
     plan = passes.plan(config, preparation.base_of(config, base))
     target = directories.place(Path(config.data.dir))
     above = target.with_name(f".{target.name}.stages")

@@ -21,7 +21,7 @@ import re
 import secrets
 import struct
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from emofm_jax import errors
 
 # .NAME.TOKEN.partial: a file that is to be called NAME, of one writer.
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.partial", re.DOTALL)
+_shown: dict[str, str] = {}  # {path of a copy: name of its place}
 _ITEM = struct.Struct("<QQ")  # length and digest of an object that follows
 # The last entry of a JSON object, a digest of all that stands before it.
 _DIGEST = re.compile(r',\s*"xxh3": "([0-9a-f]{16})"\s*\}\s*\Z')
@@ -123,8 +124,10 @@ def lock(descriptor: int, *, shared: bool = False, wait: bool = False) -> None:
             raise
 
 
-def make_locked(directory: Path) -> int:
+def make_locked(directory: Path, *, shared: bool = False) -> int:
     """Makes a directory, if it is missing; returns a descriptor that holds its lock.
+
+    A shared one waits for a program that has it alone.
 
     Raises:
       BlockingIOError: another program has it.
@@ -137,7 +140,7 @@ def make_locked(directory: Path) -> int:
         except FileNotFoundError:  # removed by the program before
             continue
         try:
-            lock(descriptor)
+            lock(descriptor, shared=shared, wait=shared)
             if _is_at(descriptor, directory):
                 return descriptor
         except BaseException:
@@ -211,9 +214,21 @@ def check_writable(directory: Path) -> None:
     temporary.unlink(missing_ok=True)
 
 
+def show(path: Path, name: str) -> None:
+    """Notes what a path is called in all that is written and printed: it is a copy of that."""
+    _shown[str(path)] = name
+
+
+def said(text: str, spelled: Callable[[str], str] = str) -> str:
+    """A text with the names of places where it has paths of their copies (storage.py)."""
+    for path in sorted(_shown, key=len, reverse=True):
+        text = text.replace(spelled(path), spelled(_shown[path]))
+    return text
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text."""
-    write_bytes(path, text.encode())
+    write_bytes(path, said(text).encode())
 
 
 def write_bytes(path: Path, content: bytes | bytearray) -> None:
@@ -274,7 +289,7 @@ def write_json(path: Path, content: dict[str, Any], indent: int | None = 1) -> N
 
 def as_json(content: dict[str, Any], indent: int | None = None) -> str:
     """An object as JSON, with the digest of its text as its last entry."""
-    head = json.dumps(content, indent=indent).removesuffix("}").rstrip()
+    head = said(json.dumps(content, indent=indent), _in_json).removesuffix("}").rstrip()
     between, end = (", ", "}") if indent is None else (f",\n{' ' * indent}", "\n}")
     return f'{head}{between}"xxh3": "{_digest(head)}"{end}' if content else "{}"
 
@@ -309,6 +324,10 @@ def from_json(text: str) -> dict[str, Any]:
         if end is None or _digest(text[: end.start()]) != found:
             raise ValueError("its digest is not of what it holds; without xxh3 it counts as yours")
     return content
+
+
+def _in_json(text: str) -> str:
+    return json.dumps(text)[1:-1]
 
 
 def _digest(text: str) -> str:

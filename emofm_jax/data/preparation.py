@@ -14,7 +14,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from emofm_jax.data import counts as counts_lib
-from emofm_jax.data import directories, engines, growth, passes, shards, stages, synthetic
+from emofm_jax.data import directories, engines, growth, passes, shards, stages, storage, synthetic
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.raw_files import RawFile
 from emofm_jax.data.source import Gaps
@@ -75,7 +75,7 @@ def prepare_missing(config: ConfigDict) -> None:
     """Does what `prepare` does, unless there are shards by now."""
 
     def check() -> None:
-        if (Path(config.data.dir) / "schema.json").exists():
+        if (storage.reading(config.data.dir) / "schema.json").exists():
             raise directories.Unneeded
 
     _prepare(config, progress=True, check=check)
@@ -96,13 +96,14 @@ def publish(
     Raises:
       UserError: another program prepares there, something else than shards lies there; as `write`.
     """
-    target, report = Path(config.data.dir), None
+    target, report = storage.writing(config.data.dir), None
     with directories.whole(target, "prepares", f"config.data.dir: {target}") as new:
         check()
         _check_replaceable(target)
         report = write(new)
         for split in report.splits:  # all is there, and as it was written
             shards.open_split(new, split)
+    storage.publish(target)
     return report
 
 
@@ -120,7 +121,7 @@ def base_of(config: ConfigDict, directory: Path | None) -> growth.Base | None:
     where = f"--base={directory}"
     if config.prepare.format == "synthetic":
         raise UserError(f"{where}: made-up data go on from nothing; leave it out")
-    if directory.resolve() == Path(config.data.dir).resolve():
+    if directory.resolve() == storage.reading(config.data.dir).resolve():
         problem = "it is config.data.dir, which is replaced"
         raise UserError(f"{where}: {problem}; write the new data beside it (config.data.dir)")
     return growth.load(directory)
@@ -135,6 +136,11 @@ def _prepare(
     workers: int = 0,
 ) -> counts_lib.Report:
     found, progress = base_of(config, base), progress and sys.stderr.isatty()
+
+    if engine == "ray":
+        why = "the machines of a cluster share a file system"
+        storage.local("config.prepare.source", config.prepare.source, why)
+        storage.local("config.data.dir", config.data.dir, why)
 
     def write(directory: Path) -> counts_lib.Report:
         plan = passes.plan(config, found)

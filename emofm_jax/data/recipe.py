@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from emofm_jax.data import raw_files, values
+from emofm_jax.data import raw_files, storage, values
 from emofm_jax.data.raw_files import RawFile
 from emofm_jax.data.schema import CHOICES, LATER_OF_SLOT, Slot
 from emofm_jax.data.shards import SPLITS
@@ -203,7 +203,7 @@ def files(recipe: Mapping) -> dict[str, list[RawFile]]:
     Raises:
       UserError: the source, or a split's files, do not exist.
     """
-    where, source = "config.prepare.source", Path(recipe["source"])
+    where, source = "config.prepare.source", storage.reading(recipe["source"])
     named = f"{where}: {str(source)!r}"
     if not recipe["source"]:
         raise UserError(f"{where}: it is empty; name the file or directory of the raw data")

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from emofm_jax.data import files as files_lib
-from emofm_jax.data import parquet
+from emofm_jax.data import parquet, storage
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.problems import Bad
 from emofm_jax.data.schema import Schema, Slot
@@ -119,6 +119,7 @@ class Writer:
 
     def reject(self, file: str, bad: Sequence[Bad]) -> None:
         """Records rows of a file that were left out."""
+        file = files_lib.said(file)
         if self._rejects is None:
             path = self.path / "rejected.parquet"
             self._rejects = parquet.Writer(path, _REJECTED)
@@ -297,7 +298,8 @@ def open_split(directory: Path, split: str, schema: Schema | None = None) -> Spl
     Raises:
       UserError: missing or incomplete split, truncated file, another schema, id out of range.
     """
-    directory, path = Path(directory), Path(directory) / split
+    directory = storage.reading(directory)
+    path = directory / split
     ours = schema_lib.load(directory)
     if schema is not None and (differs := schema_lib.difference(schema, ours)):
         remedy = schema_lib.remedy(schema, ours, "evaluate raw rows (--input), or name another run")
@@ -306,6 +308,7 @@ def open_split(directory: Path, split: str, schema: Schema | None = None) -> Spl
         found = sorted(p.name for p in directory.glob("*") if (p / _SUCCESS).exists())
         raise UserError(f"{path}: no such split; prepare it, or choose one of {', '.join(found)}")
 
+    storage.need(path)
     num_rows, file_rows, digests = _read_counts(path)
     if ours.digests and digest_of(digests) != ours.digests.get(split):
         raise UserError(f"{path}: not of the preparation of its schema.json; {ANEW}")

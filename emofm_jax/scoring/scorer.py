@@ -28,7 +28,7 @@ from emofm_jax import config as config_lib
 from emofm_jax.data import encode as encode_lib
 from emofm_jax.data import features as features_lib
 from emofm_jax.data import schema as schema_lib
-from emofm_jax.data import unknown
+from emofm_jax.data import storage, unknown
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UnknownValues, UserError, check_choice
 from emofm_jax.evaluation import calibration, monitor
@@ -219,15 +219,16 @@ def load_scorer(
     check_choice("combine", combine, averaging.COMBINE)
     state_lib.local()  # before anything needs a device
     if isinstance(path, str | Path):
-        return _load_one(Path(path), calibrated)
-    members = [_load_one(Path(p), calibrated) for p in path]
+        return _load_one(path, calibrated)
+    members = [_load_one(p, calibrated) for p in path]
     if not members:
         raise UserError("load_scorer: the list of runs is empty; name at least one")
     return members[0] if len(members) == 1 else _join(members, combine)
 
 
 @jax.enable_x64(False)  # whatever the program around has switched on: weights are f32
-def _load_one(path: Path, calibrated: bool) -> Scorer:
+def _load_one(name: str | Path, calibrated: bool) -> Scorer:
+    path = storage.reading(name)
     if path.is_file():
         known = "a run, of a checkpoint or of an export"
         raise UserError(f"{path}: it is a file; name the directory of {known}")

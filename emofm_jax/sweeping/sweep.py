@@ -10,7 +10,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from emofm_jax import config as config_lib
-from emofm_jax.data import directories, files
+from emofm_jax.data import directories, files, storage
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.errors import UserError
 from emofm_jax.sweeping import processes, record
@@ -96,7 +96,7 @@ class Sweep:
                 results.end(sweep_run.end(run, error=error))
             else:
                 directory = run.config.data.dir
-                identity = self._check_prepared(directory, Path(directory))
+                identity = self._check_prepared(directory, storage.reading(directory))
                 possible.append(dataclasses.replace(run, identity=identity))
 
         groups = [list(group) for _, group in itertools.groupby(possible, lambda run: run.point)]
@@ -126,7 +126,7 @@ def make_data(runs: Sequence[Run]) -> dict[str, str]:
     """Makes the synthetic data that runs lack; returns {directory: error} where it cannot."""
     impossible = {}
     for directory, run in {run.config.data.dir: run for run in runs}.items():
-        if not (Path(directory) / "schema.json").exists():
+        if not (storage.reading(directory) / "schema.json").exists():
             try:
                 run_lib.open_data(run.config)
             except UserError as error:
@@ -163,7 +163,9 @@ def check_points(points: Sequence[Point]) -> None:
 
 def check_data(config: ConfigDict) -> None:
     """Opens data that are there, or that the sweep cannot make; raises UserError as that does."""
-    if (Path(config.data.dir) / "schema.json").exists() or config.prepare.format != "synthetic":
+    if (
+        storage.reading(config.data.dir) / "schema.json"
+    ).exists() or config.prepare.format != "synthetic":
         run_lib.open_data(config)
 
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 
 from emofm_jax import errors
-from emofm_jax.data import directories
+from emofm_jax.data import directories, storage
 from emofm_jax.errors import FileError, LostError, UserError
 from emofm_jax.training import checkpoint_files, processes
 from emofm_jax.training.checkpoint_files import STATE, Body, Copy, DamagedError
@@ -145,6 +145,7 @@ def verify(directory: Path, step: int) -> str:
       UserError: it is damaged.
     """
     path = Path(directory) / f"step_{step}"
+    storage.need(path)
     try:
         body = checkpoint_files.verify(path)
     except (DamagedError, FileNotFoundError) as error:
@@ -255,6 +256,7 @@ def _write(
             body = Body(step, info, copied.tree, rows, digests)
             checkpoint_files.write_index(new, body)
         prune(directory, step, best_step)
+        storage.publish(directory)
     except FileError as error:
         good = ", ".join(f"step_{s}" for s in steps(directory)) or "none"
         raise FileError(f"{error} (checkpoints that are there: {good})") from None
@@ -278,6 +280,7 @@ def _share(new: Path, copied: Copy) -> dict[str, Any]:
 
 
 def _read(path: Path, like: Any, only: Collection[str]) -> Restored:
+    storage.need(path)
     body = checkpoint_files.read_index(path)
     flat, structure = flatten(like)
     wanted = {k: x for k, x in body.tree.items() if not only or k.split("/")[0] in only}

@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from emofm_jax.data import batches, files
+from emofm_jax.data import batches, files, storage
 from emofm_jax.data.shards import Split
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import leaks, run_report, summary
@@ -297,6 +297,7 @@ def _finish(run: _Run, state: TrainState) -> RunReport:
         file = workdir / "predictions" / f"{shown}.parquet"
         predictions_lib.write_predictions(file, predictions)
         found.save(workdir)
+        storage.publish(workdir)
     processes.gather("written")
     return found
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict
 
 from emofm_jax import config as config_lib
-from emofm_jax.data import batches, preparation, shards
+from emofm_jax.data import batches, preparation, shards, storage
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation.run_report import RunReport
@@ -58,7 +58,7 @@ def run(config: ConfigDict, workdir: Path, identity: str = "") -> RunReport:
     from emofm_jax.training import build, loop, memory
 
     first = processes.is_first()
-    missing = not (Path(config.data.dir) / "schema.json").exists()
+    missing = not (storage.reading(config.data.dir) / "schema.json").exists()
     if first and missing and workdir.exists():  # before data are made
         with workdir_lib.alone(workdir):
             workdir_lib.check(config, workdir)
@@ -140,7 +140,7 @@ def plan(config: ConfigDict, num_devices: int) -> list[str]:
     """
     from emofm_jax.training import build, memory
 
-    directory = Path(config.data.dir)
+    directory = storage.reading(config.data.dir)
     if not (directory / "schema.json").exists():
         remedy = "run `python -m emofm_jax.prepare --config=...` first"
         raise UserError(f"{directory}: a plan needs the schema of prepared data; {remedy}")
@@ -154,7 +154,7 @@ def open_data(config: ConfigDict) -> dict[str, shards.Split]:
     Raises:
       UserError: other data are missing, were prepared with other options, or have no rows.
     """
-    directory = Path(config.data.dir)
+    directory = storage.reading(config.data.dir)
     if not (directory / "schema.json").exists():
         if config.prepare.format != "synthetic":
             raise UserError(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from emofm_jax.data import files, shards
+from emofm_jax.data import files, shards, storage
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.errors import UserError
 
@@ -68,7 +68,7 @@ class RunData:
           UserError: as `find` and `shards.open_split` do.
         """
         if directory:
-            return shards.open_split(Path(directory), split, self.schema)
+            return shards.open_split(storage.reading(directory), split, self.schema)
         found = shards.open_split(self.find(), split, self.schema)
         if schema_lib.other_rows(self.schema, found.schema):
             raise UserError(f"{found.path}: {shards.ANEW}")
@@ -80,7 +80,7 @@ class RunData:
         Raises:
           UserError: as `open` does; it is of another preparation than the split beside it.
         """
-        has = bool(directory) and (Path(directory) / "valid").is_dir()
+        has = bool(directory) and (storage.reading(directory) / "valid").is_dir()
         found = self.open("valid", directory if has else "")
         together = beside is not None and beside.path.parent == found.path.parent
         if beside and together and beside.schema.identity != found.schema.identity:
@@ -94,7 +94,7 @@ class RunData:
         return split.path.parent.resolve() in [place.resolve() for place in self._places()]
 
     def _places(self) -> list[Path]:
-        typed = Path(self.config.data.dir)
+        typed = storage.reading(self.config.data.dir)
         above = () if typed.is_absolute() else self.workdir.resolve().parents
         return [typed, *(parent / typed for parent in above)]
 

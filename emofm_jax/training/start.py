@@ -22,7 +22,7 @@ import optax
 from ml_collections import ConfigDict
 
 from emofm_jax import config as config_lib
-from emofm_jax.data import encode, files
+from emofm_jax.data import encode, files, storage
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.schema import Schema, Slot
@@ -76,7 +76,7 @@ def make(config: ConfigDict, parts: Parts) -> Start:
       UserError: no such run, one that has not ended or has no checkpoint, another model, a schema
         that differs by more than growth, or days to be evaluated that the other run has seen.
     """
-    directory, moments = Path(config.train.init_from), config.train.init_moments
+    directory, moments = storage.reading(config.train.init_from), config.train.init_moments
     where = f"--init_from={directory}"
     if not (directory / "config.json").exists():
         problem = "no run there (no config.json)"
@@ -92,7 +92,7 @@ def make(config: ConfigDict, parts: Parts) -> Start:
         if ours.recipe:
             recipe_lib.check_unseen(ours.recipe, days, where)
         found = _restore(config, theirs, schema, directory)
-        rows = _rows(schema, ours, directory, Path(config.data.dir))
+        rows = _rows(schema, ours, directory, storage.reading(config.data.dir))
     state, fresh = _carry(parts, schema, found.state, rows, moments)
     new = [f"slot {s.name!r} is new" for s in ours.slots if s.name not in _by_name(schema)]
     new += [f"type {name!r} is new" for name in ours.types[schema.num_types :]]

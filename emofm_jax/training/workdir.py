@@ -20,7 +20,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from emofm_jax import config as config_lib
-from emofm_jax.data import directories, encode, files
+from emofm_jax.data import directories, encode, files, storage
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.errors import UserError
 
@@ -154,11 +154,13 @@ def open_workdir(config: ConfigDict, workdir: Path, schema: schema_lib.Schema) -
             remedy = "prepare those again, or choose another --workdir"
             raise UserError(f"{workdir}: {other}; {remedy}")
     else:
-        encode.copy_vocabularies(schema, Path(config.data.dir), workdir)
-        encode.copy_rare(schema, Path(config.data.dir), workdir)
+        data = storage.reading(config.data.dir)
+        encode.copy_vocabularies(schema, data, workdir)
+        encode.copy_rare(schema, data, workdir)
         schema.save(workdir)
     files.write_json(workdir / "environment.json", _environment())
     files.write_json(path, json.loads(config.to_json()))  # last: a workdir with it is a run
+    storage.publish(workdir)
 
 
 def versions() -> dict[str, str]:

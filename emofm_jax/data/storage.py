@@ -1,0 +1,376 @@
+"""Local copies of remote places: what a program works on where a user names `s3://bucket/data`.
+
+    reading(name)     a local path to read; of a name without "://" that path
+    writing(name)     a directory of this program alone; `publish` puts back what has changed in it
+    file(name)        the same for one file
+    need(path)        fetches what is fetched late: rows of shards, arrays of checkpoints
+
+Whoever reads has what one published.json names (remote.py), whatever is published meanwhile.
+Digests are compared as files are fetched. A copy of what was published stays in the user's cache
+until another one is read; that of plain objects, and one that is written, goes with its program.
+"""
+
+import atexit
+import contextlib
+import hashlib
+import os
+import posixpath
+import re
+import secrets
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from emofm_jax.data import files, remote
+from emofm_jax.data.remote import File, Index, Place
+from emofm_jax.errors import FileError, UserError
+
+_THREADS = 8
+_CHUNK_BYTES = 1 << 23
+_MANY_BYTES = 1 << 26  # worth a line
+# Large files of what programs publish, few of which a program reads.
+_LATE = re.compile(
+    r"(.+/)?((train|valid|test)/[^/]+\.parquet|checkpoints/step_\d+/[^/]+\.safetensors)"
+)
+
+_copies: dict[Path, "Copy"] = {}  # by their local directories
+_named: list[bool] = []  # not empty where names of places are printed in place of those of copies
+_locks: dict[Path, int] = {}  # of directories of copies, which nobody removes meanwhile
+
+
+def is_remote(name: str | Path) -> bool:
+    """Whether a name is of a remote place."""
+    return "://" in str(name)
+
+
+def local(flag: str, name: str | Path, why: str) -> Path:
+    """The path of what has to be local; raises UserError, with the reason, of a remote place."""
+    if is_remote(name):
+        raise UserError(f"{flag}={name}: {why}; name a local path")
+    return Path(name)
+
+
+def reading(name: str | Path) -> Path:
+    """A local path that has what there is at a place; nothing is there if there is nothing.
+
+    Raises:
+      UserError: no such bucket, no rights, no network; damage.
+    """
+    if not is_remote(name):
+        return Path(name)
+    place = remote.place(str(name))
+    if found := None if "*" in place.key else remote.find_index(place):
+        of, index = found
+        copy = _known(of, index.commit, index.files) or Copy(of, index)
+        copy.fetch()
+        return copy.root / posixpath.relpath(place.key, of.key)
+    of, listed = remote.list_plain(place)
+    copy = _known(of, "", listed) or Copy(of, Index("", listed))
+    copy.fetch(late=True)
+    return copy.root if "*" in place.key else copy.root / posixpath.relpath(place.key, of.key)
+
+
+def writing(name: str | Path) -> Path:
+    """A local directory, of this program alone, with what there is at a place.
+
+    Raises:
+      UserError: as of `reading`; it lies within a published directory; nothing can be put there.
+    """
+    if not is_remote(name):
+        return Path(name)
+    place = remote.place(str(name))
+    found = remote.find_index(place)
+    if found and found[0].key != place.key:
+        within = f"it lies within {found[0].name}, which is published as a whole"
+        raise UserError(f"{place.name}: {within}; name a place beside that")
+    index = found[1] if found else Index("", remote.list_plain(place)[1])
+    remote.check_writable(place)
+    copy = Copy(place, index, writes=True)
+    copy.fetch(late=not found)
+    return copy.root
+
+
+@contextlib.contextmanager
+def file(name: str | Path) -> Iterator[Path]:
+    """Yields a local path; if there is a file at the end, even of an error, it is put to its place.
+
+    Raises:
+      UserError: it cannot be put there.
+    """
+    if not is_remote(name):
+        yield Path(name)
+        return
+    place = remote.place(str(name))
+    remote.check_writable(place.above())
+    path = _directory(place.name, _own()) / posixpath.basename(place.key)
+    _show(path, place.name)
+    try:
+        yield path
+    finally:
+        if path.exists():
+            remote.put(place, "", place.name, _chunks(path))
+
+
+def need(path: Path) -> None:
+    """Fetches what lies at or below a path of a copy; of any other path nothing."""
+    if copy := _copy_of(path):
+        copy.fetch(path, late=True)
+
+
+def publish(path: Path) -> None:
+    """Puts what has changed in a copy for writing, if the path is of one.
+
+    Raises:
+      UserError: something cannot be read or put; another program has published there.
+    """
+    if (copy := _copy_of(path)) and copy.writes:
+        copy.publish()
+
+
+@contextlib.contextmanager
+def named() -> Iterator[None]:
+    """Prints names of places, once there are copies, for what is printed within the block."""
+    streams = sys.stdout, sys.stderr
+    _named.append(True)
+    try:
+        if _copies:
+            _rename()
+        yield
+    finally:
+        _named.pop()
+        if isinstance(sys.stdout, _Said):
+            sys.stdout, sys.stderr = streams
+
+
+def _show(path: Path, name: str) -> None:
+    """Notes what a path is called."""
+    files.show(path, name)
+    if _named and not isinstance(sys.stdout, _Said):
+        _rename()
+
+
+def _rename() -> None:
+    streams: Any = _Said(sys.stdout), _Said(sys.stderr)
+    sys.stdout, sys.stderr = streams
+
+
+class _Said:
+    """A stream of text that goes through `files.said`."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(files.said(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class Copy:
+    """A local copy of a place.
+
+    Args:
+      place: a directory.
+      index: what there is; without a commit the objects are plain.
+      writes: whether it is of this program alone, which publishes it.
+
+    Attributes:
+      root: the local directory.
+      index: what there is, and what this program has published since.
+    """
+
+    def __init__(self, place: Place, index: Index, writes: bool = False):
+        self.place, self.index, self.writes = place, index, writes
+        shared = index.commit and not writes
+        self.root = _directory(place.name, index.commit if shared else _own()) / place.key
+        self._missing, self._lock = {*index.files}, threading.Lock()
+        self._as_published: dict[str, tuple] = {}  # {name: `_look` of a file that has not changed}
+        if writes or index.files:
+            files.make_directory(self.root)
+        _copies[self.root] = self
+        _show(self.root, place.name)
+
+    def fetch(self, path: Path | None = None, late: bool = False) -> None:
+        """Fetches what is not here yet: all, or what lies at or below a path of the copy.
+
+        Args:
+          path: a file or directory.
+          late: large files, too.
+
+        Raises:
+          UserError: something cannot be read, or is damaged.
+        """
+        with self._lock:
+            here = {name: self.root / name for name in self._missing}
+            for directory in {file.parent for file in here.values()}:
+                files.make_directory(directory)  # a split is there before its rows are
+            within = [n for n, file in here.items() if path is None or file.is_relative_to(path)]
+            wanted = [n for n in within if late or not _LATE.fullmatch(n)]
+            fetched = [name for name in sorted(wanted) if not here[name].exists()]
+            size = sum(self.index.files[name].size for name in fetched)
+            if size >= _MANY_BYTES:
+                what = f"fetching {len(fetched):,} files, {size / 2**20:,.0f} MiB"
+                print(f"{self.place.name}: {what}", file=sys.stderr)
+            _each(self._fetch, fetched)
+            self._as_published |= {name: _look(here[name]) for name in fetched}
+            self._missing -= {*wanted}
+
+    def publish(self) -> None:
+        """Puts new and changed files, then published.json; removes what was replaced before."""
+        with self._lock:
+            token, before = remote.token(), self.index
+            names = list(_names(self.root))
+            found = _each(lambda name: self._put(token, name), names)
+            now = {name: file for name, file in zip(names, found) if file}
+            now |= {name: before.files[name] for name in self._missing if self._stays(name, now)}
+            if before.commit and now == before.files:
+                return
+            there = remote.read_index(self.place)
+            if (there.commit if there else "") != before.commit:
+                problem = "another program has published there since this one began"
+                raise UserError(f"{self.place.name}: {problem}; start this one again")
+            self.index = Index(token, now)
+            remote.write_index(self.place, self.index)
+
+            # Who reads what was published before may end; so may who has begun to publish since.
+            used = {file.object for file in [*now.values(), *before.files.values()]}
+            kept = {name.split("/")[1] for name in used if name.startswith(f"{remote.OBJECTS}/")}
+            for other in {*remote.tokens(self.place)} - kept:
+                if other < before.commit:
+                    remote.remove(self.place, f"{remote.OBJECTS}/{other}")
+
+    def _fetch(self, name: str) -> None:
+        """Fetches a file, which appears when it is whole."""
+        file, shown = self.index.files[name], f"{self.place.name}/{name}"
+        if (stream := remote.opened(self.place, file.object, shown)) is None:
+            gone = "not there any more: something else was published meanwhile, or it was removed"
+            raise UserError(f"{shown}: {gone}; start this program again")
+        size, digest = 0, xxhash.xxh3_64()
+        with stream, files.whole(self.root / name) as temporary, open(temporary, "wb") as to:
+            while chunk := remote.reached(shown, "read", lambda: stream.read(_CHUNK_BYTES)):
+                size += len(chunk)
+                digest.update(chunk)
+                to.write(chunk)
+            if size != file.size or file.xxh3 not in ("", digest.hexdigest()):
+                other = f"{size:,} bytes with the digest {digest.hexdigest()}"
+                wanted = f"{file.size:,} bytes, {file.xxh3 or 'any'}"
+                raise FileError(f"{shown}: damaged ({other}, not {wanted}); publish it again")
+
+    def _put(self, token: str, name: str) -> File | None:
+        """Puts a file, unless it is as it was published; None if it has gone meanwhile."""
+        path, before = self.root / name, self.index.files.get(name)
+        before = before if before and before.xxh3 else None  # a plain object is none of ours
+        try:
+            look = _look(path)
+            if not before or self._as_published.get(name) != look:
+                before = self._put_changed(token, name, before)
+        except FileNotFoundError:
+            return None
+        self._as_published[name] = look
+        self._missing.discard(name)
+        return before
+
+    def _put_changed(self, token: str, name: str, before: File | None) -> File:
+        """Puts a file that has been written, unless its content is as it was."""
+        path, size, digest = self.root / name, 0, xxhash.xxh3_64()
+        if before and before.size == path.stat().st_size:
+            for chunk in _chunks(path):
+                digest.update(chunk)
+            if digest.hexdigest() == before.xxh3:
+                return before
+            digest = xxhash.xxh3_64()
+
+        def chunks() -> Iterator[bytes]:  # of a log that grows as many as there are now
+            nonlocal size
+            for chunk in _chunks(path):
+                size += len(chunk)
+                digest.update(chunk)
+                yield chunk
+
+        file = f"{remote.OBJECTS}/{token}/{name}"
+        remote.put(self.place, file, f"{self.place.name}/{name}", chunks())
+        return File(file, size, digest.hexdigest())
+
+    def _stays(self, name: str, now: dict[str, File]) -> bool:
+        """Whether a file that was not fetched is still meant: what was, beside it, is as it was."""
+        beside = [n for n in self.index.files if posixpath.dirname(n) == posixpath.dirname(name)]
+        fetched = [n for n in beside if n not in self._missing]
+        return bool(fetched) and all(now.get(n) == self.index.files[n] for n in fetched)
+
+
+def _known(place: Place, commit: str, listed: dict[str, File]) -> Copy | None:
+    """A copy for reading that has the same content; one that is written may change."""
+    known = (copy for copy in _copies.values() if not copy.writes and copy.place.name == place.name)
+    return next((copy for copy in known if copy.index == Index(commit, listed)), None)
+
+
+def _copy_of(path: Path) -> Copy | None:
+    if not _copies:
+        return None
+    return next((_copies[at] for at in (path, *path.parents) if at in _copies), None)
+
+
+def _names(root: Path) -> Iterator[str]:
+    """Names of the files of a directory; what is not whole has a hidden one."""
+    for parent, directories, names in os.walk(root):
+        directories[:] = [name for name in directories if not name.startswith(".")]
+        shown = [name for name in names if not name.startswith(".")]
+        yield from (Path(parent, name).relative_to(root).as_posix() for name in shown)
+
+
+def _look(path: Path) -> tuple[int, int, int]:
+    about = path.stat()
+    return about.st_size, about.st_mtime_ns, about.st_ino
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
+
+
+def _each(work: Callable[[str], Any], names: Iterable[str]) -> list[Any]:
+    """Does work for each name, several at a time."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(work, names))
+
+
+def _own() -> str:
+    return f"own.{secrets.token_hex(4)}"
+
+
+def _directory(name: str, version: str) -> Path:
+    """A directory of the user's cache for a copy, which is there as long as this program."""
+    above = files.user_cache().resolve() / "remote"
+    path = above / hashlib.sha256(name.encode()).hexdigest()[:16] / version
+    with files.named(above):
+        above.mkdir(parents=True, exist_ok=True, mode=0o700)  # nobody else may read it
+        if path not in _locks:
+            _locks[path] = files.make_locked(path, shared=True)
+        # What other programs have left, unless they still use it.
+        for other in {*above.glob("*/own.*"), *path.parent.iterdir()} - {path}:
+            _remove(other)
+    return path
+
+
+def _remove(directory: Path) -> None:
+    with contextlib.suppress(OSError), files.abandoned(directory):
+        shutil.rmtree(directory)
+
+
+@atexit.register
+def forget() -> None:
+    """Ends what this program has of remote places, and removes what is of it alone."""
+    for path, descriptor in _locks.items():
+        os.close(descriptor)
+        if path.name.startswith("own."):
+            _remove(path)
+    for of in (_copies, _locks):
+        of.clear()

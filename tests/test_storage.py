@@ -1,0 +1,279 @@
+"""Places at s3://: nothing half-published is read, and a mistake is one line.
+
+The store is in memory (tests/object_store.py); tests/test_s3.py has a server.
+"""
+
+import gc
+
+import pytest
+
+from benchmarks.faulty import Faulty, Killed
+from emofm_jax import report, sweep
+from emofm_jax.data import files, remote, storage
+from emofm_jax.errors import FileError, UserError
+from tests.object_store import Store
+
+pytestmark = pytest.mark.fast
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """The only store, with the bucket `bucket`; the copies are in a cache of its own."""
+    found = Store()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    use(found, monkeypatch)
+    yield found
+    monkeypatch.undo()
+    use(found, monkeypatch)  # forgets what it has
+    storage.forget()
+    remote.place.cache_clear()
+
+
+def use(system, monkeypatch):
+    """Lets all places lie in a file system, and a program begin that has no copies."""
+    storage.forget()
+    remote.place.cache_clear()
+    monkeypatch.setattr(remote, "system", lambda name: (system, name.removeprefix("s3://")))
+
+
+def write(at, content):
+    """Writes what a copy is to hold, {name: text}, and nothing else."""
+    for path in [path for path in at.rglob("*") if path.is_file()]:
+        path.unlink()
+    for name, text in content.items():
+        (at / name).parent.mkdir(parents=True, exist_ok=True)
+        (at / name).write_text(text)
+
+
+def publish(content, at=None):
+    at = at or storage.writing("s3://bucket/x")
+    write(at, content)
+    storage.publish(at)
+    return at
+
+
+def read(name="s3://bucket/x"):
+    """What a program reads at a place: {name: text}."""
+    at = storage.reading(name)
+    storage.need(at)
+    return {p.relative_to(at).as_posix(): p.read_text() for p in at.rglob("*") if p.is_file()}
+
+
+def test_what_is_read_was_published_at_once_whatever_a_writer_does(store):
+    at = storage.writing("s3://bucket/x")
+    write(at, {"one.json": "1", "two/b.txt": "b", ".c.partial": "half"})
+    assert not storage.reading("s3://bucket/x").exists()
+    storage.publish(at)
+    before = storage.reading("s3://bucket/x")
+    assert read() == {"one.json": "1", "two/b.txt": "b"}
+
+    publish({"one.json": "2"}, at)
+    assert read() == {"one.json": "2"}
+    assert (before / "one.json").read_text() == "1"
+    # What the one before named stays for who reads it, until the next but one.
+    assert any(name.endswith("b.txt") for name in store.objects)
+    publish({"one.json": "3"}, at)
+    assert not any(name.endswith("b.txt") for name in store.objects)
+
+
+def test_what_has_not_changed_is_not_put_again(store):
+    at = publish({"a": "long", "b": "1"})
+    (old,) = [name for name in store.objects if name.endswith("/a")]
+    publish({"a": "long", "b": "2"}, at)
+    assert [name for name in store.objects if name.endswith("/a")] == [old]
+    pointer = store.objects["bucket/x/published.json"]
+    storage.publish(at)
+    assert store.objects["bucket/x/published.json"] == pointer
+    assert read() == {"a": "long", "b": "2"}
+
+
+def test_of_two_that_write_the_second_is_told(store):
+    one, other = storage.writing("s3://bucket/x"), storage.writing("s3://bucket/x")
+    publish({"a": "one"}, one)
+    with pytest.raises(UserError, match="another program has published there since this one began"):
+        publish({"a": "other"}, other)
+    assert read() == {"a": "one"}
+
+
+def test_arrays_are_fetched_when_they_are_needed_and_stay_if_they_never_were(store):
+    arrays = "checkpoints/step_1/state.safetensors"
+    publish({"checkpoints/step_1/state.json": "s", arrays: "arrays", "a": "old"})
+    again = storage.writing("s3://bucket/x")
+    assert not (again / arrays).exists()
+    (again / "a").write_text("new")
+    storage.publish(again)
+    assert read() == {"checkpoints/step_1/state.json": "s", arrays: "arrays", "a": "new"}
+    assert read("s3://bucket/x/checkpoints") == {
+        "step_1/state.json": "s",
+        "step_1/state.safetensors": "arrays",
+    }
+
+    publish({"a": "new"}, again)  # the checkpoint was removed: its arrays go, too
+    assert read() == {"a": "new"}
+
+
+def test_damage_is_one_error(store):
+    publish({"a.txt": "good"})
+    (name,) = [name for name in store.objects if name.endswith("a.txt")]
+    for content, line in (
+        (b"evil", "x/a.txt: damaged .4 bytes with the digest"),
+        (None, "not there any more"),
+    ):
+        store.objects[name] = content
+        if content is None:
+            del store.objects[name]
+        storage.forget()
+        with pytest.raises(UserError, match=line):
+            storage.reading("s3://bucket/x")
+    pointer = store.objects["bucket/x/published.json"]
+    for content in (b"", pointer[:-30], pointer.replace(b"a.txt", b"b.txt"), b"{}"):
+        store.objects["bucket/x/published.json"] = content
+        for use_it in (storage.reading, storage.writing):
+            with pytest.raises(UserError, match="x/published.json: damaged"):
+                use_it("s3://bucket/x")
+
+
+def test_plain_objects_and_stars(store):
+    for name in ("a.csv", "b.csv", "c.txt", "deep/d.csv"):
+        store.objects[f"bucket/raw/{name}"] = name.encode()
+    assert read("s3://bucket/raw/*.csv") == {"a.csv": "a.csv", "b.csv": "b.csv"}
+    assert read("s3://bucket/*/deep/*") == {"raw/deep/d.csv": "deep/d.csv"}
+    assert storage.reading("s3://bucket/raw/c.txt").read_text() == "c.txt"
+    assert {*read("s3://bucket/raw")} == {"a.csv", "b.csv", "c.txt", "deep/d.csv"}
+    assert not storage.reading("s3://bucket/nothing").exists()
+
+
+def test_a_file_is_put_when_it_is_whole(store, tmp_path):
+    with storage.file("s3://bucket/scores.parquet") as path:
+        path.write_text("scores")
+    assert store.objects["bucket/scores.parquet"] == b"scores"
+    with storage.file(tmp_path / "local") as path:
+        assert path == tmp_path / "local"
+
+    # What could not be put to its end is not what was put to its end.
+    def chunks():
+        yield b"sco"
+        raise OSError("the disk of the copy")
+
+    at = remote.place("s3://bucket/scores.parquet")
+    with pytest.raises(OSError, match="the disk"):
+        remote.put(at, "", at.name, chunks())
+    gc.collect()
+    assert store.objects["bucket/scores.parquet"] == b"scores"
+
+
+OLD = {"1": "old", "2": "old", "gone": "old"}
+
+
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("killed", [False, True])
+def test_whatever_operation_fails_all_or_nothing_is_published(store, monkeypatch, done, killed):
+    """And the same program, started again, publishes it all."""
+    monkeypatch.setattr(storage, "_THREADS", 1)
+    publish(OLD)
+    kept, failed, system = dict(store.objects), 0, None
+    while system is None or system.calls >= system.at:
+        store.objects = dict(kept)
+        number = 1 if system is None else system.at + 1
+        system, new = Faulty(store, number, done, killed), {"1": "new", "2": f"new {number}"}
+        use(system, monkeypatch)
+        try:
+            publish(new)
+            problem = ""
+        except Killed:
+            problem = "killed"
+        except UserError as error:
+            problem = str(error)
+            assert "NETWORK_CONNECTION" in problem and "start the command again" in problem
+        gc.collect()
+        use(store, monkeypatch)
+        assert read() == new or (problem and read() == OLD)
+        publish(new)
+        assert read() == new
+        failed += bool(problem)
+    assert failed > 12 and not problem
+
+
+def test_no_rights_and_no_network_are_one_line(store, monkeypatch, capsys):
+    def denied(*_, **__):
+        raise OSError(
+            "AWS Error ACCESS_DENIED during HeadObject operation (Request ID: 7): No (HTTP status 403)"
+        )
+
+    def unreachable(*_, **__):
+        raise OSError("AWS Error NETWORK_CONNECTION during HeadObject operation: curlCode: 7")
+
+    lines = {denied: "give this user the right (AWS_PROFILE", unreachable: "look at the network"}
+    publish({"config.json": "{}"})
+    for method, asked in (("open_input_stream", "read"), ("open_output_stream", "written")):
+        for problem, line in lines.items():
+            use(store, monkeypatch)
+            with monkeypatch.context() as patch:
+                patch.setattr(store, method, problem, raising=False)
+                assert report.main(["report", "--workdir=s3://bucket/x"]) == 2
+            error = capsys.readouterr().err
+            assert error.count("\n") == 1 and line in error and "Request ID" not in error
+            assert error.startswith("error: s3://bucket/x") and f"cannot be {asked}" in error
+
+
+@pytest.mark.parametrize(
+    "name, line",
+    [
+        (
+            "s3://no-such-bucket/data",
+            "there is no bucket 'no-such-bucket'; make the bucket, or name another",
+        ),
+        ("ftp://host/data", "ftp:// is not known; name a local path, or s3://"),
+        ("s3://key:hidden@bucket/data", "the keys in this name would come into logs"),
+        ("s3://bucket/../data", "it is no bucket and key; name s3://BUCKET/KEY"),
+        ("s3://", "it is no bucket and key"),
+    ],
+)
+def test_mistakes_in_a_name_are_one_line(store, capsys, name, line):
+    assert report.main(["report", f"--workdir={name}"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("error: ") and line in error
+    assert "hidden" not in error
+
+
+def test_what_lies_within_is_published_with_it(store):
+    publish({"a/b": "1"})
+    with pytest.raises(
+        UserError, match="it lies within s3://bucket/x, which is published as a whole"
+    ):
+        storage.writing("s3://bucket/x/a")
+
+
+def test_a_sweep_is_local(store, capsys):
+    assert sweep.main(["sweep", "--config=claims", "--workdir=s3://bucket/sweep"]) == 2
+    assert (
+        "its runs share a directory of a file system; name a local path" in capsys.readouterr().err
+    )
+    assert not store.objects
+
+
+def test_a_local_path_is_what_it_was(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "system", None)  # nothing of it is used
+    for look in (storage.reading, storage.writing):
+        assert look(tmp_path / "x") == tmp_path / "x" and look("a:/b") == look("a:/b")
+    storage.need(tmp_path), storage.publish(tmp_path)
+    assert files.said(f"{tmp_path}") == f"{tmp_path}"
+
+
+def test_copies_are_fetched_once_and_removed(store, tmp_path):
+    publish({"a": "1"})
+    one = storage.reading("s3://bucket/x")
+    assert storage.reading("s3://bucket/x") == one
+    publish({"a": "2"})
+    other = storage.reading("s3://bucket/x")
+    assert other != one and one.exists()
+    storage.forget()
+    assert storage.reading("s3://bucket/x") == other  # it is still there, and is not fetched again
+    assert not one.exists()
+    assert not [path for path in (tmp_path / "cache").rglob("own.*")]
+    with pytest.raises(FileError, match="damaged"):
+        (other / "a").unlink()
+        storage.forget()
+        (name,) = [n for n, body in store.objects.items() if body == b"2"]
+        store.objects[name] = b"3"
+        storage.reading("s3://bucket/x")
