@@ -317,6 +317,17 @@ def timeless(body: Any) -> Any:
     return [timeless(x) for x in body] if isinstance(body, list) else body
 
 
+def bare(found: dict[str, Any], without: tuple[str, ...]) -> dict[str, Any]:
+    """A tree without files of some endings, or without an entry of these: `/metrics.json: train`."""
+    kept = {}
+    for name, x in found.items():
+        if isinstance(x, dict):
+            x = {key: value for key, value in x.items() if not f"{name}: {key}".endswith(without)}
+        if not name.endswith(without):
+            kept[name] = x
+    return kept
+
+
 def difference(one: dict[str, Any], other: dict[str, Any]) -> str:
     """Names of files that are not the same in two trees."""
     names = sorted(
@@ -380,18 +391,15 @@ class Attack:
         reads = self.zygote.run(self.copy(template), case.command, reads=True)
         return left, done.operations, reads.operations
 
-    def again(self, case: Case, place: Path, wanted: dict[str, Any], without: str = "") -> str:
-        """What is wrong after the same command, undisturbed."""
+    def again(
+        self, case: Case, place: Path, wanted: dict[str, Any], without: tuple[str, ...] = ()
+    ) -> str:
+        """What is wrong after the same command, undisturbed, but for what `bare` takes out."""
         done = self.zygote.run(place, case.command)
         if done.code != 0:
             return f"the same command again: exit code {done.code}: {done.err.strip()[-300:]}"
         left = tree(place)
-        if without:
-            left, want = (
-                {k: v for k, v in x.items() if not k.endswith(without)} for x in (left, wanted)
-            )
-            return difference(left, want)
-        return difference(left, wanted)
+        return difference(bare(left, without), bare(wanted, without))
 
     def kill(self, case: Case, template: Path, wanted: dict[str, Any], at: int) -> None:
         """Kills a command at an operation."""
@@ -425,7 +433,13 @@ class Attack:
                 sorted(n for n in tree_names(place) if n.endswith(".partial") or ".tmp" in n)
             )
             problem = problem and f"left over: {problem}"
-        lost = "log.jsonl" if "the run goes on without" in done.err else ""
+        lost: tuple[str, ...] = ()
+        if "the run goes on without" in done.err:
+            lost = ("log.jsonl",)
+        if re.search(
+            r"taking step \d+ instead", done.err
+        ):  # and its evaluation is lost: same states
+            lost = ("/log.jsonl", "/state.json", "/metrics.json: train")
         problem = problem or self.again(case, place, wanted, lost)
         self.note("fault", name, problem, "went on" if done.code == 0 else "one line")
 

@@ -128,6 +128,32 @@ def test_what_a_library_says_becomes_one_line_that_names_the_file(tmp_path, erro
     assert names(tmp_path) == []
 
 
+def test_a_directory_whose_entries_cannot_be_flushed_is_an_error_that_names_the_file(
+    tmp_path, monkeypatch
+):
+    def fail(path):
+        raise OSError(errno.EIO, "x", str(path))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files, "sync", fail)
+    with pytest.raises(FileError, match="^x.json: cannot be written .Input/output error.; look"):
+        files.write_json("x.json", {"a": 1})
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_directory_that_cannot_be_locked_is_not_left_if_it_is_new(tmp_path, monkeypatch, is_new):
+    def fail(path, *_):
+        raise OSError(errno.EIO, "x", str(path))
+
+    if not is_new:
+        (tmp_path / "made").mkdir()
+    monkeypatch.setattr(files.os, "open", fail)
+    with pytest.raises(OSError, match="x"):
+        files.make_locked(tmp_path / "made")
+    monkeypatch.undo()
+    assert names(tmp_path) == ([] if is_new else ["made"])
+
+
 def test_an_error_of_another_file_or_of_none_stays_what_it_is(tmp_path):
     with pytest.raises(FileNotFoundError), files.whole(tmp_path / "x"):
         (tmp_path / "y").read_bytes()

@@ -1,5 +1,6 @@
 """Parquet files: a flipped bit in a page is an error, and errors name the file."""
 
+import gc
 import os
 
 import numpy as np
@@ -80,3 +81,23 @@ def test_a_disk_that_fails_within_a_file_is_told_and_not_what_follows_from_it(tm
     ):
         writer._file.write_table = fail
         writer.write(TABLE)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="Linux lists what is open")
+def test_a_file_that_cannot_be_closed_is_one_error_and_nothing_beside_it(tmp_path, capfd):
+    path = tmp_path / "x"
+    with (
+        pytest.raises(FileError, match="x: cannot be written .Bad file descriptor"),
+        parquet.Writer(path, TABLE.schema) as writer,
+    ):
+        writer.write(TABLE)
+        (opened,) = (fd for fd in os.listdir("/proc/self/fd") if is_of(fd, path))
+        os.close(int(opened))
+    del writer
+    gc.collect()
+    assert capfd.readouterr().err == ""
+
+
+def is_of(descriptor, path):
+    """Whether a descriptor, as text, is one of a file."""
+    return os.path.realpath(f"/proc/self/fd/{descriptor}") == os.path.realpath(path)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from emofm_jax.data.formats import lines
+from emofm_jax.data import problems
+from emofm_jax.data.formats import lines, rows
 from emofm_jax.data.problems import Notes
 from tests.reference import rows as reference
 
@@ -83,3 +84,13 @@ def test_any_text_in_any_dialect(tmp_path, monkeypatch):
         for key, n in zip(seen, (len(good), len(bad), expected.num_blank, expected.num_long)):
             seen[key] += n
     assert min(seen.values()) > 100, seen  # each of them was tried
+
+
+def test_blank_lines_cost_no_problem_each(monkeypatch):
+    marked = []
+    known = problems.Problems.mark
+    mark = lambda self, wrong, *rest: (marked.append(int(np.sum(wrong))), known(self, wrong, *rest))
+    monkeypatch.setattr(problems.Problems, "mark", mark)
+    found = rows.sieve("f", 1, b"\n" * 1000 + b"a,b\na\n", ",", "double", 2)
+    assert found.lines.tolist() == [1001] and [bad.line for bad in found.bad] == [1002]
+    assert found.notes["", "blank lines"] == (1000, "f:1") and sum(marked) == 1

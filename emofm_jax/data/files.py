@@ -59,6 +59,7 @@ def whole(path: Path, mode: int = 0o666) -> Iterator[Path]:
             yield temporary
             _flush(descriptor)
             temporary.replace(path)
+        with named(path, path.parent):
             sync(path.parent)
     finally:
         for tidy in (lambda: temporary.unlink(missing_ok=True), lambda: os.close(descriptor)):
@@ -134,11 +135,17 @@ def make_locked(directory: Path, *, shared: bool = False) -> int:
       OSError: it cannot be made.
     """
     while True:
+        is_new = not directory.exists()
         directory.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(directory, os.O_RDONLY)
         except FileNotFoundError:  # removed by the program before
             continue
+        except OSError:
+            with contextlib.suppress(OSError):
+                if is_new:
+                    directory.rmdir()
+            raise
         try:
             lock(descriptor, shared=shared, wait=shared)
             if _is_at(descriptor, directory):

@@ -19,6 +19,7 @@ from emofm_jax.errors import UserError
 
 _T = TypeVar("_T")
 _SHAPE = b"emofm_jax.shape"
+_BUFFER = 1 << 20  # bytes
 _FORM: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 
 
@@ -34,7 +35,10 @@ class Writer:
     def __init__(self, path: Path, schema: pa.Schema):
         self._path, self._rows, self._columns = path, 0, _columns(schema)
         self._file: Any = None
-        self._file = self._do(lambda: pq.ParquetWriter(path, schema, **_FORM))
+        # Not pyarrow's own: where that cannot be closed, it says so on stderr once more.
+        self._sink: Any = None
+        self._sink = self._do(lambda: open(path, "wb", buffering=_BUFFER))
+        self._file = self._do(lambda: pq.ParquetWriter(self._sink, schema, **_FORM))
 
     def write(self, table: pa.Table, row_group_size: int | None = None) -> None:
         """Appends the rows of a table."""
@@ -51,6 +55,7 @@ class Writer:
             return
         self.note({_SHAPE: _shape(self._columns, self._rows)})
         self._do(self._file.close)
+        self._do(self._sink.close)
 
     def __enter__(self) -> "Writer":
         return self
@@ -75,8 +80,9 @@ class Writer:
         file, self._file = self._file, None
         if file is not None:
             file.is_open = False
-            with contextlib.suppress(OSError, pa.ArrowException):
-                file.file_handle.close()
+        if self._sink is not None:
+            with contextlib.suppress(OSError):
+                self._sink.close()
 
 
 def write(table: pa.Table, path: Path) -> None:
