@@ -37,7 +37,7 @@ class Writer:
         self._file: Any = None
         # Not pyarrow's own: where that cannot be closed, it says so on stderr once more.
         self._sink: Any = None
-        self._sink = self._do(lambda: open(path, "wb", buffering=_BUFFER))
+        self._sink = self._do(lambda: open(path, "wb", buffering=_BUFFER))  # noqa: SIM115
         self._file = self._do(lambda: pq.ParquetWriter(self._sink, schema, **_FORM))
 
     def write(self, table: pa.Table, row_group_size: int | None = None) -> None:
