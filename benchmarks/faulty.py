@@ -6,8 +6,10 @@ Faulty(system, 7, killed=True)        no operation from there on is done: Killed
 Faulty(system, 7, True, True)         none after it
 """
 
+import contextlib
 from typing import Any
 
+CHANGING = ("open_output_stream", "write", "close", "delete_dir")
 _lost: list[Any] = []  # streams whose program never got them: let go of, pyarrow publishes them
 
 
@@ -27,7 +29,7 @@ class Faulty:
 
     def __init__(self, system: Any, at: int = 0, done: bool = False, killed: bool = False):
         self.system, self.at, self.done, self.killed = system, at, done, killed
-        self.calls = 0
+        self.calls, self.changing = 0, []  # numbers of those that change what is there
 
     def open_output_stream(self, *args: Any, **options: Any) -> "_Stream":
         return _Stream(self.do(self.system.open_output_stream, *args, **options), self)
@@ -39,10 +41,13 @@ class Faulty:
     def do(self, method: Any, *args: Any, **options: Any) -> Any:
         """Does an operation, unless it fails."""
         self.calls += 1
+        if method.__name__ in CHANGING:
+            self.changing.append(self.calls)
         if not self.at or self.calls < self.at or (self.calls > self.at and not self.killed):
             return method(*args, **options)
         if self.calls == self.at and self.done:
-            _lost.append(method(*args, **options))
+            with contextlib.suppress(OSError):
+                _lost.append(method(*args, **options))
         if self.killed:
             raise Killed
         raise OSError("AWS Error NETWORK_CONNECTION during a test")

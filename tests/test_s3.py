@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import emofm_jax
+from benchmarks import s3_server
+from benchmarks.faulty import Faulty, Killed
 from emofm_jax import compare, evaluate, export, predict, prepare, report, train, verify
 from emofm_jax.data import files, remote, schema, storage
-from tests import s3_server
 
 pytest.importorskip("moto", reason="moto is not installed: pip install 'emofm_jax[test]'")
 pytest.importorskip("flask", reason="moto[server] is not installed: pip install 'emofm_jax[test]'")
@@ -46,7 +47,7 @@ def server(tmp_path_factory):
 @pytest.fixture
 def bucket(server, tmp_path, monkeypatch):
     """A directory of the bucket that nothing is in; each test has a cache of its own."""
-    monkeypatch.setattr(files, "user_cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(storage, "_above", lambda: tmp_path / "cache")
     yield f"s3://bucket/{tmp_path.name}"
     storage.forget()
     remote.place.cache_clear()
@@ -115,6 +116,20 @@ def arrays(directory):
     return {p.relative_to(directory).as_posix(): p.read_bytes() for p in found}
 
 
+def kill(at, program, *arguments):
+    """Ends a program at an operation on the store; what comes next is on another machine."""
+    system, found = remote.system, Faulty(remote.system("s3://bucket")[0], at, killed=True)
+    remote.system = lambda name: (found, system(name)[1])
+    remote.place.cache_clear()
+    try:
+        with pytest.raises(Killed):
+            run(program, *arguments)
+    finally:
+        remote.system = system
+        remote.place.cache_clear()
+        storage.forget()
+
+
 def commands(base, tmp_path):
     """Programs that read and write at a place, those with numbers first."""
     config = [f"--config={tmp_path / 'mine.py'}", f"--config.data.dir={base}/data"]
@@ -139,6 +154,10 @@ def test_a_run_from_raw_rows_to_an_export_has_the_numbers_of_a_local_one(bucket,
     for base in (str(tmp_path), bucket):
         put(base)
         for program, *arguments in commands(base, tmp_path):
+            if storage.is_remote(base) and program is train:
+                kill(80, program, *arguments)
+                at = storage.reading(f"{base}/run")
+                assert (at / "checkpoints").exists() and not (at / "metrics.json").exists()
             assert run(program, *arguments) == 0
         printed[base] = capsys.readouterr()
     cache = str(tmp_path / "cache")

@@ -346,9 +346,14 @@ def _own() -> str:
     return f"own.{secrets.token_hex(4)}"
 
 
+def _above() -> Path:
+    """Where the copies of this user are."""
+    return files.user_cache().resolve() / "remote"
+
+
 def _directory(name: str, version: str) -> Path:
     """A directory of the user's cache for a copy, which is there as long as this program."""
-    above = files.user_cache().resolve() / "remote"
+    above = _above()
     path = above / hashlib.sha256(name.encode()).hexdigest()[:16] / version
     with files.named(above):
         above.mkdir(parents=True, exist_ok=True, mode=0o700)  # nobody else may read it

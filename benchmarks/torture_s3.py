@@ -1,0 +1,262 @@
+"""Is anything half-published ever read? Kills programs at each operation on a store, and lets each fail.
+
+    python benchmarks/torture_s3.py [--only=train] [--reads=1]
+
+The store is moto's server on localhost (extra `test`), with pyarrow's client. For each program, for each operation on
+the store, n = 1, 2, ..:
+
+    fail, fail late    operation n fails; late: it was done, and its answer lost. One line and exit code 2; 0 with a
+                       warning where only what is not needed any more stays
+    kill, kill late    no operation from n on is done; late: from the one after n on
+
+With --reads=5 these are all operations that change the store, and each fifth of those that read it.
+
+Then a program on another machine, without a copy, reads what is there: all of it, with digests, or nothing. The same
+command there ends well, with the numbers that local paths have, to the bit: arrays of checkpoints, predictions, shards,
+metrics. Prints a table; the exit code is 1 if one fell short.
+"""
+
+import argparse
+import collections
+import contextlib
+import functools
+import importlib
+import io
+import shutil
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import s3_server  # noqa: E402
+from benchmarks.faulty import Faulty, Killed  # noqa: E402
+from emofm_jax.data import files, remote, storage  # noqa: E402
+
+EXPERIMENT = """
+    from emofm_jax import config
+
+
+    def get_config():
+        c = config.default()
+        c.name, c.model.name, c.compute_dtype = "mine", "fm", "float32"
+        c.data.batch_size, c.data.shuffle_rows = 64, 256
+        c.train.epochs, c.train.save_every_steps, c.train.log_every_steps = 2, 2, 1
+        c.prepare.label, c.prepare.split, c.prepare.shares = "click", "share", (0.6, 0.2, 0.2)
+        c.prepare.groups = (("user", ("user_id",)), ("item", ("item_id",)))
+        return c
+"""
+KINDS = {
+    "fail": (False, False),
+    "fail late": (True, False),
+    "kill": (False, True),
+    "kill late": (True, True),
+}
+IN, TRIAL = "s3://bucket/in", "s3://bucket/trial"
+
+
+class Case(NamedTuple):
+    """A program: what it has to begin with, its flags ({i} for inputs, {o} for outputs), what it makes."""
+
+    program: str
+    begins_with: str
+    flags: str
+    makes: str
+
+
+DATA = "--config={config} --config.prepare.source={i}/raw"
+CASES = [
+    Case("prepare", "", DATA + " --config.data.dir={o}/data", "data"),
+    Case("train", "", DATA + " --config.data.dir={i}/data --workdir={o}/run", "run"),
+    Case("export", "", "--workdir={i}/run --output={o}/art", "art"),
+    Case(
+        "predict",
+        "",
+        "--workdir={i}/run --input={i}/data/test --output={o}/scores.parquet",
+        "scores.parquet",
+    ),
+    Case("evaluate", "run", "--workdir={o}/run --split=valid --calibrate=platt", "run"),
+]
+
+
+def flags_of(case: Case, place: Path, inputs: str, outputs: str) -> list[str]:
+    """The command line of a case."""
+    text = case.flags.format(config=place / "mine.py", i=inputs, o=outputs)
+    return [case.program, *text.split()]
+
+
+def run(argv: list[str]) -> tuple[int, str]:
+    """Runs a program in this process: its exit code, and what it said on stderr."""
+    program = importlib.import_module(f"emofm_jax.{argv[0]}")
+    error = io.StringIO()
+    with contextlib.redirect_stderr(error), contextlib.redirect_stdout(io.StringIO()):
+        code = program.main(argv)
+    return code, error.getvalue()
+
+
+def well(argv: list[str]) -> None:
+    """Runs what nothing disturbs."""
+    code, error = run(argv)
+    if code:
+        raise RuntimeError(f"{argv}: {code}: {error}")
+
+
+def anew(system: Faulty | None = None) -> None:
+    """Begins another program, on a machine that has no copies; its operations go to a file system."""
+    storage.forget()
+    with contextlib.suppress(OSError):
+        shutil.rmtree(files.user_cache() / "remote")
+    remote.place.cache_clear()
+    remote.system = SYSTEM if system is None else lambda name: (system, SYSTEM(name)[1])
+
+
+SYSTEM = functools.lru_cache(remote.system)
+
+
+def numbers(path: Path) -> dict[str, object]:
+    """What a run, shards, an export or a file hold, but for times and names of places."""
+    if path.is_file():
+        return {path.name: path.read_bytes()}
+    binary = [*path.rglob("*.safetensors"), *path.rglob("*.npz"), *path.rglob("*.parquet")]
+    found: dict[str, object] = {p.relative_to(path).as_posix(): p.read_bytes() for p in binary}
+    for name in ("metrics.json", "calibration.json"):
+        if (path / name).exists():
+            body = files.read_json(path / name)
+            found[name] = {key: body.get(key) for key in ("valid", "test", "platt", "a", "b")}
+    return found
+
+
+def there(name: str) -> dict[str, object] | None:
+    """What another machine reads at a place, compared with its digests; None if there is nothing."""
+    anew()
+    path = storage.reading(name)
+    storage.need(path)
+    if not path.exists():
+        return None
+    if path.is_dir() and (path / "config.json").exists():
+        well(["verify", name])
+    return numbers(path)
+
+
+def put_back(begins_with: str) -> None:
+    """Leaves at the place of the trials what a case begins with, and nothing else."""
+    system, key = SYSTEM(TRIAL)
+    from pyarrow import fs
+
+    select = fs.FileSelector(key, recursive=True, allow_not_found=True)
+    for info in system.get_file_info(select):
+        if info.type == fs.FileType.File:
+            system.delete_file(info.path)
+    if begins_with:
+        source = f"{SYSTEM(IN)[1]}/{begins_with}"
+        for info in system.get_file_info(fs.FileSelector(source, recursive=True)):
+            if info.type == fs.FileType.File:
+                system.copy_file(info.path, info.path.replace(source, f"{key}/{begins_with}", 1))
+
+
+def attack(
+    case: Case, place: Path, wanted: dict[str, object], reads: int
+) -> Iterator[tuple[str, int, str]]:
+    """Yields (kind, operation, outcome) of each fault; what begins with "!" fell short."""
+    argv, name = flags_of(case, place, IN, TRIAL), f"{TRIAL}/{case.makes}"
+    put_back(case.begins_with)
+    before = there(name)
+    put_back(case.begins_with)
+    system = Faulty(SYSTEM(TRIAL)[0])
+    anew(system)
+    well(argv)
+    numbers_of = [n for n in range(1, system.calls + 1) if n in system.changing or n % reads == 0]
+    for kind, (done, killed) in KINDS.items():
+        for at in numbers_of:
+            put_back(case.begins_with)
+            system = Faulty(SYSTEM(TRIAL)[0], at, done, killed)
+            anew(system)
+            try:
+                outcome = answer(*run(argv))
+            except Killed:
+                outcome = "killed"
+            if system.calls < at:
+                outcome = "! it does less than undisturbed"
+            yield kind, at, outcome
+            try:
+                found = there(name)
+                if case.program != "train" and found not in (before, wanted):
+                    yield kind, at, "! neither what was there nor what was to be there is read"
+                anew()
+                well(argv)
+                if there(name) != wanted:
+                    yield kind, at, "! the same command makes other numbers"
+            except Exception as error:
+                yield kind, at, f"! {type(error).__name__}: {error}"
+
+
+def answer(code: int, error: str) -> str:
+    """What a program that was not killed makes of a fault, in words."""
+    lines = error.splitlines()
+    if "Traceback" in error:
+        return f"! {error}"
+    if code == 2 and sum(line.startswith("error: ") for line in lines) == 1:
+        return "one line, exit code 2"
+    if code == 0 and any("what is not needed any more stays there" in line for line in lines):
+        return "ended well, with a warning"
+    return f"! exit code {code}: {error}"
+
+
+def main() -> int:
+    """Runs it all; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", default="", help="a program")
+    parser.add_argument("--reads", type=int, default=1, help="each so many of those that only read")
+    options = parser.parse_args()
+    fallen, table, began = [], collections.Counter(), time.process_time()
+    with tempfile.TemporaryDirectory() as directory:
+        place = Path(directory)
+        files.user_cache = lambda: place / "cache"
+        storage._THREADS = 1  # operation n is the same one each time
+        with s3_server.serve(place / "log"):
+            wanted = make_inputs(place)
+            for case in CASES:
+                if options.only in ("", case.program):
+                    for kind, at, outcome in attack(case, place, wanted[case], options.reads):
+                        if outcome.startswith("!"):
+                            fallen.append(f"{case.program}, {kind} at operation {at}: {outcome}")
+                            print(fallen[-1], flush=True)
+                        else:
+                            table[case.program, kind, outcome] += 1
+            anew()
+    for (program, kind, outcome), number in table.items():
+        print(f"| {program} | {kind} | {outcome} | {number} |")
+    seconds = time.process_time() - began
+    print(f"{table.total()} faults, {len(fallen)} fell short; {seconds:.0f} s of the processor")
+    return int(bool(fallen))
+
+
+def make_inputs(place: Path) -> dict[Case, dict[str, object]]:
+    """Makes what the cases read, locally and at IN; returns the numbers of local paths."""
+    (place / "mine.py").write_text(textwrap.dedent(EXPERIMENT))
+    rng = np.random.default_rng(0)
+    lines = ["user_id,item_id,click"]
+    for user, item in zip(rng.integers(0, 9, 200), rng.integers(0, 7, 200)):
+        lines.append(f"u{user},i{item},{int(rng.random() < 0.2 + 0.08 * item)}")
+    body = "\n".join(lines).encode()
+    (place / "local" / "raw").mkdir(parents=True)
+    (place / "local" / "raw" / "a.csv").write_bytes(body)
+    at = remote.place(f"{IN}/raw/a.csv")
+    remote.put(at, "", at.name, [body])
+    for case in CASES[:2]:
+        well(flags_of(case, place, IN, IN))
+    local, wanted = str(place / "local"), {}
+    for case in CASES:
+        well(flags_of(case, place, local, local))
+        wanted[case] = numbers(place / "local" / case.makes)
+    return wanted
+
+
+if __name__ == "__main__":
+    sys.exit(main())
