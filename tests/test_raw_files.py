@@ -13,7 +13,7 @@ import pytest
 from pyarrow import csv as pa_csv
 
 from emofm_jax import prepare
-from emofm_jax.data import encode, files, raw_files, shards
+from emofm_jax.data import encode, files, raw_files, shards, stages
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.formats import lines as lines_lib
 from emofm_jax.errors import UserError
@@ -64,7 +64,7 @@ def predicted(directory, path):
     return sum(int(c.kept.sum()) for c in chunks), [r for c in chunks for r in c.reasons if r]
 
 
-def test_queries_that_begin_with_a_quote(shop, tmp_path):
+def test_queries_that_begin_with_a_quote(shop, tmp_path, monkeypatch):
     """Texts of searches, which the source never quotes: `"cheap flights`, and later `7"`."""
     rows = [f"{i % 2}\tu{i}\ttext {i}" for i in range(120)]
     for i in (10, 40, 70):
@@ -77,6 +77,8 @@ def test_queries_that_begin_with_a_quote(shop, tmp_path):
     assert code == 2 and f"{path}:12: a cell in quotes joins lines 12 to 15" in said
     assert "config.prepare.quoting to 'none'" in said and "(quote: 12)" in said
 
+    monkeypatch.setattr(stages, "_TOLD", 2)  # of millions the first ones will do
+    assert "; 3 bad rows so far in train (quote: 3)" in shop(separator="\t")[1]
     code, said = shop(separator="\t", max_rejected=12)
     assert code == 0 and sum(count(tmp_path / "out").values()) == 108
     assert said.count("rejected for its quote: 12") == 1

@@ -86,11 +86,22 @@ def test_any_text_in_any_dialect(tmp_path, monkeypatch):
     assert min(seen.values()) > 100, seen  # each of them was tried
 
 
-def test_blank_lines_cost_no_problem_each(monkeypatch):
-    marked = []
-    known = problems.Problems.mark
-    mark = lambda self, wrong, *rest: (marked.append(int(np.sum(wrong))), known(self, wrong, *rest))
-    monkeypatch.setattr(problems.Problems, "mark", mark)
-    found = rows.sieve("f", 1, b"\n" * 1000 + b"a,b\na\n", ",", "double", 2)
-    assert found.lines.tolist() == [1001] and [bad.line for bad in found.bad] == [1002]
-    assert found.notes["", "blank lines"] == (1000, "f:1") and sum(marked) == 1
+def test_blank_lines_are_counted_and_bad_rows_are_told_as_they_are_asked_for(monkeypatch):
+    told = []
+    monkeypatch.setattr(rows, "Bad", lambda *of: told.append(of) or problems.Bad(*of))
+    found = rows.sieve("f", 1, b"\n" * 1000 + b"a,b\n" + b"a\n" * 1000, ",", "double", 2)
+    assert found.lines.tolist() == [1001] and not told
+    assert found.notes["", "blank lines"] == (1000, "f:1")
+    first = (1002, "columns", "1 columns where 2 are expected")
+    assert next(iter(found.bad)) == first and told == [first]
+    assert len(list(found.bad)) == 1000
+
+
+def test_a_block_of_many_lines_is_several_and_no_row_is_cut(tmp_path, monkeypatch):
+    data = b'a,b\n"x\n\n\ny",c\nd,e\nf,g\n"1\n2\n3\n4\n5\n6",h\ni,j'
+    (tmp_path / "a").write_bytes(data)
+    monkeypatch.setattr(lines, "MAX_LINES", 3)
+    found = list(lines.blocks(tmp_path / "a", separator=","))
+    assert b"".join(block.data for block in found) == data
+    at = [1 + data[: data.index(block.data)].count(b"\n") for block in found]
+    assert [block.line for block in found] == at == [1, 2, 8, 14]

@@ -578,8 +578,9 @@ def _keep_places(
     notes.join(chunk.notes)
     good = pa.array(problems.good(len(chunk.lines)))
     beside = {name: _also(encoder, chunk, name).filter(good) for name in also}
-    bad = [*chunk.bad, *chunk.bad_rows(problems)]
-    unreadable = np.array([b.line for b in chunk.bad], np.int64)
+    unread = list(chunk.bad)
+    bad = [*unread, *chunk.bad_rows(problems)]
+    unreadable = np.array([b.line for b in unread], np.int64)
     lines = np.sort(np.concatenate([chunk.lines, unreadable]))
 
     reasons: list[str | None] = [None] * len(lines)

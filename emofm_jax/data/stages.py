@@ -11,6 +11,7 @@ to the last bit, whoever did the jobs.
 import contextlib
 import dataclasses
 import functools
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ from emofm_jax.data.source import Empty, Source
 from emofm_jax.errors import UserError
 
 _THREADS = 2  # that parse and encode in one process
+_TOLD = 1 << 16  # bad rows of a chunk, at most, that are counted where they end the program
 _JOB_BYTES = 1 << 25  # raw bytes of a job, unless one file has more
 Run = Callable[[Callable[[Chunk], Any]], Iterator[Any]]
 
@@ -390,9 +392,12 @@ def _encode(source: Source, encoder: Encoder, split: str, chunk: Chunk) -> Encod
     index_of_good = index[good]
     if recipe_lib.later(source.recipe, "negative_keep_rate") < 1 and split in ("", "train"):
         table, index_of_good = _thin(source, chunk, good, table, index_of_good, notes)
-    bad = [*chunk.bad, *chunk.bad_rows(problems)]
+    # One more than is tolerated ends the program: of millions the first ones will do.
+    enough = max(source.recipe["max_rejected"], _TOLD) + 1
+    unread = list(itertools.islice(chunk.bad, enough))
+    bad = [*unread, *chunk.bad_rows(problems)]
     # Rows that no split could be found for count as training rows.
-    index_of_bad = [0] * len(chunk.bad) + [index[row] for row in sorted(problems)]
+    index_of_bad = [0] * len(unread) + [index[row] for row in sorted(problems)]
 
     parts = []
     for i, name in enumerate(names):

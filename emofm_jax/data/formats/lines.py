@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import lzma
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from emofm_jax.data.raw_files import Place, Span
 from emofm_jax.errors import UserError
 
 BLOCK_BYTES = 1 << 23  # raw bytes of a chunk: some tens of thousands of rows
+MAX_LINES = 1 << 19  # of a chunk, where rows are so short: what is said of a row takes memory, too
 MAX_ROW_BYTES = 1 << 26
 # Bytes that pyarrow makes columns of at a time: of 8 MiB, each cell was a miss of the cache.
 CACHED_BYTES = 1 << 19
@@ -52,7 +53,7 @@ class Chunk:
     file: str
     lines: np.ndarray  # i64[n], 1-based lines (Parquet: rows) on which the n readable rows start
     columns: dict[str, pa.Array]  # of n raw values each
-    bad: tuple[Bad, ...] = ()  # the rows that are not among the n
+    bad: Iterable[Bad] = ()  # the rows that are not among the n, in order
     notes: Notes = dataclasses.field(default_factory=Notes)  # on rows and files
 
     def bad_rows(self, problems: Problems) -> list[Bad]:
@@ -125,7 +126,7 @@ def blocks(
       UserError: missing or undecodable file, or a row of more than 64 MiB.
     """
     found = _blocks(path, separator, progress, block_bytes or BLOCK_BYTES, span)
-    return (block for block, _ in found)
+    return (part for block, _ in found for part in _few_lines(block, separator))
 
 
 def spans(path: Path, separator: str, size: int) -> list[Span]:
@@ -184,6 +185,22 @@ def _blocks(
         raise EmptyFile(f"{path}: the file is empty; remove it or name another")
     if rest:
         yield Block(str(path), line, rest), Place(offset + len(rest), line, position)
+
+
+def _few_lines(block: Block, separator: str) -> Iterator[Block]:
+    """A block in parts of whole rows and few lines; a single row may have more."""
+    file, line, data = block
+    while data.count(b"\n") > MAX_LINES:
+        ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
+        cut, wanted = 0, MAX_LINES
+        while not cut and wanted < len(ends):
+            cut = rows_lib.whole(data[: ends[wanted - 1] + 1], separator)
+            wanted *= 2
+        if not cut:
+            break
+        yield Block(file, line, data[:cut])
+        line, data = line + data.count(b"\n", 0, cut), data[cut:]
+    yield Block(file, line, data)
 
 
 def first_row(path: Path) -> bytes:

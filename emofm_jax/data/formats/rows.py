@@ -12,11 +12,12 @@ of columns, and the first one has so too, or the row has not: the file may be on
 
 import dataclasses
 import re
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from emofm_jax.data.problems import Bad, Notes, Problems
+from emofm_jax.data.problems import Bad, Notes
 
 _MAX_CELL_BYTES = 1 << 20
 _CLOSING = re.compile(rb'[^"]*+(?:""[^"]*+)*+"')  # from behind the opening quote
@@ -35,7 +36,7 @@ class Sieved(NamedTuple):
 
     data: bytes
     lines: np.ndarray  # i64[n]
-    bad: tuple[Bad, ...]
+    bad: Iterable[Bad]  # in order, made as they are asked for: there may be millions
     notes: Notes
 
 
@@ -79,6 +80,53 @@ class _Layout:
         return flags
 
 
+class _Problem(NamedTuple):
+    """What is wrong with some of n rows: a kind for counting, and the reason of each row."""
+
+    kind: str
+    wrong: np.ndarray  # bool[n]
+    reason: Callable[[int], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class _BadRows:
+    """The bad rows of a block, in order.
+
+    Attributes:
+      layout: of all rows of the block.
+      first, last: i64[n], the lines that a row begins and ends on.
+      problems: of the rows; of each the first one is told.
+      bad: bool[n], rows of which one is told.
+      torn: bool[n], rows of which each line is bad.
+    """
+
+    layout: _Layout
+    first: np.ndarray
+    last: np.ndarray
+    problems: list[_Problem]
+    bad: np.ndarray
+    torn: np.ndarray
+
+    def __iter__(self) -> Iterator[Bad]:
+        which = np.zeros(len(self.bad), np.uint8)
+        for i, problem in reversed(list(enumerate(self.problems))):
+            which[problem.wrong] = i
+        for row in np.flatnonzero(self.bad | self.torn).tolist():
+            if self.torn[row]:
+                yield from self._lines(row)
+            else:
+                problem = self.problems[which[row]]
+                yield Bad(int(self.first[row]), problem.kind, problem.reason(row))
+
+    def _lines(self, row: int) -> Iterator[Bad]:
+        first, layout = int(self.first[row]), self.layout
+        reason = f"a cell in quotes joins lines {first} to {self.last[row]}, though {_AMBIGUOUS}"
+        text = layout.data[layout.starts[row] : layout.stops[row]].split(b"\n")
+        for i, part in enumerate(text):
+            if part.strip(b"\r"):
+                yield Bad(first + i, "quote", reason)
+
+
 def whole(data: bytes, separator: str) -> int:
     """Length of the leading rows of `data` that are whole, whatever follows.
 
@@ -111,26 +159,19 @@ def sieve(
     layout = _layout(data, separator, quoting)
     blank = layout.starts == layout.stops
     problems, notes = _problems(layout, separator, num_columns), Notes()
+    wrong = np.logical_or.reduce([problem.wrong for problem in problems])
     first, last = (line + layout.line_of(at) for at in (layout.starts, layout.ends - 1))
     _note(notes, "blank lines", file, first[blank])
 
     several = last > first
     torn = np.zeros(len(blank), bool)
     if quoting == "double" and several.any():
-        torn = several & _ambiguous(layout, separator, num_columns, ~problems.good(len(blank)))
-    bad = [Bad(int(first[row]), *problems[row]) for row in problems if not blank[row] | torn[row]]
-    for row in np.flatnonzero(torn):
-        reason = f"a cell in quotes joins lines {first[row]} to {last[row]}, though {_AMBIGUOUS}"
-        text = data[layout.starts[row] : layout.stops[row]].split(b"\n")
-        bad += [
-            Bad(int(first[row]) + i, "quote", reason)
-            for i, part in enumerate(text)
-            if part.strip(b"\r")
-        ]
+        torn = several & _ambiguous(layout, separator, num_columns, wrong)
+    bad = _BadRows(layout, first, last, problems, wrong & ~blank, torn)
 
-    good = problems.good(len(blank)) & ~blank & ~torn
+    good = ~(wrong | blank | torn)
     _note(notes, "rows over lines", file, first[several & good])
-    return Sieved(_only(layout, good), first[good], tuple(sorted(bad)), notes)
+    return Sieved(_only(layout, good), first[good], bad, notes)
 
 
 def _quotes(data: bytes, separator: str, last: bool) -> _Quotes:
@@ -183,45 +224,51 @@ def _layout(data: bytes, separator: str, quoting: str) -> _Layout:
     return _Layout(data, quotes, newlines, starts, ends, stops)
 
 
-def _problems(layout: _Layout, separator: str, num_columns: int) -> Problems:
-    """What is wrong with the rows, of each the first in this order."""
-    problems = Problems()
+def _problems(layout: _Layout, separator: str, num_columns: int) -> list[_Problem]:
+    """What is wrong with the rows, in the order in which it is told."""
     characters = np.frombuffer(layout.data, np.uint8)
     nul = layout.flag(np.flatnonzero(characters == 0))
-    problems.mark(nul, "nul", lambda _: "a NUL byte")
-    for row, reason in _undecodable(layout).items():
-        problems.setdefault(row, ("encoding", reason))
-    problems.mark(layout.flag(layout.quotes.stray), "quote", lambda _: _STRAY)
+    stray = layout.flag(layout.quotes.stray)
 
     returns = np.flatnonzero(characters == ord("\r"))
     inside = returns < layout.stops[layout.row_of(returns)]
     inside &= ~layout.quotes.hide(returns)
     said = "a carriage return inside the row"
-    problems.mark(layout.flag(returns[inside]), "line end", lambda _: said)
 
     separators = np.flatnonzero(characters == ord(separator))
     of_rows = layout.row_of(separators[~layout.quotes.hide(separators)])
     found = np.bincount(of_rows, minlength=len(layout.starts)) + 1
     reason = lambda row: f"{found[row]} columns where {num_columns} are expected"
-    wrong = (found != num_columns) & (layout.starts < layout.stops)  # blank lines may be millions
-    problems.mark(wrong, "columns", reason)
-    return problems
+    return [
+        _Problem("nul", nul, lambda _: "a NUL byte"),
+        _Problem("encoding", _undecodable(layout), lambda row: _why_undecodable(layout, row)),
+        _Problem("quote", stray, lambda _: _STRAY),
+        _Problem("line end", layout.flag(returns[inside]), lambda _: said),
+        _Problem("columns", found != num_columns, reason),
+    ]
 
 
-def _undecodable(layout: _Layout) -> dict[int, str]:
-    """{row: reason} of rows that are not UTF-8."""
+def _undecodable(layout: _Layout) -> np.ndarray:
+    """bool[n]: rows that are not UTF-8."""
+    wrong = np.zeros(len(layout.starts), bool)
     try:
         layout.data.decode()
-        return {}
     except UnicodeDecodeError:
-        pass
-    found = {}
-    for row, (start, stop) in enumerate(zip(layout.starts.tolist(), layout.stops.tolist())):
-        try:
-            layout.data[start:stop].decode()
-        except UnicodeDecodeError as error:
-            found[row] = f"invalid UTF-8, byte 0x{layout.data[start + error.start]:02x}"
-    return found
+        for row, (start, stop) in enumerate(zip(layout.starts.tolist(), layout.stops.tolist())):
+            try:
+                layout.data[start:stop].decode()
+            except UnicodeDecodeError:
+                wrong[row] = True
+    return wrong
+
+
+def _why_undecodable(layout: _Layout, row: int) -> str:
+    text = layout.data[layout.starts[row] : layout.stops[row]]
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        return f"invalid UTF-8, byte 0x{text[error.start]:02x}"
+    raise AssertionError("asked of a row that is UTF-8")
 
 
 def _ambiguous(layout: _Layout, separator: str, num_columns: int, bad: np.ndarray) -> np.ndarray:
