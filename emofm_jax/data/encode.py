@@ -78,6 +78,7 @@ class Encoder:
         self.unseen: dict[str, list[str]] = {}
         self.missing = values.missing(self._null_values(), schema.spelling)
         self._missing = {slot.name: self._missing_of(slot) for slot in schema.slots}
+        self._separators: dict[str, str] = {}  # of slots whose cells were text so far
         self.labels = Labels(recipe_lib.later(schema.recipe, "positive"), self.missing)
         of_types = (*self._null_values(), *_NO_TYPE)
         self._no_type = values.missing(of_types, schema.spelling)
@@ -204,24 +205,23 @@ class Encoder:
         if not slot.is_bag:
             ids, weights = self._pairs(slot, column, problems, None)
             return ids, weights, None, self.distinct(slot, ids)
-        column = self._without_padding(slot, self._lists(slot, column, problems))
-        before = pc.list_value_length(column)
-        column, lengths = bags.cut(column, slot.max_length, slot.keep)
+        lists = self._without_padding(slot, self._lists(slot, column, problems))
+        kept, lengths = bags.cut(lists, slot.max_length, slot.keep)
         if notes is not None:
-            _note_cut(slot, before, notes)
-        ids, weights = self._pairs(slot, column, problems, _rows(lengths))
+            _note_cut(slot, pc.list_value_length(lists), notes)
+        ids, weights = self._pairs(slot, kept, problems, lengths)
         found = self.distinct(slot, ids)
         if self.schema.spelling == 1:
             return ids, weights, lengths, found
-        return _without_missing(ids, weights, lengths, before, found)
+        return _without_missing(ids, weights, lengths, lists, found)
 
     def _pairs(
-        self, slot: Slot, column: pa.Array, problems: Problems, row_of: np.ndarray | None
+        self, slot: Slot, column: pa.Array, problems: Problems, lengths: np.ndarray | None
     ) -> tuple[pa.Array, pa.Array | None]:
-        """Values and, where there are some, their weights; one a row, or in the rows `row_of`."""
+        """Values and, where there are some, their weights; one a row, or `lengths` of each."""
         if not (slot.weighted or pa.types.is_struct(column.type)):
             return column, None
-        self._mark_unreadable(f"slot {slot.name!r}", column, problems, row_of)
+        self._mark_unreadable(f"slot {slot.name!r}", column, problems, _rows(lengths))
         return bags.pairs(column)
 
     def distinct(self, slot: Slot, column: pa.Array) -> Distinct:
@@ -249,11 +249,14 @@ class Encoder:
         """Cells of several values as list[n]; text is split."""
         if pa.types.is_list(column.type):
             return column
-        separator = recipe_lib.slot_options(self.schema.recipe, slot.name)["separator"]
+        if slot.name not in self._separators:
+            options = recipe_lib.slot_options(self.schema.recipe, slot.name)
+            self._separators[slot.name] = options["separator"]
+        separator = self._separators[slot.name]
         if self.schema.spelling == 1:
             return pc.split_pattern(column.cast(pa.string()), separator)
         text = column if column.type == pa.string() else values.spell(column, respell=False)
-        gone = pc.is_in(values.trimmed(text), pa.array(values.MISSING))
+        gone = pc.is_in(values.trimmed(text), values.MISSING_TEXTS)
         text = values.only(pc.invert(gone), text) if gone.true_count else text
         if separator.isspace():  # several blanks are one
             bare = values.trimmed(text)
@@ -409,17 +412,17 @@ def _without_missing(
     ids: pa.Array,
     weights: pa.Array | None,
     lengths: np.ndarray,
-    before: pa.Array,
+    column: pa.Array,
     found: Distinct,
 ) -> tuple[pa.Array, pa.Array | None, np.ndarray, Distinct]:
     """What `elements` returns: a bag of one missing value, without a weight, is a missing cell.
 
     So "-1", "-1.0", [-1] and a column of integers are one bag, where "-1" is a null value. Bytes
-    that are no text are not missing: they stay, for `slot` to refuse.
+    that are no text are not missing: they stay, for `slot` to refuse. `column` are all of the bags.
     """
     if not found.text.null_count and not (found.which == len(found.text)).any():
         return ids, weights, lengths, found
-    rows = np.flatnonzero(np.asarray(before.fill_null(0)) == 1)
+    rows = np.flatnonzero(np.asarray(pc.list_value_length(column).fill_null(0)) == 1)
     places = (np.cumsum(lengths) - lengths)[rows]
     gone = found._replace(which=found.which[places]).each(found.text.is_null(), True)
     rows, places = rows[gone], places[gone]

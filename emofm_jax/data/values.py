@@ -63,7 +63,7 @@ _MAY_HAVE_VIEWS = {
 _NOT_LOOKED_UP = (pa.types.is_float16, pa.types.is_decimal32, pa.types.is_decimal64)
 
 _DAY = 86_400  # seconds
-_NO_MORE = pa.array(MISSING)
+MISSING_TEXTS = pa.array(MISSING)
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 # Of release 0.1; integers may be too large for Arrow.
 _SPELLED_BY_ARROW = (
@@ -103,7 +103,7 @@ def missing(spellings: Collection[str], spelling: int = SPELLING) -> pa.Array:
 
 def distinct(
     column: pa.Array,
-    missing: pa.Array = _NO_MORE,
+    missing: pa.Array = MISSING_TEXTS,
     respell: bool = True,
     spelling: int = SPELLING,
 ) -> Distinct:

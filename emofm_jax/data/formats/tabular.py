@@ -330,11 +330,16 @@ def _without_nulls(column: pa.Array, spellings: Sequence[str]) -> pa.Array:
         return column
     is_string = pa.types.is_string(column.type)
     text = column if is_string else values.spell(column, respell=False)
-    missing = pc.is_in(text, pa.array(spellings, pa.string()))
-    if not pc.any(missing).as_py():
+    missing = pc.is_in(text, _as_array(tuple(spellings)))
+    if not missing.true_count:
         return column
     plain = column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
     return pc.if_else(missing, pa.scalar(None, plain.type), plain)
+
+
+@functools.lru_cache(maxsize=64)
+def _as_array(texts: tuple[str, ...]) -> pa.Array:
+    return pa.array(texts, pa.string())
 
 
 def _unwrapped(column: pa.Array) -> pa.Array:
