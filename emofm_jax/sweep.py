@@ -67,7 +67,7 @@ def _sweep(flags: absl_flags.FlagValues) -> bool:
 
     with workdir_lib.alone(workdir) as lock:
         files.write_json(workdir / "sweep.json", header.to_json())
-        results = Results(workdir, names, plan.seeds)
+        results = Results(workdir, header)
         try:
             if searched:
                 last = search.run(sweep, plan.ranges, names, results, lock)

@@ -25,6 +25,7 @@ from emofm_jax.data import encode, files, parquet, shards, storage
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import run_report
+from emofm_jax.sweeping import record
 
 _REMEDY = "restore it, or make it again"
 _UNSIGNED = "no digest"
@@ -181,7 +182,21 @@ def _of_export(directory: Path) -> Iterator[_Part]:
 
 def _of_sweep(directory: Path) -> Iterator[_Part]:
     yield from _there(directory, "sweep.json", "results.jsonl")
+    yield str(directory), functools.partial(_one_sweep, directory)
     yield from _runs(directory, "runs/*/seed-*")
+
+
+def _one_sweep(directory: Path) -> str:
+    """Compares which sweep its files say that they are of."""
+    path, lines = directory / "sweep.json", directory / "results.jsonl"
+    text = lines.read_text(encoding="utf-8") if lines.exists() else ""
+    try:
+        header = record.Header.from_json(files.read_json(path))
+        for line in text.splitlines():
+            header.check(files.from_json(line))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; {_REMEDY}") from None
+    return "of one sweep"
 
 
 def _of_backtest(directory: Path) -> Iterator[_Part]:

@@ -111,8 +111,9 @@ def test_scores(here, name):
 
 
 def lines(path):
-    """The results of a sweep, without the digests that lines have since."""
-    return [files.from_json(line) for line in Path(path).read_text().splitlines()]
+    """The results of a sweep, without the digests that lines have since, of themselves and the sweep."""
+    found = [files.from_json(line) for line in Path(path).read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "sweep"} for line in found]
 
 
 def test_raw_data_become_the_same_shards(here):

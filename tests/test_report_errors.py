@@ -1,5 +1,6 @@
 """What report says of a wrong flag, a damaged file, a directory without results: one line that names the place."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,6 +9,8 @@ import pytest
 
 from emofm_jax import report
 from emofm_jax.data import files
+from emofm_jax.reports import read
+from emofm_jax.sweeping import record, results
 
 pytestmark = pytest.mark.fast
 
@@ -123,3 +126,23 @@ def test_directories_without_results(tmp_path, capsys, sweep):
         "--reference=wm: " in (error := message(run_of_its_own, "--reference=wm"))
         and "is a single run" in error
     )
+
+
+def test_sweep_json_of_another_sweep_is_not_believed(copy, capsys):
+    path, lines = copy / "sweep.json", copy / "results.jsonl"
+    header = record.Header.from_json(files.read_json(path))
+    made = results.Results(copy, header)
+    made.add(read.load(copy).runs.values())
+    assert all(f'"sweep": "{header.digest()}"' in line for line in lines.read_text().splitlines())
+    assert run(copy) == 0  # sweep.json says no identity, as before there was one
+
+    files.write_json(path, header.to_json())
+    assert run(copy) == 0
+    others = dataclasses.replace(header, reference="strong")
+    files.write_json(path, others.to_json())
+    capsys.readouterr()
+    assert run(copy) == 2
+    said = f"error: {path}: of another sweep than results.jsonl beside it; run the sweep's command"
+    assert capsys.readouterr().err.startswith(said)
+    files.write_json(path, header.to_json() | {"reference": "strong"})  # edited: yours
+    assert run(copy) == 0

@@ -72,6 +72,7 @@ def test_a_sweep_leaves_its_files(home):
         "seeds": [0, 1],
         "reference": "dnn",
         "search": "",
+        "identity": (identity := header["identity"]),
     }
     lines = [
         files.from_json(line) for line in (home / "done/results.jsonl").read_text().splitlines()
@@ -82,6 +83,7 @@ def test_a_sweep_leaves_its_files(home):
         ("lr", 0),
         ("lr", 1),
     ]
+    assert {line["sweep"] for line in lines} == {identity} and len(identity) == 16
     assert [line["peak_memory_mib"] for line in lines[1:]] == [None] * 3  # not of these runs alone
     rows = list(csv.DictReader((home / "done/results.csv").read_text().splitlines()))
     for line, row in zip(lines, rows, strict=True):

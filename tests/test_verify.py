@@ -11,6 +11,7 @@ from emofm_jax import config as config_lib
 from emofm_jax import prepare, verify
 from emofm_jax.data import files, parquet, shards
 from emofm_jax.data import schema as schema_lib
+from emofm_jax.sweeping import record
 from emofm_jax.training import checkpoint
 
 RELEASE = Path(__file__).parent / "fixtures" / "release_0_1"
@@ -51,9 +52,10 @@ def made(tmp_path_factory):
     log = files.Appended(run / "log.jsonl")
     log.write(files.as_json({"event": "train", "step": 1}) + "\n")
     checkpoint.save(run / "checkpoints", 3, {"x": np.arange(3)}, {})
-    files.write_json(
-        made / "swept" / "sweep.json", {"points": ["a"], "seeds": [0], "name": "a sweep of a test"}
-    )
+    header = record.Header("x.py", "a sweep of a test", ("a",), (0,), "a")
+    files.write_json(made / "swept" / "sweep.json", header.to_json())
+    results = files.Appended(made / "swept" / "results.jsonl")
+    results.write(files.as_json({"point": "a", "sweep": header.digest()}) + "\n")
     return made
 
 
@@ -78,6 +80,15 @@ def test_what_is_well_is_said_to_be(made, capsys):
         "(1 of them)",
     ):
         assert part in out
+
+
+def test_sweep_json_of_another_sweep_is_found(made, tmp_path, capsys):
+    place = copy(made, tmp_path) / "swept"
+    others = record.Header("x.py", "another", ("a",), (0,), "a")
+    files.write_json(place / "sweep.json", others.to_json())
+    assert check(place) == 2
+    said = "sweep.json: of another sweep than results.jsonl beside it; restore it"
+    assert said in capsys.readouterr().err
 
 
 def test_a_flipped_bit_in_any_file_is_found(made, tmp_path, capsys):

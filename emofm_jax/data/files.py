@@ -298,7 +298,7 @@ def as_json(content: dict[str, Any], indent: int | None = None) -> str:
     """An object as JSON, with the digest of its text as its last entry."""
     head = said(json.dumps(content, indent=indent), _in_json).removesuffix("}").rstrip()
     between, end = (", ", "}") if indent is None else (f",\n{' ' * indent}", "\n}")
-    return f'{head}{between}"xxh3": "{_digest(head)}"{end}' if content else "{}"
+    return f'{head}{between}"xxh3": "{digest(head)}"{end}' if content else "{}"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -328,7 +328,7 @@ def from_json(text: str) -> dict[str, Any]:
         raise ValueError(f"{type(content).__name__}, not an object")
     if isinstance(content.get("xxh3"), str):
         found, end = content.pop("xxh3"), _DIGEST.search(text)
-        if end is None or _digest(text[: end.start()]) != found:
+        if end is None or digest(text[: end.start()]) != found:
             raise ValueError("its digest is not of what it holds; without xxh3 it counts as yours")
     return content
 
@@ -337,7 +337,8 @@ def _in_json(text: str) -> str:
     return json.dumps(text)[1:-1]
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """The digest of a text, xxh3 in hexadecimal digits."""
     return xxhash.xxh3_64_hexdigest(text.encode())
 
 

@@ -208,6 +208,10 @@ def _sweep(workdir: Path) -> Sweep:
             run = Run.from_line(body)
         except ValueError as error:
             raise UserError(f"{where}: {error}; delete the line and sweep again") from None
+        try:
+            header.check(body)
+        except ValueError as error:
+            raise UserError(f"{path}: {error}; run the sweep's command again") from None
         if run.point in header.points and run.seed in header.seeds:
             place = workdir / run.workdir
             runs[run.point, run.seed] = dataclasses.replace(run, workdir=place)

@@ -1,7 +1,7 @@
 """What a sweep leaves on disk, as dataclasses: `sweep` writes them, `report` reads them.
 
     sweep.json                       Header: what was to be run
-    results.jsonl                    Result.line of every run that has ended
+    results.jsonl                    Result.line of every run that has ended; of which sweep it is
     runs/POINT/seed-S/result.json    Result.to_json: the line and the run's config
     runs/POINT/seed-S/attempt.json   Attempt: how often processes have died of the run
 
@@ -9,6 +9,7 @@ Reading raises ValueError that says what is wrong; the caller adds the file and 
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -30,6 +31,7 @@ class Header:
       seeds: of every point.
       reference: the point that the report compares with.
       search: value of --search, empty for a sweep of declared points.
+      identity: digest of all that, as sweep.json has it; empty in those of before it was noted.
     """
 
     experiment: str
@@ -38,10 +40,16 @@ class Header:
     seeds: tuple[int, ...]
     reference: str
     search: str = ""
+    identity: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The content of sweep.json."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"identity": self.digest()}
+
+    def digest(self) -> str:
+        """The identity that the sweep has; lines of results.jsonl say it, too."""
+        body = dataclasses.asdict(self) | {"identity": ""}
+        return files.digest(json.dumps(body))
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Self:
@@ -50,7 +58,12 @@ class Header:
         # Early sweeps wrote more of a point than its name.
         points = tuple(p["name"] if isinstance(p, dict) else p for p in body["points"])
         found = (body["experiment"], body["name"], points, tuple(body["seeds"]), body["reference"])
-        return cls(*found, body.get("search", ""))
+        return cls(*found, body.get("search", ""), body.get("identity", ""))
+
+    def check(self, line: Mapping[str, Any]) -> None:
+        """Raises ValueError where a line of results.jsonl is of another sweep, as both say."""
+        if self.identity and line.get("sweep", self.identity) != self.identity:
+            raise ValueError("of another sweep than results.jsonl beside it")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from emofm_jax.data import files
 from emofm_jax.evaluation import split_report
-from emofm_jax.sweeping.record import Result
+from emofm_jax.sweeping.record import Header, Result
 
 _COLUMNS = "point seed status test_auc test_logloss test_pcoc test_gauc share p_over_true valid_auc"
 _COLUMNS += " valid_logloss parameters_embedding parameters_network rows_per_s steps seconds"
@@ -30,18 +30,19 @@ class Results:
 
     Args:
       workdir: of the sweep; results.jsonl and results.csv are written there.
-      points, seeds: what is to be run.
+      header: what is to be run.
     """
 
-    def __init__(self, workdir: Path, points: Sequence[str], seeds: Sequence[int]):
-        self._workdir, self._points = workdir, points
-        self._order = [(point, seed) for point in points for seed in seeds]
+    def __init__(self, workdir: Path, header: Header):
+        self._workdir, self._points, self._sweep = workdir, header.points, header.digest()
+        self._order = [(point, seed) for point in header.points for seed in header.seeds]
         self._found: dict[tuple[str, int], Result] = {}
 
     def add(self, results: Iterable[Result]) -> None:
         """Takes results and writes both files."""
         self._found |= {(result.point, result.seed): result for result in results}
-        lines = (files.as_json(result.line()) + "\n" for result in self.all())
+        of_sweep = {"sweep": self._sweep}
+        lines = (files.as_json(result.line() | of_sweep) + "\n" for result in self.all())
         files.write_text(self._workdir / "results.jsonl", "".join(lines))
         files.write_text(self._workdir / "results.csv", _csv(self.all()))
 
