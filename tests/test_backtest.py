@@ -4,10 +4,12 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import csv, parquet
 from scipy import stats
 
-from emofm_jax import backtest, compare, evaluate, verify
+from emofm_jax import backtest, compare, evaluate, predict, verify
 from emofm_jax import config as config_lib
 from emofm_jax.data import files
 from emofm_jax.data import schema as schema_lib
@@ -152,6 +154,15 @@ def test_a_model_that_was_trained_on_days_of_the_rows_is_named(home, capsys):
     assert said(evaluate, f"--workdir={warm}", *data) == (0, wanted)
     Path("later.csv").write_text("label,user,hint\n1,u1,a\n0,u2,b\n1,u3,a\n")
     assert said(compare, models, "--input=later.csv") == (0, [])
+    lines = Path(f"raw/{DAYS[2]}.csv").read_text().splitlines()
+    Path("twice.csv").write_text("".join(f"{x},{x.rpartition(',')[2]}\n" for x in lines))
+    lists = [[x.rpartition(",")[2]] for x in lines[1:]]
+    table = csv.read_csv(f"raw/{DAYS[2]}.csv").drop_columns(["day"])
+    parquet.write_table(table.append_column("day", pa.array(lists)), "lists.parquet")
+    for rows in ("twice.csv", "lists.parquet"):  # a day that nobody needs is no error
+        assert said(evaluate, f"--workdir={warm}", f"--input={rows}") == (0, [])
+        assert said(predict, f"--workdir={warm}", f"--input={rows}", "--output=p.csv") == (0, [])
+
     empty = f"lived/data/frozen/{DAYS[2]}"
     problem = f"error: {empty}/test: the split has no rows; name another (--split)"
     assert said(compare, models, f"--data={empty}") == (2, [problem])

@@ -1,5 +1,6 @@
 """Values that are none, or cannot be read: null spellings at any width, NULs, texts of a class."""
 
+import datetime
 import decimal
 import enum
 import json
@@ -12,7 +13,7 @@ import pytest
 from emofm_jax import config
 from emofm_jax.data import encode, features, formats, numeric, values
 from emofm_jax.data import recipe as recipe_lib
-from emofm_jax.data.formats import memory, tabular
+from emofm_jax.data.formats import int96, memory, tabular
 from emofm_jax.data.raw_files import RawFile
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.errors import UserError
@@ -361,3 +362,43 @@ def test_a_weight_in_quotes_is_no_part_of_its_id():
 def test_a_missing_number_is_no_key_whatever_blanks_are_around_it():
     texts = [" ", "nan", " nan ", " NA", " 5 ", "x "]
     assert numeric.spelled(pa.array(texts)).to_pylist() == ["", "nan", "nan", "NA", "5", "x"]
+
+
+@pytest.mark.parametrize("shape", ["one", "list", "map"])
+def test_times_of_96_bits_are_what_those_of_64_bits_are(tmp_path, shape):
+    """As Spark writes them: 9999-12-31 is no day of 1816, where nanoseconds wrap."""
+    days = [datetime.datetime(9999, 12, 31), datetime.datetime(1, 1, 1, 2, 3, 4, 5000)]
+    days += [datetime.datetime(2024, 3, 5), None]
+    column = pa.array(days, pa.timestamp("us"))
+    if shape == "list":
+        column = pa.ListArray.from_arrays(pa.array(range(5), pa.int32()), column)
+    if shape == "map":
+        column = pa.array([[(1, day)] for day in days], pa.map_(pa.int8(), pa.timestamp("us")))
+    found = []
+    for name, options in (("96", {"use_deprecated_int96_timestamps": True}), ("64", {})):
+        pq.write_table(pa.table({"s": column}), tmp_path / name, **options)
+        file = tabular.open_parquet(tmp_path / name)
+        file = tabular.open_parquet(tmp_path / name, int96.unit(file, tmp_path / name, ["s"]))
+        leaves = pa.concat_arrays(map(values.spell, flat(file.read()["s"])))
+        found.append(leaves.drop_null().to_pylist())
+    assert found[0] == found[1] == ["9999-12-31", "0001-01-01 02:03:04.005", "2024-03-05"]
+
+
+def flat(column):
+    """The leaves of a column of times."""
+    for chunk in column.chunks:
+        yield chunk.items if pa.types.is_map(chunk.type) else getattr(chunk, "values", chunk)
+
+
+def test_times_of_96_bits_to_the_nanosecond(tmp_path):
+    fine, far = 1_700_000_000_000_000_001, pa.scalar(253402214400, pa.timestamp("s"))
+    pq.write_table(
+        pa.table({"s": pa.array([fine], pa.timestamp("ns")), "d": pa.array([far])}),
+        tmp_path / "a",
+        use_deprecated_int96_timestamps=True,
+    )
+    file = tabular.open_parquet(tmp_path / "a")
+    assert int96.unit(file, tmp_path / "a", ["s"]) == "ns"
+    assert int96.unit(file, tmp_path / "a", ["d", "x"]) == "us"
+    with pytest.raises(UserError, match="before 1677 or after 2262, and some finer than a micro"):
+        int96.unit(file, tmp_path / "a", ["s", "d"])

@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 
 from emofm_jax.data import bags, raw_files, shards, values
 from emofm_jax.data import recipe as recipe_lib
+from emofm_jax.data.formats import int96, release_0_1
 from emofm_jax.data.formats import lines as lines_lib
-from emofm_jax.data.formats import release_0_1
 from emofm_jax.data.formats.lines import Block, Chunk
 from emofm_jax.data.raw_files import RawFile
 from emofm_jax.data.schema import ROLE_COLUMNS, Slot
@@ -33,7 +33,7 @@ _PARQUET_ROWS = 1 << 16
 # Before the names of columns that a recipe to evaluate with (`recipe.to_evaluate`) takes along.
 _ALSO = "also:"
 # Roles that a row to predict may lack.
-_ONLY_TRAINING = ("label", "ftype", "weight", "keep_probability", "gauc_key", "_day")
+_ONLY_TRAINING = ("label", "ftype", "weight", "keep_probability", "gauc_key")
 
 
 def tasks(
@@ -76,9 +76,16 @@ def plain_columns(
     plain = {}
     of_one = {s.name for s in slots if s.kind == "categorical" and not s.weighted}
     for name, column in columns.items():
+        # A day that is nice to know is left out where it is none.
+        is_needed = name != "_day" or not recipe.get("knows_day")
+        if not is_needed and pa.types.is_nested(values.unwrapped_type(column.type)):
+            continue
         try:
             plain[name] = _plain(recipe, column, name in of_one)
         except pa.ArrowException as error:
+            if not is_needed:
+                continue
+            name = name.removeprefix(_ALSO)
             reason = " ".join(str(error).split())
             what = f"column {name!r} of type {column.type} cannot be used ({reason})"
             raise UserError(f"{where}: {what}; give text, numbers or lists of these") from None
@@ -138,6 +145,7 @@ def _parquet_tasks(
 
     row, size, rows = 1, path.stat().st_size, parquet.metadata.num_rows
     try:
+        parquet = open_parquet(path, int96.unit(parquet, path, wanted))
         for batch in parquet.iter_batches(_PARQUET_ROWS, columns=wanted):
             if progress is not None:
                 progress(size * batch.num_rows // rows)
@@ -258,8 +266,11 @@ def _sources(
     roles = {role: recipe[role] for role in ROLE_COLUMNS if recipe[role]}
     if kept := recipe_lib.later(recipe, "keep_probability"):
         roles["keep_probability"] = kept
-    if recipe["split"] == "day" or (recipe.get("knows_day") and recipe["day_column"] in names):
-        roles["_day"] = recipe["day_column"]
+    day = recipe["day_column"]
+    if labelled and (
+        recipe["split"] == "day" or (recipe.get("knows_day") and names.count(day) == 1)
+    ):
+        roles["_day"] = day
     for role in () if labelled else _ONLY_TRAINING:
         if roles.get(role) not in names:
             roles.pop(role, None)
@@ -366,10 +377,15 @@ def _unwrapped(column: pa.Array) -> pa.Array:
     return column
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """Opens raw rows; raises UserError on a file that is none, or a shard."""
+def open_parquet(path: Path, unit: str = "ns") -> pq.ParquetFile:
+    """Opens raw rows; raises UserError on a file that is none, or a shard.
+
+    Args:
+      path: of the file.
+      unit: in which times of 96 bits are read (`int96.unit`).
+    """
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, coerce_int96_timestamp_unit=unit)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the path") from None
     except (pa.ArrowException, OSError) as error:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from emofm_jax.data import raw_files
-from emofm_jax.data.formats import lines, tabular
+from emofm_jax.data.formats import int96, lines, tabular
 from emofm_jax.data.labels import is_number
 from emofm_jax.data.raw_files import RawFile
 from emofm_jax.data.shards import SPLITS
@@ -122,6 +122,7 @@ def _splits(
 
 def _parquet(path: Path, most: int) -> pa.Table:
     file, batches, rows = tabular.open_parquet(path), [], 0
+    file = tabular.open_parquet(path, int96.unit(file, path, file.schema_arrow.names))
     for batch in file.iter_batches(1 << 14):
         batches.append(batch)
         rows += batch.num_rows
