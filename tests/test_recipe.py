@@ -77,6 +77,28 @@ def test_no_file_counts_twice(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        ("a.csv", "a.csv.GZ", "a.csv: it is there plain and compressed"),
+        ("a.csv", "a.csv.gzip", "a.csv: it is there plain and compressed"),
+        ("a.csv.gz", "a.csv.zst", "a.csv: it is there in two compressions"),
+        ("a.csv.gz", "a.csv.bz2", r"in two compressions \(a.csv.(bz2|gz), a.csv.(bz2|gz)\)"),
+    ],
+)
+def test_a_file_in_two_forms_counts_once(tmp_path, one, other, said):
+    recipe = config.default().prepare.to_dict() | {"source": str(tmp_path), "split": "share"}
+    for name in (one, other):
+        (tmp_path / name).write_text("label,user\n1,u\n")
+    with pytest.raises(UserError, match=said):
+        recipe_lib.files(recipe)
+    (tmp_path / other).rename(tmp_path / f"b{other}")
+    assert len(recipe_lib.files(recipe)[""]) == 2
+    (tmp_path / "c.csv").hardlink_to(tmp_path / one)
+    with pytest.raises(UserError, match="c.csv: it is .*, and would count twice; remove one"):
+        recipe_lib.files(recipe)
+
+
+@pytest.mark.parametrize(
     "column",
     [
         pa.array(["1", "nan", "NaT", "a\0b", "-1", "", None, "2", "3"]),

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from emofm_jax.errors import UserError
 
 # Endings of compressed files, for names only.
-COMPRESSED = (".gz", ".zst", ".bz2", ".lz4", ".xz")
+COMPRESSED = (".gz", ".gzip", ".zst", ".zstd", ".bz2", ".bzip2", ".lz4", ".xz")
 _MISSING = "__HIVE_DEFAULT_PARTITION__"
 # What a directory of a table holds in which some files are removed rows.
 _TABLES = {"_delta_log": "Delta", ".hoodie": "Hudi"}
@@ -84,6 +84,11 @@ def find(path: Path, root: Path | None = None) -> list[RawFile]:
 def first_full(files: Sequence[RawFile]) -> RawFile:
     """The first file that is not empty, or the first one."""
     return next((file for file in files if file.path.stat().st_size), files[0])
+
+
+def without_compression(path: Path) -> Path:
+    """The path without the ending of a compressed file, if it has one."""
+    return path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
 
 
 def is_hidden(name: str) -> bool:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from emofm_jax.data import batches, encode, groups, raw_files, recipe
 from emofm_jax.data.problems import Notes
-from emofm_jax.data.raw_files import COMPRESSED
+from emofm_jax.data.raw_files import without_compression
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
 
@@ -66,7 +66,7 @@ class RawRows:
     def stem(self) -> str:
         """Of the files that are written of the input: the first one's name, without endings."""
         first = self._paths[0].resolve()
-        plain = first.with_suffix("") if first.suffix in COMPRESSED else first
+        plain = without_compression(first)
         stem = plain.stem if first.is_file() else first.name
         more = len(self._paths) - 1
         return f"input@{stem}+{more}" if more else f"input@{stem}"

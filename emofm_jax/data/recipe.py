@@ -251,18 +251,21 @@ def _split_files(source: Path, split: str, pattern: str) -> list[RawFile]:
 
 def check_once(files: Sequence[RawFile], remedy: str = "") -> None:
     """Raises a UserError if a file is there twice: by a link, or plain and compressed."""
-    names: dict[Path, Path] = {}
-    for file in files:
-        first = names.setdefault(file.path.resolve(), file.path)
-        if first is not file.path:
-            raise UserError(
-                f"{file.path}: it is {first}, and would count twice; remove one{remedy}"
-            )
-    there = {file.path for file in files}
-    for path in there:
-        if path.suffix in raw_files.COMPRESSED and path.with_suffix("") in there:
-            twice = path.with_suffix("")
-            raise UserError(f"{twice}: it is there plain and compressed; remove one{remedy}")
+    names: dict[Any, Path] = {}
+    for path in (file.path for file in files):
+        keys: list[Any] = [path.resolve()]
+        if (about := path.stat()).st_nlink > 1 and about.st_size:
+            keys.append((about.st_dev, about.st_ino))
+        for first in [names.setdefault(key, path) for key in keys]:
+            if first is not path:
+                raise UserError(f"{path}: it is {first}, and would count twice; remove one{remedy}")
+    plain: dict[Path, Path] = {}
+    for path in (file.path for file in files):
+        bare = raw_files.without_compression(path)
+        if (first := plain.setdefault(bare, path)) is not path:
+            what = "plain and compressed" if bare in (path, first) else "in two compressions"
+            both = f"{bare}: it is there {what} ({first.name}, {path.name})"
+            raise UserError(f"{both}; remove one{remedy}")
 
 
 def distinct_days(recipe: Mapping, column: pa.Array) -> Distinct:
