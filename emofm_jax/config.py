@@ -350,7 +350,7 @@ def validate(config: ConfigDict) -> None:
                 f"{section.name}; choose name=adamw, or l2"
             )
     shares = config.prepare.shares
-    if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+    if len(shares) != 3 or min(shares) < 0 or not abs(sum(shares) - 1) <= 1e-6:
         raise UserError(
             f"config.prepare.shares: {tuple(shares)} must be three shares that add up to 1"
         )

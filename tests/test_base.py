@@ -196,7 +196,7 @@ def test_new_slots_start_and_are_said(shop, capsys):
         (
             [
                 "--base=d0",
-                "--config.prepare.valid_days=('2024-02-30',)",
+                f"--config.prepare.valid_days=('{DAYS[2]}', '2024-02-30')",
                 f"--config.prepare.train_days={(DAYS[1],)}",
             ],
             "config.prepare.valid_days: no row is of 2024-02-30; check",

@@ -116,3 +116,27 @@ def test_what_is_no_day_is_of_no_split(column, named):
     split = recipe_lib.split_of(recipe, 0, np.arange(9), days)
     assert split.tolist() == [0, *[recipe_lib.NO_DAY] * 6, 1, 2]
     assert {*recipe_lib.days_of(recipe, days)} - {None} == {"1", "2", "3"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"valid_days": ("2", "3"), "test_days": (3,)}, "test_days: '3' is one of valid_days, too"),
+        ({"train_days": ("1", "2.0"), "valid_days": (2,)}, "valid_days: '2' is one of train_days"),
+        ({"ftype": "t", "types": ("1.0", "2", "1")}, "types: '1' stands twice in"),
+        ({"ftype": "t", "types": ("1", "NaN")}, "types: 'NaN' is what a missing value is called"),
+    ],
+)
+def test_what_is_named_twice_or_can_never_be(fields, said):
+    recipe = config.default().prepare.to_dict() | {"split": "day", "day_column": "d"}
+    recipe |= {"label": "y", "groups": (("g", ("s",)),)}
+    recipe_lib.check_roles(recipe)
+    with pytest.raises(UserError, match=said):
+        recipe_lib.check_roles(recipe | fields)
+
+
+def test_shares_that_are_no_numbers():
+    made = config.default()
+    made.prepare.shares = (float("nan"), 0.5, 0.5)
+    with pytest.raises(UserError, match="config.prepare.shares: "):
+        config.validate(made)

@@ -220,7 +220,9 @@ def _reject(writer: shards.Writer, file: str, bad: list[Bad], tolerated: int) ->
 def _check_rows(source: Source, first: Path, writers: dict[str, shards.Writer]) -> None:
     """Raises UserError if the train split, a split of given days or a train day has no row."""
     recipe, train = source.recipe, writers["train"]
-    for name in ("train_days", "replay_days"):
+    for name in ("train_days", "replay_days", "valid_days", "test_days"):
+        if recipe["split"] != "day":
+            break
         if gone := [d for d in recipe_lib.named_days(recipe, name) if d not in source.days]:
             remedy = "check it, config.prepare.day_column and day_length"
             raise UserError(f"config.prepare.{name}: no row is of {gone[0]}; {remedy}")

@@ -122,9 +122,17 @@ def _problems_of_roles(recipe: Mapping) -> Iterator[str]:
     for field in ("train_days", "replay_days"):
         if later(recipe, field) and not by_day:
             yield f"{field}: it has no effect on split={recipe['split']}; leave it out"
-    twice = set(named_days(recipe, "train_days")) & set(named_days(recipe, "replay_days"))
-    if twice:
-        yield f"replay_days: {min(twice)!r} is one of train_days, too; name it once"
+    names = [values.one(name) for name in recipe["types"]] if source == "tabular" else []
+    if None in names:
+        name = recipe["types"][names.index(None)]
+        yield f"types: {name!r} is what a missing value is called; leave it out"
+    elif twice := [name for name in names if names.count(name) > 1]:
+        yield f"types: {twice[0]!r} stands twice in {tuple(recipe['types'])}; name it once"
+    seen: dict[str, str] = {}
+    for field in ("train_days", "replay_days", "valid_days", "test_days"):
+        for day in named_days(recipe, field):
+            if seen.setdefault(day, field) != field:
+                yield f"{field}: {day!r} is one of {seen[day]}, too; name it once"
 
 
 def members(spec: Any) -> list[str]:
