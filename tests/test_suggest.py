@@ -2,6 +2,7 @@
 
 import random
 import runpy
+import uuid
 from pathlib import Path
 
 import pyarrow as pa
@@ -199,6 +200,30 @@ def test_parquet_with_lists_vectors_and_partitions():
         c.prepare.slots["tags"]["kind"] == "multi" and c.prepare.slots["ctr"]["kind"] == "numeric"
     )
     assert "country" in dict(c.prepare.groups)["context"]
+    assert prepared().num_slots == 5
+
+
+def test_parquet_of_pairs_views_and_what_no_slot_can_hold():
+    n, pair = 200, {"k": "a", "w": 0.5}
+    columns = {
+        "is_click": pa.array([True, False, False, True] * 50),
+        "deep": pa.array([[["a"]]] * n),
+        "of_maps": pa.array([[[("a", 1)]]] * n, pa.list_(pa.map_(pa.string(), pa.int64()))),
+        "three": pa.array([{"a": 1, "b": 2, "c": 3}] * n),
+        "one": pa.array([pair, None] * (n // 2)),
+        "several": pa.array([[pair, {"k": "b", "w": 2.0}], []] * (n // 2)),
+        "map": pa.array([[("a", 1), ("b", 2)]] * n, pa.map_(pa.string(), pa.int64())),
+        "views": pa.array([["a", "b"]] * n, pa.list_view(pa.string_view())),
+        "uuid": pa.array([uuid.UUID(int=i % 7).bytes for i in range(n)], pa.uuid()),
+    }
+    pq.write_table(pa.table(columns), "log.parquet")
+    c = suggested("log.parquet")
+    assert c.prepare.label == "is_click" and c.prepare.ignore == ("deep", "of_maps", "three")
+    several = {"kind": "multi", "max_length": 2}
+    wanted = {"one": {}, "several": several, "map": several}
+    wanted = {name: {**slot, "weighted": True} for name, slot in wanted.items()}
+    assert c.prepare.slots.to_dict() == {**wanted, "views": several}
+    assert "values of type list<" in Path("mine.py").read_text()
     assert prepared().num_slots == 5
 
 

@@ -331,8 +331,8 @@ def _plain(recipe: Mapping, column: pa.Array, of_one: bool) -> pa.Array:
         if found is not None:
             return found
     elif of_one:
-        return _unwrapped(column)
-    return _without_nulls(_unwrapped(column), recipe["null_values"])
+        return unwrapped(column)
+    return _without_nulls(unwrapped(column), recipe["null_values"])
 
 
 def _without_nulls(column: pa.Array, spellings: Sequence[str]) -> pa.Array:
@@ -353,8 +353,12 @@ def _as_array(texts: tuple[str, ...]) -> pa.Array:
     return pa.array(texts, pa.string())
 
 
-def _unwrapped(column: pa.Array) -> pa.Array:
-    """Values without dictionaries of lists, extension types and the like; all lists are `list`."""
+def unwrapped(column: pa.Array) -> pa.Array:
+    """Values without dictionaries of lists, extension types and the like; all lists are `list`.
+
+    Raises:
+      ArrowException: values that no slot can hold, such as lists of lists.
+    """
     if column.type == pa.string():
         return column
     column = values.unwrapped(column)

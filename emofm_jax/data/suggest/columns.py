@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emofm_jax.data import labels, recipe
+from emofm_jax.data import bags, labels, recipe, values
+from emofm_jax.data.formats import tabular
 from emofm_jax.data.suggest.sample import Sample
 from emofm_jax.errors import UserError
 
@@ -61,13 +62,17 @@ class Seen:
       name: its name.
       text: its values as text, null where missing; of a column of lists, their elements.
       lists: values a row at most, of a column of lists; 0 of another.
-      decimals: whether its values are numbers, some of them not whole.
+      floats: whether they are floats, of Parquet.
+      weighted: whether they are ids with weights.
+      unusable: why no slot can hold them, if none can.
     """
 
     name: str
     text: pa.Array
     lists: int = 0
-    floats: bool = False  # a Parquet column of floats
+    floats: bool = False
+    weighted: bool = False
+    unusable: str = ""
 
     @functools.cached_property
     def distinct(self) -> list[str]:
@@ -166,17 +171,21 @@ def guess(sample: Sample) -> Guess:
 
 
 def _seen(name: str, column: pa.Array) -> Seen:
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        column = column.dictionary_decode()
-        kind = column.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    try:
+        column = tabular.unwrapped(column)
+    except pa.ArrowException:
+        unusable = f"values of type {column.type} cannot be used"
+        return Seen(name, pa.nulls(len(column), pa.string()), unusable=unusable)
+    longest = 0
+    if pa.types.is_list(column.type):
         longest = pc.max(pc.list_value_length(column)).as_py() or 1
-        flat = column.flatten()
-        if pa.types.is_nested(flat.type):
-            flat = flat.field(0)
-        return Seen(name, _as_text(flat), longest, pa.types.is_floating(flat.type))
-    return Seen(name, _as_text(column), 0, pa.types.is_floating(kind))
+        column = column.flatten()
+    if weighted := pa.types.is_struct(column.type):
+        column = bags.pairs(column)[0]
+    column = values.unwrapped(column)
+    if isinstance(column, pa.DictionaryArray):
+        column = column.dictionary_decode()
+    return Seen(name, _as_text(column), longest, pa.types.is_floating(column.type), weighted)
 
 
 def _as_text(column: pa.Array) -> pa.Array:
@@ -207,7 +216,7 @@ def _roles(sample: Sample, seen: Sequence[Seen], found: Guess) -> None:
         outcome = "known only after the click, it must be in c.prepare.ignore"
         found.questions.append(f"is {others[0]!r} an outcome, too? If it is {outcome}")
 
-    rest = [one for one in seen if one is not label and not one.lists]
+    rest = [one for one in seen if one is not label and not (one.lists or one.weighted)]
     _day(sample, rest, found)
     for one in rest:
         if _is_clock(one) and one.name != found.day:
@@ -248,7 +257,7 @@ def _is_clock(one: Seen) -> bool:
 
 def _is_binary(one: Seen) -> bool:
     values = {x.lower() for x in one.distinct}
-    return values in _PAIRS and not one.lists and not one.missing
+    return values in _PAIRS and not (one.lists or one.weighted or one.missing)
 
 
 def _named(seen: Sequence[Seen], names: Sequence[str]) -> Seen | None:
@@ -284,7 +293,7 @@ def _slot(one: Seen, found: Guess, named: bool) -> None:
         return
     if not one.distinct:
         found.ignore.append(one.name)
-        found.why[one.name] = "no value in any row"
+        found.why[one.name] = one.unusable or "no value in any row"
         return
     if len(one.distinct) == 1 and not one.missing:
         found.why[one.name] = f"one value, {one.examples}: it tells nothing in these rows"
@@ -299,6 +308,12 @@ def _options(one: Seen, named: bool, found: Guess) -> dict:
     """The options of a slot that differ from the defaults, and why."""
     missing = f", {one.missing:.0%} missing" if one.missing else ""
     counted = f"{len(one.distinct):,} values{missing}, as {one.examples}"
+    if one.weighted:
+        found.why[one.name] = "ids with weights" + (
+            f", up to {one.lists} a row" if one.lists else ""
+        )
+        several = {"kind": "multi", "max_length": min(one.lists, 50)} if one.lists else {}
+        return {**several, "weighted": True}
     if one.lists and one.floats:
         found.why[one.name] = f"lists of numbers, {one.lists} a row"
         return {"kind": "vector", "length": one.lists}
