@@ -102,6 +102,8 @@ CASES = (
     Case("export", "run", "export --workdir=run --output=made"),
     Case("export-again", "exported", "export --workdir=run --output=made"),
     Case("sweep", "data", "sweep --config=exp.py --workdir=swept --nocheckpoints"),
+    # Of several processes the operations of the first one count; all die with it, wherever they are.
+    Case("jobs", "data", "sweep --config=exp.py --workdir=swept --nocheckpoints --jobs=2"),
     Case("report", "run", "report --workdir=run"),
     Case("report-sweep", "swept", "report --workdir=swept"),
 )
