@@ -12,7 +12,9 @@ copy of a directory that was made without disturbance.
               that names a file (0 where only a log is lost, with a warning); then the same command as above.
     damage    each file cut in two, emptied, with a flipped bit, or another run's: exit code 2 and one line, a warning,
               or what an undamaged directory gives.
-    fuzz      random and broken raw files: exit code 0, every row read or counted as rejected, or 2 and one line.
+    fuzz      random and broken raw files, and Parquet files of any types: exit code 0, every row read or counted as
+              rejected, or 2 and one line. Other values in schemas, configs, checkpoints, exports, fields of experiments
+              (--only=prepare-raw, prepare-parquet, fuzz-schema ..): exit code 0, or 2 and one line.
 
 Prints a table, cases by outcome, and what to give to --only and --seed for each that fell short. The exit code is 1 if
 one did. Needs gcc and Linux.
@@ -25,6 +27,7 @@ import ctypes
 import errno
 import fnmatch
 import gc
+import hashlib
 import json
 import os
 import random
@@ -40,6 +43,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 MIB = 2048  # that a process on tiny data may hold
+BUSY = "another program works there now"
 SECONDS = 120  # after which a process counts as hanging
 PROGRAMS = ("prepare", "train", "evaluate", "predict", "export", "sweep", "report")
 # Numbers that no two runs have in common, and digests of files that hold them.
@@ -80,6 +84,9 @@ def sweep():
     yield "wide", {"model.hidden": (16,)}
     yield "narrow", {"model.hidden": (4,)}
 """
+
+
+PREDICT = "predict --workdir=run --input=raw/test.csv --output=out.csv"
 
 
 class Case(NamedTuple):
@@ -397,7 +404,12 @@ class Attack:
         self, case: Case, place: Path, wanted: dict[str, Any], without: tuple[str, ...] = ()
     ) -> str:
         """What is wrong after the same command, undisturbed, but for what `bare` takes out."""
+        end = time.monotonic() + SECONDS
         done = self.zygote.run(place, case.command)
+        # Other processes of a killed sweep notice it, save their runs, and end.
+        while BUSY in done.err and "--jobs" in case.command and time.monotonic() < end:
+            time.sleep(1)
+            done = self.zygote.run(place, case.command)
         if done.code != 0:
             return f"the same command again: exit code {done.code}: {done.err.strip()[-300:]}"
         left = tree(place)
@@ -609,24 +621,208 @@ def unreadable(place: Path) -> bool:
     return False
 
 
-def fuzz(attack: Attack, templates: dict[str, Path], number: int) -> None:
-    """Broken raw files: each row is read, or counted as rejected."""
+# Values that nobody expects, of JSON and of flags.
+JUNK = (
+    None,
+    True,
+    -1,
+    0,
+    1 << 70,
+    1e39,
+    float("nan"),
+    "",
+    "x",
+    "../x",
+    "\x1b[31m",
+    "9" * 400,
+    [],
+    [[]],
+    {},
+    {"x": 1},
+)
+# What is broken, the directory that it is in, the files, and the commands that read them.
+BROKEN = {
+    "schema": (
+        "run",
+        "run/schema.json",
+        ("evaluate --workdir=run", PREDICT, "train --config=exp.py --workdir=run"),
+    ),
+    "shards": (
+        "data",
+        "data/**/*",
+        ("train --config=exp.py --workdir=run --config.train.max_steps=1",),
+    ),
+    "config": (
+        "run",
+        "run/config.json",
+        ("evaluate --workdir=run", "report --workdir=run", PREDICT),
+    ),
+    "checkpoint": ("begun", "run/checkpoints/*/*", ("train --config=exp.py --workdir=run",)),
+    "artefact": (
+        "exported",
+        "made/*.json",
+        ("predict --workdir=made --input=raw/test.csv --output=out.csv",),
+    ),
+    "experiment": ("data", "", ("train --config=exp.py --workdir=run --config.train.max_steps=1",)),
+}
+
+
+def fuzz(attack: Attack, templates: dict[str, Path], number: int, only: str) -> None:
+    """Broken files: each raw row is read, or counted as rejected; what else is read is well, or named."""
+    named = ("prepare-raw", "prepare-parquet", *(f"fuzz-{kind}" for kind in BROKEN))
+    kinds = [kind.split("-")[1] for kind in fnmatch.filter(named, only)]
     rng = random.Random(attack.seed)
-    for index in range(number):
-        place = attack.copy(templates["raw"])
-        arg, end = rng.choice((("", "csv"), (":libsvm", "svm")))
-        file = place / "raw" / f"{rng.choice(('train', 'valid', 'test'))}.{end}"
-        file.write_bytes(broken(rng, file.read_bytes()))
-        done = attack.zygote.run(place, f"prepare --config=exp.py{arg}")
-        problem = one_line(done)
-        if not problem and done.code == 0:
-            problem = uncounted(place, end)
-        attack.note(
-            "fuzz",
-            f"prepare --seed={attack.seed} number {index}",
-            problem,
-            "one line" if done.code else "counted",
+    for index in range(number if kinds else 0):
+        kind = kinds[index % len(kinds)]
+        problem, code, command = {"raw": fuzz_raw, "parquet": fuzz_parquet}.get(kind, fuzz_other)(
+            attack, templates, rng, kind
         )
+        name = f"{kind} --seed={attack.seed} number {index} ({command})"
+        attack.note("fuzz", name, problem, "one line" if code else "counted")
+
+
+def fuzz_raw(attack: Attack, templates: dict[str, Path], rng: random.Random, _: str) -> tuple:
+    """Rows of text: what is wrong, the exit code, the command."""
+    place = attack.copy(templates["raw"])
+    arg, end = rng.choice((("", "csv"), (":libsvm", "svm")))
+    file = place / "raw" / f"{rng.choice(('train', 'valid', 'test'))}.{end}"
+    file.write_bytes(broken(rng, file.read_bytes()))
+    command = f"prepare --config=exp.py{arg}"
+    done = attack.zygote.run(place, command)
+    problem = one_line(done)
+    if not problem and done.code == 0:
+        problem = uncounted(place, end)
+    return problem, done.code, command
+
+
+def fuzz_parquet(attack: Attack, templates: dict[str, Path], rng: random.Random, _: str) -> tuple:
+    """Columns of any type and values."""
+    import pyarrow.parquet as pq
+
+    place = attack.copy(templates["raw"])
+    table = any_table(rng)
+    pq.write_table(table, place / "raw" / "train.parquet")
+    command = "prepare --config=exp.py --config.prepare.files.train=train.parquet"
+    done = attack.zygote.run(place, command)
+    problem = one_line(done)
+    if not problem and done.code == 0:
+        train = json.loads((place / "data" / "prepare.json").read_text())["splits"]["train"]
+        counted = train["rows"] + sum(train["rejected"].values())
+        problem = "" if counted == len(table) else f"{counted} of {len(table)} rows counted"
+    types = ", ".join(f"{field.name}: {field.type}" for field in table.schema)
+    return problem, done.code, f"{command}; {types}"
+
+
+def any_table(rng: random.Random) -> Any:
+    """A table with the columns of the experiment, mostly, each of some type."""
+    import pyarrow as pa
+
+    rows = rng.randrange(1, 40)
+    label = ([0, 1], pa.int8())
+    kinds: list[tuple[list, Any]] = [
+        *(
+            (["a", "b", "", "\0", "nan", "1e39", "0"], kind)
+            for kind in (pa.string(), pa.large_string(), pa.string_view())
+        ),
+        *(
+            ([0, 1, 7, 100], kind)
+            for kind in (
+                pa.int8(),
+                pa.uint64(),
+                pa.float16(),
+                pa.float64(),
+                pa.decimal128(5, 2),
+                pa.timestamp("ns", "UTC"),
+                pa.date32(),
+                pa.duration("us"),
+                pa.time64("ns"),
+            )
+        ),
+        ([b"a", b"\xff", b""], pa.binary()),
+        ([True, False], pa.bool_()),
+        ([None], pa.null()),
+        *((["a", "b"], pa.dictionary(kind, pa.string())) for kind in (pa.int8(), pa.uint32())),
+        *(
+            ([[], ["1"], ["1", None, "2"]], kind)
+            for kind in (pa.list_(pa.string()), pa.large_list(pa.string()))
+        ),
+        ([[1, 2], [0, 5]], pa.list_(pa.int64(), 2)),
+        ([[[1]], []], pa.list_(pa.list_(pa.int8()))),
+        ([{"id": 1, "weight": 0.5}], pa.struct([("id", pa.int64()), ("weight", pa.float32())])),
+        ([[("a", 1.0)], []], pa.map_(pa.string(), pa.float64())),
+    ]
+    names = ["label", "user", "item", "tags", "price"]
+    if rng.random() < 0.1:
+        names[rng.randrange(5)] = rng.choice(["user", "", "x\n", "label", "\x1b[31m"])
+    columns = []
+    for place in range(5):
+        some, kind = (
+            rng.choice(kinds)
+            if place and rng.random() < 0.5 or rng.random() < 0.1
+            else (label if not place else kinds[0])
+        )
+        taken = [
+            rng.choice([*some, None]) if rng.random() < 0.1 or not some else rng.choice(some)
+            for _ in range(rows)
+        ]
+        columns.append(pa.array(taken, kind))
+    return pa.table(columns, names=names)
+
+
+def fuzz_other(attack: Attack, templates: dict[str, Path], rng: random.Random, kind: str) -> tuple:
+    """A JSON file with other values, or any file with other bytes; a field of the experiment."""
+    template, pattern, commands = BROKEN[kind]
+    place, command = attack.copy(templates[template]), rng.choice(commands)
+    if kind == "experiment":
+        what = f"--config.{rng.choice(fields())}={rng.choice(JUNK)}".replace(" ", "")
+        command = f"{command} {what}"
+    else:
+        file = rng.choice(sorted(p for p in place.glob(pattern) if p.is_file()))
+        what = f"{file.relative_to(place)}: {break_file(rng, file)}"
+        sums = file.parent / "checksums.sha256"
+        if sums.exists():
+            lines = (
+                f"{hashlib.sha256((file.parent / n).read_bytes()).hexdigest()}  {n}\n"
+                for n in (x.split(None, 1)[1] for x in sums.read_text().splitlines())
+            )
+            sums.write_text("".join(lines))
+    done = attack.zygote.run(place, command)
+    return one_line(done), done.code, f"{command}; {what}"
+
+
+def fields() -> list[str]:
+    """Dotted names of the fields of a configuration that change what a short run does."""
+    from emofm_jax import config, options
+
+    long = ("train.epochs", "train.max_steps")
+    return [name for name in options.flatten(config.default().to_dict()) if name not in long]
+
+
+def break_file(rng: random.Random, file: Path) -> str:
+    """Breaks a file; returns what was done."""
+    if file.suffix != ".json":
+        body = bytearray(file.read_bytes() or b"x")
+        at = rng.randrange(len(body))
+        body[at] ^= 1 << rng.randrange(8)
+        file.write_bytes(body)
+        return f"byte {at}"
+    body = json.loads(file.read_text())
+    if isinstance(body.get("xxh3"), str):
+        body.pop("xxh3")  # whoever leaves it out says that the file is theirs
+    at, parents, here = body, [], []
+    while isinstance(at, dict | list) and at and (not here or rng.random() < 0.8):
+        key = rng.choice(sorted(at)) if isinstance(at, dict) else rng.randrange(len(at))
+        parents.append(at)
+        here.append(key)
+        at = at[key]
+    junk = rng.choice(JUNK)
+    if rng.random() < 0.2:
+        parents[-1].pop(here[-1])
+        junk = "gone"
+    else:
+        parents[-1][here[-1]] = junk
+    file.write_text(json.dumps(body))
+    return f"{'.'.join(map(str, here))} = {str(junk)[:20]!r}"
 
 
 def broken(rng: random.Random, content: bytes) -> bytes:
@@ -677,7 +873,9 @@ def main() -> int:
     for name in ("kills", "faults", "fuzz", "seed"):
         parser.add_argument(f"--{name}", type=int, default=0)
     parser.add_argument("--damage", action="store_true")
-    parser.add_argument("--only", default="*", help="names of cases, as in train* or damage-run")
+    parser.add_argument(
+        "--only", default="*", help="names of cases, as in train*, damage-run or fuzz-schema"
+    )
     parser.add_argument("--keep", default="", help="directory to work in, which stays")
     parser.add_argument("--zygote", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -698,17 +896,24 @@ def main() -> int:
             for name, kind in DAMAGED.items()
             if options.damage and fnmatch.fnmatch(f"damage-{name}", options.only)
         ]
+        others = {
+            template
+            for kind, (template, *_) in BROKEN.items()
+            if options.fuzz and fnmatch.fnmatch(f"fuzz-{kind}", options.only)
+        }
         programs = {case.command.split()[0] for case in cases} | {"prepare"}
-        child = Zygote(place, PROGRAMS if kinds or programs != {"prepare"} else ("prepare",))
+        child = Zygote(
+            place, PROGRAMS if kinds or others or programs != {"prepare"} else ("prepare",)
+        )
         of = Attack(child, place, options.seed)
         wanted = {case.template for case in cases} | {
             name for kind in kinds for name in (kind[0], kind[2]) if name
         }
-        templates = make_templates(child, place / "templates", wanted)
+        templates = make_templates(child, place / "templates", wanted | others)
         attack(of, cases, templates, options.kills, options.faults)
         if options.damage:
             damage(of, templates, options.only)
-        fuzz(of, templates, options.fuzz)
+        fuzz(of, templates, options.fuzz, options.only)
         child.close()
     print_table(of)
     return int(bool(of.fallen))

@@ -84,8 +84,9 @@ class Option:
         elif self.choices and value not in self.choices:
             known = ", ".join(c if c.isidentifier() else repr(c) for c in self.choices)
             raise UserError(f"{where}: {value!r} is not known; choose one of {known}")
-        elif self.bounds and not self._within(value):
-            raise UserError(f"{where}: {value} is out of range; it must be {self.bounds}")
+        elif not self._within(value):
+            bounds = self.bounds or "a number of 64 bits"
+            raise UserError(f"{where}: {_short(value)} is out of range; it must be {bounds}")
 
     def _check_tuple(self, where: str, value: tuple) -> None:
         kind, said = _OF.get(self.of, (object, ""))
@@ -101,12 +102,20 @@ class Option:
             )
 
     def _within(self, value: Any) -> bool:
+        if isinstance(value, int) and abs(value) >= 1 << 63:
+            return False
         if not self.bounds:
             return True
         low = -math.inf if self.low is None else self.low
         return math.isfinite(value) and low <= value <= (
             math.inf if self.high is None else self.high
         )
+
+
+def _short(value: Any) -> str:
+    """A value in a message."""
+    text = str(value)
+    return text if len(text) <= 100 else f"{text[:50]}... ({len(text)} digits)"
 
 
 def option(default: Any, meaning: str, **details: Any) -> Any:

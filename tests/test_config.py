@@ -23,6 +23,9 @@ pytestmark = pytest.mark.fast
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
+        ("seed", 1 << 63, f"config.seed: {1 << 63} is out of range; it must be "),
+        ("optim.embedding.warmup_steps", 10**400, "(401 digits) is out of range; it must be at"),
+        ("model.hidden", (10**400,), "must be positive widths"),
         ("model.hidden", ("a",), "config.model.hidden: its element 'a' must be a whole number"),
         ("model.stage1", (8, 1.5), "config.model.stage1: its element 1.5 must be a whole number"),
         ("model.mixer.stages", (3,), "may hold 1 and 2 only"),

@@ -242,3 +242,17 @@ def test_a_link_to_the_data_stays_a_link(tmp_path):
     with directories.whole(tmp_path / "link") as new:
         (new / "x").touch()
     assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "field, value", [("digests", None), ("name", 1), ("recipe", []), ("has_weight", 0)]
+)
+def test_a_schema_of_other_types_is_none(tmp_path, field, value):
+    body = Schema("x", (Slot("s", "g", rows=9),)).to_json()
+    files.write_json(tmp_path / "schema.json", body | {field: value})
+    with pytest.raises(UserError, match=f"schema.json: not a schema .{field} is .*; prepare again"):
+        schema_lib.load(tmp_path)
+    slots = [body["slots"][0] | {"rows": "9"}]
+    files.write_json(tmp_path / "schema.json", body | {"slots": slots})
+    with pytest.raises(UserError, match="not a schema .rows is '9'"):
+        schema_lib.load(tmp_path)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from emofm_jax import config
-from emofm_jax.data import encode, features, formats, numeric, values
+from emofm_jax.data import encode, features, formats, numeric, values, vocabulary
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.formats import int96, memory, tabular
 from emofm_jax.data.raw_files import RawFile
@@ -402,3 +402,14 @@ def test_times_of_96_bits_to_the_nanosecond(tmp_path):
     assert int96.unit(file, tmp_path / "a", ["d", "x"]) == "us"
     with pytest.raises(UserError, match="before 1677 or after 2262, and some finer than a micro"):
         int96.unit(file, tmp_path / "a", ["s", "d"])
+
+
+def test_times_of_nanoseconds_that_nobody_knows_are_examples():
+    """Python has no such time: pyarrow raises where one is printed."""
+    for kind in (pa.time64("ns"), pa.timestamp("ns", "UTC")):
+        slot = Slot("s", "g", "categorical", "vocabulary", 2)
+        column = pa.array([101, 102], kind)
+        known = vocabulary.Vocabulary(pa.array(["a"]), pa.array([1]))
+        made = encode.Encoder(Schema("x", (slot,), recipe=RECIPE, spelling=2), {"s": known})
+        assert made.slot(slot, column, encode.Problems()).to_pylist() == [0, 0]
+        assert len(made.unseen["s"]) == 2 and all("0000001" in x for x in made.unseen["s"])

@@ -415,7 +415,10 @@ def test_a_numeric_slot_reads_the_same_number_from_every_carrier(typed, text):
 
 def test_a_time_is_no_number():
     slot = Slot("s", "g", "numeric", "identity", 2)
-    with pytest.raises(UserError, match=r"'s' must hold numbers, but its type is timestamp\[s\]"):
+    with pytest.raises(
+        UserError,
+        match=r"config.prepare: column 's' must hold numbers, but its type is timestamp\[s\]",
+    ):
         encoder(slot).slot(slot, pa.array([1], pa.timestamp("s")), {})
 
 

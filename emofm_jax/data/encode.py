@@ -319,7 +319,8 @@ class Encoder:
         if len(examples) < unknown.EXAMPLES:
             known = np.flatnonzero(np.asarray(found.text.is_valid()))
             for at in known[ids == 0][: unknown.EXAMPLES]:
-                example = str(found.raw[int(at)])
+                # Not `str`: Python has no time of nanoseconds.
+                example = values.spell(found.raw.slice(int(at), 1), respell=False)[0].as_py()
                 examples += [example] if example not in examples else []
 
     def _role(self, name: str, column: pa.Array, problems: Problems) -> pa.Array:

@@ -122,7 +122,8 @@ def _typed_numbers(column: pa.Array, name: str) -> np.ndarray:
         column = column.cast(pa.int8())
     elif not any(test(kind) for test in _NUMERIC):
         remedy = "make it categorical, or give a number made of it"
-        raise UserError(f"column {name!r} must hold numbers, but its type is {kind}; {remedy}")
+        what = f"column {name!r} must hold numbers, but its type is {kind}"
+        raise UserError(f"config.prepare: {what}; {remedy}")
     if pa.types.is_float16(kind):
         column = column.cast(pa.float32())
     if pa.types.is_decimal(kind):  # Arrow's own cast is off by the last bit

@@ -286,7 +286,7 @@ class Schema:
         fields: dict[str, Any] = {k: tuple(v) if type(v) is list else v for k, v in body.items()}
         fields["slots"] = tuple(_slot(slot) for slot in fields["slots"])
         del fields["format_version"]
-        return cls(**fields)
+        return cls(**_typed(cls, fields))
 
     def save(self, directory: Path) -> None:
         """Writes schema.json."""
@@ -401,7 +401,22 @@ def _problems(schema: Schema) -> Iterator[str]:
 def _slot(body: dict[str, Any]) -> Slot:
     """The slot of a JSON object, whose lists are tuples."""
     fields: dict[str, Any] = {k: tuple(v) if type(v) is list else v for k, v in body.items()}
-    return Slot(**fields)
+    return Slot(**_typed(Slot, fields))
+
+
+def _typed(owner: type, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an object; raises TypeError where one is not what its default is."""
+    for field in dataclasses.fields(owner):
+        default = () if field.name == "slots" else ""
+        if field.default is not dataclasses.MISSING:
+            default = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        kind, value = type(default), fields.get(field.name, default)
+        is_whole = kind is float and type(value) is int
+        if type(value) is not kind and not is_whole:
+            raise TypeError(f"{field.name} is {str(value)[:100]!r}")
+    return fields
 
 
 def _problems_of_slot(slot: Slot) -> Iterator[str]:
