@@ -218,6 +218,8 @@ def test_new_slots_start_and_are_said(shop, capsys):
         ),
         (["--base=d0", "--config.prepare.slots.device.rows=8"], "slot 'device' rows 16 against 8"),
         (["--base=d0", "--config.prepare.slots.price.transform=log1p"], "slot 'price' transform"),
+        (["--base=d0", "--config.prepare.null_values=('','-1')"], "null_values [] against ['-1']"),
+        (["--base=d0", "--config.prepare.positive=(1.0,)"], "prepare.positive [] against ['1']"),
     ],
 )
 def test_mistakes_are_one_line(shop, tmp_path, capsys, argv, said):

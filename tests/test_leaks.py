@@ -47,6 +47,28 @@ def test_slots_that_alone_give_the_label_are_found(tmp_path):
     assert 0.99 < found["bought"] < 1 and found["seconds"] == 1
 
 
+def test_a_number_that_is_there_for_clicks_only_and_a_weight_that_tells_them(tmp_path):
+    r = np.random.default_rng(0)
+    label = r.integers(0, 2, 1000)
+    slots = [Slot(f"n{i}", "g", kind="numeric", encoding="identity", rows=2) for i in range(2)]
+    slots += [Slot(f"w{i}", "g", rows=9, weighted=True) for i in range(2)]
+    around = lambda gone: pa.array(r.normal(size=1000), pa.float32(), mask=gone)
+    weigh = lambda weight: [pa.array(np.ones(1000, np.int32)), pa.array(weight, pa.float32())]
+    pairs = [weigh(np.where(label, 1, 0.1)), weigh(r.random(1000))]
+    numbers = [around(label == 0), around(r.random(1000) < 0.5)]
+    schema = Schema("shop", tuple(slots))
+    for split in ("train", "valid"):
+        with shards.Writer(tmp_path, split, schema) as writer:
+            arrow = shards.arrow_schema(schema)
+            weighted = [pa.StructArray.from_arrays(x, fields=list(shards.WEIGHTED)) for x in pairs]
+            arrays = [*numbers, *weighted]
+            arrays.append(pa.array(label).cast(arrow.field("label").type))
+            writer.write(pa.table(arrays, schema=arrow))
+    schema.save(tmp_path)
+    opened = [shards.open_split(tmp_path, split) for split in ("train", "valid")]
+    assert leaks.find(*opened) == {"n0": 1.0, "w0": 1.0}
+
+
 def test_a_few_rows_are_no_ground_to_judge_by(tmp_path):
     assert leaks.find(*make(tmp_path, valid_rows=8)) == {}
 

@@ -13,7 +13,7 @@ on its last day; a preparation whose split is not made of days is one day.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emofm_jax.data import encode
+from emofm_jax.data import encode, values
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data import vocabulary as vocabulary_lib
 from emofm_jax.data.schema import Schema, Slot
@@ -75,6 +75,12 @@ class Base:
         ours, problems = self.slots, []
         if self.schema.spelling != schema.spelling:
             problems.append("its values are spelled as release 0.1 did")
+        for field in ("null_values", "positive"):
+            a, b = (
+                _spelled(recipe.get(field, ())) for recipe in (self.schema.recipe, schema.recipe)
+            )
+            if a != b:
+                problems.append(f"config.prepare.{field} {a} against {b}")
         if not any(slot.name in ours for slot in schema.slots):
             problems.append(f"it has none of the slots, but {', '.join(ours)}")
         for slot in schema.slots:
@@ -119,6 +125,11 @@ class Base:
             if slot.transform in ("standardize", "bucket"):
                 lines.append(f"slot {name!r}: {slot.transform} is that of the base")
         return lines
+
+
+def _spelled(given: Sequence[Any]) -> list[str]:
+    """Values of an option as they are spelled in rows, in order."""
+    return sorted({text for value in given if (text := values.one(value)) is not None})
 
 
 def load(directory: Path) -> Base:

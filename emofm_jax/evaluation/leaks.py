@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from emofm_jax.data.schema import Slot
 from emofm_jax.data.shards import Split
 from emofm_jax.evaluation import metrics
 
@@ -15,8 +16,9 @@ _FEWEST = 5  # clicks, and other rows, that an AUC is judged by
 def find(train: Split, valid: Split) -> dict[str, float]:
     """{slot: AUC} of the slots that alone nearly give the label.
 
-    A slot's score of a validation row is the click rate of its id among training rows, or its
-    number. The first row group of each split is looked at; bags and vectors are not.
+    A slot's score of a validation row is the click rate of its id among training rows, its number,
+    whether it has none, or the weight of its id. The first row group of each split is looked at;
+    bags and vectors are not.
     """
     slots = [slot for slot in train.schema.slots if not (slot.is_bag or slot.is_vector)]
     names = ["label", *(slot.name for slot in slots)]
@@ -29,12 +31,13 @@ def find(train: Split, valid: Split) -> dict[str, float]:
 
     found = {}
     for slot in slots:
+        auc = 0.5
         if slot.holds_ids:
             score = _rates(_ids(seen[slot.name]), clicked, _ids(judged[slot.name]))
-        else:
-            score = np.nan_to_num(judged[slot.name].to_numpy())  # null is NaN
-        auc = metrics.auc(label, score) or 0.5
-        auc = auc if slot.holds_ids else max(auc, 1 - auc)
+            auc = _auc(label, score)
+        if numbers := _numbers(slot, judged[slot.name]):
+            either = (_auc(label, score) for score in numbers)
+            auc = max(auc, *(max(one, 1 - one) for one in either))
         if auc > _AUC:
             found[slot.name] = auc
     return found
@@ -47,6 +50,19 @@ def said(alone: Mapping[str, float]) -> str:
     slots = ", ".join(f"{name!r} (AUC {auc:.4f})" for name, auc in alone.items())
     known = "leave out what is known only after the click"
     return f"likely a leak: alone, slot {slots} nearly gives the label; {known}"
+
+
+def _auc(label: np.ndarray, score: np.ndarray) -> float:
+    found = metrics.auc(label, score)
+    return 0.5 if found is None else found  # 0 is one that tells the label, too
+
+
+def _numbers(slot: Slot, column: Any) -> list[np.ndarray]:
+    """f64[n] each: the number or weight of each row, and whether there is none; none of ids."""
+    if slot.holds_ids and not slot.weighted:
+        return []
+    numbers = column.flatten()[-1].to_numpy()  # null is NaN
+    return [np.nan_to_num(numbers), np.isnan(numbers).astype(float)]
 
 
 def _ids(column: Any) -> np.ndarray:
