@@ -1,8 +1,9 @@
 """Is anything half-published ever read? Kills programs at each operation on a store, and lets each fail.
 
-    python benchmarks/torture_s3.py [--only=train] [--reads=1]
+    python benchmarks/torture_s3.py [--only=train] [--reads=1] [--server]
 
-The store is moto's server on localhost (extra `test`), with pyarrow's client. For each program, for each operation on
+The store is in memory, with streams that publish what they hold as they are let go of, as pyarrow's do; with --server
+it is moto's on localhost (extra `test`), with pyarrow's client, and takes some five times as long. For each program, for each operation on
 the store, n = 1, 2, ..:
 
     fail, fail late    operation n fails; late: it was done, and its answer lost. One line and exit code 2; 0 with a
@@ -29,13 +30,13 @@ import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import s3_server  # noqa: E402
+from benchmarks import object_store, s3_server  # noqa: E402
 from benchmarks.faulty import Faulty, Killed  # noqa: E402
 from emofm_jax.data import files, remote, storage  # noqa: E402
 
@@ -116,7 +117,14 @@ def anew(system: Faulty | None = None) -> None:
     remote.system = SYSTEM if system is None else lambda name: (system, SYSTEM(name)[1])
 
 
-SYSTEM = functools.lru_cache(remote.system)
+@functools.lru_cache
+def SYSTEM(name: str) -> tuple[Any, str]:
+    """The store without faults, and the key of a name in it."""
+    return (STORE, name.removeprefix("s3://")) if STORE else S3(name)
+
+
+STORE: Any = None  # by default the server's
+S3 = remote.system
 
 
 def numbers(path: Path) -> dict[str, object]:
@@ -213,13 +221,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", default="", help="a program")
     parser.add_argument("--reads", type=int, default=1, help="each so many of those that only read")
+    parser.add_argument("--server", action="store_true", help="a server, in place of the memory")
     options = parser.parse_args()
+    globals()["STORE"] = None if options.server else object_store.Store()
     fallen, table, began = [], collections.Counter(), time.process_time()
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
         files.user_cache = lambda: place / "cache"
         storage._THREADS = 1  # operation n is the same one each time
-        with s3_server.serve(place / "log"):
+        with s3_server.serve(place / "log") if options.server else contextlib.nullcontext():
+            anew()
             wanted = make_inputs(place)
             for case in CASES:
                 if options.only in ("", case.program):
@@ -229,6 +240,7 @@ def main() -> int:
                             print(fallen[-1], flush=True)
                         else:
                             table[case.program, kind, outcome] += 1
+                    print(f"{case.program}: {table.total()} faults until now", flush=True)
             anew()
     for (program, kind, outcome), number in table.items():
         print(f"| {program} | {kind} | {outcome} | {number} |")

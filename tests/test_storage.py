@@ -1,6 +1,6 @@
 """Places at s3://: nothing half-published is read, and a mistake is one line.
 
-The store is in memory (tests/object_store.py); tests/test_s3.py has a server.
+The store is in memory (benchmarks/object_store.py); tests/test_s3.py has a server.
 """
 
 import gc
@@ -8,10 +8,10 @@ import gc
 import pytest
 
 from benchmarks.faulty import Faulty, Killed
+from benchmarks.object_store import Store
 from emofm_jax import report, sweep
 from emofm_jax.data import files, remote, storage
 from emofm_jax.errors import FileError, UserError
-from tests.object_store import Store
 
 pytestmark = pytest.mark.fast
 
@@ -242,6 +242,11 @@ def test_what_lies_within_is_published_with_it(store):
         UserError, match="it lies within s3://bucket/x, which is published as a whole"
     ):
         storage.writing("s3://bucket/x/a")
+    for use_it in (storage.reading, storage.writing):
+        with pytest.raises(
+            UserError, match="s3://bucket: s3://bucket/x in it is published as a whole; name that"
+        ):
+            use_it("s3://bucket")
 
 
 def test_a_sweep_is_local(store, capsys):

@@ -237,7 +237,7 @@ def list_plain(of: Place) -> tuple[Place, dict[str, File]]:
       The directory that they are in, and the objects by their names in it.
 
     Raises:
-      UserError: there is no such bucket; it cannot be read.
+      UserError: there is no such bucket; it cannot be read; a published directory is in it.
     """
     from pyarrow import fs
 
@@ -254,6 +254,9 @@ def list_plain(of: Place) -> tuple[Place, dict[str, File]]:
     found = look(fs.FileSelector(base.key, recursive=True, allow_not_found=True))
     plain = [_plain(info, base) for info in found if info.type == fs.FileType.File]
     listed = {file.object: file for file in plain if _fits(file.object.split("/"), parts)}
+    if whole := next((name for name in listed if posixpath.basename(name) == INDEX), None):
+        within = f"{base.name}/{posixpath.dirname(whole)} in it is published as a whole"
+        raise UserError(f"{of.name}: {within}; name that, or a place beside it")
     bucket = of.key.split("/")[0]
     if not listed and look(bucket).type == fs.FileType.NotFound:
         raise UserError(f"{of.name}: there is no bucket {bucket!r}; {_MAKE}")

@@ -23,6 +23,12 @@ class Store:
         for name in [name for name in self.objects if name.startswith(f"{key}/")]:
             del self.objects[name]
 
+    def delete_file(self, key):
+        del self.objects[key]
+
+    def copy_file(self, key, to):
+        self.objects[to] = self.objects[key]
+
     def get_file_info(self, what):
         if isinstance(what, str):
             return self._info(what)
