@@ -27,7 +27,7 @@ from absl import flags as absl_flags
 
 from emofm_jax import cli
 from emofm_jax import config as config_lib
-from emofm_jax.data import files, storage
+from emofm_jax.data import engines, files, storage
 from emofm_jax.errors import UserError
 from emofm_jax.sweeping import experiment, search
 from emofm_jax.sweeping import sweep as sweep_lib
@@ -58,7 +58,7 @@ def _sweep(flags: absl_flags.FlagValues) -> bool:
     names = names or tuple(f"trial-{number:03d}" for number in range(flags.trials))
     header = Header(named, base.name, names, plan.seeds, plan.reference or names[0], flags.search)
     sweep_lib.check_workdir(workdir, header)
-    how = (flags.jobs, flags.checkpoints, flags.retry)
+    how = (flags.jobs, flags.checkpoints, flags.retry, flags.engine)
     sweep = sweep_lib.Sweep(base, workdir, plan.seeds, *how)
     runs = [run for point in plan.points for run in sweep.runs_of(point)]
     if flags.list:
@@ -75,7 +75,8 @@ def _sweep(flags: absl_flags.FlagValues) -> bool:
                 sweep.train(runs, results, lock)
                 last = "(--retry tries those that failed again)\n" if results.failed() else ""
         except (SystemExit, KeyboardInterrupt):
-            saved = "stopped, with the state of its runs saved; the same command goes on"
+            state = "at their last checkpoints" if flags.engine == "ray" else "saved"
+            saved = f"stopped, with the state of its runs {state}; the same command goes on"
             print(saved, file=sys.stderr)
             raise
 
@@ -107,6 +108,10 @@ def _check_flags(flags: absl_flags.FlagValues) -> None:
     searched = f"--search={flags.search}"
     if flags.jobs < 1:
         raise UserError(f"--jobs={flags.jobs}: it must be at least 1, the number of processes")
+    engines.check(flags.engine)
+    if flags.engine != "local" and flags.search:
+        problem = "a search trains one point after the other"
+        raise UserError(f"--engine={flags.engine}: {problem}; leave one of them out")
     if flags.search not in ("", "tpe"):
         raise UserError(f"{searched}: it is not known; choose tpe")
     if flags.trials and not flags.search:
@@ -126,6 +131,8 @@ def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
     text, whole, yes = absl_flags.DEFINE_string, absl_flags.DEFINE_integer, absl_flags.DEFINE_bool
     text("workdir", None, "Directory of the sweep; made if missing.", flag_values=flags)
     whole("jobs", 1, "Processes that train at a time, each a run.", flag_values=flags)
+    what = f"What trains: {', '.join(engines.NAMES)}, a cluster that sees the workdir and the data."
+    text("engine", "local", what, flag_values=flags)
     kept = "Whether the checkpoints of finished runs stay; evaluate, predict and export need them."
     yes("checkpoints", True, kept, flag_values=flags)
     yes("retry", False, "Whether runs that failed are tried again.", flag_values=flags)

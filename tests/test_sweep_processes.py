@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections import deque
 from pathlib import Path
 
 import pytest
 
-from emofm_jax import config
+from emofm_jax import config, sweep
+from emofm_jax.data import files
 from emofm_jax.sweeping import processes
 from emofm_jax.sweeping.run import Run
 from emofm_jax.training import workdir as workdir_lib
@@ -98,6 +100,7 @@ def test_a_sweep_that_is_stopped_ends_with_its_processes(tmp_path, order):
 
 LOST = """
 import gc, os, signal, sys
+from emofm_jax.data import files
 from emofm_jax.sweeping import processes
 from emofm_jax.sweeping import run as sweep_run
 
@@ -155,3 +158,40 @@ def test_processes_take_points_and_help_where_most_is_left():
         theirs = take(theirs)
         assert theirs.popleft() == wanted
     assert not take(theirs) and not take(mine)
+
+
+def test_a_cluster_has_the_numbers_of_one_process(tmp_path, monkeypatch):
+    """Not part of a usual run: Ray is an extra, and takes 15 seconds to start."""
+    pytest.importorskip("ray")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quick.py").write_text(SWEEP)
+    found = []
+    for engine in ("local", "ray"):
+        flags = [f"--workdir={engine}", f"--engine={engine}", "--jobs=2"]
+        assert sweep.main(["sweep", "--config=quick.py", *flags]) == 0
+        runs = sorted(Path(engine, "runs").rglob("metrics.json"))
+        found.append([files.read_json(path)["test"] for path in runs])
+    assert found[0] == found[1] and len(found[0]) > 1
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--engine=spark"], "--engine=spark: it is not known; choose one of local, ray"),
+        (["--engine=ray"], "Ray is not installed; pip install 'emofm_jax[ray]'"),
+        (
+            ["--engine=ray", "--search=tpe", "--trials=2"],
+            "a search trains one point after the other",
+        ),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_one_line(tmp_path, monkeypatch, capsys, flags, said):
+    monkeypatch.setitem(
+        sys.modules, "ray", types.ModuleType("ray") if "--trials=2" in flags else None
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quick.py").write_text(SWEEP)
+    assert sweep.main(["sweep", "--config=quick.py", "--workdir=x", *flags]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --engine") and said in error and error.count("\n") == 1
+    assert not Path("x").exists()

@@ -65,11 +65,16 @@ def make(name: str, num_workers: int) -> Engine:
     Raises:
       UserError: it is not known, or not installed.
     """
-    if name == "local":
-        return Local(num_workers or num_cores())
+    check(name)
+    return Ray(num_workers) if name == "ray" else Local(num_workers or num_cores())
+
+
+def check(name: str) -> None:
+    """Raises UserError if an engine is not known, or not installed; starts nothing."""
+    if name not in NAMES:
+        raise UserError(f"--engine={name}: it is not known; choose one of {', '.join(NAMES)}")
     if name == "ray":
-        return Ray(num_workers)
-    raise UserError(f"--engine={name}: it is not known; choose one of {', '.join(NAMES)}")
+        _ray()
 
 
 def num_cores() -> int:
@@ -120,12 +125,7 @@ class Ray:
     """
 
     def __init__(self, num_workers: int):
-        try:
-            import ray
-        except ImportError:
-            remedy = "pip install 'emofm_jax[ray]', or leave --engine out"
-            raise UserError(f"--engine=ray: Ray is not installed; {remedy}") from None
-        self._ray = ray
+        ray = self._ray = _ray()
         self._is_ours = not ray.is_initialized()
         if self._is_ours:
             _connect(ray, num_workers)
@@ -145,6 +145,27 @@ class Ray:
             for reference in pending:
                 self._ray.cancel(reference)
 
+    def each(self, function: Callable[[Any], T], jobs: Sequence[Any]) -> Generator[T, None, None]:
+        """Yields function(job) of every job as they end, `num_workers` at a time, none ahead.
+
+        Each has a GPU, if the cluster has some; else Ray would hide them.
+
+        Raises:
+          UserError: as the function does; a worker died several times at one job.
+        """
+        needs = {"num_gpus": 1} if self._ray.cluster_resources().get("GPU") else {"num_cpus": 1}
+        remote = self._ray.remote(max_retries=_ATTEMPTS - 1, **needs)(_there)
+        todo, running, here = deque(jobs), [], os.getcwd()
+        try:
+            while todo or running:
+                while todo and len(running) < self.num_workers:
+                    running.append(remote.remote(here, function, todo.popleft()))
+                ended, running = self._ray.wait(running)
+                yield from map(self._result, ended)
+        finally:
+            for reference in running:
+                self._ray.cancel(reference)
+
     def close(self) -> None:
         """See `Engine`."""
         if self._is_ours:
@@ -156,6 +177,15 @@ class Ray:
         except self._ray.exceptions.RayError as error:
             reason = " ".join(str(error).split())[:200]
             raise LostError(f"--engine=ray: a job was lost ({reason}); start it again") from None
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError:
+        remedy = "pip install 'emofm_jax[ray]', or leave --engine out"
+        raise UserError(f"--engine=ray: Ray is not installed; {remedy}") from None
+    return ray
 
 
 def _connect(ray: Any, num_workers: int) -> None:

@@ -1,4 +1,4 @@
-"""Trains the runs of a sweep one after another, in this process or in N others.
+"""Trains the runs of a sweep one after another, in this process, in N others, or on a Ray cluster.
 
     a process:  starts -- takes a run -- gives its result -- takes the next -- none is left: ends
       dies                    its run has failed; another process takes the next run
@@ -46,7 +46,7 @@ _Take = Callable[[deque[Run]], deque[Run]]
 
 
 def execute_all(
-    groups: Sequence[Sequence[Run]], jobs: int, lock: int
+    groups: Sequence[Sequence[Run]], jobs: int, lock: int, engine: str = "local"
 ) -> Generator[Result, None, None]:
     """Yields the results of all runs, as they end.
 
@@ -54,21 +54,43 @@ def execute_all(
       groups: of runs that share what is compiled: a process takes them one after another.
       jobs: processes; with 1 it is this one, whose compiled programs the next runs share too.
       lock: descriptor that the processes keep open.
+      engine: "ray" for processes of a cluster, whose runs lie where all its machines see them.
 
     Raises:
       SystemExit: told to stop; runs that had begun have saved their state.
       FileError: a process could not write.
+      UserError: there is no cluster, or a run was lost there.
     """
     # No alarm where there are others, which need their time.
-    before = _on_terminate(_leave if jobs == 1 else lambda *_: sys.exit(143))
+    alone = jobs == 1 and engine == "local"
+    before = _on_terminate(_leave if alone else lambda *_: sys.exit(143))
     try:
-        if jobs == 1:
+        if engine != "local":
+            yield from _on_cluster(groups, jobs)
+        elif alone:
             yield from map(sweep_run.execute, itertools.chain(*groups))
         else:
             yield from _in_processes(groups, jobs, lock)
     finally:
         signal.alarm(0)
         _on_terminate(before)
+
+
+def _on_cluster(groups: Sequence[Sequence[Run]], jobs: int) -> Iterator[Result]:
+    with contextlib.closing(engines.Ray(jobs)) as cluster:
+        _on_terminate(lambda *_: sys.exit(143))  # Ray has set its own
+        told = [run.to_json() for run in itertools.chain(*groups)]
+        try:
+            with contextlib.closing(cluster.each(_execute, told)) as found:
+                yield from map(Result.from_json, found)
+        except SystemExit:  # where Ray waits it makes another one of it
+            sys.exit(143)
+
+
+def _execute(body: dict[str, Any]) -> dict[str, Any]:
+    """A run, on any machine of a cluster."""
+    compilation_cache.enable()
+    return sweep_run.execute(Run.from_json(body)).to_json()
 
 
 def _in_processes(groups: Sequence[Sequence[Run]], jobs: int, lock: int) -> Iterator[Result]:

@@ -36,6 +36,7 @@ class Sweep:
       jobs: processes that train at a time.
       keep: checkpoints of runs that have ended stay.
       retry: runs that failed are tried again.
+      engine: what the processes are of.
       prepared: {data.dir: (identity of its preparation, who is of it)}, of all runs.
     """
 
@@ -45,6 +46,7 @@ class Sweep:
     jobs: int
     keep: bool
     retry: bool
+    engine: str = "local"
     prepared: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
 
     def runs_of(self, point: Point) -> list[Run]:
@@ -100,7 +102,9 @@ class Sweep:
                 possible.append(dataclasses.replace(run, identity=identity))
 
         groups = [list(group) for _, group in itertools.groupby(possible, lambda run: run.point)]
-        with contextlib.closing(processes.execute_all(groups, self.jobs, lock)) as found:
+        with contextlib.closing(
+            processes.execute_all(groups, self.jobs, lock, self.engine)
+        ) as found:
             for result in found:
                 results.end(result)
 
