@@ -1,11 +1,14 @@
 """Which slots a recipe declares, and which split a row is in."""
 
+import types
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from emofm_jax import config
 from emofm_jax.data import recipe as recipe_lib
+from emofm_jax.data import seen
 from emofm_jax.errors import UserError
 
 pytestmark = pytest.mark.fast
@@ -140,3 +143,18 @@ def test_shares_that_are_no_numbers():
     made.prepare.shares = (float("nan"), 0.5, 0.5)
     with pytest.raises(UserError, match="config.prepare.shares: "):
         config.validate(made)
+
+
+@pytest.mark.parametrize(
+    ("days", "trained", "words"),
+    [
+        ({"2024-01-01 01:00:00", "2024-01-01 02:00:00"}, ["2024-01-01"], "1 of the 1 days"),
+        ({"2024010105", "2024010205"}, ["20240101"], "1 of the 2 days of these rows (20240101)"),
+        ({"10", "11"}, ["1", "2"], ""),
+        ({"2024-01-02"}, ["2024-01-01"], ""),
+        ({"2024-01-02"}, [""], ""),
+    ],
+)
+def test_days_that_were_trained_on(days, trained, words):
+    said = seen.said(types.SimpleNamespace(days=days), trained)
+    assert words in said if words else said == ""

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from emofm_jax import config
-from emofm_jax.data import encode, features, formats, values
+from emofm_jax.data import bags, encode, features, formats, values
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.formats import memory, tabular
 from emofm_jax.data.raw_files import RawFile
@@ -809,3 +809,21 @@ def test_data_of_release_0_1_mean_what_they_meant(given, nulls, kind, wanted):
     of_text = pa.array(wanted if kind != "numeric" else [])
     ids = made.slot(slot, of_text, encode.Problems()).to_pylist()
     assert found == (wanted if kind == "numeric" else ids)
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        pa.array(["a", None, "1.0"]),
+        pa.array(["a", None, "1.0"], pa.string_view()),
+        pa.array(["a", None, "1.0"]).dictionary_encode(),
+    ],
+)
+def test_runs_of_any_type_are_their_values(runs):
+    column = pa.RunEndEncodedArray.from_arrays(pa.array([2, 3, 5], pa.int16()), runs)
+    wanted = ["a", "a", None, "1", "1"]
+    assert values.distinct(column).column().to_pylist() == wanted
+    assert values.distinct(column.slice(1, 3)).column().to_pylist() == wanted[1:4]
+    lists = pa.ListArray.from_arrays(pa.array([0, 2, 2, 5], pa.int32()), column)
+    found = [values.spell(x).to_pylist() for x in bags.cut(bags.as_lists(lists), 2, "last")[:1]]
+    assert found == [["a", "a", "1", "1"]]

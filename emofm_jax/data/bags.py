@@ -20,6 +20,9 @@ def as_lists(column: pa.Array) -> pa.Array:
     """
     column = values.without_views(column)
     kind = column.type
+    if pa.types.is_list(kind) and pa.types.is_run_end_encoded(kind.value_type):
+        elements = values.unwrapped(column.values)
+        return pa.ListArray.from_arrays(column.offsets, elements, mask=column.is_null())
     if pa.types.is_list(kind):
         return column
     if pa.types.is_map(kind):

@@ -6,6 +6,8 @@ from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.raw_rows import RawRows
 from emofm_jax.data.shards import Split
 
+_DATE = 8  # characters of a date, at least
+
 
 def said(rows: Split | RawRows, trained: Collection[str]) -> str:
     """A sentence if rows are of days that a model was trained on; else an empty text.
@@ -14,7 +16,11 @@ def said(rows: Split | RawRows, trained: Collection[str]) -> str:
       rows: raw ones have been read.
       trained: the days of the model's training rows, and of those of the runs it started from.
     """
-    days = recipe_lib.in_order(_of_split(rows) if isinstance(rows, Split) else rows.days)
+    days = _of_split(rows) if isinstance(rows, Split) else rows.days
+    length = min((len(day) for day in trained if day), default=0)
+    if length >= _DATE:  # the rows may have hours of them
+        days = {day[:length] for day in days}
+    days = recipe_lib.in_order(days)
     if not (seen := [day for day in days if day in trained]):
         return ""
     ends = seen[0] if len(seen) == 1 else f"{seen[0]} to {seen[-1]}"

@@ -340,7 +340,7 @@ def unwrapped(column: pa.Array) -> pa.Array:
     """
     while isinstance(column, pa.ExtensionArray | pa.RunEndEncodedArray):
         if not isinstance(column, pa.ExtensionArray):
-            column = pc.run_end_decode(column)
+            column = _of_runs(column)
         elif column.type.extension_name == "arrow.uuid":
             text = [None if x is None else str(x) for x in column.to_pylist()]
             column = pa.array(text, pa.string())
@@ -351,6 +351,14 @@ def unwrapped(column: pa.Array) -> pa.Array:
         else:
             column = column.storage
     return without_views(column)
+
+
+def _of_runs(column: pa.RunEndEncodedArray) -> pa.Array:
+    """The values of runs; Arrow decodes runs of plain values only."""
+    places = pa.array(range(len(column.values)), pa.int32())
+    index = pa.RunEndEncodedArray.from_arrays(column.run_ends, places)
+    index = pc.run_end_decode(index.slice(column.offset, len(column)))
+    return without_views(column.values).take(index)
 
 
 def without_views(column: pa.Array) -> pa.Array:
