@@ -167,7 +167,10 @@ def test_unknown_shares():
     counter.add(made)
     counter.add(features.pad(made, SCHEMA, 4))
     assert counter.shares() == {"user": 0.5, "tags": 0.5, "words": 0.0, "price": 0.25, "hour": 0.25}
-    assert features.UnknownCounter(SCHEMA).shares()["tags"] == 0
+    empty = features.UnknownCounter(SCHEMA)
+    assert empty.shares()["tags"] == 0
+    empty.add({name: array[1:3] for name, array in made.items()})
+    assert empty.shares()["tags"] == 1  # bags without a value know nothing
 
 
 def test_padding_is_a_row_of_nothing():

@@ -89,6 +89,31 @@ def test_bags_between_another_separator():
     assert of(40, "17;3", "17") == [] == of(19, "17;18") == of(40)
 
 
+def test_bags_that_are_all_empty():
+    """Of 100 values in 50 training rows at least half of the bags had one, if a bag has 4 at most."""
+    tags = Slot("tags", "g", "multi", rows=101, max_length=4)
+
+    def of(rows, trained, slots=(tags,), counts=(0, 0)):
+        schema = Schema(
+            "shop", slots, unknown_per_slot=(0.01,) * len(slots), rows_per_type=(trained,)
+        )
+        found = dict.fromkeys((slot.name for slot in slots), counts)
+        return unknown.said(schema, found, {}, lambda: {"tags": VOCABULARIES["user"]}, rows)
+
+    (found,) = of(14, 50)
+    assert found == (
+        "slot 'tags': 100% of 14 values are missing or unknown, 1% were in training; "
+        "check its column, which held '17' there"
+    )
+    assert of(13, 50) == []  # 0.5 ** 13 is more than a chance of 1 in 10,000
+    assert of(300, 1000) == []  # perhaps all of the values were in 25 of 1,000 bags
+    assert len(of(400, 1000)) == 1
+    # As `evaluate` has them, of shares.
+    assert len(of(0, 50, counts=(14, 14))) == 1 and of(0, 1000, counts=(14, 14)) == []
+    more = Slot("more", "g", "multi", rows=101, max_length=4, share="tags")
+    assert of(400, 50, (tags, more)) == []  # nobody knows whose values the vocabulary counts
+
+
 def test_data_of_release_0_1_do_not_say_what_was_usual():
     (found,) = said({"user": (100, 100), "price": (100, 100)}, {"user": ["a", "b"]}, usual=())
     assert found.startswith("slot 'user'")

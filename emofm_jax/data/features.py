@@ -300,7 +300,7 @@ class UnknownCounter:
     """Counts the values of each slot (of a bag: its ids) and those that are missing or unknown."""
 
     def __init__(self, schema: Schema):
-        self.schema = schema
+        self.schema, self.rows = schema, 0
         self.values, self.unknown = np.zeros((2, schema.num_slots), np.int64)
 
     def add(self, features: Mapping[str, np.ndarray]) -> None:
@@ -310,11 +310,13 @@ class UnknownCounter:
             x = x[:, 0] if slot.is_vector else x
             self.unknown[i] += np.count_nonzero(x == 0 if slot.holds_ids else np.isnan(x))
             self.values[i] += np.count_nonzero(x >= 0) if slot.is_bag else x.size
+        self.rows += len(x)
 
     def add_ids(self, ids: np.ndarray) -> None:
         """Counts the ids of a batch, i32[..., N]: row 0 of a slot is unknown, V no value."""
         columns = self.schema.column_slots
         ids = ids.reshape(-1, len(columns))
+        self.rows += len(ids)
         if self.schema.vectors:  # each is one value, its first column
             vectors = np.array([slot.is_vector for slot in self.schema.slots])
             counted = ~vectors[columns] | np.append(True, columns[1:] != columns[:-1])
@@ -331,8 +333,8 @@ class UnknownCounter:
         return dict(zip((slot.name for slot in self.schema.slots), pairs))
 
     def shares(self) -> dict[str, float]:
-        """{slot: share of its values that are missing or unknown}; 0 without values."""
-        shares = self.unknown / np.maximum(self.values, 1)
+        """{slot: share of its values that are missing or unknown}; 1 if all bags are empty."""
+        shares = np.where(self.values, self.unknown / np.maximum(self.values, 1), self.rows > 0)
         return dict(zip((slot.name for slot in self.schema.slots), shares.tolist()))
 
 

@@ -28,12 +28,16 @@ class Watched:
 
     Attributes:
       usual: share of these in the data of training.
+      rows: that the values are of.
+      trained_rows: whose values the vocabulary counts; 0 where other slots' values are counted, too.
     """
 
     slot: Slot
     usual: float
     values: int = 0
     unknown: int = 0
+    rows: int = 0
+    trained_rows: int = 0
 
     def is_settled(self) -> bool:
         """Whether there are enough values to judge."""
@@ -45,10 +49,25 @@ class Watched:
         several = len(examples) != 1 or self.slot.rows <= _FEW_ROWS
         return several and self.is_settled() and self.unknown >= _MOST * self.values
 
+    def judged(self) -> "Watched":
+        """As it is judged: a bag that is empty in every row has a missing value in each."""
+        if not self.slot.is_bag or self.values:
+            return self
+        return dataclasses.replace(self, values=self.rows, unknown=self.rows)
+
+    def was_filled(self, vocabulary: Vocabulary | None) -> bool:
+        """Whether so many empty bags are too many, by the values that bags had in training."""
+        if vocabulary is None or not self.trained_rows:
+            return False
+        mean = vocabulary.counts.to_numpy().sum() / self.trained_rows
+        filled = min(mean / self.slot.max_length, 1)  # share of the bags, at least
+        return (1 - filled) ** self.values < _CHANCE
+
 
 def watch(schema: Schema) -> dict[str, Watched]:
     """The slots that training knew, by name."""
     found = {}
+    owners = [slot.owner for slot in schema.slots]
     for i, slot in enumerate(schema.slots):
         if schema.unknown_per_slot:
             usual = schema.unknown_per_slot[i]
@@ -56,7 +75,8 @@ def watch(schema: Schema) -> dict[str, Watched]:
             is_counted = slot.encoding == "vocabulary" and not slot.is_numeric and slot.rows > 1
             usual = 0.0 if is_counted else 1.0
         if usual <= _KNOWN:
-            found[slot.name] = Watched(slot, usual)
+            alone = owners.count(slot.owner) == 1
+            found[slot.name] = Watched(slot, usual, trained_rows=alone * sum(schema.rows_per_type))
     return found
 
 
@@ -65,6 +85,7 @@ def said(
     counts: Mapping[str, tuple[int, int]],
     examples: Mapping[str, Sequence[str]],
     vocabularies: Callable[[], Mapping[str, Vocabulary]],
+    rows: int = 0,
 ) -> list[str]:
     """A sentence for each slot that training knew and that is lost now (`is_lost`).
 
@@ -73,10 +94,12 @@ def said(
       counts: {slot: (values, missing and unknown ones)}.
       examples: {slot: raw values that are unknown}, as `Encoder.unseen` has them.
       vocabularies: loads those of the run, by the slot that owns the rows.
+      rows: that the values are of.
     """
     found = []
     for name, watched in watch(schema).items():
         watched.values, watched.unknown = counts[name]
+        watched.rows = rows
         if is_lost(watched, examples.get(name, ()), vocabularies):
             found.append(sentence(watched, examples.get(name, ()), vocabularies()))
     return found
@@ -87,15 +110,17 @@ def is_lost(
     examples: Sequence[str],
     vocabularies: Callable[[], Mapping[str, Vocabulary]],
 ) -> bool:
-    """Whether nearly all values of a slot are unknown, or bags that are taken for one value each.
+    """Whether nearly all values of a slot are unknown or missing, or bags taken for one value each.
 
     Args:
       watched: the slot, with its counts so far.
       examples: raw values of it that are unknown.
       vocabularies: loads those of the run, by the slot that owns the rows.
     """
+    watched = watched.judged()
     if watched.is_lost(examples):
-        return True
+        is_empty = watched.slot.is_bag and watched.unknown == watched.values and not examples
+        return not is_empty or watched.was_filled(vocabularies().get(watched.slot.owner))
     if not watched.slot.is_bag or not watched.is_settled():
         return False
     if watched.unknown < _JOINED * watched.values or watched.usual > _JOINED / 2:
@@ -108,6 +133,7 @@ def sentence(
     watched: Watched, examples: Sequence[str], vocabularies: Mapping[str, Vocabulary]
 ) -> str:
     """What is to be said of a slot that is lost: an example, one of training, the likely cause."""
+    watched = watched.judged()
     slot, share = watched.slot, watched.unknown / watched.values
     text = (
         f"slot {slot.name!r}: {share:.0%} of {watched.values:,} values are missing or unknown, "

@@ -107,7 +107,8 @@ def score(scorer: "Scorer", source: Path, output: Path, progress: bool = False) 
         said = f"{num_rows:,} rows, of which none could be read; the first: {first_bad}"
         raise UserError(f"--input={source}: {said} (all of them: column `reason` of {output})")
     vocabularies = lambda: encode.load_vocabularies(scorer.schema, scorer.directory)
-    warnings = unknown.said(scorer.schema, counter.counts(), unseen, vocabularies)
+    counts = counter.counts()
+    warnings = unknown.said(scorer.schema, counts, unseen, vocabularies, counter.rows)
     return Scored(num_rows, num_bad, counter.shares(), notes, warnings)
 
 

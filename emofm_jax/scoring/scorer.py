@@ -187,6 +187,7 @@ class Scorer:
         for name, watched in list(self._watched.items()):
             watched.values += counts[name][0]
             watched.unknown += counts[name][1]
+            watched.rows += counter.rows
             examples = unseen.get(name, ())
             if unknown.is_lost(watched, examples, lambda: vocabularies):
                 words = unknown.sentence(watched, examples, vocabularies)
