@@ -29,7 +29,7 @@ class Watched:
     Attributes:
       usual: share of these in the data of training.
       rows: that the values are of.
-      trained_rows: whose values the vocabulary counts; 0 where other slots' values are counted, too.
+      trained_rows: whose values the vocabulary counts; 0 where it counts those of other slots, too.
     """
 
     slot: Slot
