@@ -19,7 +19,7 @@ from emofm_jax import compare, evaluate, export, predict, prepare, report, train
 from emofm_jax.data import files, remote, schema, storage
 
 pytest.importorskip("moto", reason="moto is not installed: pip install 'emofm_jax[test]'")
-pytest.importorskip("flask", reason="moto[server] is not installed: pip install 'emofm_jax[test]'")
+pytest.importorskip("flask", reason="flask is not installed: pip install 'emofm_jax[test]'")
 
 EXPERIMENT = """
     from emofm_jax import config

@@ -19,7 +19,7 @@ from emofm_jax.errors import UserError
 
 _T = TypeVar("_T")
 _SHAPE = b"emofm_jax.shape"
-_BUFFER = 1 << 20  # bytes
+_BUFFER = 1 << 16  # bytes
 _FORM: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 
 
