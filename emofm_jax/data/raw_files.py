@@ -70,7 +70,7 @@ def find(path: Path, root: Path | None = None) -> list[RawFile]:
 
     Raises:
       UserError: the directory is a table of which some files are out of date; it holds what is
-        neither file nor directory.
+        neither file nor directory, or directories of one key below each other.
     """
     root = root or path
     if path.exists() and not (path.is_file() or path.is_dir()):
@@ -78,7 +78,13 @@ def find(path: Path, root: Path | None = None) -> list[RawFile]:
     files = [path] if path.is_file() else _walk(path, ())
     above = _partitions((root.parent if root.is_file() else root).parts)
     depth = len(root.parts)
-    return [RawFile(file, _partitions(file.parts[depth:-1]), above) for file in files]
+    found = [RawFile(file, _partitions(file.parts[depth:-1]), above) for file in files]
+    for file in found:
+        keys = [key for key, _ in _pairs(file.path.parts[depth:-1])]
+        if len(keys) > len(file.partitions):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise UserError(f"{file.path}: {twice}= stands twice in its path; rename a directory")
+    return found
 
 
 def first_full(files: Sequence[RawFile]) -> RawFile:
@@ -103,8 +109,7 @@ def kind(path: Path) -> str:
       UserError: no such file, or of a kind that is not read.
     """
     try:
-        with open(path, "rb") as file:
-            head = file.read(16)
+        head = _head(path, 16)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the path") from None
     begins = lambda magic: head.startswith(magic)
@@ -122,11 +127,22 @@ def kind(path: Path) -> str:
 
 def is_unchecked(path: Path) -> bool:
     """Whether a file is compressed, and its first frame has no checksum that would show damage."""
-    with open(path, "rb") as file:
-        head = file.read(5)
+    head = _head(path, 5)
     # RFC 8878, 3.1.1.1.1; LZ4 frame format, FLG: checksums of the content, of blocks.
     checked = {"zstd": 0b100, "lz4": 0b10100}.get(_COMPRESSED.get(head[:4], ""))
     return bool(checked and len(head) == 5 and not head[4] & checked)
+
+
+def _head(path: Path, size: int) -> bytes:
+    """The first bytes of a file, behind frames that zstd and lz4 skip (RFC 8878, 3.1.2)."""
+    begin = 0
+    with open(path, "rb") as file:
+        while True:
+            file.seek(begin)
+            head = file.read(max(size, 8))
+            if len(head) < 8 or head[0] & 0xF0 != 0x50 or head[1:4] != b"\x2a\x4d\x18":
+                return head[:size]
+            begin += 8 + int.from_bytes(head[4:8], "little")
 
 
 def _walk(directory: Path, parents: tuple[tuple[int, int], ...]) -> list[Path]:
