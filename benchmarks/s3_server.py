@@ -13,6 +13,22 @@ KEYS = {
     "AWS_DEFAULT_REGION": "us-east-1",
 }
 
+# The experiment of what tests it and what attacks it: a small model; each sets its `p`, of raw rows.
+EXPERIMENT = """
+from emofm_jax import config
+
+
+def get_config():
+    c = config.default()
+    c.name, c.model.name, c.compute_dtype = "mine", "fm", "float32"
+    c.data.batch_size, c.data.shuffle_rows = 64, 256
+    c.train.epochs, c.train.save_every_steps, c.train.log_every_steps = 2, 2, 1
+    p = c.prepare
+    p.label, p.split, p.shares = "click", "share", (0.6, 0.2, 0.2)
+    {prepare}
+    return c
+"""
+
 
 @contextlib.contextmanager
 def serve(log):

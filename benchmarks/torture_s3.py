@@ -28,7 +28,6 @@ import io
 import shutil
 import sys
 import tempfile
-import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,19 +41,7 @@ from benchmarks import object_store, s3_server  # noqa: E402
 from benchmarks.faulty import Faulty, Killed  # noqa: E402
 from emofm_jax.data import files, remote, storage  # noqa: E402
 
-EXPERIMENT = """
-    from emofm_jax import config
-
-
-    def get_config():
-        c = config.default()
-        c.name, c.model.name, c.compute_dtype = "mine", "fm", "float32"
-        c.data.batch_size, c.data.shuffle_rows = 64, 256
-        c.train.epochs, c.train.save_every_steps, c.train.log_every_steps = 2, 2, 1
-        c.prepare.label, c.prepare.split, c.prepare.shares = "click", "share", (0.6, 0.2, 0.2)
-        c.prepare.groups = (("user", ("user_id",)), ("item", ("item_id",)))
-        return c
-"""
+PREPARE = 'p.groups = (("user", ("user_id",)), ("item", ("item_id",)))'
 KINDS = {
     "fail": (False, False),
     "fail late": (True, False),
@@ -256,7 +243,7 @@ def main() -> int:
 
 def make_inputs(place: Path) -> dict[Case, dict[str, object]]:
     """Makes what the cases read, locally and at IN; returns the numbers of local paths."""
-    (place / "mine.py").write_text(textwrap.dedent(EXPERIMENT))
+    (place / "mine.py").write_text(s3_server.EXPERIMENT.format(prepare=PREPARE))
     rng = np.random.default_rng(0)
     lines = ["user_id,item_id,click"]
     for user, item in zip(rng.integers(0, 9, 200), rng.integers(0, 7, 200)):

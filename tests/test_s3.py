@@ -4,7 +4,6 @@ The server is moto's, on localhost; without it (`pip install 'emofm_jax[test]'`)
 """
 
 import gzip
-import textwrap
 import urllib.request
 from pathlib import Path
 
@@ -21,20 +20,10 @@ from emofm_jax.data import files, remote, schema, storage
 pytest.importorskip("moto", reason="moto is not installed: pip install 'emofm_jax[test]'")
 pytest.importorskip("flask", reason="flask is not installed: pip install 'emofm_jax[test]'")
 
-EXPERIMENT = """
-    from emofm_jax import config
-
-
-    def get_config():
-        c = config.default()
-        c.name, c.model.name, c.compute_dtype = "mine", "fm", "float32"
-        c.data.batch_size, c.data.shuffle_rows = 64, 256
-        c.train.epochs, c.train.save_every_steps, c.train.log_every_steps = 2, 2, 1
-        p = c.prepare
-        p.label, p.split, p.shares, p.max_rejected = "click", "share", (0.6, 0.2, 0.2), 2
-        p.groups = (("user", ("user_id", "age")), ("item", ("item_id",)))
-        p.slots, p.ignore = {"age": {"kind": "numeric"}}, ("dt",)
-        return c
+PREPARE = """
+    p.max_rejected, p.ignore = 2, ("dt",)
+    p.groups = (("user", ("user_id", "age")), ("item", ("item_id",)))
+    p.slots = {"age": {"kind": "numeric"}}
 """
 
 
@@ -149,7 +138,7 @@ def commands(base, tmp_path):
 
 
 def test_a_run_from_raw_rows_to_an_export_has_the_numbers_of_a_local_one(bucket, tmp_path, capsys):
-    (tmp_path / "mine.py").write_text(textwrap.dedent(EXPERIMENT))
+    (tmp_path / "mine.py").write_text(s3_server.EXPERIMENT.format(prepare=PREPARE.strip()))
     printed = {}
     for base in (str(tmp_path), bucket):
         put(base)
