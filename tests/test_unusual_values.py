@@ -378,7 +378,7 @@ def test_times_of_96_bits_are_what_those_of_64_bits_are(tmp_path, shape):
     for name, options in (("96", {"use_deprecated_int96_timestamps": True}), ("64", {})):
         pq.write_table(pa.table({"s": column}), tmp_path / name, **options)
         file = tabular.open_parquet(tmp_path / name)
-        file = tabular.open_parquet(tmp_path / name, int96.unit(file, tmp_path / name, ["s"]))
+        file = int96.fitting(file, tmp_path / name, ["s"])
         leaves = pa.concat_arrays(map(values.spell, flat(file.read()["s"])))
         found.append(leaves.drop_null().to_pylist())
     assert found[0] == found[1] == ["9999-12-31", "0001-01-01 02:03:04.005", "2024-03-05"]
@@ -398,10 +398,12 @@ def test_times_of_96_bits_to_the_nanosecond(tmp_path):
         use_deprecated_int96_timestamps=True,
     )
     file = tabular.open_parquet(tmp_path / "a")
-    assert int96.unit(file, tmp_path / "a", ["s"]) == "ns"
-    assert int96.unit(file, tmp_path / "a", ["d", "x"]) == "us"
+    assert int96.fitting(file, tmp_path / "a", ["s"]) is file
+    assert file.schema_arrow.field("s").type == pa.timestamp("ns")
+    far = int96.fitting(file, tmp_path / "a", ["d", "x"])
+    assert far.schema_arrow.field("d").type == pa.timestamp("us")
     with pytest.raises(UserError, match="before 1677 or after 2262, and some finer than a micro"):
-        int96.unit(file, tmp_path / "a", ["s", "d"])
+        int96.fitting(file, tmp_path / "a", ["s", "d"])
 
 
 def test_times_of_nanoseconds_that_nobody_knows_are_examples():

@@ -17,8 +17,8 @@ _FAR = 2**63 // 1000  # microseconds that nanoseconds of 64 bits cannot hold
 _BATCH_ROWS = 1 << 16
 
 
-def unit(file: pq.ParquetFile, path: Path, names: Sequence[str]) -> str:
-    """How times of 96 bits are to be read: `ns`, or `us` where a column has one that is far.
+def fitting(file: pq.ParquetFile, path: Path, names: Sequence[str]) -> pq.ParquetFile:
+    """The file as its times of 96 bits are to be read: in microseconds where one of them is far.
 
     Args:
       file: of Parquet, opened by default.
@@ -31,7 +31,7 @@ def unit(file: pq.ParquetFile, path: Path, names: Sequence[str]) -> str:
     leaves = map(file.metadata.schema.column, range(len(file.metadata.schema)))
     of_96 = {leaf.path.split(".")[0] for leaf in leaves if leaf.physical_type == "INT96"}
     if not (wanted := sorted(of_96.intersection(names))):
-        return "ns"
+        return file
     wide = pq.ParquetFile(path, coerce_int96_timestamp_unit="us")
     is_far = is_fine = False
     batches = (of.iter_batches(_BATCH_ROWS, columns=wanted) for of in (wide, file))
@@ -44,7 +44,7 @@ def unit(file: pq.ParquetFile, path: Path, names: Sequence[str]) -> str:
         what = f"its times of 96 bits ({', '.join(wanted)}) are some before 1677 or after 2262"
         remedy = "write timestamps of microseconds"
         raise UserError(f"{path}: {what}, and some finer than a microsecond; {remedy}")
-    return "us" if is_far else "ns"
+    return wide if is_far else file
 
 
 def _times(column: pa.Array) -> Iterator[np.ndarray]:

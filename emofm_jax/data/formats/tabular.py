@@ -145,7 +145,7 @@ def _parquet_tasks(
 
     row, size, rows = 1, path.stat().st_size, parquet.metadata.num_rows
     try:
-        parquet = open_parquet(path, int96.unit(parquet, path, wanted))
+        parquet = int96.fitting(parquet, path, wanted)
         for batch in parquet.iter_batches(_PARQUET_ROWS, columns=wanted):
             if progress is not None:
                 progress(size * batch.num_rows // rows)
@@ -381,15 +381,10 @@ def unwrapped(column: pa.Array) -> pa.Array:
     return column
 
 
-def open_parquet(path: Path, unit: str = "ns") -> pq.ParquetFile:
-    """Opens raw rows; raises UserError on a file that is none, or a shard.
-
-    Args:
-      path: of the file.
-      unit: in which times of 96 bits are read (`int96.unit`).
-    """
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Opens raw rows; raises UserError on a file that is none, or a shard."""
     try:
-        file = pq.ParquetFile(path, coerce_int96_timestamp_unit=unit)
+        file = pq.ParquetFile(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the path") from None
     except (pa.ArrowException, OSError) as error:

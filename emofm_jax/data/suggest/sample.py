@@ -122,7 +122,7 @@ def _splits(
 
 def _parquet(path: Path, most: int) -> pa.Table:
     file, batches, rows = tabular.open_parquet(path), [], 0
-    file = tabular.open_parquet(path, int96.unit(file, path, file.schema_arrow.names))
+    file = int96.fitting(file, path, file.schema_arrow.names)
     for batch in file.iter_batches(1 << 14):
         batches.append(batch)
         rows += batch.num_rows
