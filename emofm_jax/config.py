@@ -236,12 +236,12 @@ class Section(ConfigDict):
         super().__init__(*args, **kwargs | {"allow_dotted_keys": True})
 
     def __getitem__(self, key: str) -> Any:
-        if key not in self.keys():
+        if key not in self:
             raise KeyError(self._missing(key))
         return super().__getitem__(key)
 
     def __setitem__(self, key: str, value: Any) -> None:
-        if self.is_locked and key not in self.keys():
+        if self.is_locked and key not in self:
             raise AttributeError(self._missing(key))
         value = options_lib.plain(value)
         _check_type(key, value)

@@ -169,6 +169,7 @@ def make(directory, seed=0, rows=50, encoding="vocabulary"):
 def test_the_identity_of_a_preparation_is_that_of_its_rows(tmp_path):
     one = make(tmp_path / "a", encoding="hash")
     assert set(one.digests) == {"train", "valid", "test"} and len(one.identity) == 16
+    assert one.fingerprint() is one.fingerprint()  # made once: opening data asks for it often
     assert make(tmp_path / "b", encoding="hash").identity == one.identity
     other = make(tmp_path / "c", seed=1, encoding="hash")
     assert other.fingerprint() == one.fingerprint() and other.identity != one.identity

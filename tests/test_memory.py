@@ -1,7 +1,12 @@
 """The plan of a step: bytes of the state as arrays have them, the peak as the compiler finds it."""
 
+import dataclasses
+from typing import Any
+
 import jax
+import numpy as np
 import pytest
+from flax import linen as nn
 
 from benchmarks import step as benchmark
 from emofm_jax import config as config_lib
@@ -77,3 +82,37 @@ def test_too_little_memory_is_one_line_with_the_shares(monkeypatch):
     monkeypatch.setattr(memory, "_of_machine", lambda: 1 << 18)
     with pytest.raises(Exception, match="table and moments 0.3 MiB, activations .* --plan has all"):
         memory.check(c, parts)
+
+
+class Listed(nn.Module):
+    """A model of one's own, with a field that has no hash."""
+
+    size: Any
+
+    @nn.compact
+    def __call__(self, e, types, train):
+        return nn.Dense(int(self.size[0]))(e.reshape(len(e), -1)).sum(-1)
+
+
+def test_a_model_is_traced_once_for_runs_of_one_shape(monkeypatch):
+    traced, trace = [], jax.vjp
+    monkeypatch.setattr(jax, "vjp", lambda *args: traced.append(args) or trace(*args))
+    memory._residuals.cache_clear()
+    c, parts = parts_of()
+    assert memory.plan(c, parts) == memory.plan(c, parts) and len(traced) == 1
+    assert memory.plan(*parts_of(64)).activations < memory.plan(c, parts).activations
+    assert len(traced) == 2
+
+
+def test_a_model_with_a_field_that_has_no_hash_is_planned(monkeypatch):
+    c, parts = parts_of()
+    monkeypatch.setattr(memory.model_lib, "table_width", lambda module: DIM)
+    rows, kept = jax.ShapeDtypeStruct((SIZE, SLOTS, DIM), np.float32), []
+    for module in (Listed((64,)), Listed(np.array([64]))):
+        network = jax.eval_shape(module.init, jax.random.key(0), rows, None, False)["params"]
+        state = jax.eval_shape(parts.init)
+        state = state.replace(params=state.params | {"network": network}, stats={})
+        kept.append(memory._kept(dataclasses.replace(parts, module=module), state, SIZE))
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(module)
+    assert kept[0] == kept[1] > 0

@@ -258,6 +258,10 @@ class Schema:
 
     def fingerprint(self) -> str:
         """16 hex digits of everything that decides what an id in a shard means."""
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
         body = {k: v for k, v in self.to_json().items() if k not in _DESCRIPTIVE}
         body = _without(body, _LATER)
         body["slots"] = [_without(slot, LATER_OF_SLOT) for slot in body["slots"]]
