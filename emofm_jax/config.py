@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from ml_collections import ConfigDict, FieldReference
 
 from emofm_jax import options as options_lib
@@ -252,6 +253,10 @@ class Section(ConfigDict):
         except TypeError:
             kind = type(self[key]).__name__
             raise TypeError(f"{key} = {value!r} is no {kind}, as {self[key]!r} is") from None
+
+    def __str__(self) -> str:
+        """The YAML of any ConfigDict, by libyaml where it is: absl asks twice at every start."""
+        return yaml.dump(self.to_dict(), Dumper=getattr(yaml, "CDumper", yaml.Dumper))
 
     def _missing(self, key):
         near = difflib.get_close_matches(str(key), list(self.keys()), n=1)

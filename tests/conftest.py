@@ -9,6 +9,8 @@ import shutil
 import sys
 import tempfile
 
+gc.disable()  # until all is collected, for imports make a million objects that stay
+
 # What is compiled at once is kept, too: eager operations, one by one, are most of what tests compile.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # XLA's own caches would lie in PROGRAMS: their path is part of each program's key, and another in each session.
@@ -111,9 +113,13 @@ def pytest_collection_finish():
     """What was imported stays, and is not looked through again and again for garbage."""
     sys.dont_write_bytecode = True
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # for the processes that tests start
-    gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+
+
+def pytest_runtestloop():
+    """In the process that starts the workers, too, which itself collects no test."""
+    gc.enable()
 
 
 def pytest_sessionfinish():

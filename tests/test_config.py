@@ -203,3 +203,13 @@ def test_a_value_of_another_type_is_still_refused():
     for value in (b"x", {"x"}, object()):
         with pytest.raises(TypeError, match=f"test_days: .* of type {type(value).__name__}; give"):
             config_lib.default().prepare.test_days = ("a", ("b", value))
+
+
+def test_a_config_is_printed_as_any_other_one_by_the_quick_writer(monkeypatch):
+    c = config_lib.default()
+    c.prepare.slots = {
+        "ä.b": {"rows": 5, "null_values": ("x" * 120 + " y" * 40, "", "null", "a: #")}
+    }
+    assert str(c) == ConfigDict.__str__(c) and "!!python/tuple" in str(c)
+    monkeypatch.setattr(ConfigDict, "__str__", lambda self: "in 9 ms")
+    assert str(c).startswith("compute_dtype:")
