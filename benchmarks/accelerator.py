@@ -157,13 +157,13 @@ def _batches(rows: int, batch_size: int) -> tuple:
     return schema, step_benchmark.make_batches(schema, kind, 4, batch_size, 1)
 
 
-def _make(rows: int, dtype: str, chunk: int = 0):
+def _make(rows: int, dtype: str, chunk: int | None = None):
     """(state, step) of the MLP with lazy Adam on one device."""
     import jax
 
     from emofm_jax import config
     from emofm_jax.models import build as model_lib
-    from emofm_jax.training import optim, sparse, state
+    from emofm_jax.training import optim, state
     from emofm_jax.training import step as step_lib
 
     schema = _batches(rows, 512)[0]
@@ -173,19 +173,19 @@ def _make(rows: int, dtype: str, chunk: int = 0):
     optimizers = {k: optim.make_optimizer(defaults.optim[k].to_dict(), 1) for k in state.SECTIONS}
     devices = jax.local_devices()[:1]
     init = state.make_init(module, schema, optimizers, init_scale=0.01, devices=devices)
-    how = step_lib.Options(chunk=chunk or sparse.CHUNK)
+    how = step_lib.Options(chunk=chunk)
     made = step_lib.make_train_step(module, schema, optimizers, how, devices)
     return init(jax.random.key(0)), made
 
 
-def _step(rows: int, batch_size: int, dtype: str, turns: int, chunk: int = 0) -> dict:
+def _step(rows: int, batch_size: int, dtype: str, turns: int, chunk: int | None = None) -> dict:
     """One case: milliseconds of a step, and what they are of the limits."""
     import jax
 
     from emofm_jax.training import state as state_lib
 
     where = {"rows": rows, "batch": batch_size, "dtype": dtype} | (
-        {"chunk": chunk} if chunk else {}
+        {} if chunk is None else {"chunk": chunk}
     )
     try:
         _, host = _batches(rows, batch_size)

@@ -71,7 +71,7 @@ def bare(parts: build.Parts, made: list, steps: int, batch_size: int) -> float:
     for number in range(steps):
         before = metrics
         state, metrics = parts.train_step(state, made[number % len(made)])
-        jax.block_until_ready(before["nonfinite"])
+        jax.block_until_ready(before.scalars)
     jax.block_until_ready(metrics)
     return steps * batch_size / (time.perf_counter() - start)
 

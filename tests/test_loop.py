@@ -3,6 +3,7 @@
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,7 +11,7 @@ from emofm_jax import config
 from emofm_jax.data import files
 from emofm_jax.evaluation import metrics
 from emofm_jax.evaluation.split_report import SplitReport
-from emofm_jax.training import loop, progress
+from emofm_jax.training import loop, progress, step
 
 
 class Log:
@@ -113,13 +114,12 @@ def test_one_class_has_a_logloss_to_watch(monkeypatch):
 def test_a_window_of_rows_without_weight_is_logged(tmp_path):
     found = progress.Progress(step=1)
     bar = types.SimpleNamespace(update=lambda rows: None, set_postfix_str=lambda text: None)
-    one = {k: np.ones((1, 4), np.float32) for k in ("label", "p")} | {
-        "weight": np.zeros((1, 4), np.float32)
-    }
-    one |= {k: np.zeros(1, np.float32) for k in ("embedding_norm", "network_norm", "nonfinite")}
+    names = ("embedding_norm", "network_norm", "nonfinite")
+    arrays = jnp.ones((1, 4)), jnp.zeros((1, len(names)))
     with progress.Log(tmp_path, found) as log:
         window = progress.Window(log, bar, found, 4)
-        window.add(one, 4)
+        rows = types.SimpleNamespace(label=np.ones(4, np.float32), weight=np.zeros(4, np.float32))
+        window.add(step.StepMetrics(*arrays, names), rows)
         window.close()
     line = files.read_json(tmp_path / "log.jsonl")
     assert line["logloss"] is None and line["auc"] is None and line["step"] == 1

@@ -76,9 +76,8 @@ def steps_of(case, count):
         real = 9 if i % 10 == 9 else SIZE  # the last devices get nothing
         batch = make_batch(i, SIZE, real, count, schema.num_types)
         state, found = step(state, state_lib.put_planned(batch, devices, layout))
-        found = state_lib.fetch(found)
-        rows = ("p", "label", "weight")
-        metrics.append({k: v.reshape(-1) if k in rows else v[0] for k, v in found.items()})
+        found = state_lib.fetch(found).as_dict()
+        metrics.append({k: v.reshape(-1) if k == "p" else v[0] for k, v in found.items()})
     return before, whole(state), metrics
 
 

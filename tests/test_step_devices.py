@@ -149,16 +149,15 @@ def compare_devices(module, schema, update):
             real = 9 if i % 10 == 9 else 16
             batch = make_batch(i, 16, real, count, schema.num_types)
             state, metrics = step(state, state_lib.put_batch(batch, devices))
-            records.append(state_lib.fetch(metrics))
+            records.append(state_lib.fetch(metrics).as_dict())
         for leaf in jax.tree.leaves(state.replace(owner=())):
             copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
             equal &= len(copies) == count and all(
                 np.array_equal(copies[0], copy) for copy in copies
             )
         ends.append((state_lib.fetch(state.params), state_lib.fetch(state.stats)))
-        rows = ("p", "label", "weight")
         sums.append(
-            [{k: v.reshape(-1) if k in rows else v[0] for k, v in r.items()} for r in records]
+            [{k: v.reshape(-1) if k == "p" else v[0] for k, v in r.items()} for r in records]
         )
     largest = lambda a, b: max(
         float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b))
@@ -179,7 +178,7 @@ def scores_of_equal_rows(dropout):
     step = step_lib.make_train_step(module, make_schema(), optimizers, devices=devices)
     batch = jax.tree.map(lambda array: np.repeat(array, 2, axis=0), make_batch(0))
     _, metrics = step(init(jax.random.key(0)), state_lib.put_batch(batch, devices))
-    return state_lib.fetch(metrics)["p"].tolist()
+    return state_lib.fetch(metrics).p.tolist()
 
 
 def main():

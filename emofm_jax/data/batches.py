@@ -5,7 +5,9 @@ local id; padding (of a bag, and of the last batch) is V, one past the last row.
 depends on the seed and the epoch only, and any row of an epoch can be sought. No jax here.
 """
 
+import collections
 import concurrent.futures
+import itertools
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -14,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from emofm_jax.data import engines, placing, shards
 from emofm_jax.data import features as features_lib
-from emofm_jax.data import placing, shards
 from emofm_jax.data.schema import Schema
 from emofm_jax.data.shards import Split
 
@@ -144,14 +146,16 @@ def read(
     shuffle_rows: int = 0,
     seed: int = 0,
     epoch: int = 0,
+    num_epochs: int = 1,
     skip_rows: int = 0,
     window_rows: int = 1 << 17,
     process: tuple[int, int] = (0, 1),
 ) -> Iterator[HostBatch]:
-    """Batches of one epoch, each row exactly once; the last one is padded.
+    """Batches of some epochs, in each every row exactly once; the last one of each is padded.
 
     Row groups are permuted and gathered into windows of at least `shuffle_rows` rows; rows are
-    permuted within each window. The next window is decoded in a thread meanwhile.
+    permuted within each window. The next windows, of the next epoch too, are decoded in threads
+    meanwhile.
 
     Process i of n takes every n-th row group of the permutation, and B / n rows a step. All yield
     as many batches: one that has run out of rows yields padding.
@@ -161,8 +165,9 @@ def read(
       batch_size: rows over all devices of all processes, a multiple of their number.
       num_devices: of this process, the leading axis.
       shuffle_rows: rows of a shuffling window; 0 = rows in their order.
-      seed: decides the order, together with `epoch`.
-      epoch: counted from 0.
+      seed: decides the order, together with the epoch.
+      epoch: the first one, counted from 0.
+      num_epochs: that follow each other.
       skip_rows: rows to leave out at the start (`HostBatch.rows_done` of an earlier run).
       window_rows: rows decoded at a time when not shuffled.
       process: (i, n).
@@ -170,36 +175,23 @@ def read(
     Yields:
       HostBatch, its arrays owned by the receiver.
     """
-    rng = lambda *place: np.random.default_rng((seed, epoch, *place)) if shuffle_rows else None
-    order = _order(split, rng(0))
-    steps = _Steps.make(split, order, batch_size, process[1])
-    if process[1] == 1:
-        place, taken, start = (1,), 0, skip_rows
-    else:
-        order, place = order[process[0] :: process[1]], (1, process[0])
-        taken = steps.taken(skip_rows)
-        start = min(taken * steps.size, steps.rows[process[0]])
-    windows = _windows(split, order, shuffle_rows or window_rows)
-    first = 0
-    while first < len(windows) and windows[first].num_rows <= start:
-        start -= windows[first].num_rows
-        first += 1
+    seeds = lambda epoch: (seed, epoch) if shuffle_rows else None
+    how = (batch_size, shuffle_rows or window_rows, process)
+    epochs = range(epoch, epoch + num_epochs)
+    plans = (_Plan.make(split, *how, seeds(e), skip_rows if e == epoch else 0) for e in epochs)
+    plans, ahead = itertools.tee(plans)
+    loaded = _load_ahead(split, (window for plan in ahead for window in plan.windows[plan.first :]))
 
-    def ordered() -> Iterator[tuple[Rows, np.ndarray]]:
-        for number, rows in _load_ahead(split, windows, first):
-            order, shuffle = np.arange(len(rows.label)), rng(*place, number)
-            order = order if shuffle is None else shuffle.permutation(order)
-            yield rows, order[start:] if number == first else order
-
-    cut = _cut(ordered(), steps.size)
-    if process[1] == 1:
-        yield from _batches(cut, batch_size, num_devices, split.schema, skip_rows)
-        return
     nothing = to_rows(shards.arrow_schema(split.schema).empty_table(), split.schema)
-    for step in range(taken, steps.total):
-        rows = next(cut, nothing)
-        batch = pad(rows, steps.size, num_devices, split.schema.num_rows)
-        yield HostBatch(batch, rows, steps.rows_done(step + 1))
+    for plan in plans:
+        cut = _cut(plan.ordered(loaded), plan.steps.size)
+        if process[1] == 1:
+            yield from _batches(cut, batch_size, num_devices, split.schema, plan.done)
+            continue
+        for step in range(plan.taken, plan.steps.total):
+            rows = next(cut, nothing)
+            batch = pad(rows, plan.steps.size, num_devices, split.schema.num_rows)
+            yield HostBatch(batch, rows, plan.steps.rows_done(step + 1))
 
 
 def num_steps(
@@ -309,6 +301,53 @@ class _Window(NamedTuple):
     num_rows: int
 
 
+class _Plan(NamedTuple):
+    """What a process reads of an epoch, and where it begins."""
+
+    steps: _Steps
+    windows: list[_Window]
+    first: int  # window
+    start: int  # rows of it that are left out
+    done: int  # rows of all processes
+    taken: int  # steps that this makes
+    seeds: tuple[int, ...] | None  # of the order of the rows in a window; None: as they stand
+
+    @classmethod
+    def make(
+        cls,
+        split: Split,
+        batch_size: int,
+        min_rows: int,
+        process: tuple[int, int],
+        seeds: tuple[int, int] | None,
+        skip_rows: int,
+    ) -> "_Plan":
+        """Of an epoch, `skip_rows` of which are done (`read`)."""
+        (index, count), place = process, (1,)
+        order = _order(split, None if seeds is None else np.random.default_rng((*seeds, 0)))
+        steps = _Steps.make(split, order, batch_size, count)
+        if count > 1:
+            order, place = order[index::count], (1, index)
+        taken = steps.taken(skip_rows)
+        # One process goes on after any row, with batches of another size too.
+        start = skip_rows if count == 1 else min(taken * steps.size, steps.rows[index])
+        windows, first = _windows(split, order, min_rows), 0
+        while first < len(windows) and windows[first].num_rows <= start:
+            start -= windows[first].num_rows
+            first += 1
+        return cls(steps, windows, first, start, skip_rows, taken, seeds and (*seeds, *place))
+
+    def ordered(self, loaded: Iterator[Rows]) -> Iterator[tuple[Rows, np.ndarray]]:
+        """The windows, and which of their rows come in which order."""
+        for number in range(self.first, len(self.windows)):
+            rows = next(loaded)
+            order = np.arange(len(rows.label))
+            if self.seeds is not None:
+                order = np.random.default_rng((*self.seeds, number)).permutation(order)
+            yield rows, order[self.start :] if number == self.first else order
+            del rows
+
+
 def _order(split: Split, rng: np.random.Generator | None) -> list[int]:
     """All row groups: permuted, or without `rng` in the order of the files."""
     order = np.arange(len(split.row_groups))
@@ -327,18 +366,22 @@ def _windows(split: Split, order: Sequence[int], min_rows: int) -> list[_Window]
     return windows + ([_Window(groups, num_rows)] if num_rows else [])
 
 
-def _load_ahead(split: Split, windows: list[_Window], first: int) -> Iterator[tuple[int, Rows]]:
-    """(number, rows) of each window from `first` on; the next is decoded while one is used."""
-    if first >= len(windows):
-        return
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(_load, split, windows[first])
-        for number in range(first, len(windows)):
-            rows = coming.result()
-            if number + 1 < len(windows):
-                coming = pool.submit(_load, split, windows[number + 1])
-            yield number, rows
+def _load_ahead(split: Split, windows: Iterator[_Window]) -> Iterator[Rows]:
+    """The rows of each window; the next ones are decoded while one is used."""
+    # A thread decodes a million rows of 64 columns a second: enough for a CPU, not for a GPU.
+    threads = max(1, min(4, engines.num_cores() // 2))
+    pool, coming = concurrent.futures.ThreadPoolExecutor(threads), collections.deque()
+    try:
+        for window in itertools.islice(windows, threads):
+            coming.append(pool.submit(_load, split, window))
+        while coming:
+            rows = coming.popleft().result()
+            for window in itertools.islice(windows, 1):
+                coming.append(pool.submit(_load, split, window))
+            yield rows
             del rows
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _load(split: Split, window: _Window) -> Rows:

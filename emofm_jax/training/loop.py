@@ -146,7 +146,7 @@ def _train(run: _Run, state: TrainState) -> TrainState:
             asked = batch.batch._replace(stop=flags[bool(stop.signal)])
             state, metrics = run.parts.train_step(state, asked)
             progress.advance(batch.rows_done, num_rows)
-            window.add(metrics, batch.num_rows)
+            window.add(metrics, batch.rows)
             # A step later all processes know of a signal that one has got.
             stops = window.asked_to_stop if flags[1] is not None else stop.signal
 
@@ -208,18 +208,16 @@ def _batches(run: _Run) -> Generator[batches.HostBatch]:
     """The batches from where the run stands, epoch after epoch; made and sent in the background."""
     data, split, devices = run.config.data, run.splits["train"], run.parts.devices
     order = {"seed": run.config.seed, "shuffle_rows": data.shuffle_rows if data.shuffle else 0}
+    place: dict[str, Any] = {"epoch": run.progress.epoch, "skip_rows": run.progress.rows_done}
+    place["num_epochs"] = run.config.train.epochs - run.progress.epoch
+    place["process"] = (processes.index(), processes.count())
 
     def put(host: batches.HostBatch) -> batches.HostBatch:
         placed = state_lib.put_planned(host.batch, devices, run.parts.layout)
         return host._replace(batch=placed)
 
-    while True:
-        # The loop has moved on to the next epoch before it asks for a batch of it.
-        place: dict[str, Any] = {"epoch": run.progress.epoch, "skip_rows": run.progress.rows_done}
-        place["process"] = (processes.index(), processes.count())
-        source = batches.read(split, data.batch_size, num_devices=len(devices), **order, **place)
-        with contextlib.closing(batches.prefetch(source, data.prefetch, put)) as ready:
-            yield from ready
+    source = batches.read(split, data.batch_size, num_devices=len(devices), **order, **place)
+    return batches.prefetch(source, data.prefetch, put)
 
 
 def _is_evaluation_due(run: _Run) -> bool:

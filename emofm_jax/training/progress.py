@@ -1,7 +1,8 @@
 """Where a run stands, and how it is seen: the loop's state, the window of a log line, log.jsonl.
 
 `Progress` is what must survive a stop beside the TrainState. The metrics of steps stay on the
-device until their window is closed: the loop never waits for a number that nobody reads yet.
+device until their window is closed, and are copied to the host meanwhile: the loop never waits for
+a number that nobody reads yet.
 """
 
 import dataclasses
@@ -17,12 +18,14 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from emofm_jax.data import files
+from emofm_jax.data.batches import Rows
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import metrics, monitor
 from emofm_jax.evaluation.run_report import Evaluation, Training
 from emofm_jax.evaluation.split_report import SplitReport
 from emofm_jax.training import step as step_lib
 from emofm_jax.training.board import Board
+from emofm_jax.training.step import StepMetrics
 
 _T = TypeVar("_T")
 
@@ -137,13 +140,14 @@ class Window:
     def __init__(self, log: Log, bar: tqdm, progress: Progress, epoch_rows: int):
         self._log, self._bar, self._progress, self._epoch_rows = log, bar, progress, epoch_rows
         self._compiled = False
-        self._before: dict | None = None  # metrics of the last step
+        self._before: StepMetrics | None = None  # of the last step
         self.asked_to_stop = False  # whether any process was, before the step before the last
         self.restart()
 
     def restart(self) -> None:
         """Forgets the steps and starts the clock."""
-        self._steps: list[dict] = []
+        self._steps: list[StepMetrics] = []
+        self._labels: list[tuple[np.ndarray, np.ndarray]] = []  # and the weights, of each step
         self._rows, self._waited = 0, 0.0
         self._started = time.perf_counter()
 
@@ -157,19 +161,23 @@ class Window:
                 return
             yield item
 
-    def add(self, step_metrics: dict, rows: int) -> None:
+    def add(self, step_metrics: StepMetrics, rows: Rows) -> None:
         """Takes a step's metrics; waits for the step before it: the host is never far ahead."""
+        for array in (step_metrics.p, step_metrics.scalars):
+            array.copy_to_host_async()  # beside the steps that follow
         if self._before is not None:
-            jax.block_until_ready(self._before["nonfinite"])
-            if "stop" in self._before:
-                self.asked_to_stop = bool(jax.device_get(self._before["stop"]).any())
+            jax.block_until_ready(self._before.scalars)
+            if "stop" in self._before.names:
+                before = jax.device_get(self._before)
+                self.asked_to_stop = bool(before["stop"].any())
         self._before = step_metrics
         self._steps.append(step_metrics)
-        self._rows += rows
-        self._bar.update(rows)
+        self._labels.append((rows.label, rows.weight))
+        self._rows += len(rows.label)
+        self._bar.update(len(rows.label))
 
         if not self._compiled:  # the first step of a process is compilation: it counts in no rate
-            jax.block_until_ready(step_metrics["nonfinite"])
+            jax.block_until_ready(step_metrics.scalars)
             self._compiled, self._rows, self._waited = True, 0, 0.0
             self._started = time.perf_counter()
 
@@ -195,10 +203,11 @@ class Window:
         self._progress.waited += self._waited
         return self.restart()
 
-    def _line(self, steps: list[dict], seconds: float) -> dict[str, Any]:
+    def _line(self, steps: list[StepMetrics], seconds: float) -> dict[str, Any]:
         """Figures of the steps, each row scored by the parameters before its step."""
-        rows = ("label", "p", "weight")
-        label, p, weight = (np.concatenate([s[key].reshape(-1) for s in steps]) for key in rows)
+        label, weight = (np.concatenate(arrays) for arrays in zip(*self._labels))
+        counts = [len(of_step) for of_step, _ in self._labels]
+        p = np.concatenate([s.p.reshape(-1)[:n] for s, n in zip(steps, counts)])
         real = weight > 0
         label, p, weight = label[real], p[real], weight[real]
 
@@ -212,12 +221,12 @@ class Window:
             "embedding_norm": float(np.mean([s["embedding_norm"][0] for s in steps])),
             "network_norm": float(np.mean([s["network_norm"][0] for s in steps])),
         }
-        if "am_sum" in steps[0]:
+        if "am_sum" in steps[0].names:
             nats, known = (sum(float(s[k][0]) for s in steps) for k in ("am_sum", "am_weight_sum"))
             line["am_logloss"] = nats / known if known else None
         return line
 
-    def _check_finite(self, steps: list[dict]) -> None:
+    def _check_finite(self, steps: list[StepMetrics]) -> None:
         for number, step in enumerate(steps, self._progress.step - len(steps) + 1):
             if code := int(step["nonfinite"][0]):
                 raise UserError(

@@ -20,6 +20,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import flax
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
@@ -50,7 +51,8 @@ class Options:
     clip_norm: float = 10.0  # norm of the gradient that is not exceeded
     am_weight: float = 1.0  # of the auxiliary model's loss
     drop_type: int = -1  # index of the type that has no predictor; -1 for none
-    chunk: int = sparse.CHUNK  # rows that are updated at a time (lazy)
+    # rows that are updated at a time (lazy), 0: all in one pass; None: what suits the devices
+    chunk: int | None = None
     average: float = 0.0  # decay a step of the moving averages; 0 = none are kept
 
     def __post_init__(self):
@@ -72,6 +74,29 @@ class Gradients(NamedTuple):
     network: Any  # tree, gradient of the network
 
 
+class StepMetrics(flax.struct.PyTreeNode):
+    """What a step tells, in as few arrays as can be: each costs the host time, in every step.
+
+    `metrics["loss"]` is one of `scalars`, which are the same on every device: the sums of
+    `losses.total` over the step's rows with the weights that belong to them (`logloss_sum` and
+    `weight_sum`; typed models: `am_sum` and `am_weight_sum`); `loss`, what was minimised, L2 apart;
+    `embedding_norm` and `network_norm` of gradients before clipping (lazy: without L2 of the
+    table); `num_rows`, distinct table rows of the batch (lazy); `nonfinite`, 0 or 1 + index into
+    NONFINITE; with several processes `stop`, how many devices are of one that was asked to.
+    """
+
+    p: jax.Array  # f32[P, b], of the process's own rows: what the row's loss was taken of
+    scalars: jax.Array  # f32[P, K]; counts are exact up to 2^24
+    names: tuple[str, ...] = flax.struct.field(pytree_node=False)  # K of them
+
+    def __getitem__(self, name: str) -> Any:
+        return self.scalars[..., self.names.index(name)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """`p` and the scalars, f32[P], by name."""
+        return {"p": self.p, **{name: self[name] for name in self.names}}
+
+
 def make_train_step(
     module: nn.Module,
     schema: Schema,
@@ -79,7 +104,7 @@ def make_train_step(
     options: Options = Options(),
     devices: Devices = None,
     layout: Layout | None = None,
-) -> Callable[[TrainState, PlacedBatch], tuple[TrainState, dict]]:
+) -> Callable[[TrainState, PlacedBatch], tuple[TrainState, StepMetrics]]:
     """Makes `step(state, batch) -> (state, metrics)`; the state that goes in is gone afterwards.
 
     Args:
@@ -92,19 +117,15 @@ def make_train_step(
         batches have a plan. None: each device has the whole table.
 
     Returns:
-      The pmapped step, its state donated, for batches placed by `put_batch`. Every entry of
-      `metrics` has a leading device axis. The same on every device: the sums of `losses.total` over
-      the step's rows with the weights that belong to them (`logloss_sum` and `weight_sum`; typed
-      models: `am_sum` and `am_weight_sum`); `loss`, what was minimised, L2 apart; `embedding_norm`
-      and `network_norm` of gradients before clipping (lazy: without L2 of the table); `num_rows`,
-      distinct table rows of the batch (lazy); `nonfinite` i32, 0 or 1 + index into NONFINITE; with
-      several processes `stop`, how many devices are of one that was asked to. Of the process's own
-      rows: `p`, `label`, `weight` f32[P, b], p being what the row's loss was taken of.
+      The pmapped step, its state donated, for batches placed by `put_batch`.
     """
     module = model_lib.with_axis(module, AXIS)
+    if options.chunk is None:
+        platform = state_lib.local(devices)[0].platform
+        options = dataclasses.replace(options, chunk=sparse.chunk_for(platform))
     lazy, is_spread = options.updates == "lazy", layout is not None
 
-    def step(state: TrainState, batch: PlacedBatch) -> tuple[TrainState, dict]:
+    def step(state: TrainState, batch: PlacedBatch) -> tuple[TrainState, StepMetrics]:
         found = gradients(module, schema, options, state, batch, is_spread)
         rows = sum_rows(options, state, found)
         grads = sparse.add_l2(found.network, state.params["network"], options.network_l2)
@@ -159,7 +180,7 @@ def _pmapped_parts(step: Callable, devices: Devices, of_state: TrainState) -> An
     axes: dict[str, Any] = {"in_axes": (of_state, 0), "out_axes": (0, None, 0)}
     mapped = _pmapped(parted, devices, donate_argnums=0, **axes)
 
-    def call(state: TrainState, batch: PlacedBatch) -> tuple[TrainState, dict]:
+    def call(state: TrainState, batch: PlacedBatch) -> tuple[TrainState, StepMetrics]:
         structure, which = jax.tree.structure(state), is_row(state)
         *parts, metrics = mapped(state, batch)
         rows, rest = (iter(part) for part in parts)
@@ -255,6 +276,7 @@ def _sum_over_devices(tree: Any) -> Any:
 def sum_rows(options: Options, state: TrainState, found: Gradients) -> sparse.RowGradients:
     """Sums the gradients of a row: lazy of the rows that occur; dense of all, with L2."""
     if options.updates == "lazy":
+        assert options.chunk is not None  # `make_train_step` has chosen
         return sparse.sum_rows(found.ids, found.occurrences, state.owner, options.chunk)
     table = state.params["embedding"]
     grads = jnp.zeros_like(table).at[found.ids].add(found.occurrences, mode="drop")
@@ -270,6 +292,7 @@ def move_lazy(
     factors: Mapping[str, jax.Array],
 ) -> tuple[jax.Array, optax.OptState]:
     """Clips and applies the gradient of the rows that occur: (table, optimizer state)."""
+    assert options.chunk is not None
     return sparse.update_rows(
         optimizers["embedding"],
         state.params["embedding"],
@@ -346,23 +369,21 @@ def _pmapped(function: Callable, devices: Devices, **axes) -> Any:
 
 def _metrics(
     found: Gradients, batch: PlacedBatch, norms: Mapping, num_rows: jax.Array, drop_type: int
-) -> dict:
-    """Metrics of a step, as `make_train_step` describes them."""
+) -> StepMetrics:
     quantities = (found.loss, norms["embedding"], norms["network"])  # as in NONFINITE
     finite = jnp.stack([jnp.isfinite(x) for x in quantities])
     asked = {} if batch.stop is None else {"stop": jax.lax.psum(batch.stop, AXIS)}
-    return {
+    scalars = {
         **found.sums,
         **asked,
         "loss": found.loss,
         "embedding_norm": norms["embedding"],
         "network_norm": norms["network"],
         "num_rows": num_rows,
-        "nonfinite": jnp.where(jnp.all(finite), 0, 1 + jnp.argmin(finite)).astype(jnp.int32),
-        "p": _seen_p(found.outputs, batch.ftype, drop_type),
-        "label": batch.label,
-        "weight": batch.weight,
+        "nonfinite": jnp.where(jnp.all(finite), 0, 1 + jnp.argmin(finite)),
     }
+    stacked = jnp.stack([jnp.asarray(x, jnp.float32) for x in scalars.values()])
+    return StepMetrics(_seen_p(found.outputs, batch.ftype, drop_type), stacked, tuple(scalars))
 
 
 def _weights(batch: PlacedBatch, drop_type: int) -> dict:

@@ -19,6 +19,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+import emofm_jax
 from emofm_jax import config as config_lib
 from emofm_jax.data import directories, encode, files, storage
 from emofm_jax.data import schema as schema_lib
@@ -165,8 +166,9 @@ def open_workdir(config: ConfigDict, workdir: Path, schema: schema_lib.Schema) -
 
 def versions() -> dict[str, str]:
     """Versions of the packages that decide the numbers of a run."""
-    packages = ("emofm_jax", "jax", "jaxlib", "flax", "optax", "numpy", "pyarrow")
-    return {name: importlib.metadata.version(name) for name in packages}
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "pyarrow")
+    own = {"emofm_jax": emofm_jax.__version__}  # a checkout that is not installed has no metadata
+    return own | {name: importlib.metadata.version(name) for name in packages}
 
 
 def _environment() -> dict[str, Any]:
