@@ -20,7 +20,7 @@ ROOMS = {
     # room: (rooms it may import, packages of others)
     "errors": ("", ""),
     "options": ("errors", ""),
-    "config": ("errors options data models", "ml_collections"),
+    "config": ("errors options data models", "ml_collections yaml"),
     "data": ("errors options", "numpy pyarrow xxhash ml_collections tqdm ray"),
     "evaluation": ("errors data", "numpy scipy"),
     "nn": ("errors options", "numpy jax flax chex"),
