@@ -72,7 +72,9 @@ def _live(flags: absl_flags.FlagValues) -> bool:
 
 
 def _check_workdir(workdir: Path) -> None:
-    """Raises UserError if a directory holds anything but a backtest."""
+    """Raises UserError if a directory holds anything but a backtest, or is none."""
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir}: it is a file; name a directory")
     if (workdir / backtest.FILE).exists() or not workdir.exists():
         return
     if strange := {directories.whole_name(path.name) for path in workdir.iterdir()} - _OURS:

@@ -197,6 +197,23 @@ def trained(monkeypatch):
     return found
 
 
+def test_scores_that_are_gone_are_made_again_or_named(home, capsys):
+    before = Path("lived/results.jsonl").read_bytes()
+    place = lambda policy: Path("lived/runs", policy, DAYS[3], "seed-0/predictions/valid.parquet")
+    place("frozen").unlink()
+    assert run("lived") == 0
+    assert Path("lived/results.jsonl").read_bytes() == before and place("frozen").exists()
+    scores = place("warm").read_bytes()
+    place("warm").unlink()
+    try:
+        assert run("lived") == 2
+        remedy = "no such file; restore it, or delete lived/runs/warm to live the policy again"
+        assert f"error: {place('warm')}: {remedy}" in capsys.readouterr().err
+    finally:
+        place("warm").write_bytes(scores)
+    assert run("lived") == 0 and Path("lived/results.jsonl").read_bytes() == before
+
+
 def test_it_goes_on_and_trains_nothing_twice(home, capsys, trained):
     before = Path("lived/results.jsonl").read_bytes()
     assert run("lived") == 0
@@ -320,6 +337,25 @@ def test_costs_and_means_are_of_the_same_days():
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize("names", [("aa", "zz"), ("zz", "aa")])
+def test_of_policies_that_cost_the_same_the_best_is_chosen(names):
+    better, worse = names
+    jitter = [0.03, -0.02, 0.02, -0.03, 0.01]
+    auc, *_ = verdicts({worse: [(0.7, 9)] * 5, better: [(0.71 + x, 9) for x in jitter]})
+    assert f"`{better}` (0.7120), not distinguishable from `{worse}`, and no dearer" in auc
+
+
+@pytest.mark.fast
+def test_days_of_other_rows_are_said():
+    scored = [("all", "a", 9, 3), ("warm", "a", 9, 3), ("all", "b", 9, 3), ("warm", "b", 8, 3)]
+    made = [Line(p, day, 0, rows, clicks, 0.6, 0.5, 1.0) for p, day, rows, clicks in scored]
+    report = backtest_page.report(Header("x.py", "x", ("all", "warm"), ("a", "b"), (0,)), made)
+    assert [text for text in report.said if "other rows" in text] == [
+        "b: policies were scored on other rows (9 rows, 3 clicks of `all`; 8 rows, 3 clicks of `warm`)"
+    ]
+
+
+@pytest.mark.fast
 def test_days_without_the_metric_do_not_count_for_a_choice():
     some = [(0.7, 5), (0.71, 5), (0.69, 5), (None, 5), (None, 5)]
     auc, logloss, *_ = verdicts({"all": some, "warm": some})
@@ -377,6 +413,11 @@ def test_days_without_the_metric_do_not_count_for_a_choice():
             '"warm": {}',
             '"warm": {"prepare": {"train_days": ("2024-02-01",)}}',
             "policy 'warm': prepare.train_days = ('2024-02-01',): the backtest decides it",
+        ),
+        (
+            '"warm": {}',
+            '"warm": {"prepare.positive": ("0",)}',
+            "config.prepare.positive: ('0',) of policy 'warm', () of 'frozen'; all policies are",
         ),
         ('"warm": {}', '"warm": {"train.init_from": "x"}', "train.init_from = 'x': the backtest"),
         (
@@ -536,6 +577,8 @@ def test_moments_are_a_policys_own(of_base):
 
 @pytest.mark.fast
 def test_another_directory_is_left_alone(shop, capsys):
+    assert run("leak.py") == 2
+    assert "--workdir=leak.py: it is a file; name a directory" in capsys.readouterr().err
     assert run("raw") == 2
     assert f"raw: holds {DAYS[0]}.csv but no backtest" in capsys.readouterr().err
 

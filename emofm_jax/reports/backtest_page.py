@@ -157,7 +157,7 @@ def _choice(found: _Figures, metric: str, policies: Sequence[str], days: int) ->
         if interval and interval.low <= 0 <= interval.high:
             alike.append(policy)
     costs = found.costs(policies)
-    cheapest = min(alike, key=lambda policy: (costs[policy], policy))
+    cheapest = min(alike, key=lambda policy: costs[policy])  # the best one where it is among them
     if cheapest != best:
         text += f"; `{cheapest}` ({means[cheapest]:.4f}) is not distinguishable from it and trains "
         text += f"on {costs[cheapest]:,.0f} rows instead of {costs[best]:,.0f}: choose "
@@ -172,6 +172,7 @@ def _notes(header: Header, lines: Sequence[Line]) -> list[str]:
     """Days without clicks, days that lack some of the seeds, and runs that failed."""
     without = sorted({line.day for line in lines if line.error is None and not line.clicks})
     notes = [f"{day} has no click: it has no AUC and no PCOC" for day in without]
+    notes += _unlike(header, lines)
     seeds = len(header.seeds)
     for policy in header.policies:
         of_policy = [line for line in lines if line.policy == policy and line.error is None]
@@ -185,6 +186,19 @@ def _notes(header: Header, lines: Sequence[Line]) -> list[str]:
         for line in lines
         if line.error is not None
     ]
+    return notes
+
+
+def _unlike(header: Header, lines: Sequence[Line]) -> list[str]:
+    """Days of which policies were scored on other rows: what they differ by is of the rows, too."""
+    notes = []
+    for day in header.days:
+        sizes: dict[tuple[int, int], str] = {}
+        for line in (line for line in lines if line.day == day and line.error is None):
+            sizes.setdefault((line.rows, line.clicks), line.policy)
+        if len(sizes) > 1:
+            of = [f"{rows:,} rows, {clicks:,} clicks of `{p}`" for (rows, clicks), p in sizes.items()]
+            notes.append(f"{day}: policies were scored on other rows ({'; '.join(of)})")
     return notes
 
 

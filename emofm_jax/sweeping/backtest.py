@@ -36,6 +36,8 @@ from emofm_jax.training import run as run_lib
 
 FILE = "backtest.json"
 _SCORED = "score.json"  # of a day that a model scored which was there already
+# Fields that say what a scored row counts as: days are paired over the policies.
+_OF_ROWS = tuple(f"prepare.{f}" for f in ("label", "positive", "weight", "keep_probability"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +204,7 @@ class Backtest:
         Where a policy prepares rows in its own way, they are read once.
         """
         first, last = self.declared.first_days, len(self.days) - 1
+        self._check_rows()
         for policy in self.declared.policies:
             config = self.config(policy, policy.task(self.days, first, last), self.seeds[0])
             config.train.init_from, config.train.init_moments = "", False
@@ -211,6 +214,16 @@ class Backtest:
                 prepared = self.of_policy(policy)
                 if prepared.prepare != self.base.prepare:
                     self._check_days(preparation.days(prepared))
+
+    def _check_rows(self) -> None:
+        first, *others = self.declared.policies
+        there = flatten(self.of_policy(first))
+        for policy in others:
+            here = flatten(self.of_policy(policy))
+            for field in (field for field in _OF_ROWS if here[field] != there[field]):
+                what = f"{here[field]!r} of policy {policy.name!r}, {there[field]!r} of {first.name!r}"
+                remedy = "all policies are judged by the same rows, give them one"
+                raise UserError(f"config.{field}: {what}; {remedy}")
 
     def _check_days(self, found: Sequence[str]) -> None:
         if gone := [day for day in self.days if day not in found]:
@@ -327,14 +340,13 @@ class Backtest:
         day = run.config.prepare.valid_days[0]
         if not (first / "metrics.json").exists():
             return Line(policy, day, run.seed, error=f"its model, {first}, is not there")
-        path = run.workdir / _SCORED
-        if not path.exists():
+        path, target = run.workdir / _SCORED, run.workdir / "predictions" / "valid.parquet"
+        if not (path.exists() and target.exists()):
             config, schema = config_lib.load(first), schema_lib.load(first)
             split = shards.open_split(Path(run.config.data.dir), "valid", schema)
             parts = build.make_parts(config, schema)
             state, _ = build.restore_kept(config, first, parts)
             predictions, report = predictions_lib.score(config, split, parts, state)
-            target = run.workdir / "predictions" / "valid.parquet"
             predictions_lib.write_predictions(target, predictions)
             files.write_json(path, report.to_json())
         return _line(run, SplitReport.from_json(files.read_json(path)))
@@ -406,7 +418,11 @@ def _prepare(config: ConfigDict, base: Path | None) -> str:
 def _line(run: Run, report: SplitReport) -> Line:
     """The figures of a day."""
     policy, day = run.workdir.parts[-3], run.config.prepare.valid_days[0]
-    table = parquet.read(run.workdir / "predictions" / "valid.parquet", None, "delete the run")
+    path = run.workdir / "predictions" / "valid.parquet"
+    remedy = f"restore it, or delete {run.workdir.parents[1]} to live the policy again"
+    if not path.exists():
+        raise UserError(f"{path}: no such file; {remedy}")
+    table = parquet.read(path, None, remedy)
     weight = table["weight"].to_numpy() if "weight" in table.column_names else None
     label, p, logit = (table[name].to_numpy() for name in ("label", "p", "logit"))
     found = paired.estimates(paired.Rows(label, weight), p, logit)
