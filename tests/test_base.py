@@ -298,6 +298,8 @@ def test_values_that_only_the_base_has_are_not_new(shop):
         ["2024-03-09 07:00", "2024-03-09 11:00", "2024-03-10"],
         ["28.02.2024", "01.03.2024", "2.3.2024"],
         ["day9", "day10", "day11"],
+        ["2024-03-09", "10.3.2024", "2024/3/11"],
+        ["2024-W9", "2024-W10"],
     ],
 )
 def test_days_stand_in_the_order_of_time(days):
@@ -305,7 +307,33 @@ def test_days_stand_in_the_order_of_time(days):
         assert recipe.in_order(order, strict=True) == days
 
 
-def test_days_without_an_order_are_refused_where_it_counts():
-    assert recipe.in_order(["3/9/2024", "3/10/2024"])
-    with pytest.raises(UserError, match="days such as '3/10/2024' have no order"):
-        recipe.in_order(["3/10/2024", "3/9/2024"], strict=True)
+@pytest.mark.parametrize(
+    ("days", "said"),
+    [
+        (["3/10/2024", "3/9/2024"], "days such as '3/10/2024' have no order"),
+        (["tue", "mon", "wed"], "days such as 'mon' and 'tue' have no order"),
+        (["Jan 2024", "Feb 2024"], "days such as 'Feb 2024' and 'Jan 2024' have no order"),
+        (["20240304", "2024-03-05"], "days such as '2024-03-05' and '20240304' have no order"),
+    ],
+)
+def test_days_without_an_order_are_refused_where_it_counts(days, said):
+    assert len(recipe.in_order(days)) == len(days)
+    with pytest.raises(UserError, match=said):
+        recipe.in_order(days, strict=True)
+
+
+@pytest.mark.parametrize("spelled", ["20240101", "2024-1-1", "1.1.2024", "2024/01/01"])
+def test_a_day_is_the_same_however_it_is_spelled(shop, capsys, spelled):
+    assert shop("d0", days=DAYS[:1]) == 0
+    for day, other in ((DAYS[0], spelled), (DAYS[1], "later")):
+        path = Path(f"raw/{day}.csv")
+        path.write_text(path.read_text().replace(day, other))
+    valid = f"--config.prepare.valid_days={(spelled,)!r}"
+    for days, more, said in (
+        ([spelled], [], f"it has the rows of {spelled} already; name the new days"),
+        (["later"], [valid], f"it was trained on {spelled}, which config.prepare.valid_days has"),
+    ):
+        assert shop("d1", "--base=d0", *more, days=days) == 2
+        assert f"--base=d0: {said}" in capsys.readouterr().err
+    replayed = f"--config.prepare.replay_days={(spelled,)!r}"
+    assert shop("d1", "--base=d0", replayed, days=["later"]) == 0

@@ -27,6 +27,7 @@ _DATES = (
 )
 _UNCLEAR = re.compile(r"\d\d?[-/]\d\d?[-/]\d{2,4}")  # is it the month that comes first?
 _PIECES = re.compile(r"\d+|\D+")
+_DIGITS = re.compile(r"((?:19|20)\d\d)(0[1-9]|1[0-2])([0-3]\d)")  # 20240310
 _RANGE = re.compile(r"(.*?)(\d+)-\1(\d+)")
 # Options that came after release 0.1, with what every recipe before them meant.
 _LATER: dict[str, Any] = {
@@ -296,23 +297,44 @@ def in_order(days: Iterable[str], strict: bool = False) -> list[str]:
       strict: whether something depends on the order.
 
     Raises:
-      UserError: the order cannot be told (3/10/2024) and is asked for.
+      UserError: the order cannot be told (3/10/2024; mon, tue) and is asked for.
     """
     days = list(days)
     if all(map(str.isdecimal, days)):
         return sorted(days, key=int)
-    for pattern, order in _DATES:
-        found = [pattern.fullmatch(day) for day in days]
-        if all(found):
-            keys = [(*(int(m[i]) for i in order), m[4] or "") for m in found if m]
-            return [day for _, day in sorted(zip(keys, days))]
-    if strict and (unclear := [day for day in days if _UNCLEAR.match(day)]):
-        raise UserError(
-            f"config.prepare.day_column: days such as {unclear[0]!r} have no order that all agree "
-            "on; write them as 2024-03-10"
-        )
+    if all(found := [_date(day) for day in days]):
+        return [day for _, day in sorted(zip(found, days))]
+    if strict:
+        _check_order(days)
     numbers = lambda day: [(int(x), "") if x.isdecimal() else (-1, x) for x in _PIECES.findall(day)]
     return sorted(days, key=numbers)
+
+
+def _check_order(days: Sequence[str]) -> None:
+    """Raises UserError on days such as 3/10/2024, and on those that differ by more than numbers."""
+    unclear = [day for day in days if _UNCLEAR.match(day)][:1]
+    shapes = {re.sub(r"\d+", "0", day): day for day in sorted(days)}
+    if not unclear and len(shapes) > 1:
+        unclear = sorted(shapes.values())[:2]
+    if unclear:
+        what = f"days such as {' and '.join(map(repr, unclear))} have no order that all agree on"
+        raise UserError(f"config.prepare.day_column: {what}; write them as 2024-03-10")
+
+
+def _date(day: str) -> tuple[int, int, int, str] | None:
+    """Year, month, day and what stands behind them; None of a text that is no date."""
+    for pattern, order in _DATES:
+        if m := pattern.fullmatch(day):
+            year, month, number = (int(m[i]) for i in order)
+            return year, month, number, m[4] or ""
+    return None
+
+
+def moment(day: str) -> tuple[int, int, int, str] | str:
+    """What a day is, however it is spelled: 20240310, 2024-3-10 and 10.3.2024 are one."""
+    if m := _DIGITS.fullmatch(day):
+        return int(m[1]), int(m[2]), int(m[3]), ""
+    return _date(day) or day
 
 
 def named_days(recipe: Mapping, name: str) -> list[str]:
@@ -328,8 +350,9 @@ def check_unseen(recipe: Mapping, days: Collection[str], where: str) -> None:
       days: that were trained on.
       where: begins the error.
     """
+    trained = {*map(moment, days)}
     for name in ("valid_days", "test_days"):
-        if seen := [day for day in named_days(recipe, name) if day in days]:
+        if seen := [day for day in named_days(recipe, name) if moment(day) in trained]:
             what = f"it was trained on {seen[0]}, which config.prepare.{name} has"
             raise UserError(f"{where}: {what}; name later days")
 

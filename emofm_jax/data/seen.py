@@ -6,7 +6,7 @@ from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.raw_rows import RawRows
 from emofm_jax.data.shards import Split
 
-_DATE = 8  # characters of a date, at least
+_DATE = 8, 10  # characters of a date
 
 
 def said(rows: Split | RawRows, trained: Collection[str]) -> str:
@@ -18,13 +18,21 @@ def said(rows: Split | RawRows, trained: Collection[str]) -> str:
     """
     days = _of_split(rows) if isinstance(rows, Split) else rows.days
     length = min((len(day) for day in trained if day), default=0)
-    if length >= _DATE:  # the rows may have hours of them
-        days = {day[:length] for day in days}
-    days = recipe_lib.in_order(days)
-    if not (seen := [day for day in days if day in trained]):
+    if length >= _DATE[0]:  # the rows may have hours of them
+        days = {_cut(day, length) for day in days}
+    days, known = recipe_lib.in_order(days), {*map(recipe_lib.moment, trained)}
+    if not (seen := [day for day in days if recipe_lib.moment(day) in known]):
         return ""
     ends = seen[0] if len(seen) == 1 else f"{seen[0]} to {seen[-1]}"
     return f"trained on {len(seen)} of the {len(days)} days of these rows ({ends}); name later rows"
+
+
+def _cut(day: str, length: int) -> str:
+    """A day, or an hour of it, of rows; as a date, if days of that length are dates."""
+    at = recipe_lib.moment(day)
+    if length <= _DATE[1] and isinstance(at, tuple):
+        return day.removesuffix(at[3])
+    return day[:length]
 
 
 def _of_split(split: Split) -> set[str]:

@@ -122,14 +122,15 @@ class Source:
 
     def _check_days(self, base: growth.Base, new: list[str]) -> None:
         """Raises UserError on days that a base does not go with."""
-        where, before = f"--base={base.place}", base.schema.days
-        if both := [day for day in new if day in before]:
+        where, moment = f"--base={base.place}", recipe_lib.moment
+        before = {*map(moment, base.schema.days)}
+        if both := [day for day in new if moment(day) in before]:
             remedy = "name the new days in config.prepare.train_days, or these in replay_days"
             what = f"it has the rows of {', '.join(both)} already"
             raise UserError(f"{where}: {what}; {remedy}")
-        recipe_lib.check_unseen(self.recipe, before, where)
+        recipe_lib.check_unseen(self.recipe, base.schema.days, where)
         replayed = recipe_lib.named_days(self.recipe, "replay_days")
-        if never := [day for day in replayed if day not in before]:
+        if never := [day for day in replayed if moment(day) not in before]:
             what = f"it has no rows of {never[0]}, which config.prepare.replay_days has"
             raise UserError(f"{where}: {what}; name days of its own, or put it in train_days")
 

@@ -197,7 +197,7 @@ def _unlike(header: Header, lines: Sequence[Line]) -> list[str]:
         for line in (line for line in lines if line.day == day and line.error is None):
             sizes.setdefault((line.rows, line.clicks), line.policy)
         if len(sizes) > 1:
-            of = [f"{rows:,} rows, {clicks:,} clicks of `{p}`" for (rows, clicks), p in sizes.items()]
+            of = [f"{n:,} rows, {k:,} clicks of `{p}`" for (n, k), p in sizes.items()]
             notes.append(f"{day}: policies were scored on other rows ({'; '.join(of)})")
     return notes
 

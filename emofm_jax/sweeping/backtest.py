@@ -221,7 +221,9 @@ class Backtest:
         for policy in others:
             here = flatten(self.of_policy(policy))
             for field in (field for field in _OF_ROWS if here[field] != there[field]):
-                what = f"{here[field]!r} of policy {policy.name!r}, {there[field]!r} of {first.name!r}"
+                what = (
+                    f"{here[field]!r} of policy {policy.name!r}, {there[field]!r} of {first.name!r}"
+                )
                 remedy = "all policies are judged by the same rows, give them one"
                 raise UserError(f"config.{field}: {what}; {remedy}")
 
