@@ -108,8 +108,14 @@ def test_only_the_step_knows_of_pmap():
 @pytest.mark.parametrize(
     "modules, never",
     [
-        ("prepare report cli points data.features data.synthetic", "jax flax optax"),
-        ("config evaluation.metrics evaluation.comparison reports.plots", "jax flax pyarrow"),
+        (
+            "prepare report cli points data.features data.synthetic evaluation.calibration",
+            "jax flax optax scipy.special scipy.optimize",
+        ),
+        (
+            "config evaluation.metrics evaluation.comparison reports.plots",
+            "jax flax pyarrow scipy.special",
+        ),
     ],
 )
 def test_what_must_start_fast_loads_no_jax(modules, never):

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from scipy import special
+import scipy  # its parts are loaded when they are used
 
 from emofm_jax.evaluation import comparison, metrics
 
@@ -145,16 +145,20 @@ def chance(clicks: Any, rows: Any, p: Any) -> np.ndarray:
     """Two-sided p-value of clicks f[...] among rows f[...], of which each is one with p f[...]."""
     clicks, rows, p = (np.asarray(x, np.float64) for x in (clicks, rows, p))
     clicks, rest = np.minimum(clicks, rows), np.maximum(rows - clicks, 0.0)
-    at_least = np.where(clicks > 0, special.betainc(np.maximum(clicks, 1e-300), rest + 1, p), 1.0)
-    at_most = np.where(rest > 0, special.betaincc(clicks + 1, np.maximum(rest, 1e-300), p), 1.0)
+    at_least = np.where(
+        clicks > 0, scipy.special.betainc(np.maximum(clicks, 1e-300), rest + 1, p), 1.0
+    )
+    at_most = np.where(
+        rest > 0, scipy.special.betaincc(clicks + 1, np.maximum(rest, 1e-300), p), 1.0
+    )
     return np.minimum(1.0, 2 * np.minimum(at_least, at_most))
 
 
 def rate_interval(clicks: float, rows: float) -> tuple[float, float]:
     """Clopper and Pearson's interval of a click rate; clicks and rows need not be whole."""
     rest = rows - clicks
-    low = float(special.betaincinv(clicks, rest + 1, _RISK / 2)) if clicks > 0 else 0.0
-    high = float(special.betaincinv(clicks + 1, rest, 1 - _RISK / 2)) if rest > 0 else 1.0
+    low = float(scipy.special.betaincinv(clicks, rest + 1, _RISK / 2)) if clicks > 0 else 0.0
+    high = float(scipy.special.betaincinv(clicks + 1, rest, 1 - _RISK / 2)) if rest > 0 else 1.0
     return low, high
 
 

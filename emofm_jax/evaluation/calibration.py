@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.optimize
+import scipy  # its parts are loaded when they are used
 
 from emofm_jax.data import files
 from emofm_jax.errors import UserError, check_choice

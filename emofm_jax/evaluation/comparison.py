@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import special
+import scipy  # its parts are loaded when they are used
 
 from emofm_jax.evaluation import metrics
 
@@ -161,7 +161,7 @@ def together(differences: np.ndarray, rows: Interval) -> Interval:
     differences = np.asarray(differences, np.float64)
     k = differences.shape[-1]
     of_seeds = differences.var(axis=-1, ddof=1) / k
-    quantile = special.ndtri((1 + LEVEL) / 2)
+    quantile = scipy.special.ndtri((1 + LEVEL) / 2)
     of_rows = ((np.asarray(rows.high) - rows.low) / 2 / quantile) ** 2
     total = of_seeds + of_rows
     share = np.where(total > 0, of_seeds / np.where(total > 0, total, 1.0), 1.0)
@@ -191,7 +191,7 @@ def holm(p_values: Sequence[float]) -> list[bool]:
 
 def first_step_of_holm(num_seeds: int, num_comparisons: int) -> float:
     """Standard errors over seeds that the clearest of many differences needs to stay by `holm`."""
-    return float(special.stdtrit(num_seeds - 1, 1 - RISK / num_comparisons / 2))
+    return float(scipy.special.stdtrit(num_seeds - 1, 1 - RISK / num_comparisons / 2))
 
 
 def slope(x: Sequence[float] | np.ndarray, y: np.ndarray) -> tuple[float, Interval | None]:
@@ -216,7 +216,7 @@ def slope(x: Sequence[float] | np.ndarray, y: np.ndarray) -> tuple[float, Interv
 
 def rate_interval(rate: float, rows: float) -> Interval:
     """Wilson's interval of a share of `rows` rows."""
-    z = float(special.ndtri((1 + LEVEL) / 2))
+    z = float(scipy.special.ndtri((1 + LEVEL) / 2))
     middle = (rate + z * z / (2 * rows)) / (1 + z * z / rows)
     half = z / (1 + z * z / rows) * np.sqrt(rate * (1 - rate) / rows + z * z / (4 * rows * rows))
     return Interval(rate, float(middle - half), float(middle + half))
@@ -225,9 +225,9 @@ def rate_interval(rate: float, rows: float) -> Interval:
 def student(mean, error, freedom) -> Interval:
     """Interval of a t variable of `freedom` degrees, infinite if normal; a point if error is 0."""
     degrees = np.minimum(freedom, 1e9)
-    half = special.stdtrit(degrees, (1 + LEVEL) / 2) * error
+    half = scipy.special.stdtrit(degrees, (1 + LEVEL) / 2) * error
     with np.errstate(divide="ignore", invalid="ignore"):
-        beyond = 2 * special.stdtr(degrees, -np.abs(mean / error))
+        beyond = 2 * scipy.special.stdtr(degrees, -np.abs(mean / error))
     p = np.where(error > 0, beyond, np.where(mean == 0, 1.0, 0.0))
     found: list[Any] = [np.asarray(x)[()] for x in (mean, mean - half, mean + half, p)]
     return Interval(*found)
