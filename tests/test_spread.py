@@ -155,7 +155,8 @@ def spread(tmp_path_factory):
     home, environment = tmp_path_factory.mktemp("spread"), dict(os.environ)
     devices = "--xla_force_host_platform_device_count=8"
     environment |= {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {devices}".strip()}
-    environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
+    environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
     command = [sys.executable, "-m", "tests.test_spread", str(home)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -163,8 +163,9 @@ class Window:
 
     def add(self, step_metrics: StepMetrics, rows: Rows) -> None:
         """Takes a step's metrics; waits for the step before it: the host is never far ahead."""
-        for array in (step_metrics.p, step_metrics.scalars):
-            array.copy_to_host_async()  # beside the steps that follow
+        with jax.transfer_guard_device_to_host("allow"):  # beside the steps that follow
+            step_metrics.p.copy_to_host_async()
+            step_metrics.scalars.copy_to_host_async()
         if self._before is not None:
             jax.block_until_ready(self._before.scalars)
             if "stop" in self._before.names:
