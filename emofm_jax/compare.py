@@ -233,6 +233,9 @@ def _check(flags: absl_flags.FlagValues) -> list[str]:
     places = [Path(name).resolve() for name in names]
     if twice := next((n for n, p in zip(names, places) if places.count(p) > 1), ""):
         raise UserError(f"{given}: {twice} stands twice; name it once")
+    for name in [name for name in ("require", "cluster") if flags[name].present]:
+        if not str(flags[name].value).strip():  # a variable of a pipeline that is not set, say
+            raise UserError(f"--{name}: it is empty; fill it in, or leave it out")
     if flags.by_values < 1:
         raise UserError(f"--by_values={flags.by_values}: it must be at least 1; give a number")
     if flags.input and (flags["split"].present or flags.data):

@@ -131,6 +131,8 @@ def test_prepared_rows_of_one_data_set(runs):
         ("mine,other/../mine", ["--input=rows.csv"], "mine stands twice"),
         ("mine,other", ["--input=rows.csv", "--require=auc > nan"], "'nan' is no number"),
         ("mine,other", ["--input=rows.csv", "--require=auc > 0,"], "empty beside a comma"),
+        ("mine,other", ["--input=rows.csv", "--require="], "--require: it is empty; fill it in"),
+        ("mine,other", ["--input=rows.csv", "--cluster= "], "--cluster: it is empty; fill it in"),
         ("mine,gone", ["--input=rows.csv"], "gone"),
         ("mine,other", [], "other: its rows (other_data/test) are not those of mine"),
         ("mine,other", ["--input=gone.csv"], "--input=gone.csv: no such file"),

@@ -258,6 +258,10 @@ def test_spellings_of_missing_numbers_and_an_outcome_are_said():
         ("one\ntwo\n", "no columns are to be seen"),
         ("a,b\n1,5\n2,6\n3,7\n", "no column has two values that could be a click and none"),
         ("click,x\n1,\n0,\n", "no value in any row"),
+        ("click,user,user\n0,a,b\n1,a,c\n", "its first line has 'user' twice; rename one"),
+        ('{"click": 0}\n{"click": 1}\n', "it is JSON; write it as Parquet, or as text"),
+        ("click,x\n1,5\n0,6\n,7\n", "none: 'click' is missing in 1 of 3 rows; take them out"),
+        ("# of today\n" + "click,x,y\n" * 30, "no row of as many columns as its first line"),
     ],
 )
 def test_what_cannot_be_guessed_is_one_line(text, line, capsys):
@@ -278,6 +282,54 @@ def test_files_whose_columns_stand_in_another_order_and_names_that_are_ranges():
     assert c.prepare.label == "click" and dict(c.prepare.groups) == {"user": ("user",)}
     assert c.prepare.ignore == ("18-24",) and "reads as a range" in Path("mine.py").read_text()
     prepared()
+
+
+def test_a_column_without_a_name_and_one_that_no_slot_may_be():
+    rows = [[i, i % 2, f"u{i % 9}", "abc"[i % 3]] for i in range(60)]
+    write("log.csv", ["", "click", "user", "weight"], rows)
+    c = suggested("log.csv")
+    assert c.prepare.label == "click" and c.prepare.ignore == ("", "weight")
+    text = Path("mine.py").read_text()
+    assert '# "": a column without a name' in text and "# weight: no slot may be called so" in text
+    prepared()
+
+
+def test_dates_beside_the_day_are_no_slots():
+    days = [f"2024-03-{1 + i // 20:02d}" for i in range(100)]
+    born = [f"19{80 + i % 9}-01-01" for i in range(100)]
+    rows = [[d, i % 2, f"{d} 07:00", b] for i, (d, b) in enumerate(zip(days, born))]
+    write("log.csv", ["day", "click", "seen", "born"], rows)
+    c = suggested("log.csv")
+    assert c.prepare.day_column == "day" and c.prepare.ignore == ("seen",)
+    assert dict(c.prepare.groups) == {"other": ("born",)}
+    prepared()
+
+
+def test_days_that_have_no_order_and_decimals_with_a_comma_are_asked_about():
+    rows = [[f"3/{1 + i // 20}/2024", i % 2, f"{i % 7},{i % 9}5"] for i in range(100)]
+    write("log.csv", ["day", "click", "paid"], rows, separator=";")
+    suggested("log.csv")
+    text = " ".join(Path("mine.py").read_text().split())
+    assert "is 'day' the day of a row? Write it as 2024-03-10" in text
+    assert "are the cells of 'paid' numbers with a decimal comma?" in text
+    prepared()
+
+
+def test_cells_of_several_lines_end_nowhere_in_the_rows_that_tell_the_kind():
+    write("log.csv", ["click", "text", "user"], [])
+    rows = [f'{i % 2},"a\nb",u{i % 9}\n' for i in range(400)]
+    Path("log.csv").write_text("click,text,user\n" + "".join(rows))
+    assert suggested("log.csv").prepare.quoting == "double"
+    prepared()
+
+
+def test_parquet_beside_text_is_refused(capsys):
+    write("log/a.csv", ["click", "user"], [[i % 2, f"u{i % 9}"] for i in range(60)])
+    pq.write_table(pa.table({"click": [0, 1], "user": ["a", "b"]}), "log/b.parquet")
+    assert prepare.main(["prepare", "--suggest=log"]) == 2
+    said = capsys.readouterr().err
+    assert "log/b.parquet is Parquet, log/a.csv is text; name one kind" in said
+    assert said.count("\n") == 1
 
 
 def test_days_behind_the_rows_that_were_read_are_not_trained_on(monkeypatch):

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from emofm_jax.data import bags, labels, recipe, values
 from emofm_jax.data.formats import tabular
+from emofm_jax.data.schema import ROLE_COLUMNS
 from emofm_jax.data.suggest.sample import Sample
 from emofm_jax.errors import UserError
 
@@ -40,6 +41,8 @@ _COUNTS = re.compile(
     r"quantity|score|rate|ratio|views|clicks|impressions|size|revenue|spend|history|income|ctr|"
     r"distance|weeks|months|years|balance|bid|ms|s)(_|$)"
 )
+_NO_DATE = re.compile(r"\d\d?([-/.])\d\d?\1(\d{4}|\d\d)([T ,]+\d.*)?")  # 3/9/2024, 9.3.24
+_COMMA = re.compile(r"[+-]?\d+(,\d+)?")  # a decimal, or two numbers
 _CODE = re.compile(r"[+-]?0\d")  # a number that is a name, as a zip code is: 01234
 # Words of a name -> a group.
 _GROUPS = {
@@ -159,6 +162,10 @@ def guess(sample: Sample) -> Guess:
     """
     seen = [_seen(name, column) for name, column in sample.columns.items()]
     found = Guess()
+    for one in [one for one in seen if not one.name]:
+        found.ignore.append(one.name)
+        found.why[one.name] = "a column without a name, as an index is that pandas writes"
+    seen = [one for one in seen if one.name]
     found.nulls = sorted({x for one in seen for x in one.nulls})
     _roles(sample, seen, found)
     roles = {found.label, found.row_id, found.weight, found.day, *found.ignore}
@@ -201,10 +208,7 @@ def _roles(sample: Sample, seen: Sequence[Seen], found: Guess) -> None:
     """Finds label, day, key, weight and id of a row."""
     binary = [one for one in seen if _is_binary(one)]
     if not binary:
-        raise UserError(
-            f"--suggest={sample.source}: no column has two values that could be a click and none; "
-            "write the experiment file, with config.prepare.positive if the label has others"
-        )
+        raise UserError(f"--suggest={sample.source}: {_no_label(sample, seen)}")
     label = _named(binary, _LABELS) or binary[0]
     found.label = label.name
     found.why[label.name] = f"two values: {label.examples}"
@@ -248,6 +252,18 @@ def _roles(sample: Sample, seen: Sequence[Seen], found: Guess) -> None:
         )
 
 
+def _no_label(sample: Sample, seen: Sequence[Seen]) -> str:
+    """Why no column is taken for the label, and what to do."""
+    what = "no column has two values that could be a click and none"
+    for one in seen:
+        if one.missing and _is_binary(dataclasses.replace(one, text=one.text.drop_null())):
+            rows = f"{one.text.null_count:,} of {sample.num_rows:,} rows"
+            return f"{what}: {one.name!r} is missing in {rows}; take them out, or fill them in"
+    return (
+        f"{what}; write the experiment file, with config.prepare.positive if the label has others"
+    )
+
+
 def _is_clock(one: Seen) -> bool:
     """Whether a column holds seconds, or parts of them, since 1970."""
     numbers = one.numbers
@@ -273,16 +289,25 @@ def _day(sample: Sample, seen: Sequence[Seen], found: Guess) -> None:
         length = 10 if one.distinct[0][4] in "-/" else 8
         days = [x[:length] for x in one.text.to_pylist() if x is not None]
         ordered = np.mean([a <= b for a, b in zip(days, days[1:])]) if len(days) > 1 else 0.0
-        if one.name.lower() not in _DAY_NAMES and ordered < 0.999:
+        if one.missing or ordered < 0.999 and (found.day or one.name.lower() not in _DAY_NAMES):
             continue
-        if one.missing:
+        if found.day:
+            found.ignore.append(one.name)
+            found.why[one.name] = "dates that rise with the rows; days to come were in no row"
             continue
         found.day, found.days = one.name, sorted({*days})
         found.why[one.name] = f"dates, {found.days[0]} to {found.days[-1]}"
         if sample.splits or len(found.days) < _DAYS:
             found.ignore.append(one.name)
             found.why[one.name] += "; days to come were in no training row"
-        return
+
+    for one in seen:
+        named = one.name.lower() in _DAY_NAMES and one.distinct
+        if not found.day and named and all(map(_NO_DATE.fullmatch, one.distinct)):
+            found.questions.append(
+                f"is {one.name!r} the day of a row? Write it as 2024-03-10, and the rows can be "
+                "split by day"
+            )
 
 
 def _slot(one: Seen, found: Guess, named: bool) -> None:
@@ -290,6 +315,10 @@ def _slot(one: Seen, found: Guess, named: bool) -> None:
     if recipe.members(one.name) != [one.name]:
         found.ignore.append(one.name)
         found.why[one.name] = "its name reads as a range of slots; rename it to use it"
+        return
+    if one.name in ROLE_COLUMNS:
+        found.ignore.append(one.name)
+        found.why[one.name] = "no slot may be called so; rename it to use it"
         return
     if not one.distinct:
         found.ignore.append(one.name)
@@ -324,6 +353,11 @@ def _options(one: Seen, named: bool, found: Guess) -> dict:
         lengths = [x.count(separator) + 1 for x in one.text.drop_null().to_pylist()]
         most = max(2, int(np.percentile(lengths, 99)))
         found.why[one.name] = f"up to {max(lengths)} values a cell, {separator!r} between"
+        if separator == "," and max(lengths) == 2 and all(map(_COMMA.fullmatch, one.distinct)):
+            found.questions.append(
+                f"are the cells of {one.name!r} numbers with a decimal comma? Write them with a "
+                f"point, as {one.distinct[0].replace(',', '.')}: they are taken for lists"
+            )
         return {"kind": "multi", "separator": separator, "max_length": most}
     if _is_quantity(one, named):
         low, high = one.numbers.min(), one.numbers.max()

@@ -109,7 +109,7 @@ def _tabular(found: Sample, guess: Guess) -> list[str]:
             lines.append(_line(f"prepare.{field}", name, why or guess.why.get(name, "")))
     if guess.ignore:
         lines += _wrapped("prepare.ignore", tuple(guess.ignore))
-        lines += [f"    # {name}: {guess.why[name]}" for name in guess.ignore]
+        lines += [f"    # {name or _spelled(name)}: {guess.why[name]}" for name in guess.ignore]
     return [*lines, "", *_slots(guess)]
 
 

@@ -82,8 +82,14 @@ def read(source: Path) -> Sample:
     some = np.unique(np.linspace(0, last, min(len(files), _FILES)).round().astype(int)).tolist()
     chosen, most = [files[i] for i in some], ROWS // len(some)
     first = chosen[0]
-    if raw_files.kind(first.path) == "parquet":
+    kinds = {raw_files.kind(file.path) == "parquet": file.path for file in reversed(chosen)}
+    if len(kinds) > 1:
+        both = f"{kinds[True]} is Parquet, {kinds[False]} is text"
+        raise UserError(f"--suggest={source}: {both}; name one kind of files")
+    if True in kinds:
         columns = _joined([_parquet(file.path, most) for file in chosen])
+        if not any(map(len, columns.values())):
+            raise UserError(f"--suggest={source}: {first.path}: it has no row; name raw rows")
         found = Sample("tabular", source, splits, columns)
     else:
         found = _text(source, splits, chosen, most)
@@ -141,6 +147,9 @@ def _joined(tables: Sequence[pa.Table]) -> dict[str, pa.Array]:
 
 def _text(source: Path, splits: dict, chosen: Sequence[RawFile], most: int) -> Sample:
     begins = list(itertools.islice(_lines(chosen[0].path), _LINES))
+    if begins[0].lstrip()[:2] in ("[{", '{"') or begins[0].strip() in ("{", "["):
+        what = "it is JSON; write it as Parquet, or as text of columns"
+        raise UserError(f"--suggest={source}: {chosen[0].path}: {what}")
     for name, pattern in (("cti", _CTI), ("libsvm", _LIBSVM)):
         if all(pattern.fullmatch(line) for line in begins):
             rows = [line for file in chosen for line in itertools.islice(_lines(file.path), most)]
@@ -150,9 +159,12 @@ def _text(source: Path, splits: dict, chosen: Sequence[RawFile], most: int) -> S
     if not separator:
         what = "no columns are to be seen, with tab, comma, semicolon or bar between them"
         raise UserError(f"--suggest={source}: {chosen[0].path}: {what}; write the experiment file")
-    quoting = "double" if _parses(begins, separator) else "none"
+    quoting = "double" if _parses(chosen[0].path, separator) else "none"
     parts = [_cells(file.path, separator, quoting, most) for file in chosen]
     header = _is_header(parts[0])
+    if header and (twice := [name for name in parts[0][0] if parts[0][0].count(name) > 1]):
+        what = f"its first line has {twice[0]!r} twice; rename one of the two"
+        raise UserError(f"--suggest={source}: {chosen[0].path}: {what}")
     for file, part in zip(chosen, parts):
         if header and {*part[0]} != {*parts[0][0]}:
             other = f"{file.path} has other columns than {chosen[0].path}"
@@ -164,7 +176,10 @@ def _text(source: Path, splits: dict, chosen: Sequence[RawFile], most: int) -> S
         whole = (row for row in part[header:] if len(row) == len(names))
         cells += [[row[i] for i in places] for row in whole]
     if not cells:
-        raise UserError(f"--suggest={source}: {chosen[0].path}: it has no row; name raw rows")
+        what = "it has no row"
+        if len(parts[0]) > 1:
+            what += f" of as many columns as its first line ({', '.join(names):.40})"
+        raise UserError(f"--suggest={source}: {chosen[0].path}: {what}; name raw rows")
     columns = {name: pa.array(column, pa.string()) for name, column in zip(names, zip(*cells))}
     return Sample("tabular", source, splits, columns, separator, quoting, header)
 
@@ -187,10 +202,11 @@ def _separator(begins: Sequence[str]) -> str:
     return best
 
 
-def _parses(begins: Sequence[str], separator: str) -> bool:
-    """Whether double quotes stand around cells, wherever there are any."""
+def _parses(path: Path, separator: str) -> bool:
+    """Whether double quotes stand around cells, wherever there are any in the first rows."""
+    reader = csv.reader(_lines(path), delimiter=separator, strict=True)
     try:
-        return bool(list(csv.reader(begins, delimiter=separator, strict=True)))
+        return any(reader.line_num >= _LINES for _ in reader) or reader.line_num > 0
     except csv.Error:
         return False
 
@@ -202,9 +218,12 @@ def _cells(path: Path, separator: str, quoting: str, most: int) -> list[list[str
 
 
 def _is_header(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether the first row names the columns: different words, no numbers, not seen below."""
+    """Whether the first row names the columns: words, no numbers, not seen below.
+
+    One column may be without a name, as the index is that pandas writes.
+    """
     first, below = rows[0], rows[1:_LINES]
-    if not all(first) or len({*first}) < len(first) or any(map(is_number, first)):
+    if first.count("") > 1 or not any(first) or any(map(is_number, first)):
         return False
     seen = [{row[i] for row in below if len(row) == len(first)} for i in range(len(first))]
     return not below or sum(name in values for name, values in zip(first, seen)) * 2 < len(first)
