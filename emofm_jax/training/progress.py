@@ -1,14 +1,14 @@
 """Where a run stands, and how it is seen: the loop's state, the window of a log line, log.jsonl.
 
 `Progress` is what must survive a stop beside the TrainState. The metrics of steps stay on the
-device until their window is closed, and are copied to the host meanwhile: the loop never waits for
-a number that nobody reads yet.
+device until their window is closed: the loop never waits for a number that nobody reads yet.
 """
 
+import concurrent.futures
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -109,12 +109,28 @@ class Log:
 
     def __init__(self, workdir: Path, progress: Progress, writes: bool = True):
         self._writes = writes  # of several processes one
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._later: concurrent.futures.Future | None = None  # a line that is being made
         if writes:
             self._lines = files.Appended(workdir / "log.jsonl", progress.log_bytes)
             self._board = Board(workdir, progress.step + 1)
 
     def write(self, event: str, **values) -> None:
         """Writes one line; `values` has the step."""
+        self._settle()
+        self._write(event, values)
+
+    def write_later(self, event: str, make: Callable[[], dict[str, Any]]) -> None:
+        """Writes the line that `make` returns, both in a thread; the next line waits for it."""
+        self._settle()
+        self._later = self._thread.submit(lambda: self._write(event, make()))
+
+    def _settle(self) -> None:
+        if self._later is not None:
+            later, self._later = self._later, None
+            later.result()
+
+    def _write(self, event: str, values: dict[str, Any]) -> None:
         if not self._writes:
             return
         self._lines.write(files.as_json({"event": event, **values}) + "\n")
@@ -123,15 +139,20 @@ class Log:
 
     def size(self) -> int:
         """Bytes of log.jsonl."""
+        self._settle()
         return self._lines.size if self._writes else 0
 
     def __enter__(self) -> "Log":
         return self
 
     def __exit__(self, *_) -> None:
-        if self._writes:
-            self._lines.close()
-            self._board.close()
+        try:
+            self._settle()
+        finally:
+            self._thread.shutdown()
+            if self._writes:
+                self._lines.close()
+                self._board.close()
 
 
 class Window:
@@ -163,9 +184,6 @@ class Window:
 
     def add(self, step_metrics: StepMetrics, rows: Rows) -> None:
         """Takes a step's metrics; waits for the step before it: the host is never far ahead."""
-        with jax.transfer_guard_device_to_host("allow"):  # beside the steps that follow
-            step_metrics.p.copy_to_host_async()
-            step_metrics.scalars.copy_to_host_async()
         if self._before is not None:
             jax.block_until_ready(self._before.scalars)
             if "stop" in self._before.names:
@@ -183,7 +201,7 @@ class Window:
             self._started = time.perf_counter()
 
     def close(self) -> None:
-        """Fetches the metrics, checks them and writes the line; starts a new window.
+        """Fetches the metrics, checks them and lets the line be written; starts a new window.
 
         Raises:
           UserError: a quantity of a step is not finite.
@@ -194,38 +212,22 @@ class Window:
         seconds = time.perf_counter() - self._started
         self._check_finite(steps)
 
-        line = self._line(steps, seconds)
-        self._log.write("train", **line)
-        auc, logloss = ("-" if x is None else f"{x:.4f}" for x in (line["auc"], line["logloss"]))
-        self._bar.set_postfix_str(f"logloss {logloss}, AUC {auc}, input {line['input_wait']:.0%}")
+        place, labels, bar = self._place(seconds), self._labels, self._bar
+        self._log.write_later("train", lambda: _line(place, steps, labels, bar))
 
         self._progress.rows += self._rows
         self._progress.seconds += seconds
         self._progress.waited += self._waited
         return self.restart()
 
-    def _line(self, steps: list[StepMetrics], seconds: float) -> dict[str, Any]:
-        """Figures of the steps, each row scored by the parameters before its step."""
-        label, weight = (np.concatenate(arrays) for arrays in zip(*self._labels))
-        counts = [len(of_step) for of_step, _ in self._labels]
-        p = np.concatenate([s.p.reshape(-1)[:n] for s, n in zip(steps, counts)])
-        real = weight > 0
-        label, p, weight = label[real], p[real], weight[real]
-
-        line = {
+    def _place(self, seconds: float) -> dict[str, Any]:
+        """What a line says of where the run stands and how fast it is."""
+        return {
             "step": self._progress.step,
             "epoch": self._progress.epoch + self._progress.rows_done / self._epoch_rows,
-            "logloss": metrics.logloss(label, p, weight),
-            "auc": metrics.auc(label, p, weight),
             "rows_per_s": self._rows / seconds,
             "input_wait": self._waited / seconds,
-            "embedding_norm": float(np.mean([s["embedding_norm"][0] for s in steps])),
-            "network_norm": float(np.mean([s["network_norm"][0] for s in steps])),
         }
-        if "am_sum" in steps[0].names:
-            nats, known = (sum(float(s[k][0]) for s in steps) for k in ("am_sum", "am_weight_sum"))
-            line["am_logloss"] = nats / known if known else None
-        return line
 
     def _check_finite(self, steps: list[StepMetrics]) -> None:
         for number, step in enumerate(steps, self._progress.step - len(steps) + 1):
@@ -235,3 +237,29 @@ class Window:
                     "learning rate, clip the gradient (config.optim.clip), or look for extreme "
                     "values in numeric slots"
                 )
+
+
+def _line(place: dict[str, Any], steps: list[StepMetrics], labels: list, bar: tqdm) -> dict:
+    """Figures of the steps, each row scored by the parameters before its step."""
+    label, weight = (np.concatenate(arrays) for arrays in zip(*labels))
+    counts = [len(of_step) for of_step, _ in labels]
+    p = np.concatenate([s.p.reshape(-1)[:n] for s, n in zip(steps, counts)])
+    real = weight > 0
+    label, p, weight = label[real], p[real], weight[real]
+
+    line = {
+        "step": place["step"],
+        "epoch": place["epoch"],
+        "logloss": metrics.logloss(label, p, weight),
+        "auc": metrics.auc(label, p, weight),
+        "rows_per_s": place["rows_per_s"],
+        "input_wait": place["input_wait"],
+        "embedding_norm": float(np.mean([s["embedding_norm"][0] for s in steps])),
+        "network_norm": float(np.mean([s["network_norm"][0] for s in steps])),
+    }
+    if "am_sum" in steps[0].names:
+        nats, known = (sum(float(s[k][0]) for s in steps) for k in ("am_sum", "am_weight_sum"))
+        line["am_logloss"] = nats / known if known else None
+    auc, logloss = ("-" if x is None else f"{x:.4f}" for x in (line["auc"], line["logloss"]))
+    bar.set_postfix_str(f"logloss {logloss}, AUC {auc}, input {line['input_wait']:.0%}")
+    return line
