@@ -155,6 +155,23 @@ def test_goes_on_after_any_batch(tmp_path, monkeypatch, shuffle_rows):
                 np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.parametrize("process", [(0, 1), (1, 2)])
+@pytest.mark.parametrize("shuffle_rows", [0, 130])
+def test_epochs_in_one_go_are_those_read_one_by_one(tmp_path, monkeypatch, shuffle_rows, process):
+    """From the middle of one on, decoded in several threads."""
+    monkeypatch.setattr(batches.engines, "num_cores", lambda: 8)
+    split = write(tmp_path, 500, 64, monkeypatch)
+    how = dict(shuffle_rows=shuffle_rows, window_rows=100, seed=3, process=process)
+    done = list(batches.read(split, 30, epoch=1, **how))[2].rows_done
+    apart = list(batches.read(split, 30, epoch=1, skip_rows=done, **how))
+    apart += [x for epoch in (2, 3) for x in batches.read(split, 30, epoch=epoch, **how)]
+    whole = list(batches.read(split, 30, epoch=1, num_epochs=3, skip_rows=done, **how))
+    assert [x.rows_done for x in whole] == [x.rows_done for x in apart]
+    for a, b in zip(whole, apart, strict=True):
+        for x, y in zip(a.batch, b.batch):
+            np.testing.assert_array_equal(x, y)
+
+
 def test_devices_split_the_rows(tmp_path):
     split = write(tmp_path, 10)
     (one,), (four,) = batches.read(split, 12), batches.read(split, 12, num_devices=4)

@@ -255,7 +255,7 @@ def test_an_id_out_of_range_is_named(slot, place, bad, message):
         features.check_ids(SCHEMA, made, valid)
 
 
-@pytest.mark.parametrize("num_rows", [0, 1, 5])
+@pytest.mark.parametrize("num_rows", [0, 1, 5, 9000])
 def test_a_matrix_of_features_and_back_and_what_does_not_fit_is_refused(num_rows):
     made, layout = features.example(SCHEMA, num_rows), Layout(SCHEMA)
     packed = layout.pack(made)

@@ -1,5 +1,6 @@
 """The loop's decisions without training: what an evaluation keeps, lowers and ends; lines without a number."""
 
+import time
 import types
 
 import jax
@@ -137,3 +138,22 @@ def test_a_log_is_cut_back_and_goes_on(tmp_path):
     lines = (tmp_path / "log.jsonl").read_text()
     assert [files.from_json(line)["loss"] for line in lines.splitlines()] == [0.5, 0.3]
     assert found.log_bytes == len(lines)
+
+
+def test_a_line_that_takes_its_time_is_waited_for(tmp_path):
+    found = progress.Progress()
+
+    def slow(loss):
+        time.sleep(0.05)
+        return {"step": 1, "loss": loss}
+
+    with progress.Log(tmp_path, found) as log:
+        log.write_later("train", lambda: slow(0.5))
+        log.write("evaluate", step=1, auc=0.5)
+        log.write_later("train", lambda: slow(0.4))
+        assert log.size() == len((tmp_path / "log.jsonl").read_text())
+        log.write_later("train", lambda: slow(0.3))
+    lines = [files.from_json(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line.get("loss") for line in lines] == [0.5, None, 0.4, 0.3]
+    with pytest.raises(ZeroDivisionError), progress.Log(tmp_path, found) as log:
+        log.write_later("train", lambda: {"step": 1 // 0})

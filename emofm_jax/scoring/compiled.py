@@ -24,6 +24,7 @@ from emofm_jax.data.schema import Schema
 from emofm_jax.training import compilation
 
 _FEW = 8  # rows
+_BLOCK = 4096  # rows that are packed and checked at a time: they stay in the cache
 _CONSTANT = 1 << 24  # numbers that all constants together may have
 _INFINITE = 0x7F800000  # the bits of inf, but for the sign
 _MAX_WEIGHT = int(np.float32(bags.MAX_WEIGHT).view(np.int32))
@@ -103,25 +104,36 @@ class Layout:
             arrays = tuple([x.view(np.int32) for x in arrays])
         if num_rows == 1:
             matrix = np.concatenate(arrays, axis=None)[None]
-        else:
-            columns = [x if width else x[:, None] for x, width in zip(arrays, self._widths)]
+            return matrix if self._fits(matrix) else None
+        columns = [x if width else x[:, None] for x, width in zip(arrays, self._widths)]
+        if num_rows <= _BLOCK:
             matrix = np.concatenate(columns, axis=1)
+            return matrix if self._fits(matrix) else None
+        matrix = np.empty((num_rows, len(self._span)), np.int32)
+        for start in range(0, num_rows, _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            block = np.concatenate([x[rows] for x in columns], axis=1, out=matrix[rows])
+            if not self._fits(block):
+                return None
+        return matrix
 
+    def _fits(self, matrix: np.ndarray) -> bool:
+        """Whether all ids are in range, and all numbers are finite or missing."""
         # As an unsigned number, what is below the lowest is above the span.
         if not ((matrix - self._lowest).view(np.uint32) < self._span).all():
-            return None
+            return False
         if self._numbers is None:
-            return matrix
+            return True
         bits = matrix & 0x7FFFFFFF
         if (self._numbers & (bits == _INFINITE)).any():
-            return None
+            return False
         if self._weights is not None and (self._weights & (bits > _MAX_WEIGHT)).any():
-            return None
+            return False
         for columns in self._vectors:
             missing = bits[:, columns] > _INFINITE
             if (missing.any(axis=1) != missing.all(axis=1)).any():
-                return None
-        return matrix
+                return False
+        return True
 
     def unpack(self, matrix: jax.Array) -> dict[str, jax.Array]:
         """Returns the features again, in a program or outside."""
