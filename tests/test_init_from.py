@@ -302,6 +302,14 @@ def test_days_that_it_has_seen_evaluate_nothing(tmp_path):
             "another model (optim.embedding.name 'adam' there, 'sgd' here)",
         ),
         (
+            [
+                "--init_from=dnn",
+                "--config.train.init_moments=True",
+                "--config.optim.network.name=sgd",
+            ],
+            "(optim.network.name 'adam' there, 'sgd' here); take its options, or leave out train.init",
+        ),
+        (
             ["--config.train.init_moments=True"],
             "config.train.init_moments: it has no effect without",
         ),

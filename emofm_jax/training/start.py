@@ -144,15 +144,16 @@ def _restore(
         found = checkpoint.restore(directory / "checkpoints", state, step=step, only=only)
     except UserError:
         changed = config_lib.difference(theirs, config)
-        of_model = [
-            p for p in changed if p.startswith("model.") or p.endswith("optim.embedding.name")
-        ]
+        decide = ("model.", "optim." if config.train.init_moments else "optim.embedding.name")
+        of_model = [p for p in changed if p.startswith(decide) and not p.endswith("learning_rate")]
         differs = [
             f"{path} {changed[path][0]!r} there, {changed[path][1]!r} here" for path in of_model
         ]
         if not differs:
             raise
         remedy = "take its options, or train afresh"
+        if not any(path.startswith("model.") for path in of_model) and config.train.init_moments:
+            remedy = "take its options, or leave out train.init_moments"
         raise UserError(f"{where}: another model ({'; '.join(differs)}); {remedy}") from None
     build.check_data(directory, found, schema)
     return found
