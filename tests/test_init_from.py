@@ -242,6 +242,43 @@ def test_new_types_and_slots_start_afresh_and_are_said(home):
     assert kernel == "params/network/mlp/hidden_0/kernel [1, 28, 8], [1, 24, 8] there"
 
 
+@pytest.mark.parametrize("model", ["emofmv2", "deepfm"])
+def test_columns_of_types_go_to_their_types(home, model):
+    """[embeddings | weights of type 1 | .. | of the auxiliary model]: a new type's are in between."""
+    own = {
+        "emofmv2": ["stage1=(4,)", "stage2=(4,)", "am_reads=own"],
+        "deepfm": ["type_aware=True", "am_reads=own"],
+    }
+    of_model = [f"--config.model.{option}" for option in [f"name={model}", *own[model]]]
+    assert trained("wm", DAYS[:1], "wm_d0", model, *of_model) == 0
+    text = Path("shop.py").read_text().replace('("home", "cart")', '("home", "cart", "search")')
+    Path("more.py").write_text(text)
+    if not Path("three").exists():
+        argv = flags("wm", "three", DAYS[1:2])[1:]
+        assert prepare.main(["prepare", "--config=more.py:wm", *argv, "--base=wm"]) == 0
+    config = config_lib.load(Path(model))
+    config.prepare.types = ("home", "cart", "search")
+    config.data.dir, config.train.init_from, config.train.init_moments = "three", model, True
+    parts = build.make_parts(config, schema_lib.load(Path("three")))
+    found = start.make(config, parts).state
+    old, of_old = kept(model)
+
+    first = 4 + {"emofmv2": 3, "deepfm": 2}[model]  # embeddings, weights of two types (and of all)
+    moments = lambda state: next(
+        x for x in jax.tree.leaves(state.opt_state["embedding"]) if np.ndim(x) == 2
+    )
+    fresh = state_lib.fetch(parts.init())
+    for table in (lambda state: state.params["embedding"], moments):
+        ours = by_value(parts.schema, "three", table(found))
+        theirs = by_value(of_old.schema, model, table(old))
+        init = by_value(parts.schema, "three", table(fresh))
+        assert {len(row) for row in theirs.values()} == {first + 8}
+        for key, row in theirs.items():
+            if key in ours:
+                np.testing.assert_array_equal(np.delete(ours[key], first), row)
+                assert ours[key][first] == init[key][first]
+
+
 def test_the_program_starts_stops_and_goes_on_without_its_parent(home, capsys):
     shutil.copytree("dnn", "gone")
     argv = (

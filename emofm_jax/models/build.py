@@ -20,6 +20,7 @@ from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
 from emofm_jax.models import EMOFM, MODELS
 from emofm_jax.models.members import Members
+from emofm_jax.models.members import columns as columns
 from emofm_jax.models.members import first_order as first_order
 from emofm_jax.models.members import starts_at_zero as starts_at_zero
 from emofm_jax.models.members import table_width as table_width

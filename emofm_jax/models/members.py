@@ -95,6 +95,14 @@ def table_width(module: nn.Module) -> int:
     return typed.table_width(module)
 
 
+def columns(module: nn.Module) -> list[tuple]:
+    """What each column of the table is, [table_width]: the same name in models of other types."""
+    if not isinstance(module, Members):
+        return [(0, *name) for name in typed.columns(module)]
+    own = range(module.num_members if module.share == "none" else 1)
+    return [(member, *name) for member in own for name in typed.columns(module.network)]
+
+
 def first_order(module: nn.Module) -> np.ndarray:
     """bool[table_width]: the columns that hold first-order weights."""
     return _of_all(module, typed.first_order)

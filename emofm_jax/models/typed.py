@@ -30,6 +30,16 @@ def table_width(module: nn.Module) -> int:
     return sum(_widths(module))
 
 
+def columns(module: nn.Module) -> list[tuple[str, int, int]]:
+    """What each column of the table is, [table_width]: the same name in models of other types."""
+    embeddings, weights, of_am = _widths(module)
+    network = module.network if isinstance(module, Typed) else module
+    own = max(_extra_columns(network.network)[1], 1) if isinstance(network, Copies) else weights
+    of_weights = [("own", i // own, i % own) for i in range(weights)]
+    of_all = [("all", 0, i) for i in range(embeddings)]
+    return [*of_all, *of_weights, *(("am", 0, i) for i in range(of_am))]
+
+
 def first_order(module: nn.Module) -> np.ndarray:
     """bool[table_width]: the columns that hold first-order weights."""
     embeddings, weights, of_am = _widths(module)

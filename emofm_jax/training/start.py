@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from flax import linen as nn
 from ml_collections import ConfigDict
 
 from emofm_jax import config as config_lib
@@ -27,12 +28,15 @@ from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.errors import UserError
+from emofm_jax.models import build as model_lib
 from emofm_jax.training import build, checkpoint, run_data
 from emofm_jax.training import state as state_lib
 from emofm_jax.training import workdir as workdir_lib
 from emofm_jax.training.build import Parts
 from emofm_jax.training.progress import Progress
 from emofm_jax.training.state import TrainState
+
+Places = tuple[np.ndarray, np.ndarray]  # i64[n], i64[n]: of the old table, and of the new one
 
 # Fields of a slot that may differ: they change no meaning of a row of the table.
 _MAY_DIFFER = ("digest", "min_count", "max_length", "keep")
@@ -91,9 +95,10 @@ def make(config: ConfigDict, parts: Parts) -> Start:
         days = run_data.trained_days(directory, schema)
         if ours.recipe:
             recipe_lib.check_unseen(ours.recipe, days, where)
-        found = _restore(config, theirs, schema, directory)
+        found, module = _restore(config, theirs, schema, directory)
         rows = _rows(schema, ours, directory, storage.reading(config.data.dir))
-    state, fresh = _carry(parts, schema, found.state, rows, moments)
+    columns = _columns(module, parts.module)
+    state, fresh = _carry(parts, schema, found.state, (rows, columns), moments)
     new = [f"slot {s.name!r} is new" for s in ours.slots if s.name not in _by_name(schema)]
     new += [f"type {name!r} is new" for name in ours.types[schema.num_types :]]
     of = {"place": str(directory), "step": found.step, "identity": schema.identity}
@@ -126,15 +131,16 @@ def _problems(old: Schema, new: Schema) -> Iterator[str]:
 
 def _restore(
     config: ConfigDict, theirs: ConfigDict, schema: Schema, directory: Path
-) -> checkpoint.Restored:
-    """The state that the other run is evaluated with: what of it the new run asks for."""
+) -> tuple[checkpoint.Restored, nn.Module]:
+    """The state that the other run is evaluated with, what of it is asked for; and its model."""
     where = f"--init_from={directory}"
     progress = Progress.from_json(checkpoint.read_info(directory / "checkpoints")[1])
     if not progress.finished:
         raise UserError(f"{where}: its run has not ended; let the same command of it go on first")
     like = config.copy_and_resolve_references()
     like.train.average_epochs = theirs.train.average_epochs
-    state = build.without_scratch(jax.eval_shape(build.make_parts(like, schema).init))
+    there = build.make_parts(like, schema)
+    state = build.without_scratch(jax.eval_shape(there.init))
     only = {"params", "stats", "average"} | ({"opt_state"} if config.train.init_moments else set())
     state = state.replace(**{name: () for name in ("step", "lr_scale")})
     if not config.train.init_moments:
@@ -156,10 +162,10 @@ def _restore(
             remedy = "take its options, or leave out train.init_moments"
         raise UserError(f"{where}: another model ({'; '.join(differs)}); {remedy}") from None
     build.check_data(directory, found, schema)
-    return found
+    return found, there.module
 
 
-def _rows(old: Schema, new: Schema, there: Path, here: Path) -> tuple[np.ndarray, np.ndarray]:
+def _rows(old: Schema, new: Schema, there: Path, here: Path) -> Places:
     """i64[n], i64[n]: rows of the old table, and the rows of the new one with the same meaning."""
     before, now = encode.load_vocabularies(old, there), encode.load_vocabularies(new, here)
     first = dict(zip((slot.name for slot in old.slots), old.offsets.tolist()))
@@ -177,11 +183,19 @@ def _rows(old: Schema, new: Schema, there: Path, here: Path) -> tuple[np.ndarray
     return np.concatenate(from_), np.concatenate(to)
 
 
+def _columns(old: nn.Module, new: nn.Module) -> Places:
+    """Columns of the old table, and those of the new one with the same meaning."""
+    before = {name: i for i, name in enumerate(model_lib.columns(old))}
+    pairs = [(before[n], i) for i, n in enumerate(model_lib.columns(new)) if n in before]
+    there, here = np.array(pairs, np.int64).T
+    return there, here
+
+
 def _carry(
     parts: Parts,
     old: Schema,
     found: TrainState,
-    rows: tuple[np.ndarray, np.ndarray],
+    table: tuple[Places, Places],
     moments: bool,
 ) -> tuple[TrainState, list[str]]:
     """A fresh state with what the other one has for it; and what stays fresh, in words."""
@@ -204,7 +218,7 @@ def _carry(
         for path, leaf in here.items():
             is_table = path.removeprefix("params/").startswith("embedding")
             by_row = is_table and state_lib.is_by_row(leaf, parts.schema.num_rows)
-            of = rows if by_row else None
+            of = table if by_row else None
             carried = _array(leaf, there.get(path), old, parts.schema, of)
             leaves.append(leaf if carried is None else carried)
             if carried is None and name != "opt_state":
@@ -231,7 +245,7 @@ def _array(
     there: np.ndarray | None,
     old: Schema,
     new: Schema,
-    rows: tuple[np.ndarray, np.ndarray] | None,
+    table: tuple[Places, Places] | None,
 ) -> np.ndarray | None:
     """An array of the new run with what the other has for it; None if it has nothing.
 
@@ -239,13 +253,17 @@ def _array(
       fresh: of the new run.
       there: of the other run, if it has one.
       old, new: schemas.
-      rows: as `_rows` gives them, of a table or its moments; None of any other array.
+      table: as `_rows` and `_columns` give them, of a table or its moments; else None.
     """
     if there is None or fresh.ndim != there.ndim:
         return None
-    if rows is not None:
+    if table is not None:
         found = fresh.copy()
-        found[rows[1]] = there[rows[0]]
+        (of_old, of_new), columns = table
+        if fresh.ndim == 1:
+            found[of_new] = there[of_old]
+        else:  # columns, of which a new type brings some
+            found[np.ix_(of_new, columns[1])] = there[np.ix_(of_old, columns[0])]
         return found
     if fresh.shape == there.shape:
         return there
