@@ -309,7 +309,7 @@ class _Plan(NamedTuple):
     first: int  # window
     start: int  # rows of it that are left out
     done: int  # rows of all processes
-    taken: int  # steps that this makes
+    taken: int  # steps that this makes of several processes
     seeds: tuple[int, ...] | None  # of the order of the rows in a window; None: as they stand
 
     @classmethod
@@ -323,14 +323,14 @@ class _Plan(NamedTuple):
         skip_rows: int,
     ) -> "_Plan":
         """Of an epoch, `skip_rows` of which are done (`read`)."""
-        (index, count), place = process, (1,)
+        (index, count), place, taken = process, (1,), 0
         order = _order(split, None if seeds is None else np.random.default_rng((*seeds, 0)))
         steps = _Steps.make(split, order, batch_size, count)
+        start = skip_rows  # one process goes on after any row, with batches of another size too
         if count > 1:
             order, place = order[index::count], (1, index)
-        taken = steps.taken(skip_rows)
-        # One process goes on after any row, with batches of another size too.
-        start = skip_rows if count == 1 else min(taken * steps.size, steps.rows[index])
+            taken = steps.taken(skip_rows)
+            start = min(taken * steps.size, steps.rows[index])
         windows, first = _windows(split, order, min_rows), 0
         while first < len(windows) and windows[first].num_rows <= start:
             start -= windows[first].num_rows
