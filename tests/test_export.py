@@ -241,8 +241,9 @@ def flip(path, place=-5, bit=1):
     path.write_bytes(data)
 
 
-def edit(path, **changes):
-    path.write_text(json.dumps(files.read_json(path) | changes))
+def edit(path, without="", **changes):
+    body = files.read_json(path) | changes
+    path.write_text(json.dumps({name: x for name, x in body.items() if name != without}))
 
 
 def unchecked(path):
@@ -274,6 +275,10 @@ def unchecked(path):
         ),
         (
             lambda p: (edit(p / "signature.json", schema="x"), unchecked(p)),
+            "schema.json is not of the run",
+        ),
+        (
+            lambda p: (edit(p / "signature.json", without="schema"), unchecked(p)),
             "schema.json is not of the run",
         ),
         (

@@ -78,7 +78,7 @@ def load(directory: Path) -> tuple[Export, dict]:
     """
     loaded = _load(directory)
     schema = schema_lib.load(directory)
-    if schema.fingerprint() != loaded.signature["schema"]:
+    if schema.fingerprint() != loaded.signature.get("schema"):
         other = "schema.json is not of the run that the weights are of"
         raise UserError(f"{directory}: {other}; copy the artefact again")
     origins = loaded.signature.get("origins", ())
