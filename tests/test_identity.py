@@ -245,9 +245,12 @@ def test_a_link_to_the_data_stays_a_link(tmp_path):
     assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "x").exists()
 
 
-@pytest.mark.parametrize(
-    "field, value", [("digests", None), ("name", 1), ("recipe", []), ("has_weight", 0)]
-)
+OTHER = [("digests", None), ("name", 1), ("recipe", []), ("has_weight", 0), ("types", [1])]
+OTHER += [("rows_per_type", ["1"]), ("clicks_per_type", [1, 2]), ("days", [20240101])]
+OTHER += [("unknown_per_slot", [{}]), ("unknown_per_slot", [0.1, 0.2])]
+
+
+@pytest.mark.parametrize("field, value", OTHER)
 def test_a_schema_of_other_types_is_none(tmp_path, field, value):
     body = Schema("x", (Slot("s", "g", rows=9),)).to_json()
     files.write_json(tmp_path / "schema.json", body | {field: value})

@@ -290,7 +290,12 @@ class Schema:
         fields: dict[str, Any] = {k: tuple(v) if type(v) is list else v for k, v in body.items()}
         fields["slots"] = tuple(_slot(slot) for slot in fields["slots"])
         del fields["format_version"]
-        return cls(**_typed(cls, fields))
+        schema = cls(**_typed(cls, fields))
+        for name, (kind, count) in _elements(schema).items():
+            values = getattr(schema, name)
+            if len(values) not in (0, count) or not all(type(x) in kind for x in values):
+                raise TypeError(f"{name} is {str(values)[:100]}")
+        return schema
 
     def save(self, directory: Path) -> None:
         """Writes schema.json."""
@@ -421,6 +426,17 @@ def _typed(owner: type, fields: dict[str, Any]) -> dict[str, Any]:
         if type(value) is not kind and not is_whole:
             raise TypeError(f"{field.name} is {str(value)[:100]!r}")
     return fields
+
+
+def _elements(schema: Schema) -> dict[str, tuple[tuple[type, ...], int]]:
+    """Of fields that are lists: of what they are, and how many there are if any."""
+    return {
+        "rows_per_type": ((int,), schema.num_types + 1),
+        "clicks_per_type": ((int,), schema.num_types + 1),
+        "unknown_per_slot": ((int, float), schema.num_slots),
+        "types": ((str,), schema.num_types),
+        "days": ((str,), len(schema.days)),
+    }
 
 
 def _problems_of_slot(slot: Slot) -> Iterator[str]:

@@ -90,7 +90,7 @@ def _load(directory: Path) -> Any:
     """Calls `score.load`, which knows no UserError."""
     try:
         return score.load(directory)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         path = Path(directory) / "signature.json"
         raise UserError(f"{path}: not readable ({error}); copy the artefact again") from None
     except ValueError as error:
