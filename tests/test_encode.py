@@ -243,3 +243,9 @@ def test_rows_to_predict_that_cannot_be_read(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"user\nu\n")
     with pytest.raises(UserError, match="no column 'age'"):
         next(encode.read_encoded(csv_schema(), tmp_path, tmp_path / "a.csv"))
+
+
+def test_a_schema_that_names_no_format_has_no_raw_rows(tmp_path):
+    schema = Schema("x", (Slot("s", "g", rows=9),))
+    with pytest.raises(UserError, match="rows.csv: such data has no raw rows; name a directory"):
+        next(encode.read_encoded(schema, tmp_path, tmp_path / "rows.csv"))

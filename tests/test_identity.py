@@ -247,7 +247,7 @@ def test_a_link_to_the_data_stays_a_link(tmp_path):
 
 OTHER = [("digests", None), ("name", 1), ("recipe", []), ("has_weight", 0), ("types", [1])]
 OTHER += [("rows_per_type", ["1"]), ("clicks_per_type", [1, 2]), ("days", [20240101])]
-OTHER += [("unknown_per_slot", [{}]), ("unknown_per_slot", [0.1, 0.2])]
+OTHER += [("unknown_per_slot", [{}]), ("unknown_per_slot", [0.1, 0.2]), ("rows_per_type", [-1])]
 
 
 @pytest.mark.parametrize("field, value", OTHER)
@@ -255,6 +255,10 @@ def test_a_schema_of_other_types_is_none(tmp_path, field, value):
     body = Schema("x", (Slot("s", "g", rows=9),)).to_json()
     files.write_json(tmp_path / "schema.json", body | {field: value})
     with pytest.raises(UserError, match=f"schema.json: not a schema .{field} is .*; prepare again"):
+        schema_lib.load(tmp_path)
+    counts = {"rows_per_type": [1], "clicks_per_type": [2]}
+    files.write_json(tmp_path / "schema.json", body | counts)
+    with pytest.raises(UserError, match="schema.json: not a schema .a type has more clicks"):
         schema_lib.load(tmp_path)
     slots = [body["slots"][0] | {"rows": "9"}]
     files.write_json(tmp_path / "schema.json", body | {"slots": slots})

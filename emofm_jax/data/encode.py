@@ -542,7 +542,7 @@ def read_encoded(
     Raises:
       UserError: missing or damaged file, columns that do not fit the recipe; never for a bad row.
     """
-    source = schema.recipe["format"]
+    source = schema.recipe.get("format", "such")  # a schema that prepare did not write
     if source not in formats.FORMATS:
         first = path if isinstance(path, Path) else path[0].path
         raise UserError(f"{first}: {source} data has no raw rows; name a directory of shards")

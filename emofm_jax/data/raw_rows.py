@@ -118,7 +118,7 @@ class RawRows:
 
 def _check(schema: Schema, path: Path) -> None:
     where = f"--input={path}"
-    if schema.recipe["format"] == "synthetic":
+    if schema.recipe.get("format") == "synthetic":
         remedy = "name shards of such data (--data=DIR)"
         raise UserError(f"{where}: the run's data are made up, and have no raw rows; {remedy}")
     if not path.exists():

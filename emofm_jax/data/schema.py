@@ -293,8 +293,12 @@ class Schema:
         schema = cls(**_typed(cls, fields))
         for name, (kind, count) in _elements(schema).items():
             values = getattr(schema, name)
-            if len(values) not in (0, count) or not all(type(x) in kind for x in values):
+            is_number = kind != (str,)
+            fits = all(type(x) in kind and (not is_number or x >= 0) for x in values)
+            if len(values) not in (0, count) or not fits:
                 raise TypeError(f"{name} is {str(values)[:100]}")
+        if any(x > y for x, y in zip(schema.clicks_per_type, schema.rows_per_type)):
+            raise TypeError("a type has more clicks than rows")
         return schema
 
     def save(self, directory: Path) -> None:
