@@ -222,6 +222,20 @@ def test_new_types_and_slots_start_afresh_and_are_said(home):
             rest[same] = False
             np.testing.assert_array_equal(ours[name][rest], init[name][rest])
 
+    # A type without a predictor: those of the others stay.
+    assert trained("wm", DAYS[:1], "wm_d0", "dropped", "--config.model.drop_type=home") == 0
+    found, parts = begin(
+        "typed", "dropped", "wm", **{"model.drop_type": "home", "model.activation": "gelu"}
+    )
+    assert found.parent["fresh"] == ["type 'search' is new"]
+    assert found.said().endswith("  differs: model.activation 'relu' there, 'gelu' here")
+    ours, theirs = found.state.params["network"], kept("dropped")[0].params["network"]
+    heads = [dict(checkpoint.flatten(p)[0])["network/head/kernel"] for p in (ours, theirs)]
+    assert len(heads[0]) == 2 and len(heads[1]) == 1
+    np.testing.assert_array_equal(heads[0][:1], heads[1])
+    with pytest.raises(UserError, match="model.drop_type 'home' there, 'cart' here"):
+        begin("typed", "dropped", "wm", **{"model.drop_type": "cart"})
+
     text = text.replace('"tags", "size")', '"tags", "size", "page")')
     Path("wide.py").write_text(text)
     assert (

@@ -12,7 +12,7 @@ start are those of the other run, bit for bit.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,8 @@ class Start:
     Attributes:
       state: on the host, of the run's own shapes.
       parent: what `parent.json` holds: place, step, identity and days of the other run, moments,
-        rows that were carried over, and what starts fresh, in words.
+        rows that were carried over, options of the model that differ, and what starts fresh, in
+        words.
     """
 
     state: TrainState
@@ -61,7 +62,8 @@ class Start:
         moments = "with its moments" if self.parent["moments"] else "moments start anew"
         head = f"starts from {self.parent['place']} (step {self.parent['step']:,}): "
         head += f"{rows:,} rows of a table of {table:,} are carried over, {moments}"
-        return "\n".join([head, *(f"  fresh: {what}" for what in self.parent["fresh"])])
+        fresh = [f"  fresh: {what}" for what in self.parent["fresh"]]
+        return "\n".join([head, *fresh, *(f"  differs: {what}" for what in self.parent["differs"])])
 
     def save(self, workdir: Path) -> None:
         """Writes parent.json."""
@@ -104,6 +106,7 @@ def make(config: ConfigDict, parts: Parts) -> Start:
     of = {"place": str(directory), "step": found.step, "identity": schema.identity}
     of |= {"days": days, "moments": moments}
     of |= {"rows": len(rows[0]), "table": ours.num_rows, "fresh": [*new, *fresh]}
+    of["differs"] = [*_differs(theirs, config, "model.")]
     return Start(state, of)
 
 
@@ -137,6 +140,9 @@ def _restore(
     progress = Progress.from_json(checkpoint.read_info(directory / "checkpoints")[1])
     if not progress.finished:
         raise UserError(f"{where}: its run has not ended; let the same command of it go on first")
+    if differs := [*_differs(theirs, config, "model.drop_type")]:
+        remedy = "predictors would change their types, take its options or train afresh"
+        raise UserError(f"{where}: another model ({differs[0]}); {remedy}")
     like = config.copy_and_resolve_references()
     like.train.average_epochs = theirs.train.average_epochs
     there = build.make_parts(like, schema)
@@ -149,20 +155,23 @@ def _restore(
         step = progress.kept_step(theirs.train)
         found = checkpoint.restore(directory / "checkpoints", state, step=step, only=only)
     except UserError:
-        changed = config_lib.difference(theirs, config)
-        decide = ("model.", "optim." if config.train.init_moments else "optim.embedding.name")
-        of_model = [p for p in changed if p.startswith(decide) and not p.endswith("learning_rate")]
-        differs = [
-            f"{path} {changed[path][0]!r} there, {changed[path][1]!r} here" for path in of_model
-        ]
+        of_optim = "optim." if config.train.init_moments else "optim.embedding.name"
+        differs = [*_differs(theirs, config, "model.", of_optim)]
         if not differs:
             raise
         remedy = "take its options, or train afresh"
-        if not any(path.startswith("model.") for path in of_model) and config.train.init_moments:
+        if config.train.init_moments and not any(text.startswith("model.") for text in differs):
             remedy = "take its options, or leave out train.init_moments"
         raise UserError(f"{where}: another model ({'; '.join(differs)}); {remedy}") from None
     build.check_data(directory, found, schema)
     return found, there.module
+
+
+def _differs(theirs: ConfigDict, ours: ConfigDict, *begins: str) -> Iterator[str]:
+    """Options of two runs that differ, but for rates, in words."""
+    for path, (there, here) in config_lib.difference(theirs, ours).items():
+        if path.startswith(begins) and not path.endswith("learning_rate"):
+            yield f"{path} {there!r} there, {here!r} here"
 
 
 def _rows(old: Schema, new: Schema, there: Path, here: Path) -> Places:
@@ -209,6 +218,7 @@ def _carry(
     if moments:
         given["opt_state"] = found.opt_state
 
+    grown = _grown(old, parts)
     fresh: list[str] = []
     taken = {}
     for name, tree in given.items():
@@ -219,7 +229,7 @@ def _carry(
             is_table = path.removeprefix("params/").startswith("embedding")
             by_row = is_table and state_lib.is_by_row(leaf, parts.schema.num_rows)
             of = table if by_row else None
-            carried = _array(leaf, there.get(path), old, parts.schema, of)
+            carried = _array(leaf, there.get(path), grown, of)
             leaves.append(leaf if carried is None else carried)
             if carried is None and name != "opt_state":
                 fresh.append(f"{name}/{path} {list(leaf.shape)}, {_shape(there.get(path))} there")
@@ -227,6 +237,15 @@ def _carry(
     if moments:
         taken["opt_state"] = _schedules_anew(state.opt_state, taken["opt_state"])
     return state.replace(**taken), fresh
+
+
+def _grown(old: Schema, parts: Parts) -> list[tuple[int, int]]:
+    """How many types, and how many predictors, there were and are; empty if none came."""
+    before, now = old.num_types, parts.schema.num_types
+    if not 0 < before < now:
+        return []
+    without = 1 if getattr(parts.module, "drop_type", -1) >= 0 else 0
+    return [(before, now), (before - without, now - without)]
 
 
 def _schedules_anew(fresh: Any, carried: Any) -> Any:
@@ -243,8 +262,7 @@ def _shape(array: np.ndarray | None) -> str:
 def _array(
     fresh: np.ndarray,
     there: np.ndarray | None,
-    old: Schema,
-    new: Schema,
+    grown: Sequence[tuple[int, int]],
     table: tuple[Places, Places] | None,
 ) -> np.ndarray | None:
     """An array of the new run with what the other has for it; None if it has nothing.
@@ -252,7 +270,7 @@ def _array(
     Args:
       fresh: of the new run.
       there: of the other run, if it has one.
-      old, new: schemas.
+      grown: as `_grown` gives it.
       table: as `_rows` and `_columns` give them, of a table or its moments; else None.
     """
     if there is None or fresh.ndim != there.ndim:
@@ -268,8 +286,8 @@ def _array(
     if fresh.shape == there.shape:
         return there
     # Types come behind those that there were.
-    differ = [(a, b) for a, b in zip(there.shape, fresh.shape) if a != b]
-    if new.num_types > old.num_types > 0 and set(differ) == {(old.num_types, new.num_types)}:
+    differ = {(a, b) for a, b in zip(there.shape, fresh.shape) if a != b}
+    if any(differ == {pair} for pair in grown):
         found = fresh.copy()
         found[tuple(slice(size) for size in there.shape)] = there
         return found
