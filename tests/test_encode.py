@@ -10,6 +10,7 @@ import xxhash
 
 from emofm_jax import config
 from emofm_jax.data import encode, shards, vocabulary
+from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.problems import Problems
 from emofm_jax.data.schema import Schema, Slot
 from emofm_jax.errors import UserError
@@ -248,4 +249,14 @@ def test_rows_to_predict_that_cannot_be_read(tmp_path):
 def test_a_schema_that_names_no_format_has_no_raw_rows(tmp_path):
     schema = Schema("x", (Slot("s", "g", rows=9),))
     with pytest.raises(UserError, match="rows.csv: such data has no raw rows; name a directory"):
+        next(encode.read_encoded(schema, tmp_path, tmp_path / "rows.csv"))
+
+
+@pytest.mark.parametrize("field, value", [("groups", math.nan), ("row_id", None), ("header", 1)])
+def test_a_recipe_that_raw_rows_cannot_be_read_by_is_no_schema(tmp_path, field, value):
+    recipe = config.default().prepare.to_dict() | {"format": "tabular"}
+    assert not recipe_lib.check_whole(recipe, "x")
+    recipe = {k: v for k, v in recipe.items() if k != field} | ({field: value} if value else {})
+    schema = Schema("x", (Slot("s", "g", rows=9),), recipe=recipe)
+    with pytest.raises(UserError, match=rf"schema.json: not a schema \(.*recipe.{field}.*\); prep"):
         next(encode.read_encoded(schema, tmp_path, tmp_path / "rows.csv"))

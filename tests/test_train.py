@@ -282,6 +282,15 @@ def test_data_that_change_under_a_run_end_it(home, tmp_path, monkeypatch, capsys
     assert error.count("\n") == 1 and not Path("run/metrics.json").exists()
 
 
+def test_a_report_of_prepare_that_is_none_is_one_line(home, tmp_path, monkeypatch, capsys):
+    shutil.copytree(home / "data", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    files.write_json("data/prepare.json", files.read_json("data/prepare.json") | {"splits": "x"})
+    assert train.main(arguments("run", "--config.train.max_steps=1")) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: data/prepare.json: damaged (") and error.count("\n") == 1
+
+
 def test_a_run_of_a_sweep_takes_no_other_preparation(home, monkeypatch, tmp_path):
     config = config_lib.default()
     config.prepare.format, config.data.dir = "synthetic", str(home / "data")

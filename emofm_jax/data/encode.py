@@ -546,6 +546,7 @@ def read_encoded(
     if source not in formats.FORMATS:
         first = path if isinstance(path, Path) else path[0].path
         raise UserError(f"{first}: {source} data has no raw rows; name a directory of shards")
+    recipe_lib.check_whole(schema.recipe, str(directory / "schema.json"))
     files = _found(path) if isinstance(path, Path) else path
 
     # Row ids are only given back here: whatever they are, they cost no row its score.

@@ -29,6 +29,14 @@ _UNCLEAR = re.compile(r"\d\d?[-/]\d\d?[-/]\d{2,4}")  # is it the month that come
 _PIECES = re.compile(r"\d+|\D+")
 _DIGITS = re.compile(r"((?:19|20)\d\d)(0[1-9]|1[0-2])([0-3]\d)")  # 20240310
 _RANGE = re.compile(r"(.*?)(\d+)-\1(\d+)")
+# What reading raw rows takes of a recipe, by the type that JSON gives it.
+_OF_ROWS: dict[tuple[type, ...], str] = {
+    (str,): "split day_column separator quoting label ftype row_id weight gauc_key",
+    (list, tuple): "columns null_values positive types ignore groups",
+    (dict,): "slot slots",
+    (bool,): "header",
+    (int,): "day_length seed",
+}
 # Options that came after release 0.1, with what every recipe before them meant.
 _LATER: dict[str, Any] = {
     "positive": (),
@@ -57,6 +65,24 @@ def is_weighted(recipe: Mapping) -> bool:
 def later(recipe: Mapping, field: str) -> Any:
     """The value of an option that recipes of release 0.1 do not have."""
     return recipe[field] if field in recipe else _LATER[field]
+
+
+def check_whole(recipe: Mapping, where: str) -> None:
+    """Checks a recipe of a file, as far as reading raw rows needs it.
+
+    Raises:
+      UserError: a field is missing, or of another type.
+    """
+    for kinds, fields in _OF_ROWS.items():
+        for field in fields.split():
+            value = recipe.get(field, _LATER.get(field))
+            if type(value) not in kinds:
+                shown = (
+                    f"recipe.{field} is {str(value)[:100]!r}"
+                    if field in recipe
+                    else f"no recipe.{field}"
+                )
+                raise UserError(f"{where}: not a schema ({shown}); prepare again")
 
 
 def spelling(recipe: Mapping) -> int:

@@ -205,10 +205,13 @@ def _learnt(
     return f"no better than a constant predictor ({against}; AUC {auc:.4f}); {likely}"
 
 
-def _causes(prepared: dict | None, learning_rates: Mapping[str, float], steps: int) -> list[str]:
-    """What in the data and the options is known to keep a model from learning."""
+def causes_in(prepared: dict) -> list[str]:
+    """What in the data is known to keep a model from learning, from the content of prepare.json.
+
+    KeyError, TypeError or AttributeError if it is none.
+    """
     causes = []
-    for name, slot in prepared["slots"].items() if prepared else ():
+    for name, slot in prepared["slots"].items():
         share = slot["unknown"].get("valid", 0.0)  # numbers have none
         if share > 0.5:
             causes.append(f"{share:.0%} of slot {name!r} is unknown in the validation split")
@@ -217,15 +220,20 @@ def _causes(prepared: dict | None, learning_rates: Mapping[str, float], steps: i
             tame = f"(transform {slot['encoding']}; log1p and standardize tame it)"
             causes.append(f"slot {name!r} reaches {largest:g} {tame}")
 
+    train = prepared["splits"]["train"]
+    if train["clicks"] in (0, train["rows"]):
+        causes.append("the labels of the training split are all the same")
+    if train["rows"] < _FEW_ROWS:
+        causes.append(f"the training split has {train['rows']:,} rows only")
+    return causes
+
+
+def _causes(prepared: dict | None, learning_rates: Mapping[str, float], steps: int) -> list[str]:
+    """What in the data and the options is known to keep a model from learning."""
+    causes = causes_in(prepared) if prepared else []
     for key, rate in learning_rates.items():
         if rate == 0 or rate > 0.1:
             causes.append(f"config.optim.{key}.learning_rate is {rate:g}")
-
-    train = prepared["splits"]["train"] if prepared else {"clicks": 1, "rows": 2}
-    if train["clicks"] in (0, train["rows"]):
-        causes.append("the labels of the training split are all the same")
-    if prepared and train["rows"] < _FEW_ROWS:
-        causes.append(f"the training split has {train['rows']:,} rows only")
     if steps < _FEW_STEPS:
         more = "a smaller config.data.batch_size or more config.train.epochs makes more"
         causes.append(f"{steps:,} step{'s' if steps != 1 else ''} only so far ({more})")

@@ -26,6 +26,8 @@ from emofm_jax.errors import UserError
 from emofm_jax.scoring import score
 
 PROGRAM = "model.stablehlo"
+# What a signature raises that is not what was written.
+_OTHER = (KeyError, TypeError, AttributeError, OverflowError)
 
 
 class Export:
@@ -90,7 +92,7 @@ def _load(directory: Path) -> Any:
     """Calls `score.load`, which knows no UserError."""
     try:
         return score.load(directory)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (*_OTHER, json.JSONDecodeError, UnicodeDecodeError) as error:
         path = Path(directory) / "signature.json"
         raise UserError(f"{path}: not readable ({error}); copy the artefact again") from None
     except ValueError as error:

@@ -254,7 +254,8 @@ def _verdict(run: _Run, report: SplitReport) -> str:
     with contextlib.suppress(FileNotFoundError):
         try:
             prepared = files.read_json(path)
-        except ValueError as error:
+            summary.causes_in(prepared)  # is it one?
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: damaged ({error}); prepare again") from None
     split.check()  # what was read is of these data
     rates = {key: run.config.optim[key].learning_rate for key in SECTIONS}
