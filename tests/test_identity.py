@@ -260,6 +260,9 @@ def test_a_schema_of_other_types_is_none(tmp_path, field, value):
     files.write_json(tmp_path / "schema.json", body | counts)
     with pytest.raises(UserError, match="schema.json: not a schema .a type has more clicks"):
         schema_lib.load(tmp_path)
+    files.write_json(tmp_path / "schema.json", body | {"slots": []})
+    with pytest.raises(UserError, match="schema.json: not a schema .schema 'x': it has no slot"):
+        schema_lib.load(tmp_path)
     slots = [body["slots"][0] | {"rows": "9"}]
     files.write_json(tmp_path / "schema.json", body | {"slots": slots})
     with pytest.raises(UserError, match="not a schema .rows is '9'"):

@@ -297,7 +297,8 @@ class Schema:
             fits = all(type(x) in kind and (not is_number or x >= 0) for x in values)
             if len(values) not in (0, count) or not fits:
                 raise TypeError(f"{name} is {str(values)[:100]}")
-        if any(x > y for x, y in zip(schema.clicks_per_type, schema.rows_per_type)):
+        clicks, rows = schema.clicks_per_type, schema.rows_per_type
+        if len(clicks) != len(rows) or any(x > y for x, y in zip(clicks, rows)):
             raise TypeError("a type has more clicks than rows")
         return schema
 
@@ -319,11 +320,19 @@ def load(directory: Path) -> Schema:
         if version != FORMAT_VERSION:
             ours = f"this program reads {FORMAT_VERSION}"
             raise UserError(f"{path}: format version {version}, {ours}; prepare again")
-        return Schema.from_json(body)
+        return _named(path, body)
     except FileNotFoundError:
         remedy = "make it with `python -m emofm_jax.prepare`"
         raise UserError(f"{path}: no such file; {remedy}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a schema ({error}); prepare again") from None
+
+
+def _named(path: Path, body: dict[str, Any]) -> Schema:
+    """The schema of a file's content, whose problems name the file."""
+    try:
+        return Schema.from_json(body)
+    except UserError as error:
         raise UserError(f"{path}: not a schema ({error}); prepare again") from None
 
 
