@@ -133,6 +133,68 @@ def test_damage_is_one_error(store):
                 use_it("s3://bucket/x")
 
 
+@pytest.mark.parametrize(
+    "name, entry, line",
+    [
+        ("../evil", {}, "'../evil' does not lie below it"),
+        ("a", {"object": "../../others/a"}, "'../../others/a' does not lie below it"),
+        ("a", {"size": "4"}, "'a' is not of an object, a size and a digest"),
+    ],
+)
+def test_an_index_that_leads_elsewhere_is_damaged(store, name, entry, line):
+    publish({"a": "good"})
+    place = remote.place("s3://bucket/x")
+    index = remote.read_index(place)
+    remote.write_index(place, index._replace(files={name: index.files["a"]._replace(**entry)}))
+    for use_it in (storage.reading, storage.writing):
+        storage.forget()
+        with pytest.raises(UserError) as error:
+            use_it("s3://bucket/x")
+        assert f"x/published.json: damaged ({line}); restore it, or remove" in str(error.value)
+
+
+def test_what_was_damaged_is_put_again(store):
+    publish({"a": "good", "b": "old"})
+    storage.forget()
+    (name,) = [name for name in store.objects if name.endswith("/a")]
+    store.objects[name] = b"evil"
+    with pytest.raises(UserError, match="damaged .* or remove s3://bucket/x/published.json and"):
+        storage.writing("s3://bucket/x")
+    del store.objects["bucket/x/published.json"]  # as the line says
+    publish({"schema.json": "anew", "a": "good"}, storage.writing("s3://bucket/x"))
+    assert read() == {"schema.json": "anew", "a": "good"}
+
+
+def test_objects_of_others_stay_theirs(store):
+    store.objects["bucket/theirs/letter.txt"] = b"dear"
+    with pytest.raises(UserError, match="it holds objects of others .letter.txt.; name a place wh"):
+        storage.writing("s3://bucket/theirs")
+    with pytest.raises(UserError, match="letter.txt: it is an object, no directory; name another"):
+        storage.writing("s3://bucket/theirs/letter.txt")
+    store.objects["bucket/odd//a.csv"] = b"1"
+    with pytest.raises(UserError, match="no file can have such a name; rename the object"):
+        storage.reading("s3://bucket/odd")
+    with pytest.raises(UserError, match="no object has such a name; only . stands for other lett"):
+        storage.reading("s3://bucket/theirs/*.csv")
+    publish({"a": "1"})
+    for name, line in (
+        ("s3://bucket/x/scores.csv", "it lies within s3://bucket/x, which is published as a whole"),
+        ("s3://bucket", "it is a bucket; name an object in it"),
+    ):
+        with pytest.raises(UserError, match=line), storage.file(name) as path:
+            path.write_text("scores")
+    assert {*store.objects} >= {"bucket/theirs/letter.txt", "bucket/odd//a.csv"}
+
+
+def test_a_key_is_what_is_typed(monkeypatch):
+    for typed, key in (
+        ("a b/100%/\u00fc", "a b/100%/\u00fc"),
+        ("a%20b/c#d", "a b/c#d"),
+        ("day=1/x+y", "day=1/x+y"),
+    ):
+        assert remote.system(f"s3://bucket/{typed}?region=eu-west-1")[1] == f"bucket/{key}"
+
+
 def test_plain_objects_and_stars(store):
     for name in ("a.csv", "b.csv", "c.txt", "deep/d.csv"):
         store.objects[f"bucket/raw/{name}"] = name.encode()
@@ -203,7 +265,14 @@ def test_no_rights_and_no_network_are_one_line(store, monkeypatch, capsys):
     def unreachable(*_, **__):
         raise OSError("AWS Error NETWORK_CONNECTION during HeadObject operation: curlCode: 7")
 
+    def failing(*_, **__):
+        raise OSError("AWS Error INTERNAL_FAILURE during GetObject operation: (HTTP status 500)")
+
+    def elsewhere(*_, **__):
+        raise OSError("AWS Error UNKNOWN (HTTP status 301) during GetObject operation: No")
+
     lines = {denied: "give this user the right (AWS_PROFILE", unreachable: "look at the network"}
+    lines |= {failing: "start the command again later", elsewhere: "name its region, as in s3://"}
     publish({"config.json": "{}"})
     for method, asked in (("open_input_stream", "read"), ("open_output_stream", "written")):
         for problem, line in lines.items():

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote
 
 from emofm_jax import errors
 from emofm_jax.data import files
@@ -33,6 +34,17 @@ _RIGHTS = "give this user the right (AWS_PROFILE or AWS_ACCESS_KEY_ID say who it
 _DENIED = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "INVALID_CLIENT_TOKEN_ID", "SIGNATURE_DOES")
 _MAKE = "make the bucket, or name another"
 _NETWORK = "look at the network and the endpoint, then start the command again"
+_REMEDIES = {  # by what is in a reason
+    r"NETWORK_CONNECTION": _NETWORK,
+    r"HTTP status 301": "name its region, as in s3://BUCKET/KEY?region=eu-west-1",
+    r"HTTP status 5\d\d|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTL": (
+        "the store fails: start the command again later"
+    ),
+}
+_NAME = "name s3://BUCKET/KEY; options of pyarrow.fs stand behind a question mark"
+# What stays as it is in a key: %20 is a blank, and so is a blank.
+_LETTERS = "/%!$&'()*+,;=:@~-._"
+_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 T = TypeVar("T")
 
@@ -80,7 +92,7 @@ def place(name: str) -> Place:
       UserError: its scheme is not known, it has keys in it, or it is no name of a place.
     """
     scheme, _, rest = name.partition("://")
-    shown = name.partition("?")[0].rstrip("/")
+    shown = f"{scheme}://{rest.partition('?')[0].rstrip('/')}"
     if scheme not in SCHEMES:
         known = " or ".join(f"{one}://" for one in SCHEMES)
         raise UserError(f"{shown}: {scheme}:// is not known; name a local path, or {known}")
@@ -88,7 +100,14 @@ def place(name: str) -> Place:
         problem = "the keys in this name would come into logs and config.json"
         remedy = "give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         raise UserError(f"{scheme}://...@{rest.partition('@')[2]}: {problem}; {remedy}")
-    found, key = reached(shown, "read", lambda: system(name))
+
+    def work() -> tuple[Any, str]:
+        try:
+            return system(name)
+        except ValueError as error:  # before the store is asked
+            raise UserError(f"{shown}: {error}; {_NAME}") from None
+
+    found, key = reached(shown, "read", work)
     key = key.strip("/")
     if {"", ".", ".."} & {*key.split("/")}:
         raise UserError(f"{shown}: it is no bucket and key; name {scheme}://BUCKET/KEY")
@@ -99,7 +118,11 @@ def system(name: str) -> tuple[Any, str]:
     """The file system of a name, and the key in it; raises as pyarrow does."""
     from pyarrow import fs
 
-    return fs.FileSystem.from_uri(name)
+    whole, mark, options = name.partition("?")
+    scheme, _, rest = whole.partition("://")
+    bucket, slash, key = rest.partition("/")
+    key = _PERCENT.sub("%25", quote(key, safe=_LETTERS))
+    return fs.FileSystem.from_uri(f"{scheme}://{bucket}{slash}{key}{mark}{options}")
 
 
 def reached(shown: str, what: str, work: Callable[[], T]) -> T:
@@ -118,7 +141,8 @@ def reached(shown: str, what: str, work: Callable[[], T]) -> T:
         if code == "NO_SUCH_BUCKET":
             raise FileError(f"{shown}: there is no such bucket; {_MAKE}") from None
         usual = "restore it, or name another" if what == "read" else "name another place"
-        remedy = _RIGHTS if denied else _NETWORK if code == "NETWORK_CONNECTION" else usual
+        known = (text for words, text in _REMEDIES.items() if re.search(words, reason))
+        remedy = _RIGHTS if denied else next(known, usual)
         line = f"{shown}: cannot be {what} ({_REQUEST.sub('', reason)}); {remedy}"
         raise (DeniedError if denied else FileError)(line) from None
 
@@ -199,9 +223,33 @@ def read_index(of: Place) -> Index | None:
         if body["format_version"] != _VERSION:
             problem = f"format version {body['format_version']}, this program reads {_VERSION}"
             raise UserError(f"{shown}: {problem}; install a newer one")
-        return Index(body["commit"], {name: File(*x) for name, x in body["files"].items()})
+        return _index(body)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{shown}: damaged ({error}); restore it, or publish elsewhere") from None
+        raise UserError(f"{shown}: damaged ({error}); {anew(of)}") from None
+
+
+def anew(of: Place) -> str:
+    """What to do where something of a published directory is damaged or gone."""
+    return f"restore it, or remove {of.name}/{INDEX} and make all of it anew"
+
+
+def _index(body: dict[str, Any]) -> Index:
+    """What published.json says; raises ValueError, KeyError or TypeError where it cannot be."""
+    found = {name: File(*entry) for name, entry in body["files"].items()}
+    for name, file in found.items():
+        if [*map(type, file[:3])] != [str, int, str]:
+            raise ValueError(f"{name!r} is not of an object, a size and a digest")
+        for path in (name, file.object):
+            if not is_below(path):
+                raise ValueError(f"{path!r} does not lie below it")
+    if not isinstance(body["commit"], str):
+        raise ValueError("its commit is no token")
+    return Index(body["commit"], found)
+
+
+def is_below(name: str) -> bool:
+    """Whether a name is of what lies below a directory: nobody's objects go anywhere else."""
+    return not {"", ".", ".."} & {*name.split("/")} and "\0" not in name
 
 
 def write_index(of: Place, index: Index) -> None:
@@ -252,23 +300,29 @@ def list_plain(of: Place) -> tuple[Place, dict[str, File]]:
         return base.above(), {posixpath.basename(base.key): _plain(own, base.above())}
 
     found = look(fs.FileSelector(base.key, recursive=True, allow_not_found=True))
+    bucket = of.key.split("/")[0]
+    if not found and look(bucket).type == fs.FileType.NotFound:
+        raise UserError(f"{of.name}: there is no bucket {bucket!r}; {_MAKE}")
     plain = [_plain(info, base) for info in found if info.type == fs.FileType.File]
     listed = {file.object: file for file in plain if _fits(file.object.split("/"), parts)}
+    if parts and not listed:
+        raise UserError(f"{of.name}: no object has such a name; only * stands for other letters")
     if whole := next((name for name in listed if posixpath.basename(name) == INDEX), None):
         within = f"{base.name}/{posixpath.dirname(whole)} in it is published as a whole"
         raise UserError(f"{of.name}: {within}; name that, or a place beside it")
-    bucket = of.key.split("/")[0]
-    if not listed and look(bucket).type == fs.FileType.NotFound:
-        raise UserError(f"{of.name}: there is no bucket {bucket!r}; {_MAKE}")
     return base, listed
 
 
 def _plain(info: Any, base: Place) -> File:
-    return File(posixpath.relpath(info.path, base.key), info.size, "", str(info.mtime_ns))
+    name = info.path.removeprefix(f"{base.key}/")
+    if not is_below(name):
+        raise UserError(f"{base.name}/{name}: no file can have such a name; rename the object")
+    return File(name, info.size, "", str(info.mtime_ns))
 
 
 def _fits(names: list[str], patterns: list[str]) -> bool:
     """Whether an object does not wait to be published, and fits patterns, if there are some."""
     if OBJECTS in names:
         return False
-    return not patterns or len(names) == len(patterns) and all(map(fnmatchcase, names, patterns))
+    only_stars = [pattern.replace("[", "[[]").replace("?", "[?]") for pattern in patterns]
+    return not patterns or len(names) == len(patterns) and all(map(fnmatchcase, names, only_stars))

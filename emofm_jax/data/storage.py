@@ -33,6 +33,8 @@ from emofm_jax.errors import FileError, UserError
 
 _THREADS = 8
 _CHUNK_BYTES = 1 << 23
+# What stands in each directory that programs write; without one it is somebody else's.
+MARKS = {"schema.json", "config.json", "sweep.json", "backtest.json", "signature.json"}
 _MANY_BYTES = 1 << 26  # worth a line
 # Large files of what programs publish, few of which a program reads.
 _LATE = re.compile(
@@ -85,15 +87,32 @@ def writing(name: str | Path) -> Path:
     if not is_remote(name):
         return Path(name)
     place = remote.place(str(name))
-    found = remote.find_index(place)
-    if found and found[0].key != place.key:
-        within = f"it lies within {found[0].name}, which is published as a whole"
-        raise UserError(f"{place.name}: {within}; name a place beside that")
-    index = found[1] if found else Index("", remote.list_plain(place)[1])
+    found = _index_beside(place)
+    index = found or Index("", _plain_of_ours(place))
     remote.check_writable(place)
     copy = Copy(place, index, writes=True)
     copy.fetch(late=not found)
     return copy.root
+
+
+def _index_beside(place: Place) -> Index | None:
+    """What is published at a place; raises UserError if it lies within another such place."""
+    found = remote.find_index(place)
+    if found and found[0].key != place.key:
+        within = f"it lies within {found[0].name}, which is published as a whole"
+        raise UserError(f"{place.name}: {within}; name a place beside that")
+    return found[1] if found else None
+
+
+def _plain_of_ours(place: Place) -> dict[str, File]:
+    """The plain objects at a place; raises UserError, before they are fetched, of others'."""
+    of, listed = remote.list_plain(place)
+    if of.key != place.key:
+        raise UserError(f"{place.name}: it is an object, no directory; name another place")
+    if listed and not listed.keys() & MARKS:
+        holds = f"it holds objects of others ({next(iter(sorted(listed)))})"
+        raise UserError(f"{place.name}: {holds}; name a place where nothing is")
+    return listed
 
 
 @contextlib.contextmanager
@@ -101,12 +120,16 @@ def file(name: str | Path) -> Iterator[Path]:
     """Yields a local path; if there is a file at the end, even of an error, it is put to its place.
 
     Raises:
-      UserError: it cannot be put there.
+      UserError: it cannot be put there; it would lie within a published directory.
     """
     if not is_remote(name):
         yield Path(name)
         return
     place = remote.place(str(name))
+    if not place.above().key:
+        raise UserError(f"{place.name}: it is a bucket; name an object in it")
+    with contextlib.suppress(remote.DeniedError):  # to put it needs no right to read
+        _index_beside(place)
     remote.check_writable(place.above())
     path = _directory(place.name, _own()) / posixpath.basename(place.key)
     _show(path, place.name)
@@ -250,8 +273,7 @@ class Copy:
         """Fetches a file, which appears when it is whole."""
         file, shown = self.index.files[name], f"{self.place.name}/{name}"
         if (stream := remote.opened(self.place, file.object, shown)) is None:
-            gone = "not there any more: something else was published meanwhile, or it was removed"
-            raise UserError(f"{shown}: {gone}; start this program again")
+            raise UserError(f"{shown}: not there any more; {self._remedy()}")
         size, digest = 0, xxhash.xxh3_64()
         with stream, files.whole(self.root / name) as temporary, open(temporary, "wb") as to:
             while chunk := remote.reached(shown, "read", lambda: stream.read(_CHUNK_BYTES)):
@@ -261,7 +283,14 @@ class Copy:
             if size != file.size or file.xxh3 not in ("", digest.hexdigest()):
                 other = f"{size:,} bytes with the digest {digest.hexdigest()}"
                 wanted = f"{file.size:,} bytes, {file.xxh3 or 'any'}"
-                raise FileError(f"{shown}: damaged ({other}, not {wanted}); publish it again")
+                raise FileError(f"{shown}: damaged ({other}, not {wanted}); {self._remedy()}")
+
+    def _remedy(self) -> str:
+        """What to do where an object is not what the index says."""
+        now = remote.read_index(self.place)
+        if now and now.commit == self.index.commit:
+            return remote.anew(self.place)
+        return "something else was put there meanwhile: start this program again"
 
     def _put(self, token: str, name: str) -> File | None:
         """Puts a file, unless it is as it was published; None if it has gone meanwhile."""
@@ -278,9 +307,10 @@ class Copy:
         return before
 
     def _put_changed(self, token: str, name: str, before: File | None) -> File:
-        """Puts a file that has been written, unless its content is as it was."""
+        """Puts a file that has been written, unless its content is that of an object seen whole."""
         path, size, digest = self.root / name, 0, xxhash.xxh3_64()
-        if before and before.size == path.stat().st_size:
+        seen = name in self._as_published  # else the object may be damaged, or gone
+        if before and seen and before.size == path.stat().st_size:
             for chunk in _chunks(path):
                 digest.update(chunk)
             if digest.hexdigest() == before.xxh3:
