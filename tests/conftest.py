@@ -17,6 +17,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")
 # Operations have no lines of source, which take a tenth of the time that lowering takes.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
+# There is a worker for each core: a second thread of numpy's products would only wait, and take a core for it.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 _CACHE = tempfile.TemporaryDirectory(prefix="emofm_jax_cache_")
 PROGRAMS = os.path.join(_CACHE.name, "programs")
 

@@ -252,7 +252,10 @@ def test_a_schema_that_names_no_format_has_no_raw_rows(tmp_path):
         next(encode.read_encoded(schema, tmp_path, tmp_path / "rows.csv"))
 
 
-@pytest.mark.parametrize("field, value", [("groups", math.nan), ("row_id", None), ("header", 1)])
+@pytest.mark.parametrize(
+    "field, value",
+    [("groups", math.nan), ("row_id", None), ("header", 1), ("slots", {"s": "\x1b[31m"})],
+)
 def test_a_recipe_that_raw_rows_cannot_be_read_by_is_no_schema(tmp_path, field, value):
     recipe = config.default().prepare.to_dict() | {"format": "tabular"}
     assert not recipe_lib.check_whole(recipe, "x")

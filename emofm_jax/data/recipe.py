@@ -83,6 +83,10 @@ def check_whole(recipe: Mapping, where: str) -> None:
                     else f"no recipe.{field}"
                 )
                 raise UserError(f"{where}: not a schema ({shown}); prepare again")
+    for name, options in recipe["slots"].items():
+        if not isinstance(options, Mapping):
+            shown = f"recipe.slots.{name} is {str(options)[:100]!r}"
+            raise UserError(f"{where}: not a schema ({shown}); prepare again")
 
 
 def spelling(recipe: Mapping) -> int:
