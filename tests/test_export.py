@@ -282,6 +282,14 @@ def unchecked(path):
             "schema.json is not of the run",
         ),
         (
+            lambda p: (edit(p / "signature.json", origins=0), unchecked(p)),
+            "signature.json: not readable",
+        ),
+        (
+            lambda p: (edit(p / "signature.json", origins=[{"run": 1}]), unchecked(p)),
+            "signature.json: not readable",
+        ),
+        (
             lambda p: (flip(p / "weights.safetensors", -1, 64), unchecked(p)),
             "its worked example gives another",
         ),

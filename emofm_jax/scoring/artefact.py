@@ -23,7 +23,7 @@ from emofm_jax.data import features as features_lib
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
-from emofm_jax.scoring import score
+from emofm_jax.scoring import origin, score
 
 PROGRAM = "model.stablehlo"
 # What a signature raises that is not what was written.
@@ -83,9 +83,22 @@ def load(directory: Path) -> tuple[Export, dict]:
     if schema.fingerprint() != loaded.signature.get("schema"):
         other = "schema.json is not of the run that the weights are of"
         raise UserError(f"{directory}: {other}; copy the artefact again")
-    origins = loaded.signature.get("origins", ())
+    origins = _origins(directory, loaded.signature)
     program = (directory / PROGRAM).read_bytes()
     return Export(directory, schema, program, origins), loaded.weights
+
+
+def _origins(directory: Path, signature: Mapping) -> list[Mapping]:
+    """What the signature tells of the runs."""
+    origins = signature.get("origins", [])
+    try:
+        for one in origins:
+            origin.said(one)
+            origin.trained_days(one)
+    except (ValueError, *_OTHER) as error:
+        path = directory / "signature.json"
+        raise UserError(f"{path}: not readable ({error}); copy the artefact again") from None
+    return origins
 
 
 def _load(directory: Path) -> Any:
