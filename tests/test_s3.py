@@ -171,7 +171,9 @@ def test_a_run_from_raw_rows_to_an_export_has_the_numbers_of_a_local_one(bucket,
     local = emofm_jax.load_scorer(tmp_path / "run")
     features = local.encode({"user_id": ["u1"], "age": [3.0], "item_id": ["i2"]})
     for name in ("art", "run"):
-        found = emofm_jax.load_scorer(f"{bucket}/{name}")(features)["logit"]
+        scorer = emofm_jax.load_scorer(f"{bucket}/{name}")
+        assert scorer.names == (f"{bucket}/{name}",)
+        found = scorer(features)["logit"]
         assert float(found[0]) == pytest.approx(float(local(features)["logit"][0]), abs=1e-6)
 
 

@@ -7,6 +7,7 @@ import gc
 
 import pytest
 
+import emofm_jax
 from benchmarks.faulty import Faulty, Killed
 from benchmarks.object_store import Store
 from emofm_jax import report, sweep
@@ -163,6 +164,24 @@ def test_what_was_damaged_is_put_again(store):
     del store.objects["bucket/x/published.json"]  # as the line says
     publish({"schema.json": "anew", "a": "good"}, storage.writing("s3://bucket/x"))
     assert read() == {"schema.json": "anew", "a": "good"}
+
+
+def test_what_is_made_again_heals_an_object_that_was_not_read(store):
+    rows = "train/part-00000.parquet"
+    publish({"schema.json": "s", rows: "rows"})
+    (name,) = [name for name in store.objects if name.endswith(rows)]
+    del store.objects[name]
+    storage.forget()
+    publish({"schema.json": "s", rows: "rows"})
+    assert read() == {"schema.json": "s", rows: "rows"}
+
+
+def test_a_scorer_speaks_of_the_place_and_not_of_the_copy(store):
+    publish({"a": "1"})
+    for name in ("s3://bucket/x", "s3://bucket/x/a", ["s3://bucket/none"]):
+        with pytest.raises(UserError) as error:
+            emofm_jax.load_scorer(name)
+        assert str(error.value).startswith(f"{name if isinstance(name, str) else name[0]}: ")
 
 
 def test_objects_of_others_stay_theirs(store):

@@ -171,6 +171,17 @@ def named() -> Iterator[None]:
             sys.stdout, sys.stderr = streams
 
 
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Raises a UserError of a copy with the name of its place: for a library, which prints none."""
+    try:
+        yield
+    except UserError as error:
+        if (line := files.said(str(error))) == str(error):
+            raise
+        raise type(error)(line) from None
+
+
 def _show(path: Path, name: str) -> None:
     """Notes what a path is called."""
     files.show(path, name)

@@ -27,8 +27,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from emofm_jax import config as config_lib
 from emofm_jax.data import encode as encode_lib
 from emofm_jax.data import features as features_lib
+from emofm_jax.data import files, storage, unknown
 from emofm_jax.data import schema as schema_lib
-from emofm_jax.data import storage, unknown
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UnknownValues, UserError, check_choice
 from emofm_jax.evaluation import calibration, monitor
@@ -198,7 +198,8 @@ class Scorer:
 
     @functools.cached_property
     def _encoder(self) -> encode_lib.Encoder:
-        vocabularies = encode_lib.load_vocabularies(self.schema, self.directory)
+        with storage.told():
+            vocabularies = encode_lib.load_vocabularies(self.schema, self.directory)
         return encode_lib.Encoder(self.schema, vocabularies)
 
 
@@ -228,6 +229,7 @@ def load_scorer(
 
 
 @jax.enable_x64(False)  # whatever the program around has switched on: weights are f32
+@storage.told()
 def _load_one(name: str | Path, calibrated: bool) -> Scorer:
     path = storage.reading(name)
     if path.is_file():
@@ -266,7 +268,9 @@ def _scorer(
     functions: Network | artefact.Export, params: Any, directory: Path, origins: Sequence[Mapping]
 ) -> Scorer:
     pure = functions.fn, functions.embed, functions.fn_from_embeddings
-    return Scorer(functions.schema, params, *pure, directory, (str(directory),), tuple(origins))
+    return Scorer(
+        functions.schema, params, *pure, directory, (files.said(str(directory)),), tuple(origins)
+    )
 
 
 def _restore(directory: Path, step: int, module: nn.Module, schema: Schema, averaged: bool) -> dict:
