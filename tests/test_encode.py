@@ -254,7 +254,13 @@ def test_a_schema_that_names_no_format_has_no_raw_rows(tmp_path):
 
 @pytest.mark.parametrize(
     "field, value",
-    [("groups", math.nan), ("row_id", None), ("header", 1), ("slots", {"s": "\x1b[31m"})],
+    [
+        ("groups", math.nan),
+        ("row_id", None),
+        ("header", 1),
+        ("slots", {"s": "\x1b[31m"}),
+        ("slot", {"separator": {}}),
+    ],
 )
 def test_a_recipe_that_raw_rows_cannot_be_read_by_is_no_schema(tmp_path, field, value):
     recipe = config.default().prepare.to_dict() | {"format": "tabular"}

@@ -31,11 +31,12 @@ _DIGITS = re.compile(r"((?:19|20)\d\d)(0[1-9]|1[0-2])([0-3]\d)")  # 20240310
 _RANGE = re.compile(r"(.*?)(\d+)-\1(\d+)")
 # What reading raw rows takes of a recipe, by the type that JSON gives it.
 _OF_ROWS: dict[tuple[type, ...], str] = {
-    (str,): "split day_column separator quoting label ftype row_id weight gauc_key",
-    (list, tuple): "columns null_values positive types ignore groups",
     (dict,): "slot slots",
-    (bool,): "header",
-    (int,): "day_length seed",
+    (str,): "split day_column separator quoting label ftype row_id weight gauc_key slot.separator "
+    "slot.kind slot.encoding slot.keep slot.pooling slot.transform slot.share",
+    (list, tuple): "columns null_values positive types ignore groups slot.null_values",
+    (bool,): "header slot.weighted slot.respell",
+    (int,): "day_length seed slot.rows slot.min_count slot.max_length slot.length",
 }
 # Options that came after release 0.1, with what every recipe before them meant.
 _LATER: dict[str, Any] = {
@@ -73,19 +74,19 @@ def check_whole(recipe: Mapping, where: str) -> None:
     Raises:
       UserError: a field is missing, or of another type.
     """
-    for kinds, fields in _OF_ROWS.items():
-        for field in fields.split():
-            value = recipe.get(field, _LATER.get(field))
-            if type(value) not in kinds:
-                shown = (
-                    f"recipe.{field} is {str(value)[:100]!r}"
-                    if field in recipe
-                    else f"no recipe.{field}"
-                )
-                raise UserError(f"{where}: not a schema ({shown}); prepare again")
-    for name, options in recipe["slots"].items():
-        if not isinstance(options, Mapping):
-            shown = f"recipe.slots.{name} is {str(options)[:100]!r}"
+    whole = _LATER | dict(recipe)
+    if isinstance(of_slots := recipe.get("slot"), Mapping):
+        whole |= {f"slot.{name}": value for name, value in {**LATER_OF_SLOT, **of_slots}.items()}
+    if isinstance(slots_of := recipe.get("slots"), Mapping):
+        whole |= {f"slots.{name}": value for name, value in slots_of.items()}
+    wanted: dict[str, tuple] = {
+        field: kinds for kinds, fields in _OF_ROWS.items() for field in fields.split()
+    }
+    wanted |= {field: (dict,) for field in whole if field.startswith("slots.")}
+    for field, kinds in wanted.items():
+        if type(value := whole.get(field)) not in kinds:
+            shown = f"recipe.{field} is {str(value)[:100]!r}"
+            shown = shown if field in whole else f"no recipe.{field}"
             raise UserError(f"{where}: not a schema ({shown}); prepare again")
 
 
