@@ -191,3 +191,13 @@ def test_a_log_on_a_full_disk_says_so_once_and_keeps_nobody_from_going_on(capsys
     said = "/dev/full: cannot be written (No space left on device); free space, then start the same command again"
     assert capsys.readouterr().err == f"warning: {said}; the run goes on without this log\n"
     assert log.size == 0
+
+
+def test_a_log_whose_closing_fails_says_so_and_no_more(tmp_path, capsys):
+    log = files.Appended(tmp_path / "log")
+    log.write("line\n")
+    os.close(log._file.fileno())  # closing it fails now, as on a disk with errors
+    log.close()
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: {tmp_path}/log: cannot be written (Bad file descriptor); ")
+    assert said.endswith("; the run goes on without this log\n") and said.count("\n") == 1

@@ -384,7 +384,7 @@ class Appended:
         except OSError as error:
             warn(f"{errors.of_file(self._path, error)}; the run goes on without this log")
             file, self._file = self._file, None
-            if file is not None:
+            if file is not None and not file.closed:  # a file whose closing fails is closed
                 with contextlib.suppress(OSError):
                     file.truncate(self.size)
                 with contextlib.suppress(OSError):

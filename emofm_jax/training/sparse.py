@@ -17,8 +17,8 @@ def chunk_for(platform: str) -> int:
     """Rows that are updated at a time on a platform; 0: all occurrences in one pass.
 
     On a CPU a slab of rows and its moments stay in the cache. On an accelerator each turn of the
-    loop costs the host a wait, and rows that are none cost nothing: an H200 took 4.2 ms for a step
-    with the loop and 2.3 without (docs/performance.md).
+    loop costs the host a wait, and rows that are none cost nothing: an H200 took 2.1 ms for a step
+    with the loop and 0.7 without (docs/performance.md).
     """
     return 8192 if platform == "cpu" else 0
 
