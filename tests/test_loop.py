@@ -157,3 +157,23 @@ def test_a_line_that_takes_its_time_is_waited_for(tmp_path):
     assert [line.get("loss") for line in lines] == [0.5, None, 0.4, 0.3]
     with pytest.raises(ZeroDivisionError), progress.Log(tmp_path, found) as log:
         log.write_later("train", lambda: {"step": 1 // 0})
+
+
+def test_a_run_of_other_numbers_of_processes_ends_where_its_epochs_do(monkeypatch):
+    """Its first epoch took one process 8 steps; two of them take 10 or 12 for one."""
+    groups = [types.SimpleNamespace(rows=rows) for rows in (1500, 1500, 1000)]
+    split = types.SimpleNamespace(num_rows=4000, row_groups=groups)
+    c = config.default()
+    c.data.batch_size, c.train.epochs = 512, 3
+    assert loop.num_steps(c, split) == 24
+    monkeypatch.setattr(loop.processes, "count", lambda: 2)
+    done = progress.Progress(step=8, epoch=1)
+    last = loop.num_steps(c, split, done)
+
+    order = {"seed": c.seed, "num_processes": 2}
+    of_epochs = [loop.batches.num_steps(split, 512, epoch=epoch, **order) for epoch in (1, 2)]
+    assert last == 8 + sum(of_epochs)
+    done.advance(512, 4000)
+    assert loop.num_steps(c, split, done) == last, "also where it stands within an epoch"
+    c.train.epochs = 1
+    assert loop.num_steps(c, split, done) < done.step, "it has passed its end"

@@ -195,9 +195,15 @@ def read(
 
 
 def num_steps(
-    split: Split, batch_size: int, *, num_processes: int = 1, seed: int | None, epoch: int
+    split: Split,
+    batch_size: int,
+    *,
+    num_processes: int = 1,
+    seed: int | None,
+    epoch: int,
+    rows_done: int = 0,
 ) -> int:
-    """Steps that `read` makes of an epoch: those of the process with the most rows.
+    """Steps that `read` makes of an epoch, or of its rest: those of the process with the most rows.
 
     Args:
       split: complete split.
@@ -205,9 +211,11 @@ def num_steps(
       num_processes: that share the epoch.
       seed: of the order of rows; None: as they stand.
       epoch: counted from 0.
+      rows_done: of all processes, after which the rest begins.
     """
     order = _order(split, None if seed is None else np.random.default_rng((seed, epoch, 0)))
-    return _Steps.make(split, order, batch_size, num_processes).total
+    steps = _Steps.make(split, order, batch_size, num_processes)
+    return steps.total - steps.taken(rows_done)
 
 
 def gather(

@@ -46,16 +46,22 @@ class _Run(NamedTuple):
 
 
 def num_steps(config: ConfigDict, train: Split, done: Progress | None = None) -> int:
-    """Steps of a whole run on a split, from the end of an epoch on with the processes there are."""
+    """Steps of a whole run on a split, from where it stands on with the processes there are."""
     done = done or Progress()
     size, epochs = config.data.batch_size, range(done.epoch, config.train.epochs)
-    order: dict[str, Any] = {"seed": config.seed if config.data.shuffle else None}
-    if (count := processes.count()) > 1:
-        order["num_processes"] = count
-        of_epochs = [batches.num_steps(train, size, epoch=epoch, **order) for epoch in epochs]
-        steps = done.step + sum(of_epochs)
-    else:
-        steps = done.step + len(epochs) * math.ceil(train.num_rows / size)
+    if done.epoch > config.train.epochs or (done.rows_done and not epochs):  # it has passed its end
+        return min(num_steps(config, train), done.step - 1)
+
+    left = 0
+    for epoch in epochs:
+        rows_done = done.rows_done if epoch == done.epoch else 0
+        if (count := processes.count()) == 1:
+            left += math.ceil((train.num_rows - rows_done) / size)
+            continue
+        order: dict[str, Any] = {"seed": config.seed if config.data.shuffle else None}
+        place = {"epoch": epoch, "rows_done": rows_done}
+        left += batches.num_steps(train, size, num_processes=count, **order, **place)
+    steps = done.step + left
     return min(steps, config.train.max_steps or steps)
 
 
@@ -73,10 +79,11 @@ def run(config: ConfigDict, workdir: Path, splits: dict[str, Split], parts: Part
       UserError: the run has passed its end, the loss is not finite, the disk fails.
       SystemExit: 128 + the signal after SIGTERM or SIGINT, with the state saved.
     """
-    train, last = config.train, parts.num_steps
+    train = config.train
     checkpoints = workdir / "checkpoints"
     if (workdir / FILE).exists() and checkpoint.latest(checkpoints) is not None:
         progress = Progress.from_json(checkpoint.read_info(checkpoints)[1])
+        last = num_steps(config, splits["train"], progress)
         if progress.step <= last and progress.is_done(train, last):
             found = RunReport.load(workdir)
             if (step := found.training.kept_step) != (kept := progress.kept_step(train)):
@@ -88,8 +95,9 @@ def run(config: ConfigDict, workdir: Path, splits: dict[str, Split], parts: Part
     state, progress = build.restore_or_init(workdir, parts)
     if progress.processes != processes.count():
         _check_end_of_epoch(workdir, progress)
-        parts = dataclasses.replace(parts, num_steps=num_steps(config, splits["train"], progress))
-        progress.processes, last = processes.count(), parts.num_steps
+    # An epoch may have had another number of steps, with another number of processes.
+    last = num_steps(config, splits["train"], progress)
+    parts, progress.processes = dataclasses.replace(parts, num_steps=last), processes.count()
     if progress.step > last:
         raise UserError(
             f"{workdir}: its run has taken {progress.step:,} steps, and config.train.epochs and "
