@@ -362,7 +362,9 @@ def one_line(done: Done) -> str:
         return f"no single line: {' | '.join(errors)[:300]}"
     text = errors[0].removeprefix("error: ") if errors else ""
     where = re.split(r": |\(", text)[0]
-    if done.code == 2 and not re.search(r"[\w.]+[/.]\w+|^(data|run|made|swept|raw)\b", where):
+    if done.code == 2 and not re.search(
+        r"[\w.]+[/.]\w+|^(--\w+=)?(data|run|made|swept|raw)\b", where
+    ):
         return f"no file named: {errors[0]}"
     return ""
 
