@@ -135,12 +135,8 @@ def update_rows(
     row = _take(table, nowhere)
     _, advanced = optimizer.update(row, slab(arrays, nowhere), row)
 
-    carry = (jnp.zeros((), jnp.int32), table, arrays)
-    if chunk:
-        carry = jax.lax.while_loop(lambda c: c[0] < found.num_rows, body, carry)
-    else:
-        carry = body(carry)
-    _, table, arrays = carry
+    loop = lambda carry: jax.lax.while_loop(lambda c: c[0] < found.num_rows, body, carry)
+    _, table, arrays = (loop if chunk else body)((jnp.zeros((), jnp.int32), table, arrays))
     return table, merged(jax.tree.leaves(advanced), arrays)
 
 
