@@ -111,6 +111,18 @@ def test_rows_that_one_model_cannot_read_are_left_out_of_all_and_said(home, caps
     assert "note: 1 rows could not be read by other" in capsys.readouterr().out
 
 
+def test_rows_of_models_that_read_others_are_put_side_by_side():
+    def scored(position):
+        position = np.array(position)
+        none = dict(ftype=np.full(len(position), -1), weight=None, key=None, groups={})
+        scores = dict(p=position / 10, logit=position / 1.0)
+        return labelled.Labelled(position, np.zeros(len(position), np.int8), **none, **scores)
+
+    (one, other), _ = compare._aligned("ab", [scored([0, 2, 3, 5]), scored([1, 2, 5, 6])])
+    assert one.position.tolist() == other.position.tolist() == [2, 5]
+    assert one.p.tolist() == other.p.tolist() == [0.2, 0.5]
+
+
 def test_prepared_rows_of_one_data_set(runs):
     names = ",".join(str(runs / name) for name in ("dnn", "wm"))
     assert compared("--output=typed", "--cluster=user_id", models=names) == 0
