@@ -7,6 +7,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -366,3 +367,18 @@ def test_a_disk_that_cannot_be_read_is_named(tmp_path, monkeypatch):
         UserError, match=f"{tmp_path}: cannot be read .Input/output error.; look at"
     ):
         artefact_lib.load(tmp_path)
+
+
+def test_a_disk_that_fails_under_the_program_names_it(artefact, monkeypatch):
+    real = Path.read_bytes
+
+    def failing(path):
+        if path.name == "model.stablehlo" and loaded:
+            raise OSError(5, "Input/output error")
+        return real(path)
+
+    loaded, load = [], score.load
+    monkeypatch.setattr(score, "load", lambda path: (load(path), loaded.append(path))[0])
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    with pytest.raises(UserError, match=r"model.stablehlo: cannot be read \(Input/output error"):
+        emofm_jax.load_scorer(artefact)

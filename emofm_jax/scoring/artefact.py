@@ -84,7 +84,10 @@ def load(directory: Path) -> tuple[Export, dict]:
         other = "schema.json is not of the run that the weights are of"
         raise UserError(f"{directory}: {other}; copy the artefact again")
     origins = _origins(directory, loaded.signature)
-    program = (directory / PROGRAM).read_bytes()
+    try:
+        program = (directory / PROGRAM).read_bytes()
+    except OSError as error:  # which names no file where reading fails
+        raise errors.of_file(directory / PROGRAM, error, "read") from None
     return Export(directory, schema, program, origins), loaded.weights
 
 
