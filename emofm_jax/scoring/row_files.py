@@ -187,6 +187,19 @@ def _column(scores: np.ndarray, as_csv: bool) -> pa.Array:
 
 
 def _open(path: Path, schema: pa.Schema, as_csv: bool) -> Any:
-    if as_csv:
-        return pa.csv.CSVWriter(path, schema)
-    return parquet.Writer(path, schema)
+    return _Csv(path, schema) if as_csv else parquet.Writer(path, schema)
+
+
+class _Csv:
+    """Writes tables; not by pyarrow's own file, which says on stderr that it cannot be closed."""
+
+    def __init__(self, path: Path, schema: pa.Schema):
+        self._sink = open(path, "wb")  # noqa: SIM115
+        self._writer = pa.csv.CSVWriter(self._sink, schema)
+
+    def write(self, table: pa.Table) -> None:
+        self._writer.write(table)
+
+    def close(self) -> None:
+        self._writer.close()
+        self._sink.close()
