@@ -94,13 +94,13 @@ def test_the_verdict_names_them_or_an_auc_that_is_too_good():
     p = np.where(label > 0, 0.9, 0.1).astype(np.float32)
     report = split_report.make(label, p)
     alone = {"bought": 0.998}
-    line = summary.verdict(report, None, {"network": 1e-3}, 9, alone)
+    line = summary.verdict(report, (), {"network": 1e-3}, 9, alone)
     assert (
         line.count("\n") == 0 and "likely a leak: alone, slot 'bought' (AUC 0.9980) nearly" in line
     )
-    assert "likely a leak: an AUC over 0.999" in summary.verdict(report, None, {"network": 1e-3}, 9)
+    assert "likely a leak: an AUC over 0.999" in summary.verdict(report, (), {"network": 1e-3}, 9)
     worse = split_report.make(label, np.roll(p, 5))
-    assert "leak" not in summary.verdict(worse, None, {"network": 1e-3}, 9, {})
+    assert "leak" not in summary.verdict(worse, (), {"network": 1e-3}, 9, {})
 
 
 def test_ids_with_weights_are_judged_by_their_ids():

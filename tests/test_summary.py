@@ -142,19 +142,23 @@ def prepared(**slots):
     }
 
 
+def causes(**slots):
+    return summary.causes_in(prepared(**slots))
+
+
 def test_verdict_of_what_was_learnt():
     label, score = rows()
     report = split_report.make(label, sigmoid(score - 1))
     line = summary.verdict(
-        report, prepared(bad={"unknown": {"valid": 0.9}}), {"embedding": 0.0, "network": 0.5}, 500
+        report, causes(bad={"unknown": {"valid": 0.9}}), {"embedding": 0.0, "network": 0.5}, 500
     )
     gained = 1 - report.logloss / report.constant.logloss
     assert f"{gained:.0%} of its nats learnt" in line and f"AUC {report.auc:.4f}" in line
     assert 0.03 < gained < 0.9 and "likely" not in line
     off = split_report.make(label, sigmoid(score + 3))
-    assert "its rates are off (PCOC" in summary.verdict(off, None, {"network": 1e-3}, 500)
+    assert "its rates are off (PCOC" in summary.verdict(off, (), {"network": 1e-3}, 500)
     one_class = split_report.make(np.zeros(5), np.full(5, 0.1))
-    assert "one class only" in summary.verdict(one_class, None, {"network": 1e-3}, 500)
+    assert "one class only" in summary.verdict(one_class, (), {"network": 1e-3}, 500)
 
 
 def test_verdict_names_the_likely_causes():
@@ -166,7 +170,9 @@ def test_verdict_names_the_likely_causes():
         price={"unknown": {"train": 0.0}, "min": -5000.0, "max": 7.0},
         age={"unknown": {"train": 0.0}, "min": 1.0, "max": 99.0, "encoding": "log1p"},
     )
-    line = summary.verdict(report, found, {"embedding": 0.0, "network": 0.5}, 500)
+    line = summary.verdict(
+        report, summary.causes_in(found), {"embedding": 0.0, "network": 0.5}, 500
+    )
     assert (
         line.startswith("verdict: no better than a constant predictor (logloss ")
         and "\n" not in line
@@ -181,12 +187,12 @@ def test_verdict_names_the_likely_causes():
     assert "fine" not in line and "age" not in line and "labels" not in line
     found["splits"]["train"]["clicks"] = 0
     assert "labels of the training split are all the same" in summary.verdict(
-        report, found, {"network": 1e-3}, 500
+        report, summary.causes_in(found), {"network": 1e-3}, 500
     )
     few, rates = prepared(), {"embedding": 1e-3, "network": 0.1}
     few["splits"]["train"] |= {"rows": 999}
-    line = summary.verdict(report, few, rates, 99)
+    line = summary.verdict(report, summary.causes_in(few), rates, 99)
     assert "the training split has 999 rows only; 99 steps only so far (a smaller" in line
     assert "nothing unusual" in summary.verdict(
-        report, prepared(), {"embedding": 1e-3, "network": 0.1}, 100
+        report, causes(), {"embedding": 1e-3, "network": 0.1}, 100
     )

@@ -1,7 +1,7 @@
 """Records of a run -> what programs print: the tables that they end with, and the verdict."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from emofm_jax.evaluation import leaks
@@ -156,7 +156,7 @@ def importance(found: Mapping[str, Any]) -> str:
 
 def verdict(
     report: SplitReport,
-    prepared: dict | None,
+    in_data: Sequence[str],
     learning_rates: Mapping[str, float],
     steps: int,
     alone: Mapping[str, float] | None = None,
@@ -165,12 +165,12 @@ def verdict(
 
     Args:
       report: of the validation split.
-      prepared: content of prepare.json; None if there is none.
+      in_data: what `causes_in` found.
       learning_rates: of "embedding" and "network".
       steps: that were taken.
       alone: {slot: its AUC} of slots that alone nearly give the label.
     """
-    learnt = _learnt(report, prepared, learning_rates, steps)
+    learnt = _learnt(report, in_data, learning_rates, steps)
     leak = leaks.said(alone or {}) or _too_good(report.auc)
     return f"verdict: {learnt}{f'; {leak}' if leak else ''}"
 
@@ -183,7 +183,7 @@ def _too_good(auc: float | None) -> str:
 
 
 def _learnt(
-    report: SplitReport, prepared: dict | None, learning_rates: Mapping[str, float], steps: int
+    report: SplitReport, in_data: Sequence[str], learning_rates: Mapping[str, float], steps: int
 ) -> str:
     auc, nats, constant = report.auc, report.logloss, report.constant
     if auc is None or nats is None or constant is None or constant.logloss is None:
@@ -199,7 +199,7 @@ def _learnt(
         off = f"its rates are off (PCOC {report.pcoc:.2f})"
         return f"{against}, though AUC {auc:.4f}: {off}"
 
-    causes = _causes(prepared, learning_rates, steps)
+    causes = [*in_data, *_causes(learning_rates, steps)]
     unusual = "nothing unusual was found in the data, learning rates or steps"
     likely = f"likely: {'; '.join(causes)}" if causes else unusual
     return f"no better than a constant predictor ({against}; AUC {auc:.4f}); {likely}"
@@ -228,9 +228,9 @@ def causes_in(prepared: dict) -> list[str]:
     return causes
 
 
-def _causes(prepared: dict | None, learning_rates: Mapping[str, float], steps: int) -> list[str]:
-    """What in the data and the options is known to keep a model from learning."""
-    causes = causes_in(prepared) if prepared else []
+def _causes(learning_rates: Mapping[str, float], steps: int) -> list[str]:
+    """What in the options is known to keep a model from learning."""
+    causes = []
     for key, rate in learning_rates.items():
         if rate == 0 or rate > 0.1:
             causes.append(f"config.optim.{key}.learning_rate is {rate:g}")

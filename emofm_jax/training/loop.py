@@ -79,18 +79,9 @@ def run(config: ConfigDict, workdir: Path, splits: dict[str, Split], parts: Part
       UserError: the run has passed its end, the loss is not finite, the disk fails.
       SystemExit: 128 + the signal after SIGTERM or SIGINT, with the state saved.
     """
-    train = config.train
-    checkpoints = workdir / "checkpoints"
-    if (workdir / FILE).exists() and checkpoint.latest(checkpoints) is not None:
-        progress = Progress.from_json(checkpoint.read_info(checkpoints)[1])
-        last = num_steps(config, splits["train"], progress)
-        if progress.step <= last and progress.is_done(train, last):
-            found = RunReport.load(workdir)
-            if (step := found.training.kept_step) != (kept := progress.kept_step(train)):
-                what = f"of another run: of step {step:,}, this one keeps that of {kept:,}"
-                raise UserError(f"{workdir / FILE}: {what}; {run_report.REMEDY}")
-            print(f"{workdir}: the run is finished ({progress.step:,} steps), this is its result")
-            return found
+    train, checkpoints = config.train, workdir / "checkpoints"
+    if finished := _finished(config, workdir, splits["train"]):
+        return finished
 
     state, progress = build.restore_or_init(workdir, parts)
     if progress.processes != processes.count():
@@ -124,6 +115,24 @@ def run(config: ConfigDict, workdir: Path, splits: dict[str, Split], parts: Part
         del state  # two tables at a time would not fit where one just does
         state, _ = build.restore(workdir, parts, kept)
     return _finish(of_run, state)
+
+
+def _finished(config: ConfigDict, workdir: Path, train: Split) -> RunReport | None:
+    """The result of a run that is done, which is said; None of any other."""
+    checkpoints = workdir / "checkpoints"
+    if not (workdir / FILE).exists() or checkpoint.latest(checkpoints) is None:
+        return None
+    progress = Progress.from_json(checkpoint.read_info(checkpoints)[1])
+    last = num_steps(config, train, progress)
+    if progress.step > last or not progress.is_done(config.train, last):
+        return None
+
+    found = RunReport.load(workdir)
+    if (step := found.training.kept_step) != (kept := progress.kept_step(config.train)):
+        what = f"of another run: of step {step:,}, this one keeps that of {kept:,}"
+        raise UserError(f"{workdir / FILE}: {what}; {run_report.REMEDY}")
+    print(f"{workdir}: the run is finished ({progress.step:,} steps), this is its result")
+    return found
 
 
 def _check_end_of_epoch(workdir: Path, progress: Progress) -> None:
@@ -257,18 +266,17 @@ def _evaluate(run: _Run, state: TrainState, log: Log) -> tuple[TrainState, bool]
 
 def _verdict(run: _Run, report: SplitReport) -> str:
     """The line after the first evaluation."""
-    split, prepared = run.splits["train"], None
+    split, in_data = run.splits["train"], []
     path = split.path.parent / "prepare.json"
     with contextlib.suppress(FileNotFoundError):
         try:
-            prepared = files.read_json(path)
-            summary.causes_in(prepared)  # is it one?
+            in_data = summary.causes_in(files.read_json(path))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: damaged ({error}); prepare again") from None
     split.check()  # what was read is of these data
     rates = {key: run.config.optim[key].learning_rate for key in SECTIONS}
     alone = leaks.find(run.splits["train"], run.splits["valid"])
-    return summary.verdict(report, prepared, rates, run.progress.step, alone)
+    return summary.verdict(report, in_data, rates, run.progress.step, alone)
 
 
 def _lower_rates(run: _Run, state: TrainState, log: Log) -> TrainState:
