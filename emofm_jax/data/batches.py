@@ -182,12 +182,12 @@ def read(
     plans, ahead = itertools.tee(plans)
     loaded = _load_ahead(split, (window for plan in ahead for window in plan.windows[plan.first :]))
 
-    nothing = to_rows(shards.arrow_schema(split.schema).empty_table(), split.schema)
     for plan in plans:
         cut = _cut(plan.ordered(loaded), plan.steps.size)
         if process[1] == 1:
             yield from _batches(cut, batch_size, num_devices, split.schema, plan.done)
             continue
+        nothing = to_rows(shards.arrow_schema(split.schema).empty_table(), split.schema)
         for step in range(plan.taken, plan.steps.total):
             rows = next(cut, nothing)
             batch = pad(rows, plan.steps.size, num_devices, split.schema.num_rows)

@@ -34,7 +34,7 @@ from emofm_jax.errors import FileError, UserError
 _THREADS = 8
 _CHUNK_BYTES = 1 << 23
 # What stands in each directory that programs write; without one it is somebody else's.
-MARKS = {"schema.json", "config.json", "sweep.json", "backtest.json", "signature.json"}
+_MARKS = {"schema.json", "config.json", "sweep.json", "backtest.json", "signature.json"}
 _MANY_BYTES = 1 << 26  # worth a line
 # Large files of what programs publish, few of which a program reads.
 _LATE = re.compile(
@@ -109,7 +109,7 @@ def _plain_of_ours(place: Place) -> dict[str, File]:
     of, listed = remote.list_plain(place)
     if of.key != place.key:
         raise UserError(f"{place.name}: it is an object, no directory; name another place")
-    if listed and not listed.keys() & MARKS:
+    if listed and not listed.keys() & _MARKS:
         holds = f"it holds objects of others ({next(iter(sorted(listed)))})"
         raise UserError(f"{place.name}: {holds}; name a place where nothing is")
     return listed

@@ -99,9 +99,13 @@ def _origins(directory: Path, signature: Mapping) -> list[Mapping]:
             origin.said(one)
             origin.trained_days(one)
     except (ValueError, *_OTHER) as error:
-        path = directory / "signature.json"
-        raise UserError(f"{path}: not readable ({error}); copy the artefact again") from None
+        raise _unreadable(directory, error) from None
     return origins
+
+
+def _unreadable(directory: Path, error: Exception) -> UserError:
+    path = Path(directory) / "signature.json"
+    return UserError(f"{path}: not readable ({error}); copy the artefact again")
 
 
 def _load(directory: Path) -> Any:
@@ -109,8 +113,7 @@ def _load(directory: Path) -> Any:
     try:
         return score.load(directory)
     except (*_OTHER, json.JSONDecodeError, UnicodeDecodeError) as error:
-        path = Path(directory) / "signature.json"
-        raise UserError(f"{path}: not readable ({error}); copy the artefact again") from None
+        raise _unreadable(directory, error) from None
     except ValueError as error:
         text = " ".join(str(error).split())
         named = text if str(directory) in text else f"{directory}: damaged ({text}); copy it again"

@@ -187,8 +187,8 @@ class Window:
         if self._before is not None:
             jax.block_until_ready(self._before.scalars)
             if "stop" in self._before.names:
-                before = jax.device_get(self._before)
-                self.asked_to_stop = bool(before["stop"].any())
+                scalars = jax.device_get(self._before.scalars)  # and not p, which is as long as b
+                self.asked_to_stop = bool(self._before.replace(scalars=scalars)["stop"].any())
         self._before = step_metrics
         self._steps.append(step_metrics)
         self._labels.append((rows.label, rows.weight))
@@ -247,13 +247,9 @@ def _line(place: dict[str, Any], steps: list[StepMetrics], labels: list, bar: tq
     real = weight > 0
     label, p, weight = label[real], p[real], weight[real]
 
-    line = {
-        "step": place["step"],
-        "epoch": place["epoch"],
+    line = place | {
         "logloss": metrics.logloss(label, p, weight),
         "auc": metrics.auc(label, p, weight),
-        "rows_per_s": place["rows_per_s"],
-        "input_wait": place["input_wait"],
         "embedding_norm": float(np.mean([s["embedding_norm"][0] for s in steps])),
         "network_norm": float(np.mean([s["network_norm"][0] for s in steps])),
     }

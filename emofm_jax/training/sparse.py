@@ -53,7 +53,8 @@ def sum_rows(ids: jax.Array, grads: jax.Array, owner: jax.Array, chunk: int) -> 
         0: each row stands where the occurrence stands that speaks for it, and Mc = M.
     """
     size, num_rows = ids.shape[0], owner.shape[0]
-    padded = -(-size // min(chunk, size)) * min(chunk, size) if chunk else size
+    part = min(chunk or size, size)
+    padded = -(-size // part) * part
 
     # One occurrence speaks for each row: the last that wrote its number.
     number = jnp.arange(size, dtype=jnp.int32)
@@ -104,7 +105,7 @@ def update_rows(
     """
     assert found.rows is not None
     rows, grads = found.rows, found.grads
-    size = min(chunk, rows.shape[0]) if chunk else rows.shape[0]
+    size = min(chunk or rows.shape[0], rows.shape[0])
     leaves, structure = jax.tree.flatten(opt_state)
     by_row = [leaf.ndim > 0 and leaf.shape[0] == table.shape[0] for leaf in leaves]
 
