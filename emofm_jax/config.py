@@ -1,11 +1,11 @@
 """Every option but those of the models, and the config of a run.
 
-An experiment file states what differs from `default()`:
+An experiment file states what differs from `default()`, or from `recommended()`:
 
     from emofm_jax import config
 
     def get_config(arg=""):
-        c = config.default()
+        c = config.recommended()
         c.data.dir = "data/mine"
         return c
 
@@ -184,6 +184,12 @@ _OPTIM = {
     "embedding.first_order_l2": Option(
         -1.0, "l2 of the table's columns of first-order weights; -1 = that of the others", low=-1
     ),
+    "embedding.l2_rows": Option(
+        0.0,
+        "l2 that weighs less the more rows teach: this over the train split's rows is added to l2",
+        low=0,
+        needs={"updates": ("dense",)},
+    ),
     "embedding.updates": Option("lazy", _UPDATES, ("lazy", "dense")),
     **{f"network.{name}": option for name, option in _SECTION.items()},
     "clip": Option("none", _CLIP, ("none", "group", "global")),
@@ -336,6 +342,41 @@ def default() -> ConfigDict:
             Section(option.default) if isinstance(option.default, dict) else option.default
         )
     return config.lock()
+
+
+# Our model and its recipe: one for data of any size, because `l2_rows` weighs less the more rows
+# there are. Chosen on the validation rows of five data sets (docs/results/recipe.md).
+_RECOMMENDED = {
+    "data.batch_size": 4096,
+    "model.name": "emofmv2",
+    "model.embedding_dim": 16,
+    "model.hidden": (256, 128),
+    "model.stage1": (128,),
+    "model.stage2": (128,),
+    "model.am_hidden": (64,),
+    "model.norm": "batch",
+    "model.dropout": 0.3,
+    "optim.embedding.updates": "dense",
+    "optim.embedding.l2_rows": 1500.0,
+    **{f"optim.{key}.learning_rate": 3e-3 for key in _SECTIONS},
+    "optim.clip": "global",
+    "train.average_epochs": 0.5,
+    "train.epochs": 40,
+    "train.monitor": "auc",
+    "train.patience": 3,
+}
+
+
+def recommended() -> ConfigDict:
+    """`default()` with our model and the recipe to begin with, on a log of one's own.
+
+    Every row of the table moves at every step, under L2, for several epochs, until validation AUC
+    stops rising; what is scored is a moving average. A table of tens of millions of rows asks for
+    `optim.embedding.updates = "lazy"`, and one epoch, in its place.
+    """
+    config = default()
+    config.update_from_flattened_dict(_RECOMMENDED)
+    return config
 
 
 def validate(config: ConfigDict) -> None:

@@ -16,7 +16,7 @@ from tests.reference import emofm, emofmv2
 def _make(own=None, types=cases.TYPES, **changes):
     schema = cases.schema_of(types)
     options = cases.options_of("emofmv2", **{"stage2": (7, 5), **changes})
-    options["emofmv2"] |= {"cross_rank": 3, "cross_layers": 2}
+    options["emofmv2"] |= {"cross_rank": 3, "cross_layers": 2, "wide": True}
     options["emofmv2"] |= own or {}
     module = model_lib.make_model(schema, options)
     variables = cases.random_variables(module, schema)

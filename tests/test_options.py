@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from emofm_jax import config
+from emofm_jax.errors import UserError
 from emofm_jax.models import build as model_lib
 from emofm_jax.training import build
 from emofm_jax.training.state import SECTIONS
@@ -63,6 +64,7 @@ OPTIONS = {
     "optim.clip_norm": (0.5, {"optim.clip": "global"}),
     "optim.embedding.updates": ("dense", {}),
     "optim.embedding.first_order_l2": (0.5, {}),
+    "optim.embedding.l2_rows": (50.0, {"optim.embedding.updates": "dense"}),
     "train.average_epochs": (0.5, {}),
     **{
         f"optim.{section}.{field}": (value, {f"optim.{section}.{k}": v for k, v in more.items()})
@@ -110,6 +112,17 @@ def test_an_option_changes_the_program(field):
     value, needed = OPTIONS[field]
     base = tuple(needed.items())
     assert traced(base, field in START) != traced((*base, (field, value)), field in START)
+
+
+def test_l2_rows_is_l2_over_the_rows_of_the_train_split():
+    rows = sum(SCHEMA.rows_per_type)
+    dense = ("optim.embedding.updates", "dense")
+    of_rows = (dense, ("optim.embedding.l2", 0.25), ("optim.embedding.l2_rows", 0.5 * rows))
+    assert traced(of_rows, False) == traced((dense, ("optim.embedding.l2", 0.75)), False)
+
+    unknown = dataclasses.replace(SCHEMA, rows_per_type=(), clicks_per_type=())
+    with pytest.raises(UserError, match="config.optim.embedding.l2_rows: 9.0 needs the number of"):
+        build.make_parts(make(dict([dense, ("optim.embedding.l2_rows", 9.0)])), unknown, 10)
 
 
 def test_no_option_of_optim_is_without_a_test():

@@ -68,7 +68,7 @@ _MEMBERS_SHARE = (
     "what members have in common: nothing; the table; the table and all kernels but for factors"
 )
 COMMON = {
-    "name": Option("hmm", "which model", tuple(MODELS)),
+    "name": Option("emofmv2", "which model", tuple(MODELS)),
     "embedding_dim": Option(16, "D, width of a row of the embedding table", low=1),
     "init_scale": Option(0.01, "standard deviation of the embedding table at the start", low=0),
     "head_bias": Option("rate", _HEAD_BIAS, ("rate", "zero")),

@@ -2,17 +2,18 @@
 
     h_g     = MLP_g(x_g)                                            as HM, g = 1 .. G
     c       = cross network of x, of low rank                       as DCNv2 (arXiv 2008.13535)
-    z       = MLP([h_1 .. h_G, c])                                  of all types
-    deep_t  = z . (v + d_t) + b_t                                   t = 1 .. T
-    wide_t  = sum_s (w_s + w_st) + b'_t                             first-order weights
-    logit_t = (deep_t + wide_t) / 2                                 each part with a loss of its own
+    z       = [MLP([h_1 .. h_G, c]), c]                             of all types
+    logit_t = z . (v + d_t) + b_t                                   t = 1 .. T
     p       = sum_t p_AM(t | x) sigmoid(logit_t)                    as EMOFM (arXiv 2310.04482)
+
+and with `wide` a first-order part beside it, each with a loss of its own:
+
+    logit_t = (z . (v + d_t) + b_t + sum_s (w_s + w_st) + b'_t) / 2
 
 EMOFM leaves open what becomes of types with few rows, and which mixers serve best. Here predictors
 pool: what is of type t alone (d_t, w_st) starts at zero and is added to what all rows teach. Fields
-meet as products, in the cross network. First-order weights stand beside the network as a part of
-their own, and the auxiliary model has columns of the table of its own. All of it is ours but for
-the parts named above.
+meet as products, in the cross network, which predictors read directly and through an MLP. The
+auxiliary model has columns of the table of its own. All of it is ours but for the parts named above.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,14 +50,17 @@ class EMOFMv2(nn.Module):
     towers: bool = option(True, "the towers of the groups; False = the cross network alone")
     cross_layers: int = option(3, "cross layers over all slots; 0 = none", low=0)
     cross_rank: int = option(64, "rank of a cross layer; 0 = a full matrix", low=0)
+    cross_to_head: bool = option(
+        True, "predictors read the cross network directly too, not only through the MLP"
+    )
     wide: bool = option(
-        True, "first-order weights beside the network, averaged with it; False where they are weak"
+        False, "first-order weights beside the network, averaged with it; for data where they are strong"
     )
     pooled: bool = option(True, "False: predictors share nothing behind the towers, as HM's")
     am_reads = "own"
     weights_start_at_zero = True
     switches_off = {
-        "cross_layers=0": ("emofmv2.cross_rank",),
+        "cross_layers=0": ("emofmv2.cross_rank", "emofmv2.cross_to_head"),
         "towers=False": ("stage1",),
     }
 
@@ -72,9 +76,8 @@ class EMOFMv2(nn.Module):
         """f32[B, S, D + own_columns] -> Outputs."""
         chex.assert_shape(e, (None, None, self.embedding_dim + self.own_columns))
         x, first_order = jnp.split(e, [self.embedding_dim], axis=2)
-        z = jnp.concatenate(self._extract(x, weight, train), axis=1)
         join = lambda logits: jnp.stack(logits, axis=1) if self.num_predictors else logits[0]
-        deep = join(self._predict(z, weight, train))
+        deep = join(self._predict(self._towers(x, weight, train), self._cross(x), weight, train))
         if not self.wide:
             return losses.Outputs(deep)
         parts = jnp.stack([deep, join(self._first_order(first_order))])
@@ -89,24 +92,29 @@ class EMOFMv2(nn.Module):
                 "the embeddings; choose 1 or more"
             )
 
-    def _extract(self, x, weight, train):
-        """What stage 2 reads: the towers of the groups, and the products of slots."""
-        found = emofm.group_towers(self, x, weight, None, train) if self.towers else []
-        if self.cross_layers:
-            flat = x.reshape(x.shape[0], -1)
-            found.append(layers.cross(flat, self.cross_layers, self.cross_rank, self.style.dtype))
-        return found
+    def _towers(self, x, weight, train):
+        """f32[B, d] of each group, a list."""
+        return emofm.group_towers(self, x, weight, None, train) if self.towers else []
 
-    def _predict(self, z, weight, train):
+    def _cross(self, x):
+        """Products of slots: [f32[B, S D]], or [] without cross layers."""
+        if not self.cross_layers:
+            return []
+        flat = x.reshape(x.shape[0], -1)
+        return [layers.cross(flat, self.cross_layers, self.cross_rank, self.style.dtype)]
+
+    def _predict(self, towers, crossed, weight, train):
         """Stage 2: logits of all predictors, a list."""
         widths, style, bias = tuple(self.stage2), self.style, tuple(self.head_bias)
+        beside = [x.astype(jnp.float32) for x in crossed] if self.cross_to_head else []
+        join = lambda x: jnp.concatenate([x.astype(jnp.float32), *beside], axis=1)
+        z = jnp.concatenate([*towers, *crossed], axis=1)
         if self.pooled:
             z = layers.MLP(widths, style, name="stage2")(z, weight, train=train)
-            return typewise.PooledHead(bias, name="head")(z)
-        tokens = [z] * len(bias)
-        tokens = layers.TokenDense(widths[0], style.dtype, name="dense")(tokens)
+            return typewise.PooledHead(bias, name="head")(join(z))
+        tokens = layers.TokenDense(widths[0], style.dtype, name="dense")([z] * len(bias))
         tokens = layers.Tower(widths[1:], style, name="stage2")(tokens, weight, train=train)
-        return typewise.TokenHead(bias, name="head")(tokens)
+        return typewise.TokenHead(bias, name="head")([join(z) for z in tokens])
 
     def _first_order(self, columns):
         """First-order logits of all predictors, from columns f32[B, S, 1 + T]."""

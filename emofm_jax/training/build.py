@@ -122,7 +122,7 @@ def _make_training(
     begin = state_lib.make_init(module, schema, optimizers, **how, layout=layout)
     options = step_lib.Options(
         updates=sections.embedding.updates,
-        embedding_l2=_table_l2(module, sections.embedding),
+        embedding_l2=_table_l2(module, sections.embedding, schema),
         network_l2=sections.network.l2,
         clip=sections.clip,
         clip_norm=sections.clip_norm,
@@ -138,20 +138,29 @@ def _average_decay(config: ConfigDict, schema: Schema) -> float:
     """Decay a step of the moving averages, from their length in epochs; 0 = none are kept."""
     if not (epochs := config.train.average_epochs):
         return 0.0
-    if not (rows := sum(schema.rows_per_type or ())):
-        raise UserError(
-            f"config.train.average_epochs: {epochs} needs the number of train rows, which these "
-            "data do not say; prepare them again, or choose 0"
-        )
+    rows = _train_rows(schema, f"config.train.average_epochs: {epochs}")
     return math.exp(-config.data.batch_size / (epochs * rows))
 
 
-def _table_l2(module: nn.Module, section) -> float | tuple[float, ...]:
+def _table_l2(module: nn.Module, section, schema: Schema) -> float | tuple[float, ...]:
     """L2 of the table: one number, or one for each column."""
-    own = section.first_order_l2
-    if own < 0 or own == section.l2:
-        return section.l2
-    return tuple(np.where(model_lib.first_order(module), own, section.l2).tolist())
+    l2, own = section.l2, section.first_order_l2
+    if section.l2_rows and section.updates == "dense":
+        rows = _train_rows(schema, f"config.optim.embedding.l2_rows: {section.l2_rows}")
+        l2 += section.l2_rows / rows
+    if own < 0 or own == l2:
+        return l2
+    return tuple(np.where(model_lib.first_order(module), own, l2).tolist())
+
+
+def _train_rows(schema: Schema, what: str) -> int:
+    """Rows of the train split, which `what` needs."""
+    if not (rows := sum(schema.rows_per_type or ())):
+        raise UserError(
+            f"{what} needs the number of train rows, which these data do not say; prepare them "
+            "again, or choose 0"
+        )
+    return rows
 
 
 def without_scratch(state: TrainState) -> TrainState:

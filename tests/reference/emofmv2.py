@@ -11,8 +11,9 @@ def network(params, e, dim, group_sizes, types):
     logits = np.zeros((2, batch, max(types, 1)))
     for b in range(batch):
         x, columns = e[b, :, :dim], e[b, :, dim:]
-        z = np.concatenate([*_towers(params, x, group_sizes), _cross(params, x.reshape(-1))])
-        logits[0, b] = _pooled(params, z)
+        crossed = _cross(params, x.reshape(-1))
+        z = np.concatenate([*_towers(params, x, group_sizes), crossed])
+        logits[0, b] = _pooled(params, z, crossed)
         for t in range(logits.shape[2]):
             logits[1, b, t] = params["wide_bias"][t]
             for s in range(len(x)):
@@ -41,10 +42,10 @@ def _cross(params, x_0):
     return x
 
 
-def _pooled(params, z):
+def _pooled(params, z, crossed):
     first = z @ params["stage2"]["hidden_0"]["kernel"][0] + params["stage2"]["hidden_0"]["bias"][0]
     y = emofm.tower(first[None, None], params["stage2"].get("tower", {}), 1)[0, 0]
-    head = params["head"]
+    y, head = np.concatenate([y, crossed]), params["head"]
     return [
         sum(y[i] * (head["kernel"][i, 0] + head["own_kernel"][i, t]) for i in range(len(y)))
         + head["bias"][t]

@@ -1,0 +1,56 @@
+"""KuaiRand-Pure on equal terms: the same search for every model, then five seeds of each winner.
+
+    python -m emofm_jax.sweep --config=experiments/equal_terms.py:dnn --workdir=runs/search_dnn --search=tpe --trials=20 --config.prepare.source=DIR
+    python -m emofm_jax.sweep --config=experiments/equal_terms.py --workdir=runs/equal_terms --config.prepare.source=DIR
+
+The argument is a model of `MODELS`; a search draws from its `ranges`, by validation AUC of seed 0.
+Without an argument the points are the winners. Data and groups are those of kuairand.py, and each
+model begins with `config.recommended()`.
+
+Question: is our model ahead of the others once all were tuned alike?
+"""
+
+from pathlib import Path
+
+from emofm_jax import config, points
+
+kuairand = points.load(Path(__file__).with_name("kuairand.py"))
+reference = "emofmv2"
+MODELS = ("emofmv2", "dnn", "dnn_typed", "dcnv2", "lr")
+# What each model's search found.
+WINNERS: dict[str, dict] = {}
+
+
+def get_config(arg: str = ""):
+    name = arg or reference
+    c = config.recommended()
+    c.name = "equal_terms"
+    c.prepare = kuairand.get_config().prepare
+    c.data.dir = "data/kuairand"
+    c.model.name, c.model.type_aware = name.removesuffix("_typed"), name.endswith("_typed")
+    c.model.dcnv2.low_rank, c.model.dcnv2.num_experts = 64, 1
+    return c
+
+
+def ranges(arg: str = ""):
+    found = {
+        "optim.embedding.l2_rows": ("log", 100.0, 20_000.0),
+        "optim.embedding.learning_rate": ("log", 5e-4, 3e-2),
+    }
+    if arg == "lr":
+        return found
+    found |= {
+        "optim.network.learning_rate": ("log", 5e-4, 1e-2),
+        "model.dropout": ("uniform", 0.0, 0.5),
+        "model.embedding_dim": ("choice", [8, 16]),
+    }
+    return found | ({"model.emofmv2.wide": ("choice", [False, True])} if arg == "emofmv2" else {})
+
+
+def seeds(arg: str = ""):
+    return (0,) if arg else range(5)
+
+
+def sweep(arg: str = ""):
+    for name in MODELS:
+        yield name, points.apply(get_config(name), WINNERS[name], f"equal_terms: {name}")
