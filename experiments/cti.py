@@ -19,7 +19,7 @@ SESSION = ("401", "402")  # each a bag: the slot may repeat in a row
 
 
 def get_config(arg=""):
-    c = config.default()
+    c = config.recommended()
     c.name = "cti"
     c.prepare.format = "cti"
     c.prepare.source = "data/examples/cti"
@@ -27,8 +27,4 @@ def get_config(arg=""):
     c.prepare.slots = {slot: {"kind": "multi", "max_length": 20} for slot in SESSION}
     c.prepare.gauc_key = "101"
     c.data.dir = "data/cti"
-    c.data.shuffle = False  # one pass, in the order of time
-    c.optim.embedding.learning_rate = 0.01
-    c.optim.network.learning_rate = 3e-4
-    c.optim.network.schedule = c.optim.embedding.schedule = "cosine"
     return c

@@ -260,7 +260,7 @@ def test_new_types_and_slots_start_afresh_and_are_said(home):
 def test_columns_of_types_go_to_their_types(home, model):
     """[embeddings | weights of type 1 | .. | of the auxiliary model]: a new type's are in between."""
     own = {
-        "emofmv2": ["stage1=(4,)", "stage2=(4,)", "am_reads=own"],
+        "emofmv2": ["stage1=(4,)", "stage2=(4,)", "emofmv2.wide=True"],
         "deepfm": ["type_aware=True", "am_reads=own"],
     }
     of_model = [f"--config.model.{option}" for option in [f"name={model}", *own[model]]]

@@ -26,7 +26,7 @@ from emofm_jax import config
 
 
 def get_config(arg=""):
-    c = config.default()
+    c = config.recommended()  # our model and its recipe: docs/model.md, sections 10 and 11
     c.name = "{name}"
 '''
 
@@ -57,11 +57,7 @@ def suggest(source: Path) -> str:
         "",
         _line("data.dir", f"data/{name}", "the shards go there"),
         _line("data.batch_size", size, ""),
-        "",
-        _line("model.name", "emofmv2", "docs/model.md has all of them"),
-        _line("train.epochs", 20, "at most: it stops when validation gets worse"),
-        _line("train.monitor", "auc", ""),
-        _line("train.patience", 2, ""),
+        *_of_large_tables(lines),
         "    return c",
     ]
     asked = [
@@ -71,6 +67,18 @@ def suggest(source: Path) -> str:
     about += "\n".join(["", "Open questions:", *asked, ""]) if asked else ""
     head = _HEAD.format(name=name, rows=found.num_rows, questions=about)
     return head + "\n".join(_printable(line).rstrip() for line in lines) + "\n"
+
+
+def _of_large_tables(lines: Sequence[str]) -> list[str]:
+    """What hashed slots ask for: a pass over their whole table in every step would be slow."""
+    if not any('"encoding": "hash"' in line for line in lines):
+        return []
+    return [
+        _line("optim.embedding.updates", "lazy", "hashed: a step moves the rows of its batch alone"),
+        _line("optim.embedding.l2_rows", 0.0, ""),
+        _line("train.average_epochs", 0.0, ""),
+        _line("train.epochs", 1, ""),
+    ]
 
 
 def _printable(text: str) -> str:
