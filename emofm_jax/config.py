@@ -347,9 +347,6 @@ def default() -> ConfigDict:
 # Our model and its recipe: one for data of any size, because `l2_rows` weighs less the more rows
 # there are. Chosen on the validation rows of five data sets (docs/results/recipe.md).
 _RECOMMENDED = {
-    "data.batch_size": 4096,
-    "model.name": "emofmv2",
-    "model.embedding_dim": 16,
     "model.hidden": (256, 128),
     "model.stage1": (128,),
     "model.stage2": (128,),

@@ -213,3 +213,12 @@ def test_a_config_is_printed_as_any_other_one_by_the_quick_writer(monkeypatch):
     assert str(c) == ConfigDict.__str__(c) and "!!python/tuple" in str(c)
     monkeypatch.setattr(ConfigDict, "__str__", lambda self: "in 9 ms")
     assert str(c).startswith("compute_dtype:")
+
+
+def test_what_is_recommended_is_in_range_and_has_an_effect():
+    config = config_lib.recommended()
+    config_lib.validate(config)
+    changed = config_lib.difference(config, config_lib.default())
+    assert changed.keys() == config_lib._RECOMMENDED.keys()
+    # `hidden` is of the models that are compared with it.
+    assert changed.keys() & config_lib.without_effect(config).keys() == {"model.hidden"}

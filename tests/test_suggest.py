@@ -237,6 +237,15 @@ def test_values_that_never_stop_growing_are_hashed():
     assert found.slots["url"] == {"min_count": 2}
 
 
+def test_a_large_hashed_table_is_not_passed_over_in_every_step():
+    rows = [[i % 2, f"u{i // 2 * 2 + i % 3 // 2}", "abc"[i % 3]] for i in range(50_000)]
+    write("grows.csv", ["label", "url", "device"], rows)
+    c = suggested("grows.csv")
+    assert c.prepare.slots["url"]["encoding"] == "hash"
+    assert (c.optim.embedding.updates, c.optim.embedding.l2_rows) == ("lazy", 0)
+    assert (c.train.epochs, c.train.average_epochs) == (1, 0)
+
+
 def test_spellings_of_missing_numbers_and_an_outcome_are_said():
     r = random.Random(0)
     rows = [
