@@ -4,15 +4,15 @@
     python -m emofm_jax.sweep --config=experiments/equal_terms.py --workdir=runs/equal_terms --config.prepare.source=DIR
 
 The argument is a model of `MODELS`; a search draws from its `ranges`, by validation AUC of seed 0.
-Without an argument the points are the winners. Data and groups are those of kuairand.py, and each
-model begins with `config.recommended()`.
+Without an argument the points are the winners. Data, groups and the recipe to begin with are those of
+kuairand.py.
 
 Question: is our model ahead of the others once all were tuned alike?
 """
 
 from pathlib import Path
 
-from emofm_jax import config, points
+from emofm_jax import points
 
 kuairand = points.load(Path(__file__).with_name("kuairand.py"))
 reference = "emofmv2"
@@ -22,13 +22,8 @@ WINNERS: dict[str, dict] = {}
 
 
 def get_config(arg: str = ""):
-    name = arg or reference
-    c = config.recommended()
+    c = kuairand.get_config(arg or reference)
     c.name = "equal_terms"
-    c.prepare = kuairand.get_config().prepare
-    c.data.dir = "data/kuairand"
-    c.model.name, c.model.type_aware = name.removesuffix("_typed"), name.endswith("_typed")
-    c.model.dcnv2.low_rank, c.model.dcnv2.num_experts = 64, 1
     return c
 
 

@@ -43,13 +43,11 @@ ITEM = (
     "tag",
     "duration_s",
 )
-# Chosen on validation AUC, seed 0.
-L2 = {"dnn": 0.1, "dcnv2": 0.1, "lr": 1e-5}
 
 
 def get_config(arg: str = "emofmv2"):
     name, typed = arg.removesuffix("_typed"), arg.endswith("_typed")
-    c = config.default()
+    c = config.recommended()
     c.name = "kuairand"
     c.prepare.source = "data/raw/kuairand_pure"
     c.prepare.ftype, c.prepare.types = "tab6", ("1", "0", "4", "2", "6", "other")
@@ -66,26 +64,8 @@ def get_config(arg: str = "emofmv2"):
     c.prepare.slot.min_count = 2
     c.prepare.gauc_key = "user_id"
     c.data.dir = "data/kuairand"
-    c.data.batch_size = 4096
 
     c.model.name = name
     c.model.type_aware = typed
-    c.model.embedding_dim = 8
-    c.model.hidden = (128, 64)
-    c.model.stage1 = c.model.stage2 = c.model.am_hidden = (64,)
-    c.model.norm = "batch"
-    c.model.dropout = 0.3
     c.model.dcnv2.low_rank, c.model.dcnv2.num_experts = 64, 1
-
-    # Every row of the table moves, under L2 of the whole table; what is scored is an average.
-    c.optim.embedding.updates = "dense"
-    c.optim.embedding.l2 = L2.get(name, 0.03)
-    c.optim.embedding.first_order_l2 = 2.5e-4 if name == "emofmv2" else -1.0
-    c.optim.embedding.learning_rate = 0.01 if name == "lr" else 1e-3
-    c.optim.embedding.schedule = c.optim.network.schedule = "plateau"
-    c.optim.clip, c.optim.clip_norm = "global", 10.0
-    c.train.average_epochs = 0.5
-    c.train.epochs = 15 if name == "lr" else 8
-    c.train.patience = 2
-    c.train.monitor = "auc"
     return c

@@ -13,7 +13,7 @@ trained again to one that is trained anew on all days.
 
 from pathlib import Path
 
-from emofm_jax import points
+from emofm_jax import config, points
 
 _KUAIRAND = points.load(Path(__file__).with_name("kuairand.py"))
 
@@ -40,13 +40,22 @@ def days(arg=""):
 
 
 def get_config(arg: str = "dnn"):
-    c = _KUAIRAND.get_config("dnn" if arg == "tiny" else arg)
+    c = config.default()
     c.name = "kuairand_daily"
+    c.data.dir = "data/kuairand"
+    c.prepare = _KUAIRAND.get_config().prepare
     c.prepare.split, c.prepare.day_column = "day", "date"
     c.prepare.ignore = ("tab",)
-    # No figure of the scored day may choose a state or a rate.
-    c.train.monitor, c.train.patience = "", 0
-    c.optim.embedding.schedule = c.optim.network.schedule = "constant"
+    c.model.name = "dnn" if arg == "tiny" else arg
+    c.model.embedding_dim, c.model.hidden = 8, (128, 64)
+    c.model.stage1 = c.model.stage2 = c.model.am_hidden = (64,)
+    c.model.norm, c.model.dropout = "batch", 0.3
+    # Every row of the table moves, under L2 of the whole table; what is scored is an average.
+    c.optim.embedding.updates = "dense"
+    c.optim.embedding.l2 = 0.1 if c.model.name in ("dnn", "dcnv2") else 0.03
+    c.optim.clip = "global"
+    c.train.average_epochs = 0.5
+    # No figure of the scored day may choose a state, a rate or an end.
     c.train.epochs = 3
     if arg == "tiny":
         c.model.embedding_dim, c.model.hidden = 4, (16,)

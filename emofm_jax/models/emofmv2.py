@@ -54,7 +54,8 @@ class EMOFMv2(nn.Module):
         True, "predictors read the cross network directly too, not only through the MLP"
     )
     wide: bool = option(
-        False, "first-order weights beside the network, averaged with it; for data where they are strong"
+        False,
+        "first-order weights beside the network, averaged with it; for data where they are strong",
     )
     pooled: bool = option(True, "False: predictors share nothing behind the towers, as HM's")
     am_reads = "own"

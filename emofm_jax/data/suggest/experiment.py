@@ -74,7 +74,9 @@ def _of_large_tables(lines: Sequence[str]) -> list[str]:
     if not any('"encoding": "hash"' in line for line in lines):
         return []
     return [
-        _line("optim.embedding.updates", "lazy", "hashed: a step moves the rows of its batch alone"),
+        _line(
+            "optim.embedding.updates", "lazy", "hashed: a step moves the rows of its batch alone"
+        ),
         _line("optim.embedding.l2_rows", 0.0, ""),
         _line("train.average_epochs", 0.0, ""),
         _line("train.epochs", 1, ""),
