@@ -13,7 +13,7 @@ and with `wide` a first-order part beside it, each with a loss of its own:
 EMOFM leaves open what becomes of types with few rows, and which mixers serve best. Here predictors
 pool: what is of type t alone (d_t, w_st) starts at zero and is added to what all rows teach. Fields
 meet as products, in the cross network, which predictors read directly and through an MLP. The
-auxiliary model has columns of the table of its own. All of it is ours but for the parts named above.
+auxiliary model has columns of the table of its own. What has no paper's name above is ours.
 """
 
 from collections.abc import Mapping, Sequence
