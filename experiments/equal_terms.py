@@ -32,8 +32,8 @@ def ranges(arg: str = ""):
         "optim.embedding.l2_rows": ("log", 100.0, 20_000.0),
         "optim.embedding.learning_rate": ("log", 5e-4, 3e-2),
     }
-    if arg == "lr":
-        return found
+    if arg == "lr":  # its weights are logits
+        return found | {"optim.embedding.l2_rows": ("log", 0.1, 1_000.0)}
     found |= {
         "optim.network.learning_rate": ("log", 5e-4, 1e-2),
         "model.dropout": ("uniform", 0.0, 0.5),
