@@ -327,7 +327,7 @@ def _scorer_cases(name: str, batch_size: int, turns: int, has_torch: bool) -> li
 def train(options, budget: Budget) -> dict:
     """Programs, end to end, as a user runs them."""
     found = {}
-    runs = {"quickstart": ["--config=quickstart"]}
+    runs = {"quickstart": ["--config=quickstart:hmm"]}
     if options.frappe:
         runs["frappe"] = ["--config=frappe:dnn", f"--config.prepare.source={options.frappe}"]
     tiny = ["--config.prepare.synthetic.rows=(3000, 500, 500)", "--config.train.max_steps=4"]

@@ -1,6 +1,6 @@
 """What the input pipeline and the loop cost: the train program against the bare step on batches made before.
 
-    python benchmarks/throughput.py --config=experiments/quickstart.py
+    python benchmarks/throughput.py --config=experiments/quickstart.py:hmm
     python benchmarks/throughput.py --config=experiments/frappe.py:dnn --output=throughput.json
 
 Both run in this process, in turns, on the same compiled step and the same shards: the program reads, shuffles, sends,
