@@ -6,8 +6,8 @@
 
 It shares no code and no formula with the package's synthetic data: users, ads and sites have latent
 factors that meet in a matrix of each type, and the type follows user, site, ad and hour. Prints the
-Bayes-optimal AUC and logloss of each split, of which a model's share can be told. NAME.npy beside
-each file holds P(click | features).
+Bayes-optimal AUC and logloss of each split, of which a model's share can be told. truth_SPLIT.npy
+holds P(click | features) of the rows.
 """
 
 from pathlib import Path
@@ -84,7 +84,7 @@ def write(world, rng, path, count):
     given = world.click_probs(user, ad, site, hour, history)
     click = (rng.random(count) < given[ftype, np.arange(count)]).astype(int)
     truth = (of_type * given).sum(0)
-    np.save(path.with_suffix(".npy"), truth)
+    np.save(path.with_name(f"truth_{path.stem}.npy"), truth)
 
     token = lambda slot, i: f"{world.base[slot] + 7919 * int(i)}:{slot}"
     with open(path, "w") as file:
