@@ -51,6 +51,8 @@ def _main(flags: absl_flags.FlagValues) -> None:
             return
     elif flags.shard:
         raise UserError(f"--shard={flags.shard}: it is a share of a stage; name it in --stage")
+    elif _by_cluster(flags):
+        report = by_hand.whole(flags.config, base, flags.engine, flags.workers)
     else:
         report = preparation.prepare(
             flags.config, base=base, engine=flags.engine, workers=flags.workers
@@ -61,6 +63,13 @@ def _main(flags: absl_flags.FlagValues) -> None:
         if leak := leaks.said(leaks.find(*splits)):
             print(leak)
     print(f"The shards are in {directory}")
+
+
+def _by_cluster(flags: absl_flags.FlagValues) -> bool:
+    """Whether other machines do the work on what lies at s3://."""
+    places = flags.config.prepare.source, flags.config.data.dir
+    is_made_up = flags.config.prepare.format == "synthetic"
+    return flags.engine == "ray" and not is_made_up and any(map(storage.is_remote, places))
 
 
 def _stage(flags: absl_flags.FlagValues, base: Path | None) -> counts_lib.Report | str:

@@ -1,4 +1,5 @@
-"""Preparation in stages that are started by hand, as jobs of SLURM or Kubernetes (docs/scaling.md).
+"""Preparation in stages: started by hand, as jobs of SLURM or Kubernetes, or done by a cluster that
+shares places at s3:// and nothing else (docs/scaling.md).
 
     .NAME.stages/DIGEST/count-16/     what was found by the jobs of 16 shards, a file a job
     .NAME.stages/DIGEST/merge/        vocabularies, and the schema that they complete
@@ -6,14 +7,15 @@
 
 NAME is that of config.data.dir, beside which this lies; DIGEST is of configuration, raw files and
 base, so that what belongs to others is never read. Each command does what is missing, and does
-nothing twice; the last one puts the shards in their place and removes the rest.
+nothing twice; the last one puts the shards in their place and removes the rest. At s3:// each file
+is an object, which appears whole (handover.py); merge is published at once (storage.py).
 """
 
 import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +23,16 @@ import xxhash
 from ml_collections import ConfigDict
 
 from emofm_jax.data import counts as counts_lib
-from emofm_jax.data import directories, engines, files, passes, preparation, stages, storage
+from emofm_jax.data import (
+    directories,
+    engines,
+    files,
+    handover,
+    passes,
+    preparation,
+    stages,
+    storage,
+)
 from emofm_jax.data.raw_files import RawFile
 from emofm_jax.data.schema import Schema
 from emofm_jax.data.source import Source
@@ -64,28 +75,49 @@ def run(
     if config.prepare.format == "synthetic":
         problem = "made-up data are made at once"
         raise UserError(f"--stage={stage}: {problem}; leave it out")
-    why = "stages find each other's files where they lie on a file system"
-    storage.local("config.prepare.source", config.prepare.source, why)
-    storage.local("config.data.dir", config.data.dir, why)
-    plan = passes.plan(config, preparation.base_of(config, base))
-    target = directories.place(Path(config.data.dir))
-    above = target.with_name(f".{target.name}.stages")
-    place = above / _digest(plan)
+    plan, place = _planned(config, base)
     if stage == "merge":
         return _merge(plan, place)
     if stage == "publish":
-        report = preparation.publish(config, lambda new: _publish(plan, place, new))
-        directories.remove(above)
-        return report
+        return _publish(config, plan, place)
     assert part
-    if stage == "count":
-        if not any(stages.learned_slots(plan.schema)):
-            return "nothing is to be counted: no slot needs it; go on with --stage=merge"
-        make = lambda: _of_count(plan, part.of)
-    else:
-        slots = _merged(place)
-        make = lambda: _of_encode(plan, slots.schema, place, part.of)
-    return _do(make, place, stage, part, workers)
+    if stage == "count" and not any(stages.learned_slots(plan.schema)):
+        return "nothing is to be counted: no slot needs it; go on with --stage=merge"
+
+    own = slice(part.number - 1, None, part.of)
+    missing, num_jobs = _missing(plan, place, f"{stage}-{part.of}", own)
+    _do_here(place, f"{stage}-{part.of}", missing, workers)
+    done = f"jobs done: {len(missing)}" if missing else "no job was left"
+    return f"--stage={stage} --shard={part.number}/{part.of}: {done}, of {num_jobs} in all"
+
+
+def whole(
+    config: ConfigDict, base: Path | None, engine: str, workers: int = 0
+) -> counts_lib.Report:
+    """Does all stages; the workers of an engine do the jobs, wherever they are.
+
+    Args:
+      config, base: as of `run`.
+      engine: of `engines`, whose workers find what they need at s3://.
+      workers: of the engine; 0 = all.
+
+    Raises:
+      UserError: as `run`.
+    """
+    plan, place = _planned(config, base)
+    with contextlib.closing(engines.make(engine, workers)) as found:
+        for stage in _SHARED:
+            if stage == "encode":
+                _merge(plan, place)
+            elif not any(stages.learned_slots(plan.schema)):
+                continue
+            directory = f"{stage}-{4 * found.num_workers}"
+            missing, _ = _missing(plan, place, directory, slice(None))
+            reads = (plan.source.recipe["source"], *[_of_merge(place)] * (stage == "encode"))
+            jobs = [stages.There(place, directory, number, reads) for number in missing]
+            for _ in found.map(stages.run_there, jobs):
+                pass
+    return _publish(config, plan, place)
 
 
 def _shard(stage: str, text: str) -> Shard | None:
@@ -110,62 +142,89 @@ def _digest(plan: passes.Plan) -> str:
     about = {
         "code": [xxhash.xxh3_64_hexdigest(file.read_bytes()) for file in _CODE],
         "schema": plan.schema.to_json(),
-        "files": {split: [_about(f) for f in of] for split, of in plan.source.files.items()},
-        "base": plan.base and [plan.base.place, plan.base.schema.identity],
+        "files": {
+            split: [storage.about(f.path) for f in of] for split, of in plan.source.files.items()
+        },
+        "base": plan.base and [files.said(plan.base.place), plan.base.schema.identity],
     }
     return xxhash.xxh3_64_hexdigest(json.dumps(about, sort_keys=True).encode())
 
 
-def _about(file: RawFile) -> list[Any]:
-    found = file.path.stat()
-    return [str(file.path), found.st_size, found.st_mtime_ns]
+def _planned(config: ConfigDict, base: Path | None) -> tuple[passes.Plan, str]:
+    """What is to be prepared, and the name of the place of its stages."""
+    plan = passes.plan(config, preparation.base_of(config, base))
+    return plan, storage.below(_above(config.data.dir), _digest(plan))
 
 
-def _of_count(plan: passes.Plan, num_shards: int) -> stages.Stage:
-    jobs = stages.jobs_of(plan.source.recipe, plan.source.of_training, num_shards)
-    return stages.Stage(plan.source, plan.schema, None, jobs)
+def _above(target: str) -> str:
+    """The name of the place of all stages of a directory of shards."""
+    if storage.is_remote(target):
+        return storage.beside(target, ".", ".stages")
+    found = directories.place(Path(target))
+    return str(found.with_name(f".{found.name}.stages"))
 
 
-def _of_encode(plan: passes.Plan, schema: Schema, place: Path, num_shards: int) -> stages.Stage:
-    jobs = stages.jobs_of(plan.source.recipe, plan.source.files, num_shards)
-    return stages.Stage(plan.source, schema, place / "merge", jobs)
+def _of_merge(place: str) -> str:
+    return storage.below(place, "merge")
 
 
-def _do(make: Callable[[], stages.Stage], place: Path, name: str, part: Shard, workers: int) -> str:
-    """Does the jobs of a shard that have not been done; says so.
+def _missing(plan: passes.Plan, place: str, directory: str, own: slice) -> tuple[list[int], int]:
+    """The numbers of the jobs of a share that have not been done, and how many there are in all.
 
     The first shard makes the stage, for which files are looked through; the others read it.
     """
-    directory = place / f"{name}-{part.of}"
-    files.make_directory(directory)
-    if (stage := stages.read_stage(directory)) is None:
-        stage = make()
-        stages.write_stage(stage, directory)
-    own = range(part.number - 1, len(stage.jobs), part.of)
-    tasks = [(directory, number) for number in own if not stages.is_done(directory, number)]
-    num_workers = min(workers or engines.num_cores(), len(tasks))
+    # Before a stage is read: its paths are those of the copies that are known by then.
+    slots = _merged(place) if directory.startswith("encode") else None
+    root = handover.at(place)
+    files.make_directory(root / directory)
+    there = handover.names(root)
+    if f"{directory}/{stages.STAGE}" not in there:
+        stage = _stage(plan, place, slots, int(directory.rpartition("-")[2]))
+        stages.write_stage(stage, root / directory)
+    jobs = stages.read_stage(root / directory).jobs
+    found = range(len(jobs))[own]
+    missing = [n for n in found if f"{directory}/{stages.name_of(n)}" not in there]
+    return missing, len(jobs)
+
+
+def _stage(
+    plan: passes.Plan, place: str, slots: passes.Slots | None, num_shards: int
+) -> stages.Stage:
+    """The jobs of count or, with what `_merge` left, of encode."""
+    of, recipe = plan.source.of_training if slots is None else plan.source.files, plan.source.recipe
+    jobs = stages.jobs_of(recipe, of, num_shards)
+    if slots is None:
+        return stages.Stage(plan.source, plan.schema, None, jobs)
+    return stages.Stage(plan.source, slots.schema, storage.reading(_of_merge(place)), jobs)
+
+
+def _do_here(place: str, directory: str, numbers: Sequence[int], workers: int) -> None:
+    """Does jobs by this process, or processes of this machine, and leaves what they find."""
+    of, shown = handover.at(place) / directory, files.shown()
+    jobs = [stages.Named(of, number, shown) for number in numbers]
+    num_workers = min(workers or engines.num_cores(), len(jobs))
     if num_workers > 1:
         with contextlib.closing(engines.make("local", num_workers)) as engine:
-            for _ in engine.map(stages.run_once, tasks):
-                pass
-    else:
-        for task in tasks:
-            stages.run_once(task)
-    done = f"jobs done: {len(tasks)}" if tasks else "no job was left"
-    return f"--stage={name} --shard={part.number}/{part.of}: {done}, of {len(stage.jobs)} in all"
+            for result in engine.map(stages.run_named, jobs):
+                handover.leave(result)
+        return
+    for job in jobs:
+        handover.leave(stages.run_named(job))
 
 
-def _merge(plan: passes.Plan, place: Path) -> str:
+def _merge(plan: passes.Plan, place: str) -> str:
     """Completes the schema from what was counted."""
-    with directories.whole(place / "merge", "merges", "--stage=merge") as new:
+    target = storage.writing(_of_merge(place))
+    with directories.whole(target, "merges", "--stage=merge") as new:
         slots = passes.learn(_Left(plan, place), plan, new)
         files.write_scratch(new / _SLOTS, [slots._replace(vocabularies={})])
+    storage.publish(target)
     return f"--stage=merge: {len(slots.vocabularies)} vocabularies are made"
 
 
-def _merged(place: Path) -> passes.Slots:
+def _merged(place: str) -> passes.Slots:
     """What `_merge` left."""
-    path = place / "merge" / _SLOTS
+    path = storage.reading(_of_merge(place)) / _SLOTS
     if not path.exists():
         what = "nothing was merged for this configuration, these files and this base"
         raise UserError(f"--stage=merge: {what}; run it first")
@@ -173,22 +232,30 @@ def _merged(place: Path) -> passes.Slots:
     return slots
 
 
-def _publish(plan: passes.Plan, place: Path, directory: Path) -> counts_lib.Report:
+def _publish(config: ConfigDict, plan: passes.Plan, place: str) -> counts_lib.Report:
+    """Puts the shards in their place, and removes what the stages have left."""
+    report = preparation.publish(config, lambda new: _fill(plan, place, new))
+    handover.clear(_above(config.data.dir))
+    return report
+
+
+def _fill(plan: passes.Plan, place: str, directory: Path) -> counts_lib.Report:
     """Fills the directory of the shards."""
     slots, left = _merged(place), _Left(plan, place)
     left.check("encode")
+    merged = storage.reading(_of_merge(place))
     for name in ("vocabulary", "rare"):
-        if (place / "merge" / name).exists():
-            directories.copy(place / "merge" / name, directory / name)
+        if (merged / name).exists():
+            directories.copy(merged / name, directory / name)
     return passes.finish(left, plan, slots, directory)
 
 
 class _Left(stages.Runner):
     """Reads what the shards of a stage have left."""
 
-    def __init__(self, plan: passes.Plan, place: Path):
-        super().__init__(None, place, progress=False)
-        self._plan, self._place = plan, place
+    def __init__(self, plan: passes.Plan, place: str):
+        self._plan, self._root = plan, handover.at(place)
+        super().__init__(None, self._root, progress=False)
 
     def items(
         self,
@@ -206,15 +273,19 @@ class _Left(stages.Runner):
 
     def check(self, name: str) -> tuple[Path, stages.Stage]:
         """A directory of count or encode all of whose jobs are done, and its stage."""
-        missing = {}
-        for directory in sorted(self._place.glob(f"{name}-*")):
-            count = int(directory.name.removeprefix(f"{name}-"))
-            stage, done = stages.read_stage(directory), [False] * count
-            if stage:
-                done = [stages.is_done(directory, number) for number in range(len(stage.jobs))]
+        missing, there = {}, handover.names(self._root)
+        for directory in sorted({d for d, _, _ in (n.partition("/") for n in there)}):
+            if not directory.startswith(f"{name}-"):
+                continue
+            count = int(directory.removeprefix(f"{name}-"))
+            stage, done = None, [False] * count
+            if f"{directory}/{stages.STAGE}" in there:
+                stage = stages.read_stage(self._root / directory)
+                found = (f"{directory}/{stages.name_of(i)}" for i in range(len(stage.jobs)))
+                done = [result in there for result in found]
             if all(done):
                 assert stage
-                return directory, dataclasses.replace(stage, source=self._plan.source)
+                return self._root / directory, dataclasses.replace(stage, source=self._plan.source)
             left = sorted({i % count + 1 for i, is_done in enumerate(done) if not is_done})
             missing[count] = left
         if not missing:

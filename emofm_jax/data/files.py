@@ -13,6 +13,7 @@ import contextlib
 import errno
 import fcntl
 import glob
+import io
 import itertools
 import json
 import os
@@ -233,6 +234,48 @@ def said(text: str, spelled: Callable[[str], str] = str) -> str:
     return text
 
 
+def shown() -> dict[str, str]:
+    """{path of a copy: name of its place}, which `show` has noted."""
+    return dict(_shown)
+
+
+def _unsaid(text: str) -> str:
+    """The path of what `said` names, in the newest copy that this program has of it."""
+    newest_first = reversed(_shown.items())
+    for path, name in sorted(newest_first, key=lambda item: len(item[1]), reverse=True):
+        if text == name or text.startswith(f"{name}/"):
+            return path + text.removeprefix(name)
+    return text
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles names of places in place of paths of copies, which other machines have elsewhere."""
+
+    def persistent_id(self, obj: Any) -> tuple[bool, str] | None:
+        """Whether it is a path, and its name; None of whatever names no copy."""
+        if not isinstance(obj, (str, Path)):
+            return None
+        name = said(str(obj))
+        return None if name == str(obj) else (isinstance(obj, Path), name)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads what `_Pickler` wrote: paths are those of the copies of this program."""
+
+    def persistent_load(self, pid: tuple[bool, str]) -> str | Path:
+        """The path, or the text with a name in it."""
+        is_path, name = pid
+        return Path(_unsaid(name)) if is_path else name
+
+
+def _pickled(item: Any) -> bytes:
+    if not _shown:
+        return pickle.dumps(item)
+    content = io.BytesIO()
+    _Pickler(content).dump(item)
+    return content.getvalue()
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text."""
     write_bytes(path, said(text).encode())
@@ -248,7 +291,7 @@ def write_scratch(path: Path, items: Iterable[Any]) -> None:
     """Writes objects, one after another, for programs of this package; not for later.
 
     The file appears when it is whole, but is not flushed to the disk. It holds pickles: only who
-    runs the programs may write where it lies.
+    runs the programs may write where it lies. Paths of copies are those of whoever reads it.
 
     Raises:
       FileError: it cannot be written.
@@ -258,7 +301,7 @@ def write_scratch(path: Path, items: Iterable[Any]) -> None:
         with named(path, temporary):
             file = open(temporary, "wb")  # noqa: SIM115
         with file:
-            for content in itertools.chain(map(pickle.dumps, items), [b""]):
+            for content in itertools.chain(map(_pickled, items), [b""]):
                 with named(path, temporary):
                     file.write(_ITEM.pack(len(content), xxhash.xxh3_64_intdigest(content)))
                     file.write(content)
@@ -284,7 +327,7 @@ def read_scratch(path: Path) -> Iterator[Any]:
                     raise ValueError("its digest is not of what it holds")
                 if not content:
                     return
-                yield pickle.loads(content)
+                yield _Unpickler(io.BytesIO(content)).load()
     except (OSError, ValueError, struct.error) as error:
         raise errors.of_file(path, error, "read") from None
 

@@ -137,11 +137,6 @@ def _prepare(
 ) -> counts_lib.Report:
     found, progress = base_of(config, base), progress and sys.stderr.isatty()
 
-    if engine == "ray":
-        why = "the machines of a cluster share a file system"
-        storage.local("config.prepare.source", config.prepare.source, why)
-        storage.local("config.data.dir", config.data.dir, why)
-
     def write(directory: Path) -> counts_lib.Report:
         plan = passes.plan(config, found)
         with contextlib.closing(_engine(engine, workers, plan.source.files)) as workers_of:

@@ -198,6 +198,15 @@ def remove(of: Place, directory: str) -> None:
         files.warn(f"{error}; what is not needed any more stays there")
 
 
+def names(of: Place) -> list[str]:
+    """Names of all objects below a place; raises FileError."""
+    from pyarrow import fs
+
+    select = fs.FileSelector(of.key, recursive=True, allow_not_found=True)
+    found = reached(of.name, "read", lambda: of.system.get_file_info(select))
+    return [x.path.removeprefix(f"{of.key}/") for x in found if x.type == fs.FileType.File]
+
+
 def tokens(of: Place) -> list[str]:
     """The tokens of which a place has objects; raises FileError."""
     from pyarrow import fs

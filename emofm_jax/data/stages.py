@@ -22,7 +22,16 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from emofm_jax.data import counts as counts_lib
-from emofm_jax.data import directories, formats, numeric, sampling, shards, vocabulary
+from emofm_jax.data import (
+    directories,
+    formats,
+    handover,
+    numeric,
+    sampling,
+    shards,
+    storage,
+    vocabulary,
+)
 from emofm_jax.data import encode as encode_lib
 from emofm_jax.data import files as files_lib
 from emofm_jax.data import recipe as recipe_lib
@@ -37,6 +46,7 @@ from emofm_jax.errors import UserError
 
 _THREADS = 2  # that parse and encode in one process
 _TOLD = 1 << 16  # bad rows of a chunk, at most, that are counted where they end the program
+STAGE = "stage"  # file of what the jobs of a directory have in common
 _JOB_BYTES = 1 << 25  # raw bytes of a job, unless one file has more
 Run = Callable[[Callable[[Chunk], Any]], Iterator[Any]]
 
@@ -157,7 +167,8 @@ class Runner:
         """Each job of a stage, and what it found."""
         with directories.scratch(self._directory) as directory:
             write_stage(stage, directory)
-            tasks = [(directory, number) for number in range(len(stage.jobs))]
+            shown = files_lib.shown()
+            tasks = [Named(directory, number, shown) for number in range(len(stage.jobs))]
             heard = Heard(stage)
             with contextlib.closing(engine.map(run, tasks)) as done:
                 for number, _ in enumerate(done):
@@ -181,6 +192,7 @@ class Heard:
         Raises:
           UserError: that the job ended with; labels that do not go with those before.
         """
+        handover.take(_result(directory, number))
         for item in files_lib.read_scratch(_result(directory, number)):
             if isinstance(item, UserError):
                 raise item
@@ -190,6 +202,7 @@ class Heard:
             if not isinstance(item, Empty):
                 self._labels.see(item.negative)
             yield item
+        handover.drop(_result(directory, number))
 
 
 def jobs_of(
@@ -223,37 +236,65 @@ def size_of(file: RawFile) -> int:
 
 def write_stage(stage: Stage, directory: Path) -> None:
     """Writes what `run` reads."""
-    files_lib.write_scratch(_stage(directory), [stage])
+    files_lib.write_scratch(directory / STAGE, [stage])
+    handover.leave(directory / STAGE)
 
 
-def read_stage(directory: Path) -> Stage | None:
-    """What `write_stage` wrote; None where nothing was."""
-    if not _stage(directory).exists():
-        return None
-    (stage,) = files_lib.read_scratch(_stage(directory))
+def read_stage(directory: Path) -> Stage:
+    """What `write_stage` wrote; raises UserError where nothing was."""
+    handover.take(directory / STAGE)
+    (stage,) = files_lib.read_scratch(directory / STAGE)
     return stage
 
 
-def run(task: tuple[Path, int]) -> None:
-    """Does a job: a function that engines map.
+class Named(NamedTuple):
+    """A job, for a worker of this machine: its stage, and what paths of copies are called."""
 
-    Args:
-      task: the directory of the stage and of its results, and the number of the job.
-    """
-    found, days = _found(*task)
-    files_lib.write_scratch(_result(*task), _with_end(found, days))
+    directory: Path
+    number: int
+    shown: Mapping[str, str]  # `files.shown()`
 
 
-def run_once(task: tuple[Path, int]) -> None:
-    """Does a job as `run`, unless it has been done; raises the UserError that it ends with."""
-    if not is_done(*task):
-        found, days = _found(*task)
-        files_lib.write_scratch(_result(*task), _with_days(found, days))
+class There(NamedTuple):
+    """A job, for a worker anywhere: the names of all that it needs."""
+
+    place: str  # `handover`
+    directory: str  # in it
+    number: int
+    reads: tuple[str, ...]  # places of what it reads
 
 
-def is_done(directory: Path, number: int) -> bool:
-    """Whether a job has been done."""
-    return _result(directory, number).exists()
+def run(job: Named) -> None:
+    """Does a job: a function that engines map. The UserError that it ends with is in its result."""
+    _write(job, _with_end)
+
+
+def run_named(job: Named) -> Path:
+    """Does a job as `run`; returns its result, or raises the UserError that it ends with."""
+    _write(job, _with_days)
+    return _result(job.directory, job.number)
+
+
+def _write(job: Named, end: Callable[[Iterator[Any], set[str]], Iterator[Any]]) -> None:
+    """Writes what a job finds, with its end."""
+    for path, name in job.shown.items():
+        files_lib.show(Path(path), name)
+    found, days = _found(job.directory, job.number)
+    files_lib.write_scratch(_result(job.directory, job.number), end(found, days))
+
+
+def run_there(job: There) -> None:
+    """Does a job with copies of what it reads, and leaves its result; raises as `run_named`."""
+    for name in job.reads:
+        storage.reading(name)
+    directory = handover.at(job.place) / job.directory
+    files_lib.make_directory(directory)
+    handover.leave(run_named(Named(directory, job.number, {})))
+
+
+def name_of(number: int) -> str:
+    """The name of the file that a job writes."""
+    return f"{number:05d}"
 
 
 def _found(directory: Path, number: int) -> tuple[Iterator[Any], set[str]]:
@@ -282,18 +323,13 @@ def _with_days(items: Iterator[Any], days: set[str]) -> Iterator[Any]:
 def _opened(directory: Path) -> tuple[Stage, dict[str, vocabulary.Vocabulary] | None]:
     """A stage and its vocabularies, which the jobs of a process share."""
     stage = read_stage(directory)
-    assert stage
     if stage.vocabularies is None:
         return stage, None
     return stage, encode_lib.load_vocabularies(stage.schema, stage.vocabularies)
 
 
-def _stage(directory: Path) -> Path:
-    return directory / "stage"
-
-
 def _result(directory: Path, number: int) -> Path:
-    return directory / f"{number:05d}"
+    return directory / name_of(number)
 
 
 def learned_slots(schema: Schema) -> tuple[list[Slot], list[Slot]]:

@@ -140,6 +140,51 @@ def file(name: str | Path) -> Iterator[Path]:
             remote.put(place, "", place.name, _chunks(path))
 
 
+def beside(name: str, before: str, after: str) -> str:
+    """The name of a place beside another, whose own name it has between two texts."""
+    typed, mark, options = name.partition("?")
+    above, _, own = typed.rstrip("/").rpartition("/")
+    if above.endswith("/"):
+        raise UserError(f"{name}: it is a bucket; name a directory in it")
+    return f"{above}/{before}{own}{after}{mark}{options}"
+
+
+def below(name: str, other: str) -> str:
+    """The name of what is called `other` in a place."""
+    typed, mark, options = name.partition("?")
+    return f"{typed.rstrip('/')}/{other}{mark}{options}"
+
+
+def about(path: Path) -> tuple[str, int, str | int]:
+    """Name and size of a file, and what its content changes: a digest, or when it was written."""
+    if copy := _copy_of(path):
+        file = copy.index.files[path.relative_to(copy.root).as_posix()]
+        return files.said(str(path)), file.size, file.xxh3 or file.changed
+    found = path.stat()
+    return str(path), found.st_size, found.st_mtime_ns
+
+
+def own_directory(place: Place) -> Path:
+    """An empty local directory of this program alone, which is printed as a place."""
+    path = _directory(place.name, _own())
+    _show(path, place.name)
+    return path
+
+
+def fetch(of: Place, name: str, path: Path) -> None:
+    """Fetches an object to a file, which appears when it is whole; raises FileError."""
+    shown = f"{of.name}/{name}"
+    if (stream := remote.opened(of, name, shown)) is None:
+        raise FileError(f"{shown}: not there any more; start this program again")
+    with stream, files.whole(path) as temporary:
+        _receive(stream, shown, temporary)
+
+
+def put(of: Place, name: str, path: Path) -> None:
+    """Puts a file as an object, which appears when it is whole; raises FileError."""
+    remote.put(of, name, f"{of.name}/{name}", _chunks(path))
+
+
 def need(path: Path) -> None:
     """Fetches what lies at or below a path of a copy; of any other path nothing."""
     if copy := _copy_of(path):
@@ -285,14 +330,10 @@ class Copy:
         file, shown = self.index.files[name], f"{self.place.name}/{name}"
         if (stream := remote.opened(self.place, file.object, shown)) is None:
             raise UserError(f"{shown}: not there any more; {self._remedy()}")
-        size, digest = 0, xxhash.xxh3_64()
-        with stream, files.whole(self.root / name) as temporary, open(temporary, "wb") as to:
-            while chunk := remote.reached(shown, "read", lambda: stream.read(_CHUNK_BYTES)):
-                size += len(chunk)
-                digest.update(chunk)
-                to.write(chunk)
-            if size != file.size or file.xxh3 not in ("", digest.hexdigest()):
-                other = f"{size:,} bytes with the digest {digest.hexdigest()}"
+        with stream, files.whole(self.root / name) as temporary:
+            size, digest = _receive(stream, shown, temporary)
+            if size != file.size or file.xxh3 not in ("", digest):
+                other = f"{size:,} bytes with the digest {digest}"
                 wanted = f"{file.size:,} bytes, {file.xxh3 or 'any'}"
                 raise FileError(f"{shown}: damaged ({other}, not {wanted}); {self._remedy()}")
 
@@ -375,6 +416,17 @@ def _chunks(path: Path) -> Iterator[bytes]:
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             yield chunk
+
+
+def _receive(stream: Any, shown: str, path: Path) -> tuple[int, str]:
+    """Writes what a stream gives to a file; returns how many bytes, and their digest."""
+    size, digest = 0, xxhash.xxh3_64()
+    with open(path, "wb") as to:
+        while chunk := remote.reached(shown, "read", lambda: stream.read(_CHUNK_BYTES)):
+            size += len(chunk)
+            digest.update(chunk)
+            to.write(chunk)
+    return size, digest.hexdigest()
 
 
 def _each(work: Callable[[str], Any], names: Iterable[str]) -> list[Any]:
