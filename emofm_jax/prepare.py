@@ -44,11 +44,9 @@ def _main(flags: absl_flags.FlagValues) -> None:
     if replaces and directory and (storage.reading(directory) / "schema.json").exists():
         print(f"{directory} holds shards already; they are replaced when the new ones are whole")
     base = storage.reading(flags.base) if flags.base else None
+    report: counts_lib.Report | str
     if flags.stage:
         report = _stage(flags, base)
-        if isinstance(report, str):
-            print(report)
-            return
     elif flags.shard:
         raise UserError(f"--shard={flags.shard}: it is a share of a stage; name it in --stage")
     elif _by_cluster(flags):
@@ -57,6 +55,9 @@ def _main(flags: absl_flags.FlagValues) -> None:
         report = preparation.prepare(
             flags.config, base=base, engine=flags.engine, workers=flags.workers
         )
+    if isinstance(report, str):
+        print(report)
+        return
     print(counts_lib.as_text(report))
     if all(n in report.splits and report.splits[n].rows for n in ("train", "valid")):
         splits = (shards.open_split(directory, name) for name in ("train", "valid"))

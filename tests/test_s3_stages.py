@@ -3,23 +3,30 @@
 Each command begins without a copy, as on a machine of its own. The server is moto's, as in test_s3.py.
 """
 
+import gc
+import shutil
+
+import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import s3_server
+from benchmarks import faulty, s3_server
+from benchmarks.faulty import Faulty, Killed
+from benchmarks.object_store import Store
 from emofm_jax import prepare
-from emofm_jax.data import remote, storage
+from emofm_jax.data import engines, remote, storage
 from tests import test_s3
-from tests.test_s3 import PREPARE, all_of, kill, put, tree
+from tests.test_s3 import PREPARE, all_of, put, tree
+from tests.test_storage import use
 
 pytest.importorskip("moto", reason="moto is not installed: pip install 'emofm_jax[test]'")
 pytest.importorskip("flask", reason="flask is not installed: pip install 'emofm_jax[test]'")
 
+_KILLS = 6
 server, bucket = test_s3.server, test_s3.bucket
 CONFIG = PREPARE + '    p.negative_keep_rate, p.slot.min_count, c.data.dir = 0.9, 2, "?"\n'
 
 
-@pytest.fixture
-def shop(bucket, tmp_path, capsys):
+def made(bucket, tmp_path):
     """Flags of prepare at a place, and the shards that one local process makes of the same rows."""
     (tmp_path / "mine.py").write_text(s3_server.EXPERIMENT.format(prepare=CONFIG.strip()))
     for base in (tmp_path, bucket):
@@ -31,38 +38,122 @@ def shop(bucket, tmp_path, capsys):
     ]
     local = [flag.replace(bucket, str(tmp_path)) for flag in flags]
     assert prepare.main(["prepare", *local]) == 0
-    capsys.readouterr()
     return flags, tree(tmp_path / "data")
+
+
+@pytest.fixture
+def shop(bucket, tmp_path, capsys):
+    """What `made` makes, on the server."""
+    found = made(bucket, tmp_path)
+    capsys.readouterr()
+    return found
 
 
 def run(*flags, code=0):
     """A command on a machine that has nothing yet."""
     storage.forget()
+    shutil.rmtree(storage._above(), ignore_errors=True)
     assert prepare.main(["prepare", *flags]) == code
 
 
 STAGES = [
-    ("count", "--shard=2/2"),
-    ("count", "--shard=1/2", "--workers=2"),
+    ("count", "--shard=1/1", "--workers=2"),
     ("merge",),
-    ("encode", "--shard=1/3", "--workers=2"),
+    ("encode", "--shard=1/3"),
     ("encode", "--shard=3/3"),
     ("encode", "--shard=2/3"),
     ("publish",),
 ]
 
 
-def test_stages_share_nothing_but_the_bucket(shop, bucket, tmp_path, capsys):
+def check(bucket, wanted, capsys):
+    """The shards are those of the local process, whose names are of places, and nothing is left."""
+    printed = capsys.readouterr()
+    storage.forget()
+    assert tree(data := all_of(f"{bucket}/data")) == wanted
+    assert "/cache" not in printed.out + printed.err
+    for path in data.rglob("*"):
+        assert path.is_dir() or b"/cache/" not in path.read_bytes(), path
+    rejected = pq.read_table(data / "train" / "rejected.parquet")["file"].to_pylist()
+    assert {*rejected} <= {f"{bucket}/raw/{name}" for name in test_s3.RAW}
+    left = remote.names(remote.place(bucket))
+    assert {name.split("/")[0] for name in left} == {"raw", "data"}
+
+
+def test_stages_share_nothing_but_the_bucket(shop, bucket, capsys):
     flags, wanted = shop
     for name, *how in STAGES:
         run(*flags, f"--stage={name}", *how)
-    printed = capsys.readouterr()
-    assert str(tmp_path / "cache") not in printed.out + printed.err
-    assert "jobs done: 1, of 2 in all" in printed.out
+        if name == "encode":
+            run(*flags, f"--stage={name}", *how)
+            assert "no job was left" in capsys.readouterr().out
+    check(bucket, wanted, capsys)
 
+
+def test_a_cluster_shares_nothing_but_the_bucket(shop, bucket, monkeypatch, capsys):
+    """Processes that know no copy of the program stand for it; Ray has a test of its own."""
+    flags, wanted = shop
+    make = engines.make
+    monkeypatch.setattr(engines, "make", lambda name, workers: make("local", workers))
+    run(*flags, "--engine=ray", "--workers=2")
+    check(bucket, wanted, capsys)
+
+
+def test_ray_shares_nothing_but_the_bucket(shop, bucket, capsys):
+    """Not part of a usual run: Ray is an extra, and takes 15 seconds to start."""
+    pytest.importorskip("ray")
+    flags, wanted = shop
+    run(*flags, "--engine=ray", "--workers=2")
+    check(bucket, wanted, capsys)
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """A store in memory, whose operations come one after another."""
+    monkeypatch.setattr(storage, "_above", lambda: tmp_path / "cache")
+    monkeypatch.setattr(storage, "_THREADS", 1)
+    use(found := Store(), monkeypatch)
+    yield found
     storage.forget()
-    assert tree(data := all_of(f"{bucket}/data")) == wanted
-    for path in data.rglob("*"):
-        assert path.is_dir() or b"/cache/" not in path.read_bytes(), path
-    left = remote.names(remote.place(bucket))
-    assert {name.split("/")[0] for name in left} == {"raw", "data"}
+    monkeypatch.undo()
+    remote.place.cache_clear()
+
+
+def test_a_kill_at_an_operation_changes_nothing(store, tmp_path, monkeypatch, capsys):
+    """The same command goes on, on another machine."""
+    monkeypatch.setattr(faulty, "CHANGING", ("close", "delete_dir"))  # an object appears, or goes
+    flags, wanted = made("s3://bucket/x", tmp_path)
+    kills = 0
+    for name in ("count", "merge", "encode", "publish"):
+        shard = ["--shard=1/1", "--workers=1"] if name in ("count", "encode") else []
+        kills += kill_at_each(store, [*flags, f"--stage={name}", *shard], monkeypatch)
+        if name == "publish":
+            check("s3://bucket/x", wanted, capsys)
+    assert kills > 15
+
+
+def kill_at_each(store, flags, monkeypatch):
+    """Kills a command at its last operations that change the store; returns how many there are.
+
+    What comes before is to publish a directory, which test_storage.py kills at each operation.
+    """
+    before = dict(store.objects)
+    use(system := Faulty(store), monkeypatch)
+    run(*flags)
+    wanted = names_of(store)
+    for at in system.changing[-_KILLS:]:
+        store.objects.clear()
+        store.objects.update(before)
+        use(Faulty(store, at, killed=True), monkeypatch)
+        with pytest.raises(Killed):
+            run(*flags)
+        gc.collect()
+        use(store, monkeypatch)
+        run(*flags)
+        assert names_of(store) == wanted
+    return len(system.changing[-_KILLS:])
+
+
+def names_of(store):
+    """Names of all objects, but for those that published.json names."""
+    return {name for name in store.objects if ".published/" not in name}

@@ -33,6 +33,7 @@ from emofm_jax.data import (
     stages,
     storage,
 )
+from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.raw_files import RawFile
 from emofm_jax.data.schema import Schema
 from emofm_jax.data.source import Source
@@ -40,6 +41,7 @@ from emofm_jax.errors import UserError
 
 NAMES = ("count", "merge", "encode", "publish")
 _SLOTS = "slots"  # file that has what was learned of them
+_PUBLISHED = "published"  # file that has the identity of the shards, until all else is removed
 # Who reads must be who wrote.
 _CODE = sorted(Path(__file__).parent.rglob("*.py"))
 _SHARED = ("count", "encode")  # that have shards
@@ -66,7 +68,8 @@ def run(
       workers: processes of this machine; 0 = a core each.
 
     Returns:
-      The report, of publish; else what was done, in words.
+      The report, of publish; else what was done, in words: of a publish that was killed as it
+      removed what the stages have left, too.
 
     Raises:
       UserError: bad options, rows or files; what an earlier stage leaves is missing.
@@ -93,7 +96,7 @@ def run(
 
 def whole(
     config: ConfigDict, base: Path | None, engine: str, workers: int = 0
-) -> counts_lib.Report:
+) -> counts_lib.Report | str:
     """Does all stages; the workers of an engine do the jobs, wherever they are.
 
     Args:
@@ -105,6 +108,8 @@ def whole(
       UserError: as `run`.
     """
     plan, place = _planned(config, base)
+    if _is_published(config, handover.at(place) / _PUBLISHED):
+        return _publish(config, plan, place)
     with contextlib.closing(engines.make(engine, workers)) as found:
         for stage in _SHARED:
             if stage == "encode":
@@ -232,11 +237,33 @@ def _merged(place: str) -> passes.Slots:
     return slots
 
 
-def _publish(config: ConfigDict, plan: passes.Plan, place: str) -> counts_lib.Report:
+def _publish(config: ConfigDict, plan: passes.Plan, place: str) -> counts_lib.Report | str:
     """Puts the shards in their place, and removes what the stages have left."""
-    report = preparation.publish(config, lambda new: _fill(plan, place, new))
-    handover.clear(_above(config.data.dir))
+    report: counts_lib.Report | str = f"--stage=publish: the shards are in {config.data.dir}"
+    mark = handover.at(place) / _PUBLISHED
+    if not _is_published(config, mark):
+        report = preparation.publish(config, lambda new: _fill(plan, place, new))
+        files.make_directory(mark.parent)
+        files.write_scratch(mark, [_identity(config)])
+        handover.leave(mark)
+    handover.clear(_above(config.data.dir), last=mark.name)
     return report
+
+
+def _is_published(config: ConfigDict, mark: Path) -> bool:
+    """Whether a command before has put the shards in their place, which are there still."""
+    if mark.name not in handover.names(mark.parent):
+        return False
+    handover.take(mark)
+    (identity,) = files.read_scratch(mark)
+    return identity == _identity(config)
+
+
+def _identity(config: ConfigDict) -> str:
+    """The identity of the shards that are there; empty if there are none."""
+    directory = storage.reading(config.data.dir)
+    is_there = (directory / "schema.json").exists()
+    return schema_lib.load(directory).identity if is_there else ""
 
 
 def _fill(plan: passes.Plan, place: str, directory: Path) -> counts_lib.Report:

@@ -68,11 +68,16 @@ def drop(path: Path) -> None:
         files.remove(path)
 
 
-def clear(name: str) -> None:
-    """Removes all that was left in a place; it may be under a name that nobody needs any more."""
+def clear(name: str, last: str) -> None:
+    """Removes all that was left in the places below another; files of the name `last` go last."""
     if not storage.is_remote(name):
         directories.remove(Path(name))
-    elif remote.names(place := remote.place(name)):
+        return
+    place = remote.place(name)
+    if found := remote.names(place):
+        parts = {tuple(file.split("/")[:2]) for file in found}
+        for part in sorted(part for part in parts if part[-1] != last):
+            remote.remove(place, "/".join(part))
         remote.remove(place.above(), place.key.rpartition("/")[2])
 
 
