@@ -43,8 +43,7 @@ def _live(flags: absl_flags.FlagValues) -> bool:
     """Runs it all; returns whether every run is well."""
     if flags.jobs < 1:
         raise UserError(f"--jobs={flags.jobs}: it must be at least 1, the number of processes")
-    why = "its runs share a directory of a file system"
-    base, workdir = flags.config, storage.local("--workdir", flags.workdir, why)
+    base, workdir = flags.config, storage.writing(flags.workdir)
     path, arg = cli.experiment(flags)
     seeds = experiment.seeds(path, arg, base, cli.overrides(flags))
     declared = policies.read(path, arg)
@@ -58,13 +57,18 @@ def _live(flags: absl_flags.FlagValues) -> bool:
         header = found.header(named)
         files.write_json(workdir / backtest.FILE, dataclasses.asdict(header))
         lines: list[Line] = []
-        for line in found.run(lock):
-            lines.append(line)
-            print(line.said(), flush=True)
-            backtest.save(workdir, lines)
+        try:
+            for line in found.run(lock):
+                lines.append(line)
+                print(line.said(), flush=True)
+                backtest.save(workdir, lines)
+        except (SystemExit, KeyboardInterrupt):
+            storage.publish(workdir)
+            raise
         report = backtest_page.report(header, lines)
         files.write_text(workdir / "report.html", report.as_html())
         files.write_text(workdir / "report.md", report.as_markdown())
+        storage.publish(workdir)
     well = all(line.error is None for line in lines)
     last = "" if well else "(--retry tries those that failed again)\n"
     print(f"\n{report.as_text()}\n{last}written: {workdir}/ (results.jsonl, report.html, runs/)")

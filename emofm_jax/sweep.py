@@ -40,8 +40,7 @@ from emofm_jax.training import workdir as workdir_lib
 def _sweep(flags: absl_flags.FlagValues) -> bool:
     """Runs it all; returns whether every run is well."""
     _check_flags(flags)
-    why = "its runs share a directory of a file system"
-    base, workdir = flags.config, storage.local("--workdir", flags.workdir, why)
+    base, workdir = flags.config, storage.writing(flags.workdir)
     file, arg = cli.experiment(flags)
     named = str(file) if arg is None else f"{file}:{arg}"
     given, searched = cli.overrides(flags), bool(flags.search)
@@ -75,10 +74,12 @@ def _sweep(flags: absl_flags.FlagValues) -> bool:
                 sweep.train(runs, results, lock)
                 last = "(--retry tries those that failed again)\n" if results.failed() else ""
         except (SystemExit, KeyboardInterrupt):
+            storage.publish(workdir)
             state = "at their last checkpoints" if flags.engine == "ray" else "saved"
             saved = f"stopped, with the state of its runs {state}; the same command goes on"
             print(saved, file=sys.stderr)
             raise
+        storage.publish(workdir)
 
     print(f"\n{results.as_text()}\n{last}written: {workdir}/ (results.csv, results.jsonl, runs/)")
     return not results.failed()
@@ -109,6 +110,9 @@ def _check_flags(flags: absl_flags.FlagValues) -> None:
     if flags.jobs < 1:
         raise UserError(f"--jobs={flags.jobs}: it must be at least 1, the number of processes")
     engines.check(flags.engine)
+    if flags.list or flags.engine != "local":
+        why = "machines share the directory of its runs"
+        storage.local("--workdir", flags.workdir, why)
     if flags.engine != "local" and flags.search:
         problem = "a search trains one point after the other"
         raise UserError(f"--engine={flags.engine}: {problem}; leave one of them out")

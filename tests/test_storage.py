@@ -11,7 +11,7 @@ import emofm_jax
 from benchmarks.faulty import Faulty, Killed
 from benchmarks.object_store import Store
 from emofm_jax import report, sweep
-from emofm_jax.data import files, remote, storage
+from emofm_jax.data import engines, files, remote, storage
 from emofm_jax.errors import FileError, UserError
 
 pytestmark = pytest.mark.fast
@@ -337,11 +337,11 @@ def test_what_lies_within_is_published_with_it(store):
             use_it("s3://bucket")
 
 
-def test_a_sweep_is_local(store, capsys):
-    assert sweep.main(["sweep", "--config=claims", "--workdir=s3://bucket/sweep"]) == 2
-    assert (
-        "its runs share a directory of a file system; name a local path" in capsys.readouterr().err
-    )
+@pytest.mark.parametrize("flag", ["--list", "--engine=ray"])
+def test_runs_of_a_sweep_on_other_machines_are_local(store, capsys, monkeypatch, flag):
+    monkeypatch.setattr(engines, "check", lambda name: None)
+    assert sweep.main(["sweep", "--config=claims", "--workdir=s3://bucket/sweep", flag]) == 2
+    assert "machines share the directory of its runs; name a local" in capsys.readouterr().err
     assert not store.objects
 
 

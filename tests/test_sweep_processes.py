@@ -40,7 +40,7 @@ def run(directory: Path, point: str, seed: int) -> Run:
 
 
 def test_a_process_that_dies_fails_its_run_and_another_takes_over(tmp_path, monkeypatch):
-    code = "import json, os, sys\nfor line in sys.stdin:\n run = json.loads(line)\n"
+    code = "import json, os, sys\nfor line in sys.stdin:\n run, _ = json.loads(line)\n"
     code += " if run['seed']: os.kill(os.getpid(), 9)\n"
     code += f" line = {LINE} | {{'point': run['point'], 'seed': run['seed']}}\n"
     code += " print(json.dumps({'line': line, 'config': {}}), flush=True)"

@@ -234,6 +234,11 @@ def said(text: str, spelled: Callable[[str], str] = str) -> str:
     return text
 
 
+def is_said(written: Any, value: Any) -> bool:
+    """Whether a value that was written is another: the name of a place, and a path of its copy."""
+    return isinstance(value, str) and said(value) == written
+
+
 def shown() -> dict[str, str]:
     """{path of a copy: name of its place}, which `show` has noted."""
     return dict(_shown)

@@ -20,7 +20,7 @@ import secrets
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -191,14 +191,18 @@ def need(path: Path) -> None:
         copy.fetch(path, late=True)
 
 
-def publish(path: Path) -> None:
+def publish(path: Path, without: Collection[Path] = ()) -> None:
     """Puts what has changed in a copy for writing, if the path is of one.
+
+    Args:
+      path: of the copy, or in it.
+      without: directories that other processes write to now: what is published of them stays.
 
     Raises:
       UserError: something cannot be read or put; another program has published there.
     """
     if (copy := _copy_of(path)) and copy.writes:
-        copy.publish()
+        copy.publish(without)
 
 
 @contextlib.contextmanager
@@ -301,13 +305,19 @@ class Copy:
             self._as_published |= {name: _look(here[name]) for name in fetched}
             self._missing -= {*wanted}
 
-    def publish(self) -> None:
-        """Puts new and changed files, then published.json; removes what was replaced before."""
+    def publish(self, without: Collection[Path] = ()) -> None:
+        """Puts new and changed files, then published.json; removes what was replaced before.
+
+        Args:
+          without: directories that stay as they were published.
+        """
+        left = tuple(f"{path.relative_to(self.root).as_posix()}/" for path in without)
         with self._lock:
             token, before = remote.token(), self.index
-            names = list(_names(self.root))
+            names = [name for name in _names(self.root) if not name.startswith(left)]
             found = _each(lambda name: self._put(token, name), names)
             now = {name: file for name, file in zip(names, found) if file}
+            now |= {name: file for name, file in before.files.items() if name.startswith(left)}
             now |= {name: before.files[name] for name in self._missing if self._stays(name, now)}
             if before.commit and now == before.files:
                 return

@@ -21,7 +21,7 @@ from typing import Any, Self
 from ml_collections import ConfigDict
 
 from emofm_jax import config as config_lib
-from emofm_jax.data import directories, files, parquet, preparation, shards
+from emofm_jax.data import directories, files, parquet, preparation, shards, storage
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import paired
@@ -317,9 +317,14 @@ class Backtest:
             todo.append([run for run in group if run.workdir not in ended])
         todo = [group for group in todo if group]
         named = {(run.point, run.seed): run for group in todo for run in group}
+        for run in named.values():  # other processes have what is here only
+            for place in (run.workdir, run.config.data.dir, run.config.train.init_from):
+                storage.need(Path(place))
         with contextlib.closing(processes.execute_all(todo, self.jobs, lock)) as found:
             for result in found:
-                yield named[result.point, result.seed], result
+                run = named.pop((result.point, result.seed))
+                storage.publish(self.workdir, without=[other.workdir for other in named.values()])
+                yield run, result
 
     def _line(self, run: Run, result: Result) -> Line:
         """The line of a run that has ended."""

@@ -26,10 +26,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from emofm_jax import errors
-from emofm_jax.data import engines
+from emofm_jax.data import engines, files
 from emofm_jax.errors import FileError
 from emofm_jax.sweeping import run as sweep_run
 from emofm_jax.sweeping.record import Result
@@ -151,7 +152,7 @@ class _Process:
         self.run = self._group.popleft()
         self._process = self._process or self._start()
         with contextlib.suppress(BrokenPipeError):  # it has died: `result` sees to that
-            self._process.stdin.write(json.dumps(self.run.to_json()) + "\n")
+            self._process.stdin.write(json.dumps([self.run.to_json(), files.shown()]) + "\n")
             self._process.stdin.flush()
 
     def result(self) -> Result:
@@ -251,7 +252,10 @@ def main() -> int:
     threading.Thread(target=read, daemon=True).start()
     try:
         while (line := todo.get()) is not None:
-            result = sweep_run.execute(Run.from_json(json.loads(line)))
+            body, shown = json.loads(line)
+            for path, name in shown.items():
+                files.show(Path(path), name)
+            result = sweep_run.execute(Run.from_json(body))
             busy.clear()
             print(json.dumps(result.to_json()), flush=True)
         _on_terminate(signal.SIG_IGN)  # all runs are done: it would only disturb the end

@@ -132,7 +132,7 @@ class _Printed(io.TextIOBase):
 
     def write(self, text: str) -> int:
         """Appends text."""
-        self._file.write(text)
+        self._file.write(files.said(text))
         return len(text)
 
     def close(self) -> None:
@@ -170,7 +170,8 @@ def ended(run: Run) -> Result | None:
         return None
 
     was = flatten(config_lib.default()) | config_lib.renamed(dict(found.config))
-    if config_lib.difference(was, run.config).keys() - config_lib.free():
+    differ, free = config_lib.difference(was, run.config), config_lib.free()
+    if any(k not in free and not files.is_said(*pair) for k, pair in differ.items()):
         return None
 
     # What the sweep's base is, and where the sweep lies, may have changed since.

@@ -100,13 +100,17 @@ class Sweep:
                 directory = run.config.data.dir
                 identity = self._check_prepared(directory, storage.reading(directory))
                 possible.append(dataclasses.replace(run, identity=identity))
+                storage.need(run.workdir)
 
         groups = [list(group) for _, group in itertools.groupby(possible, lambda run: run.point)]
         with contextlib.closing(
             processes.execute_all(groups, self.jobs, lock, self.engine)
         ) as found:
+            waiting = {run.workdir for run in possible}
             for result in found:
                 results.end(result)
+                waiting.remove(self.workdir / result.workdir)
+                storage.publish(self.workdir, without=waiting)
 
     def _check_prepared(self, data: str, place: Path) -> str:
         """The identity of the preparation of `data` that a directory, or a run, is of.
