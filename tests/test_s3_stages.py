@@ -157,3 +157,18 @@ def kill_at_each(store, flags, monkeypatch):
 def names_of(store):
     """Names of all objects, but for those that published.json names."""
     return {name for name in store.objects if ".published/" not in name}
+
+
+def test_a_shard_fetches_the_raw_rows_of_its_jobs_only(store, tmp_path, monkeypatch, capsys):
+    flags, _ = made("s3://bucket/x", tmp_path)
+    read, fetched = storage._receive, []
+
+    def receive(stream, shown, path):
+        fetched.append(shown)
+        return read(stream, shown, path)
+
+    monkeypatch.setattr(storage, "_receive", receive)
+    for number, name in enumerate(test_s3.RAW, 1):
+        fetched.clear()
+        run(*flags, "--stage=count", f"--shard={number}/2", "--workers=1")
+        assert [x for x in fetched if "/raw/" in x] == [f"s3://bucket/x/raw/{name}"]

@@ -154,6 +154,25 @@ def test_an_index_that_leads_elsewhere_is_damaged(store, name, entry, line):
         assert f"x/published.json: damaged ({line}); restore it, or remove" in str(error.value)
 
 
+def test_what_others_write_now_stays_as_it_was_published(store):
+    at = publish({"all": "1", "runs/a/log": "1", "runs/b/log": "1", "runs/b/old": "1"})
+    write(at, {"all": "2", "runs/a/log": "2", "runs/b/log": "half", "runs/c/log": "half"})
+    storage.publish(at, without=[at / "runs/b", at / "runs/c"])
+    assert read() == {"all": "2", "runs/a/log": "2", "runs/b/log": "1", "runs/b/old": "1"}
+    storage.publish(at)
+    assert read() == {"all": "2", "runs/a/log": "2", "runs/b/log": "half", "runs/c/log": "half"}
+
+
+def test_rows_are_fetched_when_they_are_needed(store):
+    store.objects |= {"bucket/raw/a.csv": b"first", "bucket/raw/b.csv": b"second"}
+    at = storage.reading("s3://bucket/raw", later=True)
+    assert [(at / name).stat().st_size for name in ("a.csv", "b.csv")] == [5, 6]
+    assert storage.head(at / "a.csv", 3) == b"fir" and (at / "a.csv").read_bytes() == bytes(5)
+    storage.need(at / "a.csv")
+    assert (at / "a.csv").read_bytes() == b"first" and (at / "b.csv").read_bytes() == bytes(6)
+    assert read("s3://bucket/raw") == {"a.csv": "first", "b.csv": "second"}
+
+
 def test_what_was_damaged_is_put_again(store):
     publish({"a": "good", "b": "old"})
     storage.forget()

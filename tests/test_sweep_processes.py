@@ -129,7 +129,7 @@ def test_a_process_stays_on_its_processor_and_ends_though_the_order_to_stop_is_l
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         try:
-            process.stdin.write(json.dumps(run(tmp_path, "a", 0).to_json()) + "\n")
+            process.stdin.write(json.dumps([run(tmp_path, "a", 0).to_json(), {}]) + "\n")
             process.stdin.flush()
             assert process.stdout.readline() == f"goes on {cpu} True\n"
             assert process.wait(timeout=60) == -signal.SIGALRM

@@ -88,10 +88,11 @@ def run(
         return "nothing is to be counted: no slot needs it; go on with --stage=merge"
 
     own = slice(part.number - 1, None, part.of)
-    missing, num_jobs = _missing(plan, place, f"{stage}-{part.of}", own)
+    jobs, missing = _missing(plan, place, f"{stage}-{part.of}", own)
+    storage.need(*(file.path for number in missing for file in jobs[number].files))
     _do_here(place, f"{stage}-{part.of}", missing, workers)
     done = f"jobs done: {len(missing)}" if missing else "no job was left"
-    return f"--stage={stage} --shard={part.number}/{part.of}: {done}, of {num_jobs} in all"
+    return f"--stage={stage} --shard={part.number}/{part.of}: {done}, of {len(jobs)} in all"
 
 
 def whole(
@@ -117,10 +118,10 @@ def whole(
             elif not any(stages.learned_slots(plan.schema)):
                 continue
             directory = f"{stage}-{4 * found.num_workers}"
-            missing, _ = _missing(plan, place, directory, slice(None))
+            _, missing = _missing(plan, place, directory, slice(None))
             reads = (plan.source.recipe["source"], *[_of_merge(place)] * (stage == "encode"))
-            jobs = [stages.There(place, directory, number, reads) for number in missing]
-            for _ in found.map(stages.run_there, jobs):
+            todo = [stages.There(place, directory, number, reads) for number in missing]
+            for _ in found.map(stages.run_there, todo):
                 pass
     return _publish(config, plan, place)
 
@@ -157,7 +158,7 @@ def _digest(plan: passes.Plan) -> str:
 
 def _planned(config: ConfigDict, base: Path | None) -> tuple[passes.Plan, str]:
     """What is to be prepared, and the name of the place of its stages."""
-    plan = passes.plan(config, preparation.base_of(config, base))
+    plan = passes.plan(config, preparation.base_of(config, base), later=True)
     return plan, storage.below(_above(config.data.dir), _digest(plan))
 
 
@@ -173,8 +174,10 @@ def _of_merge(place: str) -> str:
     return storage.below(place, "merge")
 
 
-def _missing(plan: passes.Plan, place: str, directory: str, own: slice) -> tuple[list[int], int]:
-    """The numbers of the jobs of a share that have not been done, and how many there are in all.
+def _missing(
+    plan: passes.Plan, place: str, directory: str, own: slice
+) -> tuple[Sequence[stages.Job], list[int]]:
+    """All jobs, and the numbers of those of a share that have not been done.
 
     The first shard makes the stage, for which files are looked through; the others read it.
     """
@@ -189,7 +192,7 @@ def _missing(plan: passes.Plan, place: str, directory: str, own: slice) -> tuple
     jobs = stages.read_stage(root / directory).jobs
     found = range(len(jobs))[own]
     missing = [n for n in found if f"{directory}/{stages.name_of(n)}" not in there]
-    return missing, len(jobs)
+    return jobs, missing
 
 
 def _stage(

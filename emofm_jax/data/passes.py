@@ -46,15 +46,15 @@ class Slots(NamedTuple):
     grown: dict[str, growth.Growth]  # against those of the base
 
 
-def plan(config: ConfigDict, base: growth.Base | None = None) -> Plan:
-    """What a configuration asks for.
+def plan(config: ConfigDict, base: growth.Base | None = None, later: bool = False) -> Plan:
+    """What a configuration asks for; `later` is of `recipe.files`.
 
     Raises:
       UserError: bad options; raw files that are not there; a base of another schema.
     """
     recipe = config.prepare.to_dict()
     recipe_lib.check_roles(recipe)
-    files = recipe_lib.files(recipe)
+    files = recipe_lib.files(recipe, later)
     schema = _declared(recipe, config.name, next(iter(files.values())))
     if base:
         base.check(schema)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from emofm_jax.data import storage
 from emofm_jax.errors import UserError
 
 # Endings of compressed files, for names only.
@@ -136,13 +137,11 @@ def is_unchecked(path: Path) -> bool:
 def _head(path: Path, size: int) -> bytes:
     """The first bytes of a file, behind frames that zstd and lz4 skip (RFC 8878, 3.1.2)."""
     begin = 0
-    with open(path, "rb") as file:
-        while True:
-            file.seek(begin)
-            head = file.read(max(size, 8))
-            if len(head) < 8 or head[0] & 0xF0 != 0x50 or head[1:4] != b"\x2a\x4d\x18":
-                return head[:size]
-            begin += 8 + int.from_bytes(head[4:8], "little")
+    while True:
+        head = storage.head(path, begin + max(size, 8))[begin:]
+        if len(head) < 8 or head[0] & 0xF0 != 0x50 or head[1:4] != b"\x2a\x4d\x18":
+            return head[:size]
+        begin += 8 + int.from_bytes(head[4:8], "little")
 
 
 def _walk(directory: Path, parents: tuple[tuple[int, int], ...]) -> list[Path]:

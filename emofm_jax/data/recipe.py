@@ -237,13 +237,17 @@ def to_evaluate(recipe: Mapping, also: Sequence[str] = ()) -> dict[str, Any]:
     return {**recipe, "split": "share", "also": tuple(also), "knows_day": knows_day}
 
 
-def files(recipe: Mapping) -> dict[str, list[RawFile]]:
+def files(recipe: Mapping, later: bool = False) -> dict[str, list[RawFile]]:
     """The raw files of each split; under the one key "" if the rows themselves say their split.
+
+    Args:
+      recipe: `config.prepare` as a dict.
+      later: what lies at s3:// is fetched when it is read (`storage.reading`).
 
     Raises:
       UserError: the source, or a split's files, do not exist.
     """
-    where, source = "config.prepare.source", storage.reading(recipe["source"])
+    where, source = "config.prepare.source", storage.reading(recipe["source"], later=later)
     named = f"{where}: {str(source)!r}"
     if not recipe["source"]:
         raise UserError(f"{where}: it is empty; name the file or directory of the raw data")

@@ -286,7 +286,7 @@ def _write(job: Named, end: Callable[[Iterator[Any], set[str]], Iterator[Any]]) 
 def run_there(job: There) -> None:
     """Does a job with copies of what it reads, and leaves its result; raises as `run_named`."""
     for name in job.reads:
-        storage.reading(name)
+        storage.reading(name, later=True)
     directory = handover.at(job.place) / job.directory
     files_lib.make_directory(directory)
     handover.leave(run_named(Named(directory, job.number, {})))

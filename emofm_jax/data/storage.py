@@ -58,8 +58,12 @@ def local(flag: str, name: str | Path, why: str) -> Path:
     return Path(name)
 
 
-def reading(name: str | Path) -> Path:
+def reading(name: str | Path, *, later: bool = False) -> Path:
     """A local path that has what there is at a place; nothing is there if there is nothing.
+
+    Args:
+      name: of the place.
+      later: plain objects have their sizes only, until `need` fetches them; `head` reads them, too.
 
     Raises:
       UserError: no such bucket, no rights, no network; damage.
@@ -74,7 +78,10 @@ def reading(name: str | Path) -> Path:
         return copy.root / posixpath.relpath(place.key, of.key)
     of, listed = remote.list_plain(place)
     copy = _known(of, "", listed) or Copy(of, Index("", listed))
-    copy.fetch(late=True)
+    if later:
+        copy.sketch()
+    else:
+        copy.fetch(late=True)
     return copy.root if "*" in place.key else copy.root / posixpath.relpath(place.key, of.key)
 
 
@@ -185,10 +192,27 @@ def put(of: Place, name: str, path: Path) -> None:
     remote.put(of, name, f"{of.name}/{name}", _chunks(path))
 
 
-def need(path: Path) -> None:
-    """Fetches what lies at or below a path of a copy; of any other path nothing."""
-    if copy := _copy_of(path):
-        copy.fetch(path, late=True)
+def need(*paths: Path) -> None:
+    """Fetches what lies at or below paths of a copy; of any other path nothing."""
+    of_copies: dict[Path, set[Path]] = {}
+    for path in paths:
+        if copy := _copy_of(path):
+            of_copies.setdefault(copy.root, set()).add(path)
+    for root, some in of_copies.items():
+        _copies[root].fetch(some, late=True)
+
+
+def head(path: Path, size: int) -> bytes:
+    """The first bytes of a file, which may not have been fetched.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      UserError: it cannot be read.
+    """
+    if (copy := _copy_of(path)) and copy.is_sketched(path):
+        return copy.head(path, size)
+    with open(path, "rb") as file:
+        return file.read(size)
 
 
 def publish(path: Path, without: Collection[Path] = ()) -> None:
@@ -275,16 +299,37 @@ class Copy:
         self.root = _directory(place.name, index.commit if shared else _own()) / place.key
         self._missing, self._lock = {*index.files}, threading.Lock()
         self._as_published: dict[str, tuple] = {}  # {name: `_look` of a file that has not changed}
+        self._sketched: set[str] = set()  # names of files that have their sizes only
         if writes or index.files:
             files.make_directory(self.root)
         _copies[self.root] = self
         _show(self.root, place.name)
 
-    def fetch(self, path: Path | None = None, late: bool = False) -> None:
-        """Fetches what is not here yet: all, or what lies at or below a path of the copy.
+    def sketch(self) -> None:
+        """Makes files of their sizes of what is not here yet."""
+        with self._lock:
+            for name in self._missing - self._sketched:
+                files.make_directory((self.root / name).parent)
+                with files.named(self.root / name), open(self.root / name, "wb") as file:
+                    file.truncate(self.index.files[name].size)
+                self._sketched.add(name)
+
+    def is_sketched(self, path: Path) -> bool:
+        """Whether a file has its size only."""
+        return path.relative_to(self.root).as_posix() in self._sketched
+
+    def head(self, path: Path, size: int) -> bytes:
+        """The first bytes of a file that is not here."""
+        name = path.relative_to(self.root).as_posix()
+        shown = f"{self.place.name}/{name}"
+        with self._opened(name, shown) as stream:
+            return remote.reached(shown, "read", lambda: stream.read(size))
+
+    def fetch(self, paths: Collection[Path] | None = None, late: bool = False) -> None:
+        """Fetches what is not here yet: all, or what lies at or below paths of the copy.
 
         Args:
-          path: a file or directory.
+          paths: files or directories.
           late: large files, too.
 
         Raises:
@@ -294,9 +339,11 @@ class Copy:
             here = {name: self.root / name for name in self._missing}
             for directory in {file.parent for file in here.values()}:
                 files.make_directory(directory)  # a split is there before its rows are
-            within = [n for n, file in here.items() if path is None or file.is_relative_to(path)]
+            is_in = lambda file: paths is None or any(at in paths for at in (file, *file.parents))
+            within = [name for name, file in here.items() if is_in(file)]
             wanted = [n for n in within if late or not _LATE.fullmatch(n)]
-            fetched = [name for name in sorted(wanted) if not here[name].exists()]
+            here_now = lambda name: name not in self._sketched and here[name].exists()
+            fetched = [name for name in sorted(wanted) if not here_now(name)]
             size = sum(self.index.files[name].size for name in fetched)
             if size >= _MANY_BYTES:
                 what = f"fetching {len(fetched):,} files, {size / 2**20:,.0f} MiB"
@@ -304,6 +351,7 @@ class Copy:
             _each(self._fetch, fetched)
             self._as_published |= {name: _look(here[name]) for name in fetched}
             self._missing -= {*wanted}
+            self._sketched -= {*wanted}
 
     def publish(self, without: Collection[Path] = ()) -> None:
         """Puts new and changed files, then published.json; removes what was replaced before.
@@ -338,14 +386,18 @@ class Copy:
     def _fetch(self, name: str) -> None:
         """Fetches a file, which appears when it is whole."""
         file, shown = self.index.files[name], f"{self.place.name}/{name}"
-        if (stream := remote.opened(self.place, file.object, shown)) is None:
-            raise UserError(f"{shown}: not there any more; {self._remedy()}")
-        with stream, files.whole(self.root / name) as temporary:
+        with self._opened(name, shown) as stream, files.whole(self.root / name) as temporary:
             size, digest = _receive(stream, shown, temporary)
             if size != file.size or file.xxh3 not in ("", digest):
                 other = f"{size:,} bytes with the digest {digest}"
                 wanted = f"{file.size:,} bytes, {file.xxh3 or 'any'}"
                 raise FileError(f"{shown}: damaged ({other}, not {wanted}); {self._remedy()}")
+
+    def _opened(self, name: str, shown: str) -> Any:
+        stream = remote.opened(self.place, self.index.files[name].object, shown)
+        if stream is None:
+            raise UserError(f"{shown}: not there any more; {self._remedy()}")
+        return stream
 
     def _remedy(self) -> str:
         """What to do where an object is not what the index says."""

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv as pa_csv
 
-from emofm_jax.data import raw_files
+from emofm_jax.data import raw_files, storage
 from emofm_jax.data.formats import rows as rows_lib
 from emofm_jax.data.problems import Bad, Notes, Problems
 from emofm_jax.data.raw_files import Place, Span
@@ -153,6 +153,7 @@ def _blocks(
     span: Span | None,
 ) -> Iterator[tuple[Block, Place]]:
     """Yields the blocks of a file or a span, and the place behind each."""
+    storage.need(path)
     begin, stop = span or Span(_BEGIN, sys.maxsize)
     (offset, line, position), rest = begin, b""
     begun = position > 0

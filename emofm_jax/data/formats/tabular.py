@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from emofm_jax.data import bags, raw_files, shards, values
+from emofm_jax.data import bags, raw_files, shards, storage, values
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.formats import int96, release_0_1
 from emofm_jax.data.formats import lines as lines_lib
@@ -383,6 +383,7 @@ def unwrapped(column: pa.Array) -> pa.Array:
 
 def open_parquet(path: Path) -> pq.ParquetFile:
     """Opens raw rows; raises UserError on a file that is none, or a shard."""
+    storage.need(path)
     try:
         file = pq.ParquetFile(path)
     except FileNotFoundError:
