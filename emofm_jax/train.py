@@ -47,10 +47,8 @@ def _main(flags: absl_flags.FlagValues) -> None:
             idle = f"--config.{path}={given[path]}: it has no effect on {what}"
             raise UserError(f"{idle}; leave it out")
     try:
-        if processes.count() > 1:
-            why = "processes share a workdir of a file system that all see"
-            storage.local("--workdir", flags.workdir, why)
-        workdir = storage.writing(flags.workdir)
+        opened = storage.writing if processes.is_first() else storage.following
+        workdir = opened(flags.workdir)
         report = run_lib.run(config, workdir)
     except Exception as error:
         raise processes.explained(error) from error

@@ -4,9 +4,12 @@ One pair of processes does everything (`python -m tests.test_processes pair HOME
 (`reference`) takes the steps of a run on two simulated devices. The tests read what they have left.
 """
 
+import contextlib
+import importlib.util
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,9 +20,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import s3_server
 from emofm_jax import config as config_lib
 from emofm_jax import train
-from emofm_jax.data import batches, files, shards
+from emofm_jax.data import batches, files, shards, storage
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.training import checkpoint, checkpoint_files, compilation, loop, processes
 
@@ -80,11 +84,25 @@ def pair(home, port, index):
     note("stopped")
     loop.Window = loop_window
     note("stopped again")
+    if "AWS_ENDPOINT_URL" in os.environ:
+        in_bucket(home, index, note)
     note("other", f"--config.seed={index}")
     if index == 1:
         at_step(8, lambda: die_when_saved(home / "killed" / "checkpoints"))
     note("killed")
     os._exit(found["killed"])
+
+
+def in_bucket(home, index, note):
+    """What the two do that share nothing but a bucket: a stop, and a machine each that goes on."""
+    place = "--workdir=s3://bucket/run"
+    for name in ("s3", "s3 again"):
+        storage.forget()
+        os.environ["XDG_CACHE_HOME"] = str(home / f"{name} {index}")
+        if name == "s3" and index == 1:
+            at_step(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        note(name, place)
+        loop.Window = loop_window
 
 
 def reference(home):
@@ -127,8 +145,11 @@ def home(tmp_path_factory):
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
 
-    started = [start("pair", port, str(i)) for i in (0, 1)]
-    said = [process.communicate(timeout=300) for process in started]
+    with served(home):
+        started = [start("pair", port, str(i)) for i in (0, 1)]
+        said = [process.communicate(timeout=300) for process in started]
+        if "AWS_ENDPOINT_URL" in os.environ:
+            all_of(home)
     for i, (process, (out, err)) in enumerate(zip(started, said)):
         (home / f"{i}.out").write_text(out)
         (home / f"{i}.err").write_text(err)
@@ -136,6 +157,19 @@ def home(tmp_path_factory):
     done = start("reference")
     assert done.communicate(timeout=300) and done.returncode == 0
     return home
+
+
+def served(home):
+    """A server of S3, if moto is installed: the pair then uses it, too."""
+    if not all(map(importlib.util.find_spec, ("moto", "flask"))):
+        return contextlib.nullcontext()
+    return s3_server.serve(home / "server.log")
+
+
+def all_of(home):
+    """Copies what the pair has published."""
+    storage.need(path := storage.reading("s3://bucket/run"))
+    shutil.copytree(path, home / "s3")
 
 
 def arrays(directory, step=None):
@@ -186,6 +220,26 @@ def test_a_stop_of_one_stops_both_at_one_step_and_both_go_on(home):
     assert all(np.array_equal(one[name], other[name]) for name in one)
     results = [files.read_json(home / name / "metrics.json") for name in ("whole", "stopped")]
     assert results[0]["test"] == results[1]["test"]
+
+
+def test_processes_that_share_a_bucket_only_have_the_same_bits(home):
+    if not (home / "s3").exists():
+        pytest.skip("moto is not installed: pip install 'emofm_jax[test]'")
+    for i in (0, 1):
+        assert found(home, i)["s3"] == 128 + signal.SIGTERM
+        assert found(home, i)["s3 again"] == 0
+    err = (home / "0.err").read_text()
+    assert "s3://bucket/run: stopped by SIGTERM; step 6 is saved, the same command goes on" in err
+    one, other = (arrays(home / name / "checkpoints") for name in ("whole", "s3"))
+    assert one.keys() == other.keys()
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+    results = [files.read_json(home / name / "metrics.json") for name in ("whole", "s3")]
+    assert results[0]["test"] == results[1]["test"]
+    left = {p.relative_to(home / "s3").as_posix() for p in (home / "s3").rglob("*.safetensors")}
+    there = {
+        p.relative_to(home / "whole").as_posix() for p in (home / "whole").rglob("*.safetensors")
+    }
+    assert left == there
 
 
 def test_processes_that_disagree_say_so_in_one_line(home):

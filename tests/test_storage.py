@@ -163,6 +163,41 @@ def test_what_others_write_now_stays_as_it_was_published(store):
     assert read() == {"all": "2", "runs/a/log": "2", "runs/b/log": "half", "runs/c/log": "half"}
 
 
+def test_a_part_of_another_process_is_published_with_the_rest(store, monkeypatch):
+    rows, state = "checkpoints/step_2/rows_1.safetensors", "checkpoints/step_2/state.json"
+    at = publish({"config.json": "c"})
+    beside = storage.following("s3://bucket/x")
+    (beside / "checkpoints").mkdir()
+    (beside / "checkpoints/.rows").write_text("rows")
+    file = storage.part(beside / "checkpoints/.rows", beside / rows, remote.token())
+    kept, whole = dict(store.objects), {"config.json": "c", state: "s", rows: "rows"}
+    assert read() == {"config.json": "c"}  # it is there, and nothing names it
+    write(at, {"config.json": "c", state: "s"})
+    storage.adopt(at / rows, file)
+    storage.publish(at)
+    assert read() == whole and storage.reading("s3://bucket/x") != beside
+
+    storage.follow(beside)
+    assert (beside / state).exists() and not (beside / rows).exists()
+    storage.need(beside / "checkpoints/step_2")
+    assert (beside / rows).read_text() == "rows"
+    publish({"config.json": "d", state: "s"}, at)  # what this one does not have stays
+    assert read() == whole | {"config.json": "d"}
+    storage.follow(beside)
+    assert (beside / "config.json").read_text() == "d"
+
+    publish({"config.json": "d"}, at)  # but for what was beside it
+    storage.follow(beside)
+    assert read() == {"config.json": "d"} and not (beside / "checkpoints").exists()
+
+    # Of a process that has not published, nothing is there.
+    store.objects = kept
+    assert read() == {"config.json": "c"}
+    for text in "abc":
+        publish({"config.json": text})
+    assert file.object not in {name.removeprefix("bucket/x/") for name in store.objects}
+
+
 def test_rows_are_fetched_when_they_are_needed(store):
     store.objects |= {"bucket/raw/a.csv": b"first", "bucket/raw/b.csv": b"second"}
     at = storage.reading("s3://bucket/raw", later=True)

@@ -4,6 +4,8 @@
     writing(name)     a directory of this program alone; `publish` puts back what has changed in it
     file(name)        the same for one file
     need(path)        fetches what is fetched late: rows of shards, arrays of checkpoints
+    following(name)   where another process writes: `follow` brings it up to date, `part` and
+                      `adopt` let files of this one be published with those of that
 
 Whoever reads has what one published.json names (remote.py), whatever is published meanwhile.
 Digests are compared as files are fetched. A copy of what was published stays in the user's cache
@@ -100,6 +102,54 @@ def writing(name: str | Path) -> Path:
     copy = Copy(place, index, writes=True)
     copy.fetch(late=not found)
     return copy.root
+
+
+def following(name: str | Path) -> Path:
+    """A local directory with what another process of the same run publishes (`follow`).
+
+    Raises:
+      UserError: as of `reading`; it lies within a published directory.
+    """
+    if not is_remote(name):
+        return Path(name)
+    place = remote.place(str(name))
+    copy = Copy(place, _index_beside(place) or Index("", {}), follows=True)
+    copy.fetch()
+    return copy.root
+
+
+def follow(path: Path) -> None:
+    """Brings what `following` gave up to date, if the path is of that; raises UserError."""
+    if (copy := _copy_of(path)) and copy.follows:
+        copy.follow()
+
+
+def is_following(path: Path) -> bool:
+    """Whether a path is of what `following` gave."""
+    return bool((copy := _copy_of(path)) and copy.follows)
+
+
+def part(path: Path, target: Path, token: str) -> File:
+    """Puts a file that the process which writes at a place is to publish as another (`adopt`).
+
+    Args:
+      path: the file.
+      target: what it is to be, in what `following` gave.
+      token: of `remote.token`, for the name of the object.
+
+    Raises:
+      FileError: it cannot be put.
+    """
+    copy = _copy_of(target)
+    assert copy and copy.follows
+    return copy.put(token, target.relative_to(copy.root).as_posix(), path)
+
+
+def adopt(target: Path, file: File) -> None:
+    """Has the next `publish` name what `part` has put, if its directory is there then."""
+    copy = _copy_of(target)
+    assert copy and copy.writes
+    copy.adopted[target.relative_to(copy.root).as_posix()] = file
 
 
 def _index_beside(place: Place) -> Index | None:
@@ -287,20 +337,23 @@ class Copy:
       place: a directory.
       index: what there is; without a commit the objects are plain.
       writes: whether it is of this program alone, which publishes it.
+      follows: whether another process publishes it.
 
     Attributes:
       root: the local directory.
       index: what there is, and what this program has published since.
+      adopted: {name: what other processes have put}, to be published.
     """
 
-    def __init__(self, place: Place, index: Index, writes: bool = False):
-        self.place, self.index, self.writes = place, index, writes
-        shared = index.commit and not writes
+    def __init__(self, place: Place, index: Index, *, writes: bool = False, follows: bool = False):
+        self.place, self.index, self.writes, self.follows = place, index, writes, follows
+        self.adopted: dict[str, File] = {}
+        shared = index.commit and not writes and not follows
         self.root = _directory(place.name, index.commit if shared else _own()) / place.key
         self._missing, self._lock = {*index.files}, threading.Lock()
         self._as_published: dict[str, tuple] = {}  # {name: `_look` of a file that has not changed}
         self._sketched: set[str] = set()  # names of files that have their sizes only
-        if writes or index.files:
+        if writes or follows or index.files:
             files.make_directory(self.root)
         _copies[self.root] = self
         _show(self.root, place.name)
@@ -353,6 +406,20 @@ class Copy:
             self._missing -= {*wanted}
             self._sketched -= {*wanted}
 
+    def follow(self) -> None:
+        """Makes what is here what is published now, but for large files, which stay or go."""
+        index = remote.read_index(self.place) or Index("", {})
+        above = lambda names: {at for name in names for at in (self.root / name).parents}
+        with self._lock:
+            for name, file in self.index.files.items():
+                if index.files.get(name) != file:
+                    files.remove(self.root / name)
+            for directory in above(self.index.files) - above(index.files) - {*self.root.parents}:
+                if directory != self.root:
+                    shutil.rmtree(directory, ignore_errors=True)
+            self.index, self._missing = index, {*index.files}
+        self.fetch()
+
     def publish(self, without: Collection[Path] = ()) -> None:
         """Puts new and changed files, then published.json; removes what was replaced before.
 
@@ -367,6 +434,7 @@ class Copy:
             now = {name: file for name, file in zip(names, found) if file}
             now |= {name: file for name, file in before.files.items() if name.startswith(left)}
             now |= {name: before.files[name] for name in self._missing if self._stays(name, now)}
+            now |= {n: f for n, f in self.adopted.items() if (self.root / n).parent.is_dir()}
             if before.commit and now == before.files:
                 return
             there = remote.read_index(self.place)
@@ -375,6 +443,8 @@ class Copy:
                 raise UserError(f"{self.place.name}: {problem}; start this one again")
             self.index = Index(token, now)
             remote.write_index(self.place, self.index)
+            self._missing |= self.adopted.keys() & now.keys()
+            self.adopted.clear()
 
             # Who reads what was published before may end; so may who has begun to publish since.
             used = {file.object for file in [*now.values(), *before.files.values()]}
@@ -422,14 +492,18 @@ class Copy:
 
     def _put_changed(self, token: str, name: str, before: File | None) -> File:
         """Puts a file that has been written, unless its content is that of an object seen whole."""
-        path, size, digest = self.root / name, 0, xxhash.xxh3_64()
+        path, digest = self.root / name, xxhash.xxh3_64()
         seen = name in self._as_published  # else the object may be damaged, or gone
         if before and seen and before.size == path.stat().st_size:
             for chunk in _chunks(path):
                 digest.update(chunk)
             if digest.hexdigest() == before.xxh3:
                 return before
-            digest = xxhash.xxh3_64()
+        return self.put(token, name, path)
+
+    def put(self, token: str, name: str, path: Path) -> File:
+        """Puts a file as an object that is to be published under a name."""
+        size, digest = 0, xxhash.xxh3_64()
 
         def chunks() -> Iterator[bytes]:  # of a log that grows as many as there are now
             nonlocal size
@@ -451,7 +525,8 @@ class Copy:
 
 def _known(place: Place, commit: str, listed: dict[str, File]) -> Copy | None:
     """A copy for reading that has the same content; one that is written may change."""
-    known = (copy for copy in _copies.values() if not copy.writes and copy.place.name == place.name)
+    is_known = lambda copy: not (copy.writes or copy.follows) and copy.place.name == place.name
+    known = filter(is_known, _copies.values())
     return next((copy for copy in known if copy.index == Index(commit, listed)), None)
 
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 
 from emofm_jax import errors
-from emofm_jax.data import directories, storage
+from emofm_jax.data import directories, remote, storage
 from emofm_jax.errors import FileError, LostError, UserError
 from emofm_jax.training import checkpoint_files, processes
 from emofm_jax.training.checkpoint_files import STATE, Body, Copy, DamagedError
@@ -243,7 +243,8 @@ def _write(
         with directories.whole(path) as new:
             others = range(1, processes.count())
             if others:
-                talk.tell(step, "place", os.path.relpath(new, directory.absolute()))
+                where = os.path.relpath(new, directory.absolute())
+                talk.tell(step, "place", {"place": where, "token": remote.token()})
             digests = {STATE: checkpoint_files.write_arrays(new / STATE, copied.arrays)}
             shares = [_share(new, copied)] if copied.shares else []
             shares += [talk.hear(step, str(number)) for number in others]
@@ -253,6 +254,8 @@ def _write(
                     raise FileError(share["error"])
                 name = checkpoint_files.rows_name(number)
                 rows[name], digests[name] = share["places"], share["xxh3"]
+                if "object" in share:
+                    storage.adopt(path / name, remote.File(*share["object"]))
             body = Body(step, info, copied.tree, rows, digests)
             checkpoint_files.write_index(new, body)
         prune(directory, step, best_step)
@@ -263,10 +266,18 @@ def _write(
 
 
 def _write_share(directory: Path, step: int, copied: Copy, talk: _Talk) -> None:
-    """Writes the share of a process that is not the first where that one says."""
-    new, who = directory / talk.hear(step, "place"), str(processes.index())
+    """Writes the share of a process that is not the first where that one says, or puts it there."""
+    where, who = talk.hear(step, "place"), str(processes.index())
     try:
-        talk.tell(step, who, _share(new, copied))
+        if not storage.is_following(directory):
+            talk.tell(step, who, _share(directory / where["place"], copied))
+            return
+        with directories.scratch(directory) as new:
+            found, name = _share(new, copied), checkpoint_files.rows_name(processes.index())
+            target = directory / f"step_{step}" / name
+            talk.tell(
+                step, who, found | {"object": storage.part(new / name, target, where["token"])}
+            )
     except FileError as error:
         talk.tell(step, who, {"error": str(error)})
         raise

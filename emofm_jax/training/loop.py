@@ -187,7 +187,9 @@ def _train(run: _Run, state: TrainState) -> TrainState:
                 break
 
     # Perhaps while the last checkpoint was written, which is there now, for all processes.
-    if number := max(processes.gather(stop.signal)):
+    number = max(processes.gather(stop.signal))
+    storage.follow(run.workdir)
+    if number:
         stopped = f"{run.workdir}: stopped by {signal.Signals(number).name}"
         saved = f"step {progress.step:,} is saved, the same command goes on"
         if processes.is_first():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict
 
 from emofm_jax import config as config_lib
-from emofm_jax.data import batches, preparation, shards, storage
+from emofm_jax.data import batches, files, preparation, shards, storage
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation.run_report import RunReport
@@ -84,6 +84,7 @@ def run(config: ConfigDict, workdir: Path, identity: str = "") -> RunReport:
         if first and start:
             start.save(workdir)
         processes.gather("opened")
+        storage.follow(workdir)
         seen: dict[str, Any] = {"the run in the workdir": (workdir / "config.json").exists()}
         seen["its newest checkpoint"] = checkpoint.latest(workdir / "checkpoints")
         processes.check_same(seen, "give all the same directory, of a file system that they share")
@@ -116,7 +117,7 @@ def _check_processes(config: ConfigDict, workdir: Path, schema: schema_lib.Schem
     facts["the preparation of the data"] = schema.identity
     facts["the platform"] = jax.default_backend()
     facts["the number of devices"] = jax.local_device_count()
-    facts["--workdir"] = str(workdir)
+    facts["--workdir"] = files.said(str(workdir))
     remedy = "start all with the same command, data and environment"
     processes.check_same(facts, f"{remedy} (--num_processes=1: runs of their own)")
 
@@ -165,6 +166,7 @@ def open_data(config: ConfigDict) -> dict[str, shards.Split]:
             print(f"{directory}: no shards yet, making the synthetic data")
             preparation.prepare_missing(config)
     processes.gather("data")
+    directory = storage.reading(config.data.dir)  # which may have been made
     schema = schema_lib.load(directory)
     if differ := stale(config, schema):
         raise UserError(
