@@ -4,7 +4,7 @@ Each command begins without a copy, as on a machine of its own. The server is mo
 """
 
 import gc
-import shutil
+import itertools
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +13,7 @@ from benchmarks import faulty, s3_server
 from benchmarks.faulty import Faulty, Killed
 from benchmarks.object_store import Store
 from emofm_jax import prepare
-from emofm_jax.data import engines, remote, storage
+from emofm_jax.data import engines, files, remote, stages, storage
 from tests import test_s3
 from tests.test_s3 import PREPARE, all_of, put, tree
 from tests.test_storage import use
@@ -21,7 +21,7 @@ from tests.test_storage import use
 pytest.importorskip("moto", reason="moto is not installed: pip install 'emofm_jax[test]'")
 pytest.importorskip("flask", reason="flask is not installed: pip install 'emofm_jax[test]'")
 
-_KILLS = 6
+_machine = []  # numbers of machines to come, and of this one
 server, bucket = test_s3.server, test_s3.bucket
 CONFIG = PREPARE + '    p.negative_keep_rate, p.slot.min_count, c.data.dir = 0.9, 2, "?"\n'
 
@@ -42,18 +42,31 @@ def made(bucket, tmp_path):
 
 
 @pytest.fixture
-def shop(bucket, tmp_path, capsys):
+def shop(bucket, tmp_path, monkeypatch, capsys):
     """What `made` makes, on the server."""
+    on_machines(tmp_path, monkeypatch)
     found = made(bucket, tmp_path)
     capsys.readouterr()
     return found
 
 
-def run(*flags, code=0):
-    """A command on a machine that has nothing yet."""
+def on_machines(tmp_path, monkeypatch):
+    """Has `another_machine` begin with an empty cache, at a path of its own."""
+    numbers = itertools.count()
+    monkeypatch.setattr(storage, "_above", lambda: tmp_path / "cache" / str(_machine[-1]))
+    _machine[:] = numbers, next(numbers)
+
+
+def another_machine():
+    """Lets the next command begin on a machine that has nothing yet."""
     storage.forget()
-    shutil.rmtree(storage._above(), ignore_errors=True)
-    assert prepare.main(["prepare", *flags]) == code
+    _machine[-1] = next(_machine[0])
+
+
+def run(*flags):
+    """A command on a machine of its own."""
+    another_machine()
+    assert prepare.main(["prepare", *flags]) == 0
 
 
 STAGES = [
@@ -75,19 +88,40 @@ def check(bucket, wanted, capsys):
     for path in data.rglob("*"):
         assert path.is_dir() or b"/cache/" not in path.read_bytes(), path
     rejected = pq.read_table(data / "train" / "rejected.parquet")["file"].to_pylist()
-    assert {*rejected} <= {f"{bucket}/raw/{name}" for name in test_s3.RAW}
+    assert rejected and {*rejected} <= {f"{bucket}/raw/{name}" for name in test_s3.RAW}
     left = remote.names(remote.place(bucket))
     assert {name.split("/")[0] for name in left} == {"raw", "data"}
 
 
-def test_stages_share_nothing_but_the_bucket(shop, bucket, capsys):
+def test_stages_share_nothing_but_the_bucket(shop, bucket, monkeypatch, capsys):
     flags, wanted = shop
+    monkeypatch.setattr(stages, "_JOB_BYTES", 1)  # a job a file: two processes have one each
     for name, *how in STAGES:
         run(*flags, f"--stage={name}", *how)
         if name == "encode":
             run(*flags, f"--stage={name}", *how)
             assert "no job was left" in capsys.readouterr().out
     check(bucket, wanted, capsys)
+
+
+def test_stages_go_on_from_a_base_in_the_bucket(store, tmp_path, capsys):
+    flags, _ = made("s3://bucket/x", tmp_path)
+    run(*flags)
+    data, more = "s3://bucket/x/data", f"--config.data.dir={tmp_path}/more"
+    local = [f"--config={tmp_path}/mine.py", f"--config.prepare.source={tmp_path}/raw"]
+    run(*local, more, f"--base={tmp_path}/data")
+    for name, *how in STAGES:
+        run(
+            *flags,
+            "--config.data.dir=s3://bucket/x/more",
+            f"--base={data}",
+            f"--stage={name}",
+            *how,
+        )
+    another_machine()
+    at = all_of("s3://bucket/x/more")
+    assert tree(at) == tree(tmp_path / "more")
+    assert files.read_json(at / "prepare.json")["base"]["place"] == data
 
 
 def test_a_cluster_shares_nothing_but_the_bucket(shop, bucket, monkeypatch, capsys):
@@ -110,8 +144,9 @@ def test_ray_shares_nothing_but_the_bucket(shop, bucket, capsys):
 @pytest.fixture
 def store(tmp_path, monkeypatch):
     """A store in memory, whose operations come one after another."""
-    monkeypatch.setattr(storage, "_above", lambda: tmp_path / "cache")
+    on_machines(tmp_path, monkeypatch)
     monkeypatch.setattr(storage, "_THREADS", 1)
+    monkeypatch.setattr(files, "_flush", lambda descriptor: None)  # nobody pulls a plug
     use(found := Store(), monkeypatch)
     yield found
     storage.forget()
@@ -129,19 +164,16 @@ def test_a_kill_at_an_operation_changes_nothing(store, tmp_path, monkeypatch, ca
         kills += kill_at_each(store, [*flags, f"--stage={name}", *shard], monkeypatch)
         if name == "publish":
             check("s3://bucket/x", wanted, capsys)
-    assert kills > 15
+    assert kills > 30
 
 
 def kill_at_each(store, flags, monkeypatch):
-    """Kills a command at its last operations that change the store; returns how many there are.
-
-    What comes before is to publish a directory, which test_storage.py kills at each operation.
-    """
+    """Kills a command at each operation that changes the store; returns how many there are."""
     before = dict(store.objects)
     use(system := Faulty(store), monkeypatch)
     run(*flags)
     wanted = names_of(store)
-    for at in system.changing[-_KILLS:]:
+    for at in system.changing:
         store.objects.clear()
         store.objects.update(before)
         use(Faulty(store, at, killed=True), monkeypatch)
@@ -151,7 +183,7 @@ def kill_at_each(store, flags, monkeypatch):
         use(store, monkeypatch)
         run(*flags)
         assert names_of(store) == wanted
-    return len(system.changing[-_KILLS:])
+    return len(system.changing)
 
 
 def names_of(store):

@@ -5,16 +5,16 @@ Each command begins without a copy, as on a machine of its own; the store is in 
 
 import json
 import re
-import shutil
 
 import pytest
 
 from benchmarks import s3_server
 from benchmarks.faulty import Faulty, Killed
 from emofm_jax import backtest, prepare, report, sweep
-from emofm_jax.data import files, storage
+from emofm_jax.data import files
 from tests import test_backtest, test_s3_stages
 from tests.test_s3 import PREPARE, all_of, arrays, names, put
+from tests.test_s3_stages import another_machine
 from tests.test_storage import use
 
 store = test_s3_stages.store
@@ -27,29 +27,29 @@ def sweep(arg=""):
 """
 
 
-def run(program, *flags, code=0):
-    """A command on a machine that has nothing yet."""
-    storage.forget()
-    shutil.rmtree(storage._above(), ignore_errors=True)
-    assert program.main([program.__name__, *flags]) == code
+def run(program, *flags):
+    """A command on a machine of its own."""
+    another_machine()
+    assert program.main([program.__name__, *flags]) == 0
 
 
 class Ending(Faulty):
-    """A store whose program ends as it puts the first object of such a name."""
+    """A store whose program ends as it puts the first, or n-th, object of such a name."""
 
-    def __init__(self, system, name):
+    def __init__(self, system, name, number=1):
         super().__init__(system, killed=True)
-        self.name = name
+        self.name, self.left = name, number
 
     def open_output_stream(self, key, **options):
-        if self.name in key and not self.at:
+        self.left -= self.name in key
+        if not self.left and not self.at:
             self.at = self.calls + 1
         return super().open_output_stream(key, **options)
 
 
-def killed(store, monkeypatch, name, program, *flags):
-    """A command that ends as it puts such an object."""
-    use(Ending(store, name), monkeypatch)
+def killed(store, monkeypatch, ending, program, *flags):
+    """A command that ends as it puts an object."""
+    use(Ending(store, *ending), monkeypatch)
     with pytest.raises(Killed):
         run(program, *flags)
     use(store, monkeypatch)
@@ -85,18 +85,23 @@ def test_a_sweep_goes_on_where_a_machine_has_left_it(shop, store, monkeypatch, c
     flags, local = shop
     at = "s3://bucket/x/sweep"
     command = sweep, *flags, f"--workdir={at}"
-    killed(store, monkeypatch, "one/seed-0/checkpoints/step_4", *command)
-    one = all_of(at) / "runs/one/seed-0"
-    assert (one / "checkpoints/step_2").exists() and not (one / "result.json").exists()
-    killed(store, monkeypatch, "other/seed-0/checkpoints/step_4", *command)
-    ended = files.read_json(all_of(at) / "runs/one/seed-0/result.json")
+    # Of two runs at a time one has ended, and nothing is there of the other.
+    killed(store, monkeypatch, ("metrics.json", 2), *command, "--jobs=2")
+    (first,) = all_of(at).glob("runs/*/seed-0")
+    ended, name = files.read_json(first / "result.json"), first.parent.name
+    (other,) = {"one", "other"} - {name}
+    killed(store, monkeypatch, (f"{other}/seed-0/checkpoints/step_4",), *command)
+    path = all_of(at) / f"runs/{other}/seed-0"
+    assert (path / "checkpoints/step_2").exists() and not (path / "result.json").exists()
 
     run(*command, "--jobs=2")
     run(report, f"--workdir={at}")
-    storage.forget()
-    there = all_of(at)
-    check(there, local, {"report.html", "report.md"})
-    assert files.read_json(there / "runs/one/seed-0/result.json") == ended
+    another_machine()
+    check(there := all_of(at), local, {"report.html", "report.md"})
+    assert files.read_json(there / f"runs/{name}/seed-0/result.json") == ended
+
+    run(*command[:-1], "--config.name=new", f"--workdir={at}")  # which trains nothing
+    assert files.read_json(all_of(at) / "sweep.json")["name"] == "new"
 
 
 DAYS = [f"2024-02-0{i}" for i in range(1, 5)]
@@ -117,10 +122,13 @@ def test_a_backtest_goes_on_where_a_machine_has_left_it(store, tmp_path, monkeyp
 
     at = "s3://bucket/x/lived"
     last = f"runs/warm/{DAYS[-1]}/seed-0/checkpoints"
-    killed(store, monkeypatch, last, *command, f"--workdir={at}")
+    killed(store, monkeypatch, (last,), *command, f"--workdir={at}")
     ended = files.read_json(all_of(at) / f"runs/warm/{DAYS[2]}/seed-0/result.json")
     run(*command, f"--workdir={at}", "--jobs=2")
-    storage.forget()
-    there = all_of(at)
-    check(there, tmp_path / "lived", set())
+    another_machine()
+    check(there := all_of(at), tmp_path / "lived", set())
     assert files.read_json(there / f"runs/warm/{DAYS[2]}/seed-0/result.json") == ended
+
+    results = {p.relative_to(there): p.read_bytes() for p in there.rglob("result.json")}
+    run(*command, f"--workdir={at}")
+    assert all((all_of(at) / name).read_bytes() == body for name, body in results.items())
