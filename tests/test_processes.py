@@ -94,14 +94,19 @@ def pair(home, port, index):
 
 
 def in_bucket(home, index, note):
-    """What the two do that share nothing but a bucket: a stop, and a machine each that goes on."""
-    place = "--workdir=s3://bucket/run"
-    for name in ("s3", "s3 again"):
+    """What the two do that share nothing but a bucket: a stop, and a machine each that goes on.
+
+    And a run that learns nothing: its best state is not its last one.
+    """
+    run = ["--config.data.dir=s3://bucket/data", "--workdir=s3://bucket/run"]
+    best = [run[0], "--workdir=s3://bucket/best", "--config.train.monitor=logloss"]
+    best += [f"--config.optim.{key}.learning_rate=1e-30" for key in ("embedding", "network")]
+    for name, flags in (("s3", run), ("s3 again", run), ("s3 best", best)):
         storage.forget()
         os.environ["XDG_CACHE_HOME"] = str(home / f"{name} {index}")
         if name == "s3" and index == 1:
             at_step(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        note(name, place)
+        note(name, *flags)
         loop.Window = loop_window
 
 
@@ -168,8 +173,9 @@ def served(home):
 
 def all_of(home):
     """Copies what the pair has published."""
-    storage.need(path := storage.reading("s3://bucket/run"))
-    shutil.copytree(path, home / "s3")
+    for name in ("run", "best"):
+        storage.need(path := storage.reading(f"s3://bucket/{name}"))
+        shutil.copytree(path, home / f"s3-{name}")
 
 
 def arrays(directory, step=None):
@@ -223,23 +229,22 @@ def test_a_stop_of_one_stops_both_at_one_step_and_both_go_on(home):
 
 
 def test_processes_that_share_a_bucket_only_have_the_same_bits(home):
-    if not (home / "s3").exists():
+    if not (home / "s3-run").exists():
         pytest.skip("moto is not installed: pip install 'emofm_jax[test]'")
     for i in (0, 1):
         assert found(home, i)["s3"] == 128 + signal.SIGTERM
-        assert found(home, i)["s3 again"] == 0
+        assert found(home, i)["s3 again"] == found(home, i)["s3 best"] == 0
     err = (home / "0.err").read_text()
     assert "s3://bucket/run: stopped by SIGTERM; step 6 is saved, the same command goes on" in err
-    one, other = (arrays(home / name / "checkpoints") for name in ("whole", "s3"))
+    one, other = (arrays(home / name / "checkpoints") for name in ("whole", "s3-run"))
     assert one.keys() == other.keys()
     assert all(np.array_equal(one[name], other[name]) for name in one)
-    results = [files.read_json(home / name / "metrics.json") for name in ("whole", "s3")]
+    results = [files.read_json(home / name / "metrics.json") for name in ("whole", "s3-run")]
     assert results[0]["test"] == results[1]["test"]
-    left = {p.relative_to(home / "s3").as_posix() for p in (home / "s3").rglob("*.safetensors")}
-    there = {
-        p.relative_to(home / "whole").as_posix() for p in (home / "whole").rglob("*.safetensors")
-    }
-    assert left == there
+    names = lambda at: {p.relative_to(at).as_posix() for p in at.rglob("*.safetensors")}
+    assert names(home / "s3-run") == names(home / "whole")
+    train_of = files.read_json(home / "s3-best" / "metrics.json")["train"]
+    assert train_of["kept_step"] < train_of["steps"]
 
 
 def test_processes_that_disagree_say_so_in_one_line(home):
