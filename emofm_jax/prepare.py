@@ -16,7 +16,8 @@ prints a first experiment file: `python -m emofm_jax.prepare --suggest=log.csv >
 as it is. Comments say what was seen, and what could not be decided stands on top as questions.
 
 Large raw files are read by as many processes as there are cores (`--workers`). `--stage`
-does one stage only, for clusters: count, merge, encode, publish (docs/scaling.md).
+does one stage only, for clusters: count, merge, encode, publish (docs/scaling.md). Machines that do
+stages, or work for `--engine=ray`, share a file system, or places at s3://.
 
 Nothing half-written is left behind: everything is made in a `.partial` directory beside and moved
 at the end. A program that reads the old shards meanwhile ends with a line that says so.
