@@ -16,7 +16,8 @@ How many operations train has depends on its threads: it may have ended before t
 
 Then a program on another machine, without a copy, reads what is there: all of it, with digests, or nothing. The same
 command there ends well, with the numbers that local paths have, to the bit: arrays of checkpoints, predictions, shards,
-metrics. Prints a table; the exit code is 1 if one fell short.
+metrics. Stages of prepare (--only=stages) are attacked one after another: the same command, and those behind it, end
+with the shards of local paths. Prints a table; the exit code is 1 if one fell short.
 """
 
 import argparse
@@ -73,6 +74,7 @@ CASES = [
     ),
     Case("evaluate", "run", "--workdir={o}/run --split=valid --calibrate=platt", "run"),
 ]
+STAGES = ("count --shard=1/1", "merge", "encode --shard=1/1", "publish")
 
 
 def flags_of(case: Case, place: Path, inputs: str, outputs: str) -> list[str]:
@@ -196,6 +198,60 @@ def attack(
                 yield kind, at, f"! {type(error).__name__}: {error}"
 
 
+def attack_stages(
+    place: Path, wanted: dict[str, object], reads: int
+) -> Iterator[tuple[str, int, str]]:
+    """What `attack` does, for each stage of prepare, which leaves no directory that is read alone."""
+    put_back("")
+    all_of = [[*flags_of(CASES[0], place, IN, TRIAL), *f"--stage={s}".split()] for s in STAGES]
+    for number, argv in enumerate(all_of):
+        before, system = contents(), Faulty(SYSTEM(TRIAL)[0])
+        anew(system)
+        well([*argv, "--workers=1"])
+        after = contents()
+        count = system.calls + 1
+        numbers_of = [n for n in range(1, count) if n in system.changing or n % reads == 0]
+        for kind, (done, killed) in KINDS.items():
+            for at in numbers_of:
+                put_back("")
+                put_contents(before)
+                anew(Faulty(SYSTEM(TRIAL)[0], at, done, killed))
+                try:
+                    outcome = answer(*run([*argv, "--workers=1"]))
+                except Killed:
+                    outcome = "killed"
+                yield f"{kind} ({STAGES[number].split()[0]})", at, outcome
+                try:
+                    is_cleared = {name.split("/")[0] for name in contents()} == {"data"}
+                    for rest in [] if is_cleared else all_of[number:]:
+                        anew()
+                        well([*rest, "--workers=1"])
+                    if there(f"{TRIAL}/data") != wanted:
+                        yield kind, at, "! the same commands make other shards"
+                    if {name.split("/")[0] for name in contents()} != {"data"}:
+                        yield kind, at, f"! something is left: {min(contents())}"
+                except Exception as error:
+                    yield kind, at, f"! {type(error).__name__}: {error}"
+        put_back("")
+        put_contents(after)
+
+
+def contents() -> dict[str, bytes]:
+    """All objects at the place of the trials."""
+    of = remote.Place(TRIAL, *SYSTEM(TRIAL))
+    found = {}
+    for name in remote.names(of):
+        with remote.opened(of, name, name) as stream:
+            found[name] = stream.read()
+    return found
+
+
+def put_contents(found: dict[str, bytes]) -> None:
+    """Puts what `contents` gave."""
+    for name, body in found.items():
+        remote.put(remote.Place(TRIAL, *SYSTEM(TRIAL)), name, name, [body])
+
+
 def answer(code: int, error: str) -> str:
     """What a program that was not killed makes of a fault, in words."""
     lines = error.splitlines()
@@ -233,6 +289,14 @@ def main() -> int:
                         else:
                             table[case.program, kind, outcome] += 1
                     print(f"{case.program}: {table.total()} faults until now", flush=True)
+            if options.only in ("", "stages"):
+                for kind, at, outcome in attack_stages(place, wanted[CASES[0]], options.reads):
+                    if outcome.startswith("!"):
+                        fallen.append(f"stages, {kind} at operation {at}: {outcome}")
+                        print(fallen[-1], flush=True)
+                    else:
+                        table["stages", kind, outcome] += 1
+                print(f"stages: {table.total()} faults until now", flush=True)
             anew()
     for (program, kind, outcome), number in table.items():
         print(f"| {program} | {kind} | {outcome} | {number} |")
