@@ -246,7 +246,7 @@ def need(*paths: Path) -> None:
     """Fetches what lies at or below paths of a copy; of any other path nothing."""
     of_copies: dict[Path, set[Path]] = {}
     for path in paths:
-        if copy := _copy_of(path):
+        if (copy := _copy_of(path)) and not copy.has(path):
             of_copies.setdefault(copy.root, set()).add(path)
     for root, some in of_copies.items():
         _copies[root].fetch(some, late=True)
@@ -259,7 +259,7 @@ def head(path: Path, size: int) -> bytes:
       FileNotFoundError: there is no such file.
       UserError: it cannot be read.
     """
-    if (copy := _copy_of(path)) and copy.is_sketched(path):
+    if (copy := _copy_of(path)) and path.is_file() and not copy.has(path):
         return copy.head(path, size)
     with open(path, "rb") as file:
         return file.read(size)
@@ -367,9 +367,9 @@ class Copy:
                     file.truncate(self.index.files[name].size)
                 self._sketched.add(name)
 
-    def is_sketched(self, path: Path) -> bool:
-        """Whether a file has its size only."""
-        return path.relative_to(self.root).as_posix() in self._sketched
+    def has(self, path: Path) -> bool:
+        """Whether a path is of a file that is here, and has more than its size."""
+        return path.is_file() and path.relative_to(self.root).as_posix() not in self._sketched
 
     def head(self, path: Path, size: int) -> bytes:
         """The first bytes of a file that is not here."""
