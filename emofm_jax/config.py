@@ -347,7 +347,6 @@ def default() -> ConfigDict:
 # Our model and its recipe: one for data of any size, because `l2_rows` weighs less the more rows
 # there are. Chosen on the validation rows of five data sets (docs/results/recipe.md).
 _RECOMMENDED = {
-    "model.hidden": (256, 128),
     "model.stage1": (128,),
     "model.stage2": (128,),
     "model.am_hidden": (64,),

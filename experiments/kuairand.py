@@ -67,6 +67,8 @@ def get_config(arg: str = "emofmv2"):
 
     c.model.name = name
     c.model.type_aware = typed
+    if name != "emofmv2":
+        c.model.hidden = (256, 128)
     c.model.dcnv2.low_rank, c.model.dcnv2.num_experts = 64, 1
     if name == "lr":  # its weights are logits, whose L2 is of another size
         c.optim.embedding.l2_rows = 2.8

@@ -121,6 +121,10 @@ def test_one_step_has_no_rate():
     assert "training: 5 rows/s, " in summary.footer(
         {"parameters": parameters, "train": train | {"rows_per_s": 5.0}}
     )
+    longer = {"parameters": parameters, "train": train | {"steps": 90, "kept_step": 60}}
+    assert summary.footer(longer).endswith("0 seconds; the state of step 60 was the best")
+    longer["train"]["kept_step"] = 90
+    assert summary.footer(longer).endswith("0 seconds")
 
 
 def rows():
@@ -192,7 +196,7 @@ def test_verdict_names_the_likely_causes():
     few, rates = prepared(), {"embedding": 1e-3, "network": 0.1}
     few["splits"]["train"] |= {"rows": 999}
     line = summary.verdict(report, summary.causes_in(few), rates, 99)
-    assert "the training split has 999 rows only; 99 steps only so far (a smaller" in line
+    assert "the training split has 999 rows only; 99 steps only so far (later" in line
     assert "nothing unusual" in summary.verdict(
         report, causes(), {"embedding": 1e-3, "network": 0.1}, 100
     )

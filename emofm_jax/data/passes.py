@@ -210,7 +210,7 @@ def _reject(writer: shards.Writer, file: str, bad: list[Bad], tolerated: int) ->
     total = writer.rejected.total()
     if total > tolerated:
         each = ", ".join(f"{kind}: {number}" for kind, number in writer.rejected.most_common())
-        found = f"{total} bad rows so far in {writer.path.name} ({each})"
+        found = f"{total} bad row{'s' * (total != 1)} so far in {writer.path.name} ({each})"
         raise UserError(
             f"{writer.first_rejected}; {found} where {tolerated} are tolerated: correct them or "
             "raise config.prepare.max_rejected"

@@ -118,7 +118,6 @@ def row_parts(
 def over_rows(
     ours: Sequence[np.ndarray],
     theirs: Sequence[np.ndarray],
-    level: float = 0.95,
     weights: Sequence[np.ndarray] | None = None,
 ) -> Interval:
     """Interval of ours - theirs over the rows that `row_parts` was given, the same for both.

@@ -50,12 +50,14 @@ def footer(metrics: Mapping[str, Any]) -> str:
     """Parameters and speed of the run whose metrics.json these are."""
     parameters, train = metrics["parameters"], metrics["train"]
     counted = lambda n, what: f"{n:,} {what}{'s' if n != 1 else ''}"
+    kept = train.get("kept_step", train["steps"])
+    better = f"; the state of step {kept:,} was the best" if kept != train["steps"] else ""
     return (
         f"parameters: {parameters['embedding']:,} in the embedding table, "
         f"{parameters['network']:,} in the network\n"
         f"training: {rate(train)}, {train['input_wait']:.1%} of the time waiting for input; "
         f"{counted(train['steps'], 'step')}, {counted(train['epochs'], 'epoch')}, "
-        f"{train['seconds']:.0f} seconds"
+        f"{train['seconds']:.0f} seconds{better}"
     )
 
 
@@ -200,7 +202,10 @@ def _learnt(
         return f"{against}, though AUC {auc:.4f}: {off}"
 
     causes = [*in_data, *_causes(learning_rates, steps)]
-    unusual = "nothing unusual was found in the data, learning rates or steps"
+    unusual = (
+        "nothing unusual was found in the data, learning rates or steps: perhaps the columns do "
+        "not tell"
+    )
     likely = f"likely: {'; '.join(causes)}" if causes else unusual
     return f"no better than a constant predictor ({against}; AUC {auc:.4f}); {likely}"
 
@@ -235,7 +240,7 @@ def _causes(learning_rates: Mapping[str, float], steps: int) -> list[str]:
         if rate == 0 or rate > 0.1:
             causes.append(f"config.optim.{key}.learning_rate is {rate:g}")
     if steps < _FEW_STEPS:
-        more = "a smaller config.data.batch_size or more config.train.epochs makes more"
+        more = "later epochs add to them; so does a smaller config.data.batch_size"
         causes.append(f"{steps:,} step{'s' if steps != 1 else ''} only so far ({more})")
     return causes
 

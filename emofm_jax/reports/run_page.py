@@ -69,7 +69,7 @@ def _summary(part: SplitReport, split: str) -> str:
     if part.pcoc is not None:
         off = f"{abs(part.pcoc - 1):.0%} too {'many' if part.pcoc > 1 else 'few'} clicks"
         off = "as many clicks as there are" if abs(part.pcoc - 1) < 0.02 else off
-        text += f". It predicts {off} (PCOC {part.pcoc:.3f})"
+        text += f". On these rows it predicts {off} (PCOC {part.pcoc:.3f})"
     return text + "."
 
 

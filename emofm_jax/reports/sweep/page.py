@@ -28,8 +28,7 @@ _HOW = (
     "give on these rows.",
     "**over rows**: what other test rows would give these very models. AUC: DeLong's interval of"
     " the mean of the seeds' AUCs; logloss: of the mean paired difference. Rows count as "
-    "independent, so where one user has many rows the interval is too narrow. Sample weights are"
-    " not read.",
+    "independent, so where one user has many rows the interval is too narrow.",
     "**together**: both at once, other seeds and other rows. The verdict comes from this one "
     "where there are two seeds or more, else from the rows alone. With two seeds it is rather "
     "too wide (it covers 95 to 98%).",
