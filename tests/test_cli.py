@@ -152,8 +152,8 @@ def test_a_file_comes_before_a_name(start, tmp_path):
         ("y.py", "did you mean x.py?"),
         (
             "zzz:wm",
-            "ours are claims, cti, frappe, frappe_baselines, hillstrom, kuairand, kuairand_daily, "
-            "mixers, quickstart, scaling, shift",
+            "ours are ablation, claims, cti, equal_terms, frappe, frappe_baselines, hillstrom, kuairand, "
+            "kuairand_daily, mixers, quickstart, scaling, shift",
         ),
     ],
 )
@@ -165,7 +165,7 @@ def test_no_such_experiment(start, capsys, config, hint):
 def test_the_name_is_the_files_of_this_directory(monkeypatch, capsys):
     monkeypatch.chdir(Path(cli.__file__).parents[1])
     assert prepare.main(["prepare", "--help"]) == 0
-    assert "or the name of one of ours (claims, cti, " in capsys.readouterr().out
+    assert "or the name of one of ours (ablation, claims, " in capsys.readouterr().out
 
 
 def shell(command, cwd, **environment):
