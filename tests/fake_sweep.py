@@ -121,6 +121,7 @@ def _run(workdir, rng, truth, strength, overrides, seed, seed_noise) -> dict:
     part = report.to_json()
     curve = report.logloss + 0.2 * np.exp(-steps / 200) + 0.002 * rng.normal(size=len(steps))
     c = config.default()
+    c.model.name = "hmm"
     with c.unlocked():
         c.update_from_flattened_dict({"name": "fake", "seed": seed} | overrides)
     evaluations = [

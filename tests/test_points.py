@@ -11,7 +11,7 @@ from emofm_jax.sweeping import search
 pytestmark = pytest.mark.fast
 
 BASE = config.default()
-BASE.data.dir = "data"
+BASE.data.dir, BASE.model.name = "data", "hmm"
 
 
 @pytest.mark.slow
@@ -52,7 +52,7 @@ def test_a_search_finds_what_is_better_and_avoids_what_fails():
         ({"model.name": ("choice", "wm")}, "write ('choice', [value, ...])"),
         ({"model.name": ("choice", 5)}, "write ('choice', [value, ...])"),
         ({"model.name": ("choice", ["wm", 5])}, "ranges: model.name = 5 is no str"),
-        ({"model.name": ("uniform", 0, 1)}, "it is 'emofmv2', and only numbers have a range"),
+        ({"model.name": ("uniform", 0, 1)}, "it is 'hmm', and only numbers have a range"),
         ({"model.dropout": 5}, "5 is not known; write (kind, ...)"),
         ({"model.dropout": ()}, "() is not known; write (kind, ...)"),
         ({"model.dropout": ("uniform", 0, float("inf"))}, "is no range of numbers"),

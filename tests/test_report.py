@@ -340,7 +340,7 @@ def test_a_run_of_its_own(sweep, tmp_path, capsys):
     )
     assert rows_of(text, "Importance of the slots")["user_id"][1:] == ["+0.050000", "+0.010000"]
     assert rows_of(text, "By type")["buy"][1] == f"{found['types'][2]['auc']:.5f}"
-    assert rows_of(text, "Configuration")["model.name"][1:] == ["'wm'", "'hmm'"]
+    assert rows_of(text, "Configuration")["model.name"][1:] == ["'wm'", "'emofmv2'"]
     for chart in (
         "AUC during training",
         "Logloss during training",
