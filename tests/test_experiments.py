@@ -8,6 +8,7 @@ import pytest
 from emofm_jax import config, points, sweep
 from emofm_jax.data import files
 from emofm_jax.errors import UserError
+from emofm_jax.sweeping import search
 from emofm_jax.sweeping import sweep as sweep_lib
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
@@ -86,3 +87,18 @@ def test_there_is_no_other_argument(home, capsys, name):
     )
     error = capsys.readouterr().err
     assert "'tini' is not known; give `tiny`, or no argument" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("data", ["kuairand", "hillstrom", "quickstart", "cti", "frappe"])
+def test_each_part_of_our_model_can_be_left_out(data):
+    path = EXPERIMENTS / "ablation.py"
+    found = points.read(path, data, points.load(path).get_config(data), {}, search=False)
+    whole = found.points[0].config
+    changed = [tuple(config.difference(point.config, whole)) for point in found.points]
+    assert changed[0] == () and len({*changed}) == len(changed) == 11 - 3 * (data == "frappe")
+
+
+@pytest.mark.parametrize("model", ["emofmv2", "dnn", "dnn_typed", "dcnv2", "lr"])
+def test_the_same_search_is_sound_for_every_model(model):
+    experiment = points.load(EXPERIMENTS / "equal_terms.py")
+    search.check(experiment.ranges(model), experiment.get_config(model))
