@@ -12,11 +12,11 @@ predictors pool.
 
 Test AUC / logloss, mean of seeds 0 to 4, AMD EPYC, November 2026:
 
-    emofmv2  0.7104 / 0.6178      dcnv2    0.7021 / 0.6237
-    lr       0.7035 / 0.6241      dnn      0.7007 / 0.6245
+    emofmv2  0.7109 / 0.6173      dcnv2    0.7039 / 0.6228
+    lr       0.7038 / 0.6229      dnn      0.7038 / 0.6224
 
-emofmv2 takes 2 minutes on two cores that others share. docs/results/kuairand.md has intervals, and
-what was tuned.
+emofmv2, four members here, takes 4 minutes on a core that others share. docs/results/kuairand.md has
+intervals, and what was tuned.
 """
 
 from emofm_jax import config
