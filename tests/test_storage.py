@@ -366,7 +366,13 @@ def test_no_rights_and_no_network_are_one_line(store, monkeypatch, capsys):
             "there is no bucket 'no-such-bucket'; make the bucket, or name another",
         ),
         ("ftp://host/data", "ftp:// is not known; name a local path, or s3://"),
-        ("s3://key:hidden@bucket/data", "the keys in this name would come into logs"),
+        ("s3://key:hidden@bucket/data", "s3://...@bucket/data: the keys in this name would come"),
+        ("s3://key:hidden/hidden@bucket/data", "s3://...@bucket/data: the keys in this name would"),
+        (
+            "s3://key:of@hidden@bucket",
+            "s3://...@bucket: the keys in this name would come into logs",
+        ),
+        ("s3://key:hidden", "s3://...: no bucket has a colon in its name"),
         ("s3://bucket/../data", "it is no bucket and key; name s3://BUCKET/KEY"),
         ("s3://", "it is no bucket and key"),
     ],
@@ -376,6 +382,15 @@ def test_mistakes_in_a_name_are_one_line(store, capsys, name, line):
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith("error: ") and line in error
     assert "hidden" not in error
+
+
+def test_keys_in_a_name_are_not_printed_where_no_place_is_opened(store, capsys):
+    name = "s3://key:hidden@bucket"
+    assert sweep.main(["sweep", "--config=claims", f"--workdir={name}", "--list"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: s3://...@bucket: the keys in this") and "hidden" not in error
+    with pytest.raises(UserError, match=r"s3://\.\.\.@bucket: the keys in this name"):
+        storage.beside(name, ".", ".stages")
 
 
 def test_what_lies_within_is_published_with_it(store):

@@ -84,6 +84,25 @@ class DeniedError(FileError):
     """Something that this user may not do."""
 
 
+def shown_name(name: str) -> str:
+    """The name of a place as it is printed, without options.
+
+    Raises:
+      UserError: it has keys in it, which are not printed.
+    """
+    scheme, _, rest = name.partition("://")
+    bucket = rest.partition("/")[0]  # a secret key may have slashes in it
+    if "@" in bucket or (":" in bucket and "@" in rest):
+        problem = "the keys in this name would come into logs and config.json"
+        remedy = "give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        raise UserError(f"{scheme}://...@{rest.rpartition('@')[2]}: {problem}; {remedy}")
+    if ":" in bucket and scheme in SCHEMES:
+        problem = "no bucket has a colon in its name, which may be of an address or of keys"
+        remedy = "give these as AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        raise UserError(f"{scheme}://...: {problem}; {remedy}")
+    return f"{scheme}://{rest.partition('?')[0].rstrip('/')}"
+
+
 @functools.lru_cache(maxsize=64)
 def place(name: str) -> Place:
     """The place of a name: s3://BUCKET/KEY, with options of pyarrow.fs behind a question mark.
@@ -91,15 +110,11 @@ def place(name: str) -> Place:
     Raises:
       UserError: its scheme is not known, it has keys in it, or it is no name of a place.
     """
-    scheme, _, rest = name.partition("://")
-    shown = f"{scheme}://{rest.partition('?')[0].rstrip('/')}"
+    shown = shown_name(name)
+    scheme = shown.partition("://")[0]
     if scheme not in SCHEMES:
         known = " or ".join(f"{one}://" for one in SCHEMES)
         raise UserError(f"{shown}: {scheme}:// is not known; name a local path, or {known}")
-    if "@" in rest.partition("/")[0]:
-        problem = "the keys in this name would come into logs and config.json"
-        remedy = "give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        raise UserError(f"{scheme}://...@{rest.partition('@')[2]}: {problem}; {remedy}")
 
     def work() -> tuple[Any, str]:
         try:

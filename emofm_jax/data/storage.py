@@ -56,7 +56,7 @@ def is_remote(name: str | Path) -> bool:
 def local(flag: str, name: str | Path, why: str) -> Path:
     """The path of what has to be local; raises UserError, with the reason, of a remote place."""
     if is_remote(name):
-        raise UserError(f"{flag}={name}: {why}; name a local path")
+        raise UserError(f"{flag}={remote.shown_name(str(name))}: {why}; name a local path")
     return Path(name)
 
 
@@ -201,8 +201,9 @@ def beside(name: str, before: str, after: str) -> str:
     """The name of a place beside another, whose own name it has between two texts."""
     typed, mark, options = name.partition("?")
     above, _, own = typed.rstrip("/").rpartition("/")
+    shown = remote.shown_name(name)
     if above.endswith("/"):
-        raise UserError(f"{name}: it is a bucket; name a directory in it")
+        raise UserError(f"{shown}: it is a bucket; name a directory in it")
     return f"{above}/{before}{own}{after}{mark}{options}"
 
 
