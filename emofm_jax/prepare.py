@@ -42,7 +42,8 @@ def _main(flags: absl_flags.FlagValues) -> None:
         return
     directory = flags.config.data.dir
     replaces = flags.stage in ("", "publish")
-    if replaces and directory and (storage.reading(directory) / "schema.json").exists():
+    there = lambda: storage.reading(directory, later=True) / "schema.json"
+    if replaces and directory and there().exists():
         print(f"{directory} holds shards already; they are replaced when the new ones are whole")
     base = storage.reading(flags.base) if flags.base else None
     report: counts_lib.Report | str

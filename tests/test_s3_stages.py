@@ -191,6 +191,39 @@ def names_of(store):
     return {name for name in store.objects if ".published/" not in name}
 
 
+def test_no_work_is_done_for_a_directory_that_shards_cannot_replace(store, tmp_path, capsys):
+    flags, _ = made("s3://bucket/x", tmp_path)
+    run(*flags)
+    at = storage.writing("s3://bucket/run")
+    (at / "config.json").write_text("{}")
+    storage.publish(at)
+    capsys.readouterr()
+    for at, line in [
+        ("s3://bucket/x/data/sub", "it lies within s3://bucket/x/data, which is published"),
+        ("s3://bucket/run", "s3://bucket/run is not a directory of shards (config.json), and is"),
+        ("s3://bucket/x/raw", "s3://bucket/x/raw: it holds objects of others (dt=1/a.csv)"),
+    ]:
+        before = dict(store.objects)
+        for stage in ("--stage=count", "--stage=merge", "--stage=publish", ""):
+            shard = ["--shard=1/1"] if stage == "--stage=count" else []
+            another_machine()
+            stages_of = [stage, *shard] if stage else ["--engine=ray"]
+            command = ["prepare", *flags, f"--config.data.dir={at}", *stages_of]
+            assert prepare.main(command) == 2
+            error = capsys.readouterr().err
+            assert error.count("\n") == 1 and line in error
+        assert store.objects == before
+
+
+def test_objects_of_others_are_not_fetched_to_find_out(store, tmp_path, monkeypatch, capsys):
+    flags, _ = made("s3://bucket/x", tmp_path)
+    monkeypatch.setattr(storage, "_receive", None)
+    for stage in ([], ["--stage=publish"]):
+        another_machine()
+        assert prepare.main(["prepare", *flags, "--config.data.dir=s3://bucket/x/raw", *stage]) == 2
+        assert "it holds objects of others (dt=1/a.csv)" in capsys.readouterr().err
+
+
 def test_a_shard_fetches_the_raw_rows_of_its_jobs_only(store, tmp_path, monkeypatch, capsys):
     flags, _ = made("s3://bucket/x", tmp_path)
     read, fetched = storage._receive, []

@@ -158,7 +158,9 @@ def _digest(plan: passes.Plan) -> str:
 
 def _planned(config: ConfigDict, base: Path | None) -> tuple[passes.Plan, str]:
     """What is to be prepared, and the name of the place of its stages."""
-    plan = passes.plan(config, preparation.base_of(config, base), later=True)
+    found = preparation.base_of(config, base)
+    preparation.check_target(config)
+    plan = passes.plan(config, found, later=True)
     return plan, storage.below(_above(config.data.dir), _digest(plan))
 
 

@@ -121,7 +121,7 @@ def base_of(config: ConfigDict, directory: Path | None) -> growth.Base | None:
     where = f"--base={directory}"
     if config.prepare.format == "synthetic":
         raise UserError(f"{where}: made-up data go on from nothing; leave it out")
-    if directory.resolve() == storage.reading(config.data.dir).resolve():
+    if directory.resolve() == storage.reading(config.data.dir, later=True).resolve():
         problem = "it is config.data.dir, which is replaced"
         raise UserError(f"{where}: {problem}; write the new data beside it (config.data.dir)")
     return growth.load(directory)
@@ -163,6 +163,15 @@ def _engine(name: str, workers: int, files: dict[str, list[RawFile]]) -> engines
     return engines.make(name, workers)
 
 
+def check_target(config: ConfigDict) -> None:
+    """Raises UserError, before any work, if shards could not be put to `config.data.dir`."""
+    if not storage.is_remote(config.data.dir):
+        _check_replaceable(Path(config.data.dir))
+        return
+    there = storage.names_for_writing(config.data.dir)
+    _refuse(config.data.dir, [name for name in there if not _OURS.fullmatch(name)])
+
+
 def _check_replaceable(target: Path) -> None:
     """Refuses to replace a directory that holds anything but shards."""
     if not target.exists():
@@ -173,6 +182,10 @@ def _check_replaceable(target: Path) -> None:
         strange = ["a file"]
     elif there and not _is_prepared(target):
         strange = strange or ["no schema.json"]
+    _refuse(target, strange)
+
+
+def _refuse(target: str | Path, strange: list[str]) -> None:
     if strange:
         problem = f"{target} is not a directory of shards ({strange[0]}), and is not replaced"
         raise UserError(f"config.data.dir: {problem}; name another, or remove it")

@@ -104,6 +104,17 @@ def writing(name: str | Path) -> Path:
     return copy.root
 
 
+def names_for_writing(name: str) -> list[str]:
+    """Names of the files that `writing` of a place at s3:// begins with; fetches none.
+
+    Raises:
+      UserError: there is no such bucket; it lies within a published directory, or is of others.
+    """
+    place = remote.place(name)
+    found = _index_beside(place)
+    return sorted(found.files if found else _plain_of_ours(place))
+
+
 def following(name: str | Path) -> Path:
     """A local directory with what another process of the same run publishes (`follow`).
 
