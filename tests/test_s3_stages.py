@@ -133,6 +133,51 @@ def test_a_cluster_shares_nothing_but_the_bucket(shop, bucket, monkeypatch, caps
     check(bucket, wanted, capsys)
 
 
+class Cluster:
+    """An engine whose worker is another machine, and before whose n-th job something happens."""
+
+    num_workers = 2
+
+    def __init__(self, number, happens):
+        self.left, self.happens = number, happens
+
+    def map(self, function, jobs):
+        for job in jobs:
+            self.left -= 1
+            if not self.left:
+                self.happens()
+            yield function(job)
+
+    def close(self):
+        pass
+
+
+def test_a_cluster_takes_no_other_rows_than_the_program_saw(store, tmp_path, monkeypatch, capsys):
+    flags, _ = made("s3://bucket/x", tmp_path)
+    monkeypatch.setattr(stages, "_JOB_BYTES", 1)
+    name = "bucket/x/raw/dt=1/a.csv"
+    new = test_s3.rows(150, 7)
+
+    def code():
+        monkeypatch.setattr(stages, "code", lambda: "another")
+
+    for happens, line in [
+        (lambda: store.objects.update({name: new}), f"s3://{name}: it has changed meanwhile; st"),
+        (lambda: store.objects.pop(name), f"s3://{name}: it has changed meanwhile; start this"),
+        (code, "--engine=ray: a worker has another version of emofm_jax, Python, numpy or pyarr"),
+    ]:
+        before = dict(store.objects)
+        monkeypatch.setattr(engines, "make", lambda *_, now=happens: Cluster(3, now))
+        another_machine()
+        capsys.readouterr()
+        assert prepare.main(["prepare", *flags, "--engine=ray"]) == 2  # the third job encodes
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and line in error
+        assert "bucket/x/data/published.json" not in store.objects
+        store.objects.clear()
+        store.objects.update(before)
+
+
 def test_ray_shares_nothing_but_the_bucket(shop, bucket, capsys):
     """Not part of a usual run: Ray is an extra, and takes 15 seconds to start."""
     pytest.importorskip("ray")

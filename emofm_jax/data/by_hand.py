@@ -5,10 +5,10 @@ shares places at s3:// and nothing else (docs/scaling.md).
     .NAME.stages/DIGEST/merge/        vocabularies, and the schema that they complete
     .NAME.stages/DIGEST/encode-16/    encoded rows, a file a job
 
-NAME is that of config.data.dir, beside which this lies; DIGEST is of configuration, raw files and
-base, so that what belongs to others is never read. Each command does what is missing, and does
-nothing twice; the last one puts the shards in their place and removes the rest. At s3:// each file
-is an object, which appears whole (handover.py); merge is published at once (storage.py).
+NAME is that of config.data.dir, beside which this lies; DIGEST is of configuration, raw files,
+base and versions, so that what belongs to others is never read. Each command does what is missing,
+and does nothing twice; the last one puts the shards in their place and removes the rest. At s3://
+each file is an object, which appears whole (handover.py); merge is published at once (storage.py).
 """
 
 import contextlib
@@ -42,8 +42,6 @@ from emofm_jax.errors import UserError
 NAMES = ("count", "merge", "encode", "publish")
 _SLOTS = "slots"  # file that has what was learned of them
 _PUBLISHED = "published"  # file that has the identity of the shards, until all else is removed
-# Who reads must be who wrote.
-_CODE = sorted(Path(__file__).parent.rglob("*.py"))
 _SHARED = ("count", "encode")  # that have shards
 _SHARD = re.compile(r"(\d{1,6})/(\d{1,6})")
 
@@ -118,12 +116,20 @@ def whole(
             elif not any(stages.learned_slots(plan.schema)):
                 continue
             directory = f"{stage}-{4 * found.num_workers}"
-            _, missing = _missing(plan, place, directory, slice(None))
-            reads = (plan.source.recipe["source"], *[_of_merge(place)] * (stage == "encode"))
-            todo = [stages.There(place, directory, number, reads) for number in missing]
-            for _ in found.map(stages.run_there, todo):
+            for _ in found.map(stages.run_there, _todo(plan, place, directory)):
                 pass
     return _publish(config, plan, place)
+
+
+def _todo(plan: passes.Plan, place: str, directory: str) -> list[stages.There]:
+    """The jobs of a stage that have not been done, for workers anywhere."""
+    jobs, missing = _missing(plan, place, directory, slice(None))
+    source, code = plan.source.recipe["source"], stages.code()
+    reads = (source, *[_of_merge(place)] * directory.startswith("encode"))
+    # Each machine looks for itself what there is at s3://.
+    of = lambda n: [file.path for file in jobs[n].files] if storage.is_remote(source) else []
+    about = lambda n: tuple(map(storage.about, of(n)))
+    return [stages.There(place, directory, n, reads, about(n), code) for n in missing]
 
 
 def _shard(stage: str, text: str) -> Shard | None:
@@ -146,7 +152,7 @@ def _shard(stage: str, text: str) -> Shard | None:
 def _digest(plan: passes.Plan) -> str:
     """A digest of all that the shards depend on, as far as it is known before rows are read."""
     about = {
-        "code": [xxhash.xxh3_64_hexdigest(file.read_bytes()) for file in _CODE],
+        "code": stages.code(),
         "schema": plan.schema.to_json(),
         "files": {
             split: [storage.about(f.path) for f in of] for split, of in plan.source.files.items()
@@ -236,7 +242,7 @@ def _merged(place: str) -> passes.Slots:
     """What `_merge` left."""
     path = storage.reading(_of_merge(place)) / _SLOTS
     if not path.exists():
-        what = "nothing was merged for this configuration, these files and this base"
+        what = "nothing was merged for this configuration, these files, base and versions"
         raise UserError(f"--stage=merge: {what}; run it first")
     (slots,) = files.read_scratch(path)
     return slots
@@ -321,7 +327,7 @@ class _Left(stages.Runner):
             left = sorted({i % count + 1 for i, is_done in enumerate(done) if not is_done})
             missing[count] = left
         if not missing:
-            what = "no shard was run for this configuration, these files and this base"
+            what = "no shard was run for this configuration, these files, base and versions"
             raise UserError(f"--stage={name}: {what}; run them first")
         count, left = min(missing.items(), key=lambda of: len(of[1]))
         which = ", ".join(map(str, left[:8])) + (", ..." if len(left) > 8 else "")

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 from tqdm import tqdm
 
 from emofm_jax.data import counts as counts_lib
@@ -256,12 +258,14 @@ class Named(NamedTuple):
 
 
 class There(NamedTuple):
-    """A job, for a worker anywhere: the names of all that it needs."""
+    """A job, for a worker anywhere: the names of all that it needs, and what these must be."""
 
     place: str  # `handover`
     directory: str  # in it
     number: int
     reads: tuple[str, ...]  # places of what it reads
+    about: tuple[tuple[str, int, str | int], ...]  # `storage.about` its raw files; () = any
+    code: str  # `code()`
 
 
 def run(job: Named) -> None:
@@ -284,12 +288,32 @@ def _write(job: Named, end: Callable[[Iterator[Any], set[str]], Iterator[Any]]) 
 
 
 def run_there(job: There) -> None:
-    """Does a job with copies of what it reads, and leaves its result; raises as `run_named`."""
+    """Does a job with copies of what it reads, and leaves its result.
+
+    Raises:
+      UserError: as `run_named`; raw files are others by now; another package is installed here.
+    """
+    if job.code != code():
+        what = "a worker has another version of emofm_jax, Python, numpy or pyarrow"
+        raise UserError(f"--engine=ray: {what}; install the same everywhere")
     for name in job.reads:
         storage.reading(name, later=True)
     directory = handover.at(job.place) / job.directory
     files_lib.make_directory(directory)
+    if job.about:
+        paths = [file.path for file in read_stage(directory).jobs[job.number].files]
+        for path, about in zip(paths, job.about):
+            if not path.exists() or storage.about(path) != about:
+                raise UserError(f"{path}: it has changed meanwhile; start this program again")
     handover.leave(run_named(Named(directory, job.number, {})))
+
+
+@functools.lru_cache(maxsize=1)
+def code() -> str:
+    """A digest of what makes shards of rows: who reads what a job has left must be who wrote it."""
+    own = [file.read_bytes() for file in sorted(Path(__file__).parent.rglob("*.py"))]
+    versions = f"{sys.version_info[:2]} {np.__version__} {pa.__version__}".encode()
+    return xxhash.xxh3_64_hexdigest(b"".join(xxhash.xxh3_64_digest(x) for x in [versions, *own]))
 
 
 def name_of(number: int) -> str:
