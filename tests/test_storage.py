@@ -329,6 +329,37 @@ def test_whatever_operation_fails_all_or_nothing_is_published(store, monkeypatch
     assert failed > 12 and not problem
 
 
+@pytest.mark.parametrize("done", [False, True])
+def test_a_program_that_failed_to_publish_may_do_so_again(store, monkeypatch, done):
+    """As a sweep does that is told to stop while it publishes."""
+    monkeypatch.setattr(storage, "_THREADS", 1)
+    publish(OLD)
+    kept, failed, number, problem = dict(store.objects), 0, 0, True
+    while problem:
+        store.objects, problem, number = dict(kept), False, number + 1
+        use(system := Faulty(store, done=done), monkeypatch)
+        at, new = storage.writing("s3://bucket/x"), {"1": "new", "2": f"new {number}"}
+        system.at = system.calls + number
+        try:
+            publish(new, at)
+        except UserError:
+            problem = True
+        storage.publish(at)
+        gc.collect()
+        use(store, monkeypatch)
+        assert read() == new
+        failed += problem
+    assert failed > 6
+
+
+def test_a_file_that_comes_back_is_put_again(store):
+    at = publish({"a": "1", "b": "1"})
+    for number in range(4):  # the object that it was goes
+        publish({"b": f"{number}"}, at)
+    publish({"a": "1", "b": "1"}, at)
+    assert read() == {"a": "1", "b": "1"}
+
+
 def test_no_rights_and_no_network_are_one_line(store, monkeypatch, capsys):
     def denied(*_, **__):
         raise OSError(

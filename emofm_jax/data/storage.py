@@ -363,7 +363,8 @@ class Copy:
         shared = index.commit and not writes and not follows
         self.root = _directory(place.name, index.commit if shared else _own()) / place.key
         self._missing, self._lock = {*index.files}, threading.Lock()
-        self._as_published: dict[str, tuple] = {}  # {name: `_look` of a file that has not changed}
+        self._put_as: dict[str, tuple[tuple, File]] = {}  # {name: `_look` of a file, its object}
+        self._unsure: Index | None = None  # what may be published: to do so failed
         self._sketched: set[str] = set()  # names of files that have their sizes only
         if writes or follows or index.files:
             files.make_directory(self.root)
@@ -414,7 +415,8 @@ class Copy:
                 what = f"fetching {len(fetched):,} files, {size / 2**20:,.0f} MiB"
                 print(f"{self.place.name}: {what}", file=sys.stderr)
             _each(self._fetch, fetched)
-            self._as_published |= {name: _look(here[name]) for name in fetched}
+            of = self.index.files
+            self._put_as |= {name: (_look(here[name]), of[name]) for name in fetched}
             self._missing -= {*wanted}
             self._sketched -= {*wanted}
 
@@ -440,6 +442,7 @@ class Copy:
         """
         left = tuple(f"{path.relative_to(self.root).as_posix()}/" for path in without)
         with self._lock:
+            self._settle()
             token, before = remote.token(), self.index
             names = [name for name in _names(self.root) if not name.startswith(left)]
             found = _each(lambda name: self._put(token, name), names)
@@ -453,8 +456,11 @@ class Copy:
             if (there.commit if there else "") != before.commit:
                 problem = "another program has published there since this one began"
                 raise UserError(f"{self.place.name}: {problem}; start this one again")
-            self.index = Index(token, now)
-            remote.write_index(self.place, self.index)
+            self._unsure = Index(token, now)
+            remote.write_index(self.place, self._unsure)
+            self.index, self._unsure = self._unsure, None
+            # What is not published any more may be removed.
+            self._put_as = {n: of for n, of in self._put_as.items() if now.get(n) == of[1]}
             self._missing |= self.adopted.keys() & now.keys()
             self.adopted.clear()
 
@@ -464,6 +470,14 @@ class Copy:
             for other in {*remote.tokens(self.place)} - kept:
                 if other < before.commit:
                     remote.remove(self.place, f"{remote.OBJECTS}/{other}")
+
+    def _settle(self) -> None:
+        """Finds out whether what failed to be published, or was stopped meanwhile, is published."""
+        if self._unsure is not None:
+            there = remote.read_index(self.place)
+            if there and there.commit == self._unsure.commit:
+                self.index = self._unsure
+            self._unsure = None
 
     def _fetch(self, name: str) -> None:
         """Fetches a file, which appears when it is whole."""
@@ -490,22 +504,23 @@ class Copy:
 
     def _put(self, token: str, name: str) -> File | None:
         """Puts a file, unless it is as it was published; None if it has gone meanwhile."""
-        path, before = self.root / name, self.index.files.get(name)
-        before = before if before and before.xxh3 else None  # a plain object is none of ours
+        path = self.root / name
+        known, file = self._put_as.get(name, (None, self.index.files.get(name)))
+        file = file if file and file.xxh3 else None  # a plain object is none of ours
         try:
             look = _look(path)
-            if not before or self._as_published.get(name) != look:
-                before = self._put_changed(token, name, before)
+            if not file or known != look:
+                file = self._put_changed(token, name, file)
         except FileNotFoundError:
             return None
-        self._as_published[name] = look
+        self._put_as[name] = look, file
         self._missing.discard(name)
-        return before
+        return file
 
     def _put_changed(self, token: str, name: str, before: File | None) -> File:
         """Puts a file that has been written, unless its content is that of an object seen whole."""
         path, digest = self.root / name, xxhash.xxh3_64()
-        seen = name in self._as_published  # else the object may be damaged, or gone
+        seen = name in self._put_as  # else the object may be damaged, or gone
         if before and seen and before.size == path.stat().st_size:
             for chunk in _chunks(path):
                 digest.update(chunk)
