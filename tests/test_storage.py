@@ -352,6 +352,29 @@ def test_a_program_that_failed_to_publish_may_do_so_again(store, monkeypatch, do
     assert failed > 6
 
 
+def test_a_report_of_a_sweep_under_way_does_not_end_it(store):
+    sweep_of = publish({"sweep.json": "{}", "results.jsonl": "1"})
+    for number in "23":
+        another = storage.writing("s3://bucket/x")
+        for name in ("report.html", "report.md"):
+            (another / name).write_text(f"of {number}")
+        storage.publish(another)
+        (sweep_of / "results.jsonl").write_text(number)
+        storage.publish(sweep_of)
+        wanted = {"sweep.json": "{}", "results.jsonl": number}
+        assert read() == wanted | {"report.html": f"of {number}", "report.md": f"of {number}"}
+    another = storage.writing("s3://bucket/x")
+    (another / "report.html").write_text("theirs")
+    storage.publish(another)
+    for name in ("report.html", "results.jsonl"):  # as a backtest does
+        (sweep_of / name).write_text("ours")
+    storage.publish(sweep_of)
+    assert read()["report.html"] == "ours"
+    (another / "report.html").write_text("theirs again")
+    with pytest.raises(UserError, match="another program has published there since this one began"):
+        storage.publish(another)
+
+
 def test_a_file_that_comes_back_is_put_again(store):
     at = publish({"a": "1", "b": "1"})
     for number in range(4):  # the object that it was goes

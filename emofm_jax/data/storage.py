@@ -37,6 +37,7 @@ _THREADS = 8
 _CHUNK_BYTES = 1 << 23
 # What stands in each directory that programs write; without one it is somebody else's.
 _MARKS = {"schema.json", "config.json", "sweep.json", "backtest.json", "signature.json"}
+_PAGES = {"report.html", "report.md"}  # that `report` makes of a run or sweep, also while it runs
 _MANY_BYTES = 1 << 26  # worth a line
 # Large files of what programs publish, few of which a program reads.
 _LATE = re.compile(
@@ -454,8 +455,8 @@ class Copy:
                 return
             there = remote.read_index(self.place)
             if (there.commit if there else "") != before.commit:
-                problem = "another program has published there since this one began"
-                raise UserError(f"{self.place.name}: {problem}; start this one again")
+                now |= self._pages_since(there, now)
+                before = self.index
             self._unsure = Index(token, now)
             remote.write_index(self.place, self._unsure)
             self.index, self._unsure = self._unsure, None
@@ -470,6 +471,25 @@ class Copy:
             for other in {*remote.tokens(self.place)} - kept:
                 if other < before.commit:
                     remote.remove(self.place, f"{remote.OBJECTS}/{other}")
+
+    def _pages_since(self, there: Index | None, now: dict[str, File]) -> dict[str, File]:
+        """Pages that `report` has published since this program looked; it goes on from there.
+
+        Raises:
+          UserError: another program has published something else.
+        """
+        before, theirs = self.index, there.files if there else {}
+        of = before.files
+        names = {name for name in of.keys() | theirs.keys() if of.get(name) != theirs.get(name)}
+        if not there or not before.commit or names - _PAGES:
+            problem = "another program has published there since this one began"
+            raise UserError(f"{self.place.name}: {problem}; start this one again")
+        self.index = there
+        taken = [n for n in names & theirs.keys() if now.get(n) == of.get(n)]
+        for name in taken:
+            self._fetch(name)
+            self._put_as[name] = _look(self.root / name), theirs[name]
+        return {name: theirs[name] for name in taken}
 
     def _settle(self) -> None:
         """Finds out whether what failed to be published, or was stopped meanwhile, is published."""
