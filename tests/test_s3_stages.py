@@ -236,6 +236,27 @@ def names_of(store):
     return {name for name in store.objects if ".published/" not in name}
 
 
+def test_what_was_left_and_is_damaged_is_one_line_and_made_again(store, tmp_path, capsys):
+    flags, wanted = made("s3://bucket/x", tmp_path)
+    count = ("--stage=count", "--shard=1/1", "--workers=1")
+    run(*flags, *count)
+    (name,) = [name for name in store.objects if name.endswith("count-1/00000")]
+    whole = store.objects[name]
+    store.objects[name.replace("count-1/", "count-1.bak/")] = whole  # nobody's stage
+    for damaged in (b"", whole[:-3], b"garbage" * 20, whole[:40] + b"-" + whole[41:]):
+        store.objects[name] = damaged
+        capsys.readouterr()
+        another_machine()
+        assert prepare.main(["prepare", *flags, "--stage=merge"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: s3://{name}: damaged (") and error.count("\n") == 1
+        del store.objects[name]
+    run(*flags, *count)
+    for stage in ("--stage=merge", "--stage=encode --shard=1/1 --workers=1", "--stage=publish"):
+        run(*flags, *stage.split())
+    check("s3://bucket/x", wanted, capsys)
+
+
 def test_no_work_is_done_for_a_directory_that_shards_cannot_replace(store, tmp_path, capsys):
     flags, _ = made("s3://bucket/x", tmp_path)
     run(*flags)

@@ -313,7 +313,7 @@ class _Left(stages.Runner):
         """A directory of count or encode all of whose jobs are done, and its stage."""
         missing, there = {}, handover.names(self._root)
         for directory in sorted({d for d, _, _ in (n.partition("/") for n in there)}):
-            if not directory.startswith(f"{name}-"):
+            if not re.fullmatch(rf"{name}-\d+", directory):
                 continue
             count = int(directory.removeprefix(f"{name}-"))
             stage, done = None, [False] * count

@@ -327,13 +327,18 @@ def read_scratch(path: Path) -> Iterator[Any]:
         with open(path, "rb") as file:
             while True:
                 length, digest = _ITEM.unpack(file.read(_ITEM.size))
+                if length > os.fstat(file.fileno()).st_size:
+                    raise ValueError("it has less than it says")
                 content = file.read(length)
                 if xxhash.xxh3_64_intdigest(content) != digest:
                     raise ValueError("its digest is not of what it holds")
                 if not content:
                     return
                 yield _Unpickler(io.BytesIO(content)).load()
-    except (OSError, ValueError, struct.error) as error:
+    except (ValueError, struct.error) as error:
+        remedy = "remove it, and start the command again that made it"
+        raise errors.FileError(f"{path}: damaged ({error}); {remedy}") from None
+    except OSError as error:
         raise errors.of_file(path, error, "read") from None
 
 
