@@ -124,6 +124,22 @@ def test_stages_go_on_from_a_base_in_the_bucket(store, tmp_path, capsys):
     assert files.read_json(at / "prepare.json")["base"]["place"] == data
 
 
+def test_the_shards_may_lie_within_the_source(store, tmp_path, capsys):
+    """As split=files lets them: what stages leave is no raw file."""
+    (tmp_path / "mine.py").write_text(s3_server.EXPERIMENT.format(prepare=CONFIG.strip()))
+    at = "s3://bucket/x"
+    for i, name in enumerate(("train", "valid")):
+        remote.put(remote.place(at), f"{name}.csv", at, [test_s3.rows(100, i)])
+    options = ("split=files", "files.train=train.csv", "files.valid=valid.csv", "files.test=")
+    options += ("ignore=()", f"source={at}")
+    flags = [f"--config={tmp_path}/mine.py", *(f"--config.prepare.{x}" for x in options)]
+    run(*flags, "--config.data.dir=s3://bucket/y/data")
+    for name, *how in STAGES:
+        run(*flags, f"--config.data.dir={at}/data", f"--stage={name}", *how)
+    another_machine()
+    assert tree(all_of(f"{at}/data")) == tree(all_of("s3://bucket/y/data"))
+
+
 def test_a_cluster_shares_nothing_but_the_bucket(shop, bucket, monkeypatch, capsys):
     """Processes that know no copy of the program stand for it; Ray has a test of its own."""
     flags, wanted = shop

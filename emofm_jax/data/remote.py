@@ -26,6 +26,7 @@ from emofm_jax.data import files
 from emofm_jax.errors import FileError, UserError
 
 INDEX, OBJECTS = "published.json", ".published"
+_STAGES = re.compile(r"\..+\.stages")  # directory of what stages leave for each other (by_hand.py)
 SCHEMES = ("s3",)
 _VERSION = 1
 _REQUEST = re.compile(r" \(Request ID: [^)]*\)")
@@ -345,8 +346,8 @@ def _plain(info: Any, base: Place) -> File:
 
 
 def _fits(names: list[str], patterns: list[str]) -> bool:
-    """Whether an object does not wait to be published, and fits patterns, if there are some."""
-    if OBJECTS in names:
+    """Whether an object is of no program under way, and fits patterns, if there are some."""
+    if OBJECTS in names or any(map(_STAGES.fullmatch, names[:-1])):
         return False
     only_stars = [pattern.replace("[", "[[]").replace("?", "[?]") for pattern in patterns]
     return not patterns or len(names) == len(patterns) and all(map(fnmatchcase, names, only_stars))
