@@ -9,15 +9,17 @@ The argument is any model's name. With `_typed` a baseline gets a copy per type.
 Claim: typed predictors come close to what is attainable when the type is hidden at test time, and
 mixers make up for the split into groups.
 
-Expected on the test split, share of the attainable AUC lift, mean +/- sd of seeds 0, 1, 2:
+Expected on the test split, share of the attainable AUC lift, mean +/- sd of seeds 0 to 4 (emofmv2),
+or 0, 1, 2:
 
-    emofmv2          0.935 +/- 0.003
+    emofmv2          0.955 +/- 0.001
     hmm              0.899 +/- 0.008
     wm               0.897 +/- 0.005
     hm               0.879 +/- 0.003
     dnn (no types)   0.873 +/- 0.004
 
-hmm takes 1.5 minutes on two cores (AMD EPYC, AVX2), November 2026. Rates and widths were tuned on
+emofmv2 takes 1.5 minutes on two cores (AMD EPYC), hmm too (an older one), November 2026. emofmv2 follows
+`config.recommended()`, ten epochs or so; the others train one epoch, as the paper does. Rates and widths were tuned on
 the validation split, dnn's rates apart. docs/results/baselines.md has every model, typed and
 untyped.
 """
