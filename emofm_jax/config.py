@@ -231,6 +231,8 @@ _TRAIN = {
 }
 
 _RENAMED = {"optim.embedding.update": "optim.embedding.updates"}  # in runs of before 2026-11-26
+# {model: {field: what its runs did before there was the field}}, where that is not its default.
+_BEFORE = {"emofmv2": {"model.emofmv2.cross_to_head": False}}
 
 
 class Section(ConfigDict):
@@ -445,6 +447,8 @@ def load(workdir: Path) -> ConfigDict:
 def from_dict(body: dict) -> ConfigDict:
     """The validated config that a JSON object holds; fields that it lacks have their defaults.
 
+    But for those whose default is another network than before (`renamed`).
+
     Raises:
       KeyError, TypeError, AttributeError: it is not of this version.
       UserError: a value is out of range.
@@ -461,8 +465,12 @@ def from_dict(body: dict) -> ConfigDict:
 
 
 def renamed(flat: dict) -> dict:
-    """{dotted path: value} with the names that fields have now."""
-    return {_RENAMED.get(path, path): value for path, value in flat.items()}
+    """{dotted path: value} of a whole config with the names that fields have now.
+
+    A field that it lacks, and whose default is another network, is added.
+    """
+    before = _BEFORE.get(flat.get("model.name", ""), {})
+    return before | {_RENAMED.get(path, path): value for path, value in flat.items()}
 
 
 def difference(ours: Mapping, theirs: Mapping) -> dict[str, tuple]:

@@ -101,6 +101,19 @@ def test_a_config_comes_back_as_it_was(tmp_path):
     assert back.model.hidden == (7,) and back.prepare.slots.a.separator == "|"
 
 
+@pytest.mark.parametrize(("name", "reads"), [("emofmv2", False), ("dnn", True)])
+def test_a_run_of_before_cross_to_head_keeps_its_network(name, reads):
+    """Its head has no columns for it; of other models' runs nothing changes."""
+    config = config_lib.default()
+    config.model.name = name
+    body = json.loads(config.to_json())
+    del body["model"]["emofmv2"]["cross_to_head"], body["optim"]["embedding"]["l2_rows"]
+    found = config_lib.from_dict(body)
+    assert found.model.emofmv2.cross_to_head is reads
+    assert found.optim.embedding.l2_rows == 0
+    assert config_lib.from_dict(json.loads(config.to_json())).model.emofmv2.cross_to_head
+
+
 def test_a_name_of_a_slot_may_hold_dots_blanks_and_any_script(tmp_path):
     names = ("item.price", "item.price.net", "größe in cm", "物品", "a/b", "x[0]", "..")
     config = config_lib.default()
