@@ -1,6 +1,6 @@
 """What an experiment file uses to tell `sweep` its points, seeds, reference and ranges.
 
-    def get_config(arg=""): ...               # as for train; the base of every point
+    def get_config(arg=""): ...               # as for train; the base of every point, here hmm
     def sweep(arg=""):                        # (name, overrides) or (name, a whole config)
         yield "hmm", {}
         yield from points.one_at_a_time({"model.mixer.kind": ["graph", "mlp"]})

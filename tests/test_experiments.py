@@ -98,6 +98,19 @@ def test_each_part_of_our_model_can_be_left_out(data):
     assert changed[0] == () and len({*changed}) == len(changed) == 11 - 3 * (data == "frappe")
 
 
+def test_the_file_on_the_page_of_sweeps_is_sound(tmp_path):
+    """Its points are of mixers, which the default model has not."""
+    page = (EXPERIMENTS.parent / "docs" / "sweeps.md").read_text()
+    path = tmp_path / "mine.py"
+    path.write_text(page.partition("```python\n")[2].partition("```")[0])
+    experiment = points.load(path)
+    found = points.read(path, None, experiment.get_config(), {}, search=False)
+    for name, of_point in [(point.name, point.config) for point in found.points]:
+        changed = config.difference(of_point, found.points[0].config).keys()
+        assert not changed & config.without_effect(of_point).keys(), name
+    search.check(experiment.ranges, experiment.get_config())
+
+
 @pytest.mark.parametrize("model", ["emofmv2", "dnn", "dnn_typed", "dcnv2", "lr"])
 def test_the_same_search_is_sound_for_every_model(model):
     experiment = points.load(EXPERIMENTS / "equal_terms.py")
