@@ -16,8 +16,9 @@ from pathlib import Path
 from emofm_jax import config, points
 
 _KUAIRAND = points.load(Path(__file__).with_name("kuairand.py"))
+L2 = {"dnn": 0.1, "dcnv2": 0.1, "lr": 1e-5}  # lr's weights are logits
 
-# Anew, a model takes as many passes as kuairand.py's best state; a warm one has had its passes.
+# Anew, a model takes three passes; a warm one has had its passes.
 policies = {
     "frozen": {},
     "warm": {"train.epochs": 1},
@@ -46,13 +47,16 @@ def get_config(arg: str = "dnn"):
     c.prepare = _KUAIRAND.get_config().prepare
     c.prepare.split, c.prepare.day_column = "day", "date"
     c.prepare.ignore = ("tab",)
-    c.model.name = "dnn" if arg == "tiny" else arg
+    c.model.name = "dnn" if arg == "tiny" else arg.removesuffix("_typed")
+    c.model.type_aware = arg.endswith("_typed")
     c.model.embedding_dim, c.model.hidden = 8, (128, 64)
     c.model.stage1 = c.model.stage2 = c.model.am_hidden = (64,)
     c.model.norm, c.model.dropout = "batch", 0.3
+    c.model.dcnv2.low_rank, c.model.dcnv2.num_experts = 64, 1
     # Every row of the table moves, under L2 of the whole table; what is scored is an average.
     c.optim.embedding.updates = "dense"
-    c.optim.embedding.l2 = 0.1 if c.model.name in ("dnn", "dcnv2") else 0.03
+    c.optim.embedding.l2 = L2.get(c.model.name, 0.03)
+    c.optim.embedding.learning_rate = 0.01 if arg == "lr" else 1e-3
     c.optim.clip = "global"
     c.train.average_epochs = 0.5
     # No figure of the scored day may choose a state, a rate or an end.

@@ -438,7 +438,9 @@ def test_mistakes_are_one_line(shop, capsys, old, new, said):
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("arg, scored", [("dnn", 11), ("hmm", 11), ("tiny", 3)])
+@pytest.mark.parametrize(
+    "arg, scored", [("dnn", 11), ("hmm", 11), ("dnn_typed", 11), ("lr", 11), ("tiny", 3)]
+)
 def test_kuairands_plan_is_sound(arg, scored):
     path = Path(__file__).parents[1] / "experiments" / "kuairand_daily.py"
     declared = policies.read(path, arg)
@@ -447,6 +449,8 @@ def test_kuairands_plan_is_sound(arg, scored):
     assert len(days) - declared.first_days == scored and len(declared.policies) == 5
     base = experiment.read_config(path, arg)
     check(base)
+    assert base.model.type_aware == ("typed" in arg)
+    assert base.optim.embedding.l2 == (1e-5 if arg == "lr" else 0.03 if arg == "hmm" else 0.1)
     plan = Backtest(base, Path("x"), declared, days, experiment.seeds(path, arg, base, {}), 1)
     for policy in declared.policies:
         config = plan.config(policy, policy.task(days, declared.first_days, len(days) - 1), 0)
