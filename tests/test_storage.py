@@ -198,11 +198,14 @@ def test_a_part_of_another_process_is_published_with_the_rest(store, monkeypatch
     assert file.object not in {name.removeprefix("bucket/x/") for name in store.objects}
 
 
-def test_rows_are_fetched_when_they_are_needed(store):
+def test_rows_are_fetched_when_they_are_needed(store, monkeypatch):
     store.objects |= {"bucket/raw/a.csv": b"first", "bucket/raw/b.csv": b"second"}
     at = storage.reading("s3://bucket/raw", later=True)
     assert [(at / name).stat().st_size for name in ("a.csv", "b.csv")] == [5, 6]
-    assert storage.head(at / "a.csv", 3) == b"fir" and (at / "a.csv").read_bytes() == bytes(5)
+    assert storage.peek(at / "a.csv", 0, 3) == b"fir" and storage.peek(at / "a.csv", 3, 9) == b"st"
+    monkeypatch.setattr(storage, "_CHUNK_BYTES", 2)  # what is passed over is read a piece at a time
+    assert storage.peek(at / "a.csv", 3, 1) == b"s" and storage.peek(at / "a.csv", 9, 1) == b""
+    assert (at / "a.csv").read_bytes() == bytes(5)
     storage.need(at / "a.csv")
     assert (at / "a.csv").read_bytes() == b"first" and (at / "b.csv").read_bytes() == bytes(6)
     assert read("s3://bucket/raw") == {"a.csv": "first", "b.csv": "second"}

@@ -138,7 +138,7 @@ def _head(path: Path, size: int) -> bytes:
     """The first bytes of a file, behind frames that zstd and lz4 skip (RFC 8878, 3.1.2)."""
     begin = 0
     while True:
-        head = storage.head(path, begin + max(size, 8))[begin:]
+        head = storage.peek(path, begin, max(size, 8))
         if len(head) < 8 or head[0] & 0xF0 != 0x50 or head[1:4] != b"\x2a\x4d\x18":
             return head[:size]
         begin += 8 + int.from_bytes(head[4:8], "little")

@@ -66,7 +66,7 @@ def reading(name: str | Path, *, later: bool = False) -> Path:
 
     Args:
       name: of the place.
-      later: plain objects have their sizes only, until `need` fetches them; `head` reads them, too.
+      later: plain objects have their sizes only, until `need` fetches them; `peek` reads them, too.
 
     Raises:
       UserError: no such bucket, no rights, no network; damage.
@@ -265,16 +265,17 @@ def need(*paths: Path) -> None:
         _copies[root].fetch(some, late=True)
 
 
-def head(path: Path, size: int) -> bytes:
-    """The first bytes of a file, which may not have been fetched.
+def peek(path: Path, begin: int, size: int) -> bytes:
+    """`size` bytes from `begin` on of a file, which may not have been fetched; fewer at its end.
 
     Raises:
       FileNotFoundError: there is no such file.
       UserError: it cannot be read.
     """
     if (copy := _copy_of(path)) and path.is_file() and not copy.has(path):
-        return copy.head(path, size)
+        return copy.peek(path, begin, size)
     with open(path, "rb") as file:
+        file.seek(begin)
         return file.read(size)
 
 
@@ -385,12 +386,15 @@ class Copy:
         """Whether a path is of a file that is here, and has more than its size."""
         return path.is_file() and path.relative_to(self.root).as_posix() not in self._sketched
 
-    def head(self, path: Path, size: int) -> bytes:
-        """The first bytes of a file that is not here."""
+    def peek(self, path: Path, begin: int, size: int) -> bytes:
+        """Bytes of a file that is not here."""
         name = path.relative_to(self.root).as_posix()
         shown = f"{self.place.name}/{name}"
         with self._opened(name, shown) as stream:
-            return remote.reached(shown, "read", lambda: stream.read(size))
+            read = lambda count: remote.reached(shown, "read", lambda: stream.read(count))
+            while begin and (passed := len(read(min(begin, _CHUNK_BYTES)))):
+                begin -= passed
+            return read(size)
 
     def fetch(self, paths: Collection[Path] | None = None, late: bool = False) -> None:
         """Fetches what is not here yet: all, or what lies at or below paths of the copy.
