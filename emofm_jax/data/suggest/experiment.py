@@ -41,8 +41,10 @@ def suggest(source: Path) -> str:
     if found.format == "tabular":
         guess = columns.guess(found)
         lines, questions = _tabular(found, guess), guess.questions
+        large = _of_large_tables(guess)
     else:
         lines, questions = _of_tokens(found), ["are all of the slots known before the click?"]
+        large = []
     about = ""
     if found.num_files > 1:
         read = ", ".join(found.read)
@@ -57,7 +59,7 @@ def suggest(source: Path) -> str:
         "",
         _line("data.dir", f"data/{name}", "the shards go there"),
         _line("data.batch_size", size, ""),
-        *_of_large_tables(lines),
+        *large,
         "    return c",
     ]
     asked = [
@@ -69,9 +71,9 @@ def suggest(source: Path) -> str:
     return head + "\n".join(_printable(line).rstrip() for line in lines) + "\n"
 
 
-def _of_large_tables(lines: Sequence[str]) -> list[str]:
+def _of_large_tables(guess: Guess) -> list[str]:
     """What hashed slots ask for: a pass over their whole table in every step would be slow."""
-    if not any('"encoding": "hash"' in line for line in lines):
+    if not any(slot.get("encoding") == "hash" for slot in guess.slots.values()):
         return []
     return [
         _line(
