@@ -22,7 +22,7 @@ import re
 import secrets
 import struct
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +242,12 @@ def is_said(written: Any, value: Any) -> bool:
 def shown() -> dict[str, str]:
     """{path of a copy: name of its place}, which `show` has noted."""
     return dict(_shown)
+
+
+def show_all(names: Mapping[str, str]) -> None:
+    """Notes what `shown` gave another process."""
+    for path, name in names.items():
+        show(Path(path), name)
 
 
 def _unsaid(text: str) -> str:

@@ -281,8 +281,7 @@ def run_named(job: Named) -> Path:
 
 def _write(job: Named, end: Callable[[Iterator[Any], set[str]], Iterator[Any]]) -> None:
     """Writes what a job finds, with its end."""
-    for path, name in job.shown.items():
-        files_lib.show(Path(path), name)
+    files_lib.show_all(job.shown)
     found, days = _found(job.directory, job.number)
     files_lib.write_scratch(_result(job.directory, job.number), end(found, days))
 

@@ -26,7 +26,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from emofm_jax import errors
@@ -253,8 +252,7 @@ def main() -> int:
     try:
         while (line := todo.get()) is not None:
             body, shown = json.loads(line)
-            for path, name in shown.items():
-                files.show(Path(path), name)
+            files.show_all(shown)
             result = sweep_run.execute(Run.from_json(body))
             busy.clear()
             print(json.dumps(result.to_json()), flush=True)
