@@ -11,21 +11,14 @@ Question: is our model ahead of the others once all were tuned alike?
 
 from pathlib import Path
 
-from emofm_jax import config, points
+from emofm_jax import points
 
 kuairand = points.load(Path(__file__).with_name("kuairand.py"))
 
 
 def get_config(arg: str = ""):
-    c = config.recommended()
+    c = kuairand.recommended(arg or "emofmv2")
     c.name = "equal_terms"
-    c.prepare = kuairand.get_config().prepare
-    c.data.dir = "data/kuairand"
-    name = arg or "emofmv2"
-    c.model.name, c.model.type_aware = name.removesuffix("_typed"), name.endswith("_typed")
-    if c.model.name not in ("emofmv2", "lr"):
-        c.model.hidden = (256, 128)
-    c.model.dcnv2.low_rank, c.model.dcnv2.num_experts = 64, 1
     return c
 
 

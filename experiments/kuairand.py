@@ -45,7 +45,8 @@ ITEM = (
 )
 
 
-def get_config(arg: str = "emofmv2"):
+def recommended(arg: str):
+    """A model by the recommended recipe, as equal_terms.py's searches begin."""
     name, typed = arg.removesuffix("_typed"), arg.endswith("_typed")
     c = config.recommended()
     c.name = "kuairand"
@@ -67,13 +68,18 @@ def get_config(arg: str = "emofmv2"):
 
     c.model.name = name
     c.model.type_aware = typed
-    if name == "emofmv2":
-        _tuned(c)
-    elif name == "lr":  # its weights are logits, whose L2 is of another size
-        c.optim.embedding.l2_rows = 2.8
-    else:
+    if name not in ("emofmv2", "lr"):
         c.model.hidden = (256, 128)
         c.model.dcnv2.low_rank, c.model.dcnv2.num_experts = 64, 1
+    return c
+
+
+def get_config(arg: str = "emofmv2"):
+    c = recommended(arg)
+    if c.model.name == "emofmv2":
+        _tuned(c)
+    elif c.model.name == "lr":  # its weights are logits, whose L2 is of another size
+        c.optim.embedding.l2_rows = 2.8
     return c
 
 
