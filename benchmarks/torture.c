@@ -35,19 +35,25 @@ static int frees(const char *what) {
            !strcmp(what, "rename") || !strcmp(what, "close");
 }
 
-/* The error that the operation is to have; -1: it is to be killed; 0: nothing. */
-static int hit(const char *what, const char *path) {
-    if ((!strcmp(what, "read") || !strcmp(what, "open")) != with_reads) return 0;
-    long n = __sync_add_and_fetch(&count, 1);
-    char line[PATH_MAX + 64];
-    int size = snprintf(line, sizeof line, "%ld %s %s\n", n, what, path);
-    syscall(SYS_write, log_file, line, size);
+/* The error that the nth operation is to have; -1: it is to be killed; 0: nothing. */
+static int error_of(const char *what, long n) {
     if (at <= 0 || n < at || (done && !from_then_on)) return 0;
     if (number == 0) return -1;
     if ((number == ENOSPC || number == EDQUOT) && frees(what)) return 0;
     if (number == EROFS && (!strcmp(what, "write") || !strcmp(what, "fsync") || !strcmp(what, "close"))) return 0;
     done = 1;
     return number;
+}
+
+/* Counts an operation that matters and writes it down, with ! if it fails; returns its error. */
+static int hit(const char *what, const char *path) {
+    if ((!strcmp(what, "read") || !strcmp(what, "open")) != with_reads) return 0;
+    long n = __sync_add_and_fetch(&count, 1);
+    int error = error_of(what, n);
+    char line[PATH_MAX + 64];
+    int size = snprintf(line, sizeof line, "%ld%s %s %s\n", n, error > 0 ? "!" : "", what, path);
+    syscall(SYS_write, log_file, line, size);
+    return error;
 }
 
 static void die(void) { syscall(SYS_kill, getpid(), SIGKILL); for (;;) pause(); }

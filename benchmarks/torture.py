@@ -2,14 +2,16 @@
 
     python benchmarks/torture.py --kills=300 --faults=300 --damage --fuzz=300 [--seed=0] [--only=GLOB] [--keep=DIR]
 
-Real processes of prepare, train, evaluate, predict, export, sweep and report, on tiny data. Each case begins with a
-copy of a directory that was made without disturbance.
+Real processes of all programs, on tiny data. Each case begins with a copy of a directory that was
+made without disturbance. A process may use 2 GiB and 30 seconds of the processor, and take 120.
 
-    kill      SIGKILL at the nth file operation (every operation once, then at random), by a layer below the process
-              (torture.c, preloaded): a write is killed in its middle. The same command again must end well, and leave
-              the files that it leaves undisturbed, byte for byte but for times.
-    fault     the nth operation fails, once or from then on, with ENOSPC, EDQUOT, EIO or EROFS. Exit code 2 and one line
-              that names a file (0 where only a log is lost, with a warning); then the same command as above.
+    kill      SIGKILL at the nth file operation, by a layer below the process (torture.c, preloaded):
+              a write is killed in its middle. First one of each distinct operation (what is done,
+              and to which file, but for numbers in names), then any. The same command again must
+              end well, and leave the files that it leaves undisturbed, byte for byte but for times.
+    fault     the nth operation fails, once or from then on, with ENOSPC, EDQUOT, EIO or EROFS;
+              distinct ones first, each in both ways. Exit code 2 and one line that names a file (0
+              where only a log is lost, with a warning); then the same command as above.
     damage    each file cut in two, emptied, with a flipped bit, or another run's: exit code 2 and one line, a warning,
               or what an undamaged directory gives.
     fuzz      random and broken raw files, and Parquet files of any types: exit code 0, every row read or counted as
@@ -32,6 +34,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -45,7 +48,9 @@ ROOT = Path(__file__).resolve().parent.parent
 MIB = 2048  # that a process on tiny data may hold
 BUSY = "another program works there now"
 SECONDS = 120  # after which a process counts as hanging
+PROCESSOR_SECONDS = 30  # that it may compute; others may use the machine, too
 PROGRAMS = ("prepare", "train", "evaluate", "predict", "export", "sweep", "report")
+PROGRAMS += ("compare", "backtest", "verify")
 # Numbers that no two runs have in common, and digests of files that hold them.
 TIMES = {
     "rows_per_s",
@@ -74,11 +79,18 @@ def get_config(arg=None):
     c.data.dir, c.data.batch_size, c.data.eval_batch_size = "data", 64, 64
     c.model.name, c.model.embedding_dim, c.model.hidden = "dnn", 4, (8,)
     c.train.epochs, c.train.log_every_steps, c.train.save_every_steps = 2, 2, 3
+    if arg == "days":
+        c.prepare.source, c.data.dir = "days", "data"
+        c.prepare.split, c.prepare.day_column = "day", "day"
+        c.prepare.slot.encoding, c.prepare.slot.rows = "hash", 64
+        c.train.epochs = 1
     if arg == "libsvm":
         c.prepare.format, c.prepare.label = "libsvm", ""
         for split in ("train", "valid", "test"):
             c.prepare.files[split] = f"{split}.svm"
     return c
+
+policies, first_days = {"frozen": {}, "warm": {}}, 2
 
 def sweep():
     yield "wide", {"model.hidden": (16,)}
@@ -87,6 +99,9 @@ def sweep():
 
 
 PREDICT = "predict --workdir=run --input=raw/test.csv --output=out.csv"
+
+
+BACKTEST = "backtest --config=exp.py:days --workdir=lived"
 
 
 class Case(NamedTuple):
@@ -113,6 +128,20 @@ CASES = (
     Case("jobs", "data", "sweep --config=exp.py --workdir=swept --nocheckpoints --jobs=2"),
     Case("report", "run", "report --workdir=run"),
     Case("report-sweep", "swept", "report --workdir=swept"),
+    Case("base", "run", "prepare --config=exp.py --config.data.dir=next --base=run"),
+    Case(
+        "init-from",
+        "grown",
+        "train --config=exp.py --config.data.dir=next --init_from=run --workdir=went",
+    ),
+    Case(
+        "compare",
+        "exported",
+        "compare --workdirs=run,made --input=raw/test.csv --output=compared",
+    ),
+    Case("backtest", "raw", BACKTEST),
+    Case("verify", "exported", "verify run"),
+    Case("verify-sweep", "swept", "verify swept"),
 )
 # How the directories are made, each from another.
 TEMPLATES = {
@@ -129,18 +158,25 @@ TEMPLATES = {
     ),
     "exported": ("run", []),  # with the export of the second
     "swept": ("data", ["sweep --config=exp.py --workdir=swept"]),
+    "grown": ("run", ["prepare --config=exp.py --config.data.dir=next --base=run"]),
+    "lived": ("raw", [BACKTEST]),
+    "second-lived": ("raw", [f"{BACKTEST} --config.optim.network.learning_rate=0.1"]),
     "second-swept": ("data", ["sweep --config=exp.py --workdir=swept --config.seed=1"]),
 }
 
 
 class Done(NamedTuple):
-    """How a process ended: exit code (None: it hung), stdout, stderr, file operations, most memory."""
+    """How a process ended: exit code (None: it hung), stdout, stderr, file operations, most memory.
+
+    `seconds` are those of the processor.
+    """
 
     code: int | None
     out: str
     err: str
     operations: list[str]
     mib: int
+    seconds: float
 
 
 class Zygote:
@@ -178,9 +214,9 @@ class Zygote:
             json.dumps({"command": command.split(), "arm": arm, **files}) + "\n"
         )
         self._process.stdin.flush()
-        code, mib = json.loads(self._process.stdout.readline())
+        code, mib, seconds = json.loads(self._process.stdout.readline())
         out, err, operations = (Path(files[name]).read_text(errors="replace") for name in files)
-        return Done(code, out, err, operations.splitlines(), mib)
+        return Done(code, out, err, operations.splitlines(), mib, seconds)
 
     def close(self) -> None:
         """Ends it."""
@@ -204,6 +240,8 @@ def zygote(names: list[str]) -> None:
         child = os.fork()
         if not child:
             os.setsid()
+            # Killed soon after what it may compute; with descendants, `one_line` adds up.
+            resource.setrlimit(resource.RLIMIT_CPU, (PROCESSOR_SECONDS + 1,) * 2)
             null = os.open(os.devnull, os.O_RDONLY)
             flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC
             for number, file in (
@@ -225,10 +263,10 @@ def zygote(names: list[str]) -> None:
         print(json.dumps(_wait(child)), file=answers, flush=True)
 
 
-def _wait(child: int) -> tuple[int | None, int]:
-    """Exit code of a process, -signal, or None where it had to be ended, and the most MiB that it held.
+def _wait(child: int) -> tuple[int | None, int, float]:
+    """How a process ended: exit code, -signal, or None where it had to be ended; MiB; seconds.
 
-    Nothing of its group stays.
+    MiB are the most that it held, seconds those of the processor. Nothing of its group stays.
     """
     end, code, used = time.monotonic() + SECONDS, None, None
     while time.monotonic() < end:
@@ -241,7 +279,7 @@ def _wait(child: int) -> tuple[int | None, int]:
         os.killpg(child, signal.SIGKILL)
     if code is None:
         used = os.wait4(child, 0)[2]
-    return code, used.ru_maxrss >> 10 if used else 0
+    return code, used.ru_maxrss >> 10, used.ru_utime + used.ru_stime
 
 
 def make_raw(place: Path, seed: int = 0) -> None:
@@ -258,6 +296,11 @@ def make_raw(place: Path, seed: int = 0) -> None:
             lines.append(f"{label},u{user},i{item},{tags},{rng.random():.3f}")
         (place / "raw" / f"{split}.csv").write_text("\n".join(lines) + "\n")
         (place / "raw" / f"{split}.svm").write_text("".join(map(as_libsvm, lines[1:])))
+    (place / "days").mkdir()
+    for day in range(4):
+        rows = (line + f",2024-02-0{day + 1}" for line in lines[1 + 30 * day : 31 + 30 * day])
+        text = "\n".join((f"{lines[0]},day", *rows))
+        (place / "days" / f"{day}.csv").write_text(text + "\n")
 
 
 def as_libsvm(line: str) -> str:
@@ -354,6 +397,8 @@ def one_line(done: Done) -> str:
         return "hangs"
     if done.mib > MIB:
         return f"{done.mib} MiB"
+    if done.seconds > PROCESSOR_SECONDS:
+        return f"{done.seconds:.0f} seconds of the processor"
     if "Traceback" in done.err or "Exception ignored" in done.err or done.code not in (0, 2):
         last = (done.err.strip().splitlines() or [""])[-1][:200]
         return f"exit code {done.code}: {last}"
@@ -361,9 +406,9 @@ def one_line(done: Done) -> str:
     if done.code == 2 and (len(errors) != 1 or not errors[0].startswith("error: ")):
         return f"no single line: {' | '.join(errors)[:300]}"
     text = errors[0].removeprefix("error: ") if errors else ""
-    where = re.split(r": |\(", text)[0]
+    where = re.split(r": |\(", re.sub("^policy '.*?', day .*?: ", "", text))[0]
     if done.code == 2 and not re.search(
-        r"[\w.]+[/.]\w+|^(--\w+=)?(data|run|made|swept|raw)\b", where
+        r"[\w.]+[/.]\w+|^(--\w+=)?(data|run|made|swept|raw|next|went|compared|lived|days)\b", where
     ):
         return f"no file named: {errors[0]}"
     return ""
@@ -439,7 +484,7 @@ class Attack:
         """Lets an operation fail, and perhaps all after it."""
         place = self.copy(template)
         done = self.zygote.run(place, case.command, at, number, sticky, reads)
-        what = done.operations[at - 1] if len(done.operations) >= at else "?"
+        what = next((line for line in done.operations if "! " in line), "?")
         how = f"{errno.errorcode[number]} {'from then on' if sticky else 'once'}"
         name = f"{case.name} --at={at} {how} ({what})"
         problem = one_line(done)
@@ -457,7 +502,8 @@ class Attack:
         ):  # and its evaluation is lost: same states
             lost = ("/log.jsonl", "/state.json", "/metrics.json: train")
         problem = problem or self.again(case, place, wanted, lost)
-        self.note("fault", name, problem, "went on" if done.code == 0 else "one line")
+        well = "not reached" if what == "?" else "went on" if done.code == 0 else "one line"
+        self.note("fault", name, problem, well)
 
 
 def tree_names(directory: Path) -> list[str]:
@@ -473,20 +519,42 @@ def attack(
     for case in cases:
         template = templates[case.template]
         wanted, operations, reads = attack.undisturbed(case, template)
-        places = spread(rng, len(operations), -(-kills // len(cases)) if kills else 0)
-        for at in places:
+        places = spread(rng, operations, -(-kills // len(cases)))
+        for at, _ in places:
             attack.kill(case, template, wanted, at)
-        for at in spread(rng, len(operations), -(-faults * 3 // 4 // len(cases)) if faults else 0):
-            attack.fault(case, template, wanted, at, rng.choice(ERRNOS), rng.random() < 0.5, False)
-        for at in spread(rng, len(reads), -(-faults // 4 // len(cases)) if faults else 0):
-            attack.fault(case, template, wanted, at, errno.EIO, rng.random() < 0.5, True)
-        print(f"{case.name}: {len(operations)} operations, {len(places)} kills", flush=True)
+        failing = spread(rng, operations, -(-faults * 3 // 4 // len(cases)), (False, True))
+        for at, sticky in failing:
+            attack.fault(case, template, wanted, at, rng.choice(ERRNOS), sticky, False)
+        reading = spread(rng, reads, -(-faults // 4 // len(cases)), (False, True))
+        for at, sticky in reading:
+            attack.fault(case, template, wanted, at, errno.EIO, sticky, True)
+        kinds, of_reads = (f"{len(x)}, {distinct(x)} distinct" for x in (operations, reads))
+        done = f"{len(places)} kills, {len(failing)} and {len(reading)} faults"
+        print(f"{case.name}: operations: {kinds}; reads: {of_reads}; {done}", flush=True)
 
 
-def spread(rng: random.Random, operations: int, wanted: int) -> list[int]:
-    """Numbers of operations: each at most once, as far as that goes."""
-    places = list(range(1, operations + 1))
-    return sorted(rng.sample(places, wanted)) if wanted <= operations else places
+def spread(
+    rng: random.Random, operations: list[str], wanted: int, ways: tuple[bool, ...] = (False,)
+) -> list[tuple[int, bool]]:
+    """Numbers of operations, each in each way: first one of each distinct operation."""
+    places = list(range(1, len(operations) + 1))
+    rng.shuffle(places)
+    first = {kind_of(operations[at - 1]): at for at in places}.values()
+    cases = [[(at, way) for at in some for way in ways] for some in (first, {*places} - {*first})]
+    for some in cases:
+        rng.shuffle(some)
+    return sorted(sum(cases, [])[:wanted])
+
+
+def distinct(operations: list[str]) -> int:
+    """How many operations differ in more than the numbers and temporary names in them."""
+    return len(set(map(kind_of, operations)))
+
+
+def kind_of(operation: str) -> str:
+    """An operation without numbers and temporary names."""
+    what = operation.split(" ", 1)[1].removesuffix(" (deleted)")
+    return re.sub(r"\d+", "N", re.sub(r"\.tmp\w{6}|\.[0-9a-f]{8}(?=\.partial)", ".T", what))
 
 
 # Kinds of directories: what is damaged in them, whose files are put in, and the commands that must notice.
@@ -515,6 +583,12 @@ DAMAGED = {
         "swept/**/*.json*",
         "second-swept",
         ["sweep --config=exp.py --workdir=swept", "report --workdir=swept"],
+    ),
+    "backtest": (
+        "lived",
+        "lived/**/*.json*",
+        "second-lived",
+        [BACKTEST, "verify lived"],
     ),
 }
 WAYS = ("truncated", "emptied", "flipped", "flipped again", "swapped")
@@ -903,10 +977,8 @@ def main() -> int:
             for kind, (template, *_) in BROKEN.items()
             if options.fuzz and fnmatch.fnmatch(f"fuzz-{kind}", options.only)
         }
-        programs = {case.command.split()[0] for case in cases} | {"prepare"}
-        child = Zygote(
-            place, PROGRAMS if kinds or others or programs != {"prepare"} else ("prepare",)
-        )
+        light = {case.name for case in cases} <= {"prepare", "prepare-again"}
+        child = Zygote(place, ("prepare",) if light and not kinds and not others else PROGRAMS)
         of = Attack(child, place, options.seed)
         wanted = {case.template for case in cases} | {
             name for kind in kinds for name in (kind[0], kind[2]) if name
