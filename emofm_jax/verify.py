@@ -212,7 +212,7 @@ def _runs(directory: Path, pattern: str) -> Iterator[_Part]:
         if (run / "config.json").exists():
             yield from _of_run(run)
         else:
-            yield from _there(run, "*.json")
+            yield from _there(run, "*.json", "predictions/*.parquet")
 
 
 def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:

@@ -595,15 +595,37 @@ def test_days_that_lack_a_seed_are_said():
     assert "a: 1 day with fewer than 2 seeds: 2 (1)" in text and "b: 1 day" not in text
 
 
+@pytest.mark.parametrize(
+    "name, remedy",
+    [
+        (f"data/warm/{DAYS[3]}/prepare.json", f"delete lived/data/warm/{DAYS[3]}: it is prepared"),
+        (f"runs/frozen/{DAYS[3]}/seed-0/score.json", "delete it: the day is scored again"),
+    ],
+)
+def test_damaged_files_are_named(home, capsys, name, remedy):
+    path = Path("lived", name)
+    whole = path.read_bytes()
+    try:
+        for damaged in (whole[: len(whole) // 2], b"[]"):
+            path.write_bytes(damaged)
+            assert run("lived") == 2
+            error = capsys.readouterr().err
+            assert f"{path}: damaged (" in error and f"; restore it, or {remedy}" in error
+        assert verify.main(["verify", "lived"]) == 2 and str(path) in capsys.readouterr().err
+    finally:
+        path.write_bytes(whole)
+
+
 def test_verify_reads_all_of_a_backtest(home, capsys):
     assert verify.main(["verify", "lived"]) == 0
     out = capsys.readouterr().out
     for part in ("backtest.json", "results.jsonl", "checkpoints/step_", "predictions/", "schema"):
         assert "well     lived/" in out and part in out
-    path = sorted(Path("lived").glob("runs/warm/*/seed-0/predictions/*.parquet"))[-1]
-    whole = path.read_bytes()
-    try:
-        path.write_bytes(whole[: len(whole) // 2])
-        assert verify.main(["verify", "lived"]) == 2 and str(path) in capsys.readouterr().err
-    finally:
-        path.write_bytes(whole)
+    for policy in ("warm", "frozen"):  # frozen: of its first model
+        path = sorted(Path("lived").glob(f"runs/{policy}/*/seed-0/predictions/*.parquet"))[-1]
+        whole = path.read_bytes()
+        try:
+            path.write_bytes(whole[: len(whole) // 2])
+            assert verify.main(["verify", "lived"]) == 2 and str(path) in capsys.readouterr().err
+        finally:
+            path.write_bytes(whole)

@@ -356,7 +356,9 @@ class Backtest:
             predictions, report = predictions_lib.score(config, split, parts, state)
             predictions_lib.write_predictions(target, predictions)
             files.write_json(path, report.to_json())
-        return _line(run, SplitReport.from_json(files.read_json(path)))
+        with _undamaged(path, "restore it, or delete it: the day is scored again"):
+            report = SplitReport.from_json(files.read_json(path))
+        return _line(run, report)
 
     def _forget(self, at: int) -> None:
         """Removes the checkpoints that no day to come starts from, nor a day that failed."""
@@ -414,12 +416,23 @@ def _prepare(config: ConfigDict, base: Path | None) -> str:
     directory = Path(config.data.dir)
     if (directory / "schema.json").exists():
         schema = schema_lib.load(directory)
-        of_base = files.read_json(directory / "prepare.json").get("base") or {}
-        same = schema_lib.load(base).identity == of_base.get("identity") if base else not of_base
+        path = directory / "prepare.json"
+        with _undamaged(path, f"restore it, or delete {directory}: it is prepared again"):
+            made_of = (files.read_json(path).get("base") or {}).get("identity")
+        same = made_of == (schema_lib.load(base).identity if base else None)
         if same and not run_lib.stale(config, schema):
             return schema.identity
     preparation.prepare(config, progress=False, base=base)
     return schema_lib.load(directory).identity
+
+
+@contextlib.contextmanager
+def _undamaged(path: Path, remedy: str) -> Iterator[None]:
+    """Names a file of which the block cannot make sense."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged ({error}); {remedy}") from None
 
 
 def _line(run: Run, report: SplitReport) -> Line:
