@@ -415,6 +415,11 @@ def test_a_search_is_reproducible_and_says_what_was_best(home, capsys, monkeypat
         f"best: {best}, validation auc {sum(means[best]) / 2:.6f}: optim.network.learning_rate="
         in out
     )
+    assert "test AUC" not in out, "test rows choose nothing, not even by eye"
+    for line in lines:
+        if line["status"] == "ok":
+            auc, of = line["metrics"]["valid"]["auc"], f"{line['point']} seed {line['seed']}"
+            assert f"{of}: validation AUC {auc:.6f}, " in out
     shutil.rmtree("search/runs/trial-002")  # as if it had been stopped before its last trial
     (home / "search/results.jsonl").unlink()
     assert sweep.main(arguments("search", "--search=tpe", "--trials=3")) == 1
@@ -473,7 +478,8 @@ def sweep(arg=""):
     assert sweep.main(["sweep", "--config=mine_sweep.py", "--workdir=mine"]) == 0
     out = capsys.readouterr().out
     assert re.search(
-        r"\[2/2\] lr seed 0: AUC 0\.\d{6}, logloss 0\.\d{6}, [\d,]+ rows/s, \d+ s\n", out
+        r"\[2/2\] lr seed 0: (test|validation) AUC 0\.\d{6}, logloss 0\.\d{6}, [\d,]+ rows/s, \d+ s\n",
+        out,
     )
     assert re.search(r"^lr +1 +0\.\d{6} +0\.\d{6} +- +[\d,]+$", out, re.M)
     assert [row["share"] for row in table("mine")] == ["", ""]
@@ -489,9 +495,9 @@ def sweep(arg=""):
         == 0
     )
     out = capsys.readouterr().out
-    assert re.search(r"\[2/2\] lr seed 0: AUC 0\.\d{6}, logloss 0\.\d{6}, \d+ s\n", out), (
-        "one step has no rate"
-    )
+    assert re.search(
+        r"\[2/2\] lr seed 0: (test|validation) AUC 0\.\d{6}, logloss 0\.\d{6}, \d+ s\n", out
+    ), "one step has no rate"
     assert re.search(r"^lr +1 +0\.\d{6} +0\.\d{6} +- +-$", out, re.M)
     assert report.main(["report", "--workdir=mine"]) == 0
     assert "attainable" not in Path("mine/report.md").read_text()

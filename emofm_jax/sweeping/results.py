@@ -16,17 +16,21 @@ _COLUMNS = "point seed status test_auc test_logloss test_pcoc test_gauc share p_
 _COLUMNS += " valid_logloss parameters_embedding parameters_network rows_per_s steps seconds"
 _COLUMNS += " peak_memory_mib error"
 
-# Heads of what is printed of a point, the figure below each and its digits.
+# Heads of what is printed of a point, the figure below each and its digits. AUC and logloss are of
+# one split, which is named before AUC.
 _SHOWN = {
     "AUC": ("auc", 6),
     "logloss": ("logloss", 6),
     "share": ("share", 3),
     "rows/s": ("rate", 0),
 }
+_WORDS = {"test": "test", "valid": "validation"}
 
 
 class Results:
     """The results of some points and seeds, in their order.
+
+    What is printed of a search are validation figures: test rows choose nothing, not even by eye.
 
     Args:
       workdir: of the sweep; results.jsonl and results.csv are written there.
@@ -37,6 +41,7 @@ class Results:
         self._workdir, self._points, self._sweep = workdir, header.points, header.digest()
         self._order = [(point, seed) for point in header.points for seed in header.seeds]
         self._found: dict[tuple[str, int], Result] = {}
+        self._split = "valid" if header.search else ""  # that is printed; else the one that judges
 
     def add(self, results: Iterable[Result]) -> None:
         """Takes results and writes both files."""
@@ -66,11 +71,14 @@ class Results:
     def as_text(self) -> str:
         """A line per point, mean +/- sd over its seeds, then the runs that failed."""
         width = max(len(name) for name in (*self._points, "point"))
-        heads = "".join(f"{name:>22}" for name in _SHOWN)
+        splits = {_shown(r.metrics, self._split)[0] for r in self.all() if r.metrics}
+        of = f"{_WORDS[splits.pop()]} " if len(splits) == 1 else ""
+        heads = "".join(f"{of * (name == 'AUC') + name:>22}" for name in _SHOWN)
         lines = [f"{'point':<{width}}  {'seeds':>5}{heads}"]
 
         for point in self._points:
-            found = [_figures(result.metrics) for result in self.of(point) if result.metrics]
+            of_point = [result.metrics for result in self.of(point) if result.metrics]
+            found = [_figures(metrics, self._split) for metrics in of_point]
             means = (_mean([f[key] for f in found], digits) for key, digits in _SHOWN.values())
             cells = "".join(f"{mean:>22}" for mean in means)
             lines.append(f"{point:<{width}}  {len(found):>5}{cells}")
@@ -85,8 +93,9 @@ class Results:
         if result.metrics is None:
             return f"{head}: failed: {result.error}"
 
-        found = _figures(result.metrics)
-        parts = [_cell("AUC", found["auc"], ".6f"), _cell("logloss", found["logloss"], ".6f")]
+        found = _figures(result.metrics, self._split)
+        of = _WORDS[_shown(result.metrics, self._split)[0]]
+        parts = [_cell(f"{of} AUC", found["auc"], ".6f"), _cell("logloss", found["logloss"], ".6f")]
         if found["share"] is not None:
             parts.append(_cell("share", found["share"], ".3f"))
         if found["rate"] is not None:
@@ -94,9 +103,14 @@ class Results:
         return f"{head}: {', '.join(parts)}, {result.seconds:.0f} s"
 
 
-def _figures(metrics: dict[str, Any]) -> dict[str, float | None]:
+def _shown(metrics: dict[str, Any], split: str = "") -> tuple[str, split_report.SplitReport]:
+    """A split, or the one that a run is judged by, and its report."""
+    return split_report.shown({split: metrics[split]} if split else metrics)
+
+
+def _figures(metrics: dict[str, Any], split: str = "") -> dict[str, float | None]:
     """What is shown of a run; None where something is unknown."""
-    _, report = split_report.shown(metrics)
+    _, report = _shown(metrics, split)
     rate = metrics["train"]["rows_per_s"] or None  # 0: of one step only
     keys = ("auc", "logloss", "pcoc", "gauc", "share", "p_over_true")
     return {key: getattr(report, key) for key in keys} | {"rate": rate}
