@@ -320,10 +320,15 @@ def test_a_type_outside_the_schema(shop, tmp_path, capsys):
     assert found == [types.index(day) for day in raw_column(tmp_path / "raw" / "train.csv", 5)]
     schema = schema_lib.load(tmp_path / "out")
     assert schema.rows_per_type == (*[found.count(t) for t in range(len(types))], 0)
-    capsys.readouterr()
-    assert shop(*flags, f"--config.prepare.types={tuple(types[1:])}") == 2
+    assert "no row of the train split has it" not in capsys.readouterr().out
+    assert shop(*flags, f"--config.prepare.types={(*types[1:], 'never')}") == 2
     assert f"the type '{types[0]}' is not one of config.prepare.types" in capsys.readouterr().err
     assert schema_lib.load(tmp_path / "out").types == tuple(types)  # the shards from before stay
+    assert shop(*flags, f"--config.prepare.types={('never', *types)}") == 0
+    out = capsys.readouterr().out
+    assert "type 'never': no row of the train split has it; nothing of its own is learnt\n" in out
+    assert out.count("no row of the train split has it") == 1
+    assert schema_lib.load(tmp_path / "out").rows_per_type[0] == 0
 
 
 def test_only_shards_are_replaced(shop, tmp_path, capsys):

@@ -323,12 +323,21 @@ def _note_lines(report: Report) -> list[str]:
         lines.append(
             "no row of the train split is a click: a model learns nothing but that from it"
         )
+    lines += _types_without_a_row(report)
     for name, slot in report.slots.items():
         if slot.distinct is not None and slot.min is not None:
             weights = f"min {slot.min:.6g}, mean {slot.mean:.6g}, max {slot.max:.6g}"
             lines.append(f"slot {name!r}: its ids have weights ({weights})")
         lines += [f"slot {name!r}: {words}" for words in said(slot.notes, slot.cut)]
     return ["", *lines] if lines else []
+
+
+def _types_without_a_row(report: Report) -> list[str]:
+    """A line for each type that is known, and that no row of the train split has."""
+    learns = "nothing of its own is learnt" + (" from these rows" if report.base else "")
+    types = [*report.splits["train"].types.items()][:-1]  # the last are rows without a type
+    where = "no row of the train split has it"
+    return [f"type {name!r}: {where}; {learns}" for name, counts in types if not counts["rows"]]
 
 
 def _split_lines(report: Report) -> list[str]:
