@@ -220,6 +220,13 @@ _TRAIN = {
         "scored; 0 = the parameters themselves. It passes over the whole table in every step",
         low=0,
     ),
+    "sampling_correction": Option(
+        "logit",
+        "what undoes `negative_keep_rate` in the loss: log(1 / rate) on the logits, or the rows' "
+        "weights",
+        ("logit", "weight"),
+        needs={".prepare.negative_keep_rate": options_lib.Below(1.0)},
+    ),
     "init_from": Option(
         "", "run whose parameters this one starts from, by value (train --init_from); empty = none"
     ),
@@ -231,8 +238,10 @@ _TRAIN = {
 }
 
 _RENAMED = {"optim.embedding.update": "optim.embedding.updates"}  # in runs of before 2026-11-26
-# {model: {field: what its runs did before there was the field}}, where that is not its default.
-_BEFORE = {"emofmv2": {"model.emofmv2.cross_to_head": False}}
+# What runs did before there was a field, where that is not its default: {model: {field: value}},
+# and of any model on sampled rows.
+_BEFORE: dict[str, dict[str, Any]] = {"emofmv2": {"model.emofmv2.cross_to_head": False}}
+_BEFORE_SAMPLED: dict[str, Any] = {"train.sampling_correction": "weight"}
 
 
 class Section(ConfigDict):
@@ -411,6 +420,9 @@ def without_effect(config: ConfigDict) -> dict[str, str]:
 
     found = options_lib.without_effect(options(), flatten(config))
     found = {path: what for path, what in found.items() if not path.startswith("model.")}
+    if (of_rows := config.prepare.keep_probability) and "train.sampling_correction" in found:
+        of_rows = f"prepare.keep_probability={of_rows!r}, which weights undo"
+        found["train.sampling_correction"] = of_rows
     unread = build.unread(config.model.to_dict())
     return found | {f"model.{path}": what for path, what in unread.items()}
 
@@ -447,7 +459,8 @@ def load(workdir: Path) -> ConfigDict:
 def from_dict(body: dict) -> ConfigDict:
     """The validated config that a JSON object holds; fields that it lacks have their defaults.
 
-    But for those whose default is another network than before (`renamed`).
+    But for those whose default means something else than runs did before there was the field
+    (`renamed`).
 
     Raises:
       KeyError, TypeError, AttributeError: it is not of this version.
@@ -467,9 +480,11 @@ def from_dict(body: dict) -> ConfigDict:
 def renamed(flat: dict) -> dict:
     """{dotted path: value} of a whole config with the names that fields have now.
 
-    A field that it lacks, and whose default is another network, is added.
+    A field that it lacks, and whose default means something else than its run did, is added.
     """
-    before = _BEFORE.get(flat.get("model.name", ""), {})
+    before = dict(_BEFORE.get(flat.get("model.name", ""), {}))
+    if flat.get("prepare.negative_keep_rate", 1.0) < 1:
+        before |= _BEFORE_SAMPLED
     return before | {_RENAMED.get(path, path): value for path, value in flat.items()}
 
 

@@ -14,7 +14,7 @@ import functools
 import math
 import os
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from emofm_jax.errors import UserError
@@ -26,6 +26,19 @@ _OF: dict[type | None, tuple[Any, str]] = {
     float: (int | float, "a number"),
     str: (str, "text, between quotes"),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Below:
+    """Values of `Option.needs`: the numbers below one."""
+
+    high: float
+
+    def __contains__(self, value: Any) -> bool:
+        return value < self.high
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([f"a number below {self.high}"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +66,7 @@ class Option:
     high: float | None = None
     of: type | None = None
     empty: bool = True
-    needs: Mapping[str, Iterable] = dataclasses.field(default_factory=dict)
+    needs: Mapping[str, Collection | Below] = dataclasses.field(default_factory=dict)
     resume: str = IDENTITY
 
     @property

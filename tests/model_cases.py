@@ -61,7 +61,7 @@ def loss_of(module, variables, e, label, ftype, weight, am_weight=1.0, axis_name
     """(loss, (outputs, batch statistics))"""
     drop_type = getattr(module, "drop_type", -1)  # untyped models have none
     outputs, updated = module.apply(variables, e, weight, train=True, mutable=["batch_stats"])
-    denominators = losses.denominators(ftype, weight, axis_name, drop_type=drop_type)
+    denominators = losses.denominators(label, ftype, weight, axis_name, drop_type=drop_type)
     loss, _ = losses.total(
         outputs,
         label,

@@ -114,6 +114,19 @@ def test_a_run_of_before_cross_to_head_keeps_its_network(name, reads):
     assert config_lib.from_dict(json.loads(config.to_json())).model.emofmv2.cross_to_head
 
 
+@pytest.mark.parametrize(("rate", "means"), [(0.1, "weight"), (1.0, "logit"), (None, "logit")])
+def test_a_run_of_before_sampling_correction_means_weights(rate, means):
+    """Where no row was left out it has the default, as the same command has now: nothing differs."""
+    config = config_lib.default()
+    body = json.loads(config.to_json())
+    del body["train"]["sampling_correction"]
+    if rate is None:  # release 0.1
+        del body["prepare"]["negative_keep_rate"]
+    else:
+        body["prepare"]["negative_keep_rate"] = rate
+    assert config_lib.from_dict(body).train.sampling_correction == means
+
+
 def test_a_name_of_a_slot_may_hold_dots_blanks_and_any_script(tmp_path):
     names = ("item.price", "item.price.net", "größe in cm", "物品", "a/b", "x[0]", "..")
     config = config_lib.default()

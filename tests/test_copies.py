@@ -119,7 +119,7 @@ def test_a_row_is_charged_the_aux_loss_of_its_type():
 
     @jax.jit
     def loss(outputs):
-        of_all = losses.denominators(ftype, weight, None, drop_type=-1)
+        of_all = losses.denominators(label, ftype, weight, None, drop_type=-1)
         return losses.total(
             outputs, label, ftype, weight, am_weight=1.0, drop_type=-1, denominators=of_all
         )[0]

@@ -25,26 +25,20 @@ def _case(seed=0, rows=ROWS):
     return outputs, label, ftype, weight
 
 
-@functools.partial(jax.jit, static_argnames=("am_weight", "drop_type", "axis_name"))
-def _total(outputs, label, ftype, weight, am_weight=0.7, drop_type=-1, axis_name=None):
-    denominators = losses.denominators(ftype, weight, axis_name, drop_type=drop_type)
-    return losses.total(
-        outputs,
-        label,
-        ftype,
-        weight,
-        am_weight=am_weight,
-        drop_type=drop_type,
-        denominators=denominators,
-    )
+@functools.partial(jax.jit, static_argnames=("am_weight", "drop_type", "axis_name", "keep_rate"))
+def _total(
+    outputs, label, ftype, weight, am_weight=0.7, drop_type=-1, axis_name=None, keep_rate=1.0
+):
+    rows, how = (label, ftype, weight), {"drop_type": drop_type, "keep_rate": keep_rate}
+    denominators = losses.denominators(*rows, axis_name, **how)
+    return losses.total(outputs, *rows, am_weight=am_weight, denominators=denominators, **how)
 
 
-@functools.partial(jax.jit, static_argnames=("am_weight", "drop_type"))
-def _gradient(outputs, label, ftype, weight, am_weight=0.7, drop_type=-1):
+@functools.partial(jax.jit, static_argnames=("am_weight", "drop_type", "keep_rate"))
+def _gradient(outputs, label, ftype, weight, am_weight=0.7, drop_type=-1, keep_rate=1.0):
     """(loss, gradient of the outputs); tests share what is compiled."""
-    return jax.value_and_grad(lambda o: _total(o, label, ftype, weight, am_weight, drop_type)[0])(
-        outputs
-    )
+    how = {"am_weight": am_weight, "drop_type": drop_type, "keep_rate": keep_rate}
+    return jax.value_and_grad(lambda o: _total(o, label, ftype, weight, **how)[0])(outputs)
 
 
 @pytest.mark.parametrize("drop_type", [-1, 0, 1])
@@ -56,6 +50,63 @@ def test_the_loss_agrees_with_a_loop(drop_type, am_weight):
     expected = reference.loss(p_given_type, p_type, label, ftype, weight, am_weight, drop_type)
     loss, _ = _total(outputs, label, ftype, weight, am_weight, drop_type)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("drop_type", [-1, 1])
+@pytest.mark.parametrize("keep_rate", [0.1, 0.9])
+def test_sampled_rows_whose_logits_are_shifted_agree_with_a_loop(drop_type, keep_rate):
+    """Predictors and mixture learn from rows as they were kept, the auxiliary model from weights."""
+    outputs, label, ftype, weight = _case()
+    p_given_type = reference.sigmoid(np.array(outputs.logits, np.float64))
+    p_type = np.array([reference.softmax(x) for x in np.array(outputs.type_logits, np.float64)])
+    expected = reference.loss(
+        p_given_type, p_type, label, ftype, weight, 0.7, drop_type, keep_rate=keep_rate
+    )
+    loss, sums = _total(outputs, label, ftype, weight, drop_type=drop_type, keep_rate=keep_rate)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    _, as_weighted = _total(outputs, label, ftype, weight, drop_type=drop_type)
+    for name in ("logloss_sum", "am_sum"):  # what is logged is of all rows, before the sampling
+        np.testing.assert_array_equal(sums[name], as_weighted[name])
+
+
+def test_the_parts_and_the_auxiliary_loss_of_sampled_rows():
+    _, label, ftype, weight = _case()
+    rng = np.random.default_rng(2)
+    parts, aux_loss = rng.normal(size=(2, ROWS)), rng.uniform(size=ROWS)
+    outputs = losses.Outputs(parts.mean(axis=0), aux_loss=aux_loss, parts=parts)
+    loss, sums = _total(outputs, label, ftype, weight, keep_rate=0.1)
+    p = reference.sigmoid(parts) / (reference.sigmoid(parts) + 0.1 * reference.sigmoid(-parts))
+    own = np.where(label > 0, weight, 0.1 * weight)
+    of_rows = -np.log(np.where(label > 0, p, 1 - p)).sum(axis=0) + aux_loss
+    np.testing.assert_allclose(loss, np.average(of_rows, weights=own), rtol=1e-5)
+    np.testing.assert_allclose(sums["aux_sum"], np.dot(own, aux_loss), rtol=1e-5)
+
+
+def test_weights_and_shifted_logits_both_find_the_true_intercept():
+    """A logistic regression on sampled rows, by Newton's method; shifted logits err by less."""
+    truth, keep_rate = np.array([-2.5, 1.0, -1.0]), 0.1
+
+    @functools.partial(jax.jit, static_argnums=3)
+    def fit(x, label, weight, keep_rate):
+        ftype = np.full(x.shape[0], -1)
+        of = lambda b: _total(losses.Outputs(x @ b), label, ftype, weight, keep_rate=keep_rate)[0]
+        move = lambda _, b: b - jax.numpy.linalg.solve(jax.hessian(of)(b), jax.grad(of)(b))
+        return jax.lax.fori_loop(0, 12, move, np.array([-2, 0, 0], np.float32))
+
+    errors = {1.0: [], keep_rate: []}
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        x = np.column_stack([np.ones(5_000), rng.normal(size=(5_000, 2))]).astype(np.float32)
+        label = (rng.uniform(size=5_000) < reference.sigmoid(x @ truth)).astype(np.float32)
+        kept = (label > 0) | (rng.uniform(size=5_000) < keep_rate)
+        weight = np.where(label > 0, 1, kept / keep_rate).astype(np.float32)  # 0: padding
+        for undone in errors:
+            errors[undone].append(np.array(fit(x, label, weight, undone)) - truth)
+    spread = {undone: np.std(e, axis=0) for undone, e in errors.items()}
+    for undone, e in errors.items():
+        assert np.all(np.abs(np.mean(e, axis=0)) < 4 * spread[undone] / np.sqrt(40))
+    slopes = {undone: np.square(np.array(e)[:, 1:]).sum() for undone, e in errors.items()}
+    assert slopes[keep_rate] < 0.8 * slopes[1.0]
 
 
 def test_an_untyped_model_has_the_plain_logloss_whatever_the_types():
@@ -171,7 +222,11 @@ def test_extreme_logits_have_a_finite_loss_and_gradient():
 
 def test_denominators_count_what_is_scored_and_are_never_zero():
     ftype, weight = np.array([0, 1, -1, 1, 2]), np.array([1.0, 2.0, 4.0, 8.0, 0.0])
-    denominators = jax.jit(losses.denominators, static_argnums=2, static_argnames="drop_type")
-    assert denominators(ftype, weight, None, drop_type=-1) == (15.0, 11.0)
-    assert denominators(ftype, weight, None, drop_type=1) == (5.0, 11.0)
-    assert denominators(ftype, 0 * weight, None, drop_type=-1) == (1.0, 1.0)
+    denominators = jax.jit(
+        losses.denominators, static_argnums=3, static_argnames=("drop_type", "keep_rate")
+    )
+    rows = (np.array([1.0, 0.0, 0.0, 1.0, 1.0]), ftype)
+    assert denominators(*rows, weight, None, drop_type=-1) == (15.0, 11.0)
+    assert denominators(*rows, weight, None, drop_type=1) == (5.0, 11.0)
+    assert denominators(*rows, 0 * weight, None, drop_type=-1) == (1.0, 1.0)
+    assert denominators(*rows, weight, None, drop_type=-1, keep_rate=0.5) == (12.0, 11.0)

@@ -88,9 +88,9 @@ def make(changes):
 
 
 @functools.cache
-def traced(changes, start):
+def traced(changes, start, schema=SCHEMA):
     """(text, constants) of the start, or of the step, of a config; nothing is lowered."""
-    parts = build.make_parts(make(dict(changes)), SCHEMA, num_steps=10)
+    parts = build.make_parts(make(dict(changes)), schema, num_steps=10)
     if start:
         program = jax.make_jaxpr(parts.init)()
     else:
@@ -123,6 +123,14 @@ def test_l2_rows_is_l2_over_the_rows_of_the_train_split():
     unknown = dataclasses.replace(SCHEMA, rows_per_type=(), clicks_per_type=())
     with pytest.raises(UserError, match="config.optim.embedding.l2_rows: 9.0 needs the number of"):
         build.make_parts(make(dict([dense, ("optim.embedding.l2_rows", 9.0)])), unknown, 10)
+
+
+def test_sampling_correction_changes_the_program_where_rows_were_left_out_alone():
+    sampled = dataclasses.replace(SCHEMA, recipe={"negative_keep_rate": 0.2})
+    weight = ("train.sampling_correction", "weight")
+    assert traced((weight,), False) == traced((), False)
+    assert traced((weight,), False, sampled) == traced((), False)  # the weights are in the rows
+    assert traced((), False, sampled) != traced((), False)
 
 
 def test_no_option_of_optim_is_without_a_test():

@@ -87,7 +87,7 @@ def test_the_start_is_the_rate_of_all_rows(log):
     )
 
 
-@pytest.mark.parametrize("how", ["rate", "column"])
+@pytest.mark.parametrize("how", ["logit", "weight", "column"])
 def test_predictions_are_of_the_rows_before_sampling(log, how):
     """Clicks of rows that nobody sampled are as many as are predicted; without weights they are not."""
     if how == "column":  # sampled before: the log has lost negatives, test rows have not
@@ -101,6 +101,8 @@ def test_predictions_are_of_the_rows_before_sampling(log, how):
     else:
         flags = ["--config.prepare.negative_keep_rate=0.2"]
     prepared(*flags)
+    if how != "column":
+        flags.append(f"--config.train.sampling_correction={how}")
     assert train.main(["train", "--config=shop.py", "--workdir=run", *flags]) == 0
     part = files.read_json(Path("run/metrics.json"))["test"]
     assert part["pcoc"] == pytest.approx(1, abs=0.2)
@@ -108,6 +110,18 @@ def test_predictions_are_of_the_rows_before_sampling(log, how):
     assert evaluate.main(["evaluate", "--workdir=run", "--input=new.csv"]) == 0
     new = files.read_json(Path("run/predictions/input@new.json"))
     assert new["pcoc"] == pytest.approx(1, abs=0.15) and new["rows"] == len(log)
+
+
+def test_a_column_of_keep_probabilities_is_undone_by_weights_alone(log, capsys):
+    """Its clicks may have been left out, too, so no one number shifts the logits."""
+    flags = ["--config.prepare.keep_probability=keep", "--config.prepare.ignore=()"]
+    prepared(*flags)
+    flags.append("--config.train.sampling_correction=logit")
+    capsys.readouterr()
+    assert train.main(["train", "--config=shop.py", "--workdir=run", *flags]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "weights" in said and "prepare.keep_probability" in said
+    assert not Path("run").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""Training rows without a click, left out at random; weights undo it (`negative_keep_rate`)."""
+"""Training rows without a click, left out at random (`negative_keep_rate`).
+
+Weights undo it in figures and starts; `train.sampling_correction` says what does in the loss.
+"""
 
 from collections.abc import Mapping
 

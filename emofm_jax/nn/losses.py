@@ -5,9 +5,16 @@
 
 A device sums over ITS rows and divides by the weights of ALL rows, so that gradients are summed
 over devices once.
+
+Of rows without a click a share r may have been kept, each with 1 / r of its own weight w'. Then
+L_ctr is of w' and shifted logits (prior correction; docs/model.md, section 6):
+
+    L_ctr = sum w' BCE(logit_{t(row)} + log(1 / r), y) / sum w'
+
 Rows of weight 0 are masked, not multiplied: what stands in them, NaN included, has no effect.
 """
 
+import math
 from typing import NamedTuple
 
 import chex
@@ -48,7 +55,8 @@ class Denominators(NamedTuple):
     """Summed weights of the rows of all devices, 1 where that is zero: f32[] each.
 
     Attributes:
-      ctr: of rows that have a predictor: all but those of the dropped type.
+      ctr: of rows that have a predictor: all but those of the dropped type. The rows' own weights
+        where the sampling is undone in the logit.
       am: of rows of known type.
     """
 
@@ -57,18 +65,28 @@ class Denominators(NamedTuple):
 
 
 def denominators(
-    ftype: jax.Array, weight: jax.Array, axis_name: str | None, *, drop_type: int
+    label: jax.Array,
+    ftype: jax.Array,
+    weight: jax.Array,
+    axis_name: str | None,
+    *,
+    drop_type: int,
+    keep_rate: float = 1.0,
 ) -> Denominators:
     """Sums the weights that `total` divides by; no gradient goes through them.
 
     Args:
+      label: f32[B], 0 or 1.
       ftype: i32[B], -1 = unknown.
       weight: f32[B], 0 = padding.
       axis_name: of the devices to sum over, or None.
       drop_type: index of the type without a predictor, -1 for none (`models.dropped_type`).
+      keep_rate: as of `total`.
     """
     both = _rows(ftype, weight, drop_type)
-    sums = jnp.stack([jnp.sum(jnp.where(rows, weight, 0.0)) for rows in both])
+    weights = (_own_weight(label, weight, keep_rate), weight)
+    pairs = zip(both, weights)
+    sums = jnp.stack([jnp.sum(jnp.where(rows, weight, 0.0)) for rows, weight in pairs])
     if axis_name is not None:
         sums = jax.lax.psum(sums, axis_name)
     return Denominators(*jax.lax.stop_gradient(jnp.where(sums > 0, sums, 1.0)))
@@ -83,6 +101,7 @@ def total(
     am_weight: float,
     drop_type: int,
     denominators: Denominators,
+    keep_rate: float = 1.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of these rows, to be summed over devices.
 
@@ -97,33 +116,37 @@ def total(
       weight: f32[B], 0 = padding.
       am_weight: of L_am.
       drop_type: index of the type without a predictor, -1 for none.
-      denominators: what `denominators` returned for the same rows and `drop_type`.
+      denominators: what `denominators` returned for the same rows, `drop_type` and `keep_rate`.
+      keep_rate: r, the share of the rows without a click that were kept, to be undone in the logit;
+        1 where none was left out, or where the weights undo it.
 
     Returns:
-      f32[], nats; and its parts as weighted sums over these rows, not divided: `logloss_sum`,
-      `am_sum` (typed models) and `aux_sum` (models that have an aux_loss).
+      f32[], nats; and its parts as weighted sums over these rows, not divided: `logloss_sum` (of
+      `weight` and logits as they are, whatever `keep_rate`), `am_sum` (typed models) and `aux_sum`
+      (models that have an aux_loss).
     """
     chex.assert_equal_shape([label, ftype, weight])
-    how = (label, ftype, weight, am_weight, drop_type, denominators)
+    how = (label, ftype, weight, am_weight, drop_type, denominators, keep_rate)
     of_members = [_total(of_one, *how) for of_one in members(outputs)]
     if len(of_members) == 1:
         return of_members[0]
     return jax.tree.map(lambda *x: sum(x) / len(x), *of_members)
 
 
-def _total(outputs, label, ftype, weight, am_weight, drop_type, denominators):
+def _total(outputs, label, ftype, weight, am_weight, drop_type, denominators, keep_rate):
     """`total` of one member."""
     scored, known = _rows(ftype, weight, drop_type)
+    own_weight = _own_weight(label, weight, keep_rate)
     logits, type_logits, aux_loss = (_mask(x, weight > 0) for x in outputs[:3])
     typed = type_logits is not None
 
-    def logloss(logits):
+    def logloss(logits, weight=own_weight, keep_rate=keep_rate):
         """Sum over the rows, of a model or of a part of it."""
-        log_p, log_not_p = _log_p(logits, type_logits, ftype, drop_type)
+        log_p, log_not_p = _log_p(logits, type_logits, ftype, drop_type, keep_rate)
         return _sum(-(label * log_p + (1.0 - label) * log_not_p), weight, scored)
 
-    parts = {"logloss_sum": logloss(logits)}
-    own = [parts["logloss_sum"]]
+    parts = {"logloss_sum": logloss(logits, weight, 1.0)}
+    own = [parts["logloss_sum"] if keep_rate == 1 else logloss(logits)]
     if outputs.parts is not None:
         own = [logloss(_mask(part, weight > 0)) for part in outputs.parts]
     loss = sum(own) / denominators.ctr
@@ -137,20 +160,34 @@ def _total(outputs, label, ftype, weight, am_weight, drop_type, denominators):
         if aux_loss.ndim == 2:  # of the row's own predictor; of unknown type: as the mixture has it
             probs = typewise.type_probs(jax.lax.stop_gradient(type_logits), drop_type)
             aux_loss = jnp.sum(jnp.where(known[:, None], ours, probs) * aux_loss, axis=1)
-        parts["aux_sum"] = _sum(aux_loss, weight, scored)
+        parts["aux_sum"] = _sum(aux_loss, own_weight, scored)
         loss += parts["aux_sum"] / denominators.ctr
     return loss, parts
 
 
-def _log_p(logits, type_logits, ftype, drop_type):
-    """log p(y = 1), log p(y = 0) of each row: by its type's predictor, else by the mixture."""
+def _log_p(logits, type_logits, ftype, drop_type, keep_rate):
+    """log p(y = 1), log p(y = 0) of each row: by its type's predictor, else by the mixture.
+
+    Among the rows that are kept: a click's odds are 1 / keep_rate of what they were.
+    """
+    shift = math.log(1 / keep_rate)
     if type_logits is None:
+        logits = logits + shift if shift else logits
         return jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
     ours, known = jax.nn.one_hot(ftype, logits.shape[1], dtype=bool), ftype >= 0
     mix = typewise.mixture(logits, jax.lax.stop_gradient(type_logits), drop_type)
+    log_p, log_not_p = mix.log_p, mix.log_not_p
     logit = jnp.sum(jnp.where(ours, logits, 0.0), axis=1)
-    log_p = jnp.where(known, jax.nn.log_sigmoid(logit), mix.log_p)
-    return log_p, jnp.where(known, jax.nn.log_sigmoid(-logit), mix.log_not_p)
+    if shift:
+        logit, mixed = logit + shift, mix.logit + shift
+        log_p, log_not_p = jax.nn.log_sigmoid(mixed), jax.nn.log_sigmoid(-mixed)
+    log_p = jnp.where(known, jax.nn.log_sigmoid(logit), log_p)
+    return log_p, jnp.where(known, jax.nn.log_sigmoid(-logit), log_not_p)
+
+
+def _own_weight(label, weight, keep_rate):
+    """The weights without what a sampling has put on those of rows without a click."""
+    return weight if keep_rate == 1 else jnp.where(label > 0, weight, weight * keep_rate)
 
 
 def _rows(ftype, weight, drop_type):

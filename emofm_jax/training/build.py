@@ -77,7 +77,9 @@ def make_parts(
     network = (schema, model, config.compute_dtype, layout)
     module, eval_step = _make_evaluation(*network)
     decay = _average_decay(config, schema)
-    init, begin, train_step = _make_training(*network, sections, num_steps if ends else 0, decay)
+    in_logit = config.train.sampling_correction == "logit"
+    how = (num_steps if ends else 0, decay, schema.keep_rate if in_logit else 1.0)
+    init, begin, train_step = _make_training(*network, sections, *how)
     key = jax.random.key(config.seed)
     return Parts(
         devices=devices,
@@ -113,6 +115,7 @@ def _make_training(
     sections: FrozenConfigDict,
     num_steps: int,
     decay: float,
+    keep_rate: float,
 ) -> tuple:
     """(init, begin, train step)."""
     module, _ = _make_evaluation(schema, model, dtype, layout)
@@ -128,6 +131,7 @@ def _make_training(
         clip_norm=sections.clip_norm,
         am_weight=model.am_weight,
         drop_type=model_lib.dropped_type(schema, model.to_dict()),
+        keep_rate=keep_rate,
         average=decay,
     )
     step = step_lib.make_train_step(module, schema, optimizers, options, layout=layout)

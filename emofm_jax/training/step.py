@@ -51,6 +51,8 @@ class Options:
     clip_norm: float = 10.0  # norm of the gradient that is not exceeded
     am_weight: float = 1.0  # of the auxiliary model's loss
     drop_type: int = -1  # index of the type that has no predictor; -1 for none
+    # share of the rows without a click that were kept, undone in the logit; 1: all, or by weights
+    keep_rate: float = 1.0
     # rows that are updated at a time (lazy), 0: all in one pass; None: what suits the devices
     chunk: int | None = None
     average: float = 0.0  # decay a step of the moving averages; 0 = none are kept
@@ -207,7 +209,9 @@ def gradients(
     key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
     ftype, weight, drop_type = batch.ftype, batch.weight, options.drop_type
     layout = (schema.slot_widths, schema.vectors)
-    denominators = losses.denominators(ftype, weight, AXIS, drop_type=drop_type)
+    labelled = (batch.label, ftype, weight)
+    how: dict[str, Any] = {"drop_type": drop_type, "keep_rate": options.keep_rate}
+    denominators = losses.denominators(*labelled, AXIS, **how)
 
     def loss_fn(occurrences, network):
         if is_spread:
@@ -217,9 +221,11 @@ def gradients(
         training: dict[str, Any] = {"rngs": {"dropout": key}, "mutable": ["batch_stats"]}
         outputs, updated = module.apply(variables, e, weight, train=True, **training)
 
-        how: dict[str, Any] = {"am_weight": options.am_weight, "drop_type": drop_type}
-        rows = (batch.label, ftype, weight)
-        loss, sums = losses.total(outputs, *rows, denominators=denominators, **how)
+        of_loss: dict[str, Any] = {
+            "am_weight": options.am_weight,
+            "denominators": denominators,
+        } | how
+        loss, sums = losses.total(outputs, *labelled, **of_loss)
         sums |= _weights(batch, drop_type)
         return loss, (sums, outputs, updated.get("batch_stats", {}))
 

@@ -135,8 +135,12 @@ def mixture(p_given_type, p_type, drop_type=-1):
     return p, p_type
 
 
-def loss(p_given_type, p_type, label, ftype, weight, am_weight, drop_type=-1):
-    """L, row by row. p_given_type and p_type [B, T]; a row of weight 0 is skipped."""
+def loss(p_given_type, p_type, label, ftype, weight, am_weight, drop_type=-1, keep_rate=1.0):
+    """L, row by row. p_given_type and p_type [B, T]; a row of weight 0 is skipped.
+
+    Of rows without a click a share `keep_rate` was kept, and their weights were divided by it: L_ctr
+    is of the weights before that, and of the probability of a click among the rows that were kept.
+    """
     p_mixture, _ = mixture(p_given_type, p_type, drop_type)
     ctr = am = ctr_weight = am_total = 0.0
     for b in range(len(label)):
@@ -144,8 +148,10 @@ def loss(p_given_type, p_type, label, ftype, weight, am_weight, drop_type=-1):
             continue
         if ftype[b] != drop_type or ftype[b] < 0:
             p = p_mixture[b] if ftype[b] < 0 else p_given_type[b, ftype[b]]
-            ctr -= weight[b] * np.log(p if label[b] == 1 else 1 - p)
-            ctr_weight += weight[b]
+            p = p / (p + keep_rate * (1 - p))  # Bayes: a click is kept for certain
+            own = weight[b] if label[b] == 1 else weight[b] * keep_rate
+            ctr -= own * np.log(p if label[b] == 1 else 1 - p)
+            ctr_weight += own
         if ftype[b] >= 0:
             am -= weight[b] * np.log(p_type[b, ftype[b]])
             am_total += weight[b]
