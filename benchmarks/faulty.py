@@ -9,7 +9,7 @@ Faulty(system, 7, True, True)         none after it
 import contextlib
 from typing import Any
 
-CHANGING = ("open_output_stream", "write", "close", "delete_dir")
+CHANGING = ("open_output_stream", "write", "close", "delete_dir", "delete_file")
 _lost: list[Any] = []  # streams whose program never got them: let go of, pyarrow publishes them
 
 

@@ -43,7 +43,7 @@ def _live(flags: absl_flags.FlagValues) -> bool:
     """Runs it all; returns whether every run is well."""
     if flags.jobs < 1:
         raise UserError(f"--jobs={flags.jobs}: it must be at least 1, the number of processes")
-    base, workdir = flags.config, storage.writing(flags.workdir)
+    base, workdir = flags.config, storage.writing(flags.workdir, has_runs=True)
     path, arg = cli.experiment(flags)
     seeds = experiment.seeds(path, arg, base, cli.overrides(flags))
     declared = policies.read(path, arg)

@@ -60,7 +60,7 @@ from emofm_jax.training.run_data import RunData
 
 def _main(flags: absl_flags.FlagValues) -> None:
     _check(flags)
-    workdir = storage.writing(flags.workdir)
+    workdir = storage.writing(flags.workdir, is_run=True)
     config_lib.load(workdir)  # before a directory that holds no run is locked
     with workdir_lib.together(workdir):
         _evaluate(flags, workdir)

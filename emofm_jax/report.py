@@ -27,8 +27,8 @@ from emofm_jax.reports.sweep import page, view
 
 def _main(flags: absl_flags.FlagValues) -> None:
     check_choice("--metric", flags.metric, view.NAMES)
-    workdir = storage.writing(flags.workdir)
-    found = read.load(workdir)
+    workdir = storage.writing(flags.workdir, is_run=True)
+    found = read.load(storage.reading(flags.workdir))  # with what others have of runs in it
     if isinstance(found, read.Sweep):
         report = page.report(view.view(found, flags.metric, _reference(found, flags.reference)))
     elif flags.reference:

@@ -9,8 +9,8 @@ A run that fails is reported, and the others go on. The same command again goes 
 each run bit for bit; when all is done it starts nothing and shows the results. Points that the file
 has since gained are run; those that it has lost stay in runs/ and leave the results.
 
-`--list` prints a command for each run, to be started anywhere that sees the workdir; when these are
-done, the command of the sweep takes their results.
+`--list` prints a command for each run, to be started anywhere that sees the workdir, which may lie
+at s3://; when these are done, the command of the sweep takes their results.
 
 The workdir then holds sweep.json (points, seeds, reference), results.jsonl and results.csv (a line
 per run), and runs/POINT/seed-S/, a workdir as train makes it.
@@ -40,7 +40,7 @@ from emofm_jax.training import workdir as workdir_lib
 def _sweep(flags: absl_flags.FlagValues) -> bool:
     """Runs it all; returns whether every run is well."""
     _check_flags(flags)
-    base, workdir = flags.config, storage.writing(flags.workdir)
+    base, workdir = flags.config, storage.writing(flags.workdir, has_runs=True)
     file, arg = cli.experiment(flags)
     named = str(file) if arg is None else f"{file}:{arg}"
     given, searched = cli.overrides(flags), bool(flags.search)
@@ -57,11 +57,11 @@ def _sweep(flags: absl_flags.FlagValues) -> bool:
     names = names or tuple(f"trial-{number:03d}" for number in range(flags.trials))
     header = Header(named, base.name, names, plan.seeds, plan.reference or names[0], flags.search)
     sweep_lib.check_workdir(workdir, header)
-    how = (flags.jobs, flags.checkpoints, flags.retry, flags.engine)
+    how = (flags.jobs, flags.checkpoints, flags.retry, flags.engine, flags.workdir)
     sweep = sweep_lib.Sweep(base, workdir, plan.seeds, *how)
     runs = [run for point in plan.points for run in sweep.runs_of(point)]
     if flags.list:
-        print("\n".join(_command(named, given, run) for run in runs))
+        print("\n".join(_command(named, given, run, sweep.name_of(run)) for run in runs))
         return True
 
     with workdir_lib.alone(workdir) as lock:
@@ -85,8 +85,8 @@ def _sweep(flags: absl_flags.FlagValues) -> bool:
     return not results.failed()
 
 
-def _command(experiment: str, given: Mapping[str, Any], run: Run) -> str:
-    """The command that trains a run where one types it.
+def _command(experiment: str, given: Mapping[str, Any], run: Run, workdir: str) -> str:
+    """The command that trains a run in a workdir, where one types it.
 
     Raises:
       UserError: there is none, since a point sets what no flag can.
@@ -101,7 +101,7 @@ def _command(experiment: str, given: Mapping[str, Any], run: Run) -> str:
     if differs:
         problem = f"train has no flag that sets what it does ({min(differs)})"
         raise UserError(f"--list: point {run.point!r}: {problem}; leave --list out")
-    command = ["python", "-m", "emofm_jax.train", *flags, f"--workdir={run.workdir}"]
+    command = ["python", "-m", "emofm_jax.train", *flags, f"--workdir={workdir}"]
     return shlex.join(command)
 
 
@@ -110,9 +110,6 @@ def _check_flags(flags: absl_flags.FlagValues) -> None:
     if flags.jobs < 1:
         raise UserError(f"--jobs={flags.jobs}: it must be at least 1, the number of processes")
     engines.check(flags.engine)
-    if flags.list or flags.engine != "local":
-        why = "machines share the directory of its runs"
-        storage.local("--workdir", flags.workdir, why)
     if flags.engine != "local" and flags.search:
         problem = "a search trains one point after the other"
         raise UserError(f"--engine={flags.engine}: {problem}; leave one of them out")

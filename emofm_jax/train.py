@@ -47,8 +47,10 @@ def _main(flags: absl_flags.FlagValues) -> None:
             idle = f"--config.{path}={given[path]}: it has no effect on {what}"
             raise UserError(f"{idle}; leave it out")
     try:
-        opened = storage.writing if processes.is_first() else storage.following
-        workdir = opened(flags.workdir)
+        if processes.is_first():
+            workdir = storage.writing(flags.workdir, is_run=True)
+        else:
+            workdir = storage.following(flags.workdir)
         report = run_lib.run(config, workdir)
     except Exception as error:
         raise processes.explained(error) from error

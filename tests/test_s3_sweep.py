@@ -1,23 +1,24 @@
 """A sweep and a backtest whose workdir is at s3://: another machine goes on, with the numbers of a local one.
 
-Each command begins without a copy, as on a machine of its own; the store is in memory.
+Each command begins without a copy, as on a machine of its own; the store is in memory, but for a cluster's.
 """
 
 import json
 import re
+import shlex
 
 import pytest
 
 from benchmarks import s3_server
 from benchmarks.faulty import Faulty, Killed
-from emofm_jax import backtest, prepare, report, sweep
-from emofm_jax.data import files
+from emofm_jax import backtest, evaluate, predict, prepare, report, sweep, train, verify
+from emofm_jax.data import engines, files, remote, storage
 from tests import test_backtest, test_s3_stages
 from tests.test_s3 import PREPARE, all_of, arrays, names, put
 from tests.test_s3_stages import another_machine
 from tests.test_storage import use
 
-store = test_s3_stages.store
+store, server, bucket = test_s3_stages.store, test_s3_stages.server, test_s3_stages.bucket
 _WHAT = ("point", "seed", "status", "error", "policy", "day", "rows", "auc", "logloss")
 POINTS = """
 
@@ -64,6 +65,11 @@ def results(path):
 @pytest.fixture
 def shop(store, tmp_path, capsys):
     """Flags of a sweep of two runs, and the directory in which it was run locally."""
+    return made(tmp_path)
+
+
+def made(tmp_path):
+    """What `shop` gives."""
     text = s3_server.EXPERIMENT.format(prepare=PREPARE.strip())
     (tmp_path / "mine.py").write_text(text + POINTS)
     put(tmp_path)
@@ -102,6 +108,130 @@ def test_a_sweep_goes_on_where_a_machine_has_left_it(shop, store, monkeypatch, c
 
     run(*command[:-1], "--config.name=new", f"--workdir={at}")  # which trains nothing
     assert files.read_json(all_of(at) / "sweep.json")["name"] == "new"
+
+
+def commands(capsys, *command):
+    """What `sweep --list` prints, as arguments of train."""
+    capsys.readouterr()
+    run(*command, "--list")
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.startswith("python -m emofm_jax.train --config=") for line in lines)
+    return [shlex.split(line)[3:] for line in lines]
+
+
+def test_the_runs_of_a_list_are_trained_anywhere_and_taken_in(shop, store, monkeypatch, capsys):
+    flags, local = shop
+    command = sweep, *flags, "--workdir=s3://bucket/x/sweep"
+    one, other = commands(capsys, *command)
+    assert other[-1] == "--workdir=s3://bucket/x/sweep/runs/other/seed-0"
+    assert not [name for name in store.objects if name.startswith("bucket/x/")]
+    run(train, *one)
+    killed(store, monkeypatch, ("checkpoints/step_4",), train, *other)
+    assert commands(capsys, *command) == [one, other]
+    run(train, *other)
+
+    # Whichever operation is the last of the sweep that takes them in, nothing is lost.
+    before = dict(store.objects)
+    system = Faulty(store)
+    use(system, monkeypatch)
+    run(*command)
+    for at in [*system.changing[::7], *system.changing[-30:]]:
+        store.objects.clear()
+        store.objects.update(before)
+        use(Faulty(store, at, killed=True), monkeypatch)
+        with pytest.raises(Killed):
+            run(*command)
+        use(store, monkeypatch)
+        run(*command)
+        another_machine()
+        check(all_of("s3://bucket/x/sweep"), local, set())
+        nested = [name for name in store.objects if name.endswith("seed-0/published.json")]
+        assert not nested, at
+
+
+def test_a_run_of_a_sweep_is_evaluated_and_goes_on_alone(shop, store, capsys):
+    flags, local = shop
+    at = "s3://bucket/x/sweep"
+    command = sweep, *flags, f"--workdir={at}"
+    run(*command)
+    swept = store.objects["bucket/x/sweep/published.json"]
+    one = f"{at}/runs/one/seed-0"
+    run(evaluate, f"--workdir={one}", "--calibrate=platt")
+    assert store.objects["bucket/x/sweep/published.json"] == swept
+    for place in (one, at):  # the run alone, and who reads the sweep
+        another_machine()
+        path = all_of(place) / ("" if place == one else "runs/one/seed-0")
+        assert (path / "calibration.json").exists()
+    rows, scores = local.parent / "data" / "test", local.parent / "scores.parquet"
+    run(predict, f"--workdir={one}", f"--input={rows}", f"--output={scores}")
+    run(verify, at)
+    run(report, f"--workdir={at}")
+    run(train, *flags, f"--workdir={one}", "--config.train.epochs=3")
+    run(report, f"--workdir={one}")
+
+    run(*command[:-1], "--config.train.epochs=3", f"--workdir={at}")
+    another_machine()
+    there = all_of(at)
+    found = [files.read_json(path)["train"] for path in there.rglob("metrics.json")]
+    assert len(found) == 2 and found[0]["steps"] == found[1]["steps"] > 4
+    assert (there / "runs/one/seed-0/report.html").exists()
+    assert not [name for name in store.objects if name.endswith("seed-0/published.json")]
+
+
+class Cluster:
+    """What stands for engines.Ray: each run on a machine of its own, the last one first."""
+
+    def __init__(self, jobs):
+        pass
+
+    def each(self, function, jobs):
+        for number, job in enumerate(reversed(jobs)):
+            known = {name: dict(getattr(storage, name)) for name in ("_copies", "_locks")}
+            above = storage._above()
+            for name in known:
+                getattr(storage, name).clear()
+            with pytest.MonkeyPatch.context() as patch:
+                own = above / f"worker {number}"
+                patch.setattr(storage, "_above", lambda own=own: own)
+                answer = function(job)
+            for name, content in known.items():
+                getattr(storage, name).update(content)
+            yield answer
+
+    def close(self):
+        pass
+
+
+def test_a_cluster_trains_runs_that_the_sweep_takes_in(shop, store, monkeypatch, capsys):
+    flags, local = shop
+    monkeypatch.setattr(engines, "check", lambda name: None)
+    monkeypatch.setattr(engines, "Ray", Cluster)
+    command = sweep, *flags, "--workdir=s3://bucket/x/sweep"
+    # One run has begun; the sweep was killed as it published the other one's result.
+    killed(store, monkeypatch, ("one/seed-0/checkpoints/step_4",), *command)
+    killed(store, monkeypatch, ("sweep/published.json", 2), *command, "--engine=ray")
+    run(*command, "--engine=ray")
+    another_machine()
+    check(all_of("s3://bucket/x/sweep"), local, set())
+    assert not [name for name in store.objects if name.endswith("seed-0/published.json")]
+
+
+def test_ray_trains_the_runs_of_a_bucket(bucket, tmp_path, monkeypatch, capsys):
+    """Not part of a usual run: Ray is an extra, and takes 15 seconds to start."""
+    pytest.importorskip("ray")
+    test_s3_stages.on_machines(tmp_path, monkeypatch)
+    flags, local = made(tmp_path)
+    command = sweep, *flags, f"--workdir={bucket}/sweep"
+    run(train, *commands(capsys, *command)[0])
+    run(*command, "--engine=ray", "--jobs=2")
+    run(evaluate, f"--workdir={bucket}/sweep/runs/other/seed-0", "--calibrate=platt")
+    run(*command)
+    another_machine()
+    there = all_of(f"{bucket}/sweep")
+    assert arrays(there) == arrays(local) and results(there) == results(local)
+    assert (there / "runs/other/seed-0/calibration.json").exists()
+    left = remote.names(remote.place(f"{bucket}/sweep/runs"))
+    assert not [name for name in left if name.endswith("published.json")]
 
 
 DAYS = [f"2024-02-0{i}" for i in range(1, 5)]

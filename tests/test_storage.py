@@ -11,7 +11,7 @@ import emofm_jax
 from benchmarks.faulty import Faulty, Killed
 from benchmarks.object_store import Store
 from emofm_jax import report, sweep
-from emofm_jax.data import engines, files, remote, storage
+from emofm_jax.data import files, remote, storage
 from emofm_jax.errors import FileError, UserError
 
 pytestmark = pytest.mark.fast
@@ -463,12 +463,48 @@ def test_what_lies_within_is_published_with_it(store):
             use_it("s3://bucket")
 
 
-@pytest.mark.parametrize("flag", ["--list", "--engine=ray"])
-def test_runs_of_a_sweep_on_other_machines_are_local(store, capsys, monkeypatch, flag):
-    monkeypatch.setattr(engines, "check", lambda name: None)
-    assert sweep.main(["sweep", "--config=claims", "--workdir=s3://bucket/sweep", flag]) == 2
-    assert "machines share the directory of its runs; name a local" in capsys.readouterr().err
-    assert not store.objects
+def test_a_run_within_a_sweep_is_published_alone_until_the_sweep_takes_it(store):
+    run, nested = "s3://bucket/x/runs/a/seed-0", "bucket/x/runs/a/seed-0/published.json"
+    log = "runs/a/seed-0/log"
+    x = {"sweep.json": "s", log: "1", "runs/b/seed-0/log": "1"}
+    sweep, alone = publish(x), storage.writing(run, is_run=True)
+    assert (alone / "log").read_text() == "1"
+    for text in "23":
+        publish({"log": text, "new": "n"}, alone)
+        assert read(run) == {"log": text, "new": "n"}
+        assert read() == x | {log: text, "runs/a/seed-0/new": "n"}
+
+    # What the sweep publishes of others changes nothing; what it publishes of the run is newer.
+    publish(x | {"runs/b/seed-0/log": "9"}, sweep)
+    assert read()[log] == "3"
+    publish(x | {log: "4"}, sweep)
+    assert read()[log] == read(run)["log"] == "4"
+    publish({"log": "5"}, storage.writing(run, is_run=True))
+    assert read() == x | {log: "5"}
+
+    assert nested in store.objects
+    sweep = storage.writing("s3://bucket/x", has_runs=True)
+    storage.publish(sweep)
+    assert read() == x | {log: "5"} and nested not in store.objects
+
+    # It names objects of the run, which stay, whoever goes on with that.
+    alone = storage.writing(run, is_run=True)
+    for text in "678":
+        publish({"log": text}, alone)
+    del store.objects[nested]
+    assert read() == x | {log: "5"}
+    for text in "67":
+        publish(x | {log: text}, sweep)
+    assert b"5" not in store.objects.values()
+
+
+def test_what_is_no_run_of_a_sweep_is_not_published_within_it(store):
+    publish({"sweep.json": "s", "runs/a/seed-0/log": "1"})
+    for name in ("s3://bucket/x/other", "s3://bucket/x/runs"):
+        with pytest.raises(UserError, match="it lies within s3://bucket/x, which is published as"):
+            storage.writing(name, is_run=True)
+    with pytest.raises(UserError, match="it lies within s3://bucket/x, which is published as"):
+        storage.writing("s3://bucket/x/runs/a/seed-0")
 
 
 def test_a_local_path_is_what_it_was(store, tmp_path, monkeypatch):

@@ -10,13 +10,14 @@ plain: objects that others have put there, of which nobody knows a digest.
 storage.py makes local copies of places, which is what programs work on.
 """
 
+import contextlib
 import ctypes
 import functools
 import posixpath
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
@@ -75,10 +76,14 @@ class File(NamedTuple):
 
 
 class Index(NamedTuple):
-    """What published.json says: the token that was published last, and the files by their names."""
+    """What published.json says: the token that was published last, and the files by their names.
+
+    Of a run within the place of a sweep also what it began with there (nested.py).
+    """
 
     commit: str
     files: dict[str, File]
+    began: str = ""
 
 
 class DeniedError(FileError):
@@ -214,6 +219,19 @@ def remove(of: Place, directory: str) -> None:
         files.warn(f"{error}; what is not needed any more stays there")
 
 
+def remove_file(of: Place, name: str) -> None:
+    """Removes an object, if it is there; warns where it cannot, since nobody reads it."""
+
+    def work() -> None:
+        with contextlib.suppress(FileNotFoundError):
+            of.system.delete_file(f"{of.key}/{name}")
+
+    try:
+        reached(of.name, "written", work)
+    except FileError as error:
+        files.warn(f"{error}; what is not needed any more stays there")
+
+
 def names(of: Place) -> list[str]:
     """Names of all objects below a place; raises FileError."""
     from pyarrow import fs
@@ -269,7 +287,9 @@ def _index(body: dict[str, Any]) -> Index:
                 raise ValueError(f"{path!r} does not lie below it")
     if not isinstance(body["commit"], str):
         raise ValueError("its commit is no token")
-    return Index(body["commit"], found)
+    if not isinstance(began := body.get("began", ""), str):
+        raise ValueError("what it began with is no digest")
+    return Index(body["commit"], found, began)
 
 
 def is_below(name: str) -> bool:
@@ -280,31 +300,17 @@ def is_below(name: str) -> bool:
 def write_index(of: Place, index: Index) -> None:
     """Publishes objects that have been put; raises FileError."""
     body = {"format_version": _VERSION, "commit": index.commit}
+    body |= {"began": index.began} if index.began else {}
     body |= {"files": {name: list(file[:3]) for name, file in sorted(index.files.items())}}
     put(of, INDEX, of.name, [f"{files.as_json(body, indent=1)}\n".encode()])
 
 
-def find_index(of: Place) -> tuple[Place, Index] | None:
-    """The published directory that a place is or lies in; None if it is plain.
-
-    Raises:
-      UserError: as `read_index` does.
-    """
-    at = of
-    while at.key:
-        try:
-            if index := read_index(at):
-                return at, index
-        except DeniedError:
-            if at is of:
-                raise
-            return None  # what lies above is of somebody else
-        at = at.above()
-    return None
-
-
-def list_plain(of: Place) -> tuple[Place, dict[str, File]]:
+def list_plain(of: Place, without: Collection[str] = ()) -> tuple[Place, dict[str, File]]:
     """The plain objects at or below a place, or those whose names fit one with stars in it.
+
+    Args:
+      of: the place.
+      without: directories in it that are left out.
 
     Returns:
       The directory that they are in, and the objects by their names in it.
@@ -328,7 +334,9 @@ def list_plain(of: Place) -> tuple[Place, dict[str, File]]:
     bucket = of.key.split("/")[0]
     if not found and look(bucket).type == fs.FileType.NotFound:
         raise UserError(f"{of.name}: there is no bucket {bucket!r}; {_MAKE}")
-    plain = [_plain(info, base) for info in found if info.type == fs.FileType.File]
+    out = tuple(f"{base.key}/{name}/" for name in without)
+    is_plain = lambda info: info.type == fs.FileType.File and not info.path.startswith(out)
+    plain = [_plain(info, base) for info in found if is_plain(info)]
     listed = {file.object: file for file in plain if _fits(file.object.split("/"), parts)}
     if parts and not listed:
         raise UserError(f"{of.name}: no object has such a name; only * stands for other letters")

@@ -6,6 +6,7 @@
     need(path)        fetches what is fetched late: rows of shards, arrays of checkpoints
     following(name)   where another process writes: `follow` brings it up to date, `part` and
                       `adopt` let files of this one be published with those of that
+    take(path)        what another program has published of a run in a sweep (nested.py)
 
 Whoever reads has what one published.json names (remote.py), whatever is published meanwhile.
 Digests are compared as files are fetched. A copy of what was published stays in the user's cache
@@ -29,7 +30,7 @@ from typing import Any
 
 import xxhash
 
-from emofm_jax.data import files, remote
+from emofm_jax.data import files, nested, remote
 from emofm_jax.data.remote import File, Index, Place
 from emofm_jax.errors import FileError, UserError
 
@@ -74,8 +75,8 @@ def reading(name: str | Path, *, later: bool = False) -> Path:
     if not is_remote(name):
         return Path(name)
     place = remote.place(str(name))
-    if found := None if "*" in place.key else remote.find_index(place):
-        of, index = found
+    if found := None if "*" in place.key else nested.find_index(place):
+        of, index = found[0], nested.with_runs(*found)
         copy = _known(of, index.commit, index.files) or Copy(of, index)
         copy.fetch()
         return copy.root / posixpath.relpath(place.key, of.key)
@@ -88,8 +89,13 @@ def reading(name: str | Path, *, later: bool = False) -> Path:
     return copy.root if "*" in place.key else copy.root / posixpath.relpath(place.key, of.key)
 
 
-def writing(name: str | Path) -> Path:
+def writing(name: str | Path, *, is_run: bool = False, has_runs: bool = False) -> Path:
     """A local directory, of this program alone, with what there is at a place.
+
+    Args:
+      name: of the place.
+      is_run: it may be a run of a published sweep, and is then published alone.
+      has_runs: takes in what other programs have published of runs in it; theirs ends there.
 
     Raises:
       UserError: as of `reading`; it lies within a published directory; nothing can be put there.
@@ -97,12 +103,48 @@ def writing(name: str | Path) -> Path:
     if not is_remote(name):
         return Path(name)
     place = remote.place(str(name))
-    found = _index_beside(place)
-    index = found or Index("", _plain_of_ours(place))
+    if is_run and (within := nested.above(place)):
+        return _run_of(str(name), place, *within)
+    found, runs = _index_beside(place), nested.runs(place) if has_runs else {}
+    index = found or Index("", _plain_of_ours(place, runs))
     remote.check_writable(place)
     copy = Copy(place, index, writes=True)
     copy.fetch(late=not found)
+    copy.take(runs)
     return copy.root
+
+
+def _run_of(name: str, place: Place, sweep: Index, run: str) -> Path:
+    """What `writing` gives of a run in a published sweep: a copy that begins with what it has."""
+    index = remote.read_index(place)
+    began = nested.said(sweep, run)
+    is_new = not index or index.began != began
+    source = reading(name) if is_new and began else None
+    remote.check_writable(place)
+    if index and not is_new:
+        copy = Copy(place, index, writes=True)
+        copy.fetch()
+        return copy.root
+
+    # What is published there is not of now: its token says that this program has seen it.
+    copy = Copy(place, Index(index.commit if index else "", {}, began), writes=True)
+    if source:
+        need(source)
+        with files.named(copy.root):
+            shutil.copytree(source, copy.root, dirs_exist_ok=True)
+    return copy.root
+
+
+def take(path: Path) -> None:
+    """Brings a run in what `writing` gave up to date with what another program has published of it.
+
+    Raises:
+      UserError: it cannot be read, or is damaged.
+    """
+    if (copy := _copy_of(path)) and copy.writes:
+        run = path.relative_to(copy.root).as_posix()
+        if index := remote.read_index(nested.run_of(copy.place, run)):
+            copy.take({run: index})
 
 
 def names_for_writing(name: str) -> list[str]:
@@ -125,7 +167,9 @@ def following(name: str | Path) -> Path:
     if not is_remote(name):
         return Path(name)
     place = remote.place(str(name))
-    copy = Copy(place, _index_beside(place) or Index("", {}), follows=True)
+    is_run = nested.above(place) is not None  # the other process begins with what the sweep has
+    index = remote.read_index(place) if is_run else _index_beside(place)
+    copy = Copy(place, index or Index("", {}), follows=True)
     copy.fetch()
     return copy.root
 
@@ -166,16 +210,16 @@ def adopt(target: Path, file: File) -> None:
 
 def _index_beside(place: Place) -> Index | None:
     """What is published at a place; raises UserError if it lies within another such place."""
-    found = remote.find_index(place)
+    found = nested.find_index(place)
     if found and found[0].key != place.key:
         within = f"it lies within {found[0].name}, which is published as a whole"
         raise UserError(f"{place.name}: {within}; name a place beside that")
     return found[1] if found else None
 
 
-def _plain_of_ours(place: Place) -> dict[str, File]:
+def _plain_of_ours(place: Place, without: Collection[str] = ()) -> dict[str, File]:
     """The plain objects at a place; raises UserError, before they are fetched, of others'."""
-    of, listed = remote.list_plain(place)
+    of, listed = remote.list_plain(place, without)
     if of.key != place.key:
         raise UserError(f"{place.name}: it is an object, no directory; name another place")
     if listed and not listed.keys() & _MARKS:
@@ -357,11 +401,15 @@ class Copy:
       root: the local directory.
       index: what there is, and what this program has published since.
       adopted: {name: what other processes have put}, to be published.
+      taken: {run: what another program has published of it}, to be published here.
     """
 
     def __init__(self, place: Place, index: Index, *, writes: bool = False, follows: bool = False):
         self.place, self.index, self.writes, self.follows = place, index, writes, follows
         self.adopted: dict[str, File] = {}
+        self.taken: dict[str, Index] = {}
+        self._published = index  # which is `index` but for what was taken since
+        self._replaced: set[str] = set()  # directories of runs, of objects that were named before
         shared = index.commit and not writes and not follows
         self.root = _directory(place.name, index.commit if shared else _own()) / place.key
         self._missing, self._lock = {*index.files}, threading.Lock()
@@ -425,6 +473,23 @@ class Copy:
             self._missing -= {*wanted}
             self._sketched -= {*wanted}
 
+    def take(self, runs: dict[str, Index]) -> None:
+        """Makes runs here what their own indexes say, of those that are of now."""
+        self.taken |= runs
+        new = {run: x for run, x in runs.items() if x.began == nested.said(self._published, run)}
+        with self._lock:
+            of = nested.taken(self.index.files, new)
+            changed = {n for n in of.keys() | self.index.files.keys() if self._differs(n, of)}
+            for name in changed:
+                files.remove(self.root / name)
+                self._put_as.pop(name, None)
+            self._missing = (self._missing - changed) | (changed & of.keys())
+            self.index = self.index._replace(files=of)
+        self.fetch()
+
+    def _differs(self, name: str, of: dict[str, File]) -> bool:
+        return self.index.files.get(name) != of.get(name)
+
     def follow(self) -> None:
         """Makes what is here what is published now, but for large files, which stay or go."""
         index = remote.read_index(self.place) or Index("", {})
@@ -448,33 +513,43 @@ class Copy:
         left = tuple(f"{path.relative_to(self.root).as_posix()}/" for path in without)
         with self._lock:
             self._settle()
-            token, before = remote.token(), self.index
+            token, before, published = remote.token(), self.index, self._published
             names = [name for name in _names(self.root) if not name.startswith(left)]
             found = _each(lambda name: self._put(token, name), names)
             now = {name: file for name, file in zip(names, found) if file}
             now |= {name: file for name, file in before.files.items() if name.startswith(left)}
             now |= {name: before.files[name] for name in self._missing if self._stays(name, now)}
             now |= {n: f for n, f in self.adopted.items() if (self.root / n).parent.is_dir()}
-            if before.commit and now == before.files:
+            if published.commit and now == published.files and not self.taken:
                 return
             there = remote.read_index(self.place)
-            if (there.commit if there else "") != before.commit:
+            if (there.commit if there else "") != published.commit:
                 now |= self._pages_since(there, now)
                 before = self.index
-            self._unsure = Index(token, now)
+            self._unsure = Index(token, now, before.began)
             remote.write_index(self.place, self._unsure)
-            self.index, self._unsure = self._unsure, None
+            self.index = self._published = self._unsure
+            self._unsure = None
             # What is not published any more may be removed.
             self._put_as = {n: of for n, of in self._put_as.items() if now.get(n) == of[1]}
             self._missing |= self.adopted.keys() & now.keys()
             self.adopted.clear()
+            self._clear(before, now)
 
-            # Who reads what was published before may end; so may who has begun to publish since.
-            used = {file.object for file in [*now.values(), *before.files.values()]}
-            kept = {name.split("/")[1] for name in used if name.startswith(f"{remote.OBJECTS}/")}
-            for other in {*remote.tokens(self.place)} - kept:
-                if other < before.commit:
-                    remote.remove(self.place, f"{remote.OBJECTS}/{other}")
+    def _clear(self, before: Index, now: dict[str, File]) -> None:
+        """Removes objects that nobody reads, once `now` is published in place of `before`."""
+        # Who reads what was published before may end; so may who has begun to publish since.
+        used = {file.object for file in [*now.values(), *before.files.values()]}
+        kept = {name.split("/")[1] for name in used if name.startswith(f"{remote.OBJECTS}/")}
+        if others := {x for x in remote.tokens(self.place) if x < before.commit} - kept:
+            for other in others - nested.named_above(self.place):
+                remote.remove(self.place, f"{remote.OBJECTS}/{other}")
+
+        for directory in self._replaced - nested.homes(used):
+            remote.remove(self.place, directory)
+        self._replaced = nested.homes(used) - nested.homes(file.object for file in now.values())
+        for run in [*self.taken]:
+            nested.remove(self.place, run, self.taken.pop(run), used)
 
     def _pages_since(self, there: Index | None, now: dict[str, File]) -> dict[str, File]:
         """Pages that `report` has published since this program looked; it goes on from there.
@@ -482,13 +557,14 @@ class Copy:
         Raises:
           UserError: another program has published something else.
         """
-        before, theirs = self.index, there.files if there else {}
-        of = before.files
+        of, theirs = self._published.files, there.files if there else {}
         names = {name for name in of.keys() | theirs.keys() if of.get(name) != theirs.get(name)}
-        if not there or not before.commit or names - _PAGES:
+        if not there or not self._published.commit or names - _PAGES:
             problem = "another program has published there since this one began"
             raise UserError(f"{self.place.name}: {problem}; start this one again")
-        self.index = there
+        ours = {name: file for name, file in self.index.files.items() if name not in names}
+        self.index = there._replace(files=ours | {n: theirs[n] for n in names & theirs.keys()})
+        self._published = there
         taken = [n for n in names & theirs.keys() if now.get(n) == of.get(n)]
         for name in taken:
             self._fetch(name)
@@ -500,7 +576,7 @@ class Copy:
         if self._unsure is not None:
             there = remote.read_index(self.place)
             if there and there.commit == self._unsure.commit:
-                self.index = self._unsure
+                self.index = self._published = self._unsure
             self._unsure = None
 
     def _fetch(self, name: str) -> None:
@@ -522,7 +598,7 @@ class Copy:
     def _remedy(self) -> str:
         """What to do where an object is not what the index says."""
         now = remote.read_index(self.place)
-        if now and now.commit == self.index.commit:
+        if now and now.commit == self.index.commit.partition("+")[0]:
             return remote.anew(self.place)
         return "something else was put there meanwhile: start this program again"
 
@@ -578,7 +654,7 @@ def _known(place: Place, commit: str, listed: dict[str, File]) -> Copy | None:
     """A copy for reading that has the same content; one that is written may change."""
     is_known = lambda copy: not (copy.writes or copy.follows) and copy.place.name == place.name
     known = filter(is_known, _copies.values())
-    return next((copy for copy in known if copy.index == Index(commit, listed)), None)
+    return next((x for x in known if x.index[:2] == (commit, listed)), None)
 
 
 def _copy_of(path: Path) -> Copy | None:

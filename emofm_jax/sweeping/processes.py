@@ -29,7 +29,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 from emofm_jax import errors
-from emofm_jax.data import engines, files
+from emofm_jax.data import engines, files, storage
 from emofm_jax.errors import FileError
 from emofm_jax.sweeping import run as sweep_run
 from emofm_jax.sweeping.record import Result
@@ -46,7 +46,11 @@ _Take = Callable[[deque[Run]], deque[Run]]
 
 
 def execute_all(
-    groups: Sequence[Sequence[Run]], jobs: int, lock: int, engine: str = "local"
+    groups: Sequence[Sequence[Run]],
+    jobs: int,
+    lock: int,
+    engine: str = "local",
+    name_of: Callable[[Run], str] = lambda run: str(run.workdir),
 ) -> Generator[Result, None, None]:
     """Yields the results of all runs, as they end.
 
@@ -55,6 +59,7 @@ def execute_all(
       jobs: processes; with 1 it is this one, whose compiled programs the next runs share too.
       lock: descriptor that the processes keep open.
       engine: "ray" for processes of a cluster, whose runs lie where all its machines see them.
+      name_of: what these call the workdir of a run.
 
     Raises:
       SystemExit: told to stop; runs that had begun have saved their state.
@@ -66,7 +71,7 @@ def execute_all(
     before = _on_terminate(_leave if alone else lambda *_: sys.exit(143))
     try:
         if engine != "local":
-            yield from _on_cluster(groups, jobs)
+            yield from _on_cluster(groups, jobs, name_of)
         elif alone:
             yield from map(sweep_run.execute, itertools.chain(*groups))
         else:
@@ -76,10 +81,12 @@ def execute_all(
         _on_terminate(before)
 
 
-def _on_cluster(groups: Sequence[Sequence[Run]], jobs: int) -> Iterator[Result]:
+def _on_cluster(
+    groups: Sequence[Sequence[Run]], jobs: int, name_of: Callable[[Run], str]
+) -> Iterator[Result]:
     with contextlib.closing(engines.Ray(jobs)) as cluster:
         _on_terminate(lambda *_: sys.exit(143))  # Ray has set its own
-        told = [run.to_json() for run in itertools.chain(*groups)]
+        told = [(run.to_json(), name_of(run)) for run in itertools.chain(*groups)]
         try:
             with contextlib.closing(cluster.each(_execute, told)) as found:
                 yield from map(Result.from_json, found)
@@ -87,10 +94,19 @@ def _on_cluster(groups: Sequence[Sequence[Run]], jobs: int) -> Iterator[Result]:
             sys.exit(143)
 
 
-def _execute(body: dict[str, Any]) -> dict[str, Any]:
-    """A run, on any machine of a cluster."""
+def _execute(told: tuple[dict[str, Any], str]) -> dict[str, Any]:
+    """A run, on any machine of a cluster; at s3:// it is published alone, for the sweep to take."""
+    body, name = told
     compilation_cache.enable()
-    return sweep_run.execute(Run.from_json(body)).to_json()
+    with storage.told():
+        workdir = storage.writing(name, is_run=True)
+        try:
+            result = sweep_run.execute(Run.from_json(body | {"workdir": workdir}))
+            storage.publish(workdir)
+            return result.to_json()
+        finally:
+            if storage.is_remote(name):  # the process may go on with other runs
+                storage.forget()
 
 
 def _in_processes(groups: Sequence[Sequence[Run]], jobs: int, lock: int) -> Iterator[Result]:

@@ -37,6 +37,7 @@ class Sweep:
       keep: checkpoints of runs that have ended stay.
       retry: runs that failed are tried again.
       engine: what the processes are of.
+      name: of the workdir, as it was typed.
       prepared: {data.dir: (identity of its preparation, who is of it)}, of all runs.
     """
 
@@ -47,6 +48,7 @@ class Sweep:
     keep: bool
     retry: bool
     engine: str = "local"
+    name: str = ""
     prepared: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
 
     def runs_of(self, point: Point) -> list[Run]:
@@ -66,6 +68,12 @@ class Sweep:
             runs.append(Run(point.name, seed, overrides, config, workdir, self.keep))
             sweep_run.outdated(runs[-1])
         return runs
+
+    def name_of(self, run: Run) -> str:
+        """The workdir of a run, as one types it."""
+        if not storage.is_remote(self.name):
+            return str(run.workdir)
+        return storage.below(self.name, str(record.place(run.point, run.seed)))
 
     def train(self, runs: Sequence[Run], results: Results, lock: int) -> None:
         """Trains the runs that have no result yet, and prints a line for each.
@@ -100,14 +108,18 @@ class Sweep:
                 directory = run.config.data.dir
                 identity = self._check_prepared(directory, storage.reading(directory))
                 possible.append(dataclasses.replace(run, identity=identity))
-                storage.need(run.workdir)
+                if self.engine == "local":
+                    storage.need(run.workdir)
+        if self.engine != "local":  # each run goes on, elsewhere, from what is published of it
+            storage.publish(self.workdir)
 
         groups = [list(group) for _, group in itertools.groupby(possible, lambda run: run.point)]
-        with contextlib.closing(
-            processes.execute_all(groups, self.jobs, lock, self.engine)
-        ) as found:
+        how = (groups, self.jobs, lock, self.engine, self.name_of)
+        with contextlib.closing(processes.execute_all(*how)) as found:
             waiting = {run.workdir for run in possible}
             for result in found:
+                if self.engine != "local":
+                    storage.take(self.workdir / result.workdir)
                 results.end(result)
                 waiting.remove(self.workdir / result.workdir)
                 storage.publish(self.workdir, without=waiting)
