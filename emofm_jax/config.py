@@ -227,6 +227,13 @@ _TRAIN = {
         ("logit", "weight"),
         needs={".prepare.negative_keep_rate": options_lib.Below(1.0)},
     ),
+    "intercept_rows": Option(
+        0,
+        "train rows on which an intercept is fitted after the last step, so that the sum of p is "
+        "that of the clicks, which an average leaves too low; 0 = none",
+        low=0,
+        resume=END,
+    ),
     "init_from": Option(
         "", "run whose parameters this one starts from, by value (train --init_from); empty = none"
     ),
@@ -368,6 +375,7 @@ _RECOMMENDED = {
     **{f"optim.{key}.learning_rate": 3e-3 for key in _SECTIONS},
     "optim.clip": "global",
     "train.average_epochs": 0.5,
+    "train.intercept_rows": 2_000_000,
     "train.epochs": 40,
     "train.monitor": "auc",
     "train.patience": 3,

@@ -44,6 +44,15 @@ class Training:
 
 
 @dataclasses.dataclass(frozen=True)
+class Intercept:
+    """What is added to the logits of the kept state (training/intercept.py)."""
+
+    value: float
+    rows: int  # of the train split, that it was fitted on
+    pcoc: float | None  # sum of p / sum of clicks of these without it; None: they are of one class
+
+
+@dataclasses.dataclass(frozen=True)
 class RunReport:
     """The content of metrics.json."""
 
@@ -51,6 +60,7 @@ class RunReport:
     training: Training
     parameters: dict[str, int]  # numbers of "embedding", "network" and "total"
     state: str = ""  # digests of the kept state; empty in files of before they were noted
+    intercept: Intercept | None = None
 
     @property
     def shown(self) -> tuple[str, SplitReport]:
@@ -62,7 +72,9 @@ class RunReport:
         """What JSON can hold."""
         splits = {name: report.to_json() for name, report in self.splits.items()}
         training = dataclasses.asdict(self.training)
-        body = {**splits, "train": training, "parameters": self.parameters}
+        body: dict[str, Any] = {**splits, "train": training, "parameters": self.parameters}
+        if self.intercept is not None:
+            body["intercept"] = dataclasses.asdict(self.intercept)
         return body | ({"state": self.state} if self.state else {})
 
     @classmethod
@@ -71,7 +83,8 @@ class RunReport:
         splits = {k: SplitReport.from_json(v) for k, v in body.items() if k in _SPLITS}
         history = [Evaluation(**entry) for entry in body["train"]["evaluations"]]
         training = Training(**{**body["train"], "evaluations": history})
-        return cls(splits, training, body["parameters"], body.get("state", ""))
+        intercept = Intercept(**body["intercept"]) if "intercept" in body else None
+        return cls(splits, training, body["parameters"], body.get("state", ""), intercept)
 
     def save(self, workdir: Path) -> None:
         """Writes metrics.json."""
@@ -88,6 +101,28 @@ class RunReport:
             raise UserError(f"{path}: damaged ({error}); {REMEDY}") from None
         check(workdir, body)
         return found
+
+
+def intercept_of(workdir: Path, step: int, finished: bool) -> float | None:
+    """The intercept of a state of a run; None if none was fitted for it.
+
+    Args:
+      workdir: of the run.
+      step: of the state.
+      finished: whether one was fitted, so that metrics.json must be there.
+
+    Raises:
+      UserError: metrics.json is damaged, of another run, or gone.
+    """
+    if not (workdir / FILE).exists():
+        if finished:
+            gone = "gone, and with it the intercept of the run; the same train command writes it"
+            raise UserError(f"{workdir / FILE}: {gone} again")
+        return None
+    found = RunReport.load(workdir)
+    if found.intercept is None or found.training.kept_step != step:
+        return None
+    return found.intercept.value
 
 
 def check(workdir: Path, body: Mapping[str, Any]) -> None:

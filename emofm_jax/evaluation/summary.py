@@ -57,8 +57,19 @@ def footer(metrics: Mapping[str, Any]) -> str:
         f"{parameters['network']:,} in the network\n"
         f"training: {rate(train)}, {train['input_wait']:.1%} of the time waiting for input; "
         f"{counted(train['steps'], 'step')}, {counted(train['epochs'], 'epoch')}, "
-        f"{train['seconds']:.0f} seconds{better}"
+        f"{train['seconds']:.0f} seconds{better}{_intercept(metrics.get('intercept'))}"
     )
+
+
+def _intercept(fitted: Mapping[str, Any] | None) -> str:
+    """A line on what was added to all logits."""
+    if fitted is None:
+        return ""
+    before, rows = fitted["pcoc"], f"{fitted['rows']:,} train rows"
+    if before is None:
+        return f"\nintercept: none, the {rows} are of one class"
+    what = f"sum of p / clicks of {rows} was {before:.3f}, and is 1 with it"
+    return f"\nintercept: {fitted['value']:+.4f} to every logit; {what}"
 
 
 def rate(train: Mapping[str, Any]) -> str:

@@ -32,6 +32,7 @@ from emofm_jax.options import flatten, options_of, without_effect
 # Options that every model reads; `head_bias` is a field of each.
 _ALWAYS = {"name", "init_scale", "use_ftype", "type_aware", "am_weight", "drop_type"}
 _ALWAYS |= {"members", "members_share"}
+INTERCEPT = "intercept"  # of the variables, beside batch statistics: f32[], see `predict`
 _OF_AM = ("am_hidden", "am_weight", "am_joint", "am_reads", "am_columns")
 
 
@@ -115,7 +116,8 @@ def predict(
 
     Args:
       module: of `make_model`.
-      variables: of `init`, or trained: `{"params": ..., "batch_stats": ...}`.
+      variables: of `init`, or trained: `{"params": ..., "batch_stats": ...}`. `INTERCEPT` among the
+        batch statistics is added to the logits of all predictors (training/intercept.py).
       e: f32[B, S, table_width(module)].
       calibrate: maps a logit f32[B] to calibrated `p` and `logit`; None = as they are.
 
@@ -126,7 +128,11 @@ def predict(
       these are averages (nn/averaging.py), and `p_std` f32[B] is the standard deviation of the
       members' p. A calibration is of the average; each member's p goes through it for `p_std`.
     """
-    outputs = cast(losses.Outputs, module.apply(variables, e))
+    stats = dict(variables.get("batch_stats", {}))
+    intercept = stats.pop(INTERCEPT, None)
+    outputs = cast(losses.Outputs, module.apply({**variables, "batch_stats": stats}, e))
+    if intercept is not None:
+        outputs = outputs._replace(logits=outputs.logits + intercept)
     drop_type = getattr(module, "drop_type", -1)
     found = [_scores(of_one, drop_type) for of_one in losses.members(outputs)]
     scores = averaging.of_members(found)

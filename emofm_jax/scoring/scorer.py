@@ -31,7 +31,7 @@ from emofm_jax.data import files, storage, unknown
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UnknownValues, UserError, check_choice
-from emofm_jax.evaluation import calibration, monitor
+from emofm_jax.evaluation import calibration, monitor, run_report
 from emofm_jax.models import build as model_lib
 from emofm_jax.nn import averaging
 from emofm_jax.scoring import artefact, attribution, compiled, ensemble, origin
@@ -250,12 +250,17 @@ def _load_run(workdir: Path, step: int | None, calibrated: bool) -> Scorer:
     options = config.model.to_dict() | {"am_joint": True}
     network = Network(schema, options, config.compute_dtype)
 
-    directory = workdir / "checkpoints"
+    directory, finished = workdir / "checkpoints", False
     if step is None:
         last, info = checkpoint.read_info(directory)
+        finished = info["finished"]
         step = monitor.kept_step(config.train.monitor, info["best_step"], last)
     averaged = config.train.average_epochs > 0
     params = _restore(directory, step, network.module, schema, averaged)
+    if config.train.intercept_rows:
+        fitted = run_report.intercept_of(workdir, step, finished)
+        if fitted is not None:
+            params["stats"] = {**params["stats"], model_lib.INTERCEPT: np.float32(fitted)}
     found = origin.read(workdir, step, config, schema)
     if calibrated:
         fitted = calibration.load(workdir, step)

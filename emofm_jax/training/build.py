@@ -14,6 +14,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from emofm_jax.data.placing import Layout
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
+from emofm_jax.evaluation import run_report
 from emofm_jax.models import build as model_lib
 from emofm_jax.training import checkpoint, optim
 from emofm_jax.training import state as state_lib
@@ -244,6 +245,10 @@ def restore_or_init(workdir: Path, parts: Parts) -> tuple[TrainState, Progress]:
 
 
 def restore_kept(config: ConfigDict, workdir: Path, parts: Parts) -> tuple[TrainState, Progress]:
-    """The state that evaluate and predict use (evaluation/monitor.py)."""
+    """The state that evaluate and predict use (evaluation/monitor.py), with its intercept."""
     progress = Progress.from_json(checkpoint.read_info(workdir / "checkpoints")[1])
-    return restore(workdir, parts, progress.kept_step(config.train))
+    kept, fitted = progress.kept_step(config.train), None
+    if config.train.intercept_rows:
+        fitted = run_report.intercept_of(workdir, kept, progress.finished)
+    state, progress = restore(workdir, parts, kept)
+    return state if fitted is None else state.with_intercept(fitted, parts.devices), progress

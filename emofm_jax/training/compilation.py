@@ -27,8 +27,8 @@ def pmapped(mapped: Any, devices: Sequence[jax.Device]) -> Any:
     """The pmapped function, on CPU compiled with `CPU_OPTIONS`, unless it has batched products.
 
     Args:
-      mapped: of `jax.pmap`. Its last argument, a batch, may come in several shapes, each compiled
-        once; the shapes of the others must stay those of the first call.
+      mapped: of `jax.pmap`. All arguments but the first may come in several structures and shapes,
+        each compiled once; those of the first must stay as in the first call.
       devices: of the pmap.
     """
     # Over several processes only pmap itself makes arrays global.
@@ -37,12 +37,12 @@ def pmapped(mapped: Any, devices: Sequence[jax.Device]) -> Any:
     compiled = {}
 
     def call(*args):
-        batch = jax.tree.leaves(args[-1])
+        arrays, structure = jax.tree.flatten(args[1:])
         # Within another program, which has its own options.
-        if any(isinstance(x, jax.core.Tracer) for x in batch):
+        if any(isinstance(x, jax.core.Tracer) for x in arrays):
             return mapped(*args)
 
-        key = tuple((x.shape, x.dtype) for x in batch)
+        key = structure, tuple((x.shape, x.dtype) for x in arrays)
         if key not in compiled:
             compiled[key] = _compile(mapped.lower(*args))
         return compiled[key](*args)

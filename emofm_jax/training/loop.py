@@ -26,7 +26,7 @@ from emofm_jax.errors import UserError
 from emofm_jax.evaluation import leaks, run_report, summary
 from emofm_jax.evaluation.run_report import FILE, Evaluation, RunReport
 from emofm_jax.evaluation.split_report import SplitReport
-from emofm_jax.training import build, checkpoint, processes
+from emofm_jax.training import build, checkpoint, intercept, processes
 from emofm_jax.training import predictions as predictions_lib
 from emofm_jax.training import state as state_lib
 from emofm_jax.training import workdir as workdir_lib
@@ -249,7 +249,8 @@ def _is_evaluation_due(run: _Run) -> bool:
 def _evaluate(run: _Run, state: TrainState, log: Log) -> tuple[TrainState, bool]:
     """Evaluates the validation split: (state, whether it is worth a checkpoint)."""
     config, progress = run.config, run.progress
-    _, report = predictions_lib.score(config, run.splits["valid"], run.parts, state)
+    scored = _with_intercept(run, state)
+    _, report = predictions_lib.score(config, run.splits["valid"], run.parts, scored)
     place, figures = (progress.step, progress.epoch), (report.auc, report.logloss)
     entry = Evaluation(*place, *figures, report.gauc, report.pcoc)
     progress.evaluations.append(entry)
@@ -293,12 +294,23 @@ def _lower_rates(run: _Run, state: TrainState, log: Log) -> TrainState:
     return state.replace(lr_scale=scale)
 
 
+def _with_intercept(run: _Run, state: TrainState, value: float = 0.0) -> TrainState:
+    """A state that scores with an intercept, in runs that have one: one compiled step for all."""
+    if not run.config.train.intercept_rows:
+        return state
+    return state.with_intercept(value, run.parts.devices)
+
+
 def _finish(run: _Run, state: TrainState) -> RunReport:
     """Evaluates the kept state; writes metrics.json and the predictions of the split it shows."""
     config, workdir, splits, parts, progress = run
-    kept, reports = progress.kept_step(config.train), {}
+    kept, reports, fitted = progress.kept_step(config.train), {}, None
+    if config.train.intercept_rows:
+        state = _with_intercept(run, state)
+        fitted = intercept.fit(config, splits["train"], parts, state)
+        state = _with_intercept(run, state, fitted.value)
     shown = "test" if "test" in splits and splits["test"].num_rows else "valid"
-    if kept in [entry.step for entry in progress.evaluations]:
+    if fitted is None and kept in [entry.step for entry in progress.evaluations]:
         reports["valid"] = SplitReport.from_json(progress.report)
     elif shown == "test":  # max_steps was lowered
         _, reports["valid"] = predictions_lib.score(config, splits["valid"], parts, state)
@@ -308,7 +320,8 @@ def _finish(run: _Run, state: TrainState) -> RunReport:
     sizes = {"embedding": parts.schema.num_rows * width}
     sizes["network"] = sum(x.size for x in jax.tree.leaves(state.params["network"]))
     sizes["total"] = sum(sizes.values())
-    found = RunReport(reports, progress.training(kept), sizes, run_report.state_of(workdir, kept))
+    of_state = run_report.state_of(workdir, kept)
+    found = RunReport(reports, progress.training(kept), sizes, of_state, fitted)
     if processes.is_first():
         workdir_lib.remove_predictions(workdir)  # of earlier states, by evaluate
         file = workdir / "predictions" / f"{shown}.parquet"

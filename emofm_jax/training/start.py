@@ -8,7 +8,7 @@
 
 Slots lie one behind the other in the one table, so that a slot that grows moves the rows of all
 behind it: positions mean nothing from one run to the next. Without new values the scores of the
-start are those of the other run, bit for bit.
+start are those of the other run, bit for bit, but for its intercept: each run fits its own.
 """
 
 import dataclasses

@@ -47,6 +47,15 @@ class TrainState(flax.struct.PyTreeNode):
         kept = self.average or {"params": self.params, "stats": self.stats}
         return kept["params"], kept["stats"]
 
+    def with_intercept(self, value: float, devices: "Devices") -> "TrainState":
+        """The state with something to be added to all logits that it scores with (`intercept`).
+
+        It is not to be trained or saved.
+        """
+        params, stats = self.scored()
+        placed = {model_lib.INTERCEPT: put_state(np.float32(value), devices)}
+        return self.replace(average={"params": params, "stats": {**stats, **placed}})
+
 
 def make_init(
     module: nn.Module,

@@ -1,0 +1,93 @@
+"""The intercept of a trained model: with it the sum of p over train rows is that of the clicks.
+
+    sum_i w_i sum_t p(t | x_i) sigmoid(logit_t(x_i) + b) = sum_i w_i y_i         for b
+
+Training makes the mean of p right for the network as it swings from step to step. What is scored
+is a moving average of its parameters, and sigmoid of a mean is below the mean of sigmoids where
+clicks are rare. `b` undoes that, once, after the last step. It belongs to the state that is kept,
+is written to metrics.json, and is added to the logits of all predictors wherever that state scores.
+"""
+
+import dataclasses
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from emofm_jax.data.shards import Split
+from emofm_jax.evaluation.run_report import Intercept
+from emofm_jax.training import predictions, processes
+from emofm_jax.training.build import Parts
+from emofm_jax.training.state import TrainState
+
+_STEPS, _LARGEST_STEP, _ENOUGH = 50, 1.0, 1e-9  # of Newton's method, in logits
+
+
+def fit(config: ConfigDict, train: Split, parts: Parts, state: TrainState) -> Intercept:
+    """Fits the intercept of a state on up to `config.train.intercept_rows` train rows.
+
+    They are whole row groups, spread evenly over the split. Rows of a dropped type do not count.
+    With members the mixture of their means stands for the mean of their mixtures.
+
+    Args:
+      config: of the run.
+      train: the split.
+      parts: of the run.
+      state: with an intercept of 0 (`state.with_intercept`).
+
+    Raises:
+      UserError: a score is not finite; the data are not those that were opened.
+    """
+    rows = _some(train, config.train.intercept_rows)
+    found = predictions.predict_split(parts, state, rows, config.data.eval_batch_size)
+    weight = np.ones(len(found.label)) if found.weight is None else found.weight.astype(float)
+    dropped = getattr(parts.module, "drop_type", -1)
+    weight = np.where((found.ftype == dropped) & (found.ftype >= 0), 0.0, weight)
+    p = found.p[:, None] if found.p_given_type is None else found.p_given_type
+    share = np.ones_like(p) if found.p_type is None else found.p_type
+    value, pcoc = solve(p, share, found.label, weight)
+    # Processes on unlike machines may differ in the last digit.
+    value, pcoc = processes.gather((value, pcoc))[0]
+    return Intercept(value, len(found.label), pcoc)
+
+
+def solve(
+    p: np.ndarray, share: np.ndarray, label: np.ndarray, weight: np.ndarray
+) -> tuple[float, float | None]:
+    """Solves for the intercept by Newton's method.
+
+    Args:
+      p: f[n, T], of a click given each type; [n, 1] of an untyped model.
+      share: f[n, T], of each type; 1 of an untyped model.
+      label: [n], 0 or 1.
+      weight: f[n].
+
+    Returns:
+      (b, sum of p / sum of clicks without it); (0, None) where the rows are of one class.
+    """
+    total, clicks = float(weight.sum()), float(weight @ label)
+    if not 0 < clicks < total:
+        return 0.0, None
+    odds = np.clip(p, 1e-12, 1 - 1e-7).astype(np.float64)
+    odds /= 1 - odds
+    share = share * weight[:, None]
+    pcoc, b = float((share * p).sum()) / clicks, 0.0
+    for _ in range(_STEPS):
+        shifted = odds * np.exp(b)
+        shifted /= 1 + shifted
+        slope = float((share * shifted * (1 - shifted)).sum())
+        off = float((share * shifted).sum()) - clicks
+        step = float(np.clip(off / max(slope, 1e-300), -_LARGEST_STEP, _LARGEST_STEP))
+        b -= step
+        if abs(step) < _ENOUGH:
+            break
+    return b, pcoc
+
+
+def _some(split: Split, num_rows: int) -> Split:
+    """Row groups of a split, evenly spread, with about so many rows or fewer; at least one."""
+    if split.num_rows <= num_rows:
+        return split
+    count = max(1, int(len(split.row_groups) * num_rows / split.num_rows))
+    chosen = np.linspace(0, len(split.row_groups) - 1, count).round().astype(int)
+    groups = tuple(split.row_groups[i] for i in sorted({*chosen.tolist()}))
+    return dataclasses.replace(split, row_groups=groups, num_rows=sum(g.rows for g in groups))
