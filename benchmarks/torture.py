@@ -99,17 +99,20 @@ def sweep():
 
 
 PREDICT = "predict --workdir=run --input=raw/test.csv --output=out.csv"
-
-
 BACKTEST = "backtest --config=exp.py:days --workdir=lived"
+SWEEP_OF_TWO = "sweep --config=exp.py --workdir=swept --nocheckpoints --jobs=2"
 
 
 class Case(NamedTuple):
-    """A command, and the directory that it begins in."""
+    """A command, and the directory that it begins in.
+
+    `child`: the operations that count are those of the first process that it starts.
+    """
 
     name: str
     template: str
     command: str
+    child: bool = False
 
 
 CASES = (
@@ -125,7 +128,8 @@ CASES = (
     Case("export-again", "exported", "export --workdir=run --output=made"),
     Case("sweep", "data", "sweep --config=exp.py --workdir=swept --nocheckpoints"),
     # Of several processes the operations of the first one count; all die with it, wherever they are.
-    Case("jobs", "data", "sweep --config=exp.py --workdir=swept --nocheckpoints --jobs=2"),
+    Case("jobs", "data", SWEEP_OF_TWO),
+    Case("one-job", "data", SWEEP_OF_TWO, child=True),
     Case("report", "run", "report --workdir=run"),
     Case("report-sweep", "swept", "report --workdir=swept"),
     Case("base", "run", "prepare --config=exp.py --config.data.dir=next --base=run"),
@@ -206,12 +210,17 @@ class Zygote:
         number: int = 0,
         sticky: bool = False,
         reads: bool = False,
+        child: bool = False,
     ) -> Done:
-        """Runs a program in a directory; its `at`th file operation fails with an error, or kills it (0)."""
+        """Runs a program in a directory; its `at`th file operation fails with an error, or kills it (0).
+
+        Args:
+          child: it is an operation of the first process that the program starts.
+        """
         files = {name: str(self._place / name) for name in ("out", "err", "operations")}
         arm = [os.path.realpath(cwd), at, number, sticky, reads]
         self._process.stdin.write(
-            json.dumps({"command": command.split(), "arm": arm, **files}) + "\n"
+            json.dumps({"command": command.split(), "arm": arm, "child": child, **files}) + "\n"
         )
         self._process.stdin.flush()
         code, mib, seconds = json.loads(self._process.stdout.readline())
@@ -253,14 +262,20 @@ def zygote(names: list[str]) -> None:
             directory, *rest = task["arm"]
             os.chdir(directory)
             sys.argv = [task["command"][0], *task["command"][1:]]
-            ctypes.CDLL(None).torture_arm(
-                directory.encode(),
-                ctypes.c_long(rest[0]),
-                *map(int, rest[1:]),
-                task["operations"].encode(),
-            )
+            arm(directory, rest, task["operations"], task["child"])
             sys.exit(programs[task["command"][0]].main(sys.argv))
         print(json.dumps(_wait(child)), file=answers, flush=True)
+
+
+def arm(directory: str, how: list[int], log: str, child: bool) -> None:
+    """Arms the layer below this process, or below the first one that it starts."""
+    if child:
+        Path(log).unlink(missing_ok=True)  # the first one to make it is armed
+        at = " ".join(str(int(x)) for x in how)
+        os.environ |= {"TORTURE_CHILD": at, "TORTURE_ROOT": directory, "TORTURE_LOG": log}
+        return
+    rest = (ctypes.c_long(how[0]), *map(int, how[1:]))
+    ctypes.CDLL(None).torture_arm(directory.encode(), *rest, log.encode())
 
 
 def _wait(child: int) -> tuple[int | None, int, float]:
@@ -391,8 +406,8 @@ def difference(one: dict[str, Any], other: dict[str, Any]) -> str:
     )
 
 
-def one_line(done: Done) -> str:
-    """What is wrong with how a mistake was told; empty if nothing is."""
+def one_line(done: Done, place: str = "") -> str:
+    """What is wrong with how a mistake was told, perhaps of a place; empty if nothing is."""
     if done.code is None:
         return "hangs"
     if done.mib > MIB:
@@ -400,15 +415,21 @@ def one_line(done: Done) -> str:
     if done.seconds > PROCESSOR_SECONDS:
         return f"{done.seconds:.0f} seconds of the processor"
     if "Traceback" in done.err or "Exception ignored" in done.err or done.code not in (0, 2):
-        last = (done.err.strip().splitlines() or [""])[-1][:200]
-        return f"exit code {done.code}: {last}"
+        at = max(done.err.find("Traceback"), done.err.find("Exception ignored"), 0)
+        said = " | ".join((done.err[at:] or done.out).split("\n"))
+        return f"exit code {done.code}: {said if len(said) < 900 else f'{said[:300]} .. {said[-600:]}'}"
     errors = [line for line in done.err.splitlines() if not line.startswith("warning: ")]
     if done.code == 2 and (len(errors) != 1 or not errors[0].startswith("error: ")):
         return f"no single line: {' | '.join(errors)[:300]}"
     text = errors[0].removeprefix("error: ") if errors else ""
     where = re.split(r": |\(", re.sub("^policy '.*?', day .*?: ", "", text))[0]
-    if done.code == 2 and not re.search(
-        r"[\w.]+[/.]\w+|^(--\w+=)?(data|run|made|swept|raw|next|went|compared|lived|days)\b", where
+    if (
+        done.code == 2
+        and where != place
+        and not re.search(
+            r"[\w.]+[/.]\w+|^(--\w+=)?(data|run|made|swept|raw|next|went|compared|lived|days)\b",
+            where,
+        )
     ):
         return f"no file named: {errors[0]}"
     return ""
@@ -441,10 +462,10 @@ class Attack:
     ) -> tuple[dict[str, Any], list[str], list[str]]:
         """What a command leaves, and its operations: those that change files, and those that read."""
         place = self.copy(template)
-        done = self.zygote.run(place, case.command)
+        done = self.zygote.run(place, case.command, child=case.child)
         assert done.code == 0, done
         left = tree(place)
-        reads = self.zygote.run(self.copy(template), case.command, reads=True)
+        reads = self.zygote.run(self.copy(template), case.command, reads=True, child=case.child)
         return left, done.operations, reads.operations
 
     def again(
@@ -465,9 +486,11 @@ class Attack:
     def kill(self, case: Case, template: Path, wanted: dict[str, Any], at: int) -> None:
         """Kills a command at an operation."""
         place = self.copy(template)
-        done = self.zygote.run(place, case.command, at)
+        done = self.zygote.run(place, case.command, at, child=case.child)
         name = f"{case.name} --at={at} ({done.operations[-1] if done.operations else ''})"
-        if done.code != -signal.SIGKILL:  # of two threads, another was first
+        if case.child and done.code == 1:  # a run whose process died has failed
+            case = case._replace(command=f"{case.command} --retry")
+        elif done.code != -signal.SIGKILL:  # of two threads, another was first
             return self.note("kill", name, one_line(done), "not reached")
         return self.note("kill", name, self.again(case, place, wanted))
 
@@ -483,7 +506,7 @@ class Attack:
     ) -> None:
         """Lets an operation fail, and perhaps all after it."""
         place = self.copy(template)
-        done = self.zygote.run(place, case.command, at, number, sticky, reads)
+        done = self.zygote.run(place, case.command, at, number, sticky, reads, case.child)
         what = next((line for line in done.operations if "! " in line), "?")
         how = f"{errno.errorcode[number]} {'from then on' if sticky else 'once'}"
         name = f"{case.name} --at={at} {how} ({what})"
@@ -848,9 +871,10 @@ def any_table(rng: random.Random) -> Any:
 def fuzz_other(attack: Attack, templates: dict[str, Path], rng: random.Random, kind: str) -> tuple:
     """A JSON file with other values, or any file with other bytes; a field of the experiment."""
     template, pattern, commands = BROKEN[kind]
-    place, command = attack.copy(templates[template]), rng.choice(commands)
+    place, command, junk = attack.copy(templates[template]), rng.choice(commands), ""
     if kind == "experiment":
-        what = f"--config.{rng.choice(fields())}={rng.choice(JUNK)}".replace(" ", "")
+        junk = str(rng.choice(JUNK)).replace(" ", "")
+        what = f"--config.{rng.choice(fields())}={junk}"
         command = f"{command} {what}"
     else:
         file = rng.choice(sorted(p for p in place.glob(pattern) if p.is_file()))
@@ -863,7 +887,7 @@ def fuzz_other(attack: Attack, templates: dict[str, Path], rng: random.Random, k
             )
             sums.write_text("".join(lines))
     done = attack.zygote.run(place, command)
-    return one_line(done), done.code, f"{command}; {what}"
+    return one_line(done, ascii(junk)[1:-1]), done.code, f"{command}; {what}"
 
 
 def fields() -> list[str]:
@@ -959,6 +983,7 @@ def main() -> int:
         zygote(options.zygote.split(","))
         return 0
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background, too
     with tempfile.TemporaryDirectory() as directory:
         place = Path(options.keep or directory).resolve()
         place.mkdir(parents=True, exist_ok=True)
@@ -984,10 +1009,11 @@ def main() -> int:
             name for kind in kinds for name in (kind[0], kind[2]) if name
         }
         templates = make_templates(child, place / "templates", wanted | others)
-        attack(of, cases, templates, options.kills, options.faults)
-        if options.damage:
-            damage(of, templates, options.only)
-        fuzz(of, templates, options.fuzz, options.only)
+        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C: the table of what was done
+            attack(of, cases, templates, options.kills, options.faults)
+            if options.damage:
+                damage(of, templates, options.only)
+            fuzz(of, templates, options.fuzz, options.only)
         child.close()
     print_table(of)
     return int(bool(of.fallen))

@@ -51,6 +51,11 @@ def reason(error: BaseException) -> str:
     return os.strerror(number) if number else " ".join(str(error).split()) or type(error).__name__
 
 
+def of_system(error: BaseException) -> bool:
+    """Whether a file cannot be had for now, as the system's number says; it need not be damaged."""
+    return any(_errno(error) in numbers for numbers in _REMEDIES.values())
+
+
 def of_file(path: object, error: BaseException, what: str = "written") -> FileError:
     """The error of the user whose file could not be written, or read."""
     number = _errno(error)

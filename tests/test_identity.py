@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from emofm_jax import config as config_lib
-from emofm_jax.data import batches, directories, encode, files, preparation, shards
+from emofm_jax.data import batches, directories, encode, files, parquet, preparation, shards
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.schema import Schema, Slot
-from emofm_jax.errors import UserError
+from emofm_jax.errors import FileError, UserError
 from emofm_jax.training import predictions
 
 pytestmark = pytest.mark.fast
@@ -212,6 +212,27 @@ def test_the_truth_is_of_the_rows(tmp_path):
     path.unlink()
     with pytest.raises(UserError, match="test: not as it was when it was opened"):
         predictions.read_truth(split)
+
+
+def test_a_disk_that_cannot_be_read_is_not_called_damage(tmp_path, monkeypatch):
+    """It is no mistake of a sweep's run, which would have failed, nor mended by another prepare."""
+    schema = make(tmp_path / "a")
+    split = shards.open_split(tmp_path / "a" / "data", "train")
+    parquet.write(table(ROWS), split.path / "truth.parquet")
+
+    def refuse(*_, **__):
+        raise OSError("Error reading bytes from file. Detail: [errno 5] Input/output error")
+
+    monkeypatch.setattr(parquet, "open_file", refuse)
+    for name, read in (
+        ("part-00000", lambda: split.read_row_group(0, None)),
+        ("part-00000", lambda: shards.open_split(split.path.parent, "train")),
+        ("truth", lambda: predictions.read_truth(split)),
+        ("truth", lambda: parquet.read(split.path / "truth.parquet", None, "prepare again")),
+        ("user", lambda: encode.load_vocabularies(schema, split.path.parent)),
+    ):
+        with pytest.raises(FileError, match=f"{name}.parquet: cannot be read .Input.*look at the"):
+            read()
 
 
 def test_shards_that_another_program_has_made_meanwhile_are_kept(tmp_path):

@@ -145,6 +145,29 @@ def test_processes_have_processors_of_their_own_where_there_are_enough(monkeypat
     assert processes._shares(jobs) == shares
 
 
+def test_a_process_that_cannot_write_ends_without_a_word_more(tmp_path):
+    """Once it has said why, the sweep tells it to stop: it is in what jax does at the end then."""
+    code = """
+import atexit, sys, time
+from emofm_jax.errors import FileError
+from emofm_jax.sweeping import processes
+
+def execute(run):
+    raise FileError("a: cannot be written")
+
+processes.sweep_run.execute = execute
+atexit.register(time.sleep, 1)
+sys.exit(processes.main())
+"""
+    pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+    with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as process:
+        process.stdin.write(json.dumps([run(tmp_path, "one", 0).to_json(), {}]) + "\n")
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline()) == {"refused": "a: cannot be written"}
+        process.stdin.close()
+        assert process.wait() == 2 and process.stderr.read() == ""
+
+
 def test_processes_take_points_and_help_where_most_is_left():
     take = processes._share_out([["a0", "a1", "a2"], ["b0"], ["c0", "c1", "c2", "c3"]])
     mine, theirs = take(deque()), take(deque())

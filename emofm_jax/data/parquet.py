@@ -130,6 +130,7 @@ def read(path: Path, columns: Sequence[str] | None, remedy: str) -> pa.Table:
     Raises:
       FileNotFoundError: there is no such file.
       UserError: it is damaged; ends with the remedy.
+      FileError: the system cannot read it.
     """
     try:
         with open_file(path, memory_map=True) as file:
@@ -139,5 +140,7 @@ def read(path: Path, columns: Sequence[str] | None, remedy: str) -> pa.Table:
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as error:
+        if errors.of_system(error):
+            raise errors.of_file(path, error, "read") from None
         why = f"not readable as Parquet ({errors.reason(error)})"
         raise UserError(f"{path}: {why}; {remedy}") from None

@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
+from emofm_jax import errors
 from emofm_jax.data import files as files_lib
 from emofm_jax.data import parquet, storage
 from emofm_jax.data import schema as schema_lib
@@ -240,7 +241,8 @@ class Split:
         """One row group as a table of these columns, by default of all.
 
         Raises:
-          UserError: the file cannot be decoded, or is not the one that was opened.
+          UserError: the file cannot be decoded, or is not the one that was opened; FileError: the
+            system cannot read it.
         """
         file, group, num_rows = self.row_groups[index]
         path = self.files[file]
@@ -252,6 +254,8 @@ class Split:
         except FileNotFoundError:
             raise UserError(f"{path}: not there any more; {ANEW}") from None
         except (pa.ArrowException, OSError) as error:
+            if errors.of_system(error):
+                raise errors.of_file(path, error, "read") from None
             where = f"{path}: row group {group}"
             raise UserError(f"{where} cannot be read ({error}); prepare again") from None
         if table.num_rows != num_rows:
@@ -345,6 +349,8 @@ def _check_shard(file: Path, rows: int, digest: str, schema: Schema) -> list[int
     except FileNotFoundError:
         raise UserError(f"{file}: not there any more; {ANEW}") from None
     except (pa.ArrowException, OSError) as error:
+        if errors.of_system(error):
+            raise errors.of_file(file, error, "read") from None
         raise UserError(f"{file}: not a complete Parquet file ({error}); prepare again") from None
     found = (metadata.metadata or {}).get(FINGERPRINT, b"none").decode(errors="replace")
     if found != schema.fingerprint():

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from emofm_jax import errors
 from emofm_jax.data import files, parquet
 from emofm_jax.errors import UserError
 
@@ -128,6 +129,7 @@ def load(directory: Path, slot: str, digest: str = "") -> Vocabulary:
 
     Raises:
       UserError: the file is missing or damaged, or of another preparation.
+      FileError: the system cannot read it.
     """
     path = _path(directory, slot)
     try:
@@ -136,6 +138,8 @@ def load(directory: Path, slot: str, digest: str = "") -> Vocabulary:
         problem = f"the vocabulary of slot {slot!r} is missing"
         raise UserError(f"{path}: {problem}; prepare the data again") from None
     except (pa.ArrowException, OSError, KeyError) as error:
+        if errors.of_system(error):
+            raise errors.of_file(path, error, "read") from None
         raise UserError(f"{path}: it cannot be read ({error}); prepare the data again") from None
     if digest and found.digest() != digest:
         what = f"its values have the digest {found.digest()}, those of the schema {digest}"

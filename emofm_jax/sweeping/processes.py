@@ -272,12 +272,14 @@ def main() -> int:
             result = sweep_run.execute(Run.from_json(body))
             busy.clear()
             print(json.dumps(result.to_json()), flush=True)
-        _on_terminate(signal.SIG_IGN)  # all runs are done: it would only disturb the end
     except KeyboardInterrupt:
         return 130
     except (FileError, OSError) as error:
+        busy.clear()
         print(json.dumps({_REFUSED: errors.said(error)}), flush=True)
         return 2
+    finally:
+        _on_terminate(signal.SIG_IGN)  # no run is left: it would only disturb the end
     return 0
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from emofm_jax import errors
 from emofm_jax.data import batches, counts, files, parquet, shards
 from emofm_jax.data import features as features_lib
 from emofm_jax.data.raw_rows import RawRows
@@ -218,6 +219,8 @@ def read_truth(split: Split) -> dict[str, np.ndarray] | None:
     except FileNotFoundError:
         raise UserError(f"{path}: not there any more; {shards.ANEW}") from None
     except (pa.ArrowException, OSError) as error:
+        if errors.of_system(error):
+            raise errors.of_file(path, error, "read") from None
         raise UserError(f"{path}: cannot be read ({error}); prepare again") from None
     if digest != split.digest:
         raise UserError(f"{path}: not of the rows that were scored; {shards.ANEW}")
