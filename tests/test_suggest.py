@@ -44,6 +44,7 @@ def write(name, header, rows, separator=","):
 def test_a_csv_runs_as_it_is(capsys):
     assert prepare.main(["prepare", f"--suggest={EXAMPLES / 'clicks.csv'}"]) == 0
     Path("mine.py").write_text(capsys.readouterr().out)
+    assert "# Groups go by the names of the columns" in Path("mine.py").read_text()
     c = runpy.run_path("mine.py")["get_config"]()
     assert (c.prepare.label, c.prepare.gauc_key, c.prepare.split) == ("clicked", "user", "share")
     assert c.prepare.slots.to_dict() == {

@@ -147,6 +147,8 @@ def _split(found: Sample, guess: Guess) -> list[str]:
 
 def _slots(guess: Guess) -> list[str]:
     lines = ["    c.prepare.groups = ("]
+    if len(guess.groups) > 1:
+        lines.insert(0, "    # Groups go by the names of the columns: move what stands in a wrong one.")
     for group, names in guess.groups.items():
         lines.append(f"        ({_spelled(group)}, (")
         for name in columns.group_ranges(names):
