@@ -12,6 +12,7 @@ import scipy.special
 
 from emofm_jax import config, evaluate, export, load_scorer, predict, train
 from emofm_jax.data import shards
+from emofm_jax.errors import UserError
 from emofm_jax.models.build import INTERCEPT
 from emofm_jax.training import intercept
 
@@ -141,3 +142,16 @@ def test_it_is_never_left_out_in_silence(run, tmp_path, capsys):
         error = capsys.readouterr().err
         assert f"{moved}/metrics.json: gone, and with it the intercept of the run" in error
         assert error.count("\n") == 1
+
+
+def test_a_calibration_is_of_logits_with_the_intercept_that_there_is(run, tmp_path, capsys):
+    moved = tmp_path / "run"
+    shutil.copytree(run, moved)
+    assert evaluate.main(["evaluate", f"--workdir={moved}", "--calibrate=platt"]) == 0
+    load_scorer(moved, calibrated=True)
+    metrics = json.loads((moved / "metrics.json").read_text())
+    metrics["intercept"]["value"] = 0.0
+    del metrics["xxh3"]
+    (moved / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(UserError, match="fitted for another state of step"):
+        load_scorer(moved, calibrated=True)

@@ -171,11 +171,13 @@ def load(workdir: Path, step: int) -> Calibration:
 
 
 def _state(workdir: Path, step: int) -> str:
-    """Digests of the checkpoint of a step: steps of two runs have one number."""
+    """What logits are of: digests of a checkpoint (two runs have one step), and the intercept."""
     try:
-        return run_report.state_of(workdir, step)
+        state = run_report.state_of(workdir, step)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no such file; train the run again") from None
+    intercept = run_report.intercept_of(workdir, step, finished=False)
+    return state if intercept is None else f"{state} intercept {intercept!r}"
 
 
 def _problem(x: np.ndarray, y: np.ndarray) -> str:

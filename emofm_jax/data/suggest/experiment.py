@@ -146,9 +146,8 @@ def _split(found: Sample, guess: Guess) -> list[str]:
 
 
 def _slots(guess: Guess) -> list[str]:
-    lines = ["    c.prepare.groups = ("]
-    if len(guess.groups) > 1:
-        lines.insert(0, "    # Groups go by the names of the columns: move what stands in a wrong one.")
+    by_name = "    # Groups go by the names of the columns: move what stands in a wrong one."
+    lines = [by_name] * (len(guess.groups) > 1) + ["    c.prepare.groups = ("]
     for group, names in guess.groups.items():
         lines.append(f"        ({_spelled(group)}, (")
         for name in columns.group_ranges(names):
