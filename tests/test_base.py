@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from emofm_jax import prepare
 from emofm_jax.data import files, growth, recipe, vocabulary
 from emofm_jax.data import schema as schema_lib
+from emofm_jax.data import values as values_lib
 from emofm_jax.errors import UserError
 from tests import daily_shop
 from tests.daily_shop import DAYS, make_rows
@@ -72,6 +73,10 @@ def shop(tmp_path, monkeypatch):
         return prepare.main(["prepare", "--config=shop.py", where, *named, *argv])
 
     return run
+
+
+def values_of(texts):
+    return values_lib.distinct(pa.array(texts), values_lib.missing([""]))
 
 
 def values(directory, slot):
@@ -273,6 +278,62 @@ def test_days_that_a_base_has_or_has_not_are_refused(shop, capsys):
     ):
         assert shop("d1", "--base=d0", f"--config.prepare.{option}={(day,)!r}", days=[DAYS[1]]) == 2
         assert f"--base=d0: {said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spelled", ["{} 05:00", "{} 05", "{}T05:30:00"])
+def test_a_day_has_the_rows_of_its_hours(shop, capsys, spelled):
+    """A base by days against rows by hours, and the other way round: no row counts twice."""
+    hours = [spelled.format(day) for day in DAYS]
+    for day, hour in zip(DAYS, hours):
+        rows = Path(f"raw/{day}.csv").read_text().splitlines()
+        half = [row.replace(day, hour) if i % 2 else row for i, row in enumerate(rows)]
+        Path(f"raw/{day}.csv").write_text("\n".join(half) + "\n")
+    hours = [recipe.days_of({"day_length": 0}, values_of([hour]))[0] for hour in hours]
+    assert shop("by_day", days=DAYS[:1]) == 0 and shop("by_hour", days=hours[:1]) == 0
+    for base, days, theirs in (("by_day", hours, DAYS), ("by_hour", DAYS, hours)):
+        assert shop("d1", f"--base={base}", days=days[:2]) == 2
+        said = f"--base={base}: it has rows of {days[0]} already, as {theirs[0]}; name days that"
+        assert said in (error := capsys.readouterr().err) and error.count("\n") == 1
+        valid = f"--config.prepare.valid_days={(days[0],)!r}"
+        assert shop("d1", f"--base={base}", valid, days=days[1:2]) == 2
+        said = f"it was trained on {theirs[0]}, with rows of {days[0]}, which config.prepare.valid"
+        assert said in capsys.readouterr().err
+        assert shop(f"after_{base}", f"--base={base}", days=days[1:2]) == 0
+
+
+@pytest.mark.parametrize(
+    ("days", "others", "shared"),
+    [
+        (["2024-03-05"], ["20240305"], {"2024-03-05": "20240305"}),
+        # Midnight is spelled as its date: beside other hours it is one of them.
+        (["2024-03-05", "2024-03-05 02"], ["2024-03-05 01", "2024-03-06"], {}),
+        (["2024-03-05", "2024-03-05 02"], ["2024-03-05", "2024-03-06 02"], {"2024-03-05": 0}),
+        (["2024030501", "2024030601"], ["20240305"], {"2024030501": "20240305"}),
+        (["mon"], ["tue", "mon"], {"mon": "mon"}),
+        (["mon"], ["2024-03-05 02"], {}),
+    ],
+)
+def test_days_that_share_rows(days, others, shared):
+    shared = {day: other or "2024-03-05" for day, other in shared.items()}
+    assert recipe.shared_days(days, others) == shared
+
+
+def test_new_types_stand_behind_those_of_the_base(shop, capsys):
+    """Types are numbered as they are named, and models have a predictor of each number."""
+    typed = lambda names, *argv: prepare.main(
+        ["prepare", "--config=shop.py:wm", f"--config.prepare.types={names!r}", *argv]
+    )
+    first = [f"--config.prepare.train_days={(DAYS[0],)!r}", "--config.data.dir=d0"]
+    then = [f"--config.prepare.train_days={(DAYS[1],)!r}", "--config.data.dir=d1", "--base=d0"]
+    assert typed(("home", "cart"), *first) == 0
+    for names in (("aside", "home", "cart"), ("cart", "home"), ("home", "cat", "cart")):
+        capsys.readouterr()
+        assert typed(names, *then) == 2
+        behind = ("home", "cart", *(name for name in names if name not in ("home", "cart")))
+        said = f"types ['home', 'cart'] against {list(names)}; new types stand behind: {behind!r}"
+        assert said in (error := capsys.readouterr().err) and error.count("\n") == 1
+    assert typed(("home", "cart", "aside"), *then) == 0
+    assert "type 'aside' is not in the base and comes behind its types" in capsys.readouterr().out
 
 
 def test_values_that_only_the_base_has_are_not_new(shop):

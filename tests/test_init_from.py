@@ -256,6 +256,22 @@ def test_new_types_and_slots_start_afresh_and_are_said(home):
     assert kernel == "params/network/mlp/hidden_0/kernel [1, 28, 8], [1, 24, 8] there"
 
 
+@pytest.mark.parametrize(
+    ("fields", "mixes"),
+    [
+        ({"name": "hmm"}, True),
+        ({"name": "hmm", "mixer.stages": (1,)}, False),
+        ({"name": "hmm", "mixer.kind": "none"}, False),
+        ({"name": "hmm", "type_predictors": "shared"}, False),
+        ({"name": "wm"}, False),
+    ],
+)
+def test_predictors_that_see_a_new_type_are_said(fields, mixes):
+    config = config_lib.default()
+    config.update_from_flattened_dict({f"model.{name}": value for name, value in fields.items()})
+    assert start._mixes_types(config) is mixes
+
+
 @pytest.mark.parametrize("model", ["emofmv2", "deepfm"])
 def test_columns_of_types_go_to_their_types(home, model):
     """[embeddings | weights of type 1 | .. | of the auxiliary model]: a new type's are in between."""

@@ -81,6 +81,11 @@ class Base:
             )
             if a != b:
                 problems.append(f"config.prepare.{field} {a} against {b}")
+        before, types = self.schema.types, schema.types
+        if types and types[: len(before)] != before:
+            behind = (*before, *(name for name in types if name not in before))
+            what = f"config.prepare.types {list(before)} against {list(types)}"
+            problems.append(f"{what}; new types stand behind: {behind!r}")
         if not any(slot.name in ours for slot in schema.slots):
             problems.append(f"it has none of the slots, but {', '.join(ours)}")
         for slot in schema.slots:
@@ -115,6 +120,11 @@ class Base:
             if name not in ours
         ]
         lines += [f"slot {name!r} of the base is left out" for name in ours if name not in theirs]
+        if self.schema.types:
+            new = schema.types[len(self.schema.types) :]
+            lines += [
+                f"type {name!r} is not in the base and comes behind its types" for name in new
+            ]
         for name, slot in ours.items():
             if name not in theirs:
                 continue

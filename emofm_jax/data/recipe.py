@@ -27,7 +27,8 @@ _DATES = (
 )
 _UNCLEAR = re.compile(r"\d\d?[-/]\d\d?[-/]\d{2,4}")  # is it the month that comes first?
 _PIECES = re.compile(r"\d+|\D+")
-_DIGITS = re.compile(r"((?:19|20)\d\d)(0[1-9]|1[0-2])([0-3]\d)")  # 20240310
+# 20240310, and with hours behind it.
+_DIGITS = re.compile(r"((?:19|20)\d\d)(0[1-9]|1[0-2])([0-3]\d)((?:\d\d){1,3})?")
 _RANGE = re.compile(r"(.*?)(\d+)-\1(\d+)")
 # What reading raw rows takes of a recipe, by the type that JSON gives it.
 _OF_ROWS: dict[tuple[type, ...], str] = {
@@ -368,7 +369,7 @@ def _date(day: str) -> tuple[int, int, int, str] | None:
 def moment(day: str) -> tuple[int, int, int, str] | str:
     """What a day is, however it is spelled: 20240310, 2024-3-10 and 10.3.2024 are one."""
     if m := _DIGITS.fullmatch(day):
-        return int(m[1]), int(m[2]), int(m[3]), ""
+        return int(m[1]), int(m[2]), int(m[3]), m[4] or ""
     return _date(day) or day
 
 
@@ -385,11 +386,30 @@ def check_unseen(recipe: Mapping, days: Collection[str], where: str) -> None:
       days: that were trained on.
       where: begins the error.
     """
-    trained = {*map(moment, days)}
     for name in ("valid_days", "test_days"):
-        if seen := [day for day in named_days(recipe, name) if moment(day) in trained]:
-            what = f"it was trained on {seen[0]}, which config.prepare.{name} has"
+        if seen := shared_days(named_days(recipe, name), days):
+            (day, theirs), *_ = seen.items()
+            what = day if moment(day) == moment(theirs) else f"{theirs}, with rows of {day}"
+            what = f"it was trained on {what}, which config.prepare.{name} has"
             raise UserError(f"{where}: {what}; name later days")
+
+
+def shared_days(days: Collection[str], others: Collection[str]) -> dict[str, str]:
+    """{day: one of the others that has rows of it}, of those that have one.
+
+    Days are what they are however they are spelled. Where one side has hours and the other has
+    none, a date has the rows of its hours.
+    """
+    timed = [any(map(_is_time, side)) for side in (days, others)]
+    what = moment if timed[0] == timed[1] else lambda day: moment(day)[:3]
+    there = {what(other): other for other in reversed([*others])}
+    return {day: there[what(day)] for day in days if what(day) in there}
+
+
+def _is_time(day: str) -> bool:
+    """Whether a day is a part of a date."""
+    at = moment(day)
+    return isinstance(at, tuple) and bool(at[3])
 
 
 def _time_of(day: str, length: int | None) -> str:

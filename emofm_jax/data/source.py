@@ -124,9 +124,13 @@ class Source:
         """Raises UserError on days that a base does not go with."""
         where, moment = f"--base={base.place}", recipe_lib.moment
         before = {*map(moment, base.schema.days)}
-        if both := [day for day in new if moment(day) in before]:
+        if both := recipe_lib.shared_days(new, base.schema.days):
             remedy = "name the new days in config.prepare.train_days, or these in replay_days"
             what = f"it has the rows of {', '.join(both)} already"
+            apart = [other for day, other in both.items() if moment(day) != moment(other)]
+            if apart:  # days against hours
+                what = f"it has rows of {', '.join(both)} already, as {apart[0]}"
+                remedy = "name days that come after it in config.prepare.train_days"
             raise UserError(f"{where}: {what}; {remedy}")
         recipe_lib.check_unseen(self.recipe, base.schema.days, where)
         replayed = recipe_lib.named_days(self.recipe, "replay_days")

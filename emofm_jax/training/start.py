@@ -102,7 +102,9 @@ def make(config: ConfigDict, parts: Parts) -> Start:
     columns = _columns(module, parts.module)
     state, fresh = _carry(parts, schema, found.state, (rows, columns), moments)
     new = [f"slot {s.name!r} is new" for s in ours.slots if s.name not in _by_name(schema)]
-    new += [f"type {name!r} is new" for name in ours.types[schema.num_types :]]
+    types = ours.types[schema.num_types :]
+    mixed = "; the predictors of the others see it by the mixers, so their scores move"
+    new += [f"type {n!r} is new{mixed if _mixes_types(config) else ''}" for n in types]
     of = {"place": str(directory), "step": found.step, "identity": schema.identity}
     of |= {"days": days, "moments": moments}
     of |= {"rows": len(rows[0]), "table": ours.num_rows, "fresh": [*new, *fresh]}
@@ -112,6 +114,13 @@ def make(config: ConfigDict, parts: Parts) -> Start:
 
 def _by_name(schema: Schema) -> dict[str, Slot]:
     return {slot.name: slot for slot in schema.slots}
+
+
+def _mixes_types(config: ConfigDict) -> bool:
+    """Whether mixers let the predictors of types read each other."""
+    model, mixer = config.model, config.model.mixer
+    reads = "mixer.kind" not in model_lib.unread(model.to_dict()) and mixer.kind != "none"
+    return reads and 2 in mixer.stages and model.type_predictors == "per_type"
 
 
 def _problems(old: Schema, new: Schema) -> Iterator[str]:
