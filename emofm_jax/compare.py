@@ -11,7 +11,8 @@ distinguishable), and the same for each type and for each value of the columns o
 
 --input=FILE, a directory, or several with commas, are raw rows with labels; each model reads them
 through its own vocabularies, so models of different days and recipes can be compared. Rows that not
-all of them can read are left out of all, counted and named. --data=DIR are prepared rows, of which
+all of them can read are left out of all, counted and named. Where models weigh rows differently,
+all are judged by the weights of the first, and that is said. --data=DIR are prepared rows, of which
 --split says the split. With neither, the rows are the runs' own split, which must be one and the
 same.
 
@@ -160,7 +161,7 @@ def _aligned(
     """The rows that all models can read and that count, and what is to be said of the others.
 
     Raises:
-      UserError: there is none, or models do not agree on a label or a weight.
+      UserError: there is none, or models do not agree on a label.
     """
     position = functools.reduce(np.intersect1d, [one.position for one in scored])
     notes = []
@@ -175,13 +176,12 @@ def _aligned(
     first = same[0]
     weight = lambda one: np.ones(len(position)) if one.weight is None else one.weight
     for name, one in zip(names[1:], same[1:]):
-        for what, differs in (
-            ("label", one.label != first.label),
-            ("weight", weight(one) != weight(first)),
-        ):
-            if differs.any():
-                row = f"row {position[np.argmax(differs)]} has another {what} than for {names[0]}"
-                raise UserError(f"{name}: {row}; compare models that read the {what} alike")
+        if (differs := one.label != first.label).any():
+            row = f"row {position[np.argmax(differs)]} has another label than for {names[0]}"
+            raise UserError(f"{name}: {row}; compare models that read the label alike")
+        if (differs := weight(one) != weight(first)).any():
+            row = f"{name} gives row {position[np.argmax(differs)]} another weight"
+            notes.append(f"{row}; all are judged by the weights of {names[0]}, the first")
     if first.weight is not None and not (counts := first.weight > 0).all():
         notes.append(f"{np.count_nonzero(~counts):,} rows have the weight 0 and are left out")
         same = [one.take(np.flatnonzero(counts)) for one in same]

@@ -173,6 +173,30 @@ def test_models_must_agree_on_the_label(home, capsys):
     assert "turned: row 0 has another label than for mine" in capsys.readouterr().err
 
 
+def test_a_run_of_weighted_rows_against_one_without_is_judged_by_the_first_ones_weights(
+    home, capsys
+):
+    head, *rows = Path("rows.csv").read_text().splitlines()
+    weighed = [f"{row},{1 + i % 3}" for i, row in enumerate(rows)]
+    Path("weighed.csv").write_text("\n".join([f"{head},times", *weighed]) + "\n")
+    recipe = ["--config.data.dir=weighed_data", "--config.prepare.source=weighed.csv"]
+    recipe.append("--config.prepare.weight=times")
+    small = ["--config.model.name=lr", "--config.data.batch_size=64", "--config.train.max_steps=2"]
+    assert prepare.main(["prepare", "--config=other.py", *recipe]) == 0
+    assert train.main(["train", "--config=other.py", "--workdir=weighed", *recipe, *small]) == 0
+    auc = {}
+    for names in ("mine,weighed", "weighed,mine", "mine,other"):
+        capsys.readouterr()
+        assert compared("--input=weighed.csv", "--output=weighed_out", models=names) == 0
+        first, second = names.split(",")
+        note = f"{second} gives row 1 another weight; all are judged by the weights of {first}"
+        assert (note in capsys.readouterr().out) is (names != "mine,other")
+        models = files.read_json(Path("weighed_out/compare.json"))["models"]
+        auc[names] = {one["name"]: one["figures"]["auc"]["value"] for one in models}
+    assert auc["mine,weighed"]["mine"] == auc["mine,other"]["mine"]
+    assert auc["weighed,mine"]["mine"] != auc["mine,other"]["mine"]
+
+
 def test_rows_of_unknown_values_are_no_clusters_of_their_own_in_silence():
     """Shards do not tell unknown values apart: the key of the GAUC does, else it is said."""
     code, n = np.array([0, 1, 1, 0, 2], np.int32), 5
