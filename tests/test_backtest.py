@@ -1,6 +1,8 @@
 """The backtest: what each policy trains on, that no day is seen before it is scored, stops, and mistakes."""
 
 import dataclasses
+import shutil
+import urllib.parse
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +199,15 @@ def trained(monkeypatch):
     return found
 
 
+@pytest.fixture
+def restored(home):
+    """`lived`, which is as it was before for the tests that come."""
+    shutil.copytree("lived", "before")
+    yield home
+    shutil.rmtree("lived")
+    Path("before").rename("lived")
+
+
 def test_scores_that_are_gone_are_made_again_or_named(home, capsys):
     before = Path("lived/results.jsonl").read_bytes()
     place = lambda policy: Path("lived/runs", policy, DAYS[3], "seed-0/predictions/valid.parquet")
@@ -214,7 +225,36 @@ def test_scores_that_are_gone_are_made_again_or_named(home, capsys):
     assert run("lived") == 0 and Path("lived/results.jsonl").read_bytes() == before
 
 
-def test_it_goes_on_and_trains_nothing_twice(home, capsys, trained):
+def test_a_model_that_is_gone_is_named_with_what_helps(restored, capsys, trained):
+    """`train it again` is no help in a backtest, which trains itself."""
+    runs = Path("lived/runs")
+    frozen, warm = (runs / policy / DAYS[2] / "seed-0" for policy in ("frozen", "warm"))
+    shutil.rmtree(frozen / "checkpoints")
+    assert run("lived") == 0  # its scores are there
+    (runs / f"frozen/{DAYS[3]}/seed-0/score.json").unlink()
+    capsys.readouterr()
+    assert run("lived") == 2
+    place = f"{frozen}: its checkpoint, which scores {DAYS[3]}"
+    remedy = "is gone; restore it, or delete lived/runs/frozen to live the policy again"
+    assert capsys.readouterr().err == f"error: {place}, {remedy}\n"
+
+    shutil.copytree(f"before/runs/frozen/{DAYS[3]}", runs / f"frozen/{DAYS[3]}", dirs_exist_ok=True)
+    shutil.rmtree(runs / "warm" / DAYS[3])
+    assert run("lived") == 1 and not trained
+    (failed,) = [line for line in lines("lived") if line.error]
+    remedy = "is gone; delete lived/runs/warm to live the policy again"
+    assert failed.error == f"{warm}: its checkpoint, which it starts from, {remedy}"
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("day", ["..", ".", "a/b", "/etc", "../..", "....", "a\\b", ".x"])
+def test_a_day_is_no_path(day):
+    name = backtest_lib._quoted(day)
+    assert Path("x", name).resolve() == Path("x").resolve() / name != Path("x").resolve()
+    assert urllib.parse.unquote(name) == day
+
+
+def test_it_goes_on_and_trains_nothing_twice(restored, capsys, trained):
     before = Path("lived/results.jsonl").read_bytes()
     assert run("lived") == 0
     assert trained == [] and Path("lived/results.jsonl").read_bytes() == before

@@ -298,6 +298,9 @@ class Backtest:
             if parent and not (parent / "metrics.json").exists():
                 error = f"the model of {task.parent}, which it starts from, is not there"
                 lines.append(Line(policy.name, task.day, seed, error=error))
+            elif parent and not _has_model(parent) and not (run.workdir / "metrics.json").exists():
+                error = f"{parent}: its checkpoint, which it starts from, is gone; {_again(run)}"
+                lines.append(Line(policy.name, task.day, seed, error=error))
             else:
                 runs.append(run)
         if runs:
@@ -349,6 +352,9 @@ class Backtest:
             return Line(policy, day, run.seed, error=f"its model, {first}, is not there")
         path, target = run.workdir / _SCORED, run.workdir / "predictions" / "valid.parquet"
         if not (path.exists() and target.exists()):
+            if not _has_model(first):
+                what = f"its checkpoint, which scores {day}, is gone; restore it, or {_again(run)}"
+                raise UserError(f"{first}: {what}")
             config, schema = config_lib.load(first), schema_lib.load(first)
             split = shards.open_split(Path(run.config.data.dir), "valid", schema)
             parts = build.make_parts(config, schema)
@@ -439,7 +445,7 @@ def _line(run: Run, report: SplitReport) -> Line:
     """The figures of a day."""
     policy, day = run.workdir.parts[-3], run.config.prepare.valid_days[0]
     path = run.workdir / "predictions" / "valid.parquet"
-    remedy = f"restore it, or delete {run.workdir.parents[1]} to live the policy again"
+    remedy = f"restore it, or {_again(run)}"
     if not path.exists():
         raise UserError(f"{path}: no such file; {remedy}")
     table = parquet.read(path, None, remedy)
@@ -456,6 +462,16 @@ def _line(run: Run, report: SplitReport) -> Line:
     return Line(policy, day, run.seed, *of_rows, intervals, unknown)
 
 
+def _has_model(workdir: Path) -> bool:
+    """Whether a run has a checkpoint, of which a day that is over may have none."""
+    return any((workdir / "checkpoints").glob("step_*"))
+
+
+def _again(run: Run) -> str:
+    """What helps where a run needs what is gone."""
+    return f"delete {run.workdir.parents[1]} to live the policy again"
+
+
 @contextlib.contextmanager
 def _named(where: str) -> Iterator[None]:
     """Puts a place before the user's mistakes."""
@@ -466,5 +482,6 @@ def _named(where: str) -> Iterator[None]:
 
 
 def _quoted(day: str) -> str:
-    """A day as the name of a directory."""
-    return urllib.parse.quote(day, safe=" ")
+    """A day as the name of a directory, which is no way to another one: `..` is %2E%2E."""
+    name = urllib.parse.quote(day, safe=" ")
+    return name if name.strip(".") else name.replace(".", "%2E")
