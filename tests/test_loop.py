@@ -95,6 +95,45 @@ def test_patience_counts_evaluations_since_the_best(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("train", "standing", "said"),
+    [
+        (
+            {"monitor": "auc", "patience": 3, "epochs": 40},
+            {"step": 90, "epoch": 9, "best_step": 60, "stale": 3},
+            "3 evaluations without gain in validation auc (config.train.patience)",
+        ),
+        (
+            {"monitor": "logloss", "patience": 1, "epochs": 40},
+            {"step": 90, "epoch": 9, "best_step": 80, "stale": 1},
+            "1 evaluation without gain in validation logloss (config.train.patience)",
+        ),
+        ({"epochs": 1}, {"step": 100, "epoch": 1}, "its epoch (config.train.epochs)"),
+        (
+            {"monitor": "auc", "patience": 3, "epochs": 10},
+            {"step": 100, "epoch": 10, "best_step": 80, "stale": 3},
+            "the last epoch (config.train.epochs)",
+        ),
+        (
+            {"monitor": "auc", "patience": 3, "epochs": 10},
+            {"step": 100, "epoch": 10, "best_step": 100},
+            "the last epoch (config.train.epochs); its validation was the best so far, so more may "
+            "be better",
+        ),
+        (
+            {"max_steps": 100, "epochs": 40},
+            {"step": 100, "epoch": 9},
+            "step 100 (config.train.max_steps)",
+        ),
+    ],
+)
+def test_why_a_run_has_ended_is_said(train, standing, said):
+    c = config.default()
+    c.train.update(train)
+    found = progress.Progress(**standing)
+    assert found.is_done(c.train, 100) and found.ended(c.train, 100) == said
+
+
+@pytest.mark.parametrize(
     ("monitor", "report"), [("auc", (None, 0.5)), ("logloss", (None, None)), ("", (None, None))]
 )
 def test_a_monitor_that_never_has_a_value_keeps_the_last_state(

@@ -125,6 +125,8 @@ def test_one_step_has_no_rate():
     assert summary.footer(longer).endswith("0 seconds; the state of step 60 was the best")
     longer["train"]["kept_step"] = 90
     assert summary.footer(longer).endswith("0 seconds")
+    longer["train"]["ended"] = "step 90 (config.train.max_steps)"
+    assert summary.footer(longer).endswith("0 seconds\nended by step 90 (config.train.max_steps)")
 
 
 def rows():

@@ -41,6 +41,7 @@ class Training:
     seconds: float  # of stepping, compilation apart
     kept_step: int  # whose state the splits were evaluated in
     evaluations: list[Evaluation]
+    ended: str = ""  # why, in words; empty in files of before it was said
 
 
 @dataclasses.dataclass(frozen=True)

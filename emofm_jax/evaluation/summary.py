@@ -47,17 +47,18 @@ def table(report: SplitReport, title: str) -> str:
 
 
 def footer(metrics: Mapping[str, Any]) -> str:
-    """Parameters and speed of the run whose metrics.json these are."""
+    """Parameters and speed of the run whose metrics.json these are, and why it ended."""
     parameters, train = metrics["parameters"], metrics["train"]
     counted = lambda n, what: f"{n:,} {what}{'s' if n != 1 else ''}"
     kept = train.get("kept_step", train["steps"])
     better = f"; the state of step {kept:,} was the best" if kept != train["steps"] else ""
+    ended = f"\nended by {train['ended']}" if train.get("ended") else ""
     return (
         f"parameters: {parameters['embedding']:,} in the embedding table, "
         f"{parameters['network']:,} in the network\n"
         f"training: {rate(train)}, {train['input_wait']:.1%} of the time waiting for input; "
         f"{counted(train['steps'], 'step')}, {counted(train['epochs'], 'epoch')}, "
-        f"{train['seconds']:.0f} seconds{better}{_intercept(metrics.get('intercept'))}"
+        f"{train['seconds']:.0f} seconds{better}{ended}{_intercept(metrics.get('intercept'))}"
     )
 
 

@@ -320,8 +320,9 @@ def _finish(run: _Run, state: TrainState) -> RunReport:
     sizes = {"embedding": parts.schema.num_rows * width}
     sizes["network"] = sum(x.size for x in jax.tree.leaves(state.params["network"]))
     sizes["total"] = sum(sizes.values())
+    training = progress.training(kept, progress.ended(config.train, parts.num_steps))
     of_state = run_report.state_of(workdir, kept)
-    found = RunReport(reports, progress.training(kept), sizes, of_state, fitted)
+    found = RunReport(reports, training, sizes, of_state, fitted)
     if processes.is_first():
         workdir_lib.remove_predictions(workdir)  # of earlier states, by evaluate
         file = workdir / "predictions" / f"{shown}.parquet"

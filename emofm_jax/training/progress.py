@@ -87,7 +87,20 @@ class Progress:
         """The step whose state is kept (evaluation/monitor.py)."""
         return monitor.kept_step(train.monitor, self.best_step, self.step)
 
-    def training(self, kept_step: int) -> Training:
+    def ended(self, train: ConfigDict, num_steps: int) -> str:
+        """Why a run that is done is done, in words."""
+        if self.step < num_steps:
+            gain = f"gain in validation {train.monitor}"
+            times = "1 evaluation" if train.patience == 1 else f"{train.patience:,} evaluations"
+            return f"{times} without {gain} (config.train.patience)"
+        if self.epoch < train.epochs:
+            return f"step {self.step:,} (config.train.max_steps)"
+        last = "the last epoch" if train.epochs > 1 else "its epoch"
+        gains = "; its validation was the best so far, so more may be better"
+        gaining = train.epochs > 1 and train.monitor and self.best_step == self.step
+        return f"{last} (config.train.epochs){gains if gaining else ''}"
+
+    def training(self, kept_step: int, ended: str = "") -> Training:
         """The training's part of metrics.json."""
         seconds = max(self.seconds, 1e-9)
         return Training(
@@ -98,6 +111,7 @@ class Progress:
             seconds=self.seconds,
             kept_step=kept_step,
             evaluations=self.evaluations,
+            ended=ended,
         )
 
 
