@@ -656,6 +656,23 @@ def test_damaged_files_are_named(home, capsys, name, remedy):
         path.write_bytes(whole)
 
 
+@pytest.mark.parametrize("policy", ["frozen", "warm"])
+def test_scores_of_others_are_refused(home, capsys, policy):
+    """Figures of a day would be of one model, and their intervals of another."""
+    path, others = (
+        Path("lived/runs", name, DAYS[3], "seed-0/predictions/valid.parquet")
+        for name in (policy, "all")
+    )
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(others.read_bytes())
+        assert run("lived") == 2
+        problem = "not the scores that the figures of the day are of; restore it, or delete"
+        assert f"error: {path}: {problem} lived/runs/{policy}" in capsys.readouterr().err
+    finally:
+        path.write_bytes(whole)
+
+
 def test_verify_reads_all_of_a_backtest(home, capsys):
     assert verify.main(["verify", "lived"]) == 0
     out = capsys.readouterr().out

@@ -12,6 +12,7 @@ choose a state (`check`). A run that failed ends its chain of warm starts, and t
 import contextlib
 import dataclasses
 import json
+import math
 import statistics
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
@@ -452,6 +453,12 @@ def _line(run: Run, report: SplitReport) -> Line:
     weight = table["weight"].to_numpy() if "weight" in table.column_names else None
     label, p, logit = (table[name].to_numpy() for name in ("label", "p", "logit"))
     found = paired.estimates(paired.Rows(label, weight), p, logit)
+    nats = found["logloss"].value
+    of_others = (nats is None) != (report.logloss is None)
+    if nats is not None and report.logloss is not None:  # sums of the same f32, perhaps in turns
+        of_others = not math.isclose(nats, report.logloss, rel_tol=1e-6)
+    if of_others or len(label) != report.rows:
+        raise UserError(f"{path}: not the scores that the figures of the day are of; {remedy}")
     intervals = {
         name: [float(one.interval.low), float(one.interval.high)]
         for name, one in found.items()
