@@ -38,7 +38,7 @@ def test_it_makes_the_sum_of_p_that_of_the_clicks(num_types, factor):
         mixture = (share * scipy.special.expit(logit + b)).sum(axis=1)
         return weight @ mixture - weight @ label
 
-    b, pcoc = intercept.solve(p, share, label, weight)
+    b, pcoc = intercept.solve((share * p).sum(axis=1), p, share, label, weight)
     assert b == pytest.approx(scipy.optimize.brentq(off, -20, 20, xtol=1e-12), abs=1e-7)
     assert pcoc == pytest.approx(weight @ (share * p).sum(axis=1) / (weight @ label))
 
@@ -47,10 +47,29 @@ def test_it_makes_the_sum_of_p_that_of_the_clicks(num_types, factor):
 def test_extreme_scores_and_one_class():
     share, weight = np.ones((4, 1)), np.ones(4)
     far = np.full((4, 1), 1e-11)
-    b, _ = intercept.solve(far, share, np.array([0, 1, 0, 1]), weight)
+    b, _ = intercept.solve(far[:, 0], far, share, np.array([0, 1, 0, 1]), weight)
     assert b == pytest.approx(-scipy.special.logit(1e-11), abs=1e-6)
     for label in (np.zeros(4), np.ones(4)):
-        assert intercept.solve(far, share, label, weight) == (0.0, None)
+        assert intercept.solve(far[:, 0], far, share, label, weight) == (0.0, None)
+
+
+@pytest.mark.fast
+def test_members_are_scored_by_the_mean_of_their_logits():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(-2, 1, (2000, 4)) + rng.normal(0, 0.3, (3, 2000, 4))
+    shares = rng.dirichlet(np.ones(4), (3, 2000))
+    label = (rng.random(2000) < 0.12).astype(np.int8)
+
+    def scored(b):
+        mixtures = (shares * scipy.special.expit(logits + b)).sum(axis=-1)
+        return scipy.special.expit(scipy.special.logit(mixtures).mean(axis=0))
+
+    p, share = scipy.special.expit(logits.mean(axis=0)), shares.mean(axis=0)
+    assert abs((share * p).sum() / scored(0).sum() - 1) > 0.01
+    b, pcoc = intercept.solve(scored(0), p, share, label, np.ones(2000))
+    assert pcoc == pytest.approx(scored(0).sum() / label.sum())
+    assert abs(pcoc - 1) > 0.05
+    assert scored(b).sum() == pytest.approx(label.sum(), rel=3e-3)
 
 
 @pytest.mark.fast
@@ -142,6 +161,48 @@ def test_it_is_never_left_out_in_silence(run, tmp_path, capsys):
         error = capsys.readouterr().err
         assert f"{moved}/metrics.json: gone, and with it the intercept of the run" in error
         assert error.count("\n") == 1
+    with pytest.raises(UserError, match="gone, and with it the intercept"):
+        load_scorer(moved / "checkpoints" / "step_32")  # the one that is kept
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda body: body["intercept"].update(value=None), "damaged"),
+        (lambda body: body["intercept"].update(value="x"), r"damaged \(an intercept of 'x'\)"),
+        (lambda body: body["intercept"].update(value=float("nan")), "damaged"),
+        (
+            lambda body: body.pop("intercept"),
+            "no intercept, which config.train.intercept_rows asks",
+        ),
+        (lambda body: body["train"].update(kept_step=5), "of step 5, this one keeps that of 32"),
+    ],
+)
+def test_one_that_is_damaged_or_of_another_run_is_an_error(run, tmp_path, change, said):
+    moved = tmp_path / "run"
+    shutil.copytree(run, moved)
+    body = json.loads((moved / "metrics.json").read_text())
+    change(body)
+    del body["xxh3"]
+    (moved / "metrics.json").write_text(json.dumps(body))
+    with pytest.raises(UserError, match=said):
+        load_scorer(moved)
+
+
+def test_a_finished_run_takes_another_one_or_none(run, runs, tmp_path, capsys):
+    """Before, metrics.json stayed what it was, and scores no longer agreed with it."""
+    moved = tmp_path / "run"
+    shutil.copytree(run, moved)
+    name = ["train", *FLAGS, f"--config.data.dir={runs / 'data'}", f"--workdir={moved}"]
+    before = json.loads((moved / "metrics.json").read_text())
+    for rows in (0, 4000):
+        assert train.main([*name, f"--config.train.intercept_rows={rows}"]) == 0
+        found = json.loads((moved / "metrics.json").read_text())
+        assert found.get("intercept", {"rows": 0})["rows"] == rows
+        assert (INTERCEPT in load_scorer(moved).params["stats"]) == (rows > 0)
+        assert (found["test"]["logloss"] == before["test"]["logloss"]) == (rows > 0)
+    assert found == before
+    assert "the run is finished" not in capsys.readouterr().out
 
 
 def test_a_calibration_is_of_logits_with_the_intercept_that_there_is(run, tmp_path, capsys):

@@ -176,7 +176,7 @@ def _state(workdir: Path, step: int) -> str:
         state = run_report.state_of(workdir, step)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no such file; train the run again") from None
-    intercept = run_report.intercept_of(workdir, step, finished=False)
+    intercept = run_report.intercept_of(workdir, step, fitted=False)
     return state if intercept is None else f"{state} intercept {intercept!r}"
 
 

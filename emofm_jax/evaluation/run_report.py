@@ -5,6 +5,7 @@ number.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -84,7 +85,7 @@ class RunReport:
         splits = {k: SplitReport.from_json(v) for k, v in body.items() if k in _SPLITS}
         history = [Evaluation(**entry) for entry in body["train"]["evaluations"]]
         training = Training(**{**body["train"], "evaluations": history})
-        intercept = Intercept(**body["intercept"]) if "intercept" in body else None
+        intercept = _intercept(body["intercept"]) if "intercept" in body else None
         return cls(splits, training, body["parameters"], body.get("state", ""), intercept)
 
     def save(self, workdir: Path) -> None:
@@ -92,8 +93,16 @@ class RunReport:
         files.write_json(workdir / FILE, self.to_json())
 
     @classmethod
-    def load(cls, workdir: Path) -> Self:
-        """Reads metrics.json; raises UserError if it is damaged, or of another run."""
+    def load(cls, workdir: Path, kept: int | None = None) -> Self:
+        """Reads metrics.json.
+
+        Args:
+          workdir: of the run.
+          kept: the step whose state it must be of; None: of any.
+
+        Raises:
+          UserError: it is damaged, or of another run.
+        """
         path = workdir / FILE
         try:
             body = files.read_json(path)
@@ -101,27 +110,43 @@ class RunReport:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: damaged ({error}); {REMEDY}") from None
         check(workdir, body)
+        if kept is not None and (step := found.training.kept_step) != kept:
+            what = f"of another run: of step {step:,}, this one keeps that of {kept:,}"
+            raise UserError(f"{path}: {what}; {REMEDY}")
         return found
 
 
-def intercept_of(workdir: Path, step: int, finished: bool) -> float | None:
+def _intercept(body: Mapping[str, Any]) -> Intercept:
+    """Raises TypeError or ValueError if nothing can be added to a logit."""
+    found = Intercept(**body)
+    if isinstance(found.value, str | bool) or not math.isfinite(found.value):
+        raise ValueError(f"an intercept of {found.value!r}")
+    return found
+
+
+def intercept_of(workdir: Path, step: int, fitted: bool) -> float | None:
     """The intercept of a state of a run; None if none was fitted for it.
 
     Args:
       workdir: of the run.
       step: of the state.
-      finished: whether one was fitted, so that metrics.json must be there.
+      fitted: whether one must have been: the run is finished, and keeps this state.
 
     Raises:
-      UserError: metrics.json is damaged, of another run, or gone.
+      UserError: metrics.json is damaged, or of another run; it is gone, or has no intercept, and
+        one was fitted.
     """
-    if not (workdir / FILE).exists():
-        if finished:
+    path = workdir / FILE
+    if not path.exists():
+        if fitted:
             gone = "gone, and with it the intercept of the run; the same train command writes it"
-            raise UserError(f"{workdir / FILE}: {gone} again")
+            raise UserError(f"{path}: {gone} again")
         return None
-    found = RunReport.load(workdir)
+    found = RunReport.load(workdir, step if fitted else None)
     if found.intercept is None or found.training.kept_step != step:
+        if fitted:
+            what = "it has no intercept, which config.train.intercept_rows asks for"
+            raise UserError(f"{path}: {what}; the same train command fits it")
         return None
     return found.intercept.value
 

@@ -68,7 +68,7 @@ def _intercept(fitted: Mapping[str, Any] | None) -> str:
         return ""
     before, rows = fitted["pcoc"], f"{fitted['rows']:,} train rows"
     if before is None:
-        return f"\nintercept: none, the {rows} are of one class"
+        return f"\nintercept: none, those of the {rows} that count are of one class"
     what = f"sum of p / clicks of {rows} was {before:.3f}, and is 1 with it"
     return f"\nintercept: {fitted['value']:+.4f} to every logit; {what}"
 

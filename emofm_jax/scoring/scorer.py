@@ -250,22 +250,24 @@ def _load_run(workdir: Path, step: int | None, calibrated: bool) -> Scorer:
     options = config.model.to_dict() | {"am_joint": True}
     network = Network(schema, options, config.compute_dtype)
 
-    directory, finished = workdir / "checkpoints", False
-    if step is None:
+    directory, has_intercept = workdir / "checkpoints", config.train.intercept_rows > 0
+    is_kept = False
+    if step is None or has_intercept:
         last, info = checkpoint.read_info(directory)
-        finished = info["finished"]
-        step = monitor.kept_step(config.train.monitor, info["best_step"], last)
+        kept = monitor.kept_step(config.train.monitor, info["best_step"], last)
+        step = kept if step is None else step
+        is_kept = info["finished"] and step == kept
     averaged = config.train.average_epochs > 0
     params = _restore(directory, step, network.module, schema, averaged)
-    if config.train.intercept_rows:
-        fitted = run_report.intercept_of(workdir, step, finished)
-        if fitted is not None:
-            params["stats"] = {**params["stats"], model_lib.INTERCEPT: np.float32(fitted)}
+    if has_intercept:
+        intercept = run_report.intercept_of(workdir, step, fitted=is_kept)
+        if intercept is not None:
+            params["stats"] = {**params["stats"], model_lib.INTERCEPT: np.float32(intercept)}
     found = origin.read(workdir, step, config, schema)
     if calibrated:
-        fitted = calibration.load(workdir, step)
-        params["calibration"] = jax.tree.map(jnp.asarray, fitted.arrays)
-        found["calibration"] = fitted.method
+        calibrated_by = calibration.load(workdir, step)
+        params["calibration"] = jax.tree.map(jnp.asarray, calibrated_by.arrays)
+        found["calibration"] = calibrated_by.method
     return _scorer(network, jax.device_put(params), workdir, [found])
 
 

@@ -247,8 +247,8 @@ def restore_or_init(workdir: Path, parts: Parts) -> tuple[TrainState, Progress]:
 def restore_kept(config: ConfigDict, workdir: Path, parts: Parts) -> tuple[TrainState, Progress]:
     """The state that evaluate and predict use (evaluation/monitor.py), with its intercept."""
     progress = Progress.from_json(checkpoint.read_info(workdir / "checkpoints")[1])
-    kept, fitted = progress.kept_step(config.train), None
+    kept, value = progress.kept_step(config.train), None
     if config.train.intercept_rows:
-        fitted = run_report.intercept_of(workdir, kept, progress.finished)
+        value = run_report.intercept_of(workdir, kept, fitted=progress.finished)
     state, progress = restore(workdir, parts, kept)
-    return state if fitted is None else state.with_intercept(fitted, parts.devices), progress
+    return state if value is None else state.with_intercept(value, parts.devices), progress

@@ -26,7 +26,6 @@ def fit(config: ConfigDict, train: Split, parts: Parts, state: TrainState) -> In
     """Fits the intercept of a state on up to `config.train.intercept_rows` train rows.
 
     They are whole row groups, spread evenly over the split. Rows of a dropped type do not count.
-    With members the mixture of their means stands for the mean of their mixtures.
 
     Args:
       config: of the run.
@@ -44,18 +43,28 @@ def fit(config: ConfigDict, train: Split, parts: Parts, state: TrainState) -> In
     weight = np.where((found.ftype == dropped) & (found.ftype >= 0), 0.0, weight)
     p = found.p[:, None] if found.p_given_type is None else found.p_given_type
     share = np.ones_like(p) if found.p_type is None else found.p_type
-    value, pcoc = solve(p, share, found.label, weight)
+    value, pcoc = solve(found.p, p, share, found.label, weight)
     # Processes on unlike machines may differ in the last digit.
     value, pcoc = processes.gather((value, pcoc))[0]
     return Intercept(value, len(found.label), pcoc)
 
 
+def num_rows(config: ConfigDict, train: Split) -> int:
+    """The rows that `fit` takes of the train split; 0 where a run is to have no intercept."""
+    wanted = config.train.intercept_rows
+    return _some(train, wanted).num_rows if wanted else 0
+
+
 def solve(
-    p: np.ndarray, share: np.ndarray, label: np.ndarray, weight: np.ndarray
+    scored: np.ndarray, p: np.ndarray, share: np.ndarray, label: np.ndarray, weight: np.ndarray
 ) -> tuple[float, float | None]:
     """Solves for the intercept by Newton's method.
 
+    With members `p` and `share` are their means, whose mixture is not quite what is scored; the
+    ratio of the two sums is taken to be the same with and without an intercept.
+
     Args:
+      scored: f[n], of a click.
       p: f[n, T], of a click given each type; [n, 1] of an untyped model.
       share: f[n, T], of each type; 1 of an untyped model.
       label: [n], 0 or 1.
@@ -67,15 +76,15 @@ def solve(
     total, clicks = float(weight.sum()), float(weight @ label)
     if not 0 < clicks < total:
         return 0.0, None
-    odds = np.clip(p, 1e-12, 1 - 1e-7).astype(np.float64)
-    odds /= 1 - odds
-    share = share * weight[:, None]
-    pcoc, b = float((share * p).sum()) / clicks, 0.0
+    p, scored = (np.clip(x, 1e-12, 1 - 1e-7).astype(np.float64) for x in (p, scored))
+    odds, share = p / (1 - p), share * weight[:, None]
+    pcoc, b = float(weight @ scored) / clicks, 0.0
+    wanted = float((share * p).sum()) / pcoc
     for _ in range(_STEPS):
         shifted = odds * np.exp(b)
         shifted /= 1 + shifted
         slope = float((share * shifted * (1 - shifted)).sum())
-        off = float((share * shifted).sum()) - clicks
+        off = float((share * shifted).sum()) - wanted
         step = float(np.clip(off / max(slope, 1e-300), -_LARGEST_STEP, _LARGEST_STEP))
         b -= step
         if abs(step) < _ENOUGH:

@@ -99,13 +99,13 @@ def run(config: ConfigDict, workdir: Path, splits: dict[str, Split], parts: Part
     newest = checkpoint.latest(checkpoints) if processes.is_first() else None
     if progress.step and progress.step == newest:  # killed before that
         checkpoint.prune(checkpoints, progress.step, _best(of_run))
+    if processes.is_first():
+        files.remove(workdir / FILE)  # of a run that was to end otherwise
     if not progress.is_done(train, last):
         if progress.step and processes.is_first():
             print(f"{workdir}: goes on from step {progress.step:,} of {last:,}")
         progress.finished = False
         progress.schema, progress.data = parts.schema.fingerprint(), parts.schema.identity
-        if processes.is_first():
-            files.remove(workdir / FILE)  # of a run that was to end earlier
         state = _train(of_run, state)
 
     if train.monitor and progress.best_step < 0 and processes.is_first():
@@ -127,10 +127,9 @@ def _finished(config: ConfigDict, workdir: Path, train: Split) -> RunReport | No
     if progress.step > last or not progress.is_done(config.train, last):
         return None
 
-    found = RunReport.load(workdir)
-    if (step := found.training.kept_step) != (kept := progress.kept_step(config.train)):
-        what = f"of another run: of step {step:,}, this one keeps that of {kept:,}"
-        raise UserError(f"{workdir / FILE}: {what}; {run_report.REMEDY}")
+    found = RunReport.load(workdir, progress.kept_step(config.train))
+    if (found.intercept.rows if found.intercept else 0) != intercept.num_rows(config, train):
+        return None  # it is to have another intercept, or none
     print(f"{workdir}: the run is finished ({progress.step:,} steps), this is its result")
     return found
 
@@ -312,7 +311,7 @@ def _finish(run: _Run, state: TrainState) -> RunReport:
     shown = "test" if "test" in splits and splits["test"].num_rows else "valid"
     if fitted is None and kept in [entry.step for entry in progress.evaluations]:
         reports["valid"] = SplitReport.from_json(progress.report)
-    elif shown == "test":  # max_steps was lowered
+    elif shown == "test":  # it has an intercept now, or max_steps was lowered
         _, reports["valid"] = predictions_lib.score(config, splits["valid"], parts, state)
 
     predictions, reports[shown] = predictions_lib.score(config, splits[shown], parts, state)
