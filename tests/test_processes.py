@@ -291,5 +291,15 @@ def test_an_address_that_leads_nowhere_is_one_line(tmp_path, capsys, flags, said
     assert said in err and len(err.splitlines()) == 1
 
 
+def test_who_has_lost_another_process_can_say_so_while_jax_starts(monkeypatch):
+    """The abort of C++ code may come while another thread waits for a backend, and for the process that is gone."""
+    import jax
+
+    monkeypatch.setattr(processes, "_place", (1, 2))
+    for name in ("process_index", "process_count", "devices"):
+        monkeypatch.setattr(jax, name, None)
+    assert str(processes.lost()).startswith("process 1 of 2: another process of the run has ended")
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]](*sys.argv[2:])

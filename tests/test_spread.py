@@ -123,13 +123,19 @@ def exchange():
     planned = memory.plan(c, parts)
     made = benchmark.make_batches(parts.schema, "uniform", 1, test_memory.SIZE, parts.num_devices)
     placed = state_lib.put_planned(made[0], parts.devices, parts.layout)
-    state = jax.eval_shape(parts.begin)
-    text = parts.train_step.lower(state, placed).compile().as_text()
+    state = parts.begin()
+    compiled = parts.train_step.lower(state, placed).compile()
+    text, of = compiled.as_text(), compiled.memory_analysis()
+    shards = (x for leaf in jax.tree.leaves(state) for x in leaf.addressable_shards)
+    made_ahead = planned.batches * c.data.prefetch / (c.data.prefetch + 1)
+    taken = of.argument_size_in_bytes + of.temp_size_in_bytes + made_ahead
     network = sum(x.size for x in jax.tree.leaves(state.params["network"]))
     return {
         "devices": planned.num_devices,
         "capacity": planned.capacity,
         "received": planned.received,
+        "state": [planned.state, sum(x.data.nbytes for x in shards if not x.device.id)],
+        "peak": planned.peak / taken,
         "network": network,
         **{name: operands(text, name) for name in ("all-to-all", "all-reduce", "all-gather")},
     }
@@ -168,6 +174,12 @@ def test_several_devices_do_what_one_does(spread, case):
     found = spread[0][case]
     assert found["start"] == 0 and found["moved"] > 0.1  # else agreement says nothing
     assert found["state"] < 1e-6 and found["metrics"] < 1e-5
+
+
+def test_the_state_of_a_device_is_exact_and_the_peak_near_what_is_compiled(spread):
+    found = spread[0]["exchange"]
+    planned, real = found["state"]
+    assert planned == real and 0.8 < found["peak"] < 1.2, found["peak"]
 
 
 def test_a_compiled_step_exchanges_the_bytes_that_are_planned(spread):

@@ -87,8 +87,8 @@ def plan(config: ConfigDict, parts: Parts) -> Plan:
     occurrences = _occurrences(parts.schema, rows)
     capacity = layout.capacity(occurrences) if layout else 0
     asked = capacity * count or occurrences  # rows that come and go
-    if layout:  # beside its own: what it asked for, gradients of it, those that came and their sum
-        held, came = occurrences + 3 * asked, capacity * (4 + 8 * width)
+    if layout:  # beside its own: gradients of what it asked for, and those that came, or their sum
+        held, came = occurrences + 2 * asked, capacity * (4 + 8 * width)
     else:  # those of all devices of all processes
         held, came = occurrences * count, occurrences * (4 + 4 * width)
     planned = 4 * (asked + occurrences) if layout else 0

@@ -30,7 +30,9 @@ _OF_OTHERS = re.compile(r"gloo|nccl|coordination|heartbeat|connection reset|sock
 _MANY = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 _HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 _kept: list[Any] = []  # what C code holds a pointer to
-_joined = False
+# Which process this is, of how many; none before `start`. jax.process_index would start a backend,
+# which asks the others: one that waits for it there could not say that another has ended.
+_place: tuple[int, int] | None = None
 
 
 def start(coordinator: str, num_processes: int, process_id: int, wait_seconds: int) -> None:
@@ -45,8 +47,8 @@ def start(coordinator: str, num_processes: int, process_id: int, wait_seconds: i
     Raises:
       UserError: an incomplete or impossible address, nobody at the coordinator, a port in use.
     """
-    global _joined
-    if _joined or (num_processes == 1 and not coordinator):
+    global _place
+    if _place or (num_processes == 1 and not coordinator):
         return
     address: dict[str, Any] = {}
     if coordinator or num_processes or process_id >= 0:
@@ -62,7 +64,7 @@ def start(coordinator: str, num_processes: int, process_id: int, wait_seconds: i
 
     where = f"--coordinator={coordinator}" if coordinator else "the environment's processes"
     absent = f"{where}: not all processes came within {wait_seconds} seconds; start all of them"
-    _keep_aborts_short(lambda: str(lost()) if _joined else absent)
+    _keep_aborts_short(lambda: str(lost()) if _place else absent)
     import jax
 
     with contextlib.suppress(AttributeError):  # our own handler of SIGTERM saves and stops
@@ -73,7 +75,7 @@ def start(coordinator: str, num_processes: int, process_id: int, wait_seconds: i
     except (RuntimeError, ValueError) as error:
         why = " ".join(str(error).split())[:200]
         raise UserError(f"{where}: the processes cannot join ({why}); correct it") from None
-    _joined = True
+    _place = _state().process_id, _state().num_processes
 
 
 def _check(coordinator: str, num_processes: int, process_id: int) -> None:
@@ -176,20 +178,12 @@ def leave(code: int) -> int:
 
 def count() -> int:
     """How many processes train together."""
-    if not _joined:
-        return 1
-    import jax
-
-    return jax.process_count()
+    return _place[1] if _place else 1
 
 
 def index() -> int:
     """Which of them this is; 0 writes."""
-    if not _joined:
-        return 0
-    import jax
-
-    return jax.process_index()
+    return _place[0] if _place else 0
 
 
 def is_first() -> bool:
@@ -247,7 +241,12 @@ def hear(key: str, given_up: threading.Event) -> str:
 
 
 def _notes() -> Any:
-    """The key-value store of the processes, which jax has for itself: it has no public name."""
+    """The key-value store of the processes."""
+    return _state().client
+
+
+def _state() -> Any:
+    """What jax knows of the processes before it has a backend: it has no public name."""
     from jax._src import distributed
 
-    return distributed.global_state.client
+    return distributed.global_state
