@@ -555,6 +555,7 @@ def test_a_workdir_is_of_one_config_and_of_days_in_their_order(tmp_path, fields,
     with pytest.raises(UserError) as error:
         found.header("x.py")
     assert said in str(error.value)
+    assert str(error.value).startswith(f"{tmp_path / 'backtest.json'}: ")
 
 
 @pytest.mark.fast

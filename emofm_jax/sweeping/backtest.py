@@ -257,7 +257,10 @@ class Backtest:
         old = Header.load(path)
         # Days at the end without a run were not lived: preparing one of them failed.
         begun = [at for at, day in enumerate(old.days, 1) if any(runs.glob(f"*/{_quoted(day)}"))]
-        return found.after(dataclasses.replace(old, days=old.days[: begun[-1]])) if begun else found
+        if not begun:
+            return found
+        with _named(str(path)):
+            return found.after(dataclasses.replace(old, days=old.days[: begun[-1]]))
 
     def place(self, policy: Policy, day: str, seed: int) -> Path:
         """The workdir of a run."""
