@@ -25,6 +25,7 @@ from emofm_jax import config as config_lib
 from emofm_jax import train
 from emofm_jax.data import batches, files, shards, storage
 from emofm_jax.data import schema as schema_lib
+from emofm_jax.errors import UserError
 from emofm_jax.training import checkpoint, checkpoint_files, compilation, loop, processes
 
 ROOT = Path(__file__).parent.parent
@@ -271,8 +272,8 @@ def test_another_number_of_processes_goes_on_at_the_end_of_an_epoch_only(home, c
 
 
 def test_only_the_first_process_writes_and_prints(home):
-    said = (home / "1.out").read_text().splitlines()
-    assert not [line for line in said if not line.startswith("[Gloo]")]
+    assert (home / "1.out").read_text() == ""  # gloo's lines are kept away, too
+    assert "Gloo" not in (home / "0.out").read_text()
     assert "2 processes share 4,000 rows in 3 row groups" in (home / "0.out").read_text()
     lines = (home / "whole" / "log.jsonl").read_text().splitlines()
     assert len({line for line in lines}) == len(lines)
@@ -289,6 +290,18 @@ def test_an_address_that_leads_nowhere_is_one_line(tmp_path, capsys, flags, said
     assert train.main(arguments(tmp_path, "run", *flags)) == 2
     err = capsys.readouterr().err
     assert said in err and len(err.splitlines()) == 1
+
+
+def test_processes_with_other_devices_say_so_in_one_line(monkeypatch):
+    """Before the first collective, which asks as many of each."""
+    told = {"devices/0": "4 x gpu"}
+    monkeypatch.setattr(processes, "_place", (1, 2))
+    monkeypatch.setattr(processes, "tell", told.__setitem__)
+    monkeypatch.setattr(processes, "hear", lambda key, given_up: told[key])
+    with pytest.raises(
+        UserError, match='^process 1: the number of devices is "1 x cpu" there and "4 x gpu"'
+    ):
+        processes._check_devices()
 
 
 def test_who_has_lost_another_process_can_say_so_while_jax_starts(monkeypatch):

@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from emofm_jax import errors
@@ -29,6 +29,8 @@ _OF_OTHERS = re.compile(r"gloo|nccl|coordination|heartbeat|connection reset|sock
 # Variables of an environment that jax.distributed knows, of which one says how many processes.
 _MANY = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 _HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
+_ALIKE = "start all with the same command on machines that are alike"
+_never = threading.Event()
 _kept: list[Any] = []  # what C code holds a pointer to
 # Which process this is, of how many; none before `start`. jax.process_index would start a backend,
 # which asks the others: one that waits for it there could not say that another has ended.
@@ -45,7 +47,8 @@ def start(coordinator: str, num_processes: int, process_id: int, wait_seconds: i
       wait_seconds: until all are there.
 
     Raises:
-      UserError: an incomplete or impossible address, nobody at the coordinator, a port in use.
+      UserError: an incomplete or impossible address, nobody at the coordinator, a port in use; the
+        processes have not all as many devices of one kind.
     """
     global _place
     if _place or (num_processes == 1 and not coordinator):
@@ -76,6 +79,7 @@ def start(coordinator: str, num_processes: int, process_id: int, wait_seconds: i
         why = " ".join(str(error).split())[:200]
         raise UserError(f"{where}: the processes cannot join ({why}); correct it") from None
     _place = _state().process_id, _state().num_processes
+    _check_devices()
 
 
 def _check(coordinator: str, num_processes: int, process_id: int) -> None:
@@ -125,15 +129,36 @@ def _check_free(coordinator: str) -> None:
         raise UserError(f"--coordinator={coordinator}: {why}; choose another") from None
 
 
+def _check_devices() -> None:
+    """Raises the same UserError everywhere if a process has other devices than process 0.
+
+    Without a collective, for which all must have as many.
+    """
+    import jax
+
+    tell(f"devices/{index()}", f"{jax.local_device_count()} x {jax.default_backend()}")
+    found = [hear(f"devices/{i}", _never) for i in range(count())]
+    if not is_first():
+        tell(f"heard/{index()}", "all")
+    else:  # who ends last, since it keeps what is told
+        for i in range(1, count()):
+            hear(f"heard/{i}", _never)
+    _compare([{"the number of devices": x} for x in found], _ALIKE)
+
+
 def _keep_aborts_short(line) -> None:
     """Gives one line and `errors.LOST` where jax's C++ code aborts, and takes its own lines away.
 
-    File 2 becomes a file in memory, Python's stderr keeps the old one. An abort that says nothing
-    of other processes stays one, and its lines are printed.
+    Files 1 and 2 become one in memory, Python's streams keep the old ones: gloo prints, too. An
+    abort that says nothing of other processes stays one, and its lines are printed.
     """
+    sys.stdout.flush()
     sys.stderr.flush()
-    stderr, log = os.dup(2), os.memfd_create("stderr of C++")
+    stdout, stderr, log = os.dup(1), os.dup(2), os.memfd_create("output of C++")
+    os.dup2(log, 1)
     os.dup2(log, 2)
+    how: dict[str, Any] = {"encoding": sys.stdout.encoding, "errors": sys.stdout.errors}
+    sys.stdout = os.fdopen(stdout, "w", buffering=1 if os.isatty(stdout) else -1, **how)
     sys.stderr = os.fdopen(stderr, "w", buffering=1, errors="replace")
 
     def aborted(_: int) -> None:
@@ -210,7 +235,12 @@ def gather(value: Any) -> list[Any]:
 
 def check_same(facts: Mapping[str, Any], remedy: str) -> None:
     """Raises the same UserError everywhere if one process has another value than process 0."""
-    first, *others = gather(dict(facts))
+    _compare(gather(dict(facts)), remedy)
+
+
+def _compare(facts: Sequence[Mapping[str, Any]], remedy: str) -> None:
+    """Raises UserError if a process has another value than process 0."""
+    first, *others = facts
     for number, theirs in enumerate(others, 1):
         for name in [*first, *(name for name in theirs if name not in first)]:
             if first.get(name) != theirs.get(name):

@@ -108,15 +108,11 @@ def _check_processes(config: ConfigDict, workdir: Path, schema: schema_lib.Schem
     """Raises UserError in all processes if they are not about to do the same."""
     if processes.count() == 1:
         return
-    import jax
-
     places = {"name", "data.dir", "prepare.source"}  # may have other names on other machines
     facts = {f"config.{k}": v for k, v in flatten(config).items() if k not in places}
     facts |= {f"the version of {k}": v for k, v in workdir_lib.versions().items()}
     facts["the schema of the data"] = schema.fingerprint()
     facts["the preparation of the data"] = schema.identity
-    facts["the platform"] = jax.default_backend()
-    facts["the number of devices"] = jax.local_device_count()
     facts["--workdir"] = files.said(str(workdir))
     remedy = "start all with the same command, data and environment"
     processes.check_same(facts, f"{remedy} (--num_processes=1: runs of their own)")
