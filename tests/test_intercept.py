@@ -44,6 +44,22 @@ def test_it_makes_the_sum_of_p_that_of_the_clicks(num_types, factor):
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize("num_types", [1, 3])
+def test_of_sampled_rows_it_makes_right_what_the_shifted_loss_does(num_types):
+    """The sum over the rows that were kept of the p of a click among them."""
+    p, share, label, weight = draw(500, num_types)
+    logit, keep_rate = scipy.special.logit(p), 0.1
+
+    def off(b):
+        mixture = scipy.special.logit((share * scipy.special.expit(logit + b)).sum(axis=1))
+        return weight @ scipy.special.expit(mixture + np.log(1 / keep_rate)) - weight @ label
+
+    b, pcoc = intercept.solve((share * p).sum(axis=1), p, share, label, weight, keep_rate)
+    assert b == pytest.approx(scipy.optimize.brentq(off, -20, 20, xtol=1e-12), abs=1e-7)
+    assert pcoc == pytest.approx(off(0) / (weight @ label) + 1)
+
+
+@pytest.mark.fast
 def test_extreme_scores_and_one_class():
     share, weight = np.ones((4, 1)), np.ones(4)
     far = np.full((4, 1), 1e-11)

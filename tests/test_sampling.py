@@ -12,6 +12,7 @@ from emofm_jax import evaluate, prepare, train
 from emofm_jax.data import files
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.models import build as model_lib
+from emofm_jax.training import intercept
 
 FILE = """
 from emofm_jax import config
@@ -110,6 +111,24 @@ def test_predictions_are_of_the_rows_before_sampling(log, how):
     assert evaluate.main(["evaluate", "--workdir=run", "--input=new.csv"]) == 0
     new = files.read_json(Path("run/predictions/input@new.json"))
     assert new["pcoc"] == pytest.approx(1, abs=0.15) and new["rows"] == len(log)
+
+
+@pytest.mark.parametrize(
+    ("how", "keep_rate", "weights"), [("logit", 0.2, {1}), ("weight", 1, {1, 5})]
+)
+def test_an_intercept_is_of_the_rows_that_were_kept(log, monkeypatch, how, keep_rate, weights):
+    """Training makes their sum right, with the weights and logits of the loss."""
+    found, solve = [], intercept.solve
+    monkeypatch.setattr(intercept, "solve", lambda *args: found.append(args) or solve(*args))
+    flags = ["--config.prepare.negative_keep_rate=0.2"]
+    prepared(*flags)
+    flags += [f"--config.train.sampling_correction={how}", "--config.train.intercept_rows=100000"]
+    assert train.main(["train", "--config=shop.py", "--workdir=run", *flags]) == 0
+    ((*_, weight, of_loss),) = found
+    assert of_loss == keep_rate and set(weight.round(5)) == weights
+    body = files.read_json(Path("run/metrics.json"))
+    assert body["intercept"]["pcoc"] == pytest.approx(1, abs=0.1)
+    assert body["test"]["pcoc"] == pytest.approx(1, abs=0.2)
 
 
 def test_a_column_of_keep_probabilities_is_undone_by_weights_alone(log, capsys):

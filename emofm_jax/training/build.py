@@ -78,8 +78,7 @@ def make_parts(
     network = (schema, model, config.compute_dtype, layout)
     module, eval_step = _make_evaluation(*network)
     decay = _average_decay(config, schema)
-    in_logit = config.train.sampling_correction == "logit"
-    how = (num_steps if ends else 0, decay, schema.keep_rate if in_logit else 1.0)
+    how = (num_steps if ends else 0, decay, keep_rate_of(config, schema))
     init, begin, train_step = _make_training(*network, sections, *how)
     key = jax.random.key(config.seed)
     return Parts(
@@ -137,6 +136,11 @@ def _make_training(
     )
     step = step_lib.make_train_step(module, schema, optimizers, options, layout=layout)
     return init, begin, step
+
+
+def keep_rate_of(config: ConfigDict, schema: Schema) -> float:
+    """Share of the rows without a click that were kept, where it is undone in the logit; else 1."""
+    return schema.keep_rate if config.train.sampling_correction == "logit" else 1.0
 
 
 def _average_decay(config: ConfigDict, schema: Schema) -> float:
