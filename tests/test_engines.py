@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -387,6 +388,17 @@ def test_ray_gives_the_same_bytes(tmp_path, monkeypatch, capsys):
             list(engine.map(jobs.refuse, [2]))
         with pytest.raises(LostError, match="a job was lost"):
             list(engine.map(jobs.die, [0]))
+
+
+def test_a_cluster_that_nobody_started_is_one_line_at_once(monkeypatch):
+    """Ray would wait for minutes; here it is not asked."""
+    ray = types.ModuleType("ray")
+    ray.is_initialized = lambda: False
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(UserError, match="--engine=ray: nobody answers at .*; start it there"):
+            engines.make("ray", 1)
 
 
 def test_mistakes_are_one_line(home, monkeypatch, capsys):

@@ -14,8 +14,10 @@ import contextlib
 import os
 import pickle
 import queue
+import re
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -33,6 +35,7 @@ NAMES = ("local", "ray")
 _ATTEMPTS = 3  # of a job whose process dies
 _QUEUED = 2  # jobs that a process has at a time: it need not wait for the next one
 _AHEAD = 3  # jobs for each process, ahead of the result that is taken next
+_ADDRESS = re.compile(r"(?:ray://)?\[?([^/\[\]]+?)\]?:(\d+)")
 _LENGTH = struct.Struct("<Q")
 
 T = TypeVar("T")
@@ -192,7 +195,9 @@ def _connect(ray: Any, num_workers: int) -> None:
     """Connects to the cluster of RAY_ADDRESS, or starts one."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
-    if not os.environ.get("RAY_ADDRESS"):
+    if address := os.environ.get("RAY_ADDRESS", ""):
+        _look(address)
+    else:
         options |= {"include_dashboard": False, "num_cpus": num_workers or num_cores()}
     options["runtime_env"] = {"env_vars": {"PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"}}
     try:
@@ -200,6 +205,19 @@ def _connect(ray: Any, num_workers: int) -> None:
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"--engine=ray: no cluster ({reason}); see RAY_ADDRESS") from None
+
+
+def _look(address: str) -> None:
+    """Raises UserError if nobody listens at an address of a cluster: Ray would wait for minutes."""
+    if not (found := _ADDRESS.fullmatch(address)):
+        return  # "auto", and what Ray may know
+    host, port = found.groups()
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        remedy = "start it there, or correct RAY_ADDRESS"
+        raise UserError(f"--engine=ray: nobody answers at {address} ({why}); {remedy}") from None
 
 
 def _there(directory: str, function: Callable, job: Any) -> tuple[str, Any]:
