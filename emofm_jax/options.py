@@ -178,7 +178,8 @@ def from_json(body: Mapping[str, Mapping]) -> dict[str, Option]:
     found = {}
     for path, fields in body.items():
         fields = {name: as_tuple(value) for name, value in fields.items()}
-        needs = {names: as_tuple(values) for names, values in fields["needs"].items()}
+        values_of = lambda x: Below(**x) if isinstance(x, Mapping) else as_tuple(x)
+        needs = {names: values_of(values) for names, values in fields["needs"].items()}
         found[path] = Option(**fields | {"of": kinds[fields["of"]], "needs": needs})
     return found
 

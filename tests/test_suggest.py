@@ -206,6 +206,8 @@ def test_parquet_with_lists_vectors_and_partitions():
 
 def test_parquet_of_pairs_views_and_what_no_slot_can_hold():
     n, pair = 200, {"k": "a", "w": 0.5}
+    writes_views = int(pa.__version__.split(".")[0]) > 21  # pyarrow 21 reads them only
+    views = pa.list_view(pa.string_view()) if writes_views else pa.list_(pa.string())
     columns = {
         "is_click": pa.array([True, False, False, True] * 50),
         "deep": pa.array([[["a"]]] * n),
@@ -214,7 +216,7 @@ def test_parquet_of_pairs_views_and_what_no_slot_can_hold():
         "one": pa.array([pair, None] * (n // 2)),
         "several": pa.array([[pair, {"k": "b", "w": 2.0}], []] * (n // 2)),
         "map": pa.array([[("a", 1), ("b", 2)]] * n, pa.map_(pa.string(), pa.int64())),
-        "views": pa.array([["a", "b"]] * n, pa.list_view(pa.string_view())),
+        "views": pa.array([["a", "b"]] * n, views),
         "uuid": pa.array([uuid.UUID(int=i % 7).bytes for i in range(n)], pa.uuid()),
     }
     pq.write_table(pa.table(columns), "log.parquet")

@@ -256,7 +256,7 @@ def _load_run(workdir: Path, step: int | None, calibrated: bool) -> Scorer:
         last, info = checkpoint.read_info(directory)
         kept = monitor.kept_step(config.train.monitor, info["best_step"], last)
         step = kept if step is None else step
-        is_kept = info["finished"] and step == kept
+        is_kept = info.get("finished", False) and step == kept
     averaged = config.train.average_epochs > 0
     params = _restore(directory, step, network.module, schema, averaged)
     if has_intercept:
