@@ -479,11 +479,13 @@ def test_a_run_within_a_sweep_is_published_alone_until_the_sweep_takes_it(store)
     assert read()[log] == "3"
     publish(x | {log: "4"}, sweep)
     assert read()[log] == read(run)["log"] == "4"
+    publish(x | {log: "4", "runs/a/seed-0/checkpoints/step_1/state.json": "1"}, sweep)
     publish({"log": "5"}, storage.writing(run, is_run=True))
     assert read() == x | {log: "5"}
 
     assert nested in store.objects
     sweep = storage.writing("s3://bucket/x", has_runs=True)
+    assert not (sweep / "runs/a/seed-0/checkpoints").exists()  # else a checkpoint without files
     storage.publish(sweep)
     assert read() == x | {log: "5"} and nested not in store.objects
 

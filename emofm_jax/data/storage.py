@@ -478,31 +478,31 @@ class Copy:
         self.taken |= runs
         new = {run: x for run, x in runs.items() if x.began == nested.said(self._published, run)}
         with self._lock:
-            of = nested.taken(self.index.files, new)
-            changed = {n for n in of.keys() | self.index.files.keys() if self._differs(n, of)}
-            for name in changed:
-                files.remove(self.root / name)
-                self._put_as.pop(name, None)
+            before, of = self.index.files, nested.taken(self.index.files, new)
+            self._remove_all_but(of)
+            changed = {n for n in before.keys() | of.keys() if before.get(n) != of.get(n)}
+            self._put_as = {n: put for n, put in self._put_as.items() if n not in changed}
             self._missing = (self._missing - changed) | (changed & of.keys())
             self.index = self.index._replace(files=of)
         self.fetch()
 
-    def _differs(self, name: str, of: dict[str, File]) -> bool:
-        return self.index.files.get(name) != of.get(name)
-
     def follow(self) -> None:
         """Makes what is here what is published now, but for large files, which stay or go."""
         index = remote.read_index(self.place) or Index("", {})
-        above = lambda names: {at for name in names for at in (self.root / name).parents}
         with self._lock:
-            for name, file in self.index.files.items():
-                if index.files.get(name) != file:
-                    files.remove(self.root / name)
-            for directory in above(self.index.files) - above(index.files) - {*self.root.parents}:
-                if directory != self.root:
-                    shutil.rmtree(directory, ignore_errors=True)
+            self._remove_all_but(index.files)
             self.index, self._missing = index, {*index.files}
         self.fetch()
+
+    def _remove_all_but(self, of: dict[str, File]) -> None:
+        """Removes files that are here and are others now, and directories that went with them."""
+        for name, file in self.index.files.items():
+            if of.get(name) != file:
+                files.remove(self.root / name)
+        above = lambda names: {at for name in names for at in (self.root / name).parents}
+        gone = above(self.index.files) - above(of)
+        for directory in gone - {self.root, *self.root.parents}:
+            shutil.rmtree(directory, ignore_errors=True)
 
     def publish(self, without: Collection[Path] = ()) -> None:
         """Puts new and changed files, then published.json; removes what was replaced before.
