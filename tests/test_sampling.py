@@ -116,7 +116,9 @@ def test_predictions_are_of_the_rows_before_sampling(log, how):
 @pytest.mark.parametrize(
     ("how", "keep_rate", "weights"), [("logit", 0.2, {1}), ("weight", 1, {1, 5})]
 )
-def test_an_intercept_is_of_the_rows_that_were_kept(log, monkeypatch, how, keep_rate, weights):
+def test_an_intercept_is_of_the_rows_that_were_kept(
+    log, monkeypatch, capsys, how, keep_rate, weights
+):
     """Training makes their sum right, with the weights and logits of the loss."""
     found, solve = [], intercept.solve
     monkeypatch.setattr(intercept, "solve", lambda *args: found.append(args) or solve(*args))
@@ -124,6 +126,8 @@ def test_an_intercept_is_of_the_rows_that_were_kept(log, monkeypatch, how, keep_
     prepared(*flags)
     flags += [f"--config.train.sampling_correction={how}", "--config.train.intercept_rows=100000"]
     assert train.main(["train", "--config=shop.py", "--workdir=run", *flags]) == 0
+    sampled = "train rows as they were sampled was" in capsys.readouterr().out
+    assert sampled == (keep_rate < 1)
     ((*_, weight, of_loss),) = found
     assert of_loss == keep_rate and set(weight.round(5)) == weights
     body = files.read_json(Path("run/metrics.json"))

@@ -52,6 +52,7 @@ class Intercept:
     value: float
     rows: int  # of the train split, that it was fitted on
     pcoc: float | None  # sum of p / sum of clicks of these without it; None: they are of one class
+    keep_rate: float = 1.0  # of rows without a click; below 1 these p are those of the loss
 
 
 @dataclasses.dataclass(frozen=True)

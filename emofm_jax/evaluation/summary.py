@@ -69,6 +69,8 @@ def _intercept(fitted: Mapping[str, Any] | None) -> str:
     before, rows = fitted["pcoc"], f"{fitted['rows']:,} train rows"
     if before is None:
         return f"\nintercept: none, those of the {rows} that count are of one class"
+    if fitted.get("keep_rate", 1) < 1:
+        rows += " as they were sampled"
     what = f"sum of p / clicks of {rows} was {before:.3f}, and is 1 with it"
     return f"\nintercept: {fitted['value']:+.4f} to every logit; {what}"
 

@@ -53,7 +53,7 @@ def fit(config: ConfigDict, train: Split, parts: Parts, state: TrainState) -> In
     value, pcoc = solve(found.p, p, share, found.label, weight, kept)
     # Processes on unlike machines may differ in the last digit.
     value, pcoc = processes.gather((value, pcoc))[0]
-    return Intercept(value, len(found.label), pcoc)
+    return Intercept(value, len(found.label), pcoc, kept)
 
 
 def num_rows(config: ConfigDict, train: Split) -> int:
