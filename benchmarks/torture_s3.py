@@ -73,7 +73,19 @@ CASES = [
         "scores.parquet",
     ),
     Case("evaluate", "run", "--workdir={o}/run --split=valid --calibrate=platt", "run"),
+    Case(  # which publishes a run of the sweep alone
+        "evaluate",
+        "sweep",
+        "--workdir={o}/sweep/runs/one/seed-0 --split=valid --calibrate=platt",
+        "sweep/runs/one/seed-0",
+    ),
 ]
+SWEEP = Case("sweep", "", DATA + " --config.data.dir={i}/data --workdir={o}/sweep", "sweep")
+POINTS = """
+
+def sweep():
+    yield "one", {}
+"""
 STAGES = ("count --shard=1/1", "merge", "encode --shard=1/1", "publish")
 
 
@@ -307,7 +319,7 @@ def main() -> int:
 
 def make_inputs(place: Path) -> dict[Case, dict[str, object]]:
     """Makes what the cases read, locally and at IN; returns the numbers of local paths."""
-    (place / "mine.py").write_text(s3_server.EXPERIMENT.format(prepare=PREPARE))
+    (place / "mine.py").write_text(s3_server.EXPERIMENT.format(prepare=PREPARE) + POINTS)
     rng = np.random.default_rng(0)
     lines = ["user_id,item_id,click"]
     for user, item in zip(rng.integers(0, 9, 200), rng.integers(0, 7, 200)):
@@ -317,9 +329,11 @@ def make_inputs(place: Path) -> dict[Case, dict[str, object]]:
     (place / "local" / "raw" / "a.csv").write_bytes(body)
     at = remote.place(f"{IN}/raw/a.csv")
     remote.put(at, "", at.name, [body])
-    for case in CASES[:2]:
+    for case in (*CASES[:2], SWEEP):
         well(flags_of(case, place, IN, IN))
     local, wanted = str(place / "local"), {}
+    well(flags_of(CASES[0], place, local, local))
+    well(flags_of(SWEEP, place, local, local))
     for case in CASES:
         well(flags_of(case, place, local, local))
         wanted[case] = numbers(place / "local" / case.makes)
