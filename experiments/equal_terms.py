@@ -3,10 +3,13 @@
     python -m emofm_jax.sweep --config=experiments/equal_terms.py:dnn --workdir=runs/search_dnn --search=tpe --trials=20 --config.prepare.source=DIR
 
 The argument is emofmv2, dnn, dnn_typed, dcnv2 or lr. Data and groups are those of kuairand.py; each
-model begins with `config.recommended()`, and trials are judged by validation AUC of seed 0. What was
-found stands in kuairand.py, where five seeds of each are trained.
+model begins with `config.recommended()`, and trials are judged by validation AUC of seed 0. What
+20 trials found stands in docs/results/recipe/search.jsonl.
 
-Question: is our model ahead of the others once all were tuned alike?
+Question: is our model ahead of the others once all were tuned alike? Five seeds each of what 20 trials found,
+test AUC / logloss, November 2026 (docs/results/kuairand.md):
+
+    emofmv2  0.7085 / 0.6198      dnn  0.7038 / 0.6224      dcnv2  0.7027 / 0.6237      lr  0.7039 / 0.6228
 """
 
 from pathlib import Path
