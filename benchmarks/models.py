@@ -17,6 +17,11 @@ import sys
 import time
 from pathlib import Path
 
+if __name__ == "__main__":  # before what takes time to load
+    from emofm_jax.training import huge_pages
+
+    huge_pages.use(__file__)
+
 import jax
 import jax.extend
 import jax.numpy as jnp

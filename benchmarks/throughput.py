@@ -18,6 +18,11 @@ import tempfile
 import time
 from pathlib import Path
 
+if __name__ == "__main__":  # before what takes time to load
+    from emofm_jax.training import huge_pages
+
+    huge_pages.use(__file__)
+
 import jax
 from absl import flags as absl_flags
 

@@ -26,6 +26,11 @@ import dataclasses
 import sys
 from pathlib import Path
 
+if __name__ == "__main__":  # before what takes time to load
+    from emofm_jax.training import huge_pages
+
+    huge_pages.use(__file__)
+
 from absl import flags as absl_flags
 
 from emofm_jax import cli
@@ -34,6 +39,7 @@ from emofm_jax.errors import UserError
 from emofm_jax.reports import backtest_page
 from emofm_jax.sweeping import backtest, experiment, policies
 from emofm_jax.sweeping.backtest import Backtest, Line
+from emofm_jax.training import huge_pages
 from emofm_jax.training import workdir as workdir_lib
 
 _OURS = {"writable", backtest.FILE, "results.jsonl", "report.html", "report.md", "runs", "data"}
@@ -98,6 +104,8 @@ def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The program: exit code 0, 1 if a run failed, 2 after one line of error, 128 + its signal."""
+    if argv is None:
+        huge_pages.use_in_command()
     return cli.run(_live, _define, argv)
 
 

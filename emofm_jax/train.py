@@ -15,6 +15,11 @@ evaluate, predict and other programs take `--workdir` and find everything there.
 import sys
 import textwrap
 
+if __name__ == "__main__":  # before what takes time to load
+    from emofm_jax.training import huge_pages
+
+    huge_pages.use(__file__)
+
 from absl import flags as absl_flags
 
 from emofm_jax import cli
@@ -22,7 +27,7 @@ from emofm_jax import config as config_lib
 from emofm_jax.data import storage
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import summary
-from emofm_jax.training import processes
+from emofm_jax.training import huge_pages, processes
 from emofm_jax.training import run as run_lib
 
 
@@ -98,6 +103,8 @@ def _describe_models() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The program: exit code 0, or 2 after one line of error, 75 if another process has ended."""
+    if argv is None:
+        huge_pages.use_in_command()
     return processes.leave(cli.run(_main, _define, argv, more_help=_describe_models))
 
 

@@ -18,7 +18,7 @@ or 0, 1, 2:
     hm               0.879 +/- 0.003
     dnn (no types)   0.873 +/- 0.004
 
-emofmv2 takes 1.5 minutes on two cores (AMD EPYC), and so does hmm (on older ones), November 2026.
+emofmv2 takes 1.1 minutes on two cores (AMD EPYC), and hmm 1.5 (on older ones), November 2026.
 emofmv2 follows `config.recommended()`, ten epochs or so; the others train one epoch, as the paper
 does. Rates and widths were tuned on the validation split, dnn's rates apart.
 docs/results/baselines.md has every model, typed and untyped.

@@ -1,0 +1,51 @@
+"""Memory in pages of 2 MB: training on a CPU takes two thirds of the time (docs/performance.md).
+
+In every step the allocator gets large arrays from the system, and the system clears them, 4 KB at a
+time. From glibc 2.35 on `GLIBC_TUNABLES=glibc.malloc.hugetlb=1` asks for huge pages, where Linux
+gives them to who asks (`madvise`). It is read as a process starts, so a program that trains starts
+itself once more, before it has loaded much: it stays the same process, and has the same numbers.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_TUNABLES, _TUNABLE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
+_SINCE = (2, 35)  # of glibc
+
+
+def use(program: str) -> None:
+    """Starts the program once more, with huge pages, if that helps and has not been done.
+
+    Nothing happens if the user has set the tunable, of which `glibc.malloc.hugetlb=0` switches it
+    off; if Python runs another file; or if the system gives no huge pages to who asks.
+
+    Args:
+      program: the file that Python runs. What it has done before is done twice.
+    """
+    tunables = os.environ.get(_TUNABLES, "")
+    running = getattr(sys.modules["__main__"], "__file__", None) or ""
+    if os.path.realpath(running) != os.path.realpath(program) or not sys.executable:
+        return
+    if _TUNABLE in tunables or not _are_there():
+        return
+    tunables = ":".join(filter(None, [tunables, f"{_TUNABLE}=1"]))
+    os.execve(sys.executable, sys.orig_argv, os.environ | {_TUNABLES: tunables})
+
+
+def use_in_command() -> None:
+    """`use` in a command that pip made (emofm-train), which begins with our `main`."""
+    if Path(sys.argv[0]).name.startswith("emofm-"):
+        use(sys.argv[0])
+
+
+def _are_there() -> bool:
+    """Whether glibc can ask for huge pages, and Linux gives them to who asks alone."""
+    try:
+        name, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
+        if name != "glibc" or tuple(map(int, version.split(".")[:2])) < _SINCE:
+            return False
+        return "[madvise]" in _ENABLED.read_text()
+    except (AttributeError, OSError, ValueError):  # another system, or another libc
+        return False
