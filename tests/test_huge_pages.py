@@ -70,6 +70,12 @@ def test_a_program_that_calls_ours_is_not_started_again(started, monkeypatch):
     assert not started
 
 
+def test_a_debugger_keeps_its_process(started, monkeypatch):
+    monkeypatch.setattr(sys, "gettrace", lambda: print)
+    huge_pages.use("train.py")
+    assert not started
+
+
 def test_a_command_of_pip_is_started_again(started, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/bin/emofm-train", "--help"])
     monkeypatch.setattr(sys.modules["__main__"], "__file__", "/bin/emofm-train")

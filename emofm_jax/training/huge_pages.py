@@ -19,7 +19,8 @@ def use(program: str) -> None:
     """Starts the program once more, with huge pages, if that helps and has not been done.
 
     Nothing happens if the user has set the tunable, of which `glibc.malloc.hugetlb=0` switches it
-    off; if Python runs another file; or if the system gives no huge pages to who asks.
+    off; if Python runs another file, or under a debugger; or if the system gives no huge pages to
+    who asks.
 
     Args:
       program: the file that Python runs. What it has done before is done twice.
@@ -28,7 +29,7 @@ def use(program: str) -> None:
     running = getattr(sys.modules["__main__"], "__file__", None) or ""
     if os.path.realpath(running) != os.path.realpath(program) or not sys.executable:
         return
-    if _TUNABLE in tunables or not _are_there():
+    if _TUNABLE in tunables or sys.gettrace() or not _are_there():
         return
     tunables = ":".join(filter(None, [tunables, f"{_TUNABLE}=1"]))
     os.execve(sys.executable, sys.orig_argv, os.environ | {_TUNABLES: tunables})
