@@ -10,6 +10,10 @@ call to finished state. The last line is the ratio that docs/performance.md quot
 
     ratio V=1e7/V=1e5: x.xx
 
+On several devices each has its share of the table, and the host's plan is made before:
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=4 python benchmarks/step.py
+
 With --devices the network is a sum, so that the step is the table's part; the same 4,096 rows are those of one device,
 or of several. Times are seconds of the processor, the least of several steps, taken in turn. The last line:
 
@@ -111,7 +115,7 @@ def gemm(size: int):
     return run
 
 
-def make_step(schema: Schema, embedding_dim: int):
+def make_step(schema: Schema, embedding_dim: int, layout: Layout | None):
     """(state, train step) of the MLP with lazy Adam."""
     defaults = config.default()
     options = {
@@ -122,21 +126,24 @@ def make_step(schema: Schema, embedding_dim: int):
     }
     module = model_lib.make_model(schema, options)
     optimizers = {k: optim.make_optimizer(defaults.optim[k].to_dict(), 1) for k in state.SECTIONS}
-    init = state.make_init(module, schema, optimizers, init_scale=0.01)
-    return init(jax.random.key(0)), step.make_train_step(module, schema, optimizers)
+    init = state.make_init(module, schema, optimizers, init_scale=0.01, layout=layout)
+    return init(jax.random.key(0)), step.make_train_step(module, schema, optimizers, layout=layout)
 
 
 def measure(sizes, batch_size, num_slots, embedding_dim, num_batches, num_steps) -> dict:
     """Times num_steps steps of every (table, kind of ids), in turn; see the keys it returns."""
-    num_devices = jax.local_device_count()
+    local = jax.local_devices()
+    num_devices = len(local)
     batch_size -= batch_size % num_devices
     states, steps, batches = {}, {}, {}
     for rows in sizes:
         schema = make_schema(rows, num_slots)
-        states[rows], steps[rows] = make_step(schema, embedding_dim)
+        layout = Layout(schema, num_devices) if num_devices > 1 else None
+        states[rows], steps[rows] = make_step(schema, embedding_dim, layout)
         for kind in ("zipf", "uniform"):
             made = make_batches(schema, kind, num_batches, batch_size, num_devices)
-            batches[rows, kind] = [state.put_batch(batch) for batch in made]
+            place = lambda batch, layout=layout: state.put_planned(batch, local, layout)
+            batches[rows, kind] = [place(batch) for batch in made]
     product = gemm(2048 if batch_size > 1000 else 256)
     times, distinct, peak = {case: [] for case in batches}, {case: [] for case in batches}, []
     for turn in range(-2, num_steps):  # the first turns compile and touch the memory
