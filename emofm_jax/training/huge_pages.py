@@ -6,6 +6,7 @@ gives them to who asks (`madvise`). It is read as a process starts, so a program
 itself once more, before it has loaded much: it stays the same process, and has the same numbers.
 """
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 _ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _TUNABLES, _TUNABLE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 _SINCE = (2, 35)  # of glibc
+_DONE = "EMOFM_STARTED_AGAIN"  # glibc keeps its own variable from a Python with rights of its own
+_COMMANDS = {"emofm-train", "emofm-sweep", "emofm-backtest"}
 
 
 def use(program: str) -> None:
@@ -20,7 +23,7 @@ def use(program: str) -> None:
 
     Nothing happens if the user has set the tunable, of which `glibc.malloc.hugetlb=0` switches it
     off; if Python runs another file, or under a debugger; or if the system gives no huge pages to
-    who asks.
+    who asks, or does not start the program.
 
     Args:
       program: the file that Python runs. What it has done before is done twice.
@@ -29,16 +32,25 @@ def use(program: str) -> None:
     running = getattr(sys.modules["__main__"], "__file__", None) or ""
     if os.path.realpath(running) != os.path.realpath(program) or not sys.executable:
         return
-    if _TUNABLE in tunables or sys.gettrace() or not _are_there():
+    if _TUNABLE in tunables or _DONE in os.environ or _is_debugged() or not _are_there():
         return
     tunables = ":".join(filter(None, [tunables, f"{_TUNABLE}=1"]))
-    os.execve(sys.executable, sys.orig_argv, os.environ | {_TUNABLES: tunables})
+    environment = os.environ | {_TUNABLES: tunables, _DONE: "1"}
+    with contextlib.suppress(OSError):
+        os.execve(sys.executable, sys.orig_argv, environment)
 
 
 def use_in_command() -> None:
     """`use` in a command that pip made (emofm-train), which begins with our `main`."""
-    if Path(sys.argv[0]).name.startswith("emofm-"):
+    if Path(sys.argv[0]).name in _COMMANDS:
         use(sys.argv[0])
+
+
+def _is_debugged() -> bool:
+    """Whether a debugger has this process, which from Python 3.12 on needs no trace function."""
+    monitoring = getattr(sys, "monitoring", None)
+    tool = monitoring and monitoring.get_tool(monitoring.DEBUGGER_ID)
+    return bool(sys.gettrace() or tool)
 
 
 def _are_there() -> bool:
