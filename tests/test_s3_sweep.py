@@ -178,6 +178,24 @@ def test_a_run_of_a_sweep_is_evaluated_and_goes_on_alone(shop, store, capsys):
     assert not [name for name in store.objects if name.endswith("seed-0/published.json")]
 
 
+def test_a_point_may_be_called_runs(store, tmp_path, capsys):
+    """And the sweep may lie in a directory of that name."""
+    text = s3_server.EXPERIMENT.format(prepare=PREPARE.strip())
+    (tmp_path / "mine.py").write_text(text + POINTS.replace("one", "runs"))
+    put(tmp_path)
+    flags = [f"--config={tmp_path}/mine.py", f"--config.data.dir={tmp_path}/data"]
+    assert prepare.main(["prepare", *flags, f"--config.prepare.source={tmp_path}/raw"]) == 0
+    at = "s3://bucket/x/runs/sweep"
+    command = sweep, *flags, f"--workdir={at}"
+    run(*command)
+    run(evaluate, f"--workdir={at}/runs/runs/seed-0", "--calibrate=platt")
+    assert "bucket/x/runs/sweep/runs/runs/seed-0/published.json" in store.objects
+    run(*command)
+    another_machine()
+    assert (all_of(at) / "runs/runs/seed-0/calibration.json").exists()
+    assert not [name for name in store.objects if name.endswith("seed-0/published.json")]
+
+
 class Cluster:
     """What stands for engines.Ray: each run on a machine of its own, the last one first."""
 

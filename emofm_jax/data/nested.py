@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from emofm_jax.data import files, remote
 from emofm_jax.data.remote import DeniedError, File, Index, Place
 
-_RUN = re.compile(r"(.+)/(runs/.+)")
+_RUNS = re.compile(r"(?<=.)/(?=runs/.)")
 _OBJECT = re.compile(rf"(runs/.+?/{re.escape(remote.OBJECTS)}/[^/]+)/.+")
 _HAVE_RUNS = {"sweep.json", "backtest.json"}
 
@@ -44,14 +44,16 @@ def find_index(of: Place) -> tuple[Place, Index] | None:
 
 def above(of: Place) -> tuple[Index, str] | None:
     """What the sweep has published that a place may be a run of, and the name of the run in it."""
-    if not (found := _RUN.fullmatch(of.key)):
-        return None
-    key, run = found.groups()
-    try:
-        index = remote.read_index(Place(of.name.removesuffix(f"/{run}"), of.system, key))
-    except DeniedError:
-        return None
-    return (index, run) if index and index.files.keys() & _HAVE_RUNS else None
+    for found in reversed([*_RUNS.finditer(of.key)]):  # a point may be called "runs"
+        run = of.key[found.end() :]
+        sweep = Place(of.name.removesuffix(f"/{run}"), of.system, of.key[: found.start()])
+        try:
+            index = remote.read_index(sweep)
+        except DeniedError:
+            continue
+        if index and index.files.keys() & _HAVE_RUNS:
+            return index, run
+    return None
 
 
 def said(index: Index, run: str) -> str:
