@@ -51,17 +51,25 @@ def reason(error: BaseException) -> str:
     return os.strerror(number) if number else " ".join(str(error).split()) or type(error).__name__
 
 
-def of_system(error: BaseException) -> bool:
-    """Whether a file cannot be had for now, as the system's number says; it need not be damaged."""
-    return any(_errno(error) in numbers for numbers in _REMEDIES.values())
-
-
 def of_file(path: object, error: BaseException, what: str = "written") -> FileError:
     """The error of the user whose file could not be written, or read."""
     number = _errno(error)
     found = (text for text, numbers in _REMEDIES.items() if number in numbers)
     usual = "name another place" if what == "written" else "restore it, or make it again"
     return FileError(f"{path}: cannot be {what} ({reason(error)}); {next(found, usual)}")
+
+
+def unreadable(path: object, error: BaseException, damage: str) -> UserError:
+    """The error of a file that cannot be read: of the system, as its number says, or of damage.
+
+    Args:
+      path: of the file.
+      error: what the system or a library said.
+      damage: the line if the system has no part in it.
+    """
+    if any(_errno(error) in numbers for numbers in _REMEDIES.values()):
+        return of_file(path, error, "read")
+    return UserError(damage)
 
 
 def said(error: BaseException) -> str:

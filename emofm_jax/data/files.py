@@ -187,6 +187,15 @@ def _remove_dead(directory: Path, pattern: str, name: str = "") -> None:
 
 
 @contextlib.contextmanager
+def undamaged(path: Path, remedy: str) -> Iterator[None]:
+    """Names a file that is not what was written, as the block finds: a UserError."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise errors.UserError(f"{path}: damaged ({error}); {remedy}") from None
+
+
+@contextlib.contextmanager
 def abandoned(path: Path) -> Iterator[None]:
     """Holds the lock of what a killed writer left.
 

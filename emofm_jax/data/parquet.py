@@ -140,7 +140,5 @@ def read(path: Path, columns: Sequence[str] | None, remedy: str) -> pa.Table:
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as error:
-        if errors.of_system(error):
-            raise errors.of_file(path, error, "read") from None
-        why = f"not readable as Parquet ({errors.reason(error)})"
-        raise UserError(f"{path}: {why}; {remedy}") from None
+        damage = f"{path}: not readable as Parquet ({errors.reason(error)}); {remedy}"
+        raise errors.unreadable(path, error, damage) from None

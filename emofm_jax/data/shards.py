@@ -254,10 +254,8 @@ class Split:
         except FileNotFoundError:
             raise UserError(f"{path}: not there any more; {ANEW}") from None
         except (pa.ArrowException, OSError) as error:
-            if errors.of_system(error):
-                raise errors.of_file(path, error, "read") from None
-            where = f"{path}: row group {group}"
-            raise UserError(f"{where} cannot be read ({error}); prepare again") from None
+            damage = f"{path}: row group {group} cannot be read ({error}); prepare again"
+            raise errors.unreadable(path, error, damage) from None
         if table.num_rows != num_rows:
             read = f"{table.num_rows} rows of row group {group} were read where it has {num_rows}"
             raise UserError(f"{path}: {read}; prepare again")
@@ -349,9 +347,8 @@ def _check_shard(file: Path, rows: int, digest: str, schema: Schema) -> list[int
     except FileNotFoundError:
         raise UserError(f"{file}: not there any more; {ANEW}") from None
     except (pa.ArrowException, OSError) as error:
-        if errors.of_system(error):
-            raise errors.of_file(file, error, "read") from None
-        raise UserError(f"{file}: not a complete Parquet file ({error}); prepare again") from None
+        damage = f"{file}: not a complete Parquet file ({error}); prepare again"
+        raise errors.unreadable(file, error, damage) from None
     found = (metadata.metadata or {}).get(FINGERPRINT, b"none").decode(errors="replace")
     if found != schema.fingerprint():
         raise UserError(

@@ -138,9 +138,8 @@ def load(directory: Path, slot: str, digest: str = "") -> Vocabulary:
         problem = f"the vocabulary of slot {slot!r} is missing"
         raise UserError(f"{path}: {problem}; prepare the data again") from None
     except (pa.ArrowException, OSError, KeyError) as error:
-        if errors.of_system(error):
-            raise errors.of_file(path, error, "read") from None
-        raise UserError(f"{path}: it cannot be read ({error}); prepare the data again") from None
+        damage = f"{path}: it cannot be read ({error}); prepare the data again"
+        raise errors.unreadable(path, error, damage) from None
     if digest and found.digest() != digest:
         what = f"its values have the digest {found.digest()}, those of the schema {digest}"
         raise UserError(f"{path}: {what}; use the files of one preparation, or start again")

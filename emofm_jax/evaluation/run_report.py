@@ -105,11 +105,9 @@ class RunReport:
           UserError: it is damaged, or of another run.
         """
         path = workdir / FILE
-        try:
+        with files.undamaged(path, REMEDY):
             body = files.read_json(path)
             found = cls.from_json(body)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: damaged ({error}); {REMEDY}") from None
         check(workdir, body)
         if kept is not None and (step := found.training.kept_step) != kept:
             what = f"of another run: of step {step:,}, this one keeps that of {kept:,}"

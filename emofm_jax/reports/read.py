@@ -229,10 +229,8 @@ def _sweep(workdir: Path) -> Sweep:
 
 
 def _json(path: Path) -> dict:
-    try:
+    with files.undamaged(path, "run its program again"):
         return files.read_json(path)
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); run its program again") from None
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict]]:

@@ -4,14 +4,12 @@ Names of places are those that were typed, or of an absolute path the last part:
 no path of the machine that made it.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from emofm_jax.data import files
 from emofm_jax.data.schema import Schema
-from emofm_jax.errors import UserError
 from emofm_jax.evaluation import run_report
 from emofm_jax.training import run_data
 
@@ -77,7 +75,7 @@ def _metrics(workdir: Path, step: int) -> dict[str, dict[str, Any]]:
     path = workdir / "metrics.json"
     if not path.exists():
         return {}
-    with _reading(path, run_report.REMEDY):
+    with files.undamaged(path, run_report.REMEDY):
         body = files.read_json(path)
         if body["train"].get("kept_step", step) != step:
             return {}
@@ -91,17 +89,8 @@ def _parent(workdir: Path) -> dict[str, Any]:
     path = workdir / run_data.PARENT
     if not path.exists():
         return {}
-    with _reading(path, "restore it"):
+    with files.undamaged(path, "restore it"):
         body = files.read_json(path)
         found = {"step": body["step"], "data": body["identity"], "days": body["days"]}
         known = {key: value for key, value in found.items() if value not in ("", [])}
         return {"run": place(Path(body["place"]))} | known
-
-
-@contextlib.contextmanager
-def _reading(path: Path, remedy: str) -> Iterator[None]:
-    """Names a file that is not what was written: a UserError."""
-    try:
-        yield
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: damaged ({error}); {remedy}") from None

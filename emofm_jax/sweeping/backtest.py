@@ -63,13 +63,10 @@ class Header:
     @classmethod
     def load(cls, path: Path) -> Self:
         """Reads it; raises UserError on a damaged file."""
-        try:
+        with files.undamaged(path, "restore it, or choose another --workdir"):
             body = files.read_json(path)
             tuples = {k: tuple(body.get(k, ())) for k in ("policies", "days", "seeds", "before")}
             return cls(**body | tuples)
-        except (ValueError, TypeError) as error:
-            remedy = "restore it, or choose another --workdir"
-            raise UserError(f"{path}: damaged ({error}); {remedy}") from None
 
     def after(self, old: Self) -> Self:
         """This one, in the workdir of an older one.
@@ -366,7 +363,7 @@ class Backtest:
             predictions, report = predictions_lib.score(config, split, parts, state)
             predictions_lib.write_predictions(target, predictions)
             files.write_json(path, report.to_json())
-        with _undamaged(path, "restore it, or delete it: the day is scored again"):
+        with files.undamaged(path, "restore it, or delete it: the day is scored again"):
             report = SplitReport.from_json(files.read_json(path))
         return _line(run, report)
 
@@ -427,22 +424,13 @@ def _prepare(config: ConfigDict, base: Path | None) -> str:
     if (directory / "schema.json").exists():
         schema = schema_lib.load(directory)
         path = directory / "prepare.json"
-        with _undamaged(path, f"restore it, or delete {directory}: it is prepared again"):
+        with files.undamaged(path, f"restore it, or delete {directory}: it is prepared again"):
             made_of = (files.read_json(path).get("base") or {}).get("identity")
         same = made_of == (schema_lib.load(base).identity if base else None)
         if same and not run_lib.stale(config, schema):
             return schema.identity
     preparation.prepare(config, progress=False, base=base)
     return schema_lib.load(directory).identity
-
-
-@contextlib.contextmanager
-def _undamaged(path: Path, remedy: str) -> Iterator[None]:
-    """Names a file of which the block cannot make sense."""
-    try:
-        yield
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: damaged ({error}); {remedy}") from None
 
 
 def _line(run: Run, report: SplitReport) -> Line:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from emofm_jax.data import files
-from emofm_jax.errors import UserError
 
 _LINE = ("point", "seed", "status", "error", "overrides", "metrics", "seconds", "peak_memory_mib")
 
@@ -151,13 +150,11 @@ class Attempt:
     def load(cls, workdir: Path) -> Self:
         """That of the run in the workdir; one without deaths if it was never tried."""
         path = workdir / "attempt.json"
-        try:
-            return cls(**files.read_json(path))
-        except FileNotFoundError:
-            return cls()
-        except (ValueError, TypeError) as error:
-            remedy = "delete it, the run then counts as never tried"
-            raise UserError(f"{path}: damaged ({error}); {remedy}") from None
+        with files.undamaged(path, "delete it, the run then counts as never tried"):
+            try:
+                return cls(**files.read_json(path))
+            except FileNotFoundError:
+                return cls()
 
     def save(self, workdir: Path) -> None:
         """Writes attempt.json."""

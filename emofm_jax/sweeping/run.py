@@ -200,14 +200,11 @@ def _result(workdir: Path) -> Result | None:
     path = workdir / "result.json"
     if not path.exists():
         return None
-    try:
+    with files.undamaged(path, "delete it, the run is then looked at again"):
         found = Result.from_json(files.read_json(path))
         if "seed" not in found.config:
             raise ValueError("its config has no seed")
-    except (ValueError, TypeError) as error:
-        remedy = "delete it, the run is then looked at again"
-        raise UserError(f"{path}: damaged ({error}); {remedy}") from None
-    return found
+        return found
 
 
 def _peak_mib() -> float | None:

@@ -203,11 +203,8 @@ def check_workdir(workdir: Path, header: record.Header) -> None:
             raise UserError(f"{workdir}: {what}; choose an empty --workdir")
         return
 
-    try:
+    with files.undamaged(path, "delete it, the runs stay as they are"):
         before = record.Header.from_json(files.read_json(path))
-    except (ValueError, KeyError, TypeError) as error:
-        remedy = "delete it, the runs stay as they are"
-        raise UserError(f"{path}: damaged ({error}); {remedy}") from None
 
     file, search = Path(before.experiment).name, before.search
     if (file, search) != (Path(header.experiment).name, header.search):

@@ -270,11 +270,8 @@ def _verdict(run: _Run, report: SplitReport) -> str:
     """The line after the first evaluation."""
     split, in_data = run.splits["train"], []
     path = split.path.parent / "prepare.json"
-    with contextlib.suppress(FileNotFoundError):
-        try:
-            in_data = summary.causes_in(files.read_json(path))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: damaged ({error}); prepare again") from None
+    with contextlib.suppress(FileNotFoundError), files.undamaged(path, "prepare again"):
+        in_data = summary.causes_in(files.read_json(path))
     split.check()  # what was read is of these data
     rates = {key: run.config.optim[key].learning_rate for key in SECTIONS}
     alone = leaks.find(run.splits["train"], run.splits["valid"])
@@ -293,11 +290,11 @@ def _lower_rates(run: _Run, state: TrainState, log: Log) -> TrainState:
     return state.replace(lr_scale=scale)
 
 
-def _with_intercept(run: _Run, state: TrainState, value: float = 0.0) -> TrainState:
-    """A state that scores with an intercept, in runs that have one: one compiled step for all."""
+def _with_intercept(run: _Run, state: TrainState) -> TrainState:
+    """A state that scores with an intercept of 0, where a run gets one: one step for all."""
     if not run.config.train.intercept_rows:
         return state
-    return state.with_intercept(value, run.parts.devices)
+    return state.with_intercept(0.0, run.parts.devices)
 
 
 def _finish(run: _Run, state: TrainState) -> RunReport:
@@ -305,9 +302,8 @@ def _finish(run: _Run, state: TrainState) -> RunReport:
     config, workdir, splits, parts, progress = run
     kept, reports, fitted = progress.kept_step(config.train), {}, None
     if config.train.intercept_rows:
-        state = _with_intercept(run, state)
-        fitted = intercept.fit(config, splits["train"], parts, state)
-        state = _with_intercept(run, state, fitted.value)
+        fitted = intercept.fit(config, splits["train"], parts, _with_intercept(run, state))
+        state = state.with_intercept(fitted.value, parts.devices)
     shown = "test" if "test" in splits and splits["test"].num_rows else "valid"
     if fitted is None and kept in [entry.step for entry in progress.evaluations]:
         reports["valid"] = SplitReport.from_json(progress.report)

@@ -219,9 +219,8 @@ def read_truth(split: Split) -> dict[str, np.ndarray] | None:
     except FileNotFoundError:
         raise UserError(f"{path}: not there any more; {shards.ANEW}") from None
     except (pa.ArrowException, OSError) as error:
-        if errors.of_system(error):
-            raise errors.of_file(path, error, "read") from None
-        raise UserError(f"{path}: cannot be read ({error}); prepare again") from None
+        damage = f"{path}: cannot be read ({error}); prepare again"
+        raise errors.unreadable(path, error, damage) from None
     if digest != split.digest:
         raise UserError(f"{path}: not of the rows that were scored; {shards.ANEW}")
     if table.num_rows != split.num_rows:

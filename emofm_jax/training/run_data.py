@@ -19,11 +19,9 @@ def trained_days(workdir: Path, schema: schema_lib.Schema) -> list[str]:
       UserError: parent.json is damaged.
     """
     path = workdir / PARENT
-    try:
+    with files.undamaged(path, "restore it"):
         before = files.read_json(path)["days"] if path.exists() else []
         return [*before, *(day for day in schema.days if day not in before)]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}); restore it") from None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -221,10 +221,7 @@ def gradients(
         training: dict[str, Any] = {"rngs": {"dropout": key}, "mutable": ["batch_stats"]}
         outputs, updated = module.apply(variables, e, weight, train=True, **training)
 
-        of_loss: dict[str, Any] = {
-            "am_weight": options.am_weight,
-            "denominators": denominators,
-        } | how
+        of_loss = how | {"am_weight": options.am_weight, "denominators": denominators}
         loss, sums = losses.total(outputs, *labelled, **of_loss)
         sums |= _weights(batch, drop_type)
         return loss, (sums, outputs, updated.get("batch_stats", {}))
