@@ -1,6 +1,7 @@
 """Is anything lost, torn or silently another number? Kills programs, lets their file operations fail, damages files.
 
     python benchmarks/torture.py --kills=300 --faults=300 --damage --fuzz=300 [--seed=0] [--only=GLOB] [--keep=DIR]
+    python benchmarks/torture.py --each [--seed=0] [--only=GLOB]
 
 Real processes of all programs, on tiny data. Each case begins with a copy of a directory that was
 made without disturbance. A process may use 2 GiB and 30 seconds of the processor, and take 120.
@@ -10,7 +11,8 @@ made without disturbance. A process may use 2 GiB and 30 seconds of the processo
               and to which file, but for numbers in names), then any. The same command again must
               end well, and leave the files that it leaves undisturbed, byte for byte but for times.
     fault     the nth operation fails, once or from then on, with ENOSPC, EDQUOT, EIO or EROFS;
-              distinct ones first, each in both ways. Exit code 2 and one line that names a file (0
+              distinct ones first, each in both ways. With --each: every distinct one, in both ways,
+              the four errors in turn, so that --seed=0 to 3 are all of them. Exit code 2 and one line that names a file (0
               where only a log is lost, with a warning); then the same command as above.
     damage    each file cut in two, emptied, with a flipped bit, or another run's: exit code 2 and one line, a warning,
               or what an undamaged directory gives.
@@ -41,6 +43,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -536,20 +539,32 @@ def tree_names(directory: Path) -> list[str]:
 
 
 def attack(
-    attack: Attack, cases: list[Case], templates: dict[str, Path], kills: int, faults: int
+    attack: Attack,
+    cases: list[Case],
+    templates: dict[str, Path],
+    kills: int,
+    faults: int,
+    each: bool = False,
 ) -> None:
-    """Kills and faults, spread over the cases and their operations."""
+    """Kills and faults, spread over the cases and their operations, or each distinct fault."""
     rng = random.Random(attack.seed)
     for case in cases:
         template = templates[case.template]
         wanted, operations, reads = attack.undisturbed(case, template)
-        places = spread(rng, operations, -(-kills // len(cases)))
+        numbers = [-(-n // len(cases)) for n in (kills, faults * 3 // 4, faults // 4)]
+        if each:
+            numbers = [0, 2 * distinct(operations), 2 * distinct(reads)]
+        places = spread(rng, operations, numbers[0])
         for at, _ in places:
             attack.kill(case, template, wanted, at)
-        failing = spread(rng, operations, -(-faults * 3 // 4 // len(cases)), (False, True))
+        failing = spread(rng, operations, numbers[1], (False, True))
         for at, sticky in failing:
-            attack.fault(case, template, wanted, at, rng.choice(ERRNOS), sticky, False)
-        reading = spread(rng, reads, -(-faults // 4 // len(cases)), (False, True))
+            number = rng.choice(ERRNOS)
+            if each:  # of four seeds each takes another error for an operation
+                kind = kind_of(operations[at - 1]).split("/case")[-1]
+                number = ERRNOS[(zlib.crc32(kind.encode()) + sticky + attack.seed) % 4]
+            attack.fault(case, template, wanted, at, number, sticky, False)
+        reading = spread(rng, reads, numbers[2], (False, True))
         for at, sticky in reading:
             attack.fault(case, template, wanted, at, errno.EIO, sticky, True)
         kinds, of_reads = (f"{len(x)}, {distinct(x)} distinct" for x in (operations, reads))
@@ -583,7 +598,12 @@ def kind_of(operation: str) -> str:
 
 # Kinds of directories: what is damaged in them, whose files are put in, and the commands that must notice.
 DAMAGED = {
-    "data": ("data", "data/**/*", "other", ["train --config=exp.py --workdir=run"]),
+    "data": (
+        "data",
+        "data/**/*",
+        "other",
+        ["train --config=exp.py --workdir=run", "verify data"],
+    ),
     "run": (
         "run",
         "run/**/*",
@@ -593,6 +613,7 @@ DAMAGED = {
             "train --config=exp.py --workdir=run",
             "predict --workdir=run --input=raw/test.csv --output=out.csv",
             "report --workdir=run",
+            "verify run",
         ],
     ),
     "begun": ("begun", "run/**/*", "second", ["train --config=exp.py --workdir=run"]),
@@ -600,13 +621,13 @@ DAMAGED = {
         "exported",
         "made/**/*",
         "",
-        ["predict --workdir=made --input=raw/test.csv --output=out.csv"],
+        ["predict --workdir=made --input=raw/test.csv --output=out.csv", "verify made"],
     ),
     "sweep": (
         "swept",
         "swept/**/*.json*",
         "second-swept",
-        ["sweep --config=exp.py --workdir=swept", "report --workdir=swept"],
+        ["sweep --config=exp.py --workdir=swept", "report --workdir=swept", "verify swept"],
     ),
     "backtest": (
         "lived",
@@ -977,6 +998,7 @@ def main() -> int:
     for name in ("kills", "faults", "fuzz", "seed"):
         parser.add_argument(f"--{name}", type=int, default=0)
     parser.add_argument("--damage", action="store_true")
+    parser.add_argument("--each", action="store_true", help="every distinct operation fails")
     parser.add_argument(
         "--only", default="*", help="names of cases, as in train*, damage-run or fuzz-schema"
     )
@@ -993,7 +1015,7 @@ def main() -> int:
         place.mkdir(parents=True, exist_ok=True)
         cases = (
             [case for case in CASES if fnmatch.fnmatch(case.name, options.only)]
-            if options.kills + options.faults
+            if options.kills + options.faults + options.each
             else []
         )
         kinds = [
@@ -1014,7 +1036,7 @@ def main() -> int:
         }
         templates = make_templates(child, place / "templates", wanted | others)
         with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C: the table of what was done
-            attack(of, cases, templates, options.kills, options.faults)
+            attack(of, cases, templates, options.kills, options.faults, options.each)
             if options.damage:
                 damage(of, templates, options.only)
             fuzz(of, templates, options.fuzz, options.only)

@@ -13,9 +13,11 @@ Compares digests, checksums of Parquet pages, and of an export its worked exampl
 
 import contextlib
 import functools
+import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from absl import flags as absl_flags
 
@@ -151,6 +153,8 @@ def _split(directory: Path, name: str) -> str:
 def _of_run(directory: Path) -> Iterator[_Part]:
     yield f"{directory} as a run", functools.partial(_run, directory)
     yield from _there(directory, "*.json", "*.jsonl", "rare/*.parquet")
+    if (directory / "checkpoints").is_dir():
+        yield f"{directory / 'log.jsonl'} as a whole", functools.partial(_log, directory)
     yield _vocabularies(directory)
     yield from _there(directory / "predictions", "*.json", "*.parquet")
     if (directory / "checkpoints").is_dir():
@@ -169,6 +173,21 @@ def _run(directory: Path) -> str:
     return config_lib.load(directory).name
 
 
+def _log(directory: Path) -> str:
+    """Compares the length of log.jsonl with what it had when the newest checkpoint was saved."""
+    from emofm_jax.training import checkpoint  # loads jax
+
+    if checkpoint.latest(directory / "checkpoints") is None:
+        return "no checkpoint tells"
+    step, info = checkpoint.read_info(directory / "checkpoints")
+    path, saved = directory / "log.jsonl", int(info.get("log_bytes") or 0)
+    found = path.stat().st_size if path.exists() else 0
+    if found < saved:
+        what = f"{found:,} bytes, and {saved:,} when the checkpoint of step {step} was saved"
+        raise UserError(f"{path}: {what}; restore it, or do without its first lines")
+    return f"{found:,} bytes"
+
+
 def _of_export(directory: Path) -> Iterator[_Part]:
     def read() -> str:
         from emofm_jax.scoring import artefact  # loads jax
@@ -183,6 +202,8 @@ def _of_export(directory: Path) -> Iterator[_Part]:
 def _of_sweep(directory: Path) -> Iterator[_Part]:
     yield from _there(directory, "sweep.json", "results.jsonl")
     yield str(directory), functools.partial(_one_sweep, directory)
+    for path in sorted(directory.glob("runs/*/seed-*/result.json")):
+        yield f"{path} against results.jsonl", functools.partial(_one_result, directory, path)
     yield from _runs(directory, "runs/*/seed-*")
 
 
@@ -199,8 +220,51 @@ def _one_sweep(directory: Path) -> str:
     return "of one sweep"
 
 
+def _one_result(directory: Path, path: Path) -> str:
+    """Compares how a run ended with its place, with its metrics.json and its line."""
+    with files.undamaged(path, _REMEDY):
+        result = record.Result.from_json(files.read_json(path))
+    if path.parent != directory / record.place(result.point, result.seed):
+        what = f"of point {result.point!r}, seed {result.seed}, not of its place"
+        raise UserError(f"{path}: {what}; {_REMEDY}")
+    metrics = path.parent / run_report.FILE
+    if result.ok and metrics.exists() and files.read_json(metrics) != result.metrics:
+        raise UserError(f"{path}: other figures than {metrics}; {_REMEDY}")
+    lines = [x for x in _objects(directory / "results.jsonl") if _is_of(result, x)]
+    line = json.loads(files.as_json(result.line()))
+    if any(x.get(key) != line[key] for x in lines[-1:] for key in x.keys() & line.keys()):
+        raise UserError(f"{path}: another result than its line of results.jsonl; {_REMEDY}")
+    return "" if lines else "no line yet"
+
+
+def _is_of(result: record.Result, line: Mapping[str, Any]) -> bool:
+    return (line.get("point"), line.get("seed")) == (result.point, result.seed)
+
+
+def _objects(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file, if it is there."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    with files.undamaged(path, _REMEDY):
+        return [files.from_json(line) for line in text.splitlines()]
+
+
+def _one_backtest(directory: Path) -> str:
+    """Compares the lines of a backtest, the runs that they are of, and what backtest.json says."""
+    from emofm_jax.sweeping import backtest  # loads jax
+
+    header = backtest.Header.load(directory / backtest.FILE)
+    path = directory / "results.jsonl"
+    lines = _objects(path)
+    for body in lines:
+        with files.undamaged(path, _REMEDY):
+            line = backtest.Line.from_json(body)
+        backtest.check_line(directory, header, line)
+    return f"{len(lines):,} lines of {len(header.days)} days"
+
+
 def _of_backtest(directory: Path) -> Iterator[_Part]:
     yield from _there(directory, "backtest.json", "results.jsonl")
+    yield str(directory), functools.partial(_one_backtest, directory)
     for path in sorted(directory.glob("data/*/*/schema.json")):
         yield from _of_shards(path.parent)
     yield from _runs(directory, "runs/*/*/seed-*")

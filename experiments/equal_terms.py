@@ -2,7 +2,7 @@
 
     python -m emofm_jax.sweep --config=experiments/equal_terms.py:dnn --workdir=runs/search_dnn --search=tpe --trials=20 --config.prepare.source=DIR
 
-The argument is emofmv2, dnn, dnn_typed, dcnv2 or lr. Data and groups are those of kuairand.py; each
+The argument is emofmv2, lr, fm, or dnn, dcnv2 or final, with or without _typed. Data and groups are those of kuairand.py; each
 model begins with `config.recommended()`, and trials are judged by validation AUC of seed 0. What
 20 trials found stands in docs/results/recipe/search.jsonl.
 
@@ -32,9 +32,11 @@ def ranges(arg: str = ""):
     }
     if arg == "lr":  # its weights are logits
         return found | {"optim.embedding.l2_rows": ("log", 0.1, 1_000.0)}
+    found |= {"model.embedding_dim": ("choice", [8, 16])}
+    if arg == "fm":  # it has no network; its first-order weights are logits
+        return found | {"optim.embedding.l2_rows": ("log", 0.1, 20_000.0)}
     found |= {
         "optim.network.learning_rate": ("log", 5e-4, 1e-2),
         "model.dropout": ("uniform", 0.0, 0.5),
-        "model.embedding_dim": ("choice", [8, 16]),
     }
     return found | ({"model.emofmv2.wide": ("choice", [False, True])} if arg == "emofmv2" else {})

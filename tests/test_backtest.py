@@ -186,6 +186,33 @@ def test_cost_and_chain(home):
     assert not Path("lived/runs/warm", DAYS[2], "seed-0/checkpoints").exists()
 
 
+@pytest.mark.parametrize(
+    "name, change, said",
+    [
+        (f"runs/frozen/{DAYS[3]}/seed-0/score.json", {"auc": 0.25}, "score.json: auc 0.25, and"),
+        (f"runs/warm/{DAYS[3]}/seed-0/metrics.json", {"rows": 1}, "metrics.json: rows 1, and"),
+        ("backtest.json", {"configs": {}}, "not of this backtest"),
+        ("backtest.json", {"hidden": [7]}, "lived/backtest.json: another model.hidden than"),
+    ],
+)
+def test_verify_compares_what_was_swapped(home, capsys, name, change, said):
+    """A whole file of another backtest has a good digest of its own."""
+    path = Path("lived", name)
+    whole = path.read_bytes()
+    body = files.read_json(path)
+    if "hidden" in change:
+        for config in body["configs"].values():
+            config["model.hidden"] = change["hidden"]
+    else:
+        body.get("valid", body).update(change)
+    try:
+        files.write_json(path, body)
+        assert verify.main(["verify", "lived"]) == 2
+        assert said in capsys.readouterr().err
+    finally:
+        path.write_bytes(whole)
+
+
 @pytest.fixture
 def trained(monkeypatch):
     """The points that are trained from here on; none is, they fail."""

@@ -1,5 +1,6 @@
 """`verify` reads everything: what is well is said to be, and a flipped bit anywhere is found."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -88,6 +89,51 @@ def test_sweep_json_of_another_sweep_is_found(made, tmp_path, capsys):
     files.write_json(place / "sweep.json", others.to_json())
     assert check(place) == 2
     said = "sweep.json: of another sweep than results.jsonl beside it; restore it"
+    assert said in capsys.readouterr().err
+
+
+def _result(place, **changes):
+    """A run's result.json and the line of it, which differ in `changes`."""
+    run = record.place("a", 0)
+    result = record.Result("a", 0, {}, run, files.read_json(place / run / "metrics.json"))
+    files.write_json(place / run / "result.json", result.to_json())
+    line = result.line() | {
+        "sweep": record.Header.from_json(files.read_json(place / "sweep.json")).digest()
+    }
+    files.write_text(place / "results.jsonl", files.as_json(line | changes) + "\n")
+    return result
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({}, ""),
+        ({"metrics": {"test": {"auc": 0.7}}}, "another result than its line of results.jsonl"),
+        ({"seed": 1}, "of point 'a', seed 1, not of its place"),
+        ({"auc": 0.7}, "other figures than"),
+    ],
+)
+def test_a_result_is_what_its_run_and_its_line_say(made, tmp_path, capsys, changes, said):
+    place = copy(made, tmp_path) / "swept"
+    result = _result(place, **(changes if "metrics" in changes else {}))
+    path = place / result.workdir / "result.json"
+    if "seed" in changes:
+        files.write_json(path, dataclasses.replace(result, seed=1).to_json())
+    if "auc" in changes:
+        files.write_json(path.with_name("metrics.json"), {"test": {"auc": changes["auc"]}})
+    assert check(place) == (2 if said else 0)
+    assert said in capsys.readouterr().err
+
+
+def test_a_log_that_was_cut_is_found(made, tmp_path, capsys):
+    place = copy(made, tmp_path) / "swept" / "runs" / "a" / "seed-0"
+    log = place / "log.jsonl"
+    size = log.stat().st_size
+    checkpoint.save(place / "checkpoints", 4, {"x": np.arange(3)}, {"log_bytes": size})
+    assert check(place) == 0
+    log.write_text("")
+    assert check(place) == 2
+    said = f"{log}: 0 bytes, and {size} when the checkpoint of step 4 was saved"
     assert said in capsys.readouterr().err
 
 

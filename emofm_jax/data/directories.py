@@ -78,7 +78,7 @@ def scratch(parent: Path) -> Iterator[Path]:
     try:
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        _clear(path)
 
 
 def copy(source: Path, target: Path) -> None:
@@ -145,19 +145,30 @@ def _restore(partial: Path, target: Path) -> None:
     if old.exists() and not target.exists():
         old.rename(target)
     for left in (new, old):
-        shutil.rmtree(left, ignore_errors=True)
+        _clear(left)
 
 
 def _remove_partial(partial: Path) -> None:
     for name in (_NEW, _OLD):
-        shutil.rmtree(partial / name, ignore_errors=True)
+        _clear(partial / name)
     with contextlib.suppress(OSError):  # not empty: what is in it is not ours
         partial.rmdir()
 
 
+def _clear(path: Path) -> None:
+    """Removes a directory of ours, as far as that goes; a fault of a moment is tried again."""
+    for _ in range(2):
+        if path.exists():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def _flush(directory: Path) -> None:
     """Flushes all files of a directory, and its directories, to the disk."""
-    for parent, _, names in os.walk(directory):
+    for parent, _, names in os.walk(directory, onerror=_raise):
         for name in names:
             files.sync(Path(parent) / name)
         files.sync(Path(parent))

@@ -227,8 +227,10 @@ def remove(path: Path) -> None:
 def check_writable(directory: Path) -> None:
     """Raises OSError if no file can be made in a directory."""
     temporary, descriptor = _make(Path(directory) / "writable")
-    os.close(descriptor)
-    temporary.unlink(missing_ok=True)
+    try:
+        os.close(descriptor)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def show(path: Path, name: str) -> None:

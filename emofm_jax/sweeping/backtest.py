@@ -412,6 +412,41 @@ def lived(declared: Declared, found: Sequence[str]) -> tuple[str, ...]:
     return days
 
 
+def check_line(workdir: Path, header: Header, line: Line) -> None:
+    """Compares a line with the run that it is of, and that run with the header.
+
+    Raises:
+      UserError: they say other things, or the line's files are not there.
+    """
+    place = workdir / "runs" / line.policy / _quoted(line.day) / f"seed-{line.seed}"
+    lines = workdir / "results.jsonl"
+    remedy = "restore it, or start the same backtest again"
+    if line.policy not in header.configs or line.day not in header.days:
+        what = f"policy {line.policy!r}, day {line.day}: not of this backtest"
+        raise UserError(f"{lines}: {what}; {remedy}")
+    if (place / "config.json").exists():
+        free = config_lib.free() | policies.DECIDED
+        there, here = header.configs[line.policy], flatten(config_lib.load(place))
+        differ = {k for k in config_lib.difference(there, here) if k in there and k not in free}
+        if differ:
+            what = f"another {min(differ)} than {place / 'config.json'}"
+            raise UserError(f"{workdir / FILE}: {what}; {remedy}")
+    if line.error is not None:
+        return
+    for path in (place / "metrics.json", place / _SCORED):
+        if not path.exists():
+            continue
+        with files.undamaged(path, remedy):
+            body = files.read_json(path)
+            found = SplitReport.from_json(body if path.name == _SCORED else body["valid"])
+        for key in ("rows", "clicks", "auc", "logloss", "pcoc"):
+            if getattr(found, key) != getattr(line, key):
+                what = f"{key} {getattr(found, key)}, and {getattr(line, key)} in {lines}"
+                raise UserError(f"{path}: {what}; {remedy}")
+        return
+    raise UserError(f"{place}: neither metrics.json nor {_SCORED}; {remedy}")
+
+
 def save(workdir: Path, lines: Sequence[Line]) -> None:
     """Writes results.jsonl."""
     text = "".join(files.as_json(dataclasses.asdict(line)) + "\n" for line in lines)
