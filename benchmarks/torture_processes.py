@@ -4,7 +4,8 @@
 
 Two processes of `train` share a table, an HMM with four types by default. One of them, drawn at random, gets a signal at
 a random moment of the time that the run took when it was left alone: as it starts, compiles, takes steps, evaluates,
-saves, or writes its results. Each third case begins without compiled programs.
+saves, or writes its results. Each third case begins without compiled programs, and is aimed at a compilation; each
+third one is aimed at an evaluation: the signal comes as one begins, or up to 0.3 s later.
 
     stop      SIGTERM. Both end, at most one line of error each: 143 with the state saved; before the first step, and
               behind the last, where nobody waits for a signal, it ends one and the other ends with 75; 0 behind the end
@@ -69,18 +70,60 @@ class Ended(NamedTuple):
     seconds: float
 
 
-def start(place: Path, name: str, model: str, cache: str) -> list[Any]:
-    """Starts the two processes of a run."""
+# What a case may be aimed at, and after how many of it at most.
+AIMS = {"compilation": 12, "evaluation": 8}
+
+
+def process(words: list[str]) -> int:
+    """One process of `train`, which makes a file of its own as a compilation or an evaluation begins.
+
+    Args:
+      words: the names of its files begin with the first, the others are those of the program.
+    """
+    import itertools
+    import logging
+
+    import jax
+
+    from emofm_jax import train
+    from emofm_jax.training import loop
+
+    counts = {what: itertools.count() for what in AIMS}
+
+    def begin(what: str) -> None:
+        Path(f"{words[0]}.{what}.{next(counts[what])}").touch()
+
+    class Compilations(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage().startswith("Compiling"):
+                begin("compilation")
+
+    jax.config.update("jax_log_compiles", True)
+    logger = logging.getLogger("jax")
+    logger.handlers, logger.propagate = [Compilations()], False
+    evaluate = loop._evaluate
+
+    def evaluated(*given: Any) -> Any:
+        begin("evaluation")
+        return evaluate(*given)
+
+    loop._evaluate = evaluated
+    return train.main(["train", *words[1:]])
+
+
+def start(place: Path, name: str, model: str, cache: str, aimed: bool = False) -> list[Any]:
+    """Starts the two processes of a run; where the case is aimed, they say what they begin."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(place / cache)}
     environment["PYTHONPATH"] = str(ROOT)
-    command = [sys.executable, "-m", "emofm_jax.train", f"--config=mine.py:{model}"]
+    program = [__file__, f"--process={name}.ID"] if aimed else ["-m", "emofm_jax.train"]
+    command = [sys.executable, *program, f"--config=mine.py:{model}"]
     command += [f"--workdir={name}", f"--coordinator=localhost:{port}", "--num_processes=2"]
     command.append(f"--wait_seconds={WAIT}")
     pipes: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    both = [[*command, f"--process_id={i}"] for i in (0, 1)]
+    both = [[x.replace(".ID", f".{i}") for x in command] + [f"--process_id={i}"] for i in (0, 1)]
     return [subprocess.Popen(one, cwd=place, env=environment, **pipes) for one in both]
 
 
@@ -138,7 +181,14 @@ def attack(
     rng = random.Random(f"{options.seed} {kind} {number}")
     name, cache = f"{kind}-{number}", f"cold-{kind}-{number}" if number % 3 == 0 else "cache"
     who, moment = rng.randrange(2), rng.uniform(0, takes)
-    both = start(place, name, options.model, cache)
+    aim = ("compilation", "evaluation", "")[number % 3]
+    both = start(place, name, options.model, cache, bool(aim))
+    if aim:
+        moment, begun = rng.uniform(0, 0.3), rng.randrange(AIMS[aim])
+        file = place / f"{name}.{who}.{aim}.{begun}"
+        while not file.exists() and both[who].poll() is None:
+            time.sleep(0.002)
+        aim = f"{aim} {begun} and " if file.exists() else "its end and "
     time.sleep(moment)
     both[who].send_signal(signal.SIGKILL if kind == "kill" else signal.SIGTERM)
     since = time.monotonic()
@@ -148,7 +198,7 @@ def attack(
     saved = sorted(int(p.name[5:]) for p in (place / name / "checkpoints").glob("step_*"))
     codes = ", ".join(str(one.code) for one in pair)
     slowest = max(one.seconds for one in pair)
-    said = f"{kind} of process {who} after {moment:.1f} s ({cache.split('-')[0]}): {codes}"
+    said = f"{kind} of process {who} after {aim}{moment:.1f} s ({cache.split('-')[0]}): {codes}"
     said += f" in {slowest:.1f} s, saved {saved[-1] if saved else 'nothing'}"
 
     wrong = problems(kind, who, pair)
@@ -162,6 +212,8 @@ def attack(
 
 def main() -> int:
     """Runs it all; returns the exit code."""
+    if len(sys.argv) > 1 and sys.argv[1].startswith("--process="):
+        return process([sys.argv[1].partition("=")[2], *sys.argv[2:]])
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     for name, default in (("--stops", 30), ("--kills", 10), ("--seed", 0)):
         parser.add_argument(name, type=int, default=default)
