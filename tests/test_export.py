@@ -247,6 +247,14 @@ def edit(path, without="", **changes):
     path.write_text(json.dumps({name: x for name, x in body.items() if name != without}))
 
 
+def scalar_example(path):
+    """One number in place of a slot's values."""
+    body = files.read_json(path)
+    slot = min(body["example"]["features"])
+    body["example"]["features"][slot] = 0
+    path.write_text(json.dumps(body))
+
+
 def unchecked(path):
     """Writes the checksums again, as one does who edits an artefact."""
     files = sorted(f for f in path.rglob("*") if f.is_file() and f.name != "checksums.sha256")
@@ -289,6 +297,10 @@ def unchecked(path):
         (
             lambda p: (edit(p / "signature.json", origins=[{"run": 1}]), unchecked(p)),
             "signature.json: not readable",
+        ),
+        (
+            lambda p: (scalar_example(p / "signature.json"), unchecked(p)),
+            "damaged \\(",
         ),
         (
             lambda p: (flip(p / "weights.safetensors", -1, 64), unchecked(p)),

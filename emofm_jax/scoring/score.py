@@ -52,7 +52,7 @@ def call_program(program, slots, weights, features):
     if wrong := slots ^ features.keys():
         which = f"absent, or one too many: {sorted(wrong)}"
         raise ValueError(f"features: slots that are {which}; see signature.json")
-    empty = next(iter(features.values())).shape[0] == 0
+    empty = next(iter(features.values())).shape[:1] == (0,)
     if empty:
         features = {name: np.zeros((1, *x.shape[1:]), x.dtype) for name, x in features.items()}
     try:
