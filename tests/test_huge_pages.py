@@ -1,5 +1,6 @@
-"""Programs that train start once more with huge pages, where there are some; nobody else does."""
+"""Programs that train or score start once more with huge pages, where there are some; no others do."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -107,10 +108,15 @@ def test_a_debugger_keeps_its_process(started, monkeypatch):
     assert not started
 
 
-def test_a_command_of_pip_is_started_again(started, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["/bin/emofm-train", "--help"])
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", "/bin/emofm-train")
-    huge_pages.use_in_command()
+@pytest.mark.parametrize("name", ["train", "sweep", "backtest", "evaluate", "predict", "compare"])
+def test_a_command_of_pip_is_started_again(started, monkeypatch, name):
+    command = [f"/bin/emofm-{name}", "--helpshort"]
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(sys, "orig_argv", ["python", *command])
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", command[0])
+    program = importlib.import_module(f"emofm_jax.{name}")
+    monkeypatch.setattr(program.cli, "run", lambda *_, **__: 0)
+    program.main()
     assert len(started) == 1
 
 

@@ -1,9 +1,12 @@
-"""Memory in pages of 2 MB: training on a CPU takes two thirds of the time (docs/performance.md).
+"""Memory in pages of 2 MB: on a CPU a step takes two thirds of the time, a score five sixths.
+
+The figures are in docs/performance.md.
 
 In every step the allocator gets large arrays from the system, and the system clears them, 4 KB at a
 time. From glibc 2.35 on `GLIBC_TUNABLES=glibc.malloc.hugetlb=1` asks for huge pages, where Linux
-gives them to who asks (`madvise`). It is read as a process starts, so a program that trains starts
-itself once more, before it has loaded much: it stays the same process, and has the same numbers.
+gives them to who asks (`madvise`). It is read as a process starts, so a program that trains or
+scores starts itself once more, before it has loaded much: it stays the same process, and has the
+same numbers.
 """
 
 import contextlib
@@ -15,7 +18,8 @@ _ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _TUNABLES, _TUNABLE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 _SINCE = (2, 35)  # of glibc
 _DONE = "EMOFM_STARTED_AGAIN"  # glibc keeps its own variable from a Python with rights of its own
-_COMMANDS = {"emofm-train", "emofm-sweep", "emofm-backtest"}
+_PROGRAMS = ("train", "sweep", "backtest", "evaluate", "predict", "compare")
+_COMMANDS = {f"emofm-{name}" for name in _PROGRAMS}
 
 
 def use(program: str) -> None:
