@@ -430,7 +430,7 @@ def one_line(done: Done, place: str = "") -> str:
         done.code == 2
         and where != place
         and not re.search(
-            r"[\w.]+[/.]\w+|^(--\w+=)?(data|run|made|swept|raw|next|went|compared|lived|days)\b",
+            r"[\w.]+[/.]\w+|^--\w+=|^step \d+$|^(data|run|made|swept|raw|next|went|compared|lived)\b|^days\b",
             where,
         )
     ):
