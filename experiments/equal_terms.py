@@ -9,7 +9,8 @@ model begins with `config.recommended()`, and trials are judged by validation AU
 Question: is our model ahead of the others once all were tuned alike? Five seeds each of what 20 trials found,
 test AUC / logloss, November 2026 (docs/results/kuairand.md):
 
-    emofmv2  0.7085 / 0.6198      dnn  0.7038 / 0.6224      dcnv2  0.7027 / 0.6237      lr  0.7039 / 0.6228
+    emofmv2  0.7085 / 0.6198      dnn  0.7038 / 0.6224      dcnv2  0.7027 / 0.6237
+    final    0.7020 / 0.6240      fm   0.7042 / 0.6251      lr     0.7039 / 0.6228
 """
 
 from pathlib import Path
