@@ -13,7 +13,6 @@ Compares digests, checksums of Parquet pages, and of an export its worked exampl
 
 import contextlib
 import functools
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -202,8 +201,9 @@ def _of_export(directory: Path) -> Iterator[_Part]:
 def _of_sweep(directory: Path) -> Iterator[_Part]:
     yield from _there(directory, "sweep.json", "results.jsonl")
     yield str(directory), functools.partial(_one_sweep, directory)
+    lines = functools.cache(functools.partial(_by_run, directory / "results.jsonl"))
     for path in sorted(directory.glob("runs/*/seed-*/result.json")):
-        yield f"{path} against results.jsonl", functools.partial(_one_result, directory, path)
+        yield f"{path} as a whole", functools.partial(_one_result, directory, path, lines)
     yield from _runs(directory, "runs/*/seed-*")
 
 
@@ -220,7 +220,16 @@ def _one_sweep(directory: Path) -> str:
     return "of one sweep"
 
 
-def _one_result(directory: Path, path: Path) -> str:
+def _by_run(path: Path) -> dict[tuple, dict[str, Any]]:
+    """{(point, seed): line}; of a file that is damaged, which is said of it, nothing."""
+    with contextlib.suppress(UserError):
+        return {(line.get("point"), line.get("seed")): line for line in _objects(path)}
+    return {}
+
+
+def _one_result(
+    directory: Path, path: Path, lines: Callable[[], Mapping[tuple, Mapping[str, Any]]]
+) -> str:
     """Compares how a run ended with its place, with its metrics.json and its line."""
     with files.undamaged(path, _REMEDY):
         result = record.Result.from_json(files.read_json(path))
@@ -230,15 +239,13 @@ def _one_result(directory: Path, path: Path) -> str:
     metrics = path.parent / run_report.FILE
     if result.ok and metrics.exists() and files.read_json(metrics) != result.metrics:
         raise UserError(f"{path}: other figures than {metrics}; {_REMEDY}")
-    lines = [x for x in _objects(directory / "results.jsonl") if _is_of(result, x)]
-    line = json.loads(files.as_json(result.line()))
-    if any(x.get(key) != line[key] for x in lines[-1:] for key in x.keys() & line.keys()):
+    there, here = lines().get((result.point, result.seed)), result.line()
+    if there is None:
+        return "no line in results.jsonl"
+    here = files.from_json(files.as_json(here))
+    if any(there[key] != here[key] for key in there.keys() & here.keys()):
         raise UserError(f"{path}: another result than its line of results.jsonl; {_REMEDY}")
-    return "" if lines else "no line yet"
-
-
-def _is_of(result: record.Result, line: Mapping[str, Any]) -> bool:
-    return (line.get("point"), line.get("seed")) == (result.point, result.seed)
+    return ""
 
 
 def _objects(path: Path) -> list[dict[str, Any]]:
