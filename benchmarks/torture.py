@@ -1,7 +1,7 @@
 """Is anything lost, torn or silently another number? Kills programs, lets their file operations fail, damages files.
 
     python benchmarks/torture.py --kills=300 --faults=300 --damage --fuzz=300 [--seed=0] [--only=GLOB] [--keep=DIR]
-    python benchmarks/torture.py --each [--seed=0] [--only=GLOB]
+    python benchmarks/torture.py --each [--seed=0] [--only=GLOB] [--without=REGEX]
 
 Real processes of all programs, on tiny data. Each case begins with a copy of a directory that was
 made without disturbance. A process may use 2 GiB and 30 seconds of the processor, and take 120.
@@ -12,7 +12,8 @@ made without disturbance. A process may use 2 GiB and 30 seconds of the processo
               end well, and leave the files that it leaves undisturbed, byte for byte but for times.
     fault     the nth operation fails, once or from then on, with ENOSPC, EDQUOT, EIO or EROFS;
               distinct ones first, each in both ways. With --each: every distinct one, in both ways,
-              the four errors in turn, so that --seed=0 to 3 are all of them. Exit code 2 and one line that names a file (0
+              the four errors in turn, so that --seed=0 to 3 are all of them; --without leaves out
+              operations, as --without=/runs/ those in runs of a sweep. Exit code 2 and one line that names a file (0
               where only a log is lost, with a warning); then the same command as above.
     damage    each file cut in two, emptied, with a flipped bit, or another run's: exit code 2 and one line, a warning,
               or what an undamaged directory gives.
@@ -545,6 +546,7 @@ def attack(
     kills: int,
     faults: int,
     each: bool = False,
+    without: str = "^$",
 ) -> None:
     """Kills and faults, spread over the cases and their operations, or each distinct fault."""
     rng = random.Random(attack.seed)
@@ -553,18 +555,19 @@ def attack(
         wanted, operations, reads = attack.undisturbed(case, template)
         numbers = [-(-n // len(cases)) for n in (kills, faults * 3 // 4, faults // 4)]
         if each:
-            numbers = [0, 2 * distinct(operations), 2 * distinct(reads)]
+            counted = ([x for x in of if not re.search(without, x)] for of in (operations, reads))
+            numbers = [0, *(2 * distinct(of) for of in counted)]
         places = spread(rng, operations, numbers[0])
         for at, _ in places:
             attack.kill(case, template, wanted, at)
-        failing = spread(rng, operations, numbers[1], (False, True))
+        failing = spread(rng, operations, numbers[1], (False, True), without)
         for at, sticky in failing:
             number = rng.choice(ERRNOS)
             if each:  # of four seeds each takes another error for an operation
                 kind = kind_of(operations[at - 1]).split("/case")[-1]
                 number = ERRNOS[(zlib.crc32(kind.encode()) + sticky + attack.seed) % 4]
             attack.fault(case, template, wanted, at, number, sticky, False)
-        reading = spread(rng, reads, numbers[2], (False, True))
+        reading = spread(rng, reads, numbers[2], (False, True), without)
         for at, sticky in reading:
             attack.fault(case, template, wanted, at, errno.EIO, sticky, True)
         kinds, of_reads = (f"{len(x)}, {distinct(x)} distinct" for x in (operations, reads))
@@ -573,10 +576,14 @@ def attack(
 
 
 def spread(
-    rng: random.Random, operations: list[str], wanted: int, ways: tuple[bool, ...] = (False,)
+    rng: random.Random,
+    operations: list[str],
+    wanted: int,
+    ways: tuple[bool, ...] = (False,),
+    without: str = "^$",
 ) -> list[tuple[int, bool]]:
     """Numbers of operations, each in each way: first one of each distinct operation."""
-    places = list(range(1, len(operations) + 1))
+    places = [at for at, what in enumerate(operations, 1) if not re.search(without, what)]
     rng.shuffle(places)
     first = {kind_of(operations[at - 1]): at for at in places}.values()
     cases = [[(at, way) for at in some for way in ways] for some in (first, {*places} - {*first})]
@@ -1002,6 +1009,7 @@ def main() -> int:
     parser.add_argument(
         "--only", default="*", help="names of cases, as in train*, damage-run or fuzz-schema"
     )
+    parser.add_argument("--without", default="^$", help="--each: operations that are left out")
     parser.add_argument("--keep", default="", help="directory to work in, which stays")
     parser.add_argument("--zygote", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -1036,7 +1044,9 @@ def main() -> int:
         }
         templates = make_templates(child, place / "templates", wanted | others)
         with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C: the table of what was done
-            attack(of, cases, templates, options.kills, options.faults, options.each)
+            attack(
+                of, cases, templates, options.kills, options.faults, options.each, options.without
+            )
             if options.damage:
                 damage(of, templates, options.only)
             fuzz(of, templates, options.fuzz, options.only)
