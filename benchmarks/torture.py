@@ -600,7 +600,7 @@ def distinct(operations: list[str]) -> int:
 def kind_of(operation: str) -> str:
     """An operation without numbers and temporary names."""
     what = operation.split(" ", 1)[1].removesuffix(" (deleted)")
-    return re.sub(r"\d+", "N", re.sub(r"\.tmp\w{6}|\.[0-9a-f]{8}(?=\.partial)", ".T", what))
+    return re.sub(r"\d+", "N", re.sub(r"\.tmp\w{6}|\.[0-9a-f]{8}(?=\.partial|/|$)", ".T", what))
 
 
 # Kinds of directories: what is damaged in them, whose files are put in, and the commands that must notice.

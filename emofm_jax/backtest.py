@@ -26,10 +26,12 @@ import dataclasses
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # before what takes time to load
-    from emofm_jax.training import huge_pages
+from emofm_jax.training import huge_pages
 
+if __name__ == "__main__":  # before what takes time to load
     huge_pages.use(__file__)
+else:
+    huge_pages.use_in_command()
 
 from absl import flags as absl_flags
 
@@ -39,7 +41,6 @@ from emofm_jax.errors import UserError
 from emofm_jax.reports import backtest_page
 from emofm_jax.sweeping import backtest, experiment, policies
 from emofm_jax.sweeping.backtest import Backtest, Line
-from emofm_jax.training import huge_pages
 from emofm_jax.training import workdir as workdir_lib
 
 _OURS = {"writable", backtest.FILE, "results.jsonl", "report.html", "report.md", "runs", "data"}
@@ -63,6 +64,7 @@ def _live(flags: absl_flags.FlagValues) -> bool:
         header = found.header(named)
         files.write_json(workdir / backtest.FILE, dataclasses.asdict(header))
         lines: list[Line] = []
+        backtest.save(workdir, lines)  # those of a command before may be of runs that are gone
         try:
             for line in found.run(lock):
                 lines.append(line)
@@ -104,8 +106,6 @@ def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The program: exit code 0, 1 if a run failed, 2 after one line of error, 128 + its signal."""
-    if argv is None:
-        huge_pages.use_in_command()
     return cli.run(_live, _define, argv)
 
 

@@ -35,10 +35,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if __name__ == "__main__":  # before what takes time to load
-    from emofm_jax.training import huge_pages
+from emofm_jax.training import huge_pages
 
+if __name__ == "__main__":  # before what takes time to load
     huge_pages.use(__file__)
+else:
+    huge_pages.use_in_command()
 
 import numpy as np
 from absl import flags as absl_flags
@@ -52,7 +54,6 @@ from emofm_jax.errors import UserError
 from emofm_jax.evaluation import contest, paired
 from emofm_jax.evaluation.contest import Condition, Contest
 from emofm_jax.reports import compare_page
-from emofm_jax.training import huge_pages
 
 if TYPE_CHECKING:  # which load jax
     from emofm_jax.scoring.labelled import Labelled
@@ -271,8 +272,6 @@ def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The program: exit code 0, 1 if a condition does not hold, 2 after one line of error."""
-    if argv is None:
-        huge_pages.use_in_command()
     return cli.run(_main, _define, argv)
 
 

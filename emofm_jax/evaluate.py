@@ -38,10 +38,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":  # before what takes time to load
-    from emofm_jax.training import huge_pages
+from emofm_jax.training import huge_pages
 
+if __name__ == "__main__":  # before what takes time to load
     huge_pages.use(__file__)
+else:
+    huge_pages.use_in_command()
 
 import numpy as np
 import pyarrow as pa
@@ -58,7 +60,7 @@ from emofm_jax.evaluation import by_value, calibration, summary
 from emofm_jax.evaluation.split_report import SplitReport
 from emofm_jax.reports import plots
 from emofm_jax.scoring import importance as importance_lib
-from emofm_jax.training import huge_pages, run_data
+from emofm_jax.training import run_data
 from emofm_jax.training import workdir as workdir_lib
 from emofm_jax.training.run_data import RunData
 
@@ -278,8 +280,6 @@ def _write_importance(found: dict[str, Any], predictions: Path, title: str) -> l
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the program: exit code 0, or 2 after one line of error."""
-    if argv is None:
-        huge_pages.use_in_command()
     return cli.run(_main, _define, argv)
 
 

@@ -18,10 +18,12 @@ kill the same command starts over.
 
 import sys
 
-if __name__ == "__main__":  # before what takes time to load
-    from emofm_jax.training import huge_pages
+from emofm_jax.training import huge_pages
 
+if __name__ == "__main__":  # before what takes time to load
     huge_pages.use(__file__)
+else:
+    huge_pages.use_in_command()
 
 from absl import flags as absl_flags
 
@@ -29,7 +31,6 @@ from emofm_jax import cli
 from emofm_jax.data import counts, storage
 from emofm_jax.evaluation import summary
 from emofm_jax.scoring import row_files
-from emofm_jax.training import huge_pages
 
 
 def _main(flags: absl_flags.FlagValues) -> None:
@@ -64,8 +65,6 @@ def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the program: exit code 0, or 2 after one line of error."""
-    if argv is None:
-        huge_pages.use_in_command()
     return cli.run(_main, _define, argv)
 
 

@@ -23,10 +23,12 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-if __name__ == "__main__":  # before what takes time to load
-    from emofm_jax.training import huge_pages
+from emofm_jax.training import huge_pages
 
+if __name__ == "__main__":  # before what takes time to load
     huge_pages.use(__file__)
+else:
+    huge_pages.use_in_command()
 
 from absl import flags as absl_flags
 
@@ -39,7 +41,6 @@ from emofm_jax.sweeping import sweep as sweep_lib
 from emofm_jax.sweeping.record import Header
 from emofm_jax.sweeping.results import Results
 from emofm_jax.sweeping.run import Run
-from emofm_jax.training import huge_pages
 from emofm_jax.training import workdir as workdir_lib
 
 
@@ -152,8 +153,6 @@ def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The program: exit code 0, 1 if a run failed, 2 after one line of error, 128 + its signal."""
-    if argv is None:
-        huge_pages.use_in_command()
     return cli.run(_sweep, _define, argv)
 
 

@@ -15,10 +15,12 @@ evaluate, predict and other programs take `--workdir` and find everything there.
 import sys
 import textwrap
 
-if __name__ == "__main__":  # before what takes time to load
-    from emofm_jax.training import huge_pages
+from emofm_jax.training import huge_pages
 
+if __name__ == "__main__":  # before what takes time to load
     huge_pages.use(__file__)
+else:
+    huge_pages.use_in_command()
 
 from absl import flags as absl_flags
 
@@ -27,7 +29,7 @@ from emofm_jax import config as config_lib
 from emofm_jax.data import storage
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import summary
-from emofm_jax.training import huge_pages, processes
+from emofm_jax.training import processes
 from emofm_jax.training import run as run_lib
 
 
@@ -103,8 +105,6 @@ def _describe_models() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The program: exit code 0, or 2 after one line of error, 75 if another process has ended."""
-    if argv is None:
-        huge_pages.use_in_command()
     return processes.leave(cli.run(_main, _define, argv, more_help=_describe_models))
 
 

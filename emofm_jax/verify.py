@@ -20,7 +20,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from emofm_jax import cli, errors
+from emofm_jax import cli, errors, options
 from emofm_jax import config as config_lib
 from emofm_jax.data import encode, files, parquet, shards, storage
 from emofm_jax.data import schema as schema_lib
@@ -183,7 +183,7 @@ def _log(directory: Path) -> str:
     found = path.stat().st_size if path.exists() else 0
     if found < saved:
         what = f"{found:,} bytes, and {saved:,} when the checkpoint of step {step} was saved"
-        raise UserError(f"{path}: {what}; restore it, or do without its first lines")
+        raise UserError(f"{path}: {what}; restore it, reports lack its curves")
     return f"{found:,} bytes"
 
 
@@ -202,19 +202,19 @@ def _of_sweep(directory: Path) -> Iterator[_Part]:
     yield from _there(directory, "sweep.json", "results.jsonl")
     yield str(directory), functools.partial(_one_sweep, directory)
     lines = functools.cache(functools.partial(_by_run, directory / "results.jsonl"))
-    for path in sorted(directory.glob("runs/*/seed-*/result.json")):
+    found = sorted(directory.glob("runs/*/seed-*/result.json"))
+    for path in (x for x in found if x.parent.name.removeprefix("seed-").isdigit()):
         yield f"{path} as a whole", functools.partial(_one_result, directory, path, lines)
     yield from _runs(directory, "runs/*/seed-*")
 
 
 def _one_sweep(directory: Path) -> str:
     """Compares which sweep its files say that they are of."""
-    path, lines = directory / "sweep.json", directory / "results.jsonl"
-    text = lines.read_text(encoding="utf-8") if lines.exists() else ""
+    path, lines = directory / "sweep.json", _objects(directory / "results.jsonl")
     try:
         header = record.Header.from_json(files.read_json(path))
-        for line in text.splitlines():
-            header.check(files.from_json(line))
+        for line in lines:
+            header.check(line)
     except ValueError as error:
         raise UserError(f"{path}: {error}; {_REMEDY}") from None
     return "of one sweep"
@@ -233,25 +233,39 @@ def _one_result(
     """Compares how a run ended with its place, with its metrics.json and its line."""
     with files.undamaged(path, _REMEDY):
         result = record.Result.from_json(files.read_json(path))
-    if path.parent != directory / record.place(result.point, result.seed):
+        place = directory / record.place(result.point, result.seed)
+    if path.parent != place:
         what = f"of point {result.point!r}, seed {result.seed}, not of its place"
         raise UserError(f"{path}: {what}; {_REMEDY}")
     metrics = path.parent / run_report.FILE
-    if result.ok and metrics.exists() and files.read_json(metrics) != result.metrics:
-        raise UserError(f"{path}: other figures than {metrics}; {_REMEDY}")
-    there, here = lines().get((result.point, result.seed)), result.line()
+    if result.ok and metrics.exists() and not _went_on(path.parent, result):
+        with files.undamaged(metrics, _REMEDY):
+            same = files.read_json(metrics) == result.metrics
+        if not same:
+            raise UserError(f"{path}: other figures than {metrics}; {_REMEDY}")
+    there = lines().get((result.point, result.seed))
     if there is None:
         return "no line in results.jsonl"
-    here = files.from_json(files.as_json(here))
-    if any(there[key] != here[key] for key in there.keys() & here.keys()):
+    here = files.from_json(files.as_json(result.line()))
+    # The same run may have another name for what differs from a base that has changed.
+    if any(there[k] != here[k] for k in (there.keys() & here.keys()) - {"overrides", "workdir"}):
         raise UserError(f"{path}: another result than its line of results.jsonl; {_REMEDY}")
     return ""
 
 
+def _went_on(run: Path, result: record.Result) -> bool:
+    """Whether a run was trained on, or fitted anew, since the sweep noted how it ended."""
+    if not (run / "config.json").exists():
+        return False
+    then = config_lib.renamed(dict(result.config))
+    differ = config_lib.difference(then, options.flatten(config_lib.load(run)))
+    return any(key in then and key not in config_lib.free() for key in differ)
+
+
 def _objects(path: Path) -> list[dict[str, Any]]:
     """The lines of a file, if it is there."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
     with files.undamaged(path, _REMEDY):
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
         return [files.from_json(line) for line in text.splitlines()]
 
 
@@ -265,7 +279,7 @@ def _one_backtest(directory: Path) -> str:
     for body in lines:
         with files.undamaged(path, _REMEDY):
             line = backtest.Line.from_json(body)
-        backtest.check_line(directory, header, line)
+            backtest.check_line(directory, header, line)
     return f"{len(lines):,} lines of {len(header.days)} days"
 
 

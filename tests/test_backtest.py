@@ -186,12 +186,53 @@ def test_cost_and_chain(home):
     assert not Path("lived/runs/warm", DAYS[2], "seed-0/checkpoints").exists()
 
 
+def test_verify_knows_what_a_backtest_sets(home, tmp_path):
+    """Early headers have no configs, and the first day of a policy no moments to start from."""
+    path = Path("lived/backtest.json")
+    whole, body = path.read_bytes(), files.read_json(path)
+    for config in body["configs"].values():
+        config["train.init_moments"] = True
+    try:
+        for changes in ({}, {"configs": {}, "before": []}):
+            files.write_json(path, body | changes)
+            assert verify.main(["verify", "lived"]) == 0
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("change", [{"policy": ["warm"]}, {"day": 5}])
+def test_verify_names_lines_that_are_none(home, capsys, change):
+    path = Path("lived/results.jsonl")
+    whole = path.read_bytes()
+    body = files.from_json(whole.decode().splitlines()[0]) | change
+    try:
+        path.write_text(files.as_json(body) + "\n")
+        assert verify.main(["verify", "lived"]) == 2
+        assert "lived/results.jsonl: damaged (" in capsys.readouterr().err
+    finally:
+        path.write_bytes(whole)
+
+
+def test_lines_of_a_command_before_do_not_stay(restored, capsys, monkeypatch):
+    """Their runs may be gone, and the new ones take long."""
+    shutil.rmtree("lived/runs/all")
+    assert verify.main(["verify", "lived"]) == 2
+
+    def dies(*_):
+        raise UserError("the first day: it is stopped")
+        yield
+
+    monkeypatch.setattr(backtest_lib.Backtest, "run", dies)
+    assert run("lived") == 2
+    assert verify.main(["verify", "lived"]) == 0
+
+
 @pytest.mark.parametrize(
     "name, change, said",
     [
         (f"runs/frozen/{DAYS[3]}/seed-0/score.json", {"auc": 0.25}, "score.json: auc 0.25, and"),
         (f"runs/warm/{DAYS[3]}/seed-0/metrics.json", {"rows": 1}, "metrics.json: rows 1, and"),
-        ("backtest.json", {"configs": {}}, "not of this backtest"),
+        ("backtest.json", {"configs": {"warm": 5}}, "not of this backtest"),
         ("backtest.json", {"hidden": [7]}, "lived/backtest.json: another model.hidden than"),
     ],
 )

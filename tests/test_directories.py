@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,3 +143,37 @@ def test_temporary_names():
     name = directories.whole_name
     assert name(".x.partial") == "x" and name(".x.01234567.partial") == "x"
     assert name("x.partial") == "x.partial" and name("x") == "x"
+
+
+def test_a_fault_of_a_moment_leaves_nothing(tmp_path, monkeypatch):
+    """The first look into what is to be removed fails, and the first look at it."""
+    with directories.whole(tmp_path / "a") as new:
+        (new / "old").mkdir()
+    remove, calls = shutil.rmtree, []
+
+    def fails_once(path, ignore_errors=False):
+        calls.append(path)
+        if len(calls) > 1:
+            remove(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", fails_once)
+    with directories.whole(tmp_path / "a") as new:
+        (new / "new").mkdir()
+    assert [x.name for x in tmp_path.rglob("*")] == ["a", "new"]
+
+
+def test_a_disk_that_fails_at_the_end_does_not_keep_the_lock(tmp_path, monkeypatch):
+    stat = os.stat
+
+    def fails(path, *args, **kwargs):
+        if str(path).endswith("emofm_jax.new") and (tmp_path / "a").exists():
+            raise OSError(errno.EIO, "Input/output error", path)
+        return stat(path, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", fails)
+        with directories.whole(tmp_path / "a"):
+            pass
+    with directories.whole(tmp_path / "a") as new:
+        (new / "x").mkdir()
+    assert (tmp_path / "a" / "x").exists()

@@ -1,6 +1,6 @@
 """Programs that train or score start once more with huge pages, where there are some; no others do."""
 
-import importlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -24,6 +24,7 @@ def started(tmp_path, monkeypatch):
     monkeypatch.setattr(huge_pages, "_ENABLED", tmp_path / "enabled")
     (tmp_path / "enabled").write_text("always [madvise] never\n")
     monkeypatch.setattr(sys.modules["__main__"], "__file__", "train.py", raising=False)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-P", "train.py", "--x"])
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     monkeypatch.delenv(DONE, raising=False)
     return found
@@ -110,14 +111,32 @@ def test_a_debugger_keeps_its_process(started, monkeypatch):
 
 @pytest.mark.parametrize("name", ["train", "sweep", "backtest", "evaluate", "predict", "compare"])
 def test_a_command_of_pip_is_started_again(started, monkeypatch, name):
+    """As soon as it loads our program."""
     command = [f"/bin/emofm-{name}", "--helpshort"]
     monkeypatch.setattr(sys, "argv", command)
     monkeypatch.setattr(sys, "orig_argv", ["python", *command])
     monkeypatch.setattr(sys.modules["__main__"], "__file__", command[0])
-    program = importlib.import_module(f"emofm_jax.{name}")
-    monkeypatch.setattr(program.cli, "run", lambda *_, **__: 0)
-    program.main()
+    file = Path(huge_pages.__file__).parents[1] / f"{name}.py"
+    spec = importlib.util.spec_from_file_location("loaded_again", file)
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
     assert len(started) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "again"),
+    [
+        (["-m", "emofm_jax.train"], True),
+        (["-Pm", "emofm_jax.train", "--x"], True),
+        (["./train.py"], True),
+        (["mine.py", "train"], False),  # which runs ours by runpy
+        (["-m", "mine", "train"], False),
+        (["-c", "import runpy"], False),
+    ],
+)
+def test_only_what_python_was_started_with_is_started_again(started, monkeypatch, words, again):
+    monkeypatch.setattr(sys, "orig_argv", ["python", *words])
+    huge_pages.use("train.py")
+    assert len(started) == again
 
 
 @pytest.mark.skipif(not huge_pages._are_there(), reason="no huge pages for who asks here")

@@ -108,6 +108,10 @@ def _result(place, **changes):
     "changes, said",
     [
         ({}, ""),
+        ({"overrides": {"model.hidden": [8]}}, ""),  # the base of the sweep has changed
+        ({"went_on": 7}, ""),
+        ({"point": 5}, "result.json: damaged ("),
+        ({"xxh3": "0"}, "metrics.json: damaged ("),
         ({"metrics": {"test": {"auc": 0.7}}}, "another result than its line of results.jsonl"),
         ({"seed": 1}, "of point 'a', seed 1, not of its place"),
         ({"auc": 0.7}, "other figures than"),
@@ -115,8 +119,17 @@ def _result(place, **changes):
 )
 def test_a_result_is_what_its_run_and_its_line_say(made, tmp_path, capsys, changes, said):
     place = copy(made, tmp_path) / "swept"
-    result = _result(place, **(changes if "metrics" in changes else {}))
+    of_line = changes if changes.keys() & {"metrics", "overrides"} else {}
+    result = _result(place, **of_line)
     path = place / result.workdir / "result.json"
+    if "went_on" in changes:
+        body = result.to_json() | {"config": {"train.epochs": changes["went_on"]}}
+        files.write_json(path, body)
+        files.write_json(path.with_name("metrics.json"), {"test": {"auc": 0.7}})
+    if "point" in changes:
+        files.write_json(path, dataclasses.replace(result, point=5).to_json())
+    if "xxh3" in changes:
+        path.with_name("metrics.json").write_text('{"test": {"auc": 0.5}, "xxh3": "0"}')
     if "seed" in changes:
         files.write_json(path, dataclasses.replace(result, seed=1).to_json())
     if "auc" in changes:

@@ -135,8 +135,10 @@ def _locked(target: Path, doing: str, where: str) -> Iterator[Path]:
             _restore(partial, target)
         yield partial
     finally:
-        _remove_partial(partial)
-        os.close(descriptor)
+        try:
+            _remove_partial(partial)
+        finally:
+            os.close(descriptor)
 
 
 def _restore(partial: Path, target: Path) -> None:
@@ -158,7 +160,7 @@ def _remove_partial(partial: Path) -> None:
 def _clear(path: Path) -> None:
     """Removes a directory of ours, as far as that goes; a fault of a moment is tried again."""
     for _ in range(2):
-        if path.exists():
+        if os.path.lexists(path):
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -421,12 +421,16 @@ def check_line(workdir: Path, header: Header, line: Line) -> None:
     place = workdir / "runs" / line.policy / _quoted(line.day) / f"seed-{line.seed}"
     lines = workdir / "results.jsonl"
     remedy = "restore it, or start the same backtest again"
-    if line.policy not in header.configs or line.day not in header.days:
+    known = header.configs or {line.policy: {}}  # early ones have none
+    if line.policy not in known or line.day not in header.days:
         what = f"policy {line.policy!r}, day {line.day}: not of this backtest"
         raise UserError(f"{lines}: {what}; {remedy}")
     if (place / "config.json").exists():
-        free = config_lib.free() | policies.DECIDED
-        there, here = header.configs[line.policy], flatten(config_lib.load(place))
+        # The first day of a policy has no moments to start from.
+        free = config_lib.free() | policies.DECIDED | {"train.init_moments"}
+        here = flatten(config_lib.load(place))
+        with files.undamaged(workdir / FILE, remedy):
+            there = config_lib.renamed(dict(known[line.policy]))
         differ = {k for k in config_lib.difference(there, here) if k in there and k not in free}
         if differ:
             what = f"another {min(differ)} than {place / 'config.json'}"

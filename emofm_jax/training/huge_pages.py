@@ -10,7 +10,9 @@ same numbers.
 """
 
 import contextlib
+import itertools
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -26,15 +28,15 @@ def use(program: str) -> None:
     """Starts the program once more, with huge pages, if that helps and has not been done.
 
     Nothing happens if the user has set the tunable, of which `glibc.malloc.hugetlb=0` switches it
-    off; if Python runs another file, or under a debugger; or if the system gives no huge pages to
-    who asks, or does not start the program.
+    off; if Python was started with another file, or under a debugger; or if the system gives no
+    huge pages to who asks, or does not start the program.
 
     Args:
       program: the file that Python runs. What it has done before is done twice.
     """
     tunables = os.environ.get(_TUNABLES, "")
     running = getattr(sys.modules["__main__"], "__file__", None) or ""
-    if os.path.realpath(running) != os.path.realpath(program) or not sys.executable:
+    if os.path.realpath(running) != os.path.realpath(program) or not _is_asked_for(program):
         return
     if _TUNABLE in tunables or _DONE in os.environ or _is_debugged() or not _are_there():
         return
@@ -45,9 +47,21 @@ def use(program: str) -> None:
 
 
 def use_in_command() -> None:
-    """`use` in a command that pip made (emofm-train), which begins with our `main`."""
+    """`use` in a command that pip made (emofm-train), which begins by loading our program."""
     if Path(sys.argv[0]).name in _COMMANDS:
         use(sys.argv[0])
+
+
+def _is_asked_for(program: str) -> bool:
+    """Whether Python was started with the program, by its path or by -m and its module."""
+    if not sys.executable:
+        return False
+    path, words = os.path.realpath(program), sys.orig_argv[1:]
+    modules = [
+        after for word, after in itertools.pairwise(words) if re.fullmatch("-[a-zA-Z]*m", word)
+    ]
+    is_path = any(os.path.realpath(word) == path for word in words)
+    return is_path or any(name.rpartition(".")[2] == Path(path).stem for name in modules)
 
 
 def _is_debugged() -> bool:
