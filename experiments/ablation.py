@@ -13,7 +13,7 @@ from pathlib import Path
 
 from emofm_jax import config, points
 
-reference = "whole"
+reference, seeds = "whole", (0, 1, 2)
 TYPES = {
     "untyped": {"model.use_ftype": False},
     "not_pooled": {"model.emofmv2.pooled": False},
