@@ -222,7 +222,7 @@ def _one_sweep(directory: Path) -> str:
 
 def _by_run(path: Path) -> dict[tuple, dict[str, Any]]:
     """{(point, seed): line}; of a file that is damaged, which is said of it, nothing."""
-    with contextlib.suppress(UserError):
+    with contextlib.suppress(UserError, TypeError):  # which a list as a point raises
         return {(line.get("point"), line.get("seed")): line for line in _objects(path)}
     return {}
 
