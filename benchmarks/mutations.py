@@ -81,7 +81,12 @@ def mistakes(mutation: Mutation, root: Path = ROOT) -> list[str]:
 
 def copy_tree(source: Path, target: Path) -> None:
     """Copies a repository without what was built or trained in it; compiled bytecode comes along."""
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=True)
+    of_top = shutil.ignore_patterns(*LEFT_OUT)
+
+    def ignored(directory: str, names: list[str]) -> set[str]:
+        return of_top(directory, names) if Path(directory) == source else set()
+
+    shutil.copytree(source, target, ignore=ignored, symlinks=True)
 
 
 def apply(mutation: Mutation, root: Path) -> None:

@@ -706,7 +706,11 @@ def said(text: str) -> list[str]:
     A file of lines that was cut at an end of one, or emptied, has no digest that tells.
     """
     return [
-        re.sub(r" \([\d,]+ lines\)$|, \d+ s$|(?<=\d) +\d+$", "", line)
+        re.sub(
+            r" \((no line in results.jsonl|[\d,]+ lines( of \d+ days)?)\)$|, \d+ s$|(?<=\d) +\d+$",
+            "",
+            line,
+        )
         for line in text.splitlines()
         if not re.search(r"rows/s|steps|memory|seconds|MiB", line)
     ]
