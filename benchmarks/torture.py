@@ -13,8 +13,8 @@ made without disturbance. A process may use 2 GiB and 30 seconds of the processo
     fault     the nth operation fails, once or from then on, with ENOSPC, EDQUOT, EIO or EROFS;
               distinct ones first, each in both ways. With --each: every distinct one, in both ways,
               the four errors in turn, so that --seed=0 to 3 are all of them; --without leaves out
-              operations, as --without=/runs/ those in runs of a sweep. Exit code 2 and one line that names a file (0
-              where only a log is lost, with a warning); then the same command as above.
+              operations, as --without=/runs/ those in runs of a sweep. Exit code 2 and one line that
+              names a file (0 where only a log is lost, with a warning); then the same command as above.
     damage    each file cut in two, emptied, with a flipped bit, or another run's: exit code 2 and one line, a warning,
               or what an undamaged directory gives.
     fuzz      random and broken raw files, and Parquet files of any types: exit code 0, every row read or counted as
@@ -431,7 +431,7 @@ def one_line(done: Done, place: str = "") -> str:
         done.code == 2
         and where != place
         and not re.search(
-            r"[\w.]+[/.]\w+|^--\w+=|^step \d+$|^(data|run|made|swept|raw|next|went|compared|lived)\b|^days\b",
+            r"[\w.]+[/.]\w+|^--\w+=|^step \d+$|^(data|run|made|swept|raw|next|went|compared|lived|days)\b",
             where,
         )
     ):

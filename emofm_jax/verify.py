@@ -99,17 +99,7 @@ def _json(path: Path) -> _Part:
 def _lines(path: Path) -> _Part:
     """A file that holds a JSON object a line."""
 
-    def read() -> str:
-        with files.named(path, what="read"):
-            lines = path.read_bytes().splitlines()
-        for number, line in enumerate(lines, 1):
-            try:
-                files.from_json(line.decode())
-            except ValueError as error:
-                raise UserError(f"{path}:{number}: {error}; {_REMEDY}") from None
-        return f"{len(lines):,} lines"
-
-    return str(path), read
+    return str(path), lambda: f"{len(_objects(path)):,} lines"
 
 
 def _parquet(path: Path) -> _Part:
@@ -152,13 +142,12 @@ def _split(directory: Path, name: str) -> str:
 def _of_run(directory: Path) -> Iterator[_Part]:
     yield f"{directory} as a run", functools.partial(_run, directory)
     yield from _there(directory, "*.json", "*.jsonl", "rare/*.parquet")
-    if (directory / "checkpoints").is_dir():
-        yield f"{directory / 'log.jsonl'} as a whole", functools.partial(_log, directory)
     yield _vocabularies(directory)
     yield from _there(directory / "predictions", "*.json", "*.parquet")
     if (directory / "checkpoints").is_dir():
         from emofm_jax.training import checkpoint  # loads jax
 
+        yield f"{directory / 'log.jsonl'} as a whole", functools.partial(_log, directory)
         for step in checkpoint.steps(directory / "checkpoints"):
             name = f"{directory / 'checkpoints' / f'step_{step}'}"
             yield name, functools.partial(checkpoint.verify, directory / "checkpoints", step)
@@ -264,9 +253,15 @@ def _went_on(run: Path, result: record.Result) -> bool:
 
 def _objects(path: Path) -> list[dict[str, Any]]:
     """The lines of a file, if it is there."""
-    with files.undamaged(path, _REMEDY):
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        return [files.from_json(line) for line in text.splitlines()]
+    with files.named(path, what="read"):
+        lines = path.read_bytes().splitlines() if path.exists() else []
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(files.from_json(line.decode()))
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: {error}; {_REMEDY}") from None
+    return found
 
 
 def _one_backtest(directory: Path) -> str:

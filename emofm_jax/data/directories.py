@@ -160,8 +160,7 @@ def _remove_partial(partial: Path) -> None:
 def _clear(path: Path) -> None:
     """Removes a directory of ours, as far as that goes; a fault of a moment is tried again."""
     for _ in range(2):
-        if os.path.lexists(path):
-            shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _raise(error: OSError) -> None:

@@ -87,12 +87,10 @@ class Header:
             what = f"{len(old.before)} there, {len(self.before)} now"
             raise UserError(f"first_days: {what}; {remedy}")
 
-        free, differ = config_lib.free() | policies.DECIDED, dict[str, list[str]]()
+        differ = dict[str, list[str]]()
         for policy in (policy for policy in self.policies if policy in old.configs):
-            there = flatten(config_lib.default()) | config_lib.renamed(flatten(old.configs[policy]))
-            for field, (a, b) in config_lib.difference(there, self.configs[policy]).items():
-                if field not in free:
-                    differ.setdefault(f"{field} {a!r} there, {b!r} now", []).append(policy)
+            for field, (a, b) in _difference(old.configs[policy], self.configs[policy]).items():
+                differ.setdefault(f"{field} {a!r} there, {b!r} now", []).append(policy)
         if differ:
             what = "; ".join(f"{text} ({', '.join(of)})" for text, of in differ.items())
             raise UserError(
@@ -261,7 +259,7 @@ class Backtest:
 
     def place(self, policy: Policy, day: str, seed: int) -> Path:
         """The workdir of a run."""
-        return self.workdir / "runs" / policy.name / _quoted(day) / f"seed-{seed}"
+        return _place(self.workdir, policy.name, day, seed)
 
     def data(self, policy: Policy, day: str) -> Path:
         """The shards of a policy and a day."""
@@ -346,8 +344,8 @@ class Backtest:
         from emofm_jax.training import predictions as predictions_lib
 
         policy = run.workdir.parts[-3]
-        first = self.workdir / "runs" / policy / _quoted(self.days[self.declared.first_days])
-        first /= f"seed-{run.seed}"
+        first_day = self.days[self.declared.first_days]
+        first = _place(self.workdir, policy, first_day, run.seed)
         day = run.config.prepare.valid_days[0]
         if not (first / "metrics.json").exists():
             return Line(policy, day, run.seed, error=f"its model, {first}, is not there")
@@ -418,37 +416,45 @@ def check_line(workdir: Path, header: Header, line: Line) -> None:
     Raises:
       UserError: they say other things, or the line's files are not there.
     """
-    place = workdir / "runs" / line.policy / _quoted(line.day) / f"seed-{line.seed}"
+    place = _place(workdir, line.policy, line.day, line.seed)
     lines = workdir / "results.jsonl"
     remedy = "restore it, or start the same backtest again"
     known = header.configs or {line.policy: {}}  # early ones have none
     if line.policy not in known or line.day not in header.days:
         what = f"policy {line.policy!r}, day {line.day}: not of this backtest"
         raise UserError(f"{lines}: {what}; {remedy}")
-    if (place / "config.json").exists():
-        # The first day of a policy has no moments to start from.
-        free = config_lib.free() | policies.DECIDED | {"train.init_moments"}
+    if header.configs and (place / "config.json").exists():
         here = flatten(config_lib.load(place))
         with files.undamaged(workdir / FILE, remedy):
-            there = config_lib.renamed(dict(known[line.policy]))
-        differ = {k for k in config_lib.difference(there, here) if k in there and k not in free}
-        if differ:
+            differ = _difference(known[line.policy], here).keys()
+        # The first day of a policy has no moments to start from.
+        if differ := differ - {"train.init_moments"}:
             what = f"another {min(differ)} than {place / 'config.json'}"
             raise UserError(f"{workdir / FILE}: {what}; {remedy}")
     if line.error is not None:
         return
-    for path in (place / "metrics.json", place / _SCORED):
-        if not path.exists():
-            continue
-        with files.undamaged(path, remedy):
-            body = files.read_json(path)
-            found = SplitReport.from_json(body if path.name == _SCORED else body["valid"])
-        for key in ("rows", "clicks", "auc", "logloss", "pcoc"):
-            if getattr(found, key) != getattr(line, key):
-                what = f"{key} {getattr(found, key)}, and {getattr(line, key)} in {lines}"
-                raise UserError(f"{path}: {what}; {remedy}")
-        return
-    raise UserError(f"{place}: neither metrics.json nor {_SCORED}; {remedy}")
+    there = (path for path in (place / "metrics.json", place / _SCORED) if path.exists())
+    if (path := next(there, None)) is None:
+        raise UserError(f"{place}: neither metrics.json nor {_SCORED}; {remedy}")
+    with files.undamaged(path, remedy):
+        body = files.read_json(path)
+        found = SplitReport.from_json(body if path.name == _SCORED else body["valid"])
+    for key in ("rows", "clicks", "auc", "logloss", "pcoc"):
+        if getattr(found, key) != getattr(line, key):
+            what = f"{key} {getattr(found, key)}, and {getattr(line, key)} in {lines}"
+            raise UserError(f"{path}: {what}; {remedy}")
+
+
+def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple]:
+    """{field: both values} where the config of a header differs in what decides results."""
+    old = flatten(config_lib.default()) | config_lib.renamed(flatten(there))
+    free = config_lib.free() | policies.DECIDED
+    return {k: pair for k, pair in config_lib.difference(old, here).items() if k not in free}
+
+
+def _place(workdir: Path, policy: str, day: str, seed: int) -> Path:
+    """The workdir of a run of a backtest."""
+    return workdir / "runs" / policy / _quoted(day) / f"seed-{seed}"
 
 
 def save(workdir: Path, lines: Sequence[Line]) -> None:
