@@ -26,10 +26,15 @@ at the end. A program that reads the old shards meanwhile ends with a line that 
 import sys
 from pathlib import Path
 
+from emofm_jax.data import engines
+
+if __name__ == "__main__" or Path(sys.argv[0]).name == "emofm-prepare":
+    engines.begin(sys.argv[1:], "emofm_jax.data.stages")  # before what takes time to load
+
 from absl import flags as absl_flags
 
 from emofm_jax import cli
-from emofm_jax.data import by_hand, engines, preparation, shards, storage
+from emofm_jax.data import by_hand, preparation, shards, storage
 from emofm_jax.data import counts as counts_lib
 from emofm_jax.data.suggest import experiment as suggest
 from emofm_jax.errors import UserError

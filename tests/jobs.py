@@ -28,6 +28,11 @@ def die(_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def process(_):
+    """The number of its process."""
+    return os.getpid()
+
+
 def where(_):
     """The file of the package."""
     return emofm_jax.__file__

@@ -62,6 +62,22 @@ def test_a_process_has_the_package_of_the_program_wherever_it_is_started(tmp_pat
         assert list(engine.map(jobs.where, [0])) == [emofm_jax.__file__]
 
 
+def test_processes_that_are_named_begin_before_they_are_asked_for(monkeypatch):
+    monkeypatch.setattr(engines, "num_cores", lambda: 2)
+    for argv in (["--workers=1"], ["--workers=x"], ["--workers"], ["--config=a"]):
+        engines.begin(argv, "")
+        assert not engines._early
+    engines.begin(["--config=a", "--workers", "9"], "tests.jobs")
+    early = {process.pid for process in engines._early}
+    with contextlib.closing(engines.make("local", 3)) as engine:
+        assert early < set(engine.map(jobs.process, range(9)))  # and one more
+    assert len(early) == 2 and not engines._early
+    engines.begin(["--workers=2"], "")
+    left = list(engines._early)
+    engines._end_early()
+    assert [process.returncode for process in left] == [-9, -9]
+
+
 def test_a_process_ends_with_the_program_that_started_it():
     worker = engines._Worker()
     worker.give(engines._Task(0, time.sleep, 1000))

@@ -288,3 +288,23 @@ def test_a_schema_of_other_types_is_none(tmp_path, field, value):
     files.write_json(tmp_path / "schema.json", body | {"slots": slots})
     with pytest.raises(UserError, match="not a schema .rows is '9'"):
         schema_lib.load(tmp_path)
+
+
+@pytest.mark.parametrize("of_block", [False, True])
+def test_a_row_group_that_cannot_be_written_ends_the_split(tmp_path, monkeypatch, of_block):
+    monkeypatch.setattr(shards, "ROW_GROUP_ROWS", 2)
+    write_one = parquet.Writer.write
+
+    def write_two(self, rows, *args):
+        if self._rows >= 4:
+            raise FileError("the disk is full")
+        write_one(self, rows, *args)
+
+    monkeypatch.setattr(parquet.Writer, "write", write_two)
+    error = KeyError if of_block else FileError  # what the block raised comes first
+    with pytest.raises(error), shards.Writer(tmp_path, "train", SCHEMA) as writer:
+        writer.write(table(ROWS))
+        writer.write(table(ROWS).slice(0, 2))
+        if of_block:
+            raise KeyError
+    assert writer.num_rows == 4 and not (tmp_path / "train" / "_SUCCESS").exists()

@@ -106,3 +106,10 @@ def test_a_block_of_many_lines_is_several_and_no_row_is_cut(tmp_path, monkeypatc
     assert b"".join(block.data for block in found) == data
     at = [1 + data[: data.index(block.data)].count(b"\n") for block in found]
     assert [block.line for block in found] == at == [1, 2, 8, 14]
+
+
+@pytest.mark.parametrize("size", [0, 1, 6, 7, 8, 100])
+def test_lines_are_counted_in_pieces(monkeypatch, size):
+    monkeypatch.setattr(lines, "CACHED_BYTES", 7)
+    data = np.random.default_rng(size).choice([10, 13, 97], size).astype(np.uint8).tobytes()
+    assert lines.num_lines(data) == data.count(b"\n")

@@ -366,6 +366,14 @@ def test_numbers_with_an_exponent(text, wanted):
     assert values.one(text) == wanted == values.spell(pa.array([text]))[0].as_py()
 
 
+@settings(deadline=None, derandomize=True)
+@given(st.lists(st.text("arul-.", max_size=3)), st.integers(0, 2))
+def test_pieces_of_text_are_found_anywhere(texts, start):
+    signs = (b"ru", b"al", b".")
+    wanted = any(s in "".join(texts[start:]).encode() for s in signs)
+    assert values.holds(pa.array(texts, pa.string()).slice(start), signs) == wanted
+
+
 def test_release_0_1_spelled_otherwise():
     spell = lambda column: values.spell(column, spelling=1).to_pylist()
     assert spell(pa.array(["17.0", "True", "nan", ""])) == ["17.0", "True", "nan", None]

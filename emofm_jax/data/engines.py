@@ -6,11 +6,14 @@ Function and jobs are picklable and small: what they work on lies in files that 
 run twice, since a worker that dies is replaced and its jobs are run again; so it writes the same
 files each time, each of them at once (`files`).
 
-`python -m emofm_jax.data.engines` is one of the processes: it reads pickled jobs on stdin, answers
-each on stdout, and ends with stdin, at once, when the program that started it has ended.
+`python -m emofm_jax.data.engines MODULE` is one of the processes: it loads the module, unless it is
+empty, reads pickled jobs on stdin, answers each on stdout, and ends with stdin, at once, when the
+program that started it has ended.
 """
 
+import atexit
 import contextlib
+import importlib
 import os
 import pickle
 import queue
@@ -37,6 +40,7 @@ _QUEUED = 2  # jobs that a process has at a time: it need not wait for the next 
 _AHEAD = 3  # jobs for each process, ahead of the result that is taken next
 _ADDRESS = re.compile(r"(?:ray://)?\[?([^/\[\]]+?)\]?:(\d+)")
 _LENGTH = struct.Struct("<Q")
+_early: list[Any] = []  # processes that nobody has asked for yet
 
 T = TypeVar("T")
 
@@ -78,6 +82,32 @@ def check(name: str) -> None:
         raise UserError(f"--engine={name}: it is not known; choose one of {', '.join(NAMES)}")
     if name == "ray":
         _ray()
+
+
+def begin(argv: Sequence[str], module: str) -> None:
+    """Starts the processes that `--workers` names, one a core: they load while this program does.
+
+    They end with it, asked for or not. Else nothing happens: a wrong number is told later.
+
+    Args:
+      argv: arguments of the program.
+      module: that they load, since their first job will need it.
+    """
+    named = re.search(r"(?:^|\n)--?workers[=\n](\d{1,9})(?:\n|$)", "\n".join(argv))
+    wanted = min(int(named[1]), num_cores()) if named else 0
+    if wanted < 2:  # this process does the work
+        return
+    atexit.register(_end_early)
+    with contextlib.suppress(OSError):  # told when they are asked for
+        while len(_early) < wanted:
+            _early.append(_start(module))
+
+
+def _end_early() -> None:
+    while _early:
+        process = _early.pop()
+        process.kill()
+        process.communicate()
 
 
 def num_cores() -> int:
@@ -252,7 +282,7 @@ class _Worker:
 
     def give(self, task: _Task) -> None:
         """Gives it a job."""
-        self._process = self._process or _start()
+        self._process = self._process or (_early.pop() if _early else _start())
         self.tasks.append(task)
         with contextlib.suppress(BrokenPipeError):  # it has died: `take` sees to that
             _send(self._process.stdin, task.content)
@@ -330,13 +360,14 @@ def python_path() -> str:
     return os.pathsep.join([ours, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-def _start() -> Any:
-    # A core each: Arrow would take all of them in each process.
-    environment = os.environ | {"PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"}
+def _start(module: str = "") -> Any:
+    # A core each: Arrow and numpy would take all of them in each process.
+    one = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": python_path()} | one
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
     # A process group of its own: what the terminal sends to all is for the program alone.
     # Without the working directory, where another package of our name may lie.
-    command = [sys.executable, "-P", "-m", "emofm_jax.data.engines"]
+    command = [sys.executable, "-P", "-m", "emofm_jax.data.engines", module]
     return subprocess.Popen(command, env=environment, process_group=0, **pipes)
 
 
@@ -353,6 +384,8 @@ def main() -> NoReturn:
         os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()
+    if module := sys.argv[1]:
+        importlib.import_module(module)
     while True:
         with contextlib.suppress(BrokenPipeError):  # `read` sees to that
             _send(answers, pickle.dumps(_answer(todo.get())))

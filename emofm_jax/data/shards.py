@@ -18,6 +18,7 @@ groups hold 64k rows, compressed by zstd. No jax here.
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,8 +78,9 @@ def _column_type(slot: Slot) -> pa.DataType:
 class Writer:
     """Writes one split: `with Writer(directory, "train", schema) as w: w.write(table)`.
 
-    Rows are buffered into row groups of 64k. Leaving the block normally writes `_SUCCESS`; leaving
-    it by an exception leaves a split that no reader accepts.
+    Rows are buffered into row groups of 64k. A thread writes one as the next is gathered; what it
+    raises, the next `write` or the end of the block raises. Leaving the block normally writes
+    `_SUCCESS`; leaving it by an exception leaves a split that no reader accepts.
 
     Attributes:
       path: directory of the split.
@@ -102,6 +104,8 @@ class Writer:
         self._digest = xxhash.xxh3_64()
         self.digests: list[str] = []
         self._rejects: parquet.Writer | None = None
+        self._thread = ThreadPoolExecutor(1, "shards")
+        self._writing: Future[None] | None = None
 
     def write(self, table: pa.Table) -> None:
         """Appends rows; `table` has the columns of `arrow_schema`, in any order."""
@@ -113,7 +117,9 @@ class Writer:
         rows = pa.concat_tables(self._pending).combine_chunks()
         whole = self._pending_rows // ROW_GROUP_ROWS * ROW_GROUP_ROWS
         for start in range(0, whole, ROW_GROUP_ROWS):
-            self._write_group(rows.slice(start, ROW_GROUP_ROWS))
+            self._wait()
+            group = rows.slice(start, ROW_GROUP_ROWS)
+            self._writing = self._thread.submit(self._write_group, group)
         # A copy, since a slice keeps the memory of the whole table alive.
         rest = rows.slice(whole).take(pa.array(np.arange(self._pending_rows - whole)))
         self._pending, self._pending_rows = [rest], rest.num_rows
@@ -134,6 +140,9 @@ class Writer:
         return self
 
     def __exit__(self, error_type, error, traceback) -> None:
+        self._thread.shutdown()
+        if error_type is None:
+            self._wait()
         # A split without rows has one file too.
         if error_type is None and (self._pending_rows or not self._file_rows):
             rest = [self._arrow_schema.empty_table(), *self._pending]
@@ -145,6 +154,12 @@ class Writer:
             counts = {"rows": self.num_rows, "files": self._file_rows}
             counts |= {"rejected": dict(self.rejected), "digests": self.digests}
             files_lib.write_json(self.path / _SUCCESS, counts, indent=None)
+
+    def _wait(self) -> None:
+        """Waits for the thread; raises what it has raised."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
 
     def _write_group(self, rows: pa.Table) -> None:
         if self._file is None:

@@ -28,7 +28,7 @@ from emofm_jax.errors import UserError
 BLOCK_BYTES = 1 << 23  # raw bytes of a chunk: some tens of thousands of rows
 MAX_LINES = 1 << 19  # of a chunk, where rows are so short: what is said of a row takes memory, too
 MAX_ROW_BYTES = 1 << 26
-# Bytes that pyarrow makes columns of at a time: of 8 MiB, each cell was a miss of the cache.
+# Bytes that are counted, and made columns of, at a time: of 8 MiB, each cell missed the cache.
 CACHED_BYTES = 1 << 19
 _BEGIN = Place(0, 1, 0)
 _BOM = b"\xef\xbb\xbf"
@@ -174,7 +174,7 @@ def _blocks(
 
         if cut := rows_lib.whole(rest, separator):
             block = Block(str(path), line, rest[:cut])
-            line += rest.count(b"\n", 0, cut)
+            line += num_lines(block.data)
             rest, offset = rest[cut:], offset + cut
             yield block, Place(offset, line, position)
         elif len(rest) > MAX_ROW_BYTES:
@@ -191,7 +191,7 @@ def _blocks(
 def _few_lines(block: Block, separator: str) -> Iterator[Block]:
     """A block in parts of whole rows and few lines; a single row may have more."""
     file, line, data = block
-    while data.count(b"\n") > MAX_LINES:
+    while num_lines(data) > MAX_LINES:
         ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
         cut, wanted = 0, MAX_LINES
         while not cut and wanted < len(ends):
@@ -200,8 +200,15 @@ def _few_lines(block: Block, separator: str) -> Iterator[Block]:
         if not cut:
             break
         yield Block(file, line, data[:cut])
-        line, data = line + data.count(b"\n", 0, cut), data[cut:]
+        line, data = line + num_lines(data[:cut]), data[cut:]
     yield Block(file, line, data)
+
+
+def num_lines(data: bytes) -> int:
+    """Line feeds in it. `bytes.count` takes four times as long, and keeps other threads waiting."""
+    signs = np.frombuffer(data, np.uint8)
+    pieces = (signs[i : i + CACHED_BYTES] for i in range(0, len(signs), CACHED_BYTES))
+    return sum(int(np.count_nonzero(piece == ord("\n"))) for piece in pieces)
 
 
 def first_row(path: Path) -> bytes:
@@ -223,7 +230,7 @@ def parse(block: Block, dialect: Dialect, wanted: Sequence[str]) -> Chunk:
     alone = b"\r" in data and data.count(b"\r") != data.count(b"\r\n")
     if not quoted and not alone and b"\0" not in data:
         table = _arrow(data, dialect, wanted, quoted=False)
-        if table is not None and table.num_rows == data.count(b"\n") + (not data.endswith(b"\n")):
+        if table is not None and table.num_rows == num_lines(data) + (not data.endswith(b"\n")):
             return Chunk(file, line + np.arange(table.num_rows), _columns(table))
 
     num_columns = len(dialect.names)

@@ -104,7 +104,7 @@ def _text_tasks(
     quoted = separator if quoting != "none" else ""
     blocks = lines_lib.blocks(file.path, separator=quoted, progress=progress, span=file.span)
     first = next(blocks)
-    if not first.data.strip(b"\r\n") and first.line == 1:
+    if first.line == 1 and first.data.isspace() and not first.data.strip(b"\r\n"):
         return
 
     begins = first.line == 1
