@@ -1,6 +1,8 @@
 """One run, one data set: shards know which preparation they are of, and nobody mixes two."""
 
 import dataclasses
+import errno
+import io
 import json
 import shutil
 
@@ -288,6 +290,26 @@ def test_a_schema_of_other_types_is_none(tmp_path, field, value):
     files.write_json(tmp_path / "schema.json", body | {"slots": slots})
     with pytest.raises(UserError, match="not a schema .rows is '9'"):
         schema_lib.load(tmp_path)
+
+
+@pytest.mark.parametrize("num_groups", [1, 2, 3])
+def test_a_full_disk_at_a_row_group_is_one_line(tmp_path, monkeypatch, num_groups):
+    monkeypatch.setattr(shards, "ROW_GROUP_ROWS", 4)
+
+    class Full(io.BytesIO):
+        def write(self, data):
+            if self.tell() > 100:  # behind the first bytes of the file
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+
+    monkeypatch.setattr(parquet, "open", lambda *_, **__: Full(), raising=False)
+    with (
+        pytest.raises(FileError, match="part-00000.parquet: cannot be written .No space left"),
+        shards.Writer(tmp_path, "train", SCHEMA) as writer,
+    ):
+        for _ in range(num_groups):
+            writer.write(table(ROWS))
+    assert not (tmp_path / "train" / "_SUCCESS").exists()
 
 
 @pytest.mark.parametrize("of_block", [False, True])

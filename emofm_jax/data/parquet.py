@@ -46,8 +46,9 @@ class Writer:
         self._do(lambda: self._file.write_table(table, row_group_size=row_group_size))
 
     def note(self, values: dict[bytes, bytes]) -> None:
-        """Adds to the metadata of the file."""
-        self._file.add_key_value_metadata(values)
+        """Adds to the metadata of the file, unless it could not be written."""
+        if self._file is not None:
+            self._file.add_key_value_metadata(values)
 
     def close(self) -> None:
         """Completes the file, unless it could not be written."""
