@@ -85,6 +85,7 @@ def pair(home, port, index):
     note("stopped")
     loop.Window = loop_window
     note("stopped again")
+    note("stopped done")
     if "AWS_ENDPOINT_URL" in os.environ:
         in_bucket(home, index, note)
     note("other", f"--config.seed={index}")
@@ -217,7 +218,7 @@ def test_each_process_writes_its_rows(home):
 def test_a_stop_of_one_stops_both_at_one_step_and_both_go_on(home):
     for i in (0, 1):
         assert found(home, i)["stopped"] == 128 + signal.SIGTERM
-        assert found(home, i)["stopped again"] == 0
+        assert found(home, i)["stopped again"] == found(home, i)["stopped done"] == 0
     err = (home / "0.err").read_text()
     assert "stopped: stopped by SIGTERM; step 6 is saved, the same command goes on" in err
     states = [home / name / "checkpoints" for name in ("whole", "stopped")]
@@ -275,13 +276,15 @@ def test_only_the_first_process_writes_and_prints(home):
     assert (home / "1.out").read_text() == ""  # gloo's lines are kept away, too
     assert "Gloo" not in (home / "0.out").read_text()
     assert "2 processes share 4,000 rows in 3 row groups" in (home / "0.out").read_text()
+    assert "stopped: the run is finished (" in (home / "0.out").read_text()
     lines = (home / "whole" / "log.jsonl").read_text().splitlines()
     assert len({line for line in lines}) == len(lines)
 
 
 @pytest.mark.parametrize("flags, said", [
     (("--coordinator=here", "--num_processes=2", "--process_id=0"), "the coordinator is no HOST:PORT"),
-    (("--coordinator=here:1", "--num_processes=2", "--process_id=2"), "one of 0 .. 1; give both"),
+    (("--coordinator=here:1", "--num_processes=2", "--process_id=2"), "one of 0 .. 1; give --process_id"),
+    (("--coordinator=here:1", "--process_id=0"), "it is not said how many processes; give --num_"),
     (("--process_id=0",), "the coordinator is no HOST:PORT"),
     (("--coordinator=localhost:1", "--num_processes=2", "--process_id=1", "--wait_seconds=1"),
      "nobody answers (Connection refused) after 1 seconds; start process 0 there, or correct"),

@@ -432,6 +432,8 @@ def test_no_rights_and_no_network_are_one_line(store, monkeypatch, capsys):
         ("s3://key:hidden", "s3://...: no bucket has a colon in its name"),
         ("s3://bucket/../data", "it is no bucket and key; name s3://BUCKET/KEY"),
         ("s3://", "it is no bucket and key"),
+        ("s3:/bucket/data", "the colon of a place; name s3://bucket/data (as a"),
+        ("gs:bucket", "the colon of a place; name gs://bucket (as a text"),
     ],
 )
 def test_mistakes_in_a_name_are_one_line(store, capsys, name, line):

@@ -152,7 +152,7 @@ class Layout:
         raise UserError(
             f"config.data.exchange_rows: a device asks {sizes[device]:,} rows of another one in a "
             f"step, most of them of slot {slot!r}, and there is room for {most:,}; set it to "
-            f"{2 * sizes[device]:,}"
+            f"{2 * sizes[device]}"
         )
 
 

@@ -45,14 +45,24 @@ _LATE = re.compile(
     r"(.+/)?((train|valid|test)/[^/]+\.parquet|checkpoints/step_\d+/[^/]+\.safetensors)"
 )
 
+# A place that has lost a slash, as in a pathlib.Path; TensorBoard's writer takes it for one, too.
+_CUT = re.compile(r"(s3|gs):/?(?!/)")
+
 _copies: dict[Path, "Copy"] = {}  # by their local directories
 _named: list[bool] = []  # not empty where names of places are printed in place of those of copies
 _locks: dict[Path, int] = {}  # of directories of copies, which nobody removes meanwhile
 
 
 def is_remote(name: str | Path) -> bool:
-    """Whether a name is of a remote place."""
-    return "://" in str(name)
+    """Whether a name is of a remote place; raises UserError of one that has lost a slash."""
+    text = str(name)
+    if cut := _CUT.match(text):
+        whole = f"{cut[1]}://{text[cut.end() :]}"
+        raise UserError(
+            f"{text}: no local path, and two slashes follow the colon of a place; name {whole} "
+            "(as a text: a pathlib.Path loses one)"
+        )
+    return "://" in text
 
 
 def local(flag: str, name: str | Path, why: str) -> Path:

@@ -130,7 +130,8 @@ def _finished(config: ConfigDict, workdir: Path, train: Split) -> RunReport | No
     found = RunReport.load(workdir, progress.kept_step(config.train))
     if (found.intercept.rows if found.intercept else 0) != intercept.num_rows(config, train):
         return None  # it is to have another intercept, or none
-    print(f"{workdir}: the run is finished ({progress.step:,} steps), this is its result")
+    if processes.is_first():
+        print(f"{workdir}: the run is finished ({progress.step:,} steps), this is its result")
     return found
 
 

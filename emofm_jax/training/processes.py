@@ -65,8 +65,10 @@ def start(coordinator: str, num_processes: int, process_id: int, wait_seconds: i
     elif not _is_many():
         return
 
-    where = f"--coordinator={coordinator}" if coordinator else "the environment's processes"
-    absent = f"{where}: not all processes came within {wait_seconds} seconds; start all of them"
+    where, remedy = "the environment's processes", "start all of them"
+    if coordinator:
+        where, remedy = f"--coordinator={coordinator}", f"{remedy}, each with its own --process_id"
+    absent = f"{where}: not all processes came within {wait_seconds} seconds; {remedy}"
     _keep_aborts_short(lambda: str(lost()) if _place else absent)
     import jax
 
@@ -88,8 +90,10 @@ def _check(coordinator: str, num_processes: int, process_id: int) -> None:
     if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
         raise UserError(f"{given}: the coordinator is no HOST:PORT; give the address of process 0")
     if not 0 <= process_id < num_processes:
-        span = f"0 .. {num_processes - 1}" if num_processes > 0 else "of how many"
-        raise UserError(f"{given}: the number of a process is one of {span}; give both")
+        if num_processes < 1:
+            raise UserError(f"{given}: it is not said how many processes; give --num_processes")
+        span = f"0 .. {num_processes - 1}"
+        raise UserError(f"{given}: the number of a process is one of {span}; give --process_id")
 
 
 def _is_many() -> bool:
