@@ -11,10 +11,12 @@ from flax import linen as nn
 from benchmarks import step as benchmark
 from emofm_jax import config as config_lib
 from emofm_jax import train
+from emofm_jax.errors import UserError
 from emofm_jax.training import build, memory
 from emofm_jax.training import state as state_lib
 
 SLOTS, ROWS, SIZE, DIM = 6, 3000, 256, 8
+KEPT = ("table", "moments of the table", "network and its moments")  # in a checkpoint
 
 
 def parts_of(num_devices=0, **changes):
@@ -69,6 +71,8 @@ def test_the_plan_is_printed_and_nothing_is_made(runs, tmp_path, capsys, monkeyp
     shown = {line[2:32].strip(): line.split()[-2] for line in out[2:]}
     here = 1024 * -(-rows // 1024) // 64  # rows of a device
     assert shown["table"] == f"{here * 4 * 4:,}" and "in all" in shown and "averages" not in shown
+    kept = [int(shown[name].replace(",", "")) for name in KEPT]
+    assert shown["copied for a checkpoint"] == f"{sum(kept):,}"
     assert not [*tmp_path.iterdir()]
 
     assert train.main(["train", *flags, "--config.data.dir=none"]) == 2
@@ -80,8 +84,17 @@ def test_the_plan_is_printed_and_nothing_is_made(runs, tmp_path, capsys, monkeyp
 def test_too_little_memory_is_one_line_with_the_shares(monkeypatch):
     c, parts = parts_of()
     monkeypatch.setattr(memory, "_of_machine", lambda: 1 << 18)
-    with pytest.raises(Exception, match="table and moments 0.3 MiB, activations .* --plan has all"):
+    said = "table and moments 0.3 MiB, activations .*, a checkpoint's copy 0.3 MiB; --plan has all"
+    with pytest.raises(UserError, match=said):
         memory.check(c, parts)
+
+    # The step fits, and would be killed at the first checkpoint, which on a CPU is a copy.
+    found = memory.plan(c, parts)
+    monkeypatch.setattr(memory, "_of_machine", lambda: found.peak + found.copied - 1)
+    with pytest.raises(UserError, match="a checkpoint's copy"):
+        memory.check(c, parts)
+    monkeypatch.setattr(memory, "_of_machine", lambda: found.peak + found.copied)
+    assert memory.check(c, parts).endswith("MiB while a checkpoint is written)")
 
 
 class Listed(nn.Module):

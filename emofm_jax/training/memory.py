@@ -56,6 +56,11 @@ class Plan:
         """All of it at once."""
         return self.state + self.activations + self.gradients + self.occurrences + self.batches
 
+    @property
+    def copied(self) -> int:
+        """Of the state, to the host, while a checkpoint is written: on a CPU beside all of it."""
+        return self.state - self.scratch
+
     def lines(self) -> list[str]:
         """What `--plan` prints."""
         shown = ("table", "moments", "averages", "scratch", "network", "activations")
@@ -65,6 +70,7 @@ class Plan:
         words |= {"occurrences": "gradients of the batch's rows"}
         sizes = [(words.get(name, name), getattr(self, name)) for name in shown]
         sizes += [("in all", self.peak), ("received a step", self.received)]
+        sizes += [("copied for a checkpoint", self.copied)]
         rows = f"{self.num_devices:,} devices, {self.num_rows:,} rows of a batch on each"
         place = f"table of {self.table_rows:,} rows x {self.width} columns"
         if self.num_devices > 1:
@@ -141,18 +147,22 @@ def check(config: ConfigDict, parts: Parts) -> str:
     here = parts.devices[0]
     limit = (here.memory_stats() or {}).get("bytes_limit") if here.platform != "cpu" else None
     where = here.device_kind if limit else "this machine"
-    # Devices of a CPU share its memory.
-    total = found.peak if limit else found.peak * len(parts.devices)
+    # Devices of a CPU share its memory, in which each checkpoint is a copy.
+    copied = 0 if limit else found.copied
+    total = found.peak if limit else (found.peak + copied) * len(parts.devices)
+    total -= found.network * (len(parts.devices) - 1) if copied else 0  # which is copied once
     limit = limit or _of_machine()
     if total > limit:
         of = f"table and moments {_in_words(found.table + found.moments)}"
         of += f", activations {_in_words(found.activations)} of each device"
+        of += f", a checkpoint's copy {_in_words(copied)}" if copied else ""
         raise UserError(
             f"config.model: training it takes up to about {_in_words(total)} ({of}; --plan has "
             f"all), {where} has {_in_words(limit)}; choose a smaller model, embedding_dim or "
             "data.batch_size"
         )
-    return _in_words(found.peak)
+    more = f" ({_in_words(found.peak + copied)} while a checkpoint is written)" if copied else ""
+    return f"{_in_words(found.peak)}{more}"
 
 
 def _kept(parts: Parts, state: TrainState, num_rows: int) -> int:
