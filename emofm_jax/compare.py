@@ -31,7 +31,7 @@ the difference of a model from the first, `auc.low` and `auc.high` for the ends 
 import dataclasses
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,10 +90,10 @@ def _compare(
     for scorer in scorers:
         groups.check(scorer.schema, by, of_shards=not flags.input)
         groups.check(scorer.schema, cluster_by, of_shards=not flags.input, flag="cluster")
-    columns = list(dict.fromkeys([*by, *cluster_by]))
+    columns = {**dict.fromkeys(cluster_by, "cluster"), **dict.fromkeys(by, "by")}
     opened = [_open(flags, *pair, columns) for pair in zip(names, scorers)]
     _check_same_split(names, opened)
-    scored = [labelled.score(s, rows, columns) for s, rows in zip(scorers, opened)]
+    scored = [labelled.score(s, rows, [*columns]) for s, rows in zip(scorers, opened)]
     scored, notes = _aligned(names, scored)
 
     first = scored[0]
@@ -120,7 +120,7 @@ def _compare(
 
 
 def _open(
-    flags: absl_flags.FlagValues, name: str, scorer: "Scorer", columns: Sequence[str]
+    flags: absl_flags.FlagValues, name: str, scorer: "Scorer", columns: Mapping[str, str]
 ) -> shards.Split | RawRows:
     """The rows, as a model reads them."""
     if flags.input:

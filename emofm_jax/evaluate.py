@@ -174,7 +174,7 @@ def _open(flags: absl_flags.FlagValues, data: RunData, by: list[str]) -> shards.
     """The rows that are to be evaluated, checked as far as that is cheap."""
     if flags.input:
         paths = [storage.reading(name) for name in cli.paths("input", flags.input, "file")]
-        return RawRows(data.schema, data.workdir, paths, by)
+        return RawRows(data.schema, data.workdir, paths, dict.fromkeys(by, "by"))
     groups.check(data.schema, by, of_shards=True)
     return data.open(flags.split, flags.data)
 

@@ -151,6 +151,8 @@ def test_prepared_rows_of_one_data_set(runs):
         ("mine,other", ["--input=rows.csv", "--split=test"], "--split: raw rows are no shards"),
         ("mine,other", ["--input=rows.csv", "--require=auc"], "--require=auc: not a condition"),
         ("mine,other", ["--input=rows.csv", "--cluster=tags"], "--cluster=tags"),
+        ("mine,other", ["--input=rows.csv", "--cluster=usr"], "'usr' (--cluster=usr); the"),
+        ("mine,other", ["--input=rows.csv", "--by=usr"], "'usr' (--by=usr); the file has"),
         ("mine,other", ["--input=rows.csv", "--output=rows.csv"], "it is a file"),
         ("mine,other", ["--input=rows.csv", "--by_values=0"], "it must be at least 1"),
     ],

@@ -162,6 +162,11 @@ def test_a_column_of_keep_probabilities_is_undone_by_weights_alone(log, capsys):
             1.5,
             "at most 1",
         ),
+        (
+            ["--config.prepare.keep_probability=keep", "--config.prepare.ignore=()"],
+            1e-310,  # 1 / it is infinite
+            "which gives the row a weight above 1e+30",
+        ),
         (["--config.prepare.keep_probability=gone"], None, "there is no column 'gone'"),
     ],
 )

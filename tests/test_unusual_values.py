@@ -239,7 +239,7 @@ def test_a_column_that_comes_along_has_what_cannot_be_read_as_values_of_their_ow
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"s": ["x"] * 5, "label": [1] * 5, "by": given}), path)
     made = encoder(ONE, groups=(("g", ("s",)),), slots={"s": {"encoding": "hash", "rows": ROWS}})
-    (chunk,) = encode.read_encoded(made.schema, tmp_path, path, labelled=True, also=("by",))
+    (chunk,) = encode.read_encoded(made.schema, tmp_path, path, labelled=True, also={"by": "by"})
     assert chunk.also["by"].to_pylist() == ["\\xff", "a\\x00", "a", None, None]
 
 

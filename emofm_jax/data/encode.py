@@ -11,8 +11,9 @@ later the rows to predict.
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -357,8 +358,15 @@ class Encoder:
         reason = lambda i: f"the keep probability is {_given(column, rate, i)}; {needs}"
         problems.mark(~known, "keep_probability", reason)
         own = self._weight(columns["weight"], problems) if "weight" in columns else None
-        weight = np.ones(len(rate)) if own is None else own.to_numpy()
-        return pa.array((weight / np.where(known, rate, 1.0)).astype(np.float32))
+        weight = np.ones(len(rate)) if own is None else own.to_numpy().astype(np.float64)
+        with np.errstate(over="ignore"):
+            weight = weight / np.where(known, rate, 1.0)
+
+        large = weight > bags.MAX_WEIGHT
+        gives = f"which gives the row a weight above {bags.MAX_WEIGHT:g}; give a larger one"
+        reason = lambda i: f"the keep probability is {_given(column, rate, i)}, {gives}"
+        problems.mark(large, "keep_probability", reason)
+        return pa.array(np.where(large, 0, weight).astype(np.float32))
 
     def _gauc_key(self, column: pa.Array, problems: Problems) -> pa.Array:
         """i64[n]: hashes of the values, spelled as those of its slot, if it is one; 0: missing."""
@@ -525,7 +533,7 @@ def read_encoded(
     directory: Path,
     path: Path | Sequence[RawFile],
     labelled: bool = False,
-    also: Sequence[str] = (),
+    also: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[EncodedChunk]:
     """Reads raw rows, of the format that the schema's recipe says, and encodes them.
 
@@ -536,8 +544,8 @@ def read_encoded(
         before (`raw_files.find`) and checked.
       labelled: True if labels and the other roles must be there, as in training; otherwise a label
         that is absent is 0.
-      also: names of columns that come along as text, null where missing: slots, or any columns of
-        tabular rows. Only of labelled rows.
+      also: {name: flag that asks for it} of columns that come along as text, null where missing:
+        slots, or any columns of tabular rows. Only of labelled rows.
 
     Raises:
       UserError: missing or damaged file, columns that do not fit the recipe; never for a bad row.
@@ -576,7 +584,7 @@ def _found(path: Path) -> list[RawFile]:
 
 
 def _keep_places(
-    encoder: Encoder, chunk: Chunk, labelled: bool, position: int, also: Sequence[str]
+    encoder: Encoder, chunk: Chunk, labelled: bool, position: int, also: Iterable[str]
 ) -> EncodedChunk:
     """Encodes a chunk; `position` rows stand before it."""
     table, problems, notes = encoder.encode(chunk.columns, labelled)

@@ -30,13 +30,15 @@ class RawRows:
       days: of the rows, as far as the run's rows were split by day and these have one.
     """
 
-    def __init__(self, schema: Schema, directory: Path, paths: Sequence[Path], by: Sequence[str]):
+    def __init__(
+        self, schema: Schema, directory: Path, paths: Sequence[Path], by: Mapping[str, str]
+    ):
         """Checks what can be seen before anything is read.
 
         Args:
           schema, directory: of the run.
           paths: files, and directories of files.
-          by: columns to group the rows by.
+          by: {column to group the rows by: flag that names it}.
 
         Raises:
           UserError: made-up data, shards, no such file or one that is named twice, a column that
@@ -46,7 +48,8 @@ class RawRows:
             _check(schema, path)
         self._files = [file for path in paths for file in raw_files.find(path)]
         recipe.check_once(self._files)
-        groups.check(schema, by, of_shards=False)
+        groups.check(schema, [*by], of_shards=False)
+        self._by = dict(by)
         self.schema, self.num_read = schema, 0
         self.rejected: list[tuple[int, str]] = []
         self.notes = Notes()
@@ -93,8 +96,8 @@ class RawRows:
 
     def tables(self) -> Iterator[pa.Table]:
         """Encoded rows that could be read, piece by piece."""
-        by, where = [*self._collectors], (self._directory, self._files)
-        for chunk in encode.read_encoded(self.schema, *where, labelled=True, also=by):
+        where = (self._directory, self._files)
+        for chunk in encode.read_encoded(self.schema, *where, labelled=True, also=self._by):
             positions = self.num_read + np.arange(len(chunk.kept))
             self.num_read += len(positions)
             self.unseen = chunk.unseen

@@ -227,15 +227,15 @@ def _problems_of_options(options: Mapping[str, Any]) -> Iterator[tuple[str, str]
         yield "null_values", f"{odd[0]!r}, which is no text; write it between quotes"
 
 
-def to_evaluate(recipe: Mapping, also: Sequence[str] = ()) -> dict[str, Any]:
+def to_evaluate(recipe: Mapping, also: Mapping[str, str]) -> dict[str, Any]:
     """The recipe that reads labelled rows which no split is made of.
 
     Roles must be there as in training, but for the day, which comes along where it is there;
     columns that the recipe does not know are passed over. The columns `also` come along with the
-    slots and roles.
+    slots and roles, each for the flag that names it.
     """
     knows_day = recipe["split"] == "day"
-    return {**recipe, "split": "share", "also": tuple(also), "knows_day": knows_day}
+    return {**recipe, "split": "share", "also": dict(also), "knows_day": knows_day}
 
 
 def files(recipe: Mapping, later: bool = False) -> dict[str, list[RawFile]]:

@@ -89,7 +89,7 @@ def plain_columns(
             reason = " ".join(str(error).split())
             what = f"column {name!r} of type {column.type} cannot be used ({reason})"
             raise UserError(f"{where}: {what}; give text, numbers or lists of these") from None
-    _check_lists(plain, slots)
+    _check_lists(plain, slots, recipe.get("also") or {})
     return plain
 
 
@@ -187,7 +187,9 @@ def _with_partitions(
     return found
 
 
-def _check_lists(columns: Mapping[str, pa.Array], slots: Sequence[Slot]) -> None:
+def _check_lists(
+    columns: Mapping[str, pa.Array], slots: Sequence[Slot], also: Mapping[str, str]
+) -> None:
     """Raises UserError where lists, or pairs of id and weight, are not what a slot is."""
     known = {slot.name: slot for slot in slots}
     for name, column in columns.items():
@@ -197,7 +199,8 @@ def _check_lists(columns: Mapping[str, pa.Array], slots: Sequence[Slot]) -> None
         if name == "gauc_key" and is_pair and not is_list:
             continue  # of a weighted slot (`recipe.key_slot`)
         if slot is None and (is_list or is_pair):
-            raise UserError(f"{_asked(name)}: its column holds lists; name one of single values")
+            one = "its column holds lists; name one of single values"
+            raise UserError(f"{_asked(name, also)}: {one}")
         if slot is None:
             continue
 
@@ -287,7 +290,7 @@ def _sources(
     if missing:
         key = next(key for key, name in sources.items() if name == missing[0])
         is_slot = any(slot.name == key for slot in slots)
-        what = "a slot of config.prepare.groups" if is_slot else _asked(key)
+        what = "a slot of config.prepare.groups" if is_slot else _asked(key, also or {})
         has = _has([*own, *file.partitions], missing[0], recipe["separator"])
         raise UserError(f"{path}: there is no column {missing[0]!r} ({what}); {has}")
     used = {*sources.values(), *recipe["ignore"]}
@@ -314,10 +317,11 @@ def also(columns: Mapping[str, pa.Array], name: str) -> pa.Array | None:
     return columns.get(_ALSO + name, columns.get(name))
 
 
-def _asked(key: str) -> str:
-    """Who asks for a column that is no slot: the option of a role, or `--by`."""
+def _asked(key: str, also: Mapping[str, str]) -> str:
+    """Who asks for a column that is no slot: the option of a role, or a flag of a program."""
     if key.startswith(_ALSO):
-        return f"--by={key.removeprefix(_ALSO)}"
+        name = key.removeprefix(_ALSO)
+        return f"--{also[name]}={name}"
     return f"config.prepare.{'day_column' if key == '_day' else key}"
 
 
