@@ -95,6 +95,16 @@ def test_criteos_rows_have_no_header():
     assert {slot.kind for slot in c.prepare.slots.values()} == {"numeric"}
     kinds = [slot.kind for slot in prepared().slots]
     assert kinds == ["numeric"] * 13 + ["categorical"] * 26
+    text = Path("mine.py").read_text()  # what was seen of each member of a range
+    assert all(f"# {name}: " in text for name in c.prepare.columns[1:])
+
+
+def test_a_bag_that_is_cut_is_said():
+    rows = [[i % 2, "a|b|c" if i == 7 else ("a", "b|a", "c|b")[i % 3]] for i in range(400)]
+    write("log.csv", ["label", "tags"], rows)
+    assert suggested("log.csv").prepare.slots["tags"]["max_length"] == 2
+    said = "up to 3 values a cell, 2 or fewer in 99% of the cells"
+    assert said in Path("mine.py").read_text()
 
 
 def test_names_that_are_written_with_digits_are_no_amounts():

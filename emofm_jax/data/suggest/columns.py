@@ -353,7 +353,8 @@ def _options(one: Seen, named: bool, found: Guess) -> dict:
     if separator := _list_separator(one):
         lengths = [x.count(separator) + 1 for x in one.text.drop_null().to_pylist()]
         most = max(2, int(np.percentile(lengths, 99)))
-        found.why[one.name] = f"up to {max(lengths)} values a cell, {separator!r} between"
+        cut = f", {most} or fewer in 99% of the cells" if most < max(lengths) else ""
+        found.why[one.name] = f"up to {max(lengths)} values a cell{cut}, {separator!r} between"
         if separator == "," and max(lengths) == 2 and all(map(_COMMA.fullmatch, one.distinct)):
             found.questions.append(
                 f"are the cells of {one.name!r} numbers with a decimal comma? Write them with a "

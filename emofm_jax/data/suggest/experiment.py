@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from emofm_jax.data import recipe
 from emofm_jax.data.suggest import columns, sample
 from emofm_jax.data.suggest.columns import Guess
 from emofm_jax.data.suggest.sample import Sample
@@ -152,6 +153,9 @@ def _slots(guess: Guess) -> list[str]:
         lines.append(f"        ({_spelled(group)}, (")
         for name in columns.group_ranges(names):
             lines.append(_beside(f"            {_spelled(name)},", guess.why.get(name, "")))
+            if name not in guess.why:
+                why = {one: guess.why.get(one) for one in recipe.members(name)}
+                lines += [f"            # {one}: {text}" for one, text in why.items() if text]
         lines.append("        )),")
     lines.append("    )")
     if guess.slots:
@@ -184,7 +188,8 @@ def _of_tokens(found: Sample) -> list[str]:
             if (most := max(counts[name])) > 1:
                 length = max(2, int(np.percentile(counts[name], 99)))
                 slots[name] = {"kind": "multi", "max_length": length}
-                why[name] += f", up to {most} times"
+                cut = f", {length} or fewer in 99% of these" if length < most else ""
+                why[name] += f", up to {most} times{cut}"
     guess = Guess(groups=groups, slots=slots, why=why)
     lines = [
         _line("prepare.format", found.format, ""),
