@@ -167,7 +167,11 @@ def test_a_column_of_keep_probabilities_is_undone_by_weights_alone(log, capsys):
             1e-310,  # 1 / it is infinite
             "which gives the row a weight above 1e+30",
         ),
-        (["--config.prepare.keep_probability=gone"], None, "there is no column 'gone'"),
+        (
+            ["--config.prepare.keep_probability=gone"],
+            None,
+            "keep; add it, 1 in each row where none was left out",
+        ),
     ],
 )
 def test_rates_that_cannot_be(log, flags, cell, line, capsys):

@@ -292,6 +292,8 @@ def _sources(
         is_slot = any(slot.name == key for slot in slots)
         what = "a slot of config.prepare.groups" if is_slot else _asked(key, also or {})
         has = _has([*own, *file.partitions], missing[0], recipe["separator"])
+        if key == "keep_probability":
+            has += "; add it, 1 in each row where none was left out"
         raise UserError(f"{path}: there is no column {missing[0]!r} ({what}); {has}")
     used = {*sources.values(), *recipe["ignore"]}
     extra = [name for name in (*own, *file.partitions) if name not in used]
