@@ -191,6 +191,15 @@ def test_rows_of_tokens(source):
     prepared()
 
 
+def test_one_id_with_many_values_is_a_number():
+    r = random.Random(0)
+    rows = (f"{i % 2} u:{i % 9}:1 price:0:{r.expovariate(0.1):.2f} one:0:1\n" for i in range(300))
+    Path("log").write_text("".join(rows))
+    assert suggested("log").prepare.slots.to_dict().keys() == {"price"}
+    assert "one id with numbers, 0" in Path("mine.py").read_text()
+    assert {slot.name: slot.kind for slot in prepared().slots}["price"] == "numeric"
+
+
 def test_parquet_with_lists_vectors_and_partitions():
     r = random.Random(0)
     for country in ("de", "fr"):

@@ -3,6 +3,7 @@
 Names decide only what values allow. What stays open is a question, never silently a choice.
 """
 
+import contextlib
 import dataclasses
 import functools
 import re
@@ -364,10 +365,7 @@ def _options(one: Seen, named: bool, found: Guess) -> dict:
     if _is_quantity(one, named):
         low, high = one.numbers.min(), one.numbers.max()
         found.why[one.name] = f"numbers, {low:g} to {high:g}{missing}"
-        spread = (
-            high - low > _FEW * max(float(np.median(np.abs(one.numbers))), 1e-9) or high > _MANY
-        )
-        return {"kind": "numeric", "transform": "log1p" if spread else "standardize"}
+        return numeric(one.numbers)
 
     found.why.setdefault(one.name, counted)
     if _grows(one):
@@ -375,6 +373,13 @@ def _options(one: Seen, named: bool, found: Guess) -> dict:
         found.why[one.name] += "; new ones keep coming"
         return {"encoding": "hash", "rows": rows}
     return {"min_count": 2} if len(one.distinct) > _MANY else {}
+
+
+def numeric(numbers: np.ndarray) -> dict[str, str]:
+    """The options of a slot of numbers."""
+    low, high = numbers.min(), numbers.max()
+    spread = high - low > _FEW * max(float(np.median(np.abs(numbers))), 1e-9) or high > _MANY
+    return {"kind": "numeric", "transform": "log1p" if spread else "standardize"}
 
 
 def _is_quantity(one: Seen, named: bool) -> bool:
@@ -444,3 +449,22 @@ def tokens(rows: pa.Array, with_slot_last: bool) -> Mapping[str, list[int]]:
         for slot, count in counts.items():
             found.setdefault(slot, []).append(count)
     return found
+
+
+def amounts(rows: pa.Array) -> dict[str, np.ndarray]:
+    """{slot: its numbers f64[n]} of libsvm slots with the same id in each row and many values."""
+    ids: dict[str, set[str]] = {}
+    values: dict[str, list[str]] = {}
+    for row in rows.to_pylist():
+        for token in row.split()[1:]:
+            name, _, rest = token.partition(":")
+            one, _, value = rest.partition(":")
+            ids.setdefault(name, set()).add(one)
+            values.setdefault(name, []).append(value)
+
+    found = {}
+    for name in ids:
+        if len(ids[name]) == 1 and len({*values[name]}) > _FEW:
+            with contextlib.suppress(ValueError):  # a bad row, which `prepare` names
+                found[name] = np.array(values[name], np.float64)
+    return {name: numbers for name, numbers in found.items() if np.isfinite(numbers).all()}

@@ -181,6 +181,7 @@ def _of_tokens(found: Sample) -> list[str]:
         why = {"features": f"rows of id:value, up to {longest} a row"}
     else:
         groups, slots, why = {}, {}, {}
+        amounts = columns.amounts(found.columns["row"]) if found.format == "libsvm" else {}
         for name in sorted(counts, key=lambda name: (len(name), name)):
             group = f"of_{name[0]}" if found.format == "cti" else "all"
             groups.setdefault(group, []).append(name)
@@ -190,6 +191,10 @@ def _of_tokens(found: Sample) -> list[str]:
                 slots[name] = {"kind": "multi", "max_length": length}
                 cut = f", {length} or fewer in 99% of these" if length < most else ""
                 why[name] += f", up to {most} times{cut}"
+            elif name in amounts:
+                low, high = amounts[name].min(), amounts[name].max()
+                slots[name] = columns.numeric(amounts[name])
+                why[name] += f", one id with numbers, {low:g} to {high:g}"
     guess = Guess(groups=groups, slots=slots, why=why)
     lines = [
         _line("prepare.format", found.format, ""),
