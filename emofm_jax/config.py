@@ -503,6 +503,11 @@ def difference(ours: Mapping, theirs: Mapping) -> dict[str, tuple]:
     return {k: pair for k, pair in pairs.items() if pair[0] != pair[1]}
 
 
+def spelled(value: Any) -> str:
+    """A value of a config in a message, one of `difference` included."""
+    return "not set" if value is None or value is ... else repr(value)
+
+
 def _page() -> str:
     """docs/options.md."""
     from emofm_jax.models import COMMON, build

@@ -436,6 +436,7 @@ def test_patience_plateau_and_the_best_state(home):
         (["--config.data.dir="], "config.data.dir: it is empty"),
         (["--config.prepare.synthetic.drift=0.5"], "prepare.synthetic.drift 0.0 against 0.5"),
         (["--config.seed=1"], "run: holds a run of another config (seed 0 there, 1 now)"),
+        (["--config.prepare.slots={'s': {'rows': 9}}"], "slots.s.rows not set"),
         (
             ["--config.model.name=dcnv2", "--config.model.mixer.kind=graph"],
             "error: --config.model.mixer.kind=graph: it has no effect on dcnv2; leave it out",

@@ -90,7 +90,8 @@ class Header:
         differ = dict[str, list[str]]()
         for policy in (policy for policy in self.policies if policy in old.configs):
             for field, (a, b) in _difference(old.configs[policy], self.configs[policy]).items():
-                differ.setdefault(f"{field} {a!r} there, {b!r} now", []).append(policy)
+                text = f"{field} {config_lib.spelled(a)} there, {config_lib.spelled(b)} now"
+                differ.setdefault(text, []).append(policy)
         if differ:
             what = "; ".join(f"{text} ({', '.join(of)})" for text, of in differ.items())
             raise UserError(

@@ -198,7 +198,8 @@ def stale(config: ConfigDict, schema: schema_lib.Schema) -> list[str]:
 
     names = sorted((made.keys() | wanted.keys()) - config_lib.free())
     pairs = [(name, made.get(name), wanted.get(name)) for name in names]
-    return [f"{name} {a!r} against {b!r}" for name, a, b in pairs if a != b]
+    spelled = config_lib.spelled
+    return [f"{name} {spelled(a)} against {spelled(b)}" for name, a, b in pairs if a != b]
 
 
 def _print_differences(config: ConfigDict) -> None:

@@ -115,7 +115,11 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
     free = config_lib.may_change(config)
     changed = config_lib.difference(config_lib.load(workdir), config)
     pairs = ((k, a, b) for k, (a, b) in changed.items() if k not in free)
-    differ = [f"{k} {a!r} there, {b!r} now" for k, a, b in pairs if not files.is_said(a, b)]
+    differ = [
+        f"{k} {config_lib.spelled(a)} there, {config_lib.spelled(b)} now"
+        for k, a, b in pairs
+        if not files.is_said(a, b)
+    ]
     if differ:
         raise UserError(
             f"{workdir}: holds a run of another config ({'; '.join(differ)}); delete it, or choose "
