@@ -33,6 +33,8 @@ from emofm_jax.training import compilation_cache
 
 _HELP = ("--help", "-help", "-h", "--helpfull")
 _CONFIG = "--config"
+# Flags of one path or several, which are not empty where they are given.
+_PATHS = ("workdir", "output", "input", "suggest", "base", "init_from", "data")
 
 
 def run(
@@ -208,7 +210,8 @@ def _parse(
         raise UserError(f"{rest[1]!r}: a word that is no flag; flags look like --name=value")
     for name in [n for n in flags if flags[n].present == 0 and flags[n].default is None]:
         raise UserError(f"--{name}: it is required; --help explains it")
-    paths = [flags[name] for name in ("workdir", "output", "input", "suggest") if name in flags]
+    # A variable of a pipeline that is not set: without its base, ids of the day before would move.
+    paths = [flags[name] for name in _PATHS if name in flags]
     for name in [flag.name for flag in paths if flag.present and flag.value == ""]:
         raise UserError(f"--{name}: it is empty; name a path, or leave it out")
     if "config" in flags:

@@ -193,6 +193,7 @@ def test_new_slots_start_and_are_said(shop, capsys):
     [
         (["--base=nowhere"], "--base=nowhere: no run or data there (no schema.json); name"),
         (["--base=d1"], "--base=d1: it is config.data.dir, which is replaced"),
+        (["--base="], "--base: it is empty; name a path, or leave it out"),
         (["--base=d0"], "--base=d0: it has the rows of 2024-01-01 already; name the new days"),
         (
             ["--base=d0", "--config.prepare.train_days=('2024-02-30',)"],

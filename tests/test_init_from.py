@@ -381,6 +381,7 @@ def test_days_that_it_has_seen_evaluate_nothing(tmp_path):
             "config.train.init_moments: it has no effect without",
         ),
         (["--init_from=begun"], "--init_from=begun: its run has not ended"),
+        (["--init_from="], "--init_from: it is empty; name a path, or leave it out"),
     ],
 )
 def test_mistakes_are_one_line(home, capsys, argv, said):
