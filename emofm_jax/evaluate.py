@@ -84,6 +84,7 @@ def _evaluate(flags: absl_flags.FlagValues, workdir: Path) -> None:
     from emofm_jax.training import build  # after the cheap checks
     from emofm_jax.training import predictions as predictions_lib
 
+    config = build.for_evaluation(config)
     parts = build.make_parts(config, schema)
     state, progress = build.restore_kept(config, workdir, parts)
     score = lambda rows: predictions_lib.score(config, rows, parts, state)

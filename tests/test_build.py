@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from emofm_jax import config
-from emofm_jax.training import build, checkpoint
+from emofm_jax.data.placing import Layout
+from emofm_jax.training import build, checkpoint, state
 from emofm_jax.training.progress import Progress
 from tests.linear_model import make_schema
 
@@ -63,3 +64,27 @@ def test_a_restored_state_has_the_key_of_its_seed(tmp_path):
     assert progress.step == 3
     np.testing.assert_array_equal(restored.key, state.key)
     np.testing.assert_array_equal(restored.params["embedding"], state.params["embedding"])
+
+
+def test_a_run_is_evaluated_on_devices_that_its_batches_do_not_suit(monkeypatch):
+    """Another machine has others than the run was trained on, and `evaluate` takes no options."""
+    c = config.default()
+    c.data.update({"batch_size": 256, "eval_batch_size": 512, "exchange_rows": 40})
+    monkeypatch.setattr(state.jax, "device_count", lambda: 7)
+    here = build.for_evaluation(c)
+    assert (here.data.batch_size, here.data.eval_batch_size) == (259, 518)
+    # 40 rows were enough on more devices, each of which asked less of more of them.
+    layout = Layout(SCHEMA, 7, here.data.exchange_rows).scaled(518, 259)
+    assert layout.capacity(500) == min(500, layout.rows)
+    c.data.exchange_rows = 0
+    assert build.for_evaluation(c).data.exchange_rows == 0
+
+
+def test_a_larger_batch_of_evaluation_may_ask_for_more(monkeypatch):
+    monkeypatch.setattr(state.jax, "device_count", lambda: 2)
+    sizes = {"data.batch_size": 64, "data.exchange_rows": 3}
+    for size, expected in ((32, 3), (64, 3), (100, 5), (512, 24)):
+        parts = make(**sizes, **{"data.eval_batch_size": size})
+        assert parts.layout.exchange_rows == 3
+        assert parts.scoring_layout.exchange_rows == expected
+    assert make(**{"data.eval_batch_size": 512}).scoring_layout.exchange_rows == 0

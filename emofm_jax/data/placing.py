@@ -104,7 +104,12 @@ class Layout:
         """C, rows that a device may ask of another one: what M / P exceeds once in 1e9 steps."""
         mean = occurrences / self.num_devices
         enough = min(occurrences, self.rows)  # then nothing can be too much
-        return self.exchange_rows or min(enough, math.ceil(mean + 6 * math.sqrt(mean) + 8))
+        return min(enough, self.exchange_rows or math.ceil(mean + 6 * math.sqrt(mean) + 8))
+
+    def scaled(self, rows: int, of: int) -> "Layout":
+        """For batches of so many rows where `exchange_rows` is for those of another number."""
+        more = -(-self.exchange_rows * max(rows, of) // of)
+        return dataclasses.replace(self, exchange_rows=more)
 
     def spread(self, array: np.ndarray) -> np.ndarray:
         """[V, ...] -> [P, R, ...] in the order of storage; rows that are none are zero."""

@@ -355,7 +355,8 @@ class Backtest:
             if not _has_model(first):
                 what = f"its checkpoint, which scores {day}, is gone; restore it, or {_again(run)}"
                 raise UserError(f"{first}: {what}")
-            config, schema = config_lib.load(first), schema_lib.load(first)
+            schema = schema_lib.load(first)
+            config = build.for_evaluation(config_lib.load(first))
             split = shards.open_split(Path(run.config.data.dir), "valid", schema)
             parts = build.make_parts(config, schema)
             state, _ = build.restore_kept(config, first, parts)

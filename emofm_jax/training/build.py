@@ -24,6 +24,8 @@ from emofm_jax.training.state import SECTIONS, TrainState
 
 # Parts, each with what it has compiled, that a process keeps for the next run of the same shapes.
 _KEPT = 4
+_SIZES = ("batch_size", "eval_batch_size")  # rows over all devices
+_ALL = 1 << 31  # rows that a device may ask of another one: as many as it needs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Parts:
     num_devices: int  # of all processes
     schema: Schema
     layout: Layout | None  # of the table over several devices
+    scoring_layout: Layout | None  # the same, for a batch of evaluation
     module: nn.Module
     key: jax.Array  # of the run's seed
     init: Callable  # init() -> TrainState with the table in the order of its rows
@@ -63,7 +66,7 @@ def make_parts(
         device.
     """
     devices, count = state_lib.local(), num_devices or state_lib.num_devices()
-    for field in ("batch_size", "eval_batch_size"):
+    for field in _SIZES:
         if config.data[field] % count:
             raise UserError(
                 f"config.data.{field}: {config.data[field]} rows do not divide over "
@@ -86,6 +89,7 @@ def make_parts(
         num_devices=count,
         schema=schema,
         layout=layout,
+        scoring_layout=layout and layout.scaled(*(config.data[name] for name in _SIZES[::-1])),
         module=module,
         key=key,
         init=functools.partial(init, key),
@@ -94,6 +98,18 @@ def make_parts(
         eval_step=eval_step,
         num_steps=num_steps,
     )
+
+
+def for_evaluation(config: ConfigDict) -> ConfigDict:
+    """The config of a run for the devices here, which may be others than it was trained on.
+
+    They divide its batches; where it says what they may ask of each other, they may ask all.
+    """
+    here, count = config.copy_and_resolve_references(), state_lib.num_devices()
+    here.data.exchange_rows = _ALL if config.data.exchange_rows else 0
+    for field in _SIZES:
+        here.data[field] = -(-here.data[field] // count) * count
+    return here
 
 
 # What is cached is decided by the arguments, but for the shape of a batch.

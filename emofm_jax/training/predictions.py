@@ -115,7 +115,7 @@ def _predict(
 
     def put(host: batches.HostBatch) -> tuple[batches.HostBatch, PlacedBatch]:
         unknown.add_ids(host.rows.ids)
-        return host, state_lib.put_planned(host.batch, parts.devices, parts.layout)
+        return host, state_lib.put_planned(host.batch, parts.devices, parts.scoring_layout)
 
     placed = batches.prefetch(source, 2, put)
     weights = state.scored()
@@ -194,7 +194,7 @@ def score_rows(parts: Parts, state: TrainState, rows: batches.Rows, batch_size: 
     for start in range(0, max(n, 1), batch_size):
         part = rows.take(slice(start, start + batch_size))
         batch = batches.pad(part, batch_size, len(parts.devices), parts.schema.num_rows)
-        placed = state_lib.put_planned(batch, parts.devices, parts.layout)
+        placed = state_lib.put_planned(batch, parts.devices, parts.scoring_layout)
         found.append(parts.eval_step(*state.scored(), placed))
     found = jax.device_get(found)
 
