@@ -42,7 +42,7 @@ class Plan:
     network: int  # with its optimizer's state
     activations: int  # of the network
     gradients: int  # of the network, and of a dense table
-    occurrences: int  # gradients of the rows that the batch names
+    occurrences: int  # rows that the batch names, and their gradients, beside the activations
     batches: int  # made ahead
     received: int  # a step
 
@@ -67,7 +67,7 @@ class Plan:
         shown += ("gradients", "occurrences", "batches")
         words = {"moments": "moments of the table", "scratch": "scratch of the sparse step"}
         words |= {"network": "network and its moments", "batches": "batches made ahead"}
-        words |= {"occurrences": "gradients of the batch's rows"}
+        words |= {"occurrences": "the batch's rows and gradients"}
         sizes = [(words.get(name, name), getattr(self, name)) for name in shown]
         sizes += [("in all", self.peak), ("received a step", self.received)]
         sizes += [("copied for a checkpoint", self.copied)]
@@ -97,6 +97,10 @@ def plan(config: ConfigDict, parts: Parts) -> Plan:
         held, came = occurrences + 2 * asked, capacity * (4 + 8 * width)
     else:  # those of all devices of all processes
         held, came = occurrences * count, occurrences * (4 + 4 * width)
+    activations = _kept(parts, state, rows)
+    held *= 4 + 4 * width
+    if lazy and not layout:  # when these are gone: rows, gradients, their sums, and six numbers
+        held = max(held, occurrences * (24 + 12 * width) - activations)
     planned = 4 * (asked + occurrences) if layout else 0
     columns = parts.schema.num_columns * (8 if parts.schema.has_values else 4)
     # Of sums over devices each sends and receives all parts but its own, twice.
@@ -109,9 +113,9 @@ def plan(config: ConfigDict, parts: Parts) -> Plan:
         device_rows=device_rows,
         capacity=capacity,
         **sizes,
-        activations=_kept(parts, state, rows),
+        activations=activations,
         gradients=_num_bytes(network) + (0 if lazy else sizes["table"]),
-        occurrences=held * (4 + 4 * width),
+        occurrences=held,
         batches=(config.data.prefetch + 1) * (rows * (columns + 12) + planned),
         received=summed + (count - 1) * came,
     )
