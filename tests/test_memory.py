@@ -143,3 +143,16 @@ def test_a_model_with_a_field_that_has_no_hash_is_planned(monkeypatch):
     with pytest.raises(TypeError, match="unhashable"):
         hash(module)
     assert kept[0] == kept[1] > 0
+
+
+def test_each_value_is_kept_once():
+    """And not what is moved, scaled by a number a column, or a parameter."""
+
+    def kept(w, x, scale):
+        twice = [jax.numpy.exp(x) for _ in range(2)]
+        parts = jax.numpy.exp(x[:16] + 1), jax.numpy.exp(x[16:] + 1)  # of one, not equal
+        return [*twice, x[:, 1:], x.T, (x - scale) * 2.0, w.T, x @ w, *parts]
+
+    shapes = [(8, 16), (32, 8), (1, 8)]  # of a parameter, rows, a number a column
+    traced = jax.make_jaxpr(kept)(*(jax.ShapeDtypeStruct(x, np.float32) for x in shapes)).jaxpr
+    assert memory._num_distinct_bytes(traced, 1) == 4 * (3 * 32 * 8 + 32 * 16)

@@ -3,7 +3,7 @@
     python -m emofm_jax.train --config=... --plan --num_devices=64
 
 State is exact. Activations are what the forward keeps for the backward; gradients and buffers stand
-beside them. XLA:CPU took 0.9 to 1.2 of the sum of both (docs/scaling.md).
+beside them (docs/scaling.md: against what XLA:CPU compiles).
 """
 
 import dataclasses
@@ -23,6 +23,10 @@ from emofm_jax.models import build as model_lib
 from emofm_jax.training import state as state_lib
 from emofm_jax.training.build import Parts
 from emofm_jax.training.state import TrainState
+
+# Operations that move numbers, or repeat them; that may change each by one of few numbers.
+_MOVES = {"broadcast_in_dim", "reshape", "squeeze", "transpose", "slice", "unstack", "copy"}
+_SCALES = {"add", "sub", "mul", "div"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +184,7 @@ def _kept(parts: Parts, state: TrainState, num_rows: int) -> int:
         found = _residuals(module, tree, shapes)
     except TypeError:  # a model of one's own may have a field without a hash
         found = _residuals.__wrapped__(module, tree, shapes)
-    return max(found - _num_bytes(network), 0)  # the parameters are among them
+    return found
 
 
 # A tenth of a second for each trace, which the next run of a sweep need not take again.
@@ -198,7 +202,54 @@ def _residuals(module: nn.Module, tree: jax.tree_util.PyTreeDef, shapes: tuple) 
         return jax.tree.leaves(jax.vjp(forward, network, e)[1])
 
     given = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*shape) for shape in shapes])
-    return _num_bytes(jax.eval_shape(residuals, *given))
+    traced = jax.make_jaxpr(residuals)(*given).jaxpr
+    return _num_distinct_bytes(traced, len(jax.tree.leaves(given[0])))
+
+
+def _num_distinct_bytes(traced: Any, num_params: int) -> int:
+    """Bytes of what a traced function gives, but for its first arguments: each value once.
+
+    The same operation on the same values gives one, as the compiler finds, and what it would rather
+    compute again (`_source`) none: a product of each two tokens keeps no copy of them a pair.
+    """
+    of_variable: dict[Any, int] = {}
+    sizes: list[int] = []
+    roots: list[int] = []  # what each value is made of again
+    known: dict[Any, list[int]] = {}
+
+    def new(variable: Any, source: int | None = None) -> int:
+        roots.append(len(sizes) if source is None else roots[source])
+        sizes.append(_num_bytes(variable.aval))
+        return len(sizes) - 1
+
+    of_variable.update((variable, new(variable)) for variable in traced.constvars + traced.invars)
+    params = {of_variable[variable] for variable in traced.invars[:num_params]}
+    for equation in traced.eqns:
+        operands = [of_variable[x] if _is_variable(x) else str(x) for x in equation.invars]
+        key = (equation.primitive.name, str(equation.params), tuple(operands))
+        if key not in known:
+            source = _source(equation, operands, sizes)
+            known[key] = [new(x, source) for x in equation.outvars]
+        of_variable.update(zip(equation.outvars, known[key]))
+
+    kept = {roots[of_variable[x]] for x in traced.outvars if _is_variable(x)}
+    return sum(sizes[value] for value in kept - params)
+
+
+def _source(equation: Any, operands: list, sizes: list[int]) -> int | None:
+    """The value that an operation moves, or shifts and scales by a number a column; or None."""
+    values = sorted((x for x in operands if isinstance(x, int)), key=lambda x: -sizes[x])
+    if not values or equation.primitive.name not in _MOVES | _SCALES:
+        return None
+    if equation.primitive.name in _MOVES:
+        return values[0]
+    size = sizes[values[0]]
+    is_alone = all(8 * sizes[x] <= size for x in values[1:])
+    return values[0] if is_alone and size == _num_bytes(equation.outvars[0].aval) else None
+
+
+def _is_variable(operand: Any) -> bool:
+    return not hasattr(operand, "val")  # a literal has one
 
 
 def _num_bytes(tree: Any) -> int:
