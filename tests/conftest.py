@@ -198,3 +198,10 @@ def train_runs(home):
     config = f"--config={home / 'mine.py'}"
     assert prepare.main(["prepare", config]) == 0
     assert train.main(["train", config, f"--workdir={home / 'mine'}", *flags]) == 0
+
+
+@pytest.fixture
+def few_objects():
+    """What was made before this test is passed over by `gc.collect`, which then takes no time."""
+    gc.collect()
+    gc.freeze()

@@ -66,7 +66,7 @@ def score():
     variables = model_lib.init(module, jax.random.key(0), SCHEMA)
     step = step_lib.make_eval_step(module, SCHEMA)
     parts = types.SimpleNamespace(
-        devices=jax.local_devices(), schema=SCHEMA, eval_step=step, layout=None
+        devices=jax.local_devices(), schema=SCHEMA, eval_step=step, scoring_layout=None
     )
 
     def of(weights):

@@ -215,6 +215,7 @@ def store(tmp_path, monkeypatch):
     remote.place.cache_clear()
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_a_kill_at_an_operation_changes_nothing(store, tmp_path, monkeypatch, capsys):
     """The same command goes on, on another machine."""
     monkeypatch.setattr(faulty, "CHANGING", ("close", "delete_dir"))  # an object appears, or goes

@@ -303,6 +303,7 @@ def test_a_file_is_put_when_it_is_whole(store, tmp_path):
 OLD = {"1": "old", "2": "old", "gone": "old"}
 
 
+@pytest.mark.usefixtures("few_objects")
 @pytest.mark.parametrize("done", [False, True])
 @pytest.mark.parametrize("killed", [False, True])
 def test_whatever_operation_fails_all_or_nothing_is_published(store, monkeypatch, done, killed):
@@ -332,6 +333,7 @@ def test_whatever_operation_fails_all_or_nothing_is_published(store, monkeypatch
     assert failed > 12 and not problem
 
 
+@pytest.mark.usefixtures("few_objects")
 @pytest.mark.parametrize("done", [False, True])
 def test_a_program_that_failed_to_publish_may_do_so_again(store, monkeypatch, done):
     """As a sweep does that is told to stop while it publishes."""
