@@ -67,6 +67,11 @@ def test_processes_that_are_named_begin_before_they_are_asked_for(monkeypatch):
     for argv in (["--workers=1"], ["--workers=x"], ["--workers"], ["--config=a"]):
         engines.begin(argv, "")
         assert not engines._early
+    for stream in ("stdin", "stdout", "stderr"):  # a pipe would get its number
+        with monkeypatch.context() as closed:
+            closed.setattr(sys, stream, None)
+            engines.begin(["--workers=2"], "")
+        assert not engines._early
     engines.begin(["--config=a", "--workers", "9"], "tests.jobs")
     early = {process.pid for process in engines._early}
     with contextlib.closing(engines.make("local", 3)) as engine:
