@@ -24,9 +24,8 @@ from emofm_jax.training import state as state_lib
 from emofm_jax.training.build import Parts
 from emofm_jax.training.state import TrainState
 
-# Operations that move numbers, or repeat them; that may change each by one of few numbers.
+# Operations that move numbers, or repeat them. Not products with few: XLA:CPU keeps these.
 _MOVES = {"broadcast_in_dim", "reshape", "squeeze", "transpose", "slice", "unstack", "copy"}
-_SCALES = {"add", "sub", "mul", "div"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,15 +236,9 @@ def _num_distinct_bytes(traced: Any, num_params: int) -> int:
 
 
 def _source(equation: Any, operands: list, sizes: list[int]) -> int | None:
-    """The value that an operation moves, or shifts and scales by a number a column; or None."""
+    """The value that an operation moves; or None."""
     values = sorted((x for x in operands if isinstance(x, int)), key=lambda x: -sizes[x])
-    if not values or equation.primitive.name not in _MOVES | _SCALES:
-        return None
-    if equation.primitive.name in _MOVES:
-        return values[0]
-    size = sizes[values[0]]
-    is_alone = all(8 * sizes[x] <= size for x in values[1:])
-    return values[0] if is_alone and size == _num_bytes(equation.outvars[0].aval) else None
+    return values[0] if values and equation.primitive.name in _MOVES else None
 
 
 def _is_variable(operand: Any) -> bool:
