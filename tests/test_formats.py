@@ -157,6 +157,16 @@ def test_without_header(tmp_path):
     }
 
 
+def test_rows_behind_a_block_of_blank_lines_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 8)
+    fields = {"header": False, "columns": ("label", "user", "item")}
+    columns, at, bad = read(write(tmp_path / "a.csv", b"\r\n" * 9 + b"1,u1,i1\n"), **fields)
+    assert columns["user"] == ["u1"] and at == [10] and not bad
+    path = write(tmp_path / "b.csv", b"\n" * 20 + GOOD)
+    with pytest.raises(UserError, match="b.csv:1: the first line is empty, where the names"):
+        read(path)
+
+
 def test_list_cells_split_and_parquet_lists_stay(tmp_path):
     fields = {"slots": {"item": {"kind": "multi", "separator": "|"}}}
     text = read(write(tmp_path / "a.csv", b"label,user,item\n1,u,a|b\n1,u,\n1,u,c\n"), **fields)[0]

@@ -105,7 +105,9 @@ def _text_tasks(
     blocks = lines_lib.blocks(file.path, separator=quoted, progress=progress, span=file.span)
     first = next(blocks)
     if first.line == 1 and first.data.isspace() and not first.data.strip(b"\r\n"):
-        return
+        if (second := next(blocks, None)) is None:
+            return  # no row
+        blocks = itertools.chain([second], blocks)
 
     begins = first.line == 1
     head = first.first_row() if begins else lines_lib.first_row(file.path)
@@ -292,7 +294,7 @@ def _sources(
         is_slot = any(slot.name == key for slot in slots)
         what = "a slot of config.prepare.groups" if is_slot else _asked(key, also or {})
         has = _has([*own, *file.partitions], missing[0], recipe["separator"])
-        if key == "keep_probability":
+        if key == "keep_probability" and also is not None:  # new rows, which nobody sampled
             has += "; add it, 1 in each row where none was left out"
         raise UserError(f"{path}: there is no column {missing[0]!r} ({what}); {has}")
     used = {*sources.values(), *recipe["ignore"]}
