@@ -11,6 +11,7 @@ import pytest
 
 from emofm_jax import config
 from emofm_jax.data import formats, raw_files, shards
+from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.formats import lines
 from emofm_jax.data.raw_files import RawFile
 from emofm_jax.data.schema import Schema, Slot
@@ -155,6 +156,13 @@ def test_without_header(tmp_path):
     assert read(write(tmp_path / "d.csv", b"u\nu,2,a,1,i\n"), labelled=False, **fields)[2] == {
         1: "columns"
     }
+
+
+def test_new_rows_without_their_keep_probability_are_told_what_to_write(tmp_path):
+    """Those of a log that nobody sampled."""
+    new = recipe_lib.to_evaluate(recipe(keep_probability="keep"), {})
+    with pytest.raises(UserError, match="column 'keep' .* add it, 1 in each row where none was"):
+        list(formats.read(new, [RawFile(write(tmp_path / "a.csv", GOOD))], True))
 
 
 def test_rows_behind_a_block_of_blank_lines_are_read(tmp_path, monkeypatch):

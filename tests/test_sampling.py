@@ -170,7 +170,7 @@ def test_a_column_of_keep_probabilities_is_undone_by_weights_alone(log, capsys):
         (
             ["--config.prepare.keep_probability=gone"],
             None,
-            "keep; add it, 1 in each row where none was left out",
+            "there is no column 'gone' (config.prepare.keep_probability); the file has label, ",
         ),
     ],
 )
