@@ -64,7 +64,8 @@ def test_a_process_has_the_package_of_the_program_wherever_it_is_started(tmp_pat
 
 def test_processes_that_are_named_begin_before_they_are_asked_for(monkeypatch):
     monkeypatch.setattr(engines, "num_cores", lambda: 2)
-    for argv in (["--workers=1"], ["--workers=x"], ["--workers"], ["--config=a"]):
+    none = ["--workers=1"], ["--workers=x"], ["--workers"], ["--config=a"]
+    for argv in (*none, ["--workers=2", "--engine=ray"]):
         engines.begin(argv, "")
         assert not engines._early
     for stream in ("stdin", "stdout", "stderr"):  # a pipe would get its number
@@ -72,7 +73,7 @@ def test_processes_that_are_named_begin_before_they_are_asked_for(monkeypatch):
             closed.setattr(sys, stream, None)
             engines.begin(["--workers=2"], "")
         assert not engines._early
-    engines.begin(["--config=a", "--workers", "9"], "tests.jobs")
+    engines.begin(["--engine=local", "--workers", "9"], "tests.jobs")
     early = {process.pid for process in engines._early}
     with contextlib.closing(engines.make("local", 3)) as engine:
         assert early < set(engine.map(jobs.process, range(9)))  # and one more

@@ -87,15 +87,18 @@ def check(name: str) -> None:
 def begin(argv: Sequence[str], module: str) -> None:
     """Starts the processes that `--workers` names, one a core: they load while this program does.
 
-    They end with it, asked for or not. Else nothing happens: a wrong number is told later. Nor with
-    a stream that was closed: its number must be free until `cli.run` opens it.
+    They end with it, asked for or not. Else nothing happens: a wrong number is told later. Nor where
+    another engine has the workers, nor with a stream that was closed: its number must be free until
+    `cli.run` opens it.
 
     Args:
       argv: arguments of the program.
       module: that they load, since their first job will need it.
     """
-    named = re.search(r"(?:^|\n)--?workers[=\n](\d{1,9})(?:\n|$)", "\n".join(argv))
-    wanted = min(int(named[1]), num_cores()) if named else 0
+    given = "\n".join(argv)
+    named = re.search(r"(?:^|\n)--?workers[=\n](\d{1,9})(?:\n|$)", given)
+    is_local = not re.search(r"(?:^|\n)--?engine[=\n](?!local(?:\n|$))", given)
+    wanted = min(int(named[1]), num_cores()) if named and is_local else 0
     if wanted < 2 or None in (sys.stdin, sys.stdout, sys.stderr):  # 1: this process does the work
         return
     atexit.register(_end_early)
