@@ -87,9 +87,9 @@ def check(name: str) -> None:
 def begin(argv: Sequence[str], module: str) -> None:
     """Starts the processes that `--workers` names, one a core: they load while this program does.
 
-    They end with it, asked for or not. Else nothing happens: a wrong number is told later. Nor where
-    another engine has the workers, nor with a stream that was closed: its number must be free until
-    `cli.run` opens it.
+    They end with it, asked for or not. Else nothing happens: a wrong number is told later. Nor does
+    it where another engine has the workers, or with a stream that was closed: its number must be
+    free until `cli.run` opens it.
 
     Args:
       argv: arguments of the program.
