@@ -89,7 +89,8 @@ def make_parts(
         num_devices=count,
         schema=schema,
         layout=layout,
-        scoring_layout=layout and layout.scaled(*(config.data[name] for name in _SIZES[::-1])),
+        scoring_layout=layout
+        and layout.scaled(config.data.eval_batch_size, of=config.data.batch_size),
         module=module,
         key=key,
         init=functools.partial(init, key),

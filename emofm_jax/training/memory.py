@@ -209,7 +209,7 @@ def _num_distinct_bytes(traced: Any, num_params: int) -> int:
     """Bytes of what a traced function gives, but for its first arguments: each value once.
 
     The same operation on the same values gives one, as the compiler finds, and what it would rather
-    compute again (`_source`) none: a product of each two tokens keeps no copy of them a pair.
+    compute again (`_MOVES`) none: a product of each two tokens keeps no copy of them a pair.
     """
     of_variable: dict[Any, int] = {}
     sizes: list[int] = []
@@ -227,18 +227,13 @@ def _num_distinct_bytes(traced: Any, num_params: int) -> int:
         operands = [of_variable[x] if _is_variable(x) else str(x) for x in equation.invars]
         key = (equation.primitive.name, str(equation.params), tuple(operands))
         if key not in known:
-            source = _source(equation, operands, sizes)
+            moved = operands[0] if equation.primitive.name in _MOVES else None
+            source = moved if isinstance(moved, int) else None
             known[key] = [new(x, source) for x in equation.outvars]
         of_variable.update(zip(equation.outvars, known[key]))
 
     kept = {roots[of_variable[x]] for x in traced.outvars if _is_variable(x)}
     return sum(sizes[value] for value in kept - params)
-
-
-def _source(equation: Any, operands: list, sizes: list[int]) -> int | None:
-    """The value that an operation moves; or None."""
-    values = sorted((x for x in operands if isinstance(x, int)), key=lambda x: -sizes[x])
-    return values[0] if values and equation.primitive.name in _MOVES else None
 
 
 def _is_variable(operand: Any) -> bool:
