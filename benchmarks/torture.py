@@ -1,7 +1,7 @@
 """Is anything lost, torn or silently another number? Kills programs, lets their file operations fail, damages files.
 
     python benchmarks/torture.py --kills=300 --faults=300 --damage --fuzz=300 [--seed=0] [--only=GLOB] [--keep=DIR]
-    python benchmarks/torture.py --each [--seed=0] [--only=GLOB] [--without=REGEX]
+    python benchmarks/torture.py --each [--errors=4] [--seed=0] [--only=GLOB] [--without=REGEX]
 
 Real processes of all programs, on tiny data. Each case begins with a copy of a directory that was
 made without disturbance. A process may use 2 GiB and 30 seconds of the processor, and take 120.
@@ -12,9 +12,10 @@ made without disturbance. A process may use 2 GiB and 30 seconds of the processo
               end well, and leave the files that it leaves undisturbed, byte for byte but for times.
     fault     the nth operation fails, once or from then on, with ENOSPC, EDQUOT, EIO or EROFS;
               distinct ones first, each in both ways. With --each: every distinct one, in both ways,
-              the four errors in turn, so that --seed=0 to 3 are all of them; --without leaves out
-              operations, as --without=/runs/ those in runs of a sweep. Exit code 2 and one line that
-              names a file (0 where only a log is lost, with a warning); then the same command as above.
+              the four errors in turn, or --errors=4 of them each (reads have EIO alone); --without
+              leaves out operations, as --without=/runs/ those in runs of a sweep. Exit code 2 and one
+              line that names a file (0 where only a log is lost, with a warning); then the same
+              command as above, once for each state that faults leave.
     damage    each file cut in two, emptied, with a flipped bit, or another run's: exit code 2 and one line, a warning,
               or what an undamaged directory gives.
     fuzz      random and broken raw files, and Parquet files of any types: exit code 0, every row read or counted as
@@ -445,6 +446,7 @@ class Attack:
     def __init__(self, zygote: Zygote, place: Path, seed: int):
         self.zygote, self.place, self.seed = zygote, place, seed
         self.table: collections.Counter = collections.Counter()
+        self.went_on: dict[tuple, str] = {}  # what `again` said of a case and the state that it met
         self.fallen: list[str] = []
 
     def note(self, kind: str, name: str, problem: str, well: str = "well") -> None:
@@ -532,9 +534,30 @@ class Attack:
             r"taking step \d+ instead", done.err
         ):  # and its evaluation is lost: same states
             lost = ("/log.jsonl", "/state.json", "/metrics.json: train")
-        problem = problem or self.again(case, place, wanted, lost)
+        state = (case.name, lost, state_of(place))
+        if not problem and state not in self.went_on:
+            self.went_on[state] = self.again(case, place, wanted, lost)
+        problem = problem or self.went_on[state]
         well = "not reached" if what == "?" else "went on" if done.code == 0 else "one line"
         self.note("fault", name, problem, well)
+
+
+def state_of(directory: Path) -> bytes:
+    """A digest of all names and contents, but for numbers that no two runs have in common."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.rglob("*")):
+        digest.update(f"{kind_of(f'0 {path.relative_to(directory)}')} {path.is_dir()}\n".encode())
+        if path.is_file():
+            digest.update(repr(whole(path)).encode())
+    return digest.digest()
+
+
+def whole(path: Path) -> Any:
+    """What a file holds without times, or, where it is torn or all times, its bytes without numbers."""
+    with contextlib.suppress(ValueError):
+        if (found := content(path)) != "times":
+            return found
+    return re.sub(rb"[0-9a-f]+", b"N", path.read_bytes())
 
 
 def tree_names(directory: Path) -> list[str]:
@@ -549,6 +572,7 @@ def attack(
     kills: int,
     faults: int,
     each: bool = False,
+    errors: int = 1,
     without: str = "^$",
 ) -> None:
     """Kills and faults, spread over the cases and their operations, or each distinct fault."""
@@ -565,16 +589,18 @@ def attack(
             attack.kill(case, template, wanted, at)
         failing = spread(rng, operations, numbers[1], (False, True), without)
         for at, sticky in failing:
-            number = rng.choice(ERRNOS)
-            if each:  # of four seeds each takes another error for an operation
+            chosen = [rng.choice(ERRNOS)]
+            if each:  # with --errors=1 each of four seeds takes another one for an operation
                 kind = kind_of(operations[at - 1]).split("/case")[-1]
-                number = ERRNOS[(zlib.crc32(kind.encode()) + sticky + attack.seed) % 4]
-            attack.fault(case, template, wanted, at, number, sticky, False)
+                first = zlib.crc32(kind.encode()) + sticky + attack.seed
+                chosen = [ERRNOS[(first + n) % 4] for n in range(errors)]
+            for number in chosen:
+                attack.fault(case, template, wanted, at, number, sticky, False)
         reading = spread(rng, reads, numbers[2], (False, True), without)
         for at, sticky in reading:
             attack.fault(case, template, wanted, at, errno.EIO, sticky, True)
         kinds, of_reads = (f"{len(x)}, {distinct(x)} distinct" for x in (operations, reads))
-        done = f"{len(places)} kills, {len(failing)} and {len(reading)} faults"
+        done = f"{len(places)} kills, {len(failing) * errors} and {len(reading)} faults"
         print(f"{case.name}: operations: {kinds}; reads: {of_reads}; {done}", flush=True)
 
 
@@ -1013,6 +1039,7 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=int, default=0)
     parser.add_argument("--damage", action="store_true")
     parser.add_argument("--each", action="store_true", help="every distinct operation fails")
+    parser.add_argument("--errors", type=int, default=1, help="--each: of the four, how many each")
     parser.add_argument(
         "--only", default="*", help="names of cases, as in train*, damage-run or fuzz-schema"
     )
@@ -1052,7 +1079,14 @@ def main() -> int:
         templates = make_templates(child, place / "templates", wanted | others)
         with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C: the table of what was done
             attack(
-                of, cases, templates, options.kills, options.faults, options.each, options.without
+                of,
+                cases,
+                templates,
+                options.kills,
+                options.faults,
+                options.each,
+                options.errors,
+                options.without,
             )
             if options.damage:
                 damage(of, templates, options.only)
