@@ -3,8 +3,9 @@
     python benchmarks/torture.py --kills=300 --faults=300 --damage --fuzz=300 [--seed=0] [--only=GLOB] [--keep=DIR]
     python benchmarks/torture.py --each [--errors=4] [--seed=0] [--only=GLOB] [--without=REGEX]
 
-Real processes of all programs, on tiny data. Each case begins with a copy of a directory that was
-made without disturbance. A process may use 2 GiB and 30 seconds of the processor, and take 120.
+Real processes of all programs, on tiny data; with --small they read and write it in pieces of a few
+rows, so that it has many blocks, row groups and shards. Each case begins with a copy of a directory
+that was made without disturbance. A process may use 2 GiB and 30 seconds of the processor, and take 120.
 
     kill      SIGKILL at the nth file operation, by a layer below the process (torture.c, preloaded):
               a write is killed in its middle. First one of each distinct operation (what is done,
@@ -66,6 +67,18 @@ TIMES = {
     "peak_memory_mib",
     "xxh3",
     "log_bytes",
+}
+# What --small makes of the sizes of pieces, in rows or bytes.
+SMALL = {
+    "data.formats.lines": {"BLOCK_BYTES": 2048, "MAX_LINES": 64, "CACHED_BYTES": 256},
+    "data.formats.tabular": {"_PARQUET_ROWS": 32},
+    "data.parquet": {"_BUFFER": 256},
+    "data.shards": {"ROW_GROUP_ROWS": 64, "SHARD_ROWS": 200},
+    "data.stages": {"_JOB_BYTES": 4096},
+    "data.vocabulary": {"_MERGE_ROWS": 16},
+    "training.checkpoint_files": {"_CHUNK_BYTES": 1024, "_CHUNK_ROWS": 16},
+    "training.predictions": {"_WRITE_ROWS": 64},
+    "scoring.row_files": {"BATCH_ROWS": 32},
 }
 ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
@@ -191,7 +204,7 @@ class Done(NamedTuple):
 class Zygote:
     """A process that has loaded the programs and forks for each case: a start costs nothing then."""
 
-    def __init__(self, place: Path, programs: tuple[str, ...]):
+    def __init__(self, place: Path, programs: tuple[str, ...], small: bool = False):
         self._place, library = place, place / "torture.so"
         source = Path(__file__).with_suffix(".c")
         command = ["gcc", "-shared", "-fPIC", "-O1", "-w", "-o", str(library), str(source), "-ldl"]
@@ -205,6 +218,7 @@ class Zygote:
         environment = os.environ | cache | {"LD_PRELOAD": str(library), "PYTHONPATH": path}
         pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         command = [sys.executable, "-W", "ignore", __file__, f"--zygote={','.join(programs)}"]
+        command += ["--small"] * small
         self._process: Any = subprocess.Popen(command, env=environment, **pipes)
 
     def run(
@@ -238,7 +252,7 @@ class Zygote:
         self._process.wait()
 
 
-def zygote(names: list[str]) -> None:
+def zygote(names: list[str], small: bool) -> None:
     """Forks one of the programs for each line of stdin, and answers with its exit code."""
     import importlib
 
@@ -247,6 +261,10 @@ def zygote(names: list[str]) -> None:
         from emofm_jax.training import build, loop, memory  # noqa: F401
 
     programs = {name: importlib.import_module(f"emofm_jax.{name}") for name in names}
+    for module, sizes in SMALL.items() if small else ():
+        if loaded := sys.modules.get(f"emofm_jax.{module}"):
+            assert vars(loaded).keys() >= sizes.keys(), module
+            vars(loaded).update(sizes)
     gc.freeze()  # a child that looked through what was loaded would copy all its pages
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
@@ -1039,6 +1057,7 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=int, default=0)
     parser.add_argument("--damage", action="store_true")
     parser.add_argument("--each", action="store_true", help="every distinct operation fails")
+    parser.add_argument("--small", action="store_true", help="pieces of a few rows")
     parser.add_argument("--errors", type=int, default=1, help="--each: of the four, how many each")
     parser.add_argument(
         "--only", default="*", help="names of cases, as in train*, damage-run or fuzz-schema"
@@ -1048,7 +1067,7 @@ def main() -> int:
     parser.add_argument("--zygote", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.zygote:
-        zygote(options.zygote.split(","))
+        zygote(options.zygote.split(","), options.small)
         return 0
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background, too
@@ -1071,7 +1090,8 @@ def main() -> int:
             if options.fuzz and fnmatch.fnmatch(f"fuzz-{kind}", options.only)
         }
         light = {case.name for case in cases} <= {"prepare", "prepare-again"}
-        child = Zygote(place, ("prepare",) if light and not kinds and not others else PROGRAMS)
+        programs = ("prepare",) if light and not kinds and not others else PROGRAMS
+        child = Zygote(place, programs, options.small)
         of = Attack(child, place, options.seed)
         wanted = {case.template for case in cases} | {
             name for kind in kinds for name in (kind[0], kind[2]) if name
