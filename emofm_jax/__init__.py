@@ -6,6 +6,9 @@ jax.
 
 import importlib
 
+from emofm_jax import errors
+
+errors.end_quietly()
 __version__ = "0.1.0"
 
 _HOMES = {

@@ -57,6 +57,7 @@ def run(
       that the system or a library refuses (a full disk, say); 75 where another process of the run
       has ended; 130 after an interrupt; 141 where nobody reads what is printed (`| head`).
     """
+    errors.raise_interrupts()
     _open_streams()
     with storage.named():
         return _run(main, define, _joined(list(sys.argv if argv is None else argv)), more_help)

@@ -4,9 +4,13 @@ And what files, and the libraries that read and write them, say when something i
 and what Python's `warnings` are told of.
 """
 
+import contextlib
 import errno
 import os
 import re
+import signal
+import sys
+from typing import Any
 
 LOST = 75  # exit code of a process that lost another one: EX_TEMPFAIL, start it again
 
@@ -31,6 +35,8 @@ class UnknownValues(UserWarning):
     """A slot that training knew, and of which `scorer.encode` gets nearly unknown values only."""
 
 
+_PROGRAM = re.compile(r"emofm_jax\.\w+")  # behind -m
+_COMMAND = re.compile(r"emofm-(\w+)")  # that pip makes
 # Where the exceptions of libraries that read and write files are defined.
 _OF_FILES = ("pyarrow", "safetensors", "safetensors_rust", "zlib", "gzip", "lzma", "zipfile")
 _NUMBER = re.compile(r"(?:os error|[Ee]rrno) (\d+)")
@@ -40,6 +46,31 @@ _REMEDIES = {
     "look at the disk, then start the same command again": (errno.EIO, errno.ESTALE),
     "close what holds files open, then start the same command again": (errno.EMFILE, errno.ENFILE),
 }
+
+
+def end_quietly() -> None:
+    """From now on Ctrl-C ends a program of ours, which loads and has made nothing, with one line.
+
+    Without a program, or where Ctrl-C does something else, nothing happens.
+    """
+    started = sys.argv[:1] == ["-m"] and any(map(_PROGRAM.fullmatch, sys.orig_argv))
+    of_pip = _COMMAND.fullmatch(os.path.basename(sys.argv[0] if sys.argv else ""))
+    command = of_pip and os.path.exists(os.path.join(os.path.dirname(__file__), f"{of_pip[1]}.py"))
+    if (started or command) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        with contextlib.suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGINT, _end)
+
+
+def raise_interrupts() -> None:
+    """From now on Ctrl-C is a KeyboardInterrupt again: what a program has loaded sees to it."""
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _end(*_: Any) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, b"error: interrupted\n")
+    os._exit(130)
 
 
 def reason(error: BaseException) -> str:

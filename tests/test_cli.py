@@ -133,6 +133,38 @@ def test_a_reader_that_goes_away_is_no_error():
     assert process.returncode == 141
 
 
+LOADS = """
+import importlib, os, signal, sys
+sys.argv, sys.orig_argv = [{argv0!r}], ["python", "-m", {module!r}]
+import emofm_jax
+kept = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+print("kept" if kept else "ends", flush=True)
+if {run}:
+    from emofm_jax import cli
+    cli.run(lambda flags: os.kill(os.getpid(), signal.SIGINT), lambda flags, argv: None, ["p"])
+elif not kept:
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+@pytest.mark.parametrize(
+    ("argv0", "module", "run", "found"),
+    [
+        ("-m", "emofm_jax.prepare", False, ("ends\n", "error: interrupted\n", 130)),
+        ("/bin/emofm-train", "", False, ("ends\n", "error: interrupted\n", 130)),
+        ("-m", "emofm_jax.prepare", True, ("ends\n", "error: interrupted\n", 0)),  # by Python's way
+        ("-m", "emofm_jax.data.engines", False, ("kept\n", "", 0)),
+        ("-m", "pytest", False, ("kept\n", "", 0)),
+        ("emofm-server", "", False, ("kept\n", "", 0)),
+        ("mine.py", "", False, ("kept\n", "", 0)),
+    ],
+)
+def test_an_interrupt_while_a_program_loads_is_one_line(argv0, module, run, found):
+    code = LOADS.format(argv0=argv0, module=module, run=run)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == found
+
+
 @pytest.mark.parametrize("name", ["quickstart", "quickstart:wm"])
 def test_our_experiments_have_names(start, name):
     code, (_, found) = start(GOOD, config=name)
