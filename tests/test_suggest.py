@@ -288,6 +288,10 @@ def test_spellings_of_missing_numbers_and_an_outcome_are_said():
         ("", "it holds no file with rows"),
         ("one\ntwo\n", "no columns are to be seen"),
         ("a,b\n1,5\n2,6\n3,7\n", "no column has two values that could be a click and none"),
+        (
+            "a,ok?\n" + "1,Yes\n2,No\n" * 9 + "3,unknown\n",
+            "'ok?' is 'No' or 'Yes', but 'unknown' or the like in 1 of 19 rows; take these out",
+        ),
         ("click,x\n1,\n0,\n", "no value in any row"),
         ("click,user,user\n0,a,b\n1,a,c\n", "its first line has 'user' twice; rename one"),
         ('{"click": 0}\n{"click": 1}\n', "it is JSON; write it as Parquet, or as text"),
@@ -337,11 +341,12 @@ def test_dates_beside_the_day_are_no_slots():
 
 
 def test_days_that_have_no_order_and_decimals_with_a_comma_are_asked_about():
-    rows = [[f"3/{1 + i // 20}/2024", i % 2, f"{i % 7},{i % 9}5"] for i in range(100)]
-    write("log.csv", ["day", "click", "paid"], rows, separator=";")
+    paid = lambda i: "n/a" if i % 10 == 9 else f"{i % 7},{i % 9}5"
+    rows = [[f"{1 + i // 20}.3.2024 07:00", i % 2, paid(i)] for i in range(100)]
+    write("log.csv", ["Zeit", "click", "paid"], rows, separator=";")
     suggested("log.csv")
     text = " ".join(Path("mine.py").read_text().split())
-    assert "is 'day' the day of a row? Write it as 2024-03-10" in text
+    assert "is 'Zeit' the day of a row? Write it as 2024-03-10" in text
     assert "are the cells of 'paid' numbers with a decimal comma?" in text
     prepared()
 

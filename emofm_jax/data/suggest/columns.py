@@ -19,11 +19,12 @@ from emofm_jax.data.schema import ROLE_COLUMNS
 from emofm_jax.data.suggest.sample import Sample
 from emofm_jax.errors import UserError
 
-_NULLS = ("NULL", "null", "NA", "N/A", "nan", "NaN", "None", "none", "\\N", "-", "?", "undefined")
+_NULLS = ("NULL", "null", "NA", "N/A", "n/a", "nan", "NaN", "None", "none", "\\N", "-", "?", "undefined")
 _LISTS = "|^;,"  # what may stand between the values of a bag
 _LIST_SHARE = 0.02  # of the cells that hold more than one value
 _FEW, _MANY = 20, 1000  # distinct values: a small set; so many that rare ones are better unknown
 _GROWS, _LARGE = 1.5, 20_000  # the second half of the rows brings so many new values: hash them
+_FEW_OTHERS = 0.2  # share of the rows where a label is neither a click nor none
 _DAYS = 3  # that a split by day needs
 
 _LABELS = ("label", "click", "clicked", "is_click", "clk", "target", "y", "is_clicked", "action")
@@ -261,6 +262,16 @@ def _no_label(sample: Sample, seen: Sequence[Seen]) -> str:
         if one.missing and _is_binary(dataclasses.replace(one, text=one.text.drop_null())):
             rows = f"{one.text.null_count:,} of {sample.num_rows:,} rows"
             return f"{what}: {one.name!r} is missing in {rows}; take them out, or fill them in"
+        counts = pc.value_counts(one.text.drop_null()).to_pylist()
+        counts.sort(key=lambda x: x["counts"])
+        pair = [x["values"] for x in counts[-2:]]
+        others = sum(x["counts"] for x in counts[:-2])
+        if {x.lower() for x in pair} in _PAIRS and others < _FEW_OTHERS * sample.num_rows:
+            kept = " or ".join(map(repr, sorted(pair)))
+            return (
+                f"{what}: {one.name!r} is {kept}, but {counts[0]['values']!r} or the like in "
+                f"{others:,} of {sample.num_rows:,} rows; take these out"
+            )
     return (
         f"{what}; write the experiment file, with config.prepare.positive if the label has others"
     )
@@ -304,8 +315,7 @@ def _day(sample: Sample, seen: Sequence[Seen], found: Guess) -> None:
             found.why[one.name] += "; days to come were in no training row"
 
     for one in seen:
-        named = one.name.lower() in _DAY_NAMES and one.distinct
-        if not found.day and named and all(map(_NO_DATE.fullmatch, one.distinct)):
+        if not found.day and one.distinct and all(map(_NO_DATE.fullmatch, one.distinct)):
             found.questions.append(
                 f"is {one.name!r} the day of a row? Write it as 2024-03-10, and the rows can be "
                 "split by day"
@@ -356,10 +366,11 @@ def _options(one: Seen, named: bool, found: Guess) -> dict:
         most = max(2, int(np.percentile(lengths, 99)))
         cut = f", {most} or fewer in 99% of the cells" if most < max(lengths) else ""
         found.why[one.name] = f"up to {max(lengths)} values a cell{cut}, {separator!r} between"
-        if separator == "," and max(lengths) == 2 and all(map(_COMMA.fullmatch, one.distinct)):
+        numbers = [x for x in one.distinct if x not in _NULLS]
+        if separator == "," and max(lengths) == 2 and all(map(_COMMA.fullmatch, numbers)):
             found.questions.append(
                 f"are the cells of {one.name!r} numbers with a decimal comma? Write them with a "
-                f"point, as {one.distinct[0].replace(',', '.')}: they are taken for lists"
+                f"point, as {numbers[0].replace(',', '.')}: they are taken for lists"
             )
         return {"kind": "multi", "separator": separator, "max_length": most}
     if _is_quantity(one, named):
