@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from emofm_jax import prepare
@@ -26,6 +26,8 @@ pytestmark = pytest.mark.fast
 COUNTED = ("user", "item", "tags")
 
 
+# Two values have expired, of different days, and one of them must go.
+@example([[], ["b", "e"], ["c"], ["d"], ["c", "d", "c", "f", "b", "e", "c"]], 1, 1)
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=12), min_size=1, max_size=6),

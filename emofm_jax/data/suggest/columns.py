@@ -19,7 +19,21 @@ from emofm_jax.data.schema import ROLE_COLUMNS
 from emofm_jax.data.suggest.sample import Sample
 from emofm_jax.errors import UserError
 
-_NULLS = ("NULL", "null", "NA", "N/A", "n/a", "nan", "NaN", "None", "none", "\\N", "-", "?", "undefined")
+_NULLS = (
+    "NULL",
+    "null",
+    "NA",
+    "N/A",
+    "n/a",
+    "nan",
+    "NaN",
+    "None",
+    "none",
+    "\\N",
+    "-",
+    "?",
+    "undefined",
+)
 _LISTS = "|^;,"  # what may stand between the values of a bag
 _LIST_SHARE = 0.02  # of the cells that hold more than one value
 _FEW, _MANY = 20, 1000  # distinct values: a small set; so many that rare ones are better unknown
