@@ -58,6 +58,11 @@ def test_overrides_count_wherever_they_stand_and_the_last_one_wins(start):
             "x.py:1: ModuleNotFoundError: No module named 'no_such_package'",
         ),
         ("def get_config(:", "x.py:1: SyntaxError: invalid syntax"),
+        (
+            "import pathlib, sys\npathlib.Path('broken.py').write_text('x = 1\\nx / 0')\n"
+            "sys.path.insert(0, '.')\nimport broken",
+            "broken.py:2): ZeroDivisionError: division by zero",
+        ),
         ("x = 1", "it has no get_config()"),
         ("def get_config(): return zzz", "x.py:1: NameError: name 'zzz' is not defined"),
         ("def get_config(): return 1 / 0", "x.py:1: ZeroDivisionError: division by zero"),

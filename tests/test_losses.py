@@ -230,3 +230,15 @@ def test_denominators_count_what_is_scored_and_are_never_zero():
     assert denominators(*rows, weight, None, drop_type=1) == (5.0, 11.0)
     assert denominators(*rows, 0 * weight, None, drop_type=-1) == (1.0, 1.0)
     assert denominators(*rows, weight, None, drop_type=-1, keep_rate=0.5) == (12.0, 11.0)
+
+
+@pytest.mark.parametrize(
+    ("typed", "shape"), [(False, (6, 1)), (False, (3,)), (True, (6,)), (True, (2, 6))]
+)
+def test_logits_of_another_shape_are_named(typed, shape):
+    types = np.zeros((6, 2), np.float32) if typed else None
+    outputs = losses.Outputs(np.zeros(shape, np.float32), types)
+    rows = np.zeros(6, np.float32), np.zeros(6, np.int32), np.ones(6, np.float32)
+    ones = losses.Denominators(*np.ones(2, np.float32))
+    with pytest.raises(ValueError, match=r"the model's logits are of shape .* for B = 6 rows"):
+        losses.total(outputs, *rows, am_weight=1.0, drop_type=-1, denominators=ones)

@@ -125,7 +125,10 @@ def test_types_without_rows_clicks_or_knowledge():
     assert str(split_report.make(**a).am.marginal_entropy) == "0.0"
     a["ftype"][:] = -1
     report = split_report.make(**a)
-    assert report.am is None and "no row of known type that counts: no am" in report.notes
+    assert (
+        report.am is None
+        and "no row of known type: no figures of the auxiliary model" in report.notes
+    )
     assert report.to_json()["am"] is None and "true_am" in report.to_json()
     no_truth = split_report.make(**{k: v for k, v in a.items() if k != "truth"})
     assert no_truth.true_am is None and no_truth.types and "true_am" not in no_truth.to_json()

@@ -248,7 +248,7 @@ def auxiliary(
             of_kept, of_own = true[:, kept].sum(axis=1), true[np.arange(len(t)), t]
             sums[2] += np.dot(w, np.log(of_kept / np.maximum(of_own, 1e-300)))
     if not masses.sum():
-        return None, [*notes, "no row of known type that counts: no am"]
+        return None, [*notes, "no row of known type: no figures of the auxiliary model"]
 
     accuracy, nats, true_nats = (float(x) for x in sums / masses.sum())
     shares = masses[masses > 0] / masses.sum()

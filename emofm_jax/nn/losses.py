@@ -126,11 +126,24 @@ def total(
       (models that have an aux_loss).
     """
     chex.assert_equal_shape([label, ftype, weight])
+    _check(outputs, len(label))
     how = (label, ftype, weight, am_weight, drop_type, denominators, keep_rate)
     of_members = [_total(of_one, *how) for of_one in members(outputs)]
     if len(of_members) == 1:
         return of_members[0]
     return jax.tree.map(lambda *x: sum(x) / len(x), *of_members)
+
+
+def _check(outputs: Outputs, num_rows: int) -> None:
+    """Raises a ValueError if what a model returns has not the shapes of `Outputs`."""
+    typed = outputs.type_logits is not None
+    shape = outputs.logits.shape
+    if outputs.logits.ndim not in (1 + typed, 2 + typed) or shape[-1 - typed] != num_rows:
+        wanted = "[B, T]" if typed else "[B]"
+        raise ValueError(
+            f"the model's logits are of shape {shape} for B = {num_rows} rows; return f32{wanted}, "
+            f"of members f32[k, {wanted[1:]} (emofm_jax/nn/losses.py: Outputs)"
+        )
 
 
 def _total(outputs, label, ftype, weight, am_weight, drop_type, denominators, keep_rate):

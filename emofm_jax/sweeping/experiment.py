@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -231,10 +232,23 @@ def _guard(path: Path, work: Callable) -> Any:
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # anything: the file is a program of the user's
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if Path(frame.filename) == path]
-        if isinstance(error, SyntaxError):
+        where = _place(error, path)
+        raise UserError(f"{where}: {type(error).__name__}: {error}; correct the file") from None
+
+
+def _place(error: BaseException, path: Path) -> str:
+    """The line of an experiment file that failed, and that of a file whose import fails there."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == path]
+    libraries = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+    loading = [(frame.filename, frame.lineno) for frame in frames if frame.name == "<module>"]
+    if isinstance(error, SyntaxError) and error.filename:
+        loading.append((error.filename, error.lineno))
+        if error.filename == str(path):
             lines.append(error.lineno)
 
-        where = f"{path}:{lines[-1]}" if lines and lines[-1] else path
-        raise UserError(f"{where}: {type(error).__name__}: {error}; correct the file") from None
+    where = f"{path}:{lines[-1]}" if lines and lines[-1] else str(path)
+    ours = [x for x in loading if not any(map(Path(x[0]).is_relative_to, libraries))]
+    if ours and Path(ours[-1][0]) != path and ours[-1][0].endswith(".py"):
+        where += f" ({ours[-1][0]}:{ours[-1][1]})"
+    return where

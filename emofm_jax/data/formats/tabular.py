@@ -236,7 +236,9 @@ def _names(recipe: Mapping, path: Path, first_row: bytes, labelled: bool) -> lis
     except (UnicodeDecodeError, csv.Error) as error:
         problem = f"the first row cannot be read ({error})"
         if isinstance(error, csv.Error) and b"\r" in first_row:
-            problem = "its lines end in carriage returns, not in line feeds"
+            problem = (
+                "its lines end in carriage returns, not in line feeds, or one is within a cell"
+            )
         raise UserError(f"{path}:1: {problem}; is it a text file of columns?") from None
 
     names = first if recipe["header"] else list(recipe["columns"])
@@ -296,6 +298,8 @@ def _sources(
         has = _has([*own, *file.partitions], missing[0], recipe["separator"])
         if key == "keep_probability" and also is not None:  # new rows, which nobody sampled
             has += "; add it, 1 in each row where none was left out"
+        if key == "ftype" and also is not None:
+            has += "; add it, empty where the type is not known"
         raise UserError(f"{path}: there is no column {missing[0]!r} ({what}); {has}")
     used = {*sources.values(), *recipe["ignore"]}
     extra = [name for name in (*own, *file.partitions) if name not in used]
