@@ -19,9 +19,9 @@ SHARED = {"edge", "message_bias", "gru", "hidden_bias"}
 FUSED = {"query_key_value": 3, "message": 3, "gates": 2, "bias": 3, "edge": 2}
 
 
-def _make(kind, norm="none", dtype=jnp.float32, d_att=D_ATT, num_heads=HEADS):
-    mixing = mixers.Mixing(kind, d_att=d_att, num_heads=num_heads, norm=norm)
-    return mixing.make(None, dtype)
+def _make(kind, norm="none", dtype=jnp.float32, **options):
+    sizes = {"d_att": D_ATT, "num_heads": HEADS}
+    return mixers.Mixing(kind, norm=norm, **sizes | options).make(None, dtype)
 
 
 def _tokens(n, batch=5, seed=0):
@@ -203,13 +203,14 @@ def test_an_option_needs_the_kinds_that_read_it(kind):
         params = jax.eval_shape(module.init, jax.random.key(0), tokens)
         return str(jax.make_jaxpr(module.apply)(params, tokens))
 
-    read = {f for f in ("d_att", "num_heads") if program(**{f: 4}) != program()}
-    needs = {
-        name: option.needs["kind"]
-        for name, option in options_of(mixers.Mixing).items()
-        if option.needs
+    options = options_of(mixers.Mixing)
+    needs = {name: option.needs["kind"] for name, option in options.items() if option.needs}
+    others = {  # of each option a value that is not the usual one: a choice, or 4
+        name: next((x for x in options[name].choices or () if x != options[name].default), 4)
+        for name in needs.keys() - {"stages"}
     }
-    assert read == {field for field in ("d_att", "num_heads") if kind in needs[field]}
+    read = {name for name, other in others.items() if program(**{name: other}) != program()}
+    assert read == {name for name in others if kind in needs[name]}
     assert kind in needs["norm"] and "none" not in needs["norm"]
 
 
