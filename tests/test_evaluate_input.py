@@ -338,11 +338,11 @@ def test_mistakes_are_one_line_and_leave_no_file(run, capsys, flags, message):
 def test_rows_without_the_column_of_types_are_told_to_have_one(run, tmp_path, capsys):
     copy = shutil.copytree("run", tmp_path / "typed")
     schema = files.read_json(copy / "schema.json")
-    schema["recipe"] |= {"ftype": "kind"}
+    schema["recipe"] |= {"ftype": "gone"}
     (copy / "schema.json").write_text(json.dumps(schema))
     assert evaluate.main(["evaluate", f"--workdir={copy}", "--input=raw/test.csv"]) == 2
     error = capsys.readouterr().err
-    assert "there is no column 'kind' (config.prepare.ftype); the file has" in error
+    assert "there is no column 'gone' (config.prepare.ftype); the file has" in error
     assert error.endswith("; add it, empty where the type is not known\n")
 
 

@@ -340,6 +340,17 @@ def test_dates_beside_the_day_are_no_slots():
     prepared()
 
 
+def test_the_lines_of_a_type_stand_ready():
+    rows = [[i % 2, f"u{i % 30}", ("home", "search")[i % 3 == 0]] for i in range(300)]
+    write("log.csv", ["click", "user", "channel"], rows)
+    suggested("log.csv")
+    text = Path("mine.py").read_text()
+    assert "is 'channel' the type of an interaction" in text
+    taken_out = [x for x in text.splitlines() if not x.strip().startswith('"channel"')]
+    Path("mine.py").write_text("\n".join(taken_out).replace("# c.prepare.", "c.prepare."))
+    assert prepared().types == ("home", "search")
+
+
 def test_days_that_have_no_order_and_decimals_with_a_comma_are_asked_about():
     paid = lambda i: "n/a" if i % 10 == 9 else f"{i % 7},{i % 9}5"
     rows = [[f"{1 + i // 20}.3.2024 07:00", i % 2, paid(i)] for i in range(100)]

@@ -146,7 +146,7 @@ class Guess:
 
     Attributes:
       label, day, row_id, weight, key: names of columns, empty where there is none.
-      positive: values of the label that mean a click, where these need saying.
+      types: what may be the type of an interaction, and its values.
       days: of the sample, in order.
       groups: {group: names of its slots}.
       slots: {slot: options that are not the defaults}.
@@ -157,7 +157,7 @@ class Guess:
     """
 
     label: str = ""
-    positive: Sequence[str] = ()
+    types: tuple[str, Sequence[str]] | None = None
     day: str = ""
     days: Sequence[str] = ()
     row_id: str = ""
@@ -261,11 +261,11 @@ def _roles(sample: Sample, seen: Sequence[Seen], found: Guess) -> None:
     types = [one for one in small if one.name.lower() in _TYPES and not one.missing]
     if types:
         names = " or ".join(repr(one.name) for one in types)
-        line = f"c.prepare.ftype, c.prepare.types = {types[0].name!r}, "
-        line += repr(tuple(sorted(types[0].distinct)))
+        found.types = types[0].name, tuple(sorted(types[0].distinct))
         found.questions.append(
             f"is {names} the type of an interaction, known in training and not when scoring? "
-            f"Then take it out of c.prepare.groups and write: {line}"
+            "Then take it out of c.prepare.groups, and the two lines of ftype and types below "
+            "out of their comments"
         )
 
 

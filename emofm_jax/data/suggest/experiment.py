@@ -120,6 +120,9 @@ def _tabular(found: Sample, guess: Guess) -> list[str]:
         if name:
             why = "GAUC ranks the rows of one value among themselves" if field == "gauc_key" else ""
             lines.append(_line(f"prepare.{field}", name, why or guess.why.get(name, "")))
+    if guess.types:
+        for field, value in zip(("ftype", "types"), guess.types):
+            lines.append(_line(f"prepare.{field}", value, "").replace("    ", "    # ", 1))
     if guess.ignore:
         lines += _wrapped("prepare.ignore", tuple(guess.ignore))
         lines += [f"    # {name or _spelled(name)}: {guess.why[name]}" for name in guess.ignore]
