@@ -28,6 +28,7 @@ from ml_collections import ConfigDict, FieldReference
 
 from emofm_jax import options as options_lib
 from emofm_jax.data import files
+from emofm_jax.data.schema import CHOICES
 from emofm_jax.errors import UserError
 from emofm_jax.options import END, FREE, Option
 from emofm_jax.options import flatten as flatten
@@ -44,8 +45,6 @@ _RUN = {
 
 # Raw data -> shards. docs/data.md explains each with an example.
 _FORMATS, _SPLITS = ("tabular", "libsvm", "cti", "synthetic"), ("files", "share", "day")
-_TRANSFORMS = ("none", "log1p", "standardize", "bucket")
-_KINDS = ("categorical", "multi", "numeric", "vector")
 _GLOBS = {"train": "train.*", "valid": "valid.*", "test": "test.*"}
 _QUOTING = (
     "whether cells may stand in double quotes; multiline: over line ends, too, where each line "
@@ -104,27 +103,29 @@ _PREPARE = {
     "groups": Option((), '((group, members), ..); members: a name, "C1-C26", or a list of these'),
     "slots": Option({}, "{slot: {field of `slot`: value}}: the exceptions"),
     "slot.kind": Option(
-        "categorical", "kind of a slot; multi is a bag, vector a list of numbers", _KINDS
+        "categorical", "kind of a slot; multi is a bag, vector a list of numbers", CHOICES["kind"]
     ),
     "slot.encoding": Option(
         "vocabulary",
         "how a value becomes an id; identity: it is an integer 0 .. rows - 2",
-        ("vocabulary", "hash", "identity"),
+        CHOICES["encoding"],
     ),
-    "slot.rows": Option(0, "hash, identity: table rows; of a vocabulary they follow from the data"),
-    "slot.min_count": Option(1, "vocabulary: rarer values are unknown"),
-    "slot.max_length": Option(10, "multi: ids that are kept"),
-    "slot.keep": Option("first", "multi: the end of a longer bag that is kept", ("first", "last")),
+    "slot.rows": Option(
+        0, "hash, identity: table rows; of a vocabulary they follow from the data", low=0
+    ),
+    "slot.min_count": Option(1, "vocabulary: rarer values are unknown", low=1),
+    "slot.max_length": Option(10, "multi: ids that are kept", low=1),
+    "slot.keep": Option("first", "multi: the end of a longer bag that is kept", CHOICES["keep"]),
     "slot.weighted": Option(
         False, "categorical, multi: an id is `id:weight`, a Parquet pair or map"
     ),
-    "slot.pooling": Option("mean", "multi: how a bag becomes one vector", ("mean", "sum")),
+    "slot.pooling": Option("mean", "multi: how a bag becomes one vector", CHOICES["pooling"]),
     "slot.length": Option(0, "vector: how many numbers it has", low=0),
     "slot.separator": Option("^", "multi, vector: what stands between the values of a text cell"),
     "slot.null_values": Option(
         (), "spellings of a missing value of the slot; in a bag, of what fills it up", of=str
     ),
-    "slot.transform": Option("none", "numeric: what is done to the number", _TRANSFORMS),
+    "slot.transform": Option("none", "numeric: what is done to the number", CHOICES["transform"]),
     "slot.respell": Option(
         True, "whether text that is a number, truth value or time is the same value as it"
     ),
@@ -225,7 +226,7 @@ _TRAIN = {
         "what undoes `negative_keep_rate` in the loss: log(1 / rate) on the logits, or the rows' "
         "weights",
         ("logit", "weight"),
-        needs={".prepare.negative_keep_rate": options_lib.Below(1.0)},
+        needs={".prepare.negative_keep_rate": options_lib.Numbers(below=1.0)},
     ),
     "intercept_rows": Option(
         0,
@@ -327,7 +328,7 @@ def _of_models() -> dict[str, Option]:
     from emofm_jax import models  # loads jax
 
     found = models.options()
-    with contextlib.suppress(UserError, OSError, TypeError):  # no place; what JSON has not
+    with contextlib.suppress(UserError, OSError, TypeError, KeyError):  # no place; not for JSON
         text = json.dumps(options_lib.to_json(found))
         if _kept_name() == name and options_lib.from_json(json.loads(text)) == found:
             files.write_cache(name, text)

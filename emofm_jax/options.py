@@ -20,25 +20,31 @@ from typing import Any
 from emofm_jax.errors import UserError
 
 IDENTITY, FREE, END = "identity", "free", "end"
+_OF_64_BITS = "a number of 64 bits"
 _SLOTS = "prepare.slots."
 _OF: dict[type | None, tuple[Any, str]] = {
     int: (int, "a whole number"),
     float: (int | float, "a number"),
     str: (str, "text, between quotes"),
+    bool: (bool, "True or False"),
 }
 
 
 @dataclasses.dataclass(frozen=True)
-class Below:
-    """Values of `Option.needs`: the numbers below one."""
+class Numbers:
+    """Values of `Option.needs`: the numbers below one, or from one on."""
 
-    high: float
+    below: float | None = None
+    least: float | None = None
 
     def __contains__(self, value: Any) -> bool:
-        return value < self.high
+        return (self.below is None or value < self.below) and (
+            self.least is None or value >= self.least
+        )
 
     def __iter__(self) -> Iterator[str]:
-        return iter([f"a number below {self.high}"])
+        said = f"below {self.below}" if self.least is None else f"of at least {self.least}"
+        return iter([f"a number {said}"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +72,15 @@ class Option:
     high: float | None = None
     of: type | None = None
     empty: bool = True
-    needs: Mapping[str, Collection | Below] = dataclasses.field(default_factory=dict)
+    needs: Mapping[str, Collection | Numbers] = dataclasses.field(default_factory=dict)
     resume: str = IDENTITY
 
     @property
     def bounds(self) -> str:
         """The range in words; empty where there is none."""
         if self.high is not None:
-            return f"between {self.low} and {self.high}"
+            low = "at most" if self.low is None else f"between {self.low} and"
+            return f"{low} {self.high}"
         return "" if self.low is None else f"at least {self.low}"
 
     def describe(self) -> str:
@@ -81,8 +88,8 @@ class Option:
         parts = [self.meaning]
         if self.choices:
             parts.append(" | ".join(str(choice) or '""' for choice in self.choices))
-        if self.bounds and self.of is None:
-            parts.append(self.bounds)
+        if self.bounds:
+            parts.append(f"each {self.bounds}" if self.of else self.bounds)
         for names, values in self.needs.items():
             others = " or ".join(name.removeprefix(".") for name in names.split(" | "))
             parts.append(f"needs {others} = {' | '.join(map(str, values))}")
@@ -95,10 +102,10 @@ class Option:
         if isinstance(self.default, tuple):
             self._check_tuple(where, tuple(value))
         elif self.choices and value not in self.choices:
-            known = ", ".join(c if c.isidentifier() else repr(c) for c in self.choices)
+            known = ", ".join(c if str(c).isidentifier() else repr(c) for c in self.choices)
             raise UserError(f"{where}: {value!r} is not known; choose one of {known}")
         elif not self._within(value):
-            bounds = self.bounds or "a number of 64 bits"
+            bounds = self.bounds or _OF_64_BITS
             raise UserError(f"{where}: {_short(value)} is out of range; it must be {bounds}")
 
     def _check_tuple(self, where: str, value: tuple) -> None:
@@ -107,8 +114,12 @@ class Option:
             if not isinstance(element, kind):
                 raise UserError(f"{where}: its element {element!r} must be {said}")
 
-        if not all(map(self._within, value)) or not (value or self.empty):
-            raise UserError(f"{where}: {value} must be positive widths")
+        if not (value or self.empty):
+            raise UserError(f"{where}: () is empty; give it an element or more")
+        for element in value:
+            if not self._within(element):
+                problem = f"its element {_short(element)} is out of range"
+                raise UserError(f"{where}: {problem}; it must be {self.bounds or _OF_64_BITS}")
         if self.choices and not set(value) <= set(self.choices):
             raise UserError(
                 f"{where}: {value} may hold {' and '.join(map(str, self.choices))} only"
@@ -178,7 +189,7 @@ def from_json(body: Mapping[str, Mapping]) -> dict[str, Option]:
     found = {}
     for path, fields in body.items():
         fields = {name: as_tuple(value) for name, value in fields.items()}
-        values_of = lambda x: Below(**x) if isinstance(x, Mapping) else as_tuple(x)
+        values_of = lambda x: Numbers(**x) if isinstance(x, Mapping) else as_tuple(x)
         needs = {names: values_of(values) for names, values in fields["needs"].items()}
         found[path] = Option(**fields | {"of": kinds[fields["of"]], "needs": needs})
     return found

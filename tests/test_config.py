@@ -25,7 +25,8 @@ pytestmark = pytest.mark.fast
     [
         ("seed", 1 << 63, f"config.seed: {1 << 63} is out of range; it must be "),
         ("optim.embedding.warmup_steps", 10**400, "(401 digits) is out of range; it must be at"),
-        ("model.hidden", (10**400,), "must be positive widths"),
+        ("model.hidden", (10**400,), "(401 digits) is out of range; it must be at least 1"),
+        ("model.hidden", (), "config.model.hidden: () is empty; give it an element or more"),
         ("model.hidden", ("a",), "config.model.hidden: its element 'a' must be a whole number"),
         ("model.stage1", (8, 1.5), "config.model.stage1: its element 1.5 must be a whole number"),
         ("model.mixer.stages", (3,), "may hold 1 and 2 only"),
@@ -62,9 +63,9 @@ pytestmark = pytest.mark.fast
             1.0,
             "config.model.destine.attention_dropout: 1.0 is out of range",
         ),
-        ("model.final.block1", (), "config.model.final.block1: () must be positive widths"),
-        ("model.final.block2", (4, 0), "config.model.final.block2: (4, 0) must be positive widths"),
-        ("model.finalmlp.mlp2", (), "config.model.finalmlp.mlp2: () must be positive widths"),
+        ("model.final.block1", (), "config.model.final.block1: () is empty"),
+        ("model.final.block2", (4, 0), "config.model.final.block2: its element 0 is out of range"),
+        ("model.finalmlp.mlp2", (), "config.model.finalmlp.mlp2: () is empty"),
         (
             "model.finalmlp.context1",
             (3,),
@@ -247,3 +248,32 @@ def test_what_is_recommended_is_in_range_and_has_an_effect():
     changed = config_lib.difference(config, config_lib.default())
     assert changed.keys() == config_lib._RECOMMENDED.keys()
     assert not changed.keys() & config_lib.without_effect(config).keys()
+
+
+@pytest.mark.parametrize(
+    ("made", "value", "message"),
+    [
+        ((2, "power", {"choices": (1, 2, 4)}), 3, "x: 3 is not known; choose one of 1, 2, 4"),
+        (((0.5,), "cuts", {"of": float, "low": 0, "high": 1}), (2.0,), "between 0 and 1"),
+        (((True,), "switches", {"of": bool}), (3,), "x: its element 3 must be True or False"),
+        ((0.5, "rate", {"high": 1}), 2.0, "x: 2.0 is out of range; it must be at most 1"),
+    ],
+)
+def test_an_option_of_any_kind_is_checked_described_and_kept(made, value, message):
+    default, meaning, details = made
+    option = options_lib.Option(default, meaning, **details)
+    option.check("x", default)
+    with pytest.raises(UserError) as error:
+        option.check("x", value)
+    assert message in str(error.value)
+    body = json.loads(json.dumps(options_lib.to_json({"x": option})))
+    assert options_lib.from_json(body) == {"x": option}
+
+
+def test_what_an_option_needs_is_said_in_its_own_line_of_help():
+    said = {path: option.describe() for path, option in config_lib.options().items()}
+    assert said["model.hidden"].endswith("; each at least 1")
+    assert said["model.finalmlp.gate_hidden"].endswith("; needs selection = True")
+    assert said["model.dcnv2.num_experts"].endswith("; needs low_rank = a number of at least 1")
+    sampled = "; needs prepare.negative_keep_rate = a number below 1.0"
+    assert said["train.sampling_correction"].endswith(sampled)

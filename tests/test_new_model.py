@@ -32,9 +32,8 @@ class Hinge(nn.Module):
     embedding_dim: int
     head_bias: Sequence[float]
     style: layers.Style
-    slope: float = option(0.5, "how steep it is", low=0)
+    slope: float = option(0.5, "how steep it is", low=0, needs={"shape": ("abs",)})
     shape: str = option("abs", "of the hinge", choices=("abs", "relu"))
-    switches_off = {"shape=relu": ("hinge.slope",)}
 
     @nn.compact
     def __call__(self, e, weight=None, *, train=False):
@@ -117,7 +116,7 @@ def test_it_is_documented_checked_trained_swept_and_exported(home):
         ("sweep", 0, ["--config=mine.py", "--workdir=sweep"]),
         ("export", 0, ["--workdir=sweep/runs/shallow/seed-0", "--output=artefact"]),
     )
-    assert "model.hinge.slope = 0.5\n      how steep it is; at least 0\n" in text
+    assert "model.hinge.slope = 0.5\n      how steep it is; at least 0; needs shape = abs\n" in text
     assert "logit(x) = slope * sum |w . e| + b" in text
     assert "slope: -1.0 is out of range" in low and "could not convert" in steep
     assert "it has no effect on hinge.shape=relu" in flat and "no effect on hinge" in hidden

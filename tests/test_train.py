@@ -429,7 +429,7 @@ def test_patience_plateau_and_the_best_state(home):
             "could not convert string to float: 'fast'",
         ),
         (["--config.optim.network.lr=0.1"], "lr"),
-        (["--config.model.hidden=()"], "config.model.hidden: () must be positive widths"),
+        (["--config.model.hidden=()"], "config.model.hidden: () is empty; give it an element"),
         (["--config.seed=-1"], "config.seed: -1 is out of range"),
         (["--config.model.dropout=1"], "config.model.dropout: 1.0 is out of range"),
         (["--config.train.patience=2"], "early stopping needs config.train.monitor"),

@@ -13,6 +13,7 @@ It takes what it needs as fields, by name:
     style                                     activation, norm, dropout, dtype (nn/layers.py)
     group_sizes, num_predictors               of the schema
     x: int = option(3, "meaning", low=1)      an option of its own: `config.model.NAME.x`
+                                              (choices, needs, ..: options.py)
 
 and may have
 
@@ -20,7 +21,7 @@ and may have
     weights_start_at_zero         True: of own_columns, which are first-order weights
     am_reads                      what `model.am_reads=auto` means for it
     only_table                    True: all its weights are in the table
-    switches_off                  {"x=0": options that are not read then}
+    switches_off                  {"x=0": options in common that are not read then}
     check(own)                    static: raises UserError for own options that do not fit
     derive(schema, own)           static: fields that follow from both
 

@@ -190,8 +190,9 @@ def unread(options: Mapping) -> dict[str, str]:
     name, typed, values = options["name"], _is_typed(options), flatten(options)
     model = MODELS[name]
     read = _paths_read(model, name)
+    own = {path: option for path, option in models.options().items() if path in read}
     found = {path: name for path in models.options() if path not in read}
-
+    found |= without_effect(own, values)
     if options["members"] == 1:
         found["members_share"] = "members=1"
     for condition, paths in getattr(model, "switches_off", {}).items():
@@ -199,7 +200,7 @@ def unread(options: Mapping) -> dict[str, str]:
         if str(values[f"{name}.{field}"]) == value:
             found |= dict.fromkeys(paths, f"{name}.{condition}")
     if "mixer.kind" in read:
-        found |= without_effect(models.options(), values) | _unread_of_stages(options)
+        found |= _unread_of_stages(options)
     if typed:
         for path in (*_OF_AM, "embedding_dim", "activation", "dropout"):
             found.pop(path, None)  # the AM's, or of the table that it reads

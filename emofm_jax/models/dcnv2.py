@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from emofm_jax.nn import layers, losses
-from emofm_jax.options import option
+from emofm_jax.options import Numbers, option
 
 # structure: (MLP after the cross network, MLP beside it)
 STRUCTURES = {
@@ -40,11 +40,10 @@ class DCNv2(nn.Module):
     )
     num_layers: int = option(3, "cross layers", low=1)
     low_rank: int = option(0, "rank of a cross layer's experts; 0 = one full matrix", low=0)
-    num_experts: int = option(4, "experts of a cross layer", low=1)
-    switches_off = {
-        "structure=cross": ("hidden", "activation", "norm", "dropout"),
-        "low_rank=0": ("dcnv2.num_experts",),
-    }
+    num_experts: int = option(
+        4, "experts of a cross layer", low=1, needs={"low_rank": Numbers(least=1)}
+    )
+    switches_off = {"structure=cross": ("hidden", "activation", "norm", "dropout")}
 
     @nn.compact
     def __call__(

@@ -26,10 +26,11 @@ from flax import linen as nn
 from emofm_jax.errors import UserError
 from emofm_jax.models import emofm
 from emofm_jax.nn import layers, losses, typewise
-from emofm_jax.options import option
+from emofm_jax.options import Numbers, option
 
 # Steps of first-order weights, as multiples of those of embeddings; of a type's own, of all types'.
 _WIDE, _OWN = 5.0, 0.3
+_CROSSED = {"cross_layers": Numbers(least=1)}
 
 
 class EMOFMv2(nn.Module):
@@ -49,9 +50,11 @@ class EMOFMv2(nn.Module):
     style: layers.Style
     towers: bool = option(True, "the towers of the groups; False = the cross network alone")
     cross_layers: int = option(3, "cross layers over all slots; 0 = none", low=0)
-    cross_rank: int = option(64, "rank of a cross layer; 0 = a full matrix", low=0)
+    cross_rank: int = option(64, "rank of a cross layer; 0 = a full matrix", low=0, needs=_CROSSED)
     cross_to_head: bool = option(
-        True, "predictors read the cross network directly too, not only through the MLP"
+        True,
+        "predictors read the cross network directly too, not only through the MLP",
+        needs=_CROSSED,
     )
     wide: bool = option(
         False,
@@ -60,10 +63,7 @@ class EMOFMv2(nn.Module):
     pooled: bool = option(True, "False: predictors share nothing behind the towers, as HM's")
     am_reads = "own"
     weights_start_at_zero = True
-    switches_off = {
-        "cross_layers=0": ("emofmv2.cross_rank", "emofmv2.cross_to_head"),
-        "towers=False": ("stage1",),
-    }
+    switches_off = {"towers=False": ("stage1",)}
 
     @property
     def own_columns(self) -> int:

@@ -22,6 +22,8 @@ from emofm_jax.errors import UserError, check_heads
 from emofm_jax.nn import layers, losses, random
 from emofm_jax.options import option
 
+_GATED = {"selection": (True,)}
+
 
 class FinalMLP(nn.Module):
     """Two-stream MLP.
@@ -37,12 +39,13 @@ class FinalMLP(nn.Module):
     mlp2: Sequence[int] = option((64, 64, 64), "widths, second stream", of=int, low=1, empty=False)
     num_heads: int = option(1, "heads of the fusion; a divisor of the last widths", low=1)
     selection: bool = option(True, "gates on the features, one set a stream")
-    gate_hidden: Sequence[int] = option((64,), "widths of the gates' MLPs", of=int, low=1)
-    context1: Sequence = option((), "slots that the first stream's gates depend on", of=str)
-    context2: Sequence = option((), "the same of the second stream", of=str)
-    switches_off = {
-        "selection=False": ("finalmlp.gate_hidden", "finalmlp.context1", "finalmlp.context2")
-    }
+    gate_hidden: Sequence[int] = option(
+        (64,), "widths of the gates' MLPs", of=int, low=1, needs=_GATED
+    )
+    context1: Sequence = option(
+        (), "slots that the first stream's gates depend on", of=str, needs=_GATED
+    )
+    context2: Sequence = option((), "the same of the second stream", of=str, needs=_GATED)
 
     @staticmethod
     def check(own: Mapping) -> None:
