@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from emofm_jax import config
-from emofm_jax.data import formats, raw_files, shards
+from emofm_jax.data import formats, preparation, raw_files, shards
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.formats import lines
 from emofm_jax.data.raw_files import RawFile
@@ -429,3 +429,30 @@ def test_a_gauc_key_of_several_values_is_refused_in_every_format(tmp_path, sourc
     fields = {"groups": (("g", ("user",)),), "slots": {"user": {"kind": "multi"}}}
     with pytest.raises(UserError, match="gauc_key: 'user' must be a slot with one value; name an"):
         read(path, format=source, gauc_key="user", **fields)
+
+
+def pipes(recipe, file, labelled, progress):
+    """A format as somebody adds it: label|user|item."""
+    dialect = lines.Dialect(["label", "user", "item"], "|")
+    for block in lines.blocks(file.path, progress=progress, span=file.span):
+        yield lambda block=block: lines.parse(block, dialect, dialect.names)
+
+
+def test_a_format_is_a_function_and_a_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(formats.FORMATS, "pipes", pipes)
+    for split in shards.SPLITS:
+        write(tmp_path / f"{split}.txt", b"1|u1|i1\n0|u2|i1\n1|u1\n")
+    c = config.default()
+    c.prepare.update(format="pipes", source=str(tmp_path), max_rejected=1)
+    c.prepare.groups = (("all", ("user", "item")),)
+    c.data.dir = str(tmp_path / "shards")
+    report = preparation.prepare(c, progress=False)
+    counts = {
+        name: (s.rows, sum(s.rejected.values()), s.clicks) for name, s in report.splits.items()
+    }
+    assert counts == dict.fromkeys(shards.SPLITS, (2, 1, 1))
+
+
+def test_the_choices_of_the_option_are_the_formats():
+    choices = config.options()["prepare.format"].choices
+    assert {*choices} == {*formats.FORMATS, "synthetic"}

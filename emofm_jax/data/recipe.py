@@ -52,7 +52,6 @@ _LATER: dict[str, Any] = {
 NO_DAY, PASSED_OVER, REPLAYED = -1, -2, -3
 # Roles that the rows of a format do not have.
 _NO_ROLES = {
-    "tabular": (),
     "cti": ("ftype", "weight", "keep_probability", "row_id", "positive"),
     "libsvm": ("ftype", "types", "weight", "keep_probability", "row_id"),
 }
@@ -139,7 +138,7 @@ def check_roles(recipe: Mapping) -> None:
 
 def _problems_of_roles(recipe: Mapping) -> Iterator[str]:
     source, by_day = recipe["format"], recipe["split"] == "day"
-    for field in _NO_ROLES[source]:
+    for field in _NO_ROLES.get(source, ()):
         if recipe.get(field):
             yield f"{field}: {recipe[field]!r} has no effect on {source} rows; leave it out"
     if source == "tabular" and not recipe["label"]:
