@@ -10,10 +10,10 @@ import pytest
 from emofm_jax.training import compilation_cache
 
 DIRECTORY, ENABLED = "JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE"
-# Reads a config, whose options load jax: the directory must be chosen before. Compiles a step as train does, ahead of
+# Reads a config, whose options load jax, as a program does: the directory must be chosen before. Compiles a step as train does, ahead of
 # its call and with compiler options; prints how often the disk had it, and the directory.
 PROGRAM = """
-from emofm_jax import cli
+from emofm_jax import backtest, cli, compare, evaluate, export, predict, sweep, train
 cli.run(lambda flags: None, cli.define_config, ["x", "--config=quickstart"])
 import jax, jax.numpy as jnp
 from emofm_jax.training import compilation

@@ -116,6 +116,8 @@ def test_only_the_step_knows_of_pmap():
             "config evaluation.metrics evaluation.comparison reports.plots",
             "jax flax pyarrow scipy.special",
         ),
+        # Before jax is loaded the cache of what it compiles is switched on.
+        ("train sweep backtest evaluate predict export compare verify", "jax flax optax"),
     ],
 )
 def test_what_must_start_fast_loads_no_jax(modules, never):

@@ -20,8 +20,6 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import jax
-
 from emofm_jax import errors
 from emofm_jax.data import directories, remote, storage
 from emofm_jax.errors import FileError, LostError, UserError
@@ -291,6 +289,8 @@ def _share(new: Path, copied: Copy) -> dict[str, Any]:
 
 
 def _read(path: Path, like: Any, only: Collection[str]) -> Restored:
+    import jax
+
     storage.need(path)
     body = checkpoint_files.read_index(path)
     flat, structure = flatten(like)

@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -72,6 +71,8 @@ def copy_of(state: Any, whole: bool = True) -> Copy:
       state: tree of arrays, Python numbers and shares of arrays of the devices.
       whole: whether to copy more than the shares.
     """
+    import jax
+
     leaves, _ = flatten(state)
     # On a CPU `device_get` alone gives a view, which the next step overwrites.
     copied = lambda leaf: np.array(jax.device_get(leaf), copy=True, order="C")
@@ -88,6 +89,8 @@ def copy_of(state: Any, whole: bool = True) -> Copy:
 
 def flatten(tree: Any) -> tuple[dict[str, Any], Any]:
     """({"opt_state/embedding/0/mu": leaf, ...} in the tree's order, structure)."""
+    import jax
+
     pairs, structure = jax.tree_util.tree_flatten_with_path(tree)
     flat = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in pairs}
     if len(flat) != len(pairs):
