@@ -432,8 +432,11 @@ def without_effect(config: ConfigDict) -> dict[str, str]:
     if (of_rows := config.prepare.keep_probability) and "train.sampling_correction" in found:
         of_rows = f"prepare.keep_probability={of_rows!r}, which weights undo"
         found["train.sampling_correction"] = of_rows
-    unread = build.unread(config.model.to_dict())
-    return found | {f"model.{path}": what for path, what in unread.items()}
+    for path, what in build.unread(config.model.to_dict()).items():
+        of = build.readers(path) if what == config.model.name else ""
+        others = f", only on {of}" if of and not of.startswith("all but") else ""
+        found[f"model.{path}"] = f"{what}{others}"
+    return found
 
 
 def free() -> set[str]:

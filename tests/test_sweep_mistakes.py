@@ -29,7 +29,7 @@ MISTAKES = {
     ),
     "idle": (
         [f"--config={SWEEP}:idle"],
-        "point 'x': model.stage1 has no effect on dnn; leave it out",
+        "point 'x': model.stage1 has no effect on dnn, only on hm, hmm, emofmv2; leave it out",
     ),
     "name": ([f"--config={SWEEP}:name"], "the point 'a/b' cannot name a directory"),
     "broken": (

@@ -439,7 +439,7 @@ def test_patience_plateau_and_the_best_state(home):
         (["--config.prepare.slots={'s': {'rows': 9}}"], "slots.s.rows not set"),
         (
             ["--config.model.name=dcnv2", "--config.model.mixer.kind=graph"],
-            "error: --config.model.mixer.kind=graph: it has no effect on dcnv2; leave it out",
+            "error: --config.model.mixer.kind=graph: it has no effect on dcnv2, only on hmm; leave it out",
         ),
         (
             ["--config.model.name=edcn", "--config.model.drop_type=t1"],
