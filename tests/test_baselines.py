@@ -96,7 +96,8 @@ def test_attention_dropout_of_destine_is_drawn_anew_each_step():
     assert np.abs(one - other).max() > 1e-3
 
 
-# Parameters that a step leaves where they are, since the batch norm after them takes out what is the same for all rows.
+# Parameters that a step leaves where they are, since the batch norm after them takes out what is the same for all rows:
+# of a new model its failing test says which.
 STILL = {
     "deepfm": {"mlp/hidden_0/bias"},
     "dnn": {"mlp/hidden_0/bias"},
