@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import safetensors
+import safetensors.numpy
 import xxhash
 
 from emofm_jax.data import files
@@ -50,6 +52,27 @@ def test_two_writers_of_a_file_do_not_touch_each_other(tmp_path):
         assert path.read_text() == "other" and one.read_text() == "one"
     assert path.read_text() == "one" and names(tmp_path) == ["x"]
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def test_a_file_that_a_library_put_in_its_place_is_flushed_and_has_its_mode(tmp_path, monkeypatch):
+    path, flushed, flush = tmp_path / "x.safetensors", [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda n: (flushed.append(os.fstat(n).st_ino), flush(n)))
+    with files.whole(path) as temporary:
+        own = tmp_path / "own"  # as safetensors 0.8 does
+        own.touch(0o600)
+        own.rename(temporary)
+        written = temporary.stat().st_ino
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask() and path.stat().st_ino == written
+    assert written in flushed
+    with files.whole(path) as temporary:
+        safetensors.numpy.save_file({"a": np.zeros(3)}, temporary)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def test_an_error_that_names_the_temporary_file_names_the_file(tmp_path):
+    with pytest.raises(FileError) as raised, files.whole(tmp_path / "x") as temporary:
+        raise FileError(f"{temporary}: cannot be written")
+    assert str(raised.value) == f"{tmp_path / 'x'}: cannot be written"
 
 
 def umask():

@@ -20,6 +20,7 @@ import os
 import pickle
 import re
 import secrets
+import stat
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -58,7 +59,7 @@ def whole(path: Path, mode: int = 0o666) -> Iterator[Path]:
     try:
         with named(path, temporary):
             yield temporary
-            _flush(descriptor)
+            _settle(temporary, descriptor)
             temporary.replace(path)
         with named(path, path.parent):
             sync(path.parent)
@@ -77,6 +78,8 @@ def named(path: Path, temporary: Path | None = None, what: str = "written") -> I
     try:
         yield
     except Exception as error:
+        if isinstance(error, errors.UserError) and temporary and str(temporary) in str(error):
+            raise type(error)(str(error).replace(str(temporary), str(path))) from None
         file = getattr(error, "filename", None)
         if not errors.reason(error) or file not in (None, str(path), str(temporary)):
             raise
@@ -101,6 +104,19 @@ def sync(path: Path) -> None:
         _flush(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _settle(temporary: Path, descriptor: int) -> None:
+    """Flushes what was written, which has the mode of the file that was made for it.
+
+    safetensors puts a file of its own in its place, that nobody but its owner may read.
+    """
+    if _is_at(descriptor, temporary):
+        _flush(descriptor)
+        return
+    with open(temporary, "rb") as written:
+        os.fchmod(written.fileno(), stat.S_IMODE(os.fstat(descriptor).st_mode))
+        _flush(written.fileno())
 
 
 def _flush(descriptor: int) -> None:
