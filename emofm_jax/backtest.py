@@ -77,6 +77,7 @@ def _live(flags: absl_flags.FlagValues) -> bool:
         files.write_text(workdir / "report.html", report.as_html())
         files.write_text(workdir / "report.md", report.as_markdown())
         storage.publish(workdir)
+
     well = all(line.error is None for line in lines)
     last = "" if well else "(--retry tries those that failed again)\n"
     print(f"\n{report.as_text()}\n{last}written: {workdir}/ (results.jsonl, report.html, runs/)")

@@ -124,6 +124,7 @@ def define_config(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
     if any(arg in _HELP for arg in argv[1:]):
         absl_flags.DEFINE_string("config", None, text, flag_values=flags)
         return
+
     path, arg = _experiment(argv)
     config = experiment_lib.read_config(path, arg)
     for override in argv[1:]:
@@ -178,6 +179,7 @@ def paths(flag: str, given: str, what: str) -> list[str]:
     pieces, names = given.split(","), []
     if "" in pieces and not Path(given).exists():
         raise UserError(f"--{flag}={given}: it names no {what} beside a comma; correct it")
+
     while pieces:
         # The most pieces that are a path together, else the first alone: it has an error.
         joined = {n: ",".join(pieces[:n]) for n in range(len(pieces), 0, -1)}
@@ -255,6 +257,7 @@ def _check_override(config: ConfigDict, override: str) -> None:
             hint = f"did you mean {near[0]!r}?" if near else "--helpfull lists every option"
             raise UserError(f"{override}: there is no field {part!r}; {hint}")
         section = section[part]
+
     if isinstance(section, ConfigDict) and path not in config_lib.options():
         example = f"--config.{path}.{next(iter(section))}=..."
         raise UserError(f"{override}: {path} is a section; name a field of it, as in {example}")
@@ -268,6 +271,7 @@ def _experiment(argv: Sequence[str]) -> tuple[Path, str | None]:
             "--config: it is required; name an experiment file, as in "
             "--config=experiments/quickstart.py"
         )
+
     name, colon, arg = _file_and_argument(given[-1])
     ours, path = _experiments(), Path(name)
     if not path.is_file() and name in ours:
@@ -296,6 +300,7 @@ def _experiments() -> dict[str, Path]:
         directory = package.parent / "experiments"
     if directory.is_relative_to(Path.cwd()):
         directory = directory.relative_to(Path.cwd())  # as one would type it
+
     files = [
         file
         for file in sorted(directory.glob("*.py"))
@@ -313,6 +318,7 @@ def _help(
         default = "" if flag.default in (None, "") else f" (default: {flag.default})"
         required = " (required)" if flag.default is None else ""
         lines += _wrap(f"--{name}: {flag.help}{default}{required}", 2)
+
     if full and more_help is not None:
         lines += ["", more_help()]
     if "config" in flags:

@@ -212,6 +212,7 @@ def _clusters(
     if not raw and rows.key is not None and scorer.schema.recipe.get("gauc_key") == column:
         # Hashes of the values, which shards have of unknown ones, too.
         return paired.of_key(rows.key), []
+
     found = rows.groups[column]
     none = [code for code, value in enumerate(found.values) if value is None]
     alone, notes = np.isin(found.code, none), []
@@ -243,6 +244,7 @@ def _check(flags: absl_flags.FlagValues) -> list[str]:
     for name in [name for name in ("require", "cluster") if flags[name].present]:
         if not str(flags[name].value).strip():  # a variable of a pipeline that is not set, say
             raise UserError(f"--{name}: it is empty; fill it in, or leave it out")
+
     if flags.by_values < 1:
         raise UserError(f"--by_values={flags.by_values}: it must be at least 1; give a number")
     if flags.input and (flags["split"].present or flags.data):
@@ -265,6 +267,7 @@ def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
         ("output", "", "Directory for compare.html and compare.json."),
     ):
         absl_flags.DEFINE_string(name, default, meaning, flag_values=flags)
+
     most = "Values of a column that are shown, the most frequent ones."
     absl_flags.DEFINE_integer("by_values", contest.MOST, most, flag_values=flags)
     cli.define_calibrated(flags)

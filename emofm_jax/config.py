@@ -273,6 +273,7 @@ class Section(ConfigDict):
         _check_type(key, value)
         if isinstance(value, dict | ConfigDict) and not isinstance(value, Section):
             value = Section(value)
+
         try:
             super().__setitem__(key, value)
         except TypeError:

@@ -250,6 +250,7 @@ def _check(flags: absl_flags.FlagValues) -> None:
         if int(flags[name].value or 0) < 1:
             what = name.partition("_")[2]
             raise UserError(f"{given}: it must be at least 1; give a number of {what}")
+
     for name, why in _NOT_OF_INPUT.items() if flags.input else ():
         if flags[name].present:
             raise UserError(f"--{name}: {why}; leave it out, or --input")

@@ -240,6 +240,7 @@ def plain(value: Any) -> Any:
         return os.fspath(value)
     if isinstance(value, datetime.date | datetime.time):  # a datetime is a date
         return value.isoformat()
+
     if isinstance(value, datetime.timedelta):
         microseconds = value // datetime.timedelta(microseconds=1)
         value = decimal.Decimal(microseconds) / 10**6

@@ -50,6 +50,7 @@ def _main(flags: absl_flags.FlagValues) -> None:
     there = lambda: storage.reading(directory, later=True) / "schema.json"
     if replaces and directory and there().exists():
         print(f"{directory} holds shards already; they are replaced when the new ones are whole")
+
     base = storage.reading(flags.base) if flags.base else None
     report: counts_lib.Report | str
     if flags.stage:
@@ -93,6 +94,7 @@ def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
     absl_flags.DEFINE_string("suggest", "", raw, flag_values=flags)
     if cli.is_given(argv, "suggest"):
         return
+
     cli.define_config(flags, argv)
     what = "Directory of shards, or a run, whose ids stay; new values are appended."
     absl_flags.DEFINE_string("base", "", what, flag_values=flags)

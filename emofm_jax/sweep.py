@@ -105,6 +105,7 @@ def _command(experiment: str, given: Mapping[str, Any], run: Run, workdir: str) 
         differs = idle or config_lib.difference(cli.config_of(["train", *flags]), run.config)
     except UserError as error:
         differs = {str(error)}
+
     if differs:
         problem = f"train has no flag that sets what it does ({min(differs)})"
         raise UserError(f"--list: point {run.point!r}: {problem}; leave --list out")
@@ -116,6 +117,7 @@ def _check_flags(flags: absl_flags.FlagValues) -> None:
     searched = f"--search={flags.search}"
     if flags.jobs < 1:
         raise UserError(f"--jobs={flags.jobs}: it must be at least 1, the number of processes")
+
     engines.check(flags.engine)
     if flags.engine != "local" and flags.search:
         problem = "a search trains one point after the other"

@@ -53,6 +53,7 @@ def _main(flags: absl_flags.FlagValues) -> None:
         if path in given:
             idle = f"--config.{path}={given[path]}: it has no effect on {what}"
             raise UserError(f"{idle}; leave it out")
+
     try:
         if processes.is_first():
             workdir = storage.writing(flags.workdir, is_run=True)

@@ -48,6 +48,7 @@ def _main(flags: absl_flags.FlagValues) -> None:
                 raise
             damaged.append(problem)
         print(f"DAMAGED  {problem}" if problem else f"well     {name}{word and f' ({word})'}")
+
     if damaged:
         what = f"{len(damaged)} of {number} parts are damaged"
         raise UserError(f"{directory}: {what}, the first is {damaged[0]}")
@@ -232,6 +233,7 @@ def _one_result(
             same = files.read_json(metrics) == result.metrics
         if not same:
             raise UserError(f"{path}: other figures than {metrics}; {_REMEDY}")
+
     there = lines().get((result.point, result.seed))
     if there is None:
         return "no line in results.jsonl"

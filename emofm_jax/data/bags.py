@@ -88,6 +88,7 @@ def pairs(column: pa.Array) -> tuple[pa.Array, pa.Array]:
         places = (1, 0) if names == ["weight", "id"] else (0, 1)
         first, second = (pc.struct_field(column, [i]) for i in places)
         return first, second
+
     column = values.spell(column, respell=False)
     parts = pc.split_pattern(column, ":", max_splits=1, reverse=True)
     both = pc.equal(pc.list_value_length(parts), 2)

@@ -339,6 +339,7 @@ class _Plan(NamedTuple):
             order, place = order[index::count], (1, index)
             taken = steps.taken(skip_rows)
             start = min(taken * steps.size, steps.rows[index])
+
         windows, first = _windows(split, order, min_rows), 0
         while first < len(windows) and windows[first].num_rows <= start:
             start -= windows[first].num_rows

@@ -109,6 +109,7 @@ def whole(
     plan, place = _planned(config, base)
     if _is_published(config, handover.at(place) / _PUBLISHED):
         return _publish(config, plan, place)
+
     with contextlib.closing(engines.make(engine, workers)) as found:
         for stage in _SHARED:
             if stage == "encode":
@@ -141,6 +142,7 @@ def _shard(stage: str, text: str) -> Shard | None:
         if text:
             raise UserError(f"--shard={text}: --stage={stage} is one command; leave it out")
         return None
+
     found = _SHARD.fullmatch(text)
     part = Shard(int(found[1]), int(found[2])) if found else Shard(0, 0)
     if not 1 <= part.number <= part.of:
@@ -197,6 +199,7 @@ def _missing(
     if f"{directory}/{stages.STAGE}" not in there:
         stage = _stage(plan, place, slots, int(directory.rpartition("-")[2]))
         stages.write_stage(stage, root / directory)
+
     jobs = stages.read_stage(root / directory).jobs
     found = range(len(jobs))[own]
     missing = [n for n in found if f"{directory}/{stages.name_of(n)}" not in there]
@@ -326,6 +329,7 @@ class _Left(stages.Runner):
                 return self._root / directory, dataclasses.replace(stage, source=self._plan.source)
             left = sorted({i % count + 1 for i, is_done in enumerate(done) if not is_done})
             missing[count] = left
+
         if not missing:
             what = "no shard was run for this configuration, these files, base and versions"
             raise UserError(f"--stage={name}: {what}; run them first")

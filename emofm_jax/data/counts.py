@@ -247,6 +247,7 @@ class Tally:
         moments = self._numbers.get(name)
         if moments is None or not moments.count:
             return counts
+
         smallest, largest = float(moments.smallest), float(moments.largest)
         return dataclasses.replace(
             counts, min=smallest, mean=moments.mean_and_std()[0], max=largest
@@ -312,6 +313,7 @@ def _base_lines(report: Report) -> list[str]:
     names = ("known", "new", "appended", "expired")
     heads = "".join(f"{name:>11s}" for name in names)
     lines = ["", f"goes on from {base['place']}", f"{'slot':{width}s}{heads}"]
+
     for name, found in slots.items():
         lines.append(f"{name:{width}s}" + "".join(f"{found[key]:11,d}" for key in names))
     return [*lines, *base["notes"]]
@@ -323,6 +325,7 @@ def _note_lines(report: Report) -> list[str]:
         lines.append(
             "no row of the train split is a click: a model learns nothing but that from it"
         )
+
     lines += _types_without_a_row(report)
     for name, slot in report.slots.items():
         if slot.distinct is not None and slot.min is not None:
@@ -365,6 +368,7 @@ def _slot_lines(report: Report) -> list[str]:
     new = "".join(f"{'new in ' + split:>14s}" for split in others)
     start = f"{'slot':{width}s} {'kind':11s} {'encoding':11s} {'rows':>10s}"
     lines = [f"{start} {'distinct':>10s} {'top value':>9s}{new}"]
+
     for name, slot in report.slots.items():
         start = f"{name:{width}s} {slot.kind:11s} {slot.encoding:11s} {slot.rows:10,d}"
         if slot.distinct is None:

@@ -130,6 +130,7 @@ def _locked(target: Path, doing: str, where: str) -> Iterator[Path]:
         raise UserError(f"{where}: {problem}; wait for it, or name another directory") from None
     except OSError as error:
         raise errors.of_file(where, error) from None
+
     try:
         with files.named(target):
             _restore(partial, target)

@@ -145,6 +145,7 @@ class Encoder:
                 self.slot(slot, column, problems)
             else:
                 self._mark_unreadable(repr(slot.name), column, problems)
+
         for name in ("label", "ftype", "weight"):
             if name in columns and name in self.arrow_schema.names:
                 self._role(name, columns[name], problems)
@@ -210,6 +211,7 @@ class Encoder:
         kept, lengths = bags.cut(lists, slot.max_length, slot.keep)
         if notes is not None:
             _note_cut(slot, pc.list_value_length(lists), notes)
+
         ids, weights = self._pairs(slot, kept, problems, lengths)
         found = self.distinct(slot, ids)
         if self.schema.spelling == 1:
@@ -256,6 +258,7 @@ class Encoder:
         separator = self._separators[slot.name]
         if self.schema.spelling == 1:
             return pc.split_pattern(column.cast(pa.string()), separator)
+
         text = column if column.type == pa.string() else values.spell(column, respell=False)
         gone = pc.is_in(values.trimmed(text), values.MISSING_TEXTS)
         text = values.only(pc.invert(gone), text) if gone.true_count else text
@@ -274,6 +277,7 @@ class Encoder:
         ids = column.flatten()
         if slot.weighted or pa.types.is_struct(ids.type):
             ids = bags.pairs(ids)[0]
+
         found = values.distinct(ids, respell=slot.respell)
         padding = values.at_width(values.missing(slot.null_values), values.unwrapped_type(ids.type))
         gone = np.asarray(pc.and_(found.text.is_valid(), pc.is_in(found.text, padding)))
@@ -379,6 +383,7 @@ class Encoder:
             found = self.distinct(slot, column)
         else:
             found = values.distinct(column, self.missing, spelling=self.schema.spelling)
+
         known = np.asarray(found.text.is_valid())
         hashes = np.zeros(len(known) + 1, np.int64)
         hashes[:-1][known] = hash_values(found.text.drop_null(), 0).view(np.int64)
@@ -440,6 +445,7 @@ def _without_missing(
         gone &= numeric.absent(weights.take(pa.array(places)))
     if not gone.any():
         return ids, weights, lengths, found
+
     kept = np.ones(len(ids), bool)
     kept[places[gone]] = False
     lengths = lengths.copy()
@@ -455,6 +461,7 @@ def row_ids(column: pa.Array, kind: str, problems: Problems) -> pa.Array:
         return row_names(column)
     if pa.types.is_integer(column.type) and column.type != pa.uint64():
         return column.cast(pa.int64())
+
     found = values.distinct(column)
     fits = [int(x) if x is not None and _is_int64(x) else None for x in found.text.to_pylist()]
     wrong = found.each([x is None for x in fits], False)
@@ -619,6 +626,7 @@ def _also(encoder: Encoder, chunk: Chunk, name: str) -> pa.Array:
     if column is None or name in several or pa.types.is_nested(column.type):
         problem = "no slot of single values" if column is None else "a slot of bags"
         raise UserError(f"{chunk.file}: {name!r} is {problem}; name another column")
+
     for slot in encoder.schema.slots:
         if slot.name == name:
             return encoder.distinct(slot, column).column()

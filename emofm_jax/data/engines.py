@@ -101,6 +101,7 @@ def begin(argv: Sequence[str], module: str) -> None:
     wanted = min(int(named[1]), num_cores()) if named and is_local else 0
     if wanted < 2 or None in (sys.stdin, sys.stdout, sys.stderr):  # 1: this process does the work
         return
+
     atexit.register(_end_early)
     with contextlib.suppress(OSError):  # told when they are asked for
         while len(_early) < wanted:
@@ -193,6 +194,7 @@ class Ray:
         needs = {"num_gpus": 1} if self._ray.cluster_resources().get("GPU") else {"num_cpus": 1}
         remote = self._ray.remote(max_retries=_ATTEMPTS - 1, **needs)(_there)
         todo, running, here = deque(jobs), [], os.getcwd()
+
         try:
             while todo or running:
                 while todo and len(running) < self.num_workers:
@@ -233,6 +235,7 @@ def _connect(ray: Any, num_workers: int) -> None:
         _look(address)
     else:
         options |= {"include_dashboard": False, "num_cpus": num_workers or num_cores()}
+
     options["runtime_env"] = {"env_vars": {"PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"}}
     try:
         ray.init(**options)

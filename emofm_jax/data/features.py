@@ -172,6 +172,7 @@ def check(schema: Schema, features: Mapping[str, Any] | Any) -> int:
     if not isinstance(features, Mapping):
         problem = f"a {type(features).__name__} is no mapping"
         raise UserError(f"features: {problem}; scorer.encode makes them of raw values")
+
     wanted = arrays(schema)
     names = [array.name for array in wanted]
     what = "slot" if len(names) == schema.num_slots else "array"
@@ -272,6 +273,7 @@ def values(features: Mapping[str, Any], slot: Slot, xp: ModuleType) -> Any:
         return _weights(features, slot, xp)
     if not slot.is_bag:
         return xp.ones((x.shape[0], 1), np.float32)
+
     length = xp.maximum((x >= 0).sum(axis=1, keepdims=True), 1).astype(np.float32)
     weight = 1.0 / length if slot.is_mean else xp.ones_like(length)
     return xp.broadcast_to(weight, x.shape)
@@ -321,6 +323,7 @@ class UnknownCounter:
             vectors = np.array([slot.is_vector for slot in self.schema.slots])
             counted = ~vectors[columns] | np.append(True, columns[1:] != columns[:-1])
             ids, columns = ids[:, counted], columns[counted]
+
         first = self.schema.offsets[columns].astype(np.int32)
         unknown = np.count_nonzero(ids == first, axis=0)
         values = len(ids) - np.count_nonzero(ids == np.int32(self.schema.num_rows), axis=0)
@@ -392,6 +395,7 @@ def _by_name(where: str, given: Any, slots: Collection[str]) -> Mapping[str, Any
     except (pa.ArrowException, ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{where}: no table can be made of it ({reason}); give a dict") from None
+
     if not isinstance(given, pa.Table):
         if hasattr(given, "collect"):  # of polars, say, that is yet to be read
             problem = f"a {type(given).__name__} is no table yet"
@@ -435,6 +439,7 @@ def _check_absent(
     absent = [name for name in names if name not in given]
     if not absent:
         return
+
     of_all = f"{len(absent)} of the {len(names)} {what}s of {data_set!r}"
     listed = ", ".join(map(repr, absent))
     others = [str(name) for name in given if name not in names]

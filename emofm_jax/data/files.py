@@ -56,6 +56,7 @@ def whole(path: Path, mode: int = 0o666) -> Iterator[Path]:
             temporary, descriptor = _make(path, mode)
         except OSError as error:
             raise errors.of_file(path, error) from None
+
     try:
         with named(path, temporary):
             yield temporary
@@ -412,6 +413,7 @@ def from_json(text: str) -> dict[str, Any]:
         raise ValueError("it has too many brackets within brackets") from None
     if not isinstance(content, dict):
         raise ValueError(f"{type(content).__name__}, not an object")
+
     if isinstance(content.get("xxh3"), str):
         found, end = content.pop("xxh3"), _DIGEST.search(text)
         if end is None or digest(text[: end.start()]) != found:

@@ -103,6 +103,7 @@ def of_split(split: Split, directory: Path, column: str) -> Groups:
     for group in range(len(split.row_groups)):
         table = split.read_row_group(group, [column])
         pieces.append(table[column].fill_null(-1).to_numpy().astype(np.int32))
+
     ids, code = np.unique(np.concatenate(pieces), return_inverse=True)
     code = code.astype(np.int32)
     if column == "ftype":

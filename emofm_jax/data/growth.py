@@ -88,6 +88,7 @@ class Base:
             problems.append(f"{what}; new types stand behind: {behind!r}")
         if not any(slot.name in ours for slot in schema.slots):
             problems.append(f"it has none of the slots, but {', '.join(ours)}")
+
         for slot in schema.slots:
             there = ours.get(slot.name, slot)
             fields = [*_OF_IDS, *(["rows"] if slot.rows and slot.holds_ids else [])]
@@ -125,6 +126,7 @@ class Base:
             lines += [
                 f"type {name!r} is not in the base and comes behind its types" for name in new
             ]
+
         for name, slot in ours.items():
             if name not in theirs:
                 continue
@@ -155,6 +157,7 @@ def load(directory: Path) -> Base:
     schema = schema_lib.load(directory)
     if schema.recipe.get("format") == "synthetic":
         raise UserError(f"{place}: its data are made up, and have no values; name another")
+
     found = encode.load_vocabularies(schema, directory)
     digests = {
         slot.name: slot.digest or found[slot.name].digest()

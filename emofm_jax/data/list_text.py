@@ -133,6 +133,7 @@ def _element(part: str, quoted: list[str | None], mark: str) -> Any:
         return _BROKEN if broken or text is None else text + weight
     if found := _POINT.fullmatch(part):
         return found[1] + found[2]
+
     # "..." is what numpy writes for what it leaves out; of tuples, a part is no element.
     broken = mark in part or part == "..." or part.count("(") != part.count(")")
     return _BROKEN if broken or part[:1] in ("'", '"') else part
@@ -148,6 +149,7 @@ def _unquoted(text: str) -> str | None:
     body = text[1:-1]
     if "\\" not in body:
         return body
+
     as_json = {"\\'": "'", '"': '\\"', "\\x": "\\u00"}
     body = re.sub(r'\\.|"', lambda sign: as_json.get(sign[0], sign[0]), body)
     try:

@@ -145,6 +145,7 @@ def _text_numbers(
             plain = found.to_numpy(zero_copy_only=False)
             if np.count_nonzero(~np.isfinite(plain)) == found.null_count:
                 return plain
+
     text = values.trimmed(values.spell(column, respell=False))
     absent = pa.array([*values.MISSING, *missing], pa.string())
     text = values.only(pc.invert(pc.is_in(text, absent)), text)

@@ -102,6 +102,7 @@ def open_file(path: Path, **options: Any) -> pq.ParquetFile:
         file = pq.ParquetFile(path, page_checksum_verification=True, **options)
     except UnicodeDecodeError as error:
         raise pa.ArrowInvalid(f"the name of a column: {error}") from None
+
     found = file.metadata
     written = (found.metadata or {}).get(_SHAPE)
     num_rows = sum(found.row_group(i).num_rows for i in range(found.num_row_groups))

@@ -226,6 +226,7 @@ def _check_rows(source: Source, first: Path, writers: dict[str, shards.Writer]) 
         if gone := [d for d in recipe_lib.named_days(recipe, name) if d not in source.days]:
             remedy = "check it, config.prepare.day_column and day_length"
             raise UserError(f"config.prepare.{name}: no row is of {gone[0]}; {remedy}")
+
     if not train.num_rows and train.rejected:
         gone = f"all {train.rejected.total():,} rows of the train split are bad"
         raise UserError(f"{train.first_rejected}; {gone}: correct them, or the options of prepare")
@@ -251,6 +252,7 @@ def _declared(recipe: dict[str, Any], name: str, files: list[RawFile]) -> Schema
     if recipe["ftype"] and not types:
         problem = f"column {recipe['ftype']!r} holds the type"
         raise UserError(f"config.prepare.types: {problem}; name its values here, in order")
+
     return Schema(
         name=name,
         slots=slots,

@@ -173,6 +173,7 @@ def occurring(ids: np.ndarray, vectors: Sequence[tuple[int, int, int]]) -> np.nd
     columns = [np.arange(column, column + length) for column, _, length in vectors]
     others = np.setdiff1d(np.arange(ids.shape[1]), np.concatenate(columns))
     rows = [ids[:, others].reshape(-1)]
+
     for column, first, length in vectors:
         lead, own = ids[:, column], np.arange(length + 1, dtype=np.int32)
         occurs = np.where(own == 0, (lead == first).any(), (lead == first + 1).any())

@@ -118,6 +118,7 @@ def base_of(config: ConfigDict, directory: Path | None) -> growth.Base | None:
         raise UserError(f"config.data.dir: it is empty; {remedy}")
     if directory is None:
         return None
+
     where = f"--base={directory}"
     if config.prepare.format == "synthetic":
         raise UserError(f"{where}: made-up data go on from nothing; leave it out")

@@ -76,6 +76,7 @@ def find(path: Path, root: Path | None = None) -> list[RawFile]:
     root = root or path
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise UserError(f"{path}: it is a pipe or a device; write its rows to a file first")
+
     files = [path] if path.is_file() else _walk(path, ())
     above = _partitions((root.parent if root.is_file() else root).parts)
     depth = len(root.parts)
@@ -113,6 +114,7 @@ def kind(path: Path) -> str:
         head = _head(path, 16)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the path") from None
+
     begins = lambda magic: head.startswith(magic)
     if begins(b"PAR1") and (path.suffix in _PARQUET or not head[4:5].isalnum()):
         return "parquet"  # else "PAR1" begins a word of a text
@@ -150,6 +152,7 @@ def _walk(directory: Path, parents: tuple[tuple[int, int], ...]) -> list[Path]:
     here = (about.st_dev, about.st_ino)
     if here in parents:
         raise UserError(f"{directory}: the link leads back to a directory above it; remove it")
+
     found = []
     with os.scandir(directory) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):

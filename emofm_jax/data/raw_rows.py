@@ -126,6 +126,7 @@ def _check(schema: Schema, path: Path) -> None:
         raise UserError(f"{where}: the run's data are made up, and have no raw rows; {remedy}")
     if not path.exists():
         raise UserError(f"{where}: no such file or directory; name raw rows")
+
     for directory, split in ((path, "test"), (path.resolve().parent, path.resolve().name)):
         if (directory / "schema.json").exists():
             shards = f"--data={directory} --split={split}"

@@ -79,6 +79,7 @@ def check_whole(recipe: Mapping, where: str) -> None:
         whole |= {f"slot.{name}": value for name, value in {**LATER_OF_SLOT, **of_slots}.items()}
     if isinstance(slots_of := recipe.get("slots"), Mapping):
         whole |= {f"slots.{name}": value for name, value in slots_of.items()}
+
     wanted: dict[str, tuple] = {
         field: kinds for kinds, fields in _OF_ROWS.items() for field in fields.split()
     }
@@ -151,6 +152,7 @@ def _problems_of_roles(recipe: Mapping) -> Iterator[str]:
         yield "day_column: cti rows have no other day column; set day_column to 'log_id'"
     if source == "libsvm" and by_day:
         yield "split: libsvm rows have no day column; choose split=files or split=share"
+
     for field in ("train_days", "replay_days"):
         if later(recipe, field) and not by_day:
             yield f"{field}: it has no effect on split={recipe['split']}; leave it out"
@@ -174,6 +176,7 @@ def members(spec: Any) -> list[str]:
         return [name for part in spec for name in members(part)]
     if not isinstance(spec, str):
         raise UserError(f"{where}: {spec!r} is no name of a slot; write it between quotes")
+
     found = _RANGE.fullmatch(spec)
     if not found:
         return [spec]
@@ -211,6 +214,7 @@ def _problems_of_options(options: Mapping[str, Any]) -> Iterator[tuple[str, str]
     for field in ("min_count", "max_length"):
         if options[field] < 1:
             yield field, f"{options[field]}; it must be at least 1"
+
     if kind in ("multi", "vector") and not options["separator"]:
         yield "separator", "none; name what stands between its values"
     if kind == "vector" and options["length"] < 1:
@@ -263,6 +267,7 @@ def files(recipe: Mapping, later: bool = False) -> dict[str, list[RawFile]]:
             f"{named} is one file, but split=files wants a directory with one file per split; "
             "set config.prepare.split to share or day"
         )
+
     patterns = {split: recipe["files"][split] for split in SPLITS}
     if not patterns["train"]:
         raise UserError("config.prepare.files.train: it is empty; the train split is needed")
@@ -277,6 +282,7 @@ def _split_files(source: Path, split: str, pattern: str) -> list[RawFile]:
     if Path(pattern).is_absolute():
         problem = f"{pattern!r} must be relative to config.prepare.source"
         raise UserError(f"{where}: {problem}; shorten it")
+
     depth = len(source.parts)
     seen = lambda path: not any(map(raw_files.is_hidden, path.parts[depth:]))
     paths = sorted(filter(seen, source.glob(pattern)))
@@ -303,6 +309,7 @@ def check_once(files: Sequence[RawFile], remedy: str = "") -> None:
         for first in [names.setdefault(key, path) for key in keys]:
             if first is not path:
                 raise UserError(f"{path}: it is {first}, and would count twice; remove one{remedy}")
+
     plain: dict[Path, Path] = {}
     for path in (file.path for file in files):
         bare = raw_files.without_compression(path)
@@ -442,6 +449,7 @@ def split_of(
         place = lambda day: NO_DAY if day is None else places.get(day, others)
         found = [place(day) for day in days_of(recipe, days)]
         return np.array([*found, NO_DAY], np.int8)[days.which]  # the last is for null
+
     edges = np.cumsum(recipe["shares"])[:2]
     drawn = _uniform(recipe["seed"], file_index, lines)
     return np.searchsorted(edges, drawn, side="right").astype(np.int8)
@@ -490,6 +498,7 @@ def _slot(recipe: Mapping, group: str, name: str, options: dict[str, dict[str, A
         rows = 2
     elif encoding == "vocabulary":
         rows = 0
+
     return Slot(
         name=name,
         group=group,

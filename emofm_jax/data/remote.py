@@ -261,6 +261,7 @@ def read_index(of: Place) -> Index | None:
         return None
     with stream:
         content = reached(shown, "read", stream.read)
+
     try:
         body = files.from_json(content.decode())
         if body["format_version"] != _VERSION:
@@ -285,6 +286,7 @@ def _index(body: dict[str, Any]) -> Index:
         for path in (name, file.object):
             if not is_below(path):
                 raise ValueError(f"{path!r} does not lie below it")
+
     if not isinstance(body["commit"], str):
         raise ValueError("its commit is no token")
     if not isinstance(began := body.get("began", ""), str):

@@ -297,6 +297,7 @@ class Schema:
             fits = all(type(x) in kind and (not is_number or x >= 0) for x in values)
             if len(values) not in (0, count) or not fits:
                 raise TypeError(f"{name} is {str(values)[:100]}")
+
         clicks, rows = schema.clicks_per_type, schema.rows_per_type
         if len(clicks) != len(rows) or any(x > y for x, y in zip(clicks, rows)):
             raise TypeError("a type has more clicks than rows")
@@ -456,6 +457,7 @@ def _problems_of_slot(slot: Slot) -> Iterator[str]:
     for field, known in CHOICES.items():
         if getattr(slot, field) not in known:
             yield f"has {field} {getattr(slot, field)!r}; known: {', '.join(known)}"
+
     if not slot.group:
         yield "is in no group; name it in config.prepare.groups"
     if slot.max_length < 1:

@@ -147,6 +147,7 @@ class Writer:
         if error_type is None and (self._pending_rows or not self._file_rows):
             rest = [self._arrow_schema.empty_table(), *self._pending]
             self._write_group(pa.concat_tables(rest).combine_chunks())
+
         self._close_file()
         if self._rejects is not None:
             self._rejects.close()
@@ -167,6 +168,7 @@ class Writer:
             self._file = parquet.Writer(path, self._arrow_schema)
             self._file_rows.append(0)
             self._digest = xxhash.xxh3_64(self._arrow_schema.metadata[FINGERPRINT])
+
         for column in rows.itercolumns():
             _add(self._digest, column.combine_chunks())
         self._file.write(rows, ROW_GROUP_ROWS)
@@ -271,6 +273,7 @@ class Split:
         except (pa.ArrowException, OSError) as error:
             damage = f"{path}: row group {group} cannot be read ({error}); prepare again"
             raise errors.unreadable(path, error, damage) from None
+
         if table.num_rows != num_rows:
             read = f"{table.num_rows} rows of row group {group} were read where it has {num_rows}"
             raise UserError(f"{path}: {read}; prepare again")
@@ -364,6 +367,7 @@ def _check_shard(file: Path, rows: int, digest: str, schema: Schema) -> list[int
     except (pa.ArrowException, OSError) as error:
         damage = f"{file}: not a complete Parquet file ({error}); prepare again"
         raise errors.unreadable(file, error, damage) from None
+
     found = (metadata.metadata or {}).get(FINGERPRINT, b"none").decode(errors="replace")
     if found != schema.fingerprint():
         raise UserError(

@@ -132,6 +132,7 @@ class Source:
                 what = f"it has rows of {', '.join(both)} already, as {apart[0]}"
                 remedy = "name days that come after it in config.prepare.train_days"
             raise UserError(f"{where}: {what}; {remedy}")
+
         recipe_lib.check_unseen(self.recipe, base.schema.days, where)
         replayed = recipe_lib.named_days(self.recipe, "replay_days")
         if never := [day for day in replayed if moment(day) not in before]:

@@ -150,6 +150,7 @@ class Runner:
         jobs = ()
         if self._engine is not None:
             jobs = jobs_of(source.recipe, splits, 4 * self._engine.num_workers)
+
         with tqdm(total=size, desc=what, unit="B", unit_scale=True, disable=hidden) as bar:
             if self._engine is not None and len(jobs) > 1:
                 place = None if vocabularies is None else self._directory
@@ -297,6 +298,7 @@ def run_there(job: There) -> None:
         raise UserError(f"--engine=ray: {what}; install the same everywhere")
     for name in job.reads:
         storage.reading(name, later=True)
+
     directory = handover.at(job.place) / job.directory
     files_lib.make_directory(directory)
     if job.about:
@@ -392,6 +394,7 @@ def _joined(found: Iterable[Learned | Empty]) -> Iterator[Learned | Empty]:
             negative = one.negative
     except UserError as raised:
         error = raised  # behind what was found before it, which may be an error, too
+
     if negative is not None:
         tables = ((owner, counter.counts()) for owner, counter in counters.items())
         values = [(o, t["value"].combine_chunks(), t["count"].to_numpy()) for o, t in tables]

@@ -90,6 +90,7 @@ def reading(name: str | Path, *, later: bool = False) -> Path:
         copy = _known(of, index.commit, index.files) or Copy(of, index)
         copy.fetch()
         return copy.root / posixpath.relpath(place.key, of.key)
+
     of, listed = remote.list_plain(place)
     copy = _known(of, "", listed) or Copy(of, Index("", listed))
     if later:
@@ -115,6 +116,7 @@ def writing(name: str | Path, *, is_run: bool = False, has_runs: bool = False) -
     place = remote.place(str(name))
     if is_run and (within := nested.above(place)):
         return _run_of(str(name), place, *within)
+
     found, runs = _index_beside(place), nested.runs(place) if has_runs else {}
     index = found or Index("", _plain_of_ours(place, runs))
     remote.check_writable(place)
@@ -253,6 +255,7 @@ def file(name: str | Path) -> Iterator[Path]:
         raise UserError(f"{place.name}: it is a bucket; name an object in it")
     with contextlib.suppress(remote.DeniedError):  # to put it needs no right to read
         _index_beside(place)
+
     remote.check_writable(place.above())
     path = _directory(place.name, _own()) / posixpath.basename(place.key)
     _show(path, place.name)
@@ -426,6 +429,7 @@ class Copy:
         self._put_as: dict[str, tuple[tuple, File]] = {}  # {name: `_look` of a file, its object}
         self._unsure: Index | None = None  # what may be published: to do so failed
         self._sketched: set[str] = set()  # names of files that have their sizes only
+
         if writes or follows or index.files:
             files.make_directory(self.root)
         _copies[self.root] = self
@@ -572,6 +576,7 @@ class Copy:
         if not there or not self._published.commit or names - _PAGES:
             problem = "another program has published there since this one began"
             raise UserError(f"{self.place.name}: {problem}; start this one again")
+
         ours = {name: file for name, file in self.index.files.items() if name not in names}
         self.index = there._replace(files=ours | {n: theirs[n] for n in names & theirs.keys()})
         self._published = there
@@ -623,6 +628,7 @@ class Copy:
                 file = self._put_changed(token, name, file)
         except FileNotFoundError:
             return None
+
         self._put_as[name] = look, file
         self._missing.discard(name)
         return file

@@ -142,6 +142,7 @@ def sentence(
     vocabulary = vocabularies.get(slot.owner)
     if vocabulary is None or not len(vocabulary.values):
         return f"{text}; check its column"
+
     known = vocabulary.values[0].as_py()
     if not examples:
         return f"{text}; check its column, which held {known!r} there"
@@ -155,6 +156,7 @@ def _likely(example: str, known: str, vocabulary: Vocabulary) -> str:
     if parts := _joined(example, vocabulary):
         also = f"since training has {parts[0]!r} and {parts[1]!r}"
         return f"likely another separator (config.prepare.slots), {also}"
+
     variants |= {example.strip().title(), example.strip("'\"")}
     for variant in sorted(variants - {example, ""}):
         if vocabulary.ids(pa.array([variant]))[0]:

@@ -121,6 +121,7 @@ def distinct(
         if any(test(kind) for test in _NOT_LOOKED_UP):
             coded = _spelled(coded, False, spelling)
         coded = coded.dictionary_encode()
+
     plain = _spelled(coded.dictionary, False, spelling)
     is_spelled = not respell or spelling == 1 or not is_text(unwrapped_type(coded.dictionary.type))
     text = plain if is_spelled else _respelled(plain)
@@ -224,6 +225,7 @@ def one(
         return str(int(value))
     if isinstance(value, decimal.Decimal) and value.is_finite():
         return _plain(value)
+
     if isinstance(value, decimal.Decimal):  # infinite, or NaN
         value = float(value)
     if isinstance(value, numbers.Real):  # numpy's too
@@ -422,6 +424,7 @@ def _of_text(text: str) -> str:
         return _of_power(text)
     if found := _INSTANT.fullmatch(text):
         return _of_instant(text, *found.groups())
+
     if found := _TIME_OF_DAY.fullmatch(text):
         hour, minute, second, fraction = found.groups()
         if second:
@@ -497,6 +500,7 @@ def _of_floats(column: pa.Array) -> pa.Array:
         values = np.array([np.nan if x is None else x for x in column.to_pylist()], np.float16)
     else:
         values = column.fill_null(np.nan).to_numpy(zero_copy_only=False)
+
     known = ~np.isnan(values)
     # Most floats that are ids are whole numbers, and small enough that each has its own digits.
     whole = known & (np.abs(values.astype(np.float64)) < 2.0 ** (np.finfo(values.dtype).nmant + 1))

@@ -140,6 +140,7 @@ def load(directory: Path, slot: str, digest: str = "") -> Vocabulary:
     except (pa.ArrowException, OSError, KeyError) as error:
         damage = f"{path}: it cannot be read ({error}); prepare the data again"
         raise errors.unreadable(path, error, damage) from None
+
     if digest and found.digest() != digest:
         what = f"its values have the digest {found.digest()}, those of the schema {digest}"
         raise UserError(f"{path}: {what}; use the files of one preparation, or start again")
@@ -172,6 +173,7 @@ def load_rare(directory: Path, slot: str, digest: str) -> pa.Table | None:
         found = parquet.read(path, None, "prepare the data again")
     except FileNotFoundError:
         return None
+
     beside = (found.schema.metadata or {}).get(_BESIDE, b"").decode(errors="replace")
     if beside != digest:
         what = f"it belongs to a vocabulary of digest {beside}, not {digest}"

@@ -229,6 +229,7 @@ def _chances(
     w = np.ones(len(label)) if weight is None else weight.astype(np.float64)
     total = lambda x: np.bincount(groups.code, x, n)
     mass = total(w)
+
     with np.errstate(divide="ignore", invalid="ignore"):
         rows = mass**2 / total(w * w)
         rate, mean_p = total(w * (label > 0)) / mass, total(w * p) / mass

@@ -187,6 +187,7 @@ def _problem(x: np.ndarray, y: np.ndarray) -> str:
     if not np.isfinite(x).all():
         row = int(np.flatnonzero(~np.isfinite(x))[0])
         return f"the logit of row {row} is {x[row]}; the run has diverged, train again"
+
     clicks, rest, each = x[y > 0], x[y == 0], f"each of the {len(x):,} rows"
     if not len(clicks) or not len(rest):
         return f"{each} is {'a' if len(clicks) else 'no'} click; fit on rows of both classes"
@@ -253,6 +254,7 @@ def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
         if shapes != {()}:
             raise ValueError("slope and intercept are no numbers")
         return
+
     x, y = arrays["x"], arrays["y"]
     ascending = x.ndim == 1 and len(x) >= 2 and (np.diff(x) > 0).all() and (np.diff(y) >= 0).all()
     if not ascending or y[0] < 0 or y[-1] > 1:

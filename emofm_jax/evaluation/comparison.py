@@ -99,6 +99,7 @@ def row_parts(
     num_clicks = int(np.count_nonzero(clicked))
     if not 0 < num_clicks < len(clicked):
         raise ValueError("one class only: no AUC")
+
     # One sort, and counts along it: several times as fast as a search for each row.
     order = np.argsort(p)
     scores, is_click = p[order], clicked[order]

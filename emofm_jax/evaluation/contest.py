@@ -227,6 +227,7 @@ def make(
         columns = [_of_column(groups, rows, scores[0], scores[i], most) for groups in by]
         differences = _differences(found[i], found[0])
         models.append(OfModel(name=name, figures=figures, differences=differences, by=columns))
+
     clicks = int(np.count_nonzero(rows.label > 0))
     wider, notes = _wider(rows, found), list(about.pop("notes", ()))
     clusters = 0 if rows.cluster is None else paired.count(rows.cluster)
@@ -255,6 +256,7 @@ def _wider(rows: paired.Rows, found: Sequence[Mapping[str, paired.Estimate]]) ->
         cluster = paired.of_key(rows.key)
     if cluster is None or len(found) < 2:
         return {}
+
     wider = {}
     for metric in _TESTED:
         ours, theirs = (one[metric]._replace(cluster=None) for one in (found[1], found[0]))
@@ -284,6 +286,7 @@ def _of_column(
         sizes: dict[str, Any] = {"rows": len(index), "clicks": clicks}
         named = groups.values[code]
         values.append(OfValue(value=named, figures=figures, differences=differences, **sizes))
+
     num_values = int(np.count_nonzero(counts))
     return OfColumn(
         column=groups.column,

@@ -95,6 +95,7 @@ def auc(rows: Rows, score: np.ndarray) -> tuple[float | None, np.ndarray]:
     clicked, influence = rows.label > 0, np.zeros(len(score))
     if not clicked.any() or clicked.all():
         return None, influence
+
     parts = comparison.row_parts("auc", rows.label, score, rows.weight)
     values = []
     for part, of_class in zip(parts, (clicked, ~clicked)):

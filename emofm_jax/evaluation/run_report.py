@@ -141,6 +141,7 @@ def intercept_of(workdir: Path, step: int, fitted: bool) -> float | None:
             gone = "gone, and with it the intercept of the run; the same train command writes it"
             raise UserError(f"{path}: {gone} again")
         return None
+
     found = RunReport.load(workdir, step if fitted else None)
     if found.intercept is None or found.training.kept_step != step:
         if fitted:
@@ -167,6 +168,7 @@ def check(workdir: Path, body: Mapping[str, Any]) -> None:
         own = state_of(workdir, step)
     except (UserError, FileNotFoundError):
         return  # without that checkpoint, or with a damaged one, nobody can tell
+
     if own != state:
         what = f"of another run: of its step {step:,} this one has another state"
         raise UserError(f"{workdir / FILE}: {what}; {REMEDY}")

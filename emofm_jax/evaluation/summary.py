@@ -91,6 +91,7 @@ def unknown(shares: Mapping[str, float]) -> str:
     shown = [name for name in order[:_MOST_SLOTS] if shares[name] >= _SHARE_WORTH_KNOWING]
     if not shown:
         return ""
+
     text = "unknown values: " + ", ".join(f"{name} {shares[name]:.1%}" for name in shown)
     if len(shown) == len(order):
         return text
@@ -113,6 +114,7 @@ def calibration(fit: Mapping[str, Any], title: str) -> str:
     lines = [f"{head:<28}{'AUC':>10}{'logloss':>10}{'PCOC':>8}{'ECE':>10}"]
     for name in ("before", "after"):
         lines.append(_cells(f"  {name}", fit[name], "ece"))
+
     own = ", the same rows" if fit["split"] == fit["evaluated"] else ""
     lines.append(f"  fitted on {fit['rows']:,} rows of the {fit['split']} split{own}")
     if fit.get("reversed"):
@@ -128,6 +130,7 @@ def by_value(found: ByValue) -> str:
     line = lambda cells: "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths))
     lines = [f"by {found.column}: {found.said}"]
     lines.append(f"{'value':<{_NAME}}{line([head.replace('_', ' ') for head in heads.split()])}")
+
     for name, value in found.named:
         name = "".join(c if c.isprintable() else " " for c in name)
         short = name if len(name) < _NAME else f"{name[: _NAME - 3]}.."

@@ -63,6 +63,7 @@ def make_model(schema: Schema, options: Mapping, *, compute_dtype: str = "float3
     values["mixer"] = _part(mixers.Mixing, options["mixer"])
     values |= _derive(schema, options, num_types)
     network = _construct(MODELS[options["name"]], values)
+
     if num_types and options["name"] not in EMOFM:
         network = _construct(Copies, values | {"network": network})
     if num_types:
@@ -133,6 +134,7 @@ def predict(
     outputs = cast(losses.Outputs, module.apply({**variables, "batch_stats": stats}, e))
     if intercept is not None:
         outputs = outputs._replace(logits=outputs.logits + intercept)
+
     drop_type = getattr(module, "drop_type", -1)
     found = [_scores(of_one, drop_type) for of_one in losses.members(outputs)]
     scores = averaging.of_members(found)
@@ -199,6 +201,7 @@ def unread(options: Mapping) -> dict[str, str]:
         field, _, value = condition.partition("=")
         if str(values[f"{name}.{field}"]) == value:
             found |= dict.fromkeys(paths, f"{name}.{condition}")
+
     if "mixer.kind" in read:
         found |= _unread_of_stages(options)
     if typed:
@@ -223,6 +226,7 @@ def readers(path: str) -> str:
         return ", ".join(name for name in EMOFM if path in _fields(MODELS[name]))
     if path == "type_aware":
         return "all but " + ", ".join(EMOFM)
+
     others = [name for name, model in MODELS.items() if path not in _paths_read(model, name)]
     if len(others) > len(MODELS) / 2:
         return ", ".join(name for name in MODELS if name not in others)
@@ -305,6 +309,7 @@ def _derive(schema: Schema, options: Mapping, num_types: int) -> dict:
         starts = [_log_odds(clicks.sum(), rows.sum(), rate)]
     if options["head_bias"] == "zero":
         starts = [0.0] * len(starts)
+
     shares = (rows[:num_types] + 1) / (rows[:num_types].sum() + max(num_types, 1))
     reads = _am_reads(options)
     derived = {

@@ -100,6 +100,7 @@ class DESTINE(nn.Module):
         for share, (v, k) in zip(shares, values):
             seen = layers.dot(v, k @ kernel.T, self.style.dtype).swapaxes(1, 2)  # [B, i, j]
             logit += (share * seen).astype(jnp.float32).sum(axis=(1, 2))
+
         for x, k in added:
             logit += (x * (kernel @ k.T)).astype(jnp.float32).sum(axis=(1, 2))
         return logit
@@ -160,6 +161,7 @@ class DESTINE(nn.Module):
         z, kernel = jnp.ones((*values[0][0].shape[:2], 1), dtype), jnp.zeros((1, self.d_att))
         if added:
             z, kernel = added[0]
+
         sums = [jnp.einsum("bij,bjr->bir", a, v) for a, (v, _) in zip(shares, values)]
         z = jnp.concatenate([z, *sums], axis=2)
         kernel = jnp.concatenate([kernel, *(k for _, k in values)])

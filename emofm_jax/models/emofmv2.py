@@ -113,6 +113,7 @@ class EMOFMv2(nn.Module):
         if self.pooled:
             z = layers.MLP(widths, style, name="stage2")(z, weight, train=train)
             return typewise.PooledHead(bias, name="head")(join(z))
+
         tokens = layers.TokenDense(widths[0], style.dtype, name="dense")([z] * len(bias))
         tokens = layers.Tower(widths[1:], style, name="stage2")(tokens, weight, train=train)
         return typewise.TokenHead(bias, name="head")([join(z) for z in tokens])

@@ -119,6 +119,7 @@ def _slot_numbers(schema, field, names):
                 f"config.model.finalmlp.{field}: {name!r} is no slot of {schema.name!r}; "
                 f"its slots: {', '.join(known)}"
             )
+
     if len(set(names)) < len(names):
         raise UserError(
             f"config.model.finalmlp.{field}: {tuple(names)} names a slot twice; name it once"

@@ -109,6 +109,7 @@ class Typed(nn.Module):
         style = self.style if self.am_columns else dataclasses.replace(self.style, norm="none")
         auxiliary = typewise.AuxiliaryModel(hidden, bias, style, name="auxiliary")
         type_logits = auxiliary(self._of_auxiliary(e), weight, train=train)
+
         if self.drop_type >= 0:
             fill = lambda x: typewise.fill_dropped(x, type_logits, self.drop_type)
             logits = fill(logits)

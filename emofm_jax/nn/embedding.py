@@ -79,6 +79,7 @@ def init_rows(
     found = init_scale * random.normal_at(key, numbers)
     if vectors:  # else the compiler multiplies the factors first: other last bits
         found = jax.lax.optimization_barrier(found)
+
     for _, first, length in vectors:
         of_vector = (first < rows) & (rows <= first + length)
         found *= jnp.where(of_vector, length**-0.5, 1.0)[:, None]
@@ -104,6 +105,7 @@ def read(table: jax.Array, ids: jax.Array, vectors: Sequence[tuple[int, int, int
         return ids, lookup(table, ids)
     others = ids[:, _others(ids.shape[1], vectors)]
     rows, found = [others], [lookup(table, others)]
+
     for column, first, length in vectors:
         lead, own = ids[:, column], np.arange(length + 1, dtype=np.int32)
         occurs = jnp.where(own == 0, (lead == first).any(), (lead == first + 1).any())
@@ -120,6 +122,7 @@ def split(flat: jax.Array, ids: jax.Array, vectors: Sequence[tuple[int, int, int
     width = flat.shape[1]
     if not vectors:
         return flat.reshape(*ids.shape, width)
+
     num_others = ids.shape[1] - sum(length for _, _, length in vectors)
     done = len(ids) * num_others
     found = [flat[:done].reshape(len(ids), num_others, width)]
@@ -215,6 +218,7 @@ def pool(occurrences: jax.Array, value: jax.Array | None, slot_widths: Sequence[
         occurrences = occurrences * value[..., None]
     if all(width == 1 for width in slot_widths):
         return occurrences
+
     batch, _, dim = occurrences.shape
     pieces, start = [], 0
     for width, run in itertools.groupby(slot_widths):  # neighbours of one width are one slice

@@ -150,6 +150,7 @@ class WeightedBatchNorm(nn.Module):
                 step = jnp.where(total > 0, 1 - BATCH_NORM_MOMENTUM, 0.0)
                 running_mean.value += step * (mean - running_mean.value)
                 running_var.value += step * (var - running_var.value)
+
         factor = scale * jax.lax.rsqrt(var + NORM_EPSILON)
         shift = bias - mean * factor
         return [(x * f + s).astype(x.dtype) for x, f, s in zip(tokens, factor, shift)]

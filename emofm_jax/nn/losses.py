@@ -187,6 +187,7 @@ def _log_p(logits, type_logits, ftype, drop_type, keep_rate):
     if type_logits is None:
         logits = logits + shift if shift else logits
         return jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+
     ours, known = jax.nn.one_hot(ftype, logits.shape[1], dtype=bool), ftype >= 0
     mix = typewise.mixture(logits, jax.lax.stop_gradient(type_logits), drop_type)
     log_p, log_not_p = mix.log_p, mix.log_not_p

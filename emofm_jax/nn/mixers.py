@@ -90,6 +90,7 @@ def attend(projected: Sequence[jax.Array], num_heads: int, own: bool = False) ->
     batch, d_head = projected[0].shape[0], projected[0].shape[1] // (3 * num_heads)
     split = [p.reshape(batch, 3, num_heads, d_head) for p in projected]  # [B, 3, H, d_head]
     mixed = []
+
     for i, ours in enumerate(split):
         seen = [p for j, p in enumerate(split) if own or j != i]
         scores = [(ours[:, 0] * p[:, 1]).astype(jnp.float32).sum(-1) for p in seen]  # [B, H]
@@ -207,6 +208,7 @@ class GRU(nn.Module):
         candidate = self.param("candidate", layers.lecun, (width, width))
         bias = self.param("bias", nn.initializers.zeros, (3 * width,)).astype(self.dtype)
         updated = []
+
         for a, h in zip(messages, states):
             heard = layers.dot(a, message, self.dtype) + bias
             gate, proposed = jnp.split(heard, [2 * width], axis=1)
@@ -251,6 +253,7 @@ class MLPMixer(nn.Module):
         n = len(tokens)
         if n == 1:
             return list(tokens)
+
         width = self.token_expansion * n
         kernel = self.param("hidden", layers.lecun, (n, width))
         hidden_bias = self.param("hidden_bias", nn.initializers.zeros, (width,))

@@ -95,6 +95,7 @@ class TypeDense(nn.Module):
             y = layers.dot(x, kernel[0, :width], self.dtype)
             offset = (embedding @ kernel[0, width:] + bias).astype(self.dtype)  # [T, features]
             return [(y + offset[:, None]).reshape(-1, self.features)]
+
         offset = jnp.einsum("td,tdf->tf", embedding, kernel[:, width:]) + bias
         products = [layers.dot(x, k, self.dtype) for k in layers.unstack(kernel[:, :width])]
         return [y + o for y, o in zip(products, layers.cast(offset, self.dtype))]

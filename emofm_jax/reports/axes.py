@@ -89,6 +89,7 @@ def marker(x: float, y: float, series: int, title: str = "", size: float = 4.0) 
     paint = f'fill="{fill}"'
     if shape in ("cross", "plus", "ring"):
         paint = f'fill="none" stroke="{fill}" stroke-width="2"'
+
     inner = f"<title>{html.escape(title)}</title>" if title else ""
     if shape in paths:
         return f'<path d="{paths[shape]}" {paint}>{inner}</path>'

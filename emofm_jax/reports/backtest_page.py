@@ -46,6 +46,7 @@ def report(header: Header, lines: Sequence[Line]) -> document.Report:
     compared: list[Block] = []
     for metric, table in differences.items():
         compared += [Text(f"**{_NAMES[metric]}** minus that of `{first}`"), table]
+
     if others:
         sections["Against the first policy"] = compared
     days = header.days
@@ -181,6 +182,7 @@ def _notes(header: Header, lines: Sequence[Line]) -> list[str]:
         if short:
             days = f"{len(short)} {'day' if len(short) == 1 else 'days'}"
             notes.append(f"`{policy}`: {days} with fewer than {seeds} seeds: {', '.join(short)}")
+
     notes += [
         f"failed: {line.policy}, {line.day}, seed {line.seed}: {line.error}"
         for line in lines

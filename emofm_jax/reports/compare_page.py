@@ -79,6 +79,7 @@ def _by(column: OfColumn) -> Table:
             cells += [before, *_cells(value.differences.get(metric))]
         mark = Cell("*" if value.apart else "")
         rows.append([Cell(column.name(value)), *sizes, *cells, mark])
+
     heads = "rows, clicks, AUC of the first, difference, its interval, logloss of the first, "
     heads += "difference, its interval, apart"
     return Table([column.column, *heads.split(", ")], rows)

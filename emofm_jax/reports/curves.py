@@ -43,6 +43,7 @@ def reliability(runs: Runs, name: str, split: str) -> plots.Series | None:
     bins = [of_run for of_run in bins if len(of_run) == len(every[0])]
     if not bins or not bins[0]:
         return None
+
     figures = np.array([[(part.mean_p, part.rate) for part in of_run] for of_run in bins])
     p, rate = figures.mean(axis=0).T.tolist()
     if len(bins) > 1:

@@ -88,6 +88,7 @@ class Table(NamedTuple):
         button = '<th scope="col"><button type="button">{}</button></th>'
         heads = "".join(button.format(_inline(head)) for head in self.heads)
         rows, numeric = [], self._numeric()
+
         for i, row in enumerate(self.rows):
             assert len(row) == len(self.heads), (self.heads, row)
             cells = []

@@ -131,6 +131,7 @@ def machine(run: Run) -> str:
     path = run.workdir / "environment.json"
     if not path.exists():
         return ""
+
     body = _json(path)
     named = [(d.split(":")[0], d.split(" ", 1)[-1]) for d in body["devices"]]
     kinds = [" ".join(dict.fromkeys(names)) for names in named]
@@ -160,6 +161,7 @@ def predictions(run: Run, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarra
     path = run.workdir / "predictions" / f"{split}.parquet"
     if not path.exists():
         return None
+
     table = parquet.read(path, ("label", "p", "weight"), "evaluate the run again")
     label, p = table["label"].to_numpy(), table["p"].to_numpy()
     if "weight" not in table.column_names:

@@ -63,6 +63,7 @@ def _summary(part: SplitReport, split: str) -> str:
     if part.share is not None:
         lift = f"{part.share:.1%} of the attainable lift"
         text += f", {lift} (AUC of the true p: {part.bayes_auc:.5f})"
+
     text += f"; logloss {part.logloss:.5f}"
     if part.constant and part.constant.logloss:
         text += f" where a constant has {part.constant.logloss:.5f}"
@@ -147,6 +148,7 @@ def _reliability(run: read.Run, split: str) -> list[Block]:
     series = curves.reliability([run], "model", split)
     if series is None:
         return []
+
     text = (
         "Tenths of the rows by prediction, rates with 95% intervals (Wilson). "
         "On the dashed line both agree."
@@ -170,6 +172,7 @@ def _evaluations(run: read.Run) -> list[Block]:
         blocks += [
             Text(f"`{name}`: {'; '.join([part.data, *part.notes])}.") for name, part in new.items()
         ]
+
     for name, part in found.items():
         for table in part.by:
             blocks += [Text(f"`{name}` by `{table.column}`: {table.said}."), _by_value(table)]
@@ -191,6 +194,7 @@ def _by_value(table: ByValue) -> Table:
         chance = Cell("-") if value.chance is None else Cell(f"{value.chance:.2g}", value.chance)
         logloss = document.number(value.logloss, 5)
         rows.append([Cell(name), *sizes, *rates, *pcoc, chance, *auc, logloss])
+
     heads = (
         "rows, clicks, click rate, mean p, PCOC, its interval, chance, AUC, its interval, logloss"
     )
@@ -229,6 +233,7 @@ def _configuration(run: read.Run) -> list[Block]:
     fields = read.fields(run)
     if fields is None:
         return []
+
     write = lambda value: Cell("-" if value is ... else repr(value))
     changed = config.difference(fields, config.default()).items()
     rows = [[document.code(key), write(ours), write(theirs)] for key, (ours, theirs) in changed]

@@ -83,6 +83,7 @@ def load(directory: Path) -> tuple[Export, dict]:
     if schema.fingerprint() != loaded.signature.get("schema"):
         other = "schema.json is not of the run that the weights are of"
         raise UserError(f"{directory}: {other}; copy the artefact again")
+
     origins = _origins(directory, loaded.signature)
     try:
         program = (directory / PROGRAM).read_bytes()

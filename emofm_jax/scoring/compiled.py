@@ -129,6 +129,7 @@ class Layout:
             return False
         if self._weights is not None and (self._weights & (bits > _MAX_WEIGHT)).any():
             return False
+
         for columns in self._vectors:
             missing = bits[:, columns] > _INFINITE
             if (missing.any(axis=1) != missing.all(axis=1)).any():

@@ -64,6 +64,7 @@ def said(origin: Mapping[str, Any]) -> str:
         parts.append(f"days {days[0]} to {days[-1]}")
     if parent := origin.get("parent"):
         parts.append(f"from {parent['run']} (step {parent['step']:,})")
+
     for split, figures in origin.get("metrics", {}).items():
         if figures.get("auc") is not None:
             parts.append(f"{split} AUC {figures['auc']:.4f}, logloss {figures['logloss']:.4f}")
@@ -75,6 +76,7 @@ def _metrics(workdir: Path, step: int) -> dict[str, dict[str, Any]]:
     path = workdir / "metrics.json"
     if not path.exists():
         return {}
+
     with files.undamaged(path, run_report.REMEDY):
         body = files.read_json(path)
         if body["train"].get("kept_step", step) != step:

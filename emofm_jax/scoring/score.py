@@ -55,6 +55,7 @@ def call_program(program, slots, weights, features):
     empty = next(iter(features.values())).shape[:1] == (0,)
     if empty:
         features = {name: np.zeros((1, *x.shape[1:]), x.dtype) for name, x in features.items()}
+
     try:
         scores = program.call(weights, features)
     except (NotImplementedError, TypeError) as error:

@@ -184,6 +184,7 @@ class Scorer:
         counter.add(features)
         counts, unseen = counter.counts(), self._encoder.unseen
         vocabularies = self._encoder.vocabularies or {}
+
         for name, watched in list(self._watched.items()):
             watched.values += counts[name][0]
             watched.unknown += counts[name][1]
@@ -237,6 +238,7 @@ def _load_one(name: str | Path, calibrated: bool) -> Scorer:
         raise UserError(f"{path}: it is a file; name the directory of {known}")
     if (path / artefact.PROGRAM).exists():
         return _load_artefact(path, calibrated)
+
     place = path.absolute()
     step = place.name.removeprefix("step_")
     if place.parent.name == "checkpoints" and step.isdecimal():
@@ -288,6 +290,7 @@ def _restore(directory: Path, step: int, module: nn.Module, schema: Schema, aver
     like = {"params": params, "stats": variables.get("batch_stats", {})}
     if averaged:
         like = {"average": like}
+
     restored = checkpoint.restore(directory, like, step=step, only=tuple(like))
     build.check_data(directory.parent, restored, schema)
     kept = restored.state["average"] if averaged else restored.state

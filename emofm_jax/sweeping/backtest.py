@@ -250,6 +250,7 @@ class Backtest:
         path, runs = self.workdir / FILE, self.workdir / "runs"
         if not path.exists():
             return found
+
         old = Header.load(path)
         # Days at the end without a run were not lived: preparing one of them failed.
         begun = [at for at, day in enumerate(old.days, 1) if any(runs.glob(f"*/{_quoted(day)}"))]
@@ -282,6 +283,7 @@ class Backtest:
         found = self.of_policy(policy)
         moments = found.train.init_moments and bool(task.parent)
         fields |= {"train.init_moments": moments, "train.init_from": ""}
+
         if task.parent:
             fields["train.init_from"] = str(self.place(policy, task.parent, seed))
         found = overrides.apply(found, fields, f"policy {policy.name!r}")
@@ -303,6 +305,7 @@ class Backtest:
                 lines.append(Line(policy.name, task.day, seed, error=error))
             else:
                 runs.append(run)
+
         if runs:
             base = self.data(policy, task.parent) if task.parent else None
             with _named(f"policy {policy.name!r}, day {task.day}"):
@@ -318,6 +321,7 @@ class Backtest:
             ended = {run.workdir: r for run, r in found if r and (r.ok or not self.retry)}
             yield from ((run, ended[run.workdir]) for run in group if run.workdir in ended)
             todo.append([run for run in group if run.workdir not in ended])
+
         todo = [group for group in todo if group]
         named = {(run.point, run.seed): run for group in todo for run in group}
         for run in named.values():  # other processes have what is here only
@@ -386,6 +390,7 @@ def check(config: ConfigDict) -> None:
     if config.train.monitor:
         what = f"{config.train.monitor!r}: the day that is scored would choose the state"
         raise UserError(f"config.train.monitor: {what}; leave it empty, and say train.epochs")
+
     for key in ("embedding", "network"):
         if config.optim[key].schedule == "plateau":
             what = "'plateau': the day that is scored would choose the rate"
@@ -435,6 +440,7 @@ def check_line(workdir: Path, header: Header, line: Line) -> None:
             raise UserError(f"{workdir / FILE}: {what}; {remedy}")
     if line.error is not None:
         return
+
     there = (path for path in (place / "metrics.json", place / _SCORED) if path.exists())
     if (path := next(there, None)) is None:
         raise UserError(f"{place}: neither metrics.json nor {_SCORED}; {remedy}")
@@ -497,6 +503,7 @@ def _line(run: Run, report: SplitReport) -> Line:
         of_others = not math.isclose(nats, report.logloss, rel_tol=1e-6)
     if of_others or len(label) != report.rows:
         raise UserError(f"{path}: not the scores that the figures of the day are of; {remedy}")
+
     intervals = {
         name: [float(one.interval.low), float(one.interval.high)]
         for name, one in found.items()

@@ -76,6 +76,7 @@ def read_config(path: str | Path, arg: str | None) -> ConfigDict:
         raise UserError(f"{path}:{arg}: its get_config takes no argument; leave {arg!r} out")
     if arg is None and needed:
         raise UserError(f"{path}: its get_config needs an argument; write {path}:ARGUMENT")
+
     config = _guard(Path(path), lambda: get_config() if arg is None else get_config(arg))
     if not isinstance(config, ConfigDict) or config.keys() != config_lib.default().keys():
         must = "its get_config must return emofm_jax.config.default() with changes"

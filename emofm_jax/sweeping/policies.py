@@ -104,6 +104,7 @@ def read(path: Path, arg: str | None) -> Declared:
         raise UserError(f"{path}: it has no policies; {remedy}")
     if type(first) is not int or first < 1:
         raise UserError(f"{path}: first_days = {first!r}; it must be a whole number of at least 1")
+
     named = given if isinstance(given, Mapping) else {name: {} for name in given}
     if len(named) < len(given):
         raise UserError(f"{path}: a policy stands twice in {list(given)}; name it once")
@@ -119,6 +120,7 @@ def _policy(path: Path, name: Any, overrides: Any) -> Policy:
     if not isinstance(overrides, Mapping) or not all(isinstance(key, str) for key in overrides):
         remedy = "give {dotted field: value}"
         raise UserError(f"{path}: policy {name!r} has {overrides!r:.80} for overrides; {remedy}")
+
     alone, warm, replayed, _, last = match.groups()
     kind = alone or warm or "last"
     for field, value in overrides_lib.leaves(overrides):

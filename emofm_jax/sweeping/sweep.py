@@ -134,6 +134,7 @@ class Sweep:
         identity = schema_lib.load(place).identity if known else ""
         if not identity:
             return ""
+
         first, whose = self.prepared.setdefault(data, (identity, str(place)))
         if identity != first:
             both = f"of the preparation {identity} of {data}, but {whose} of {first}"

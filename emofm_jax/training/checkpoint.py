@@ -182,6 +182,7 @@ def _agreed(read: Callable[[], _T]) -> _T:
         found = read()
     except (DamagedError, FileNotFoundError) as error:
         problem = str(error)
+
     if said := [x for x in processes.gather(problem) if x]:
         raise DamagedError(said[0])
     assert found is not None
@@ -316,6 +317,7 @@ def _check_same(path: Path, saved: dict, expected: dict) -> None:
         sides += [f"{sign} {name}" for name in names[:8]]
         if len(names) > 8:
             sides.append(f"{sign} {len(names) - 8} more")
+
     raise UserError(
         f"{path}: its state (-) is not of this model and optimizer (+): {', '.join(sides)}; use "
         "the configuration that it was made with, or another workdir"

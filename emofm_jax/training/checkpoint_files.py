@@ -142,6 +142,7 @@ def read_index(path: Path) -> Body:
         found = xxhash.xxh3_64_hexdigest(text[: text.rindex(_HASHES)].encode())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{INDEX} is not readable: {error}") from None
+
     if found != wanted:
         raise DamagedError(f"{INDEX} has another hash than it was written with")
     if (version := body["format_version"]) not in (_VERSION, _VERSION_OF_ROWS):

@@ -83,6 +83,7 @@ def _prune(base: Path, limit: int) -> None:
             found = path.stat()
             if path.is_file():
                 kept.append((max(found.st_atime, found.st_mtime), found.st_size, path))
+
     total = sum(size for _, size, _ in kept)
     for _, size, path in sorted(kept):
         if total <= limit:

@@ -40,6 +40,7 @@ def use(program: str) -> None:
         return
     if _TUNABLE in tunables or _DONE in os.environ or _is_debugged() or not _are_there():
         return
+
     tunables = ":".join(filter(None, [tunables, f"{_TUNABLE}=1"]))
     environment = os.environ | {_TUNABLES: tunables, _DONE: "1"}
     with contextlib.suppress(OSError):

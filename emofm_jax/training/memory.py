@@ -76,6 +76,7 @@ class Plan:
         sizes += [("copied for a checkpoint", self.copied)]
         rows = f"{self.num_devices:,} devices, {self.num_rows:,} rows of a batch on each"
         place = f"table of {self.table_rows:,} rows x {self.width} columns"
+
         if self.num_devices > 1:
             place += f", {self.device_rows:,} rows on each, which asks {self.capacity:,} of another"
         line = lambda word, size: f"  {word:30}{_in_words(size):>12}{size:>20,} bytes"
@@ -179,6 +180,7 @@ def _kept(parts: Parts, state: TrainState, num_rows: int) -> int:
     rows = jax.ShapeDtypeStruct(shape, np.float32)
     leaves, tree = jax.tree.flatten((network, state.stats, rows))
     shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+
     try:
         found = _residuals(module, tree, shapes)
     except TypeError:  # a model of one's own may have a field without a hash

@@ -221,6 +221,7 @@ def read_truth(split: Split) -> dict[str, np.ndarray] | None:
     except (pa.ArrowException, OSError) as error:
         damage = f"{path}: cannot be read ({error}); prepare again"
         raise errors.unreadable(path, error, damage) from None
+
     if digest != split.digest:
         raise UserError(f"{path}: not of the rows that were scored; {shards.ANEW}")
     if table.num_rows != split.num_rows:
@@ -268,6 +269,7 @@ def write_predictions(path: Path, predictions: Predictions, rows: Any = None) ->
     row = rows.positions if is_raw else np.arange(len(predictions.p))
     row_id = rows.row_id if is_raw else None
     schema = table(slice(0, 0), row, row_id).schema
+
     with (
         files.whole(path) as temporary,
         parquet.Writer(temporary, schema) as writer,
@@ -285,6 +287,7 @@ def _table(
     for name in ("label", "ftype", "weight", "gauc_key", "logit", "p", "p_std"):
         if (array := getattr(predictions, name)) is not None:
             columns[name] = array[rows]
+
     for name in ("p_type", "p_given_type"):
         if (array := getattr(predictions, name)) is not None:
             flat = array[rows].reshape(-1)

@@ -116,6 +116,7 @@ def _find(coordinator: str, wait_seconds: int) -> None:
         if time.monotonic() > end:
             break
         time.sleep(0.2)
+
     remedy = "start process 0 there, or correct the address"
     tried = f"nobody answers ({why}) after {wait_seconds} seconds"
     raise UserError(f"--coordinator={coordinator}: {tried}; {remedy}")

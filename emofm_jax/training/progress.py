@@ -95,6 +95,7 @@ class Progress:
             return f"{times} without {gain} (config.train.patience)"
         if self.epoch < train.epochs:
             return f"step {self.step:,} (config.train.max_steps)"
+
         last = "the last epoch" if train.epochs > 1 else "its epoch"
         gains = "; its validation was the best so far, so more may be better"
         gaining = train.epochs > 1 and train.monitor and self.best_step == self.step

@@ -161,6 +161,7 @@ def open_data(config: ConfigDict) -> dict[str, shards.Split]:
         if processes.is_first():
             print(f"{directory}: no shards yet, making the synthetic data")
             preparation.prepare_missing(config)
+
     processes.gather("data")
     directory = storage.reading(config.data.dir)  # which may have been made
     schema = schema_lib.load(directory)

@@ -99,6 +99,7 @@ def make(config: ConfigDict, parts: Parts) -> Start:
             recipe_lib.check_unseen(ours.recipe, days, where)
         found, module = _restore(config, theirs, schema, directory)
         rows = _rows(schema, ours, directory, storage.reading(config.data.dir))
+
     columns = _columns(module, parts.module)
     state, fresh = _carry(parts, schema, found.state, (rows, columns), moments)
     new = [f"slot {s.name!r} is new" for s in ours.slots if s.name not in _by_name(schema)]
@@ -134,6 +135,7 @@ def _problems(old: Schema, new: Schema) -> Iterator[str]:
         yield f"slots {gone} are gone"
     elif [name for name in ours if name in theirs] != list(theirs):
         yield "the order of slots"
+
     for name, slot in theirs.items():
         a, b = dataclasses.asdict(slot), dataclasses.asdict(ours.get(name, slot))
         grows = ("rows",) if slot.encoding == "vocabulary" else ()
@@ -160,6 +162,7 @@ def _restore(
     state = state.replace(**{name: () for name in ("step", "lr_scale")})
     if not config.train.init_moments:
         state = state.replace(opt_state=())
+
     try:
         step = progress.kept_step(theirs.train)
         found = checkpoint.restore(directory / "checkpoints", state, step=step, only=only)
@@ -188,6 +191,7 @@ def _rows(old: Schema, new: Schema, there: Path, here: Path) -> Places:
     before, now = encode.load_vocabularies(old, there), encode.load_vocabularies(new, here)
     first = dict(zip((slot.name for slot in old.slots), old.offsets.tolist()))
     from_, to = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+
     for slot, offset in zip(new.slots, new.offsets.tolist()):
         if slot.share or slot.name not in first:
             continue
@@ -294,6 +298,7 @@ def _array(
         return found
     if fresh.shape == there.shape:
         return there
+
     # Types come behind those that there were.
     differ = {(a, b) for a, b in zip(there.shape, fresh.shape) if a != b}
     if any(differ == {pair} for pair in grown):

@@ -145,6 +145,7 @@ def of_rows(change: Callable, state: TrainState, num_rows: int) -> TrainState:
     average = state.average
     if average:
         average = {**average, "params": part(average["params"])}
+
     return state.replace(
         params=part(state.params),
         opt_state=part(state.opt_state),

@@ -95,6 +95,7 @@ def writing(workdir: Path) -> Iterator[None]:
     with files.named(directory):
         directory.mkdir(exist_ok=True)
         descriptor = os.open(directory, os.O_RDONLY)
+
     try:
         files.lock(descriptor, wait=True)
         files.clear(directory)
@@ -164,6 +165,7 @@ def open_workdir(config: ConfigDict, workdir: Path, schema: schema_lib.Schema) -
         encode.copy_vocabularies(schema, data, workdir)
         encode.copy_rare(schema, data, workdir)
         schema.save(workdir)
+
     files.write_json(workdir / "environment.json", _environment())
     files.write_json(path, json.loads(config.to_json()))  # last: a workdir with it is a run
     storage.publish(workdir)

@@ -40,6 +40,7 @@ def fitting(file: pq.ParquetFile, path: Path, names: Sequence[str]) -> pq.Parque
             far = np.abs(a) > _FAR
             is_far |= bool(far.any())
             is_fine |= bool((b[~far] % 1000 != 0).any())
+
     if is_far and is_fine:
         what = f"its times of 96 bits ({', '.join(wanted)}) are some before 1677 or after 2262"
         remedy = "write timestamps of microseconds"

@@ -315,6 +315,7 @@ def _arrow(data: bytes, dialect: Dialect, wanted: Sequence[str], quoted: bool) -
     )
     if data.startswith(_BOM):
         data = _BOM + data  # pyarrow would take the first character of the block for a file's BOM
+
     # A long row needs a large piece, and between pieces pyarrow loses line ends within quotes.
     for size in (len(data) + 8,) if quoted else (CACHED_BYTES, len(data) + 8):
         read = pa_csv.ReadOptions(

@@ -50,6 +50,7 @@ def as_arrow(
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{where} cannot be read ({reason}); give plain values") from None
+
     is_pair = slot.weighted and pa.types.is_struct(column.type)
     if pa.types.is_nested(column.type) and not (slot.is_bag or slot.is_vector or is_pair):
         problem = f"holds lists, it has one value a row (it is {slot.kind})"
@@ -75,6 +76,7 @@ def _column(values: Any, slot: Slot, spelling: int, spell: _Spell) -> pa.Array:
             found = pa.chunked_array(values) if hasattr(values, _ARRAYS[0]) else pa.array(values)
             return _whole(found) if isinstance(found, pa.ChunkedArray) else found
         return _of_objects(list(values), slot, spell)
+
     if hasattr(values, "__dlpack__") or hasattr(values, "__array__"):  # of jax, say
         values = np.asanyarray(values)
     if not isinstance(values, np.ndarray):
@@ -95,6 +97,7 @@ def _of_numpy(values: np.ndarray, slot: Slot, spell: _Spell) -> pa.Array:
         raise TypeError("complex numbers are no values")
     if str(values.dtype) == "bfloat16":
         values = values.astype(np.float32)
+
     mask = np.ma.getmaskarray(values).ravel() if isinstance(values, np.ma.MaskedArray) else None
     flat = np.asarray(values).ravel()
     if not flat.dtype.isnative:
@@ -136,6 +139,7 @@ def _of_objects(values: list, slot: Slot, spell: _Spell) -> pa.Array:
     several = {kind for kind in kinds if _is_several(kind, slot)}
     if not several:
         return _of_singles(values, spell)
+
     if not slot.weighted and kinds <= {list, tuple, type(None)}:
         with contextlib.suppress(pa.ArrowException, ValueError, TypeError):  # most are of text
             return pa.array(values, pa.list_(pa.string()))
@@ -195,6 +199,7 @@ def _pair(value: Any) -> tuple[Any, Any]:
         return (parts[0].strip(), parts[2].strip()) if parts[1] else (value, None)
     if isinstance(value, dict) and value.keys() == {"id", "weight"}:
         return value["id"], value["weight"]
+
     both = tuple(value.values()) if isinstance(value, dict) else value
     if isinstance(both, np.void):  # a record of numpy
         both = tuple(both[i] for i in range(len(both.dtype.names or ())))
@@ -211,6 +216,7 @@ def _of_singles(values: list, spell: _Spell) -> pa.Array:
         missing = _missing(values, kinds)
         plain = [None if gone else value for value, gone in zip(values, missing)]
         kinds = set(map(type, plain))
+
     kinds.discard(type(None))
     if len(kinds) < 2 and not any(map(_is_lost, kinds)):
         with contextlib.suppress(pa.ArrowException, ValueError, TypeError, OverflowError):

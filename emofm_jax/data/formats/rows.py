@@ -137,6 +137,7 @@ def whole(data: bytes, separator: str) -> int:
         return data.rfind(b"\n") + 1
     quotes = _quotes(data, separator, last=False)
     end = data.rfind(b"\n", 0, None if quotes.undecided < 0 else quotes.undecided)
+
     for start, stop in zip(quotes.starts[::-1], quotes.stops[::-1]):
         if start < end < stop:
             end = data.rfind(b"\n", 0, start)

@@ -52,6 +52,7 @@ def integer_row_id(recipe: Mapping, files: Sequence[RawFile]) -> bool:
     first = raw_files.first_full(files)
     if raw_files.kind(first.path) != "parquet":
         return False
+
     schema = open_parquet(first.path).schema_arrow
     names = [*schema.names, *first.partitions, *first.above]
     if recipe["row_id"] not in names:
@@ -380,6 +381,7 @@ def unwrapped(column: pa.Array) -> pa.Array:
     if not pa.types.is_nested(kind):
         values.spell(column.slice(0, 0))  # an error if its values cannot be text
         return column
+
     if not pa.types.is_struct(kind):
         column = bags.as_lists(column)
         kind = values.unwrapped_type(column.type.value_type)
@@ -402,6 +404,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         raise UserError(f"{path}: no such file; check the path") from None
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a complete Parquet file ({error}); copy it again") from None
+
     if shards.FINGERPRINT in (file.metadata.metadata or {}):
         # Its ids would pass for raw values, and every score would be wrong.
         remedy = "name raw rows, or the directory of a complete split"

@@ -182,6 +182,7 @@ def guess(sample: Sample) -> Guess:
     for one in [one for one in seen if not one.name]:
         found.ignore.append(one.name)
         found.why[one.name] = "a column without a name, as an index is that pandas writes"
+
     seen = [one for one in seen if one.name]
     found.nulls = sorted({x for one in seen for x in one.nulls})
     _roles(sample, seen, found)
@@ -200,6 +201,7 @@ def _seen(name: str, column: pa.Array) -> Seen:
     except pa.ArrowException:
         unusable = f"values of type {column.type} cannot be used"
         return Seen(name, pa.nulls(len(column), pa.string()), unusable=unusable)
+
     longest = 0
     if pa.types.is_list(column.type):
         longest = pc.max(pc.list_value_length(column)).as_py() or 1
@@ -350,6 +352,7 @@ def _slot(one: Seen, found: Guess, named: bool) -> None:
         found.ignore.append(one.name)
         found.why[one.name] = one.unusable or "no value in any row"
         return
+
     if len(one.distinct) == 1 and not one.missing:
         found.why[one.name] = f"one value, {one.examples}: it tells nothing in these rows"
     group = next((g for g, words in _GROUPS.items() if one.words & {*words.split()}), "other")

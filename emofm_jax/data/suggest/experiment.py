@@ -54,6 +54,7 @@ def suggest(source: Path) -> str:
     if found.passed_over:
         some = ", ".join(found.passed_over[:5])
         questions = [*questions, f"what are {some}? They belong to no split and are not read."]
+
     name = re.sub(r"\W+", "_", source.resolve().name.split(".")[0]).strip("_").lower() or "mine"
     size = next(size for rows, size in _BATCHES if found.num_rows >= min(rows, sample.ROWS))
     lines += [
@@ -110,6 +111,7 @@ def _tabular(found: Sample, guess: Guess) -> list[str]:
     if guess.nulls:
         why = "spellings of a missing number"
         lines.append(_line("prepare.null_values", ("", *guess.nulls), why))
+
     lines += ["", *_split(found, guess), ""]
     for field, name in (
         ("label", guess.label),
@@ -160,6 +162,7 @@ def _slots(guess: Guess) -> list[str]:
                 why = {one: guess.why.get(one) for one in recipe.members(name)}
                 lines += [f"            # {one}: {text}" for one, text in why.items() if text]
         lines.append("        )),")
+
     lines.append("    )")
     if guess.slots:
         lines.append("    c.prepare.slots = {")
@@ -198,6 +201,7 @@ def _of_tokens(found: Sample) -> list[str]:
                 low, high = amounts[name].min(), amounts[name].max()
                 slots[name] = columns.numeric(amounts[name])
                 why[name] += f", one id with numbers, {low:g} to {high:g}"
+
     guess = Guess(groups=groups, slots=slots, why=why)
     lines = [
         _line("prepare.format", found.format, ""),

@@ -86,6 +86,7 @@ def read(source: Path) -> Sample:
     if len(kinds) > 1:
         both = f"{kinds[True]} is Parquet, {kinds[False]} is text"
         raise UserError(f"--suggest={source}: {both}; name one kind of files")
+
     if True in kinds:
         columns = _joined([_parquet(file.path, most) for file in chosen])
         if not any(map(len, columns.values())):
@@ -111,6 +112,7 @@ def _splits(
     none: tuple[dict[str, str], list[RawFile], list[str]] = ({}, list(files), [])
     if not source.is_dir():
         return none
+
     found: dict[str, set[str]] = {name: set() for name in SPLITS}
     train, others = [], []
     for file in files:
@@ -237,6 +239,7 @@ def _names(rows: Sequence[Sequence[str]]) -> list[str]:
     digests = [any(cells) and all(_DIGEST.fullmatch(x) for x in cells if x) for cells in columns]
     hashed = any(digests)
     names, counts = [], {"I": 0, "C": 0}
+
     for i, cells in enumerate(columns):
         if binary and i == binary[0]:
             names.append("label")

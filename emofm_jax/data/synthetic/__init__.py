@@ -166,6 +166,7 @@ def _table(rows: Rows, ids: Ids, schema: Schema, hashes: dict[str, np.ndarray]) 
         if isinstance(found, Bags):
             column = pa.ListArray.from_arrays(pa.array(found.starts.astype(np.int32)), column)
         columns[slot.name] = column
+
     columns["label"] = pa.array(rows.label)
     if schema.types:
         columns["ftype"] = pa.array(rows.ftype)

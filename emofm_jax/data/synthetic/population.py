@@ -153,6 +153,7 @@ def make_population(dials: Dials, rng: np.random.Generator) -> Population:
             ids = rng.choice(slot.size, len(popularity[slot.parent]), p=own).astype(np.int32)
             parents[slot.name] = ids
             popularity[slot.name] = np.bincount(ids, popularity[slot.parent], slot.size)
+
     items, segments = popularity["clicked_items"], popularity["segment"]
     favourites = rng.choice(len(items), (len(segments), FAVOURITES), p=items).astype(np.int32)
     cumulative = {name: np.cumsum(p)[:-1] for name, p in popularity.items()}

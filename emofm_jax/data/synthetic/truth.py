@@ -199,6 +199,7 @@ def _latents(
         v = waves @ (rng.standard_normal((5, RANK)) / np.arange(1, 6)[:, None])
     else:
         v = rng.standard_normal((slot.size, RANK))
+
     scale = np.sqrt(popularity / (popularity + SMOOTHING))
     missing = rng.standard_normal((1, RANK))
     new = rng.standard_normal((population_lib.num_new_ids(slot), RANK)) * scale.min()

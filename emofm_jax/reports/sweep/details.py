@@ -124,6 +124,7 @@ def cost(v: View) -> list[Block]:
     if not v.known:
         return []
     charts = []
+
     for same in v.data:
         if same is not v.data[0] and len(same.points) < FEWEST:
             continue

@@ -158,6 +158,7 @@ def _rows(
         parts = comparison.row_parts(metric, *found)
         weight = found[2]
         total = [a + b for a, b in zip(total, parts)] if total else list(parts)
+
     if label is None:
         return Missing.PREDICTIONS
     weights = None

@@ -44,6 +44,7 @@ def lines(sweep: read.Sweep) -> dict[str, list[Line]]:
     settings = findings.settings(sweep, [point for point in sweep.points if sweep.done(point)])
     fields = _varied(settings)
     found: dict[str, list[_Alike]] = {}
+
     for field, values in fields.items():
         others = [f for f in fields if f != field]
         alike: dict[tuple, list[str]] = {}
@@ -97,6 +98,7 @@ def _numbers(field: str, values: Mapping[str, Any]) -> tuple[str, dict[str, floa
     values = {point: v for point, v in values.items() if v and all(map(_is_number, v))}
     if len(lengths) != 1:
         return field, {}
+
     at = [i for i, column in enumerate(zip(*values.values())) if len(set(column)) > 1]
     if len(at) == 1:
         return f"{field}[{at[0]}]", {point: float(v[at[0]]) for point, v in values.items()}

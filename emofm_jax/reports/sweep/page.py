@@ -98,6 +98,7 @@ def _results(v: View, results: Sequence[tuple[str, Table]]) -> list[Block]:
             why = f"; the point compared to is {same.why}" if same.why and same.compared else ""
             blocks.append(Text(f"**{name}**{why}"))
         blocks += [table, *_results_chart(v, same)]
+
     unfinished, without = v.rest()
     if unfinished and len(v.data) > 1:
         blocks.append(Text(f"Without a finished run: {listed(unfinished)}."))
@@ -144,6 +145,7 @@ def _results_chart(v: View, same: SameData) -> list[Block]:
     shown = details.drawn(v, same)
     if len(shown) < (2 if len(v.data) == 1 else details.FEWEST) or not v.known:
         return []
+
     series = plots.Series.of("", (), [v.spread(point) for point in shown])
     mean = ": mean and 95% interval over seeds" if any(series.intervals) else ""
     few = f", the best {len(shown)} of {len(same.points)} points"
@@ -219,6 +221,7 @@ def _on_other_data(v: View, small: Sequence[SameData]) -> list[Block]:
     text += f", in {_measure(v)}."
     if len(whys) == 1:
         text += f" What is subtracted is {whys[0]}."
+
     rows = []
     for same in small:
         why = Cell(same.why if len(whys) > 1 else "")

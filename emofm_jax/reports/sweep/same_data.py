@@ -124,6 +124,7 @@ def _by_rows(sweep: read.Sweep, split: str, points: Sequence[str]) -> dict[tuple
             break
         clicks = int(np.count_nonzero(found[0]))
         keys[point] = len(found[0]), clicks, hashlib.sha256(found[0].tobytes()).hexdigest()
+
     if len(keys) < len(points):
         reports = {point: sweep.done(point)[0].splits[split] for point in points}
         keys = {point: (r.rows, r.clicks, r.bayes_auc) for point, r in reports.items()}

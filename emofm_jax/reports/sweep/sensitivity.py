@@ -65,6 +65,7 @@ class _Fit(NamedTuple):
             if interval is not None:
                 between = f"x {10**interval.low:.3f} to {10**interval.high:.3f}"
                 cells[1] = Cell(between, interval.low)
+
         span = Cell(f"{axes.number(min(x))} to {axes.number(max(x))}")
         named = [document.code(self.line.field), Cell(self.line.name), Cell(self.what)]
         per = Cell("per factor of ten" if self.log else "per unit")

@@ -125,6 +125,7 @@ def _against(v: View, same: SameData) -> str:
     ):
         if points:
             parts.append(f"{what} {_are(points)} {listed(points)}")
+
     if found.few:
         parts.append(f"too few seeds to tell have {listed(_points(found.few))}")
     which = f"`{same.partner}` ({same.why})" if same.why else f"the reference `{same.partner}`"
@@ -181,6 +182,7 @@ def _caveats(v: View, compared: Sequence[Comparison]) -> list[str]:
             "With two seeds an interval over seeds reaches 12.7 standard errors to each side: "
             "it calls few differences."
         )
+
     every = [c for same in v.data for c in (*same.compared, *same.rivals) if c.interval]
     if every and not any(c.seeds for c in every):
         texts.append(

@@ -103,6 +103,7 @@ def lead(v: View) -> list[str]:
         seconds = sum(run.seconds for run in sweep.runs.values())
         between = " to ".join(dict.fromkeys((days[0], days[-1])))
         facts.append(f"{between}; {_time(seconds)} in all" if seconds else between)
+
     sizes = {(run.splits[v.split].rows, run.splits[v.split].clicks) for run in runs}
     if len(sizes) == 1:
         rows, clicks = sizes.pop()
