@@ -115,9 +115,7 @@ def _evaluate(flags: absl_flags.FlagValues, workdir: Path) -> None:
         predictions_lib.write_predictions(path, predictions, rows)
         files.write_json(written[1], report.to_json())
     title = "new rows" if flags.input else f"{flags.split} split"
-    _print(report, title)
-    for words in [*_unknown(rows, workdir, report), *_seen(rows, data)]:
-        print(f"warning: {words}")
+    _print(report, title, [*_unknown(rows, workdir, report), *_seen(rows, data)])
     if importance is not None:
         print(f"\n{summary.importance(importance)}")
         name = f"{config.name}, {title}: importance of the slots"
@@ -146,12 +144,14 @@ def _replaced(path: Path, report: SplitReport) -> str:
     return "" if data == report.data else f"; {path.name} of {data or 'the own data'} is replaced"
 
 
-def _print(report: SplitReport, title: str) -> None:
+def _print(report: SplitReport, title: str, warnings: list[str]) -> None:
     print(summary.table(report, title))
     for part in report.by:
         print(f"\n{summary.by_value(part)}")
     if report.calibration_fit is not None:
         print(f"\n{summary.calibration(report.calibration_fit, title)}")
+    for words in warnings:
+        print(f"warning: {words}")
 
 
 def _unknown(rows: shards.Split | RawRows, workdir: Path, report: SplitReport) -> list[str]:
