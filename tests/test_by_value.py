@@ -186,3 +186,13 @@ def test_no_rows():
     nothing = np.zeros(0)
     found = by_value.make(empty, nothing, nothing, nothing)
     assert (found.num_values, found.values, found.others, found.off) == (0, [], None, 0)
+
+
+def test_of_values_that_are_beyond_any_chance_the_furthest_is_first():
+    n = 20_000
+    label = np.concatenate([np.arange(n) % 10 > 0, np.ones(n)]).astype(np.int8)
+    groups = Groups("place", np.repeat(np.int32([0, 1]), n), ["near", "far"])
+    p = np.full(2 * n, 0.5)
+    found = by_value.make(groups, label, p, np.zeros(2 * n))
+    assert [value.chance for value in found.values] == [0, 0]
+    assert [value.value for value in found.values] == ["far", "near"]

@@ -147,6 +147,14 @@ def test_a_permuted_slot_moves_as_a_whole_and_nothing_else_moves():
     for array, old in zip(rows, before):
         np.testing.assert_array_equal(array, old)
 
+    def order(slot):  # of equal ids of one slot, in the columns of another
+        same = rows._replace(ids=np.arange(len(rows.label))[:, None] + 0 * rows.ids)
+        return importance_lib.permuted(same, SCHEMA, slot, 0).ids[
+            :, np.flatnonzero(SCHEMA.column_slots == slot)[0]
+        ]
+
+    assert (order(TAGS) != order(ITEM)).any(), "each slot has an order of its own"
+
 
 @pytest.fixture(scope="module")
 def split(tmp_path_factory):

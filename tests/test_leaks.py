@@ -108,3 +108,9 @@ def test_ids_with_weights_are_judged_by_their_ids():
     fields = [plain.chunk(0), pa.array([0.5, 2.0], pa.float32())]
     weighted = pa.chunked_array([pa.StructArray.from_arrays(fields, ["id", "weight"])])
     assert leaks._ids(plain).tolist() == leaks._ids(weighted).tolist() == [3, 1]
+
+
+def test_the_rate_of_an_id_is_near_the_mean_where_it_has_few_rows():
+    seen = np.int32([1, 1, 1, 2])
+    found = leaks._rates(seen, np.array([1, 0, 1, 1]), np.int32([1, 2, 3]))
+    np.testing.assert_allclose(found, [(2 + 0.75) / 4, (1 + 0.75) / 2, 0.75])

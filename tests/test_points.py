@@ -97,6 +97,9 @@ def test_one_point_and_grids_have_names_that_tell_them_apart():
         ("embedding.name=adam", {"optim.embedding.name": "adam"}),
         ("embedding.name=sgd", {"optim.embedding.name": "sgd"}),
     ]
+    # One name ends in the other's: that is no field of the same name.
+    ends = points.one_at_a_time({"model.dcnv2.low_rank": [2], "model.rank": [3]})
+    assert [name for name, _ in ends] == ["low_rank=2", "rank=3"]
 
 
 @pytest.mark.parametrize(

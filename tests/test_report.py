@@ -369,3 +369,14 @@ def test_a_single_evaluation_is_no_curve(copy):
     (copy / "results.jsonl").write_text("\n".join(map(json.dumps, lines)))
     for workdir in (copy, copy / "runs/hmm/seed-0"):
         assert run(workdir) == 0 and "Learning curves" not in page_of(workdir)
+
+
+def test_a_cost_is_fitted_where_it_follows_the_number(tmp_path):
+    """Memory of the fake runs is 900 * 2^strength; over the range it must change by a fifth."""
+    for strengths, follows in (((0.5, 0.6, 0.9), True), ((0.5, 0.5, 0.5), False)):
+        names = {f"d{d}": (s, {"model.mixer.d_att": d}) for d, s in zip((8, 32, 64), strengths)}
+        made = fake_sweep.make(tmp_path / str(follows), names, seed_noise=0.0)
+        assert run(made) == 0
+        body = (made / "report.md").read_text().split("\n## Sensitivity\n")[1].split("\n## ")[0]
+        assert "Test AUC" in body or "test AUC" in body
+        assert ("peak memory" in body) == follows
