@@ -110,6 +110,17 @@ def test_too_little_memory_is_one_line_with_the_shares(monkeypatch):
     monkeypatch.setattr(memory, "_of_machine", lambda: found.peak + found.copied)
     assert memory.check(c, parts).endswith("MiB while a checkpoint is written)")
 
+    # Devices of a CPU share its memory; the copy has the network once.
+    c, parts = parts_of(2)
+    parts = dataclasses.replace(parts, devices=2 * parts.devices)
+    found = memory.plan(c, parts)
+    both = 2 * (found.peak + found.copied) - found.network
+    monkeypatch.setattr(memory, "_of_machine", lambda: both - 1)
+    with pytest.raises(UserError, match="a checkpoint's copy"):
+        memory.check(c, parts)
+    monkeypatch.setattr(memory, "_of_machine", lambda: both)
+    memory.check(c, parts)
+
 
 class Listed(nn.Module):
     """A model of one's own, with a field that has no hash."""
