@@ -156,3 +156,17 @@ def test_values_of_numpy_and_days_make_points(tmp_path):
     body = json.loads(plan.points[1].config.to_json())
     assert (body["model"]["embedding_dim"], body["prepare"]["test_days"]) == (8, ["2024-03-05"])
     assert json.dumps(plan.points[2].given) == '{"model.hidden": [3]}'
+
+
+@pytest.mark.parametrize(
+    ("watched", "reached", "said"),
+    [
+        ("logloss", (-0.5, -0.4, None), "best: b, validation logloss 0.400000: x=2\n"),
+        ("auc", (0.7, 0.6, None), "best: a, validation auc 0.700000: x=1\n"),
+        ("auc - logloss", (-0.1, 0.2, None), "best: b, validation auc - logloss 0.200000: x=2\n"),
+        ("auc", (None,) * 3, "no trial has a validation auc with every seed: runs failed"),
+    ],
+)
+def test_the_best_trial_is_said_with_its_figure(watched, reached, said):
+    history = [({"x": n + 1}, value) for n, value in enumerate(reached)]
+    assert search._best("abc", history, watched).startswith(said)
