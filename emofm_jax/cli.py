@@ -111,8 +111,11 @@ def _complain(text: str) -> None:
         print("error:", text, file=sys.stderr, flush=True)
 
 
-def define_config(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
+def define_config(flags: absl_flags.FlagValues, argv: Sequence[str], but_for: str = "") -> None:
     """Declares `--config=FILE[:arg]` and its overrides `--config.SECTION.FIELD=VALUE`.
+
+    Args:
+      but_for: a flag with which the program needs no config, for its help.
 
     Raises:
       UserError: no such file, an error in it, an override of no field.
@@ -122,7 +125,8 @@ def define_config(flags: absl_flags.FlagValues, argv: Sequence[str]) -> None:
         "optional argument: FILE[:arg]. --config.model.name=hm and the like override its fields."
     )
     if any(arg in _HELP for arg in argv[1:]):
-        absl_flags.DEFINE_string("config", None, text, flag_values=flags)
+        text += f" (required, but for {but_for})" if but_for else ""
+        absl_flags.DEFINE_string("config", "" if but_for else None, text, flag_values=flags)
         return
 
     path, arg = _experiment(argv)
@@ -332,6 +336,10 @@ def _sections() -> list[str]:
     for path in config_lib.options():
         section, _, field = path.rpartition(".")
         found.setdefault(section, []).append(field)
+
+    of_table, of_network = "optim.embedding", "optim.network"  # which has no fields of its own
+    found[of_table] = [field for field in found[of_table] if field not in found[of_network]]
+    found = {f"{of_table}, {of_network}" if s == of_network else s: f for s, f in found.items()}
     lines = ["Options, as in --config.data.batch_size=512 (--helpfull says what each means):"]
     for section, fields in found.items():
         lines += _wrap(f"{section + ': ' if section else ''}{', '.join(fields)}", 2)

@@ -15,12 +15,8 @@ expired values.
 prints a first experiment file: `python -m emofm_jax.prepare --suggest=log.csv > mine.py`. It runs
 as it is. Comments say what was seen, and what could not be decided stands on top as questions.
 
-Large raw files are read by as many processes as there are cores (`--workers`). `--stage`
-does one stage only, for clusters: count, merge, encode, publish (docs/scaling.md). Machines that do
-stages, or work for `--engine=ray`, share a file system, or places at s3://.
-
-Nothing half-written is left behind: everything is made in a `.partial` directory beside and moved
-at the end. A program that reads the old shards meanwhile ends with a line that says so.
+Large raw files are read by all cores. Machines that do a `--stage` each, or work for
+`--engine=ray`, share a file system, or places at s3://. Shards appear when all of them are whole.
 """
 
 import sys
@@ -95,7 +91,7 @@ def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
     if cli.is_given(argv, "suggest"):
         return
 
-    cli.define_config(flags, argv)
+    cli.define_config(flags, argv, but_for="--suggest")
     what = "Directory of shards, or a run, whose ids stay; new values are appended."
     absl_flags.DEFINE_string("base", "", what, flag_values=flags)
     what = f"What does the work: {', '.join(engines.NAMES)}; the shards are the same for each."

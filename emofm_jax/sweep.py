@@ -9,13 +9,9 @@ A run that fails is reported, and the others go on. The same command again goes 
 each run bit for bit; when all is done it starts nothing and shows the results. Points that the file
 has since gained are run; those that it has lost stay in runs/ and leave the results.
 
-`--list` prints a command for each run, to be started anywhere that sees the workdir, which may lie
-at s3://; when these are done, the command of the sweep takes their results.
-
 The workdir then holds sweep.json (points, seeds, reference), results.jsonl and results.csv (a line
 per run), and runs/POINT/seed-S/, a workdir as train makes it.
-`python -m emofm_jax.report --workdir=...` makes a page of it.
-Exit code: 0; 1 if a run failed; 2 for a mistake in the sweep itself.
+`python -m emofm_jax.report --workdir=...` makes a page of it. Exit code: 0; 1 if a run failed; 2 for a mistake in the sweep itself.
 """
 
 import shlex
@@ -146,7 +142,10 @@ def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
     kept = "Whether the checkpoints of finished runs stay; evaluate, predict and export need them."
     yes("checkpoints", True, kept, flag_values=flags)
     yes("retry", False, "Whether runs that failed are tried again.", flag_values=flags)
-    what = "Prints the command of train for each run, and does nothing."
+    what = (
+        "Prints the command of train for each run, to be started anywhere that sees the workdir; "
+        "then the same command without --list takes their results."
+    )
     yes("list", False, what, flag_values=flags)
     where = "tpe: points are drawn from the file's `ranges` by Optuna, for the best validation AUC"
     text("search", "", f"{where} (train.monitor).", flag_values=flags)

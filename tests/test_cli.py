@@ -1,5 +1,6 @@
 """How every program starts and ends: flags, experiment files with mistakes in them, pipes that close, files refused."""
 
+import importlib
 import io
 import os
 import subprocess
@@ -106,6 +107,16 @@ def test_a_mistake_on_the_command_line(start, capsys, flag, message):
     assert start(GOOD, flag) == (2,)
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+
+
+@pytest.mark.parametrize(
+    "name", "backtest compare evaluate export predict prepare report sweep train verify".split()
+)
+def test_the_help_of_each_program_fits_two_screens(name, capsys):
+    program = importlib.import_module(f"emofm_jax.{name}")
+    assert program.main([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert program.__doc__.strip() in text and text.count("\n") <= 60
 
 
 def test_help_fits_two_screens_and_helpfull_says_what_every_field_is(capsys):
