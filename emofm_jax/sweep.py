@@ -10,8 +10,8 @@ each run bit for bit; when all is done it starts nothing and shows the results. 
 has since gained are run; those that it has lost stay in runs/ and leave the results.
 
 The workdir then holds sweep.json (points, seeds, reference), results.jsonl and results.csv (a line
-per run), and runs/POINT/seed-S/, a workdir as train makes it.
-`python -m emofm_jax.report --workdir=...` makes a page of it. Exit code: 0; 1 if a run failed; 2 for a mistake in the sweep itself.
+per run), and runs/POINT/seed-S/, a workdir as train makes it; `report` makes a page of it. Exit
+code: 0; 1 if a run failed; 2 for a mistake in the sweep itself.
 """
 
 import shlex

@@ -109,9 +109,10 @@ def test_a_mistake_on_the_command_line(start, capsys, flag, message):
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
 
 
-@pytest.mark.parametrize(
-    "name", "backtest compare evaluate export predict prepare report sweep train verify".split()
-)
+PROGRAMS = "backtest compare evaluate export predict prepare report sweep train verify"
+
+
+@pytest.mark.parametrize("name", [*PROGRAMS.split(" ")])
 def test_the_help_of_each_program_fits_two_screens(name, capsys):
     program = importlib.import_module(f"emofm_jax.{name}")
     assert program.main([name, "--help"]) == 0
