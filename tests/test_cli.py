@@ -49,6 +49,14 @@ def test_overrides_count_wherever_they_stand_and_the_last_one_wins(start):
     assert start(
         GOOD, "--config.seed=3", "--config.name=a", "--config.seed=3", "-config.seed=5"
     ) == (0, (5, "a"))
+    assert start(GOOD, "--config.seed=x", "--config.seed=5") == (0, (5, "none"))
+
+
+def test_a_tuple_that_is_given_twice_is_the_last_one_and_not_both():
+    seen = []
+    flags = ["--config=quickstart", "--config.model.hidden=(3, 4)", "--config.model.hidden=(5,)"]
+    main = lambda flags: seen.append(flags.config.model.hidden)
+    assert cli.run(main, cli.define_config, ["program", *flags]) == 0 and seen == [(5,)]
 
 
 @pytest.mark.parametrize(

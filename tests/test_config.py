@@ -277,3 +277,12 @@ def test_what_an_option_needs_is_said_in_its_own_line_of_help():
     assert said["model.dcnv2.num_experts"].endswith("; needs low_rank = a number of at least 1")
     sampled = "; needs prepare.negative_keep_rate = a number below 1.0"
     assert said["train.sampling_correction"].endswith(sampled)
+
+
+@pytest.mark.parametrize("key", ["embedding", "network"])
+def test_the_end_of_a_run_may_change_unless_any_cosine_ends_there(key):
+    config = config_lib.default()
+    assert {"train.epochs", "train.max_steps"} <= config_lib.may_change(config)
+    config.optim[key].schedule = "cosine"
+    found = config_lib.may_change(config)
+    assert "train.epochs" not in found and "data.dir" in found and "seed" not in found
