@@ -14,6 +14,7 @@ sys.exit(cli.run(main, _define))
 import contextlib
 import difflib
 import inspect
+import io
 import os
 import sys
 import textwrap
@@ -103,6 +104,19 @@ def _open_streams() -> None:
             setattr(sys, name, stream)
         elif hasattr(stream, "reconfigure") and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="replace")
+    out: Any = sys.stdout
+    if out is sys.__stdout__ and type(out) is io.TextIOWrapper:
+        how: Any = {"line_buffering": out.line_buffering, "write_through": out.write_through}
+        sys.stdout = _Spelled(out.buffer, out.encoding, out.errors, **how)
+
+
+class _Spelled(io.TextIOWrapper):
+    """What is printed, in which names of strangers cannot steer a terminal."""
+
+    def write(self, text: str) -> int:
+        """Writes a text, its escape codes spelled out."""
+        super().write("\n".join(map(errors.printable, text.split("\n"))))
+        return len(text)
 
 
 def _complain(text: str) -> None:

@@ -8,6 +8,8 @@ import sys
 import types
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from emofm_jax import cli, errors, prepare
@@ -283,6 +285,22 @@ def test_streams_of_others_are_left_as_they_are(monkeypatch):
     monkeypatch.setattr(sys, "stdout", ours)
     assert cli.run(lambda flags: print("größe"), lambda flags, argv: None, ["program"]) == 0
     assert sys.stdout is ours and ours.getvalue() == "größe\n"
+
+
+@pytest.mark.slow
+def test_names_of_strangers_do_not_reach_the_terminal(unicode_rows):
+    body = (unicode_rows / "x.py").read_text(encoding="utf-8")
+    name = "\\x1b[31ma\\nThe shards"
+    (unicode_rows / "x.py").write_text(body.replace("größe", name), encoding="utf-8")
+    table = pa.table(
+        {n: x.split(",") for n, x in [("label", "0,1"), ("\x1b[31ma\nThe shards", "u,v")]}
+    )
+    pq.write_table(pa.concat_tables([table] * 30), unicode_rows / "rows.csv")
+    out, error, code = shell(
+        f'$P -m emofm_jax.prepare "--config={unicode_rows}/x.py"', unicode_rows
+    )
+    assert (error, code) == ("", 0)
+    assert b"\n\\x1b[31ma\\nThe shards categorical" in out and b"\x1b" not in out
 
 
 @pytest.mark.slow

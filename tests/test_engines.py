@@ -84,6 +84,11 @@ def test_processes_that_are_named_begin_before_they_are_asked_for(monkeypatch):
     assert [process.returncode for process in left] == [-9, -9]
 
 
+def test_an_interrupt_that_all_processes_get_is_for_the_program():
+    with contextlib.closing(engines.make("local", 1)) as engine:
+        assert list(engine.map(jobs.interrupt, [0])) == [None]
+
+
 def test_a_process_ends_with_the_program_that_started_it():
     worker = engines._Worker()
     worker.give(engines._Task(0, time.sleep, 1000))

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from emofm_jax import errors
 from emofm_jax.data import files, shards
 from emofm_jax.data.problems import Notes
 from emofm_jax.data.schema import Schema, Slot
@@ -309,13 +310,14 @@ def _base_lines(report: Report) -> list[str]:
     if not (base := report.base):
         return []
     slots = base["slots"]
-    width = max(len(name) for name in [*slots, "slot"])
+    width = max(len(errors.printable(name)) for name in [*slots, "slot"])
     names = ("known", "new", "appended", "expired")
     heads = "".join(f"{name:>11s}" for name in names)
     lines = ["", f"goes on from {base['place']}", f"{'slot':{width}s}{heads}"]
 
     for name, found in slots.items():
-        lines.append(f"{name:{width}s}" + "".join(f"{found[key]:11,d}" for key in names))
+        start = f"{errors.printable(name):{width}s}"
+        lines.append(start + "".join(f"{found[key]:11,d}" for key in names))
     return [*lines, *base["notes"]]
 
 
@@ -354,7 +356,8 @@ def _split_lines(report: Report) -> list[str]:
         lines.append(line(split, found.rows, f"{sum(found.rejected.values()):,d}", found.clicks))
         for name, counts in found.types.items():
             if counts["rows"]:
-                lines.append(line(f"  {name}", counts["rows"], "", counts["clicks"]))
+                name = f"  {errors.printable(name)}"
+                lines.append(line(name, counts["rows"], "", counts["clicks"]))
         for kind, number in found.rejected.items():
             lines.append(f"  rejected for its {kind}: {number:,d}")
         for role, number in found.without.items():
@@ -363,14 +366,15 @@ def _split_lines(report: Report) -> list[str]:
 
 
 def _slot_lines(report: Report) -> list[str]:
-    width = max(len(name) for name in [*report.slots, "slot"])
+    width = max(len(errors.printable(name)) for name in [*report.slots, "slot"])
     others = [name for name, found in report.splits.items() if name != "train" and found.rows]
     new = "".join(f"{'new in ' + split:>14s}" for split in others)
     start = f"{'slot':{width}s} {'kind':11s} {'encoding':11s} {'rows':>10s}"
     lines = [f"{start} {'distinct':>10s} {'top value':>9s}{new}"]
 
     for name, slot in report.slots.items():
-        start = f"{name:{width}s} {slot.kind:11s} {slot.encoding:11s} {slot.rows:10,d}"
+        start = f"{errors.printable(name):{width}s} {slot.kind:11s}"
+        start += f" {slot.encoding:11s} {slot.rows:10,d}"
         if slot.distinct is None:
             said = "no number"
             if slot.min is not None:

@@ -383,6 +383,7 @@ def main() -> NoReturn:
     given: Any = getattr(sys.stdin.buffer, "raw")  # noqa: B009 (of a stream of bytes)
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what is printed is no answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # sent to all: the program decides, and ends this
     todo: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def read() -> None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from emofm_jax import errors
 from emofm_jax.evaluation import leaks
 from emofm_jax.evaluation.by_value import ByValue, ValueFigures
 from emofm_jax.evaluation.metrics import Auxiliary
@@ -35,7 +36,7 @@ def table(report: SplitReport, title: str) -> str:
     if report.types:
         lines += ["", "by interaction type, the type given"]
     for part in report.types:
-        lines.append(_line(f"  {part.name}", part))
+        lines.append(_line(f"  {errors.printable(part.name)}", part))
         if part.bayes:
             lines.append(_line("    Bayes-optimal", part.bayes))
 
@@ -92,7 +93,9 @@ def unknown(shares: Mapping[str, float]) -> str:
     if not shown:
         return ""
 
-    text = "unknown values: " + ", ".join(f"{name} {shares[name]:.1%}" for name in shown)
+    text = "unknown values: " + ", ".join(
+        f"{errors.printable(name)} {shares[name]:.1%}" for name in shown
+    )
     if len(shown) == len(order):
         return text
     most = shares[order[len(shown)]]
@@ -163,13 +166,14 @@ def _value_cells(value: ValueFigures) -> list[str]:
 
 def importance(found: Mapping[str, Any]) -> str:
     """Slots by the AUC that is lost when they are permuted; `found` as in importance.json."""
-    width = max(len(slot["name"]) for slot in found["slots"])
+    names = [errors.printable(slot["name"]) for slot in found["slots"]]
+    width = max(map(len, names))
     by = f"their values are permuted over {found['rows']:,} rows"
     lines = [f"slots by the AUC that is lost when {by}"]
     lines += [f"{'slot':<{width}}  {'group':<16}{'AUC drop':>12}{'logloss rise':>14}"]
-    for slot in found["slots"]:
+    for name, slot in zip(names, found["slots"]):
         figures = f"{slot['auc_drop']:>12.6f}{slot['logloss_rise']:>14.6f}"
-        lines.append(f"{slot['name']:<{width}}  {slot['group']:<16}{figures}")
+        lines.append(f"{name:<{width}}  {errors.printable(slot['group']):<16}{figures}")
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+from emofm_jax import errors
 from emofm_jax.evaluation.comparison import Interval, Spread
 
 NOT_POSSIBLE = "not possible"
@@ -110,7 +111,8 @@ class Table(NamedTuple):
 
     def as_text(self) -> str:
         """The table in columns, for a terminal."""
-        rows = [[cell.text.replace("`", "") for cell in row] for row in self.rows]
+        shown = lambda cell: errors.printable(cell.text.replace("`", ""))
+        rows = [[*map(shown, row)] for row in self.rows]
         rows = [[*self.heads], *rows]
         widths = [max(len(row[i]) for row in rows) for i in range(len(self.heads))]
         right = self._numeric()
