@@ -115,8 +115,25 @@ class _Spelled(io.TextIOWrapper):
 
     def write(self, text: str) -> int:
         """Writes a text, its escape codes spelled out."""
-        super().write("\n".join(map(errors.printable, text.split("\n"))))
+        self._do(lambda: super(_Spelled, self).write(_by_line(text)))
         return len(text)
+
+    def flush(self) -> None:
+        """Hands on what was written."""
+        self._do(super().flush)
+
+    def _do(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise errors.of_file("stdout", error) from None
+
+
+def _by_line(text: str) -> str:
+    """A text of lines that is printable."""
+    return "\n".join(map(errors.printable, text.split("\n")))
 
 
 def _complain(text: str) -> None:

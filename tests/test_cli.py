@@ -276,6 +276,9 @@ def test_closed_streams_are_no_error_and_no_data_file_gets_what_is_printed(unico
     out, error, code = shell(f"{command} --config.seed=x >&-", unicode_rows)
     assert code == 2 and error.startswith("error: ") and error.count("\n") == 1
     assert shell(f"{command} --config.seed=x 2>&-", unicode_rows) == (b"", "", 2)
+    full = "error: stdout: cannot be written (No space left on device); free space, then start "
+    full += "the same command again\n"
+    assert shell(f"{command} >/dev/full", unicode_rows) == (b"", full, 2)
     assert shell(f"({command} --config.seed=x; echo $? >code) 2>&1 | true", unicode_rows)[1] == ""
     assert (unicode_rows / "code").read_text() == "2\n"
 
