@@ -16,6 +16,7 @@ import difflib
 import inspect
 import io
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -252,9 +253,21 @@ def _parse(
     paths = [flags[name] for name in _PATHS if name in flags]
     for name in [flag.name for flag in paths if flag.present and flag.value == ""]:
         raise UserError(f"--{name}: it is empty; name a path, or leave it out")
+    given = {f"--{flag.name}": flag.value for flag in paths if flag.present}
     if "config" in flags:
         config_lib.validate(flags.config)
+        given["config.data.dir"] = flags.config.data.dir
+    for name, value in given.items():
+        _check_path(name, str(value))
     return flags
+
+
+def _check_path(name: str, value: str) -> None:
+    """Raises UserError of a path that no system has, or that a shell should have replaced."""
+    if "\0" in value:
+        raise UserError(f"{name}: it has a NUL in it; name a path")
+    if re.match("~(/|$)", value) and not Path("~").exists():
+        raise UserError(f"{name}={value}: no shell has replaced ~ here; write $HOME in its place")
 
 
 def _joined(argv: list[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """The program from raw files to shards: what it writes, prints, refuses, and leaves behind."""
 
 import math
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -340,6 +341,34 @@ def test_only_shards_are_replaced(shop, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert shop(f"--config.data.dir={tmp_path}/file/out") == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_shards_are_not_put_where_they_would_be_raw_files(shop, tmp_path, capsys):
+    inside = f"--config.data.dir={tmp_path}/raw/out"
+    assert shop("--config.prepare.split=share", inside) == 2
+    assert f"{tmp_path}/raw/out lies in {tmp_path}/raw, of which" in capsys.readouterr().err
+    assert shop(inside) == 0 == shop(inside)  # the split is by files, which have other names
+    shutil.rmtree(tmp_path / "raw" / "out")
+    hidden = f"--config.data.dir={tmp_path}/raw/_out"
+    assert shop("--config.prepare.split=share", hidden) == 0
+    assert shop("--config.prepare.split=share", hidden) == 0
+
+
+def test_places_that_are_none(shop, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    no_shell = "no shell has replaced ~ here; write $HOME in its place"
+    for flag, message in (
+        ("--config.data.dir=~/x", f"config.data.dir=~/x: {no_shell}"),
+        ("--base=~", f"--base=~: {no_shell}"),
+        ("--config.data.dir=/", "/: it stands in no directory; name another"),
+        ("--config.data.dir=a\0b", "config.data.dir: it has a NUL in it; name a path"),
+    ):
+        assert shop(flag) == 2
+        assert capsys.readouterr().err == f"error: {message}\n"
+    (tmp_path / "~").mkdir()  # who has such a directory may mean it
+    monkeypatch.setenv("HOME", "/nowhere")
+    assert shop("--config.data.dir=~/x") == 0
+    assert shop("--config.data.dir=~/y", "--base=~/x") == 0
 
 
 def test_an_interrupt_leaves_what_was_there(shop, tmp_path, monkeypatch):

@@ -33,8 +33,16 @@ class Unneeded(Exception):
 
 
 def place(path: Path) -> Path:
-    """Where a directory is written: at the end of a symbolic link, which stays one."""
-    return Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path).absolute()
+    """Where a directory is written: at the end of a symbolic link, which stays one.
+
+    Raises:
+      UserError: it is the root of all, which stands in no other directory.
+    """
+    is_named = Path(path).name not in ("", "..") and not Path(path).is_symlink()
+    found = Path(path).absolute() if is_named else Path(os.path.realpath(path))
+    if not found.name:
+        raise UserError(f"{path}: it stands in no directory; name another")
+    return found
 
 
 @contextlib.contextmanager

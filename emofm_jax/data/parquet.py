@@ -99,7 +99,8 @@ def open_file(path: Path, **options: Any) -> pq.ParquetFile:
       OSError, pa.ArrowException: as pyarrow does; its columns or rows are not those written.
     """
     try:
-        file = pq.ParquetFile(path, page_checksum_verification=True, **options)
+        # Of a relative path pyarrow would take a ~ for the user's home.
+        file = pq.ParquetFile(path.absolute(), page_checksum_verification=True, **options)
     except UnicodeDecodeError as error:
         raise pa.ArrowInvalid(f"the name of a column: {error}") from None
 

@@ -17,11 +17,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from emofm_jax.data import counts as counts_lib
-from emofm_jax.data import growth, numeric, shards, stages, values, vocabulary
+from emofm_jax.data import growth, numeric, shards, stages, storage, values, vocabulary
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data.formats import cti, tabular
 from emofm_jax.data.problems import Bad, Notes
-from emofm_jax.data.raw_files import RawFile, first_full, is_unchecked
+from emofm_jax.data.raw_files import RawFile, first_full, is_hidden, is_unchecked
 from emofm_jax.data.schema import Schema
 from emofm_jax.data.source import Gaps, Source
 from emofm_jax.errors import UserError
@@ -55,6 +55,7 @@ def plan(config: ConfigDict, base: growth.Base | None = None, later: bool = Fals
     recipe = config.prepare.to_dict()
     recipe_lib.check_roles(recipe)
     files = recipe_lib.files(recipe, later)
+    _check_apart(recipe, config.data.dir)
     schema = _declared(recipe, config.name, next(iter(files.values())))
     if base:
         base.check(schema)
@@ -162,6 +163,18 @@ def finish(runner: stages.Runner, plan: Plan, slots: Slots, directory: Path) -> 
         problem = f"no label of the train split is one of {positive}"
         raise UserError(f"config.prepare.positive: {problem}; name the values that mean a click")
     return report
+
+
+def _check_apart(recipe: Mapping[str, Any], directory: str) -> None:
+    """Raises UserError if shards would be raw files of the next preparation."""
+    if not directory or storage.is_remote(directory) or storage.is_remote(recipe["source"]):
+        return
+    target = Path(directory).resolve()
+    for path in recipe_lib.searched(recipe, Path(recipe["source"])):
+        inside = target.relative_to(there) if (there := path.resolve()) in target.parents else None
+        if inside and not any(map(is_hidden, inside.parts)):
+            problem = f"{directory} lies in {path}, of which every file is read"
+            raise UserError(f"config.data.dir: {problem}; name a directory beside it")
 
 
 def _encode(

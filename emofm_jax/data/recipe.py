@@ -276,6 +276,20 @@ def files(recipe: Mapping, later: bool = False) -> dict[str, list[RawFile]]:
     return found
 
 
+def searched(recipe: Mapping, source: Path) -> list[Path]:
+    """The directories of which all files are raw files.
+
+    Args:
+      recipe: `config.prepare` as a dict.
+      source: where its source lies.
+    """
+    if recipe["split"] != "files":
+        return [source] if source.is_dir() else []
+    patterns = [recipe["files"][split] for split in SPLITS if recipe["files"][split]]
+    found = (path for pattern in patterns for path in source.glob(pattern))
+    return [path for path in found if path.is_dir()]
+
+
 def _split_files(source: Path, split: str, pattern: str) -> list[RawFile]:
     """The files of a split: what `pattern` finds in the source, directories with all they hold."""
     where = f"config.prepare.files.{split}"

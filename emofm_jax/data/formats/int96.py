@@ -32,7 +32,7 @@ def fitting(file: pq.ParquetFile, path: Path, names: Sequence[str]) -> pq.Parque
     of_96 = {leaf.path.split(".")[0] for leaf in leaves if leaf.physical_type == "INT96"}
     if not (wanted := sorted(of_96.intersection(names))):
         return file
-    wide = pq.ParquetFile(path, coerce_int96_timestamp_unit="us")
+    wide = pq.ParquetFile(path.absolute(), coerce_int96_timestamp_unit="us")
     is_far = is_fine = False
     batches = (of.iter_batches(_BATCH_ROWS, columns=wanted) for of in (wide, file))
     for coarse, fine in zip(*batches):

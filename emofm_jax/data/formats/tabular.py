@@ -399,7 +399,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     """Opens raw rows; raises UserError on a file that is none, or a shard."""
     storage.need(path)
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path.absolute())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the path") from None
     except (pa.ArrowException, OSError) as error:
