@@ -146,6 +146,13 @@ def test_a_parent_and_a_calibration_are_part_of_the_origin(runs, tmp_path):
         assert "metrics" not in emofm_jax.load_scorer(path).origins[0]
 
 
+def test_days_are_said_where_the_data_have_some():
+    """Data whose split is not made of days are of one, which has no name."""
+    origin = {"run": "r", "experiment": "e", "step": 3, "days": [""]}
+    assert origin_lib.said(origin) == "r (experiment e, step 3), data unknown"
+    assert origin_lib.said(origin | {"days": ["1", "2"]}).endswith("; days 1 to 2")
+
+
 def test_a_damaged_file_of_the_origin_is_named(tmp_path):
     for name, read in (("metrics.json", origin_lib._metrics), ("parent.json", origin_lib._parent)):
         for text in ('{"train": 3', '{"train": 3}', "[]", ""):

@@ -60,7 +60,7 @@ def said(origin: Mapping[str, Any]) -> str:
     """An origin in a line."""
     of = f"{origin['run']} (experiment {origin['experiment']}, step {origin['step']:,})"
     parts = [f"{of}, data {origin.get('data') or 'unknown'}"]
-    if days := origin.get("days"):
+    if days := [day for day in origin.get("days", ()) if day]:  # "" is of rows without days
         parts.append(f"days {days[0]} to {days[-1]}")
     if parent := origin.get("parent"):
         parts.append(f"from {parent['run']} (step {parent['step']:,})")
