@@ -133,3 +133,12 @@ def test_braces_hold_pairs():
     assert not bad.any() and lists.to_pylist()[2] == []
     assert ids.to_pylist() == ["a", "b:c", "a", "a", "b", "a", "b", "a", "b"]
     assert weights.to_pylist() == ["0.5", "2", "1", "1", "2", "1", "2", "1", "2"]
+
+
+@pytest.mark.parametrize("names", [("id", "weight"), ("weight", "id"), ("item", "score")])
+def test_a_struct_is_an_id_and_its_weight_in_this_order_unless_its_fields_are_called_so(names):
+    """Alphabetical order, which some writers have, puts `id` first, and others `weight`."""
+    values = {"id": ["a", "b"], "weight": [0.5, 2.0], "item": ["a", "b"], "score": [0.5, 2.0]}
+    column = pa.StructArray.from_arrays([pa.array(values[name]) for name in names], list(names))
+    ids, weights = bags.pairs(column)
+    assert (ids.to_pylist(), weights.to_pylist()) == (["a", "b"], [0.5, 2.0])

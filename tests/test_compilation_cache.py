@@ -96,6 +96,10 @@ def test_what_was_used_longest_ago_goes_first(tmp_path):
     compilation_cache._prune(tmp_path, 20)
     assert sorted(path.name[0] for path in (tmp_path / "host").iterdir()) == ["a", "b"]
 
+    os.utime(tmp_path / "host" / "a-cache", (5000, 10))  # written long ago, and used today
+    compilation_cache._prune(tmp_path, 10)
+    assert [path.name[0] for path in (tmp_path / "host").iterdir()] == ["a"]
+
 
 def test_the_second_process_compiles_nothing(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k not in (DIRECTORY, ENABLED)}

@@ -202,3 +202,14 @@ def test_verdict_names_the_likely_causes():
     assert "nothing unusual" in summary.verdict(
         report, causes(), {"embedding": 1e-3, "network": 0.1}, 100
     )
+
+
+@pytest.mark.parametrize(("errors", "learnt"), [(2.9, False), (3.1, True)])
+def test_an_auc_within_three_standard_errors_of_chance_is_no_learning(errors, learnt):
+    """Of 30 clicks among 100 rows: sqrt((n + m + 1) / (12 n m)), as Wilcoxon's rank sum has it."""
+    found = split_report.make(np.repeat([0, 1], [70, 30]), np.full(100, 0.3))
+    auc = 0.5 + errors * np.sqrt(101 / (12 * 30 * 70))
+    found = dataclasses.replace(found, auc=auc, logloss=found.constant.logloss - 0.01)
+    line = summary.verdict(found, (), {"network": 1e-3}, 500)
+    assert ("of its nats learnt" in line) == learnt
+    assert line.startswith("verdict: no better than a constant predictor") != learnt
