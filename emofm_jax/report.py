@@ -9,8 +9,8 @@ over test rows, with "not distinguishable" as an answer; the number that a sweep
 metric; by type, cost, learning curves, calibration, configurations. Points are ranked and compared
 within the same data only; on data without the reference its like takes its place. Of a run: its
 figures, curves, calibration and slots. Writes report.html, which stands alone and asks the network
-for nothing, and report.md into the workdir. A sweep that is under way is reported as far as it has
-come.
+for nothing, and report.md into the workdir, in place of those of an earlier call. A sweep that is
+under way is reported as far as it has come.
 """
 
 import difflib
@@ -61,7 +61,7 @@ def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
     for name, default, meaning in (
         ("workdir", None, "Directory of a sweep or of a run."),
         ("reference", "", "Point to compare to, if not the sweep's own."),
-        ("metric", "auc", "What points are compared by: auc or logloss."),
+        ("metric", "auc", "What points are compared by: auc or logloss. The page is replaced."),
     ):
         absl_flags.DEFINE_string(name, default, meaning, flag_values=flags)
 

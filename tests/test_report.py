@@ -86,11 +86,17 @@ def test_the_table_has_the_means_and_their_spread(sweep):
 def test_the_verdicts_are_what_the_numbers_say(sweep):
     text = (sweep / "report.md").read_text()
     rows = rows_of(text, "Against hmm")
-    assert [rows[point][-1] for point in ("strong", "same", "weak")] == [
-        "better",
-        "not distinguishable",
-        "worse",
+    assert rows["point"][2:] == [
+        f"{verdict}{kind}"
+        for kind in ("over seeds", "over rows", "together")
+        for verdict in ("", "verdict ")
     ]
+    assert [rows[point][-1] for point in ("strong", "same", "weak")] == [
+        "**better**",
+        "**not distinguishable**",
+        "**worse**",
+    ]
+    assert "**" not in "".join(rows["weak"][:-1]), "bold is what counts"
     difference = aucs(sweep, "weak") - aucs(sweep, "hmm")
     assert rows["weak"][1] == f"{difference.mean():+.5f}"
     assert set(rows) == {"point", *POINTS} - {"hmm"}
@@ -101,9 +107,15 @@ def test_the_verdicts_are_what_the_numbers_say(sweep):
     assert rows["d32"][1] == f"{(aucs(sweep, 'd32') - aucs(sweep, 'hmm')[:2]).mean():+.5f}"
     summary = text.split("## Summary")[1].split("## ")[0]
     assert "Of 7 points **`strong` has the highest mean test AUC" in summary
-    assert re.search(r"Against the reference `hmm`: better is `strong`; worse .*`weak`", summary)
+    assert (
+        "Against the reference `hmm`: `strong` is better; `weak` and `d8` are worse; `same` and "
+        "`d512` are not distinguishable from it; over rows alone `d512` is better; `d32` has too "
+        "few seeds to tell."
+    ) in summary
+    assert "standard errors to each side" not in text, "three seeds"
     assert re.search(r"Too few seeds to tell: `d32` \(2 seeds, 0\.\d{5} behind\)", summary)
-    assert rows_of(text, "Results")["d32"][-1] == rows["d32"][7] == "not distinguishable (2 seeds)"
+    few = "not distinguishable (2 seeds)"
+    assert rows_of(text, "Results")["d32"][-1] == few and rows["d32"][7] == f"**{few}**"
     assert "With 3 seeds it asks the clearest of 6 comparisons for 11 standard errors" in summary
     assert (
         "1 of 21 runs failed" in summary and "loss is not finite; lower the learning rate" in text
@@ -121,8 +133,31 @@ def test_the_verdict_is_over_seeds_and_rows_together(tmp_path):
     (made / "results.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert run(made) == 0
     row = rows_of((made / "report.md").read_text(), "Against a")["b"]
-    assert row[3] == "better" and row[5] == row[7] == "not distinguishable"
+    assert row[3] == "better" and row[5] == "not distinguishable" and row[7] == f"**{row[5]}**"
     assert "Not distinguishable from it: `a`." in (made / "report.md").read_text()
+
+
+def test_two_seeds_say_what_the_rows_alone_tell_and_what_to_do(tmp_path):
+    points = {"a": (1.0, {}), "b": (1.0, {}), "far": (0.3, {})}
+    made = fake_sweep.make(tmp_path / "two", points, seeds=(0, 1), seed_noise=0.1)
+    assert run(made, "--reference=far") == 0
+    summary = (made / "report.md").read_text().split("## Summary")[1].split("## ")[0]
+    assert "and `far` (over rows alone `far` is worse)." in summary
+    assert "are not distinguishable from it; over rows alone `" in summary
+    assert summary.count("run three seeds or more") == 1
+    assert "run three or more" in (made / "report.md").read_text().split("## Results")[1]
+    made = fake_sweep.make(tmp_path / "clear", points, seeds=(0, 1), seed_noise=0.0)
+    lines = [files.from_json(line) for line in (made / "results.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if line["point"] != "b"]
+    (made / "results.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert run(made) == 0
+    text = (made / "report.md").read_text()
+    assert "Every other point is worse" in text and "run three seeds" not in text
+
+
+def test_the_title_names_the_directory_where_it_is_another(sweep, copy):
+    assert (sweep / "report.md").read_text().startswith("# Sweep: fake\n")
+    assert run(copy) == 0 and "# Sweep: fake (in copy)\n" in (copy / "report.md").read_text()
 
 
 def test_the_comparison_over_rows_centres_on_the_mean_of_the_seeds_aucs(sweep):
@@ -191,6 +226,10 @@ def test_every_section_is_there_with_its_charts(sweep):
     markdown = (sweep / "report.md").read_text()
     assert rows_of(markdown, "Configurations")["strong"][1] == "model.name = `wm` (`hmm`)"
     assert "AUC gained by it" in markdown and "<svg" not in markdown
+    assert markdown.endswith(
+        "In report.html only, as charts: Cost, Learning curves, Reliability.\n"
+    )
+    assert "dashed line" in text and "dashed line" not in markdown and "Means over" not in markdown
 
 
 class Balanced(html.parser.HTMLParser):
@@ -261,7 +300,7 @@ def test_two_hundred_points_make_a_small_page(tmp_path):
 def test_another_reference_and_metric(copy, capsys):
     assert run(copy, "--reference=weak", "--metric=logloss") == 0
     rows = rows_of((copy / "report.md").read_text(), "Against weak")
-    assert rows["strong"][-1] == "better" and float(rows["strong"][1]) < 0
+    assert rows["strong"][-1] == "**better**" and float(rows["strong"][1]) < 0
     out = capsys.readouterr().out
     assert "has the lowest mean test logloss" in out and "report.html" in out
 
@@ -272,7 +311,7 @@ def test_one_seed_leaves_the_rows_and_says_so(tmp_path, capsys):
     )
     assert run(made) == 0
     row = rows_of((made / "report.md").read_text(), "Against hmm")["weak"]
-    assert len(row) == 5 and row[3:] == ["worse", "1 seed in common"]
+    assert len(row) == 5 and row[3:] == ["**worse**", "1 seed in common"]
     assert "Over seeds it is not possible to compare" in (made / "report.md").read_text()
     assert "nothing is known of what another training run would give" in capsys.readouterr().out
 
@@ -282,7 +321,7 @@ def test_without_predictions_the_seeds_are_left(copy):
         path.unlink()
     assert run(copy) == 0
     row = rows_of((copy / "report.md").read_text(), "Against hmm")["weak"]
-    assert row[3:] == ["worse", "no predictions"]
+    assert row[3:] == ["**worse**", "no predictions"]
     assert "Over rows it is not possible to compare" in (copy / "report.md").read_text()
 
 

@@ -481,7 +481,8 @@ def sweep(arg=""):
         r"\[2/2\] lr seed 0: (test|validation) AUC 0\.\d{6}, logloss 0\.\d{6}, [\d,]+ rows/s, \d+ s\n",
         out,
     )
-    assert re.search(r"^lr +1 +0\.\d{6} +0\.\d{6} +- +[\d,]+$", out, re.M)
+    assert re.search(r"^lr +1 +0\.\d{6} +0\.\d{6} +[\d,]+$", out, re.M)
+    assert re.search(r"logloss +rows/s$", out, re.M) and "share" not in out and "+/-" not in out
     assert [row["share"] for row in table("mine")] == ["", ""]
     rates = [
         row["rows_per_s"]
@@ -498,6 +499,6 @@ def sweep(arg=""):
     assert re.search(
         r"\[2/2\] lr seed 0: (test|validation) AUC 0\.\d{6}, logloss 0\.\d{6}, \d+ s\n", out
     ), "one step has no rate"
-    assert re.search(r"^lr +1 +0\.\d{6} +0\.\d{6} +- +-$", out, re.M)
+    assert re.search(r"^lr +1 +0\.\d{6} +0\.\d{6}$", out, re.M)
     assert report.main(["report", "--workdir=mine"]) == 0
     assert "attainable" not in Path("mine/report.md").read_text()

@@ -50,13 +50,15 @@ class Items(NamedTuple):
 
 
 class Charts(NamedTuple):
-    """Drawings (<svg>) side by side where there is room."""
+    """Drawings (<svg>) side by side where there is room, under a text on them, if any."""
 
     drawings: Sequence[str]
+    text: str = ""
 
     def as_html(self) -> str:
-        """The drawings as HTML."""
-        return f'<div class="charts">{"".join(self.drawings)}</div>'
+        """The text and the drawings as HTML."""
+        text = Text(self.text).as_html() if self.text else ""
+        return f'{text}<div class="charts">{"".join(self.drawings)}</div>'
 
     def as_markdown(self) -> str:
         """Nothing: Markdown has no drawings."""
@@ -165,11 +167,14 @@ class Report(NamedTuple):
         )
 
     def as_markdown(self) -> str:
-        """The same without the charts."""
+        """The same without the charts; which sections are nothing else, it says last."""
         parts = [f"# {self.title}", "\n".join(f"- {fact}" for fact in self.lead)]
+        drawn = []
         for head, blocks in self.sections.items():
             texts = [text for block in blocks if (text := block.as_markdown())]
             parts += [f"## {head}", *texts] if texts else []
+            drawn += [head] if blocks and not texts else []
+        parts += [f"In report.html only, as charts: {', '.join(drawn)}."] if drawn else []
         return "\n\n".join(parts) + "\n"
 
     def as_text(self) -> str:

@@ -149,16 +149,15 @@ def _reliability(run: read.Run, split: str) -> list[Block]:
     if series is None:
         return []
 
-    text = (
-        "Tenths of the rows by prediction, rates with 95% intervals (Wilson). "
-        "On the dashed line both agree."
-    )
+    text = "Tenths of the rows by prediction."
+    about = "Rates have 95% intervals (Wilson). On the dashed line both agree."
     charts = curves.reliability_charts(f"Reliability on the {split} split", [series])
     rows = []
     for part in run.splits[split].reliability:
         sizes = (part.rows, 0), (part.mean_p, 5), (part.rate, 5)
         rows.append([document.number(*pair) for pair in sizes])
-    return [Text(text), Charts(charts), Table(["rows", "mean prediction", "click rate"], rows)]
+    table = Table(["rows", "mean prediction", "click rate"], rows)
+    return [Text(text), Charts(charts, about), table]
 
 
 def _evaluations(run: read.Run) -> list[Block]:

@@ -24,6 +24,9 @@ _SHOWN = {
     "share": ("share", 3),
     "rows/s": ("rate", 0),
 }
+# What the printed table says of its columns, where it has them.
+_SD = "+/- is the standard deviation over seeds"
+_SHARE = "share is that of the attainable lift, (AUC - 0.5) / (Bayes AUC - 0.5)"
 _WORDS = {"test": "test", "valid": "validation"}
 
 
@@ -69,20 +72,31 @@ class Results:
         print(self._said(result), flush=True)
 
     def as_text(self) -> str:
-        """A line per point, mean +/- sd over its seeds, then the runs that failed."""
+        """A line per point, mean +/- sd over its seeds, then the runs that failed.
+
+        Share and rows/s are left out where no run has them.
+        """
         width = max(len(name) for name in (*self._points, "point"))
         splits = {_shown(r.metrics, self._split)[0] for r in self.all() if r.metrics}
         of = f"{_WORDS[splits.pop()]} " if len(splits) == 1 else ""
-        heads = "".join(f"{of * (name == 'AUC') + name:>22}" for name in _SHOWN)
+        figures = {
+            point: [_figures(r.metrics, self._split) for r in self.of(point) if r.metrics]
+            for point in self._points
+        }
+        every = [f for found in figures.values() for f in found]
+        known = {key for f in every for key in f if f[key] is not None} | {"auc", "logloss"}
+        shown = {name: (key, digits) for name, (key, digits) in _SHOWN.items() if key in known}
+        heads = "".join(f"{of * (name == 'AUC') + name:>22}" for name in shown)
         lines = [f"{'point':<{width}}  {'seeds':>5}{heads}"]
 
-        for point in self._points:
-            of_point = [result.metrics for result in self.of(point) if result.metrics]
-            found = [_figures(metrics, self._split) for metrics in of_point]
-            means = (_mean([f[key] for f in found], digits) for key, digits in _SHOWN.values())
+        for point, found in figures.items():
+            means = (_mean([f[key] for f in found], digits) for key, digits in shown.values())
             cells = "".join(f"{mean:>22}" for mean in means)
             lines.append(f"{point:<{width}}  {len(found):>5}{cells}")
 
+        said = [_SD] if any(len(found) > 1 for found in figures.values()) else []
+        said += [_SHARE] if "share" in known else []
+        lines += [f"({'; '.join(said)})"] if said else []
         lines += [f"failed: {run.point} seed {run.seed}: {run.error}" for run in self.failed()]
         return "\n".join(lines)
 

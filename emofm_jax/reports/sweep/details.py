@@ -165,7 +165,7 @@ def learning(v: View) -> list[Block]:
         some = f"{curves.BEHIND} of the {len(others)} others"
         which = some if len(others) > curves.BEHIND else f"the {len(others)} others"
         more = f" The best points and the reference have names; {which} are grey."
-    return [Text(f"Means over seeds.{_of_data(v)}{more}"), Charts(charts)]
+    return [Charts(charts, f"Means over seeds.{_of_data(v)}{more}")]
 
 
 def reliability(v: View) -> list[Block]:
@@ -184,14 +184,14 @@ def reliability(v: View) -> list[Block]:
         "On the dashed line predictions and rates agree."
     )
     charts = curves.reliability_charts(f"Reliability on the {v.split} split", first)
-    blocks: list[Block] = [Text(text + _of_data(v)), Charts(charts)]
+    blocks: list[Block] = [Charts(charts, text + _of_data(v))]
 
     data = v.data[: axes.NUM_STYLES]
     partners = series([(same.name, v.sweep.done(same.partner)) for same in data])
     if len(partners) > 1:
         other = "and on other data the point that stands for it"
         charts = curves.reliability_charts("Reliability on other data", partners)
-        blocks += [Text(f"The reference `{v.sweep.reference}`, {other}."), Charts(charts)]
+        blocks.append(Charts(charts, f"The reference `{v.sweep.reference}`, {other}."))
     return blocks
 
 

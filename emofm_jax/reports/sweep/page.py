@@ -31,7 +31,8 @@ _HOW = (
     "independent, so where one user has many rows the interval is too narrow.",
     "**together**: both at once, other seeds and other rows. The verdict comes from this one "
     "where there are two seeds or more, else from the rows alone. With two seeds it is rather "
-    "too wide (it covers 95 to 98%).",
+    "too wide (it covers 95 to 98%). It is never narrower than over seeds, so both may be the "
+    "same.",
     "**not distinguishable** means that the interval holds 0: the difference may be either way, "
     "or none.",
     "**the best** was chosen for its result, which flatters it: of points that are alike the "
@@ -41,6 +42,7 @@ _HOW = (
     "**data**: points are of the same data if `prepare.*`, `data.dir` and the test rows are the "
     "same. Only these are ranked and compared: an AUC says as much about the rows as about the "
     "model.",
+    "**peak memory** is known of the first run of each process only.",
     "**PCOC**: predicted clicks over clicks; 1 is calibrated. **logloss** in nats.",
 )
 
@@ -65,7 +67,7 @@ def report(v: View) -> document.Report:
         "How to read this": [Items(_HOW)],
     }
     said = [*_unfinished(v), *summary_lib.summary(v), *summary_lib.by_data(v)]
-    return document.Report(f"Sweep: {v.sweep.name}", view_lib.lead(v), sections, results, said)
+    return document.Report(view_lib.title(v), view_lib.lead(v), sections, results, said)
 
 
 def _unfinished(v: View) -> list[str]:
@@ -99,6 +101,8 @@ def _results(v: View, results: Sequence[tuple[str, Table]]) -> list[Block]:
             blocks.append(Text(f"**{name}**{why}"))
         blocks += [table, *_results_chart(v, same)]
 
+    if summary_lib.two_seeds(v):
+        blocks.append(Text(summary_lib.OF_TWO))
     unfinished, without = v.rest()
     if unfinished and len(v.data) > 1:
         blocks.append(Text(f"Without a finished run: {listed(unfinished)}."))
@@ -185,9 +189,10 @@ def _against(v: View, same: SameData) -> list[Block]:
     text = f"{head} point minus `{same.partner}`, in {_measure(v)}."
     if same.why:
         text += f" `{same.partner}` is {same.why}."
+    text += " The verdict that counts is **bold**."
     heads = ["point", f"{v.name} difference"]
     for kind in _KINDS.values():
-        heads += [kind, "verdict"]
+        heads += [kind, f"verdict {kind}"]
     rows = []
     for c in _ranked(same):
         cells = [document.code(c.point), _difference(c)]
@@ -247,9 +252,11 @@ def _difference(c: findings.Comparison) -> Cell:
 
 
 def _verdict(v: View, c: findings.Comparison, kind: str) -> Cell:
-    """In words; with the seeds that it stands on, where the point lacks some."""
-    said = c.verdict_of(getattr(c, kind))
-    return Cell(said if kind == "rows" else summary_lib.told(v, c, said))
+    """In words, bold if it counts; with its seeds, where the point lacks some."""
+    interval = getattr(c, kind)
+    said = c.verdict_of(interval)
+    said = said if kind == "rows" else summary_lib.told(v, c, said)
+    return Cell(f"**{said}**" if interval is c.interval else said)
 
 
 def _measure(v: View) -> str:

@@ -9,7 +9,13 @@ from emofm_jax.reports.sweep.same_data import SameData
 from emofm_jax.reports.sweep.view import View
 
 _BETTER, _WORSE, _EQUAL = comparison.VERDICTS
-_FEW = 2  # seeds whose interval says little: it is 12.7 standard errors to each side
+_FEW = 2  # seeds whose interval says little
+OF_TWO = "Of two seeds a 95% interval is 12.7 standard errors to each side: run three or more."
+_REMEDY = "run three seeds or more (five are usual; the same command goes on)"
+_WIDE = (
+    "With two seeds an interval over seeds reaches 12.7 standard errors to each side, so it calls "
+    f"few differences: {_REMEDY}."
+)
 _LARGE = 4  # points of the same data that are said to be compared, too
 _MANY = 5  # comparisons of which chance is worth a word
 _NAMED = 8  # points that a sentence lists at most
@@ -20,7 +26,7 @@ class _Verdicts(NamedTuple):
 
     better: list[str]
     worse: list[str]
-    equal: list[str]
+    equal: list[Comparison]
     few: list[Comparison]
     unsure: list[str]
 
@@ -52,11 +58,13 @@ def summary(v: View) -> list[str]:
     texts.append(_best(v, first))
     if first.points[0] != first.partner and first.compared:
         texts.append(_against(v, first))
+    if two_seeds(v) and any(c.seeds for same in v.data for c in _open(same)):
+        texts[-1] += f" {_WIDE}"
 
     every = [c for same in v.data for c in same.compared if c.verdict]
     if len(every) >= 2:
         texts.append(_chance(v, every))
-    return [*texts, *_caveats(v, every)]
+    return [*texts, *_caveats(v)]
 
 
 def by_data(v: View) -> list[str]:
@@ -69,7 +77,7 @@ def by_data(v: View) -> list[str]:
             continue
         parts = [f"**{same.name}**: `{best}` has the {_first(v)} {_result(v, same)}"]
         for what, points in (
-            ("not distinguishable from it:", listed(found.equal)),
+            ("not distinguishable from it:", _equal(found.equal)),
             ("worse:", listed(found.worse)),
             ("too few seeds to tell:", _behind(v, same, found.few)),
             ("no interval tells for", listed(found.unsure)),
@@ -91,6 +99,16 @@ def told(v: View, c: Comparison, verdict: str = "") -> str:
     return f"{verdict} ({c.num_seeds} seeds)" if some else verdict
 
 
+def two_seeds(v: View) -> bool:
+    """Whether the sweep has two seeds, whose intervals say little."""
+    return len(v.sweep.seeds) == _FEW
+
+
+def _open(same: SameData) -> list[Comparison]:
+    """Comparisons with the best or the partner that tell nothing."""
+    return [c for c in (*same.rivals, *same.compared) if c.verdict == _EQUAL]
+
+
 def _best(v: View, same: SameData) -> str:
     """The sentences about the best of the reference's data."""
     best, last = same.points[0], same.points[-1]
@@ -102,7 +120,7 @@ def _best(v: View, same: SameData) -> str:
 
     found = _sorted(v, same.rivals)
     if found.equal:
-        text += f" Not distinguishable from it: {listed(found.equal)}."
+        text += f" Not distinguishable from it: {_equal(found.equal)}."
     if found.few:
         text += f" Too few seeds to tell: {_behind(v, same, found.few)}."
     if worse := len(found.worse):
@@ -121,13 +139,14 @@ def _against(v: View, same: SameData) -> str:
     for what, points in (
         (_BETTER, found.better),
         (_WORSE, found.worse),
-        ("not distinguishable from it", found.equal),
+        ("not distinguishable from it", _points(found.equal)),
     ):
         if points:
-            parts.append(f"{what} {_are(points)} {listed(points)}")
-
+            parts.append(f"{listed(points)} {_are(points)} {what}")
+    parts += [f"over rows alone {said}"] if (said := _over_rows(found.equal)) else []
     if found.few:
-        parts.append(f"too few seeds to tell have {listed(_points(found.few))}")
+        have = "has" if len(found.few) == 1 else "have"
+        parts.append(f"{listed(_points(found.few))} {have} too few seeds to tell")
     which = f"`{same.partner}` ({same.why})" if same.why else f"the reference `{same.partner}`"
     return f"Against {which}: {'; '.join(parts) or 'nothing can be said'}."
 
@@ -174,20 +193,14 @@ def _chance(v: View, compared: Sequence[Comparison]) -> str:
     return text
 
 
-def _caveats(v: View, compared: Sequence[Comparison]) -> list[str]:
+def _caveats(v: View) -> list[str]:
     """What the verdicts do not say."""
     texts = []
-    if len(v.sweep.seeds) == _FEW and any(c.seeds for c in compared):
-        texts.append(
-            "With two seeds an interval over seeds reaches 12.7 standard errors to each side: "
-            "it calls few differences."
-        )
-
     every = [c for same in v.data for c in (*same.compared, *same.rivals) if c.interval]
     if every and not any(c.seeds for c in every):
         texts.append(
             "With one seed a point, nothing is known of what another training run would give: "
-            "the verdicts are about these very models on other test rows."
+            f"the verdicts are about these very models on other test rows; {_REMEDY}."
         )
     if every and not any(c.rows for c in every):
         texts.append(
@@ -201,9 +214,24 @@ def _sorted(v: View, compared: Sequence[Comparison]) -> _Verdicts:
     of = lambda verdict: [c for c in compared if c.verdict == verdict]
     wanting = len(v.sweep.seeds) > _FEW
     few = [c for c in of(_EQUAL) if wanting and c.num_seeds == _FEW]
-    equal = _points(c for c in of(_EQUAL) if c not in few)
+    equal = [c for c in of(_EQUAL) if c not in few]
     unsure = _points(c for c in of("") if v.sweep.done(c.point))
     return _Verdicts(_points(of(_BETTER)), _points(of(_WORSE)), equal, few, unsure)
+
+
+def _equal(compared: Sequence[Comparison]) -> str:
+    """Points that cannot be told from one, and what the rows alone say."""
+    said = _over_rows(compared)
+    return listed(_points(compared)) + (f" (over rows alone {said})" if said else "")
+
+
+def _over_rows(compared: Sequence[Comparison]) -> str:
+    """Which of the points the rows alone call better or worse."""
+    parts = []
+    for verdict in (_BETTER, _WORSE):
+        points = _points(c for c in compared if c.rows and c.verdict_of(c.rows) == verdict)
+        parts += [f"{listed(points)} {_are(points)} {verdict}"] if points else []
+    return ", ".join(parts)
 
 
 def _points(compared: Iterable[Comparison]) -> list[str]:

@@ -89,6 +89,12 @@ def view(sweep: read.Sweep, metric: str, reference: str) -> View:
     return View(sweep, metric, split, figures, found, known)
 
 
+def title(v: View) -> str:
+    """The experiment's name, and the workdir's where that is another."""
+    name, workdir = v.sweep.name, v.sweep.workdir.resolve().name
+    return f"Sweep: {name}{f' (in {workdir})' if workdir != name else ''}"
+
+
 def lead(v: View) -> list[str]:
     """What was run, where and when."""
     sweep, runs = v.sweep, v.sweep.all_done()
