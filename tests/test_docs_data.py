@@ -10,13 +10,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from emofm_jax import evaluate, predict, prepare, train
+import emofm_jax
+from emofm_jax import evaluate, export, predict, prepare, train
 from emofm_jax.data import counts, files, shards
 from emofm_jax.data import recipe as recipe_lib
 from emofm_jax.data import schema as schema_lib
+from emofm_jax.sweeping import experiment as experiment_lib
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "docs" / "data.md").read_text()
+TEXT, SCORER, SWEEPS = (
+    (ROOT / "docs" / f"{n}.md").read_text() for n in ("data", "scorer", "sweeps")
+)
 
 
 def experiment() -> str:
@@ -94,7 +98,7 @@ def test_raw_rows_get_the_scores_of_their_shards(checkout):
 
 
 def test_new_labelled_rows_are_evaluated(checkout, capsys):
-    (line,) = re.findall("^    python -m (emofm_jax.evaluate .*)$", TEXT, re.MULTILINE)
+    (line,) = re.findall("^    python -m (emofm_jax.evaluate .*--input.*)$", TEXT, re.MULTILINE)
     assert evaluate.main(line.split()) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[1].split()[-1] == "400" and "by device: 3 values" in out
@@ -164,3 +168,36 @@ def test_the_rows_shown_are_those_of_the_file():
     lines = (ROOT / "data" / "examples" / "clicks.csv").read_text().splitlines()
     for line in lines[:3]:
         assert f"    {line}\n" in TEXT
+
+
+def test_an_export_scores_the_csv_and_its_features(checkout, tmp_path, monkeypatch):
+    """docs/scorer.md: features for score.py, columns of the scores."""
+    expected = score("data/examples/clicks.csv")
+    assert export.main(["export", "--workdir=runs/mine", f"--output={tmp_path / 'artefact'}"]) == 0
+    shutil.copy("data/examples/clicks.csv", tmp_path / "new.csv")
+    monkeypatch.chdir(tmp_path)
+    assert score_lines(SCORER, "--workdir=artefact") == 0
+    scores = pq.read_table("scores.parquet")
+    assert scores.column_names == ["row_id", "p", "reason"] and scores.equals(expected)
+    assert re.findall(r"^\| `(row_id|p|reason)` \|", SCORER, re.MULTILINE) == scores.column_names
+    code = next(x for x in re.findall(r"```python\n(.*?)```", SCORER, re.DOTALL) if "savez" in x)
+    exec(code, {})
+    found = emofm_jax.load_scorer("artefact")(dict(np.load("features.npz")))
+    np.testing.assert_allclose(found["p"], expected["p"].to_numpy(), rtol=1e-6)
+
+
+def test_a_sweep_of_ones_own_experiment(checkout):
+    """docs/sweeps.md: points around experiments/mine.py."""
+    (code,) = (x for x in re.findall(r"```python\n(.*?)```", SWEEPS, re.DOTALL) if "mine.py" in x)
+    path = Path("experiments/mine_sweep.py")
+    path.write_text(code)
+    base = experiment_lib.read_config(path, None)
+    plan = experiment_lib.read(path, None, base, {}, False)
+    assert [point.name for point in plan.points] == ["mine", "dropout=0.1", "embedding_dim=8"]
+    assert plan.seeds == (0, 1, 2, 3, 4) and plan.points[1].config.data.dir == "data/mine"
+
+
+def score_lines(text, flag):
+    """Runs the page's predict command that has the flag; its exit code."""
+    (line,) = re.findall(rf"^python -m (emofm_jax.predict {flag} [^#\n]*)", text, re.MULTILINE)
+    return predict.main(line.split())

@@ -19,7 +19,11 @@ TEST = "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 # A path of this repository in a text, as in `emofm_jax/data/encode.py`; names in capitals or with braces are examples.
 PATH = re.compile(r"`((?:emofm_jax|experiments|tests|benchmarks|docs|data)/[a-z0-9_/.]*\.[a-z]+)`")
-EXAMPLES = {"experiments/mine.py", "experiments/daily.py"}  # a reader writes them
+EXAMPLES = {  # a reader writes them
+    "experiments/mine.py",
+    "experiments/mine_sweep.py",
+    "experiments/daily.py",
+}
 
 
 def name(path: Path) -> str:

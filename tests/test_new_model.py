@@ -1,4 +1,4 @@
-"""A model with options of its own is one file and one line in `MODELS`; every program knows it."""
+"""A model with options of its own is one file, its import and its line in `MODELS`; every program knows it."""
 
 import os
 import shutil
