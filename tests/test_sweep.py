@@ -119,6 +119,7 @@ def test_the_same_command_starts_nothing_and_shows_the_table(home, monkeypatch, 
     out = capsys.readouterr().out
     aucs = [line["metrics"]["test"]["auc"] for line in results("done")[:2]]
     assert f"{sum(aucs) / 2:.6f} +/- {abs(aucs[0] - aucs[1]) / 2**0.5:.6f}" in out
+    assert "(+/- is the standard deviation over seeds; share is that of the attainable lift" in out
     assert before == (
         (home / "done/results.jsonl").read_bytes(),
         (home / "done/results.csv").read_bytes(),
