@@ -11,7 +11,7 @@ from emofm_jax.reports.sweep.view import View
 _BETTER, _WORSE, _EQUAL = comparison.VERDICTS
 _FEW = 2  # seeds whose interval says little
 OF_TWO = "Of two seeds a 95% interval is 12.7 standard errors to each side: run three or more."
-_REMEDY = "run three seeds or more (five are usual; the same command goes on)"
+_REMEDY = "run three seeds or more (five are usual; add them to the file, the same command goes on)"
 _WIDE = (
     "With two seeds an interval over seeds reaches 12.7 standard errors to each side, so it calls "
     f"few differences: {_REMEDY}."
