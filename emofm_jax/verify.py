@@ -47,7 +47,8 @@ def _main(flags: absl_flags.FlagValues) -> None:
             if not (problem := _problem(error)):
                 raise
             damaged.append(problem)
-        print(f"DAMAGED  {problem}" if problem else f"well     {name}{word and f' ({word})'}")
+        line = f"DAMAGED  {problem}" if problem else f"well     {name}{word and f' ({word})'}"
+        print(errors.printable(line))
 
     if damaged:
         what = f"{len(damaged)} of {number} parts are damaged"

@@ -11,7 +11,7 @@ import pytest
 
 from emofm_jax import report
 from emofm_jax.data import files
-from emofm_jax.reports import read
+from emofm_jax.reports import document, read
 from emofm_jax.reports.sweep import findings
 
 pytestmark = pytest.mark.fast
@@ -262,3 +262,16 @@ def test_the_reference_may_have_failed(tmp_path):
         and "Each point minus `wm`" in found
         and "the first point" in found
     )
+
+
+def test_names_of_strangers_are_neither_html_nor_lines_nor_escape_codes():
+    name = "<img src=x>\x1b[31m\n| forged |`<b>"
+    table = document.Table(["head", name], [[document.Cell("1", 1.0), document.Cell(name)]])
+    blocks = [document.Text(name), document.Items([name]), table]
+    report = document.Report(name, [name], {name: blocks}, [(name, table)], [name])
+    for text in (report.as_html(), report.as_markdown(), report.as_text()):
+        assert "\x1b" not in text and "\\x1b[31m\\n" in text
+        assert "\n| forged" not in text
+    assert "<img" not in report.as_html() + report.as_markdown()
+    tail = document.Text("`<img src=x>``").as_markdown()  # no code: of one sign and of two
+    assert tail == "`&lt;img src=x>``"

@@ -131,7 +131,7 @@ def by_value(found: ByValue) -> str:
     heads = "rows clicks rate mean_p PCOC interval AUC interval logloss chance"
     widths = [11, 9, 9, 9, 8, 17, 8, 15, 9, 10]
     line = lambda cells: "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths))
-    lines = [f"by {found.column}: {found.said}"]
+    lines = [f"by {errors.printable(found.column)}: {errors.printable(found.said)}"]
     lines.append(f"{'value':<{_NAME}}{line([head.replace('_', ' ') for head in heads.split()])}")
 
     for name, value in found.named:

@@ -11,6 +11,8 @@ import html
 import math
 from collections.abc import Sequence
 
+from emofm_jax import errors
+
 FONT = 12  # pixels
 _COLOURS = ("#0b5fa5", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#0e7490", "#be185d", "#475569")
 _DARK = ("#6cb6ff", "#ff9b6a", "#6fd08c", "#c9a2ff", "#f2cc60", "#5fd4e0", "#ff8ac1", "#b0b8c4")
@@ -62,9 +64,9 @@ def shorten(text: str, width: float, size: float = FONT) -> str:
 
 def text(x: float, y: float, content: str, style: str = "", full: str = "") -> str:
     """A <text>; `full` is shown when the pointer rests on it, for texts that were shortened."""
-    title = f"<title>{html.escape(full)}</title>" if full and full != content else ""
+    title = f"<title>{_escape(full)}</title>" if full and full != content else ""
     style = f' class="{style}"' if style else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}"{style}>{title}{html.escape(content)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}"{style}>{title}{_escape(content)}</text>'
 
 
 def line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
@@ -90,7 +92,7 @@ def marker(x: float, y: float, series: int, title: str = "", size: float = 4.0) 
     if shape in ("cross", "plus", "ring"):
         paint = f'fill="none" stroke="{fill}" stroke-width="2"'
 
-    inner = f"<title>{html.escape(title)}</title>" if title else ""
+    inner = f"<title>{_escape(title)}</title>" if title else ""
     if shape in paths:
         return f'<path d="{paths[shape]}" {paint}>{inner}</path>'
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{s}" {paint}>{inner}</circle>'
@@ -102,7 +104,7 @@ def svg(width: float, height: float, title: str, parts: Sequence[str]) -> str:
     size = f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}"'
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" '
-        f'aria-label="{html.escape(title)}" {size}><style>{STYLE}</style>'
+        f'aria-label="{_escape(title)}" {size}><style>{STYLE}</style>'
         f'<rect width="100%" height="100%" fill="var(--paper)"/>{head}{"".join(parts)}</svg>'
     )
 
@@ -268,3 +270,7 @@ def _fixed(value: float, step: float) -> str:
     if decimals > 8:
         return f"{value:.2g}"
     return f"{value:.{decimals}f}" if abs(value) > step / 1e6 else "0"
+
+
+def _escape(text: str) -> str:
+    return html.escape(errors.printable(text))

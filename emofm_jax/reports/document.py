@@ -32,7 +32,7 @@ class Text(NamedTuple):
 
     def as_markdown(self) -> str:
         """The paragraph as Markdown."""
-        return f"> {self.text}" if self.loud else self.text
+        return f"> {_plain(self.text)}" if self.loud else _plain(self.text)
 
 
 class Items(NamedTuple):
@@ -46,7 +46,7 @@ class Items(NamedTuple):
 
     def as_markdown(self) -> str:
         """The list as Markdown."""
-        return "\n".join(f"- {text}" for text in self.texts)
+        return "\n".join(f"- {_plain(text)}" for text in self.texts)
 
 
 class Charts(NamedTuple):
@@ -106,7 +106,8 @@ class Table(NamedTuple):
 
     def as_markdown(self) -> str:
         """The table between bars."""
-        line = lambda texts: f"| {' | '.join(text.replace('|', chr(92) + '|') for text in texts)} |"
+        cell = lambda text: _plain(text).replace("|", "\\|")
+        line = lambda texts: f"| {' | '.join(map(cell, texts))} |"
         rule = "|".join("---:" if right else "---" for right in self._numeric())
         rows = [line([cell.text for cell in row]) for row in self.rows]
         return "\n".join([line(self.heads), f"|{rule}|", *rows])
@@ -115,7 +116,7 @@ class Table(NamedTuple):
         """The table in columns, for a terminal."""
         shown = lambda cell: errors.printable(cell.text.replace("`", ""))
         rows = [[*map(shown, row)] for row in self.rows]
-        rows = [[*self.heads], *rows]
+        rows = [[*map(errors.printable, self.heads)], *rows]
         widths = [max(len(row[i]) for row in rows) for i in range(len(self.heads))]
         right = self._numeric()
         place = lambda text, width, right: text.rjust(width) if right else text.ljust(width)
@@ -148,10 +149,10 @@ class Report(NamedTuple):
 
     def as_html(self) -> str:
         """The page."""
-        title, links, body = html.escape(self.title), [], []
+        title, links, body = html.escape(errors.printable(self.title)), [], []
         for head, blocks in self.sections.items():
             if blocks:
-                head, mark = html.escape(head), f"s{len(body)}"
+                head, mark = html.escape(errors.printable(head)), f"s{len(body)}"
                 inner = "".join(block.as_html() for block in blocks)
                 links.append(f'<a href="#{mark}">{head}</a>')
                 body.append(f'<section id="{mark}"><h2>{head}</h2>{inner}</section>')
@@ -168,19 +169,22 @@ class Report(NamedTuple):
 
     def as_markdown(self) -> str:
         """The same without the charts; which sections are nothing else, it says last."""
-        parts = [f"# {self.title}", "\n".join(f"- {fact}" for fact in self.lead)]
+        facts = (f"- {_plain(fact)}" for fact in self.lead)
+        parts = [f"# {_plain(self.title)}", "\n".join(facts)]
         drawn = []
         for head, blocks in self.sections.items():
             texts = [text for block in blocks if (text := block.as_markdown())]
-            parts += [f"## {head}", *texts] if texts else []
-            drawn += [head] if blocks and not texts else []
+            parts += [f"## {_plain(head)}", *texts] if texts else []
+            drawn += [_plain(head)] if blocks and not texts else []
         parts += [f"In report.html only, as charts: {', '.join(drawn)}."] if drawn else []
         return "\n\n".join(parts) + "\n"
 
     def as_text(self) -> str:
         """Results and the sentences on them, for a terminal."""
-        parts = [f"{name}\n{table.as_text()}".strip("\n") for name, table in self.results]
-        parts.append("\n".join(text.replace("`", "").replace("**", "") for text in self.said))
+        shown = errors.printable
+        parts = [f"{shown(name)}\n{table.as_text()}".strip("\n") for name, table in self.results]
+        said = (shown(text).replace("`", "").replace("**", "") for text in self.said)
+        parts.append("\n".join(said))
         return "\n\n".join(parts)
 
 
@@ -214,9 +218,15 @@ def ends(interval: Interval | None, digits: int, sign: bool = True) -> Cell:
 
 def _inline(text: str) -> str:
     """Escaped, with `code` and **bold**, and a sign for +/-."""
-    text = text.replace(" +/- ", " \u00b1 ")
+    text = errors.printable(text).replace(" +/- ", " \u00b1 ")
     text = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False))
     return re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", text)
+
+
+def _plain(text: str) -> str:
+    """Markdown in which no name of a stranger is HTML, or ends a line."""
+    parts = re.split(r"((?<!`)`[^`]+`(?!`))", errors.printable(text))
+    return "".join(part if part[:1] == "`" else part.replace("<", "&lt;") for part in parts)
 
 
 def _beside(name: str) -> str:

@@ -8,6 +8,7 @@ import html
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
+from emofm_jax import errors
 from emofm_jax.evaluation.comparison import Interval, Spread
 from emofm_jax.reports import axes
 
@@ -75,7 +76,7 @@ def bars(title: str, names: Sequence[str], values: Sequence[float], *, unit: str
 
         start, stop = sorted((x(0.0), x(value)))
         size = f'x="{start:.1f}" y="{y - 7:.1f}" width="{stop - start:.1f}" height="14"'
-        note = f"<title>{html.escape(f'{name}: {value:.6g}')}</title>"
+        note = f"<title>{html.escape(errors.printable(f'{name}: {value:.6g}'))}</title>"
         parts.append(f'<rect {size} fill="var(--s0)" fill-opacity=".75">{note}</rect>')
         parts.append(axes.text(x(max(value, 0.0)) + 6, y + 4, axes.number(value), "k"))
     parts.append(axes.line(x(0.0), top, x(0.0), bottom, "a"))
@@ -262,7 +263,7 @@ def _curves(
             style = 'fill="none" stroke="var(--soft)" stroke-opacity=".35"'
             parts.append(f'<polyline points="{path}" {style}/>')
             continue
-        title = f"<title>{html.escape(one.name)}</title>"
+        title = f"<title>{html.escape(errors.printable(one.name))}</title>"
         parts.append(f'<polyline points="{path}" {axes.stroke(j)}>{title}</polyline>')
         for i, a, b in shown if marks else shown[-1:]:
             interval = one.interval(i) if marks else None

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from emofm_jax import errors
 from emofm_jax.data import files
 from emofm_jax.data.schema import Schema
 from emofm_jax.evaluation import run_report
@@ -68,7 +69,7 @@ def said(origin: Mapping[str, Any]) -> str:
     for split, figures in origin.get("metrics", {}).items():
         if figures.get("auc") is not None:
             parts.append(f"{split} AUC {figures['auc']:.4f}, logloss {figures['logloss']:.4f}")
-    return "; ".join(parts)
+    return errors.printable("; ".join(parts))
 
 
 def _metrics(workdir: Path, step: int) -> dict[str, dict[str, Any]]:

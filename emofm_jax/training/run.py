@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict
 
 from emofm_jax import config as config_lib
+from emofm_jax import errors
 from emofm_jax.data import batches, files, preparation, shards, storage
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.errors import UserError
@@ -209,7 +210,7 @@ def _print_differences(config: ConfigDict) -> None:
     prepared = [path for path in changed if path.startswith("prepare.")]
     idle = config_lib.without_effect(config)
 
-    print(f"{config.name}: options that differ from the defaults")
+    print(f"{errors.printable(config.name)}: options that differ from the defaults")
     for path, (ours, _) in changed.items():
         if path not in prepared and path != "name":
             print(f"  {path} = {ours!r}{f'  (no effect on {idle[path]})' if path in idle else ''}")
