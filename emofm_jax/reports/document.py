@@ -226,7 +226,8 @@ def _inline(text: str) -> str:
 def _plain(text: str) -> str:
     """Markdown in which no name of a stranger is HTML, or ends a line."""
     parts = re.split(r"((?<!`)`[^`]+`(?!`))", errors.printable(text))
-    return "".join(part if part[:1] == "`" else part.replace("<", "&lt;") for part in parts)
+    parts[::2] = [part.replace("<", "&lt;") for part in parts[::2]]  # between them, code
+    return "".join(parts)
 
 
 def _beside(name: str) -> str:
