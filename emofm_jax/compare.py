@@ -47,8 +47,9 @@ from absl import flags as absl_flags
 
 from emofm_jax import cli
 from emofm_jax import config as config_lib
-from emofm_jax.data import files, groups, seen, shards, storage
-from emofm_jax.data.groups import Groups
+from emofm_jax.data import coded as coded_lib
+from emofm_jax.data import files, seen, shards, storage
+from emofm_jax.data.coded import Coded
 from emofm_jax.data.raw_rows import RawRows
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import contest, paired
@@ -88,8 +89,8 @@ def _compare(
     by = flags.by.split(",") if flags["by"].present else []
     cluster_by = [flags.cluster] if flags.cluster else []
     for scorer in scorers:
-        groups.check(scorer.schema, by, of_shards=not flags.input)
-        groups.check(scorer.schema, cluster_by, of_shards=not flags.input, flag="cluster")
+        coded_lib.check(scorer.schema, by, of_shards=not flags.input)
+        coded_lib.check(scorer.schema, cluster_by, of_shards=not flags.input, flag="cluster")
     columns = {**dict.fromkeys(cluster_by, "cluster"), **dict.fromkeys(by, "by")}
     opened = [_open(flags, *pair, columns) for pair in zip(names, scorers)]
     _check_same_split(names, opened)
@@ -97,7 +98,7 @@ def _compare(
     scored, notes = _aligned(names, scored)
 
     first = scored[0]
-    tables = [*_types(scorers, scored), *(first.groups[column] for column in by)]
+    tables = [*_types(scorers, scored), *(first.coded[column] for column in by)]
     cluster = None
     if flags.cluster:
         cluster, words = _clusters(first, flags.cluster, scorers[0], bool(flags.input))
@@ -195,13 +196,13 @@ def _aligned(
     return same, notes
 
 
-def _types(scorers: Sequence["Scorer"], scored: Sequence["Labelled"]) -> list[Groups]:
+def _types(scorers: Sequence["Scorer"], scored: Sequence["Labelled"]) -> list[Coded]:
     """The rows by type, as the first model has them that knows types."""
     for scorer, one in zip(scorers, scored):
         types = scorer.schema.types
         if types and (one.ftype >= 0).any():
             code = np.where(one.ftype < 0, len(types), one.ftype).astype(np.int32)
-            return [Groups("type", code, [*types, None], "of unknown type")]
+            return [Coded("type", code, [*types, None], "of unknown type")]
     return []
 
 
@@ -213,7 +214,7 @@ def _clusters(
         # Hashes of the values, which shards have of unknown ones, too.
         return paired.of_key(rows.key), []
 
-    found = rows.groups[column]
+    found = rows.coded[column]
     none = [code for code, value in enumerate(found.values) if value is None]
     alone, notes = np.isin(found.code, none), []
     if not raw and alone.any():

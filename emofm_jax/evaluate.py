@@ -52,7 +52,8 @@ from ml_collections import ConfigDict
 
 from emofm_jax import cli
 from emofm_jax import config as config_lib
-from emofm_jax.data import encode, files, groups, parquet, seen, shards, storage, unknown
+from emofm_jax.data import coded as coded_lib
+from emofm_jax.data import encode, files, parquet, seen, shards, storage, unknown
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.raw_rows import RawRows
 from emofm_jax.errors import UserError, check_choice
@@ -176,7 +177,7 @@ def _open(flags: absl_flags.FlagValues, data: RunData, by: list[str]) -> shards.
     if flags.input:
         paths = [storage.reading(name) for name in cli.paths("input", flags.input, "file")]
         return RawRows(data.schema, data.workdir, paths, dict.fromkeys(by, "by"))
-    groups.check(data.schema, by, of_shards=True)
+    coded_lib.check(data.schema, by, of_shards=True)
     return data.open(flags.split, flags.data)
 
 
@@ -194,9 +195,9 @@ def _by_value(
 ) -> list[by_value.ByValue]:
     """The tables of the columns."""
     if isinstance(rows, RawRows):
-        found = rows.groups()
+        found = rows.coded()
     else:
-        found = [groups.of_split(rows, workdir, column) for column in by]
+        found = [coded_lib.of_split(rows, workdir, column) for column in by]
     scored = predictions.label, predictions.p, predictions.logit, predictions.weight
     return [by_value.make(one, *scored, most) for one in found]
 

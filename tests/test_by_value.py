@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import log_loss, roc_auc_score
 
-from emofm_jax.data.groups import Groups
+from emofm_jax.data.coded import Coded
 from emofm_jax.evaluation import by_value, summary
 from tests.reference import delong
 
@@ -20,7 +20,7 @@ def close(value):
 
 
 def rows(n: int = 4_000, seed: int = 3):
-    """Groups of unlike sizes, the last of them missing, whose p are right but for those of "high"; f64 p and logits."""
+    """Values of unlike numbers of rows, the last of them missing, whose p are right but for those of "high"; f64 p and logits."""
     r = np.random.default_rng(seed)
     values = ["a", "high", "b", None]
     code = r.choice(4, n, p=[0.5, 0.3, 0.15, 0.05]).astype(np.int32)
@@ -28,7 +28,7 @@ def rows(n: int = 4_000, seed: int = 3):
     logit = np.round(logit, 2)  # so that some tie
     p = 1 / (1 + np.exp(-logit))
     label = (r.random(n) < np.where(code == 1, p * 0.8, p)).astype(np.int8)
-    return Groups("place", code, values), label, p, logit
+    return Coded("place", code, values), label, p, logit
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -124,7 +124,7 @@ def test_the_worst_calibrated_value_comes_first_and_few_rows_do_not():
     for value, clicks in (("three", 1), ("one", 1), ("none", 0)):
         n = {"three": 3, "one": 1, "none": 400}[value]
         code = np.full(n, len(groups.values), np.int32)
-        groups = Groups("place", np.append(groups.code, code), [*groups.values, value])
+        groups = Coded("place", np.append(groups.code, code), [*groups.values, value])
         q = {"three": 0.3, "one": 0.02, "none": 0.2}[value]
         label = np.append(label, np.full(n, clicks))
         p, logit = np.append(p, np.full(n, q)), np.append(logit, np.full(n, np.log(q / (1 - q))))
@@ -154,7 +154,7 @@ def test_values_beyond_the_first_are_one_line():
     assert (weightless.value, weightless.chance, weightless.pcoc) == ("b", None, None)
     assert weightless.rows == (groups.code == 2).sum()
     # A value whose rows have no weight tests nothing: the chance of 0.04 stands alone.
-    two, p2 = Groups("place", np.array([0, 1]), ["one", "none"]), np.array([0.02, 0.5])
+    two, p2 = Coded("place", np.array([0, 1]), ["one", "none"]), np.array([0.02, 0.5])
     weight2 = np.array([1, 0], np.float32)
     assert by_value.make(two, np.ones(2), p2, np.log(p2 / (1 - p2)), weight2).off == 1
 
@@ -182,7 +182,7 @@ def test_the_file_says_all_of_it():
 
 
 def test_no_rows():
-    empty = Groups("place", np.zeros(0, np.int32), [])
+    empty = Coded("place", np.zeros(0, np.int32), [])
     nothing = np.zeros(0)
     found = by_value.make(empty, nothing, nothing, nothing)
     assert (found.num_values, found.values, found.others, found.off) == (0, [], None, 0)
@@ -191,7 +191,7 @@ def test_no_rows():
 def test_of_values_that_are_beyond_any_chance_the_furthest_is_first():
     n = 20_000
     label = np.concatenate([np.arange(n) % 10 > 0, np.ones(n)]).astype(np.int8)
-    groups = Groups("place", np.repeat(np.int32([0, 1]), n), ["near", "far"])
+    groups = Coded("place", np.repeat(np.int32([0, 1]), n), ["near", "far"])
     p = np.full(2 * n, 0.5)
     found = by_value.make(groups, label, p, np.zeros(2 * n))
     assert [value.chance for value in found.values] == [0, 0]

@@ -12,7 +12,8 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from emofm_jax import compare, evaluate, export, prepare, train
-from emofm_jax.data import files, groups
+from emofm_jax.data import coded as coded_lib
+from emofm_jax.data import files
 from emofm_jax.evaluation import paired
 from emofm_jax.scoring import labelled
 
@@ -114,7 +115,7 @@ def test_rows_that_one_model_cannot_read_are_left_out_of_all_and_said(home, caps
 def test_rows_of_models_that_read_others_are_put_side_by_side():
     def scored(position):
         position = np.array(position)
-        none = dict(ftype=np.full(len(position), -1), weight=None, key=None, groups={})
+        none = dict(ftype=np.full(len(position), -1), weight=None, key=None, coded={})
         scores = dict(p=position / 10, logit=position / 1.0)
         return labelled.Labelled(position, np.zeros(len(position), np.int8), **none, **scores)
 
@@ -202,7 +203,7 @@ def test_a_run_of_weighted_rows_against_one_without_is_judged_by_the_first_ones_
 def test_rows_of_unknown_values_are_no_clusters_of_their_own_in_silence():
     """Shards do not tell unknown values apart: the key of the GAUC does, else it is said."""
     code, n = np.array([0, 1, 1, 0, 2], np.int32), 5
-    found = groups.Groups("user", code, ["a", None, "b"], "missing or unknown")
+    found = coded_lib.Coded("user", code, ["a", None, "b"], "missing or unknown")
     zeros = np.zeros(n, np.float32)
     key = np.array([5, 7, 8, 5, 0])
     rows = labelled.Labelled(np.arange(n), zeros, zeros, None, key, zeros, zeros, {"user": found})

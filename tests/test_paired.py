@@ -7,7 +7,7 @@ import pytest
 from scipy import special
 from sklearn.metrics import log_loss, roc_auc_score
 
-from emofm_jax.data.groups import Groups
+from emofm_jax.data.coded import Coded
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import comparison, contest, metrics, paired
 
@@ -176,7 +176,7 @@ def test_values_of_a_column_are_marked_where_all_of_the_table_is_right():
     first = r.normal(size=3000).astype(np.float32)
     second = np.where(code == 1, first + 1.5 * label, first + 0.01 * r.normal(size=3000))
     scores = [(sigmoid(z), z) for z in (first, second.astype(np.float32))]
-    groups = Groups("kind", code, ["a", "b", None])
+    groups = Coded("kind", code, ["a", "b", None])
     found = contest.make(["x", "y"], scores, paired.Rows(label), [groups], most=2, source="x")
     table = found.models[1].by[0]
     assert table.num_values == 3 and len(table.values) == 2

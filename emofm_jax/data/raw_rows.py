@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from emofm_jax.data import batches, encode, groups, raw_files, recipe
+from emofm_jax.data import batches, encode, raw_files, recipe
+from emofm_jax.data import coded as coded_lib
 from emofm_jax.data.problems import Notes
 from emofm_jax.data.raw_files import without_compression
 from emofm_jax.data.schema import Schema
@@ -48,7 +49,7 @@ class RawRows:
             _check(schema, path)
         self._files = [file for path in paths for file in raw_files.find(path)]
         recipe.check_once(self._files)
-        groups.check(schema, [*by], of_shards=False)
+        coded_lib.check(schema, [*by], of_shards=False)
         self._by = dict(by)
         self.schema, self.num_read = schema, 0
         self.rejected: list[tuple[int, str]] = []
@@ -56,7 +57,7 @@ class RawRows:
         self.unseen: Mapping[str, list[str]] = {}
         self.days: set[str] = set()
         self._directory, self._paths = directory, paths
-        self._collectors = {name: groups.Collector(name) for name in by}
+        self._collectors = {name: coded_lib.Collector(name) for name in by}
         self._positions: list[np.ndarray] = []
         self._row_ids: list[pa.Array] = []
 
@@ -87,9 +88,9 @@ class RawRows:
         one = [ids if len(kinds) == 1 else ids.cast(pa.string()) for ids in self._row_ids]
         return pa.chunked_array(one) if one else None
 
-    def groups(self) -> list[groups.Groups]:
+    def coded(self) -> list[coded_lib.Coded]:
         """The rows that were kept by the values of each column."""
-        return [collector.groups() for collector in self._collectors.values()]
+        return [collector.coded() for collector in self._collectors.values()]
 
     def __iter__(self) -> Iterator[batches.Rows]:
         return (batches.to_rows(table, self.schema) for table in self.tables())

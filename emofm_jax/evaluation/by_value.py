@@ -24,7 +24,7 @@ import scipy  # its parts are loaded when they are used
 from emofm_jax.evaluation import comparison, metrics
 
 if TYPE_CHECKING:  # which loads pyarrow
-    from emofm_jax.data.groups import Groups
+    from emofm_jax.data.coded import Coded
 
 MOST = 20  # values that are shown, by default
 _RISK = 1 - comparison.LEVEL
@@ -105,7 +105,7 @@ class ByValue:
 
 
 def make(
-    groups: "Groups",
+    coded: "Coded",
     label: np.ndarray,
     p: np.ndarray,
     logit: np.ndarray,
@@ -115,11 +115,11 @@ def make(
     """Computes the figures.
 
     Args:
-      groups: of the n rows.
+      coded: of the n rows.
       label, p, logit, weight: as for `split_report.figures`.
       most: values that are shown.
     """
-    chance, distance = _chances(groups, label, p, weight)
+    chance, distance = _chances(coded, label, p, weight)
     order = np.lexsort((np.arange(len(chance)), -distance, chance))
     shown = order[:most]
 
@@ -127,14 +127,14 @@ def make(
         own = None if weight is None else weight[rows]
         return _figures(value, label[rows], p[rows], logit[rows], own)
 
-    at = lambda code: np.flatnonzero(groups.code == code)
-    values = [figures(groups.values[code], at(code)) for code in shown.tolist()]
-    rest = np.flatnonzero(~np.isin(groups.code, shown)) if len(order) > most else None
+    at = lambda code: np.flatnonzero(coded.code == code)
+    values = [figures(coded.values[code], at(code)) for code in shown.tolist()]
+    rest = np.flatnonzero(~np.isin(coded.code, shown)) if len(order) > most else None
     known = chance[chance <= 1]
     return ByValue(
-        column=groups.column,
-        missing=groups.missing,
-        num_values=len(groups.values),
+        column=coded.column,
+        missing=coded.missing,
+        num_values=len(coded.values),
         off=sum(comparison.holm(known)),  # type: ignore[arg-type]
         values=values,
         others=None if rest is None else figures(None, rest),
@@ -222,12 +222,12 @@ def _figures(
 
 
 def _chances(
-    groups: "Groups", label: np.ndarray, p: np.ndarray, weight: np.ndarray | None
+    coded: "Coded", label: np.ndarray, p: np.ndarray, weight: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of each value its `chance`, 2 where no row has weight, and |z|, which breaks ties at 0."""
-    n = len(groups.values)
+    n = len(coded.values)
     w = np.ones(len(label)) if weight is None else weight.astype(np.float64)
-    total = lambda x: np.bincount(groups.code, x, n)
+    total = lambda x: np.bincount(coded.code, x, n)
     mass = total(w)
 
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -17,7 +17,7 @@ from emofm_jax.evaluation import comparison, paired
 from emofm_jax.evaluation.comparison import Interval
 
 if TYPE_CHECKING:  # which loads pyarrow
-    from emofm_jax.data.groups import Groups
+    from emofm_jax.data.coded import Coded
 
 MOST = 20  # values of a column that are shown, by default
 _WIDER = 1.05  # from which on it is said that rows of one key hang together
@@ -202,7 +202,7 @@ def make(
     names: Sequence[str],
     scores: Sequence[tuple[np.ndarray, np.ndarray]],
     rows: paired.Rows,
-    by: Sequence["Groups"] = (),
+    by: Sequence["Coded"] = (),
     *,
     most: int = MOST,
     **about: Any,
@@ -213,7 +213,7 @@ def make(
       names: of the models, the first one first.
       scores: of each model p and logit, f32[n].
       rows: n of them.
-      by: groups of the rows.
+      by: coded of the rows.
       most: values of a column that are shown.
       **about: source, cluster, warnings and notes of a `Contest`.
     """
@@ -224,7 +224,7 @@ def make(
         if not i:
             models.append(OfModel(name=name, figures=figures))
             continue
-        columns = [_of_column(groups, rows, scores[0], scores[i], most) for groups in by]
+        columns = [_of_column(coded, rows, scores[0], scores[i], most) for coded in by]
         differences = _differences(found[i], found[0])
         models.append(OfModel(name=name, figures=figures, differences=differences, by=columns))
 
@@ -267,30 +267,30 @@ def _wider(rows: paired.Rows, found: Sequence[Mapping[str, paired.Estimate]]) ->
 
 
 def _of_column(
-    groups: "Groups",
+    coded: "Coded",
     rows: paired.Rows,
     first: tuple[np.ndarray, np.ndarray],
     other: tuple[np.ndarray, np.ndarray],
     most: int,
 ) -> OfColumn:
-    counts = np.bincount(groups.code, minlength=len(groups.values))
+    counts = np.bincount(coded.code, minlength=len(coded.values))
     shown = np.argsort(-counts, kind="stable")[:most]
     values = []
     for code in shown[counts[shown] > 0].tolist():
-        index = np.flatnonzero(groups.code == code)
+        index = np.flatnonzero(coded.code == code)
         part = rows.take(index)
         ours, theirs = (paired.estimates(part, *(x[index] for x in s)) for s in (other, first))
         figures = {m: (theirs[m].value, ours[m].value) for m in _TESTED}
         differences = {m: d for m, d in _differences(ours, theirs).items() if m in _TESTED}
         clicks = int(np.count_nonzero(part.label > 0))
         sizes: dict[str, Any] = {"rows": len(index), "clicks": clicks}
-        named = groups.values[code]
+        named = coded.values[code]
         values.append(OfValue(value=named, figures=figures, differences=differences, **sizes))
 
     num_values = int(np.count_nonzero(counts))
     return OfColumn(
-        column=groups.column,
-        missing=groups.missing,
+        column=coded.column,
+        missing=coded.missing,
         num_values=num_values,
         values=_apart(values),
     )

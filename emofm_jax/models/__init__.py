@@ -25,7 +25,7 @@ and may have
     check(own)                    static: raises UserError for own options that do not fit
     derive(schema, own)           static: fields that follow from both
 
-and one line in `MODELS`. Checks, `--help`, docs/options.md, sweeps and the typed ensemble then know
+and one line in `MODELS`. Checks, `--help`, docs/options.md, sweeps and the typed networks then know
 it.
 """
 

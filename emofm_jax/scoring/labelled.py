@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from emofm_jax.data import features, groups, shards
-from emofm_jax.data.groups import Groups
+from emofm_jax.data import coded as coded_lib
+from emofm_jax.data import features, shards
+from emofm_jax.data.coded import Coded
 from emofm_jax.data.raw_rows import RawRows
 from emofm_jax.errors import UserError
 from emofm_jax.scoring.row_files import BATCH_ROWS
@@ -31,7 +32,7 @@ class Labelled:
       weight: f32[n], or None where rows have none.
       key: i64[n] of the GAUC, or None.
       p, logit: f32[n].
-      groups: of the rows, by the columns that were asked for.
+      coded: of the rows, by the columns that were asked for.
       rejected: (position, reason) of the rows that could not be read.
     """
 
@@ -42,7 +43,7 @@ class Labelled:
     key: np.ndarray | None
     p: np.ndarray
     logit: np.ndarray
-    groups: dict[str, Groups]
+    coded: dict[str, Coded]
     rejected: Sequence[tuple[int, str]] = ()
 
     def take(self, index: np.ndarray) -> "Labelled":
@@ -50,10 +51,9 @@ class Labelled:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         arrays = {k: x[index] for k, x in fields.items() if isinstance(x, np.ndarray)}
         some = {
-            name: dataclasses.replace(one, code=one.code[index])
-            for name, one in self.groups.items()
+            name: dataclasses.replace(one, code=one.code[index]) for name, one in self.coded.items()
         }
-        return dataclasses.replace(self, **arrays, groups=some)
+        return dataclasses.replace(self, **arrays, coded=some)
 
 
 def score(scorer: "Scorer", rows: shards.Split | RawRows, by: Sequence[str]) -> Labelled:
@@ -89,12 +89,12 @@ def score(scorer: "Scorer", rows: shards.Split | RawRows, by: Sequence[str]) -> 
         raise UserError(f"{where} is not finite; {remedy}")
     if isinstance(rows, RawRows):
         extra = {"position": rows.positions, "rejected": rows.rejected}
-        found_groups = rows.groups()
+        found = rows.coded()
     else:
         extra = {"position": np.arange(len(finite))}
-        found_groups = [groups.of_split(rows, scorer.directory, column) for column in by]
+        found = [coded_lib.of_split(rows, scorer.directory, column) for column in by]
     optional = {"weight": None, "key": None}
-    return Labelled(**optional | arrays, **extra, groups=dict(zip(by, found_groups)))
+    return Labelled(**optional | arrays, **extra, coded=dict(zip(by, found)))
 
 
 def _tables(rows: shards.Split | RawRows) -> Iterator[pa.Table]:

@@ -1,4 +1,4 @@
-"""Sections behind a sweep's results: types, auxiliary model, cost, curves, calibration."""
+"""Sections behind a sweep's results: types, auxiliary model, cost, curves, reliability."""
 
 import math
 from collections.abc import Callable, Sequence

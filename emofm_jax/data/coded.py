@@ -20,7 +20,7 @@ from emofm_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Groups:
+class Coded:
     """The rows of a table by the values of one column.
 
     Attributes:
@@ -54,10 +54,10 @@ class Collector:
         code = np.array([codes.setdefault(value, len(codes)) for value in distinct], np.int32)
         self._pieces.append(code[coded.indices.fill_null(len(coded.dictionary)).to_numpy()])
 
-    def groups(self) -> Groups:
+    def coded(self) -> Coded:
         """All of the rows so far."""
         code = np.concatenate(self._pieces or [np.zeros(0, np.int32)])
-        return Groups(self._column, code, list(self._codes))
+        return Coded(self._column, code, list(self._codes))
 
 
 def check(schema: Schema, columns: Sequence[str], of_shards: bool, flag: str = "by") -> None:
@@ -91,7 +91,7 @@ def check(schema: Schema, columns: Sequence[str], of_shards: bool, flag: str = "
             raise UserError(f"{where}: shards have no such column ({', '.join(known)}); {remedy}")
 
 
-def of_split(split: Split, directory: Path, column: str) -> Groups:
+def of_split(split: Split, directory: Path, column: str) -> Coded:
     """The rows of a split by a slot, or by `ftype`.
 
     Args:
@@ -108,9 +108,9 @@ def of_split(split: Split, directory: Path, column: str) -> Groups:
     code = code.astype(np.int32)
     if column == "ftype":
         types = [None if t < 0 else split.schema.types[t] for t in ids.tolist()]
-        return Groups(column, code, types, "of unknown type")
+        return Coded(column, code, types, "of unknown type")
     slot = next(slot for slot in split.schema.slots if slot.name == column)
-    return Groups(column, code, _values(slot, ids, directory), "missing or unknown")
+    return Coded(column, code, _values(slot, ids, directory), "missing or unknown")
 
 
 def _values(slot: Slot, ids: np.ndarray, directory: Path) -> list[str | None]:
