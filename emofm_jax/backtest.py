@@ -48,8 +48,7 @@ _OURS = {"writable", backtest.FILE, "results.jsonl", "report.html", "report.md",
 
 def _live(flags: absl_flags.FlagValues) -> bool:
     """Runs it all; returns whether every run is well."""
-    if flags.jobs < 1:
-        raise UserError(f"--jobs={flags.jobs}: it must be at least 1, the number of processes")
+    cli.check_runs(flags)
     base, workdir = flags.config, storage.writing(flags.workdir, has_runs=True)
     path, arg = cli.experiment(flags)
     seeds = experiment.seeds(path, arg, base, cli.overrides(flags))
@@ -99,10 +98,7 @@ def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
     cli.define_config(flags, argv)
     where = "Directory of the backtest; made if missing."
     absl_flags.DEFINE_string("workdir", None, where, flag_values=flags)
-    jobs = "Processes that train at a time, each a run."
-    absl_flags.DEFINE_integer("jobs", 1, jobs, flag_values=flags)
-    retry = "Whether runs that failed are tried again."
-    absl_flags.DEFINE_boolean("retry", False, retry, flag_values=flags)
+    cli.define_runs(flags)
 
 
 def main(argv: list[str] | None = None) -> int:

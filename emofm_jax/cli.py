@@ -189,6 +189,20 @@ def is_given(argv: Sequence[str], flag: str) -> bool:
     return given and not any(arg in _HELP for arg in argv[1:])
 
 
+def define_runs(flags: absl_flags.FlagValues) -> None:
+    """Declares what programs of many runs have: `--jobs` and `--retry`."""
+    jobs = "Processes that train at a time, each a run."
+    absl_flags.DEFINE_integer("jobs", 1, jobs, flag_values=flags)
+    retry = "Whether runs that failed are tried again."
+    absl_flags.DEFINE_bool("retry", False, retry, flag_values=flags)
+
+
+def check_runs(flags: absl_flags.FlagValues) -> None:
+    """Raises UserError without a process that trains."""
+    if flags.jobs < 1:
+        raise UserError(f"--jobs={flags.jobs}: it must be at least 1, the number of processes")
+
+
 def define_scorer(flags: absl_flags.FlagValues) -> None:
     """Declares which runs score, and how: what the programs that use a scorer have in common."""
     where = "Directory of a run, a checkpoint or an export; several with commas: an ensemble."

@@ -52,7 +52,7 @@ from emofm_jax.data import files, seen, shards, storage
 from emofm_jax.data.coded import Coded
 from emofm_jax.data.raw_rows import RawRows
 from emofm_jax.errors import UserError
-from emofm_jax.evaluation import contest, paired
+from emofm_jax.evaluation import by_value, contest, paired
 from emofm_jax.evaluation.contest import Condition, Contest
 from emofm_jax.reports import compare_page
 
@@ -270,7 +270,7 @@ def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
         absl_flags.DEFINE_string(name, default, meaning, flag_values=flags)
 
     most = "Values of a column that are shown, the most frequent ones."
-    absl_flags.DEFINE_integer("by_values", contest.MOST, most, flag_values=flags)
+    absl_flags.DEFINE_integer("by_values", by_value.MOST, most, flag_values=flags)
     cli.define_calibrated(flags)
 
 

@@ -150,7 +150,7 @@ _DATA = {
 }
 
 # Parameters -> better parameters. One section for the embedding table, one for everything else.
-_SECTIONS = ("embedding", "network")
+SECTIONS = ("embedding", "network")
 _SCHEDULES = ("constant", "cosine", "plateau")
 _ADAGRAD = {"name": ("adagrad", "rowwise_adagrad")}
 _ADAM, _ADAM_OR_ADAGRAD = (
@@ -374,7 +374,7 @@ _RECOMMENDED = {
     "model.dropout": 0.3,
     "optim.embedding.updates": "dense",
     "optim.embedding.l2_rows": 1500.0,
-    **{f"optim.{key}.learning_rate": 3e-3 for key in _SECTIONS},
+    **{f"optim.{key}.learning_rate": 3e-3 for key in SECTIONS},
     "optim.clip": "global",
     "train.average_epochs": 0.5,
     "train.intercept_rows": 2_000_000,
@@ -405,7 +405,7 @@ def validate(config: ConfigDict) -> None:
     for path, option in options().items():
         option.check(f"config.{path}", get(config, path))
 
-    for key in _SECTIONS:
+    for key in SECTIONS:
         section = config.optim[key]
         if section.weight_decay and section.name != "adamw":
             raise UserError(
@@ -447,7 +447,7 @@ def free() -> set[str]:
 
 def may_change(config: ConfigDict) -> set[str]:
     """Fields that may differ when a run goes on; its end too, unless a cosine ends there."""
-    fixed = any(config.optim[key].schedule == "cosine" for key in _SECTIONS)
+    fixed = any(config.optim[key].schedule == "cosine" for key in SECTIONS)
     end = {path for path, option in options().items() if option.resume == END}
     return free() | (set() if fixed else end)
 

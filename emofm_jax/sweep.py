@@ -111,9 +111,7 @@ def _command(experiment: str, given: Mapping[str, Any], run: Run, workdir: str) 
 
 def _check_flags(flags: absl_flags.FlagValues) -> None:
     searched = f"--search={flags.search}"
-    if flags.jobs < 1:
-        raise UserError(f"--jobs={flags.jobs}: it must be at least 1, the number of processes")
-
+    cli.check_runs(flags)
     engines.check(flags.engine)
     if flags.engine != "local" and flags.search:
         problem = "a search trains one point after the other"
@@ -136,12 +134,11 @@ def _define(flags: absl_flags.FlagValues, argv: list[str]) -> None:
     cli.define_config(flags, argv)
     text, whole, yes = absl_flags.DEFINE_string, absl_flags.DEFINE_integer, absl_flags.DEFINE_bool
     text("workdir", None, "Directory of the sweep; made if missing.", flag_values=flags)
-    whole("jobs", 1, "Processes that train at a time, each a run.", flag_values=flags)
+    cli.define_runs(flags)
     what = f"What trains: {', '.join(engines.NAMES)}, a cluster that sees the workdir and the data."
     text("engine", "local", what, flag_values=flags)
     kept = "Whether the checkpoints of finished runs stay; evaluate, predict and export need them."
     yes("checkpoints", True, kept, flag_values=flags)
-    yes("retry", False, "Whether runs that failed are tried again.", flag_values=flags)
     what = (
         "Prints the command of train for each run, to be started anywhere that sees the workdir; "
         "then the same command without --list takes their results."

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from emofm_jax.errors import UserError
-from emofm_jax.evaluation import comparison, paired
+from emofm_jax.evaluation import by_value, comparison, paired
 from emofm_jax.evaluation.comparison import Interval
 
 if TYPE_CHECKING:  # which loads pyarrow
     from emofm_jax.data.coded import Coded
 
-MOST = 20  # values of a column that are shown, by default
 _WIDER = 1.05  # from which on it is said that rows of one key hang together
 _TESTED = ("auc", "logloss")  # within the rows of a value
 
@@ -204,7 +203,7 @@ def make(
     rows: paired.Rows,
     by: Sequence["Coded"] = (),
     *,
-    most: int = MOST,
+    most: int = by_value.MOST,
     **about: Any,
 ) -> Contest:
     """Compares models.

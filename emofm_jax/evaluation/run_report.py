@@ -16,7 +16,7 @@ from emofm_jax.evaluation.split_report import SplitReport
 
 FILE = "metrics.json"
 REMEDY = "delete it, and the same train command writes it again"
-_SPLITS = ("test", "valid")  # a run is judged by the first that it has
+SPLITS = ("test", "valid")  # a run is judged by the first that it has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class RunReport:
     @property
     def shown(self) -> tuple[str, SplitReport]:
         """Name and report of the split that the run is judged by: test, else valid."""
-        name = next(name for name in _SPLITS if name in self.splits)
+        name = next(name for name in SPLITS if name in self.splits)
         return name, self.splits[name]
 
     def to_json(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class RunReport:
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Self:
         """Reads what `to_json` gave."""
-        splits = {k: SplitReport.from_json(v) for k, v in body.items() if k in _SPLITS}
+        splits = {k: SplitReport.from_json(v) for k, v in body.items() if k in SPLITS}
         history = [Evaluation(**entry) for entry in body["train"]["evaluations"]]
         training = Training(**{**body["train"], "evaluations": history})
         intercept = _intercept(body["intercept"]) if "intercept" in body else None

@@ -18,10 +18,9 @@ from emofm_jax import config, options
 from emofm_jax.data import files, parquet
 from emofm_jax.errors import UserError
 from emofm_jax.evaluation import run_report
+from emofm_jax.evaluation.run_report import SPLITS
 from emofm_jax.evaluation.split_report import SplitReport
 from emofm_jax.sweeping import record
-
-SPLITS = ("test", "valid")  # the first one there is, is reported
 
 
 @dataclasses.dataclass(frozen=True)

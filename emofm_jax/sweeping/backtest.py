@@ -391,7 +391,7 @@ def check(config: ConfigDict) -> None:
         what = f"{config.train.monitor!r}: the day that is scored would choose the state"
         raise UserError(f"config.train.monitor: {what}; leave it empty, and say train.epochs")
 
-    for key in ("embedding", "network"):
+    for key in config_lib.SECTIONS:
         if config.optim[key].schedule == "plateau":
             what = "'plateau': the day that is scored would choose the rate"
             raise UserError(f"config.optim.{key}.schedule: {what}; take constant or cosine")

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
+from emofm_jax.config import SECTIONS as SECTIONS  # keys of params, opt_state and lr_scale
 from emofm_jax.data import placing
 from emofm_jax.data.batches import Batch
 from emofm_jax.data.placing import Layout, Share
@@ -20,7 +21,6 @@ from emofm_jax.models import build as model_lib
 from emofm_jax.nn import embedding
 
 AXIS = "data"  # name of the axis of the devices
-SECTIONS = ("embedding", "network")  # keys of params, opt_state and lr_scale
 
 Optimizers: TypeAlias = Mapping[str, optax.GradientTransformation]  # one for each of SECTIONS
 Devices: TypeAlias = Sequence[jax.Device] | None  # None: all local ones
