@@ -114,4 +114,11 @@ def test_the_file_on_the_page_of_sweeps_is_sound(tmp_path):
 @pytest.mark.parametrize("model", ["emofmv2", "dnn", "dnn_typed", "dcnv2", "lr"])
 def test_the_same_search_is_sound_for_every_model(model):
     experiment = points.load(EXPERIMENTS / "equal_terms.py")
-    search.check(experiment.ranges(model), experiment.get_config(model))
+    ranges, base = experiment.ranges(model), experiment.get_config(model)
+    search.check(ranges, base)
+    ends = {
+        field: drawn[1] if drawn[0] == "choice" else drawn[1:] for field, drawn in ranges.items()
+    }
+    drawn = {field: values[-1] for field, values in ends.items()}
+    assert base.model.name == model.partition("_")[0] and len(drawn) >= 2
+    assert not drawn.keys() & config.without_effect(points.apply(base, drawn, "x")).keys()

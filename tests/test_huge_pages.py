@@ -53,11 +53,15 @@ def test_it_is_done_once_where_glibc_drops_its_variable(started, monkeypatch, le
 
 
 def test_a_program_that_the_system_does_not_start_goes_on(started, monkeypatch):
-    def refuse(*_):
+    asked = []
+
+    def refuse(*given):
+        asked.append(given)
         raise PermissionError("execve")
 
     monkeypatch.setattr(os, "execve", refuse)
     huge_pages.use("train.py")
+    assert len(asked) == 1, "it was asked for, and here it goes on"
 
 
 @pytest.mark.parametrize("value", ["0", "1", "2"])
