@@ -11,7 +11,7 @@ import xxhash
 
 from emofm_jax import prepare
 from emofm_jax.data import counts as counts_lib
-from emofm_jax.data import files, shards
+from emofm_jax.data import files, passes, shards
 from emofm_jax.data import schema as schema_lib
 
 pytestmark = pytest.mark.fast
@@ -352,6 +352,20 @@ def test_shards_are_not_put_where_they_would_be_raw_files(shop, tmp_path, capsys
     hidden = f"--config.data.dir={tmp_path}/raw/_out"
     assert shop("--config.prepare.split=share", hidden) == 0
     assert shop("--config.prepare.split=share", hidden) == 0
+
+
+def test_a_raw_file_that_changes_between_the_passes_is_a_line(shop, tmp_path, capsys, monkeypatch):
+    learn, valid = passes.learn, tmp_path / "raw" / "valid.csv"
+
+    def change(*args):
+        found = learn(*args)
+        valid.write_text(valid.read_text() + "1,u1,i1,,,\n")
+        return found
+
+    monkeypatch.setattr(passes, "learn", change)
+    assert shop() == 2
+    assert f"{valid}: it has changed while it was read; start" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_places_that_are_none(shop, tmp_path, capsys, monkeypatch):

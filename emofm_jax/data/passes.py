@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import itertools
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,6 +61,19 @@ def plan(config: ConfigDict, base: growth.Base | None = None, later: bool = Fals
         base.check(schema)
     # Every file of cti data must have the types of the first one.
     return Plan(Source(recipe | {"types": schema.types}, files), schema, base)
+
+
+@contextlib.contextmanager
+def unchanged(source: Source) -> Iterator[None]:
+    """Raises UserError behind a block in which raw files changed: its passes read other rows."""
+    paths = [file.path for of_split in source.files.values() for file in of_split]
+    about = lambda path: storage.about(path) if path.exists() else None
+    before = list(map(about, paths))
+    yield
+    for path, then in zip(paths, before):
+        if then is not None and about(path) != then:
+            remedy = "start the same command again when it is whole"
+            raise UserError(f"{path}: it has changed while it was read; {remedy}")
 
 
 def learn(runner: stages.Runner, plan: Plan, directory: Path) -> Slots:

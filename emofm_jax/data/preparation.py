@@ -140,7 +140,10 @@ def _prepare(
 
     def write(directory: Path) -> counts_lib.Report:
         plan = passes.plan(config, found)
-        with contextlib.closing(_engine(engine, workers, plan.source.files)) as workers_of:
+        with (
+            passes.unchanged(plan.source),
+            contextlib.closing(_engine(engine, workers, plan.source.files)) as workers_of,
+        ):
             several = None if engine == "local" and workers_of.num_workers == 1 else workers_of
             runner = stages.Runner(several, directory, progress)
             return passes.finish(runner, plan, passes.learn(runner, plan, directory), directory)
