@@ -125,3 +125,14 @@ def test_mistakes(runs, tmp_path, capsys):
     where = f"--output={tmp_path / 'made.parquet'}"
     assert run(f"--workdir={runs / 'wm'}", source, where) == 2
     assert "made.parquet: it is a directory; name a file" in capsys.readouterr().err
+
+
+def test_a_link_as_output_stays_one(runs, tmp_path):
+    (tmp_path / "disk").mkdir()
+    link, there = tmp_path / "scores.csv", tmp_path / "disk" / "there.csv"
+    link.symlink_to("disk/there.csv")
+    for _ in range(2):
+        flags = [f"--workdir={runs / 'wm'}", f"--input={runs / 'data' / 'test'}"]
+        assert run(*flags, f"--output={link}") == 0
+        assert link.is_symlink() and there.is_file() and not there.is_symlink()
+        assert [file.name for file in there.parent.iterdir()] == ["there.csv"]

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.csv
 from tqdm import tqdm
 
-from emofm_jax.data import batches, encode, features, files, parquet, shards, unknown
+from emofm_jax.data import batches, directories, encode, features, files, parquet, shards, unknown
 from emofm_jax.data.problems import Notes
 from emofm_jax.data.schema import Schema
 from emofm_jax.errors import UserError
@@ -83,7 +83,7 @@ def score(scorer: "Scorer", source: Path, output: Path, progress: bool = False) 
     schema: pa.Schema | None = None
     bar = tqdm(unit=" rows", unit_scale=True, disable=not progress)
     with bar, contextlib.ExitStack() as stack:
-        temporary = stack.enter_context(files.whole(output))
+        temporary = stack.enter_context(files.whole(directories.place(output)))
         for chunk, inputs, finish in _started(scorer, source):
             counter.add(inputs)
             unseen = chunk.unseen
