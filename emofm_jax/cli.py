@@ -19,7 +19,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def run(
     """
     errors.raise_interrupts()
     _open_streams()
-    with storage.named():
+    with storage.named(), _spelled():
         return _run(main, define, _joined(list(sys.argv if argv is None else argv)), more_help)
 
 
@@ -79,9 +79,8 @@ def _run(
             well = main(_parse(flags, define, argv))
         sys.stdout.flush()
     except BrokenPipeError:
-        for stream in (sys.stdout, sys.stderr):  # else Python complains as it ends
-            with contextlib.suppress(OSError, ValueError):  # a stream of a test has no number
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        for stream in (sys.stdout, sys.stderr):
+            _drop(stream)
         return 141
     except KeyboardInterrupt:
         _complain("interrupted")
@@ -105,23 +104,25 @@ def _open_streams() -> None:
             setattr(sys, name, stream)
         elif hasattr(stream, "reconfigure") and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="replace")
-    out: Any = sys.stdout
-    if out is sys.__stdout__ and type(out) is io.TextIOWrapper:
-        how: Any = {"line_buffering": out.line_buffering, "write_through": out.write_through}
-        sys.stdout = _Spelled(out.buffer, out.encoding, out.errors, **how)
 
 
-class _Spelled(io.TextIOWrapper):
-    """What is printed, in which names of strangers cannot steer a terminal."""
+class _Spelled:
+    """A stream of text in which names of strangers cannot steer a terminal."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
         """Writes a text, its escape codes spelled out."""
-        self._do(lambda: super(_Spelled, self).write(_by_line(text)))
+        self._do(lambda: self._stream.write(_by_line(text)))
         return len(text)
 
     def flush(self) -> None:
         """Hands on what was written."""
-        self._do(super().flush)
+        self._do(self._stream.flush)
 
     def _do(self, work: Callable[[], object]) -> None:
         try:
@@ -129,7 +130,28 @@ class _Spelled(io.TextIOWrapper):
         except BrokenPipeError:
             raise
         except OSError as error:
+            _drop(self._stream)
             raise errors.of_file("stdout", error) from None
+
+
+@contextlib.contextmanager
+def _spelled() -> Iterator[None]:
+    """Within the block what is printed is spelled out; a stream of others is left alone."""
+    out: Any = sys.stdout
+    if out is not sys.__stdout__ or type(out) is not io.TextIOWrapper:
+        yield
+        return
+    sys.stdout = _Spelled(out)
+    try:
+        yield
+    finally:
+        sys.stdout = out
+
+
+def _drop(stream: Any) -> None:
+    """Lets what nobody gets go nowhere: else Python complains as it ends."""
+    with contextlib.suppress(OSError, ValueError):  # a stream of a test has no number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _by_line(text: str) -> str:

@@ -84,15 +84,16 @@ def test_one_cti_file_is_split_by_the_day_in_its_log_id(tmp_path, monkeypatch, c
 
 def test_files_of_another_number_of_types_and_options_without_effect(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(Path(__file__).parents[1])
+    never = tmp_path.with_name(f"{tmp_path.name}_never")
 
     def run(*flags):
         flags = (
             f"--config.prepare.source={tmp_path}",
-            f"--config.data.dir={tmp_path / 'never'}",
+            f"--config.data.dir={never}",
             *flags,
         )
         assert prepare.main(["p", "--config=experiments/cti.py", *flags]) == 2
-        assert not (tmp_path / "never").exists()
+        assert not never.exists()
         return capsys.readouterr().err
 
     for split in shards.SPLITS:
