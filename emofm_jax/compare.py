@@ -173,10 +173,13 @@ def _aligned(
     """
     position = functools.reduce(np.intersect1d, [one.position for one in scored])
     notes = []
+    by: dict[tuple[int, str], list[str]] = {}
     for name, one in zip(names, scored):
         if one.rejected:
-            left_out = f"{len(one.rejected):,} rows could not be read by {name}"
-            notes.append(f"{left_out} and are left out of all; the first: {one.rejected[0][1]}")
+            by.setdefault((len(one.rejected), one.rejected[0][1]), []).append(name)
+    for (count, first), readers in by.items():
+        left_out = f"{count:,} rows could not be read by {' and by '.join(readers)}"
+        notes.append(f"{left_out} and are left out of all; the first: {first}")
     same = [one.take(np.searchsorted(one.position, position)) for one in scored]
     if not len(position):
         raise UserError("no row can be read by all models; compare models of the same columns")

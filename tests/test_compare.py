@@ -1,6 +1,7 @@
 """`python -m emofm_jax.compare`: models on the same rows, raw and prepared, its gate, its page, its mistakes."""
 
 import csv
+import dataclasses
 import json
 import shutil
 import types
@@ -14,6 +15,9 @@ from sklearn.metrics import log_loss, roc_auc_score
 from emofm_jax import compare, evaluate, export, prepare, train
 from emofm_jax.data import coded as coded_lib
 from emofm_jax.data import files
+from emofm_jax.data import schema as schema_lib
+from emofm_jax.data import seen as seen_lib
+from emofm_jax.data.raw_rows import RawRows
 from emofm_jax.evaluation import paired
 from emofm_jax.scoring import labelled
 
@@ -108,8 +112,33 @@ def test_rows_that_one_model_cannot_read_are_left_out_of_all_and_said(home, caps
     assert compared("--input=bad.csv", "--output=bad") == 0
     found = files.read_json(Path("bad/compare.json"))
     assert found["rows"] == len(lines) - 2
-    assert len(found["notes"]) == 2 and "1 rows could not be read by mine" in found["notes"][0]
-    assert "note: 1 rows could not be read by other" in capsys.readouterr().out
+    assert len(found["notes"]) == 1
+    assert "note: 1 rows could not be read by mine and by other" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("split", "path", "seen"),
+    [
+        ({"split": "share"}, "raw/train.csv", "80% of the rows of raw/train.csv"),
+        ({"split": "files"}, "raw/train.csv", "100% of the rows of raw/train.csv"),
+        ({"split": "files"}, "raw", "100% of the rows of raw/train.csv"),
+        ({"split": "files"}, "raw/test.csv", ""),
+        ({"split": "day"}, "raw/train.csv", ""),  # which days tell
+        ({"split": "share", "source": "elsewhere"}, "raw/train.csv", ""),
+        ({"split": "share", "source": "s3://bucket/raw"}, "raw/train.csv", ""),
+    ],
+)
+def test_rows_of_the_files_that_a_model_was_trained_on_are_known(home, split, path, seen):
+    Path("raw").mkdir(exist_ok=True)
+    for name in ("train", "test"):
+        shutil.copyfile("rows.csv", f"raw/{name}.csv")
+    schema = schema_lib.load(Path("mine"))
+    files_of = {"train": "train.*", "valid": "", "test": "test.*"}
+    ours = {"source": "raw", "files": files_of, "shares": [0.8, 0.1, 0.1]} | split
+    schema = dataclasses.replace(schema, recipe={**schema.recipe, **ours})
+    rows = RawRows(schema, Path("mine"), [Path(path)], {})
+    expected = f"trained on {seen}, by its split; name other rows" if seen else ""
+    assert seen_lib.said(rows, ()) == expected
 
 
 def test_rows_of_models_that_read_others_are_put_side_by_side():

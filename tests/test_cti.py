@@ -116,7 +116,11 @@ def test_files_of_another_number_of_types_and_options_without_effect(tmp_path, m
     for split in ("valid", "test"):
         (tmp_path / f"{split}.tsv").unlink()
     (tmp_path / "test.libsvm").unlink()
-    assert "config.prepare.valid_days: no row is of 9" in run(*day)
+    error = run(*day)
+    assert "config.prepare.valid_days: no row is of 9; check it, config.prepare.day_colu" in error
+    assert error.endswith("and day_length (the rows have '1696118400977' to '1696118536780')\n"), (
+        error
+    )
 
 
 def test_moments_of_pieces_are_those_of_the_whole():

@@ -45,6 +45,8 @@ def test_the_whole_day(checkout, capsys):
     (head,) = re.findall(r"^ +(slot +known .*)$", TEXT, re.MULTILINE)
     assert head.split() == ["slot", "known", "new", "appended", "expired"]
     assert re.search(r"^slot +known +new +appended +expired$", grown, re.MULTILINE)
+    for line in re.findall(r"^ +((?:user|item) +\d.*)$", TEXT, re.MULTILINE):
+        assert f"\n{line}\n" in grown
     assert "starts from runs/monday (step 25): " in started
     assert "differences from runs/monday" in compared or "AUC" in compared
     base = files.read_json(Path("data/2024-03-05/prepare.json"))["base"]["slots"]

@@ -295,7 +295,10 @@ def test_spellings_of_missing_numbers_and_an_outcome_are_said():
         ("click,x\n1,\n0,\n", "no value in any row"),
         ("click,user,user\n0,a,b\n1,a,c\n", "its first line has 'user' twice; rename one"),
         ('{"click": 0}\n{"click": 1}\n', "it is JSON; write it as Parquet, or as text"),
-        ("click,x\n1,5\n0,6\n,7\n", "none: 'click' is missing in 1 of 3 rows; take them out"),
+        (
+            "click,x\n" + "1,5\n0,6\n" * 3 + ",7\n",
+            "'click' is '0' or '1', but nothing or the like in 1 of 7 rows; take",
+        ),
         ("# of today\n" + "click,x,y\n" * 30, "no row of as many columns as its first line"),
     ],
 )
@@ -337,6 +340,16 @@ def test_dates_beside_the_day_are_no_slots():
     c = suggested("log.csv")
     assert c.prepare.day_column == "day" and c.prepare.ignore == ("seen",)
     assert dict(c.prepare.groups) == {"other": ("born",)}
+    prepared()
+
+
+def test_rows_of_bad_labels_are_asked_about_and_rejected():
+    rows = [[("yes", "no")[i % 2] if i != 70 else "?", f"u{i % 30}", i] for i in range(150)]
+    write("log.csv", ["clicked", "user", "time"], rows)
+    c = suggested("log.csv")
+    assert (c.prepare.label, c.prepare.max_rejected) == ("clicked", 1)
+    asked = " ".join(Path("mine.py").read_text().split())
+    assert "is 'clicked' the label? 1 of 150 rows have '?' or the like there" in asked
     prepared()
 
 

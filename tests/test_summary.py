@@ -212,4 +212,7 @@ def test_an_auc_within_three_standard_errors_of_chance_is_no_learning(errors, le
     found = dataclasses.replace(found, auc=auc, logloss=found.constant.logloss - 0.01)
     line = summary.verdict(found, (), {"network": 1e-3}, 500)
     assert ("of its nats learnt" in line) == learnt
+    assert ("not distinguishable from a constant predictor" in line) != learnt
+    worse = dataclasses.replace(found, logloss=found.constant.logloss + 0.01)
+    line = summary.verdict(worse, (), {"network": 1e-3}, 500)
     assert line.startswith("verdict: no better than a constant predictor") != learnt

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import sys
+import types
 from pathlib import Path
 
 import anew
@@ -355,7 +356,19 @@ def test_a_workdir_takes_one_program_at_a_time(home, capsys):
 
 def test_a_machine_without_git_trains(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    assert workdir_lib._environment()["git_commit"] is None
+    found = workdir_lib._environment()
+    assert found["git_commit"] is None and not found["git_changes"]
+
+
+def test_a_commit_with_changes_is_said(monkeypatch):
+    said = {"rev-parse": "0123456789\n", "status": " M a.py\n"}
+    run = lambda command, **_: types.SimpleNamespace(stdout=said[command[3]])
+    monkeypatch.setattr(workdir_lib, "subprocess", types.SimpleNamespace(run=run))
+    monkeypatch.setattr(workdir_lib.shutil, "which", lambda _: "git")
+    found = workdir_lib._environment()
+    assert found["git_commit"] == "0123456789" and found["git_changes"]
+    said["status"] = "\n"
+    assert not workdir_lib._environment()["git_changes"]
 
 
 def test_patience_plateau_and_the_best_state(home):

@@ -250,7 +250,9 @@ def _check_rows(source: Source, first: Path, writers: dict[str, shards.Writer]) 
         if recipe["split"] != "day":
             break
         if gone := [d for d in recipe_lib.named_days(recipe, name) if d not in source.days]:
-            remedy = "check it, config.prepare.day_column and day_length"
+            days = recipe_lib.in_order(source.days)
+            has = f" (the rows have {days[0]!r} to {days[-1]!r})" if days else ""
+            remedy = f"check it, config.prepare.day_column and day_length{has}"
             raise UserError(f"config.prepare.{name}: no row is of {gone[0]}; {remedy}")
 
     if not train.num_rows and train.rejected:

@@ -62,6 +62,11 @@ class RawRows:
         self._row_ids: list[pa.Array] = []
 
     @property
+    def files(self) -> list[Path]:
+        """The files that hold the rows."""
+        return [file.path for file in self._files]
+
+    @property
     def name(self) -> str:
         """The input in words."""
         return ", ".join(map(str, self._paths))

@@ -1,8 +1,11 @@
-"""Rows of days that a model was trained on: figures of them are better than those of new rows."""
+"""Rows that a model was trained on, as far as days and files tell: their figures are too good."""
 
+import os
 from collections.abc import Collection
+from pathlib import Path
 
 from emofm_jax.data import recipe as recipe_lib
+from emofm_jax.data import storage
 from emofm_jax.data.raw_rows import RawRows
 from emofm_jax.data.shards import Split
 
@@ -10,7 +13,7 @@ _DATE = 8, 10  # characters of a date
 
 
 def said(rows: Split | RawRows, trained: Collection[str]) -> str:
-    """A sentence if rows are of days that a model was trained on; else an empty text.
+    """A sentence if rows are of days or files that a model was trained on; else an empty text.
 
     Args:
       rows: raw ones have been read.
@@ -22,9 +25,28 @@ def said(rows: Split | RawRows, trained: Collection[str]) -> str:
         days = {_cut(day, length) for day in days}
     days, known = recipe_lib.in_order(days), {*map(recipe_lib.moment, trained)}
     if not (seen := [day for day in days if recipe_lib.moment(day) in known]):
-        return ""
+        return "" if isinstance(rows, Split) else _of_own_files(rows)
     ends = seen[0] if len(seen) == 1 else f"{seen[0]} to {seen[-1]}"
     return f"trained on {len(seen)} of the {len(days)} days of these rows ({ends}); name later rows"
+
+
+def _of_own_files(rows: RawRows) -> str:
+    """The sentence of raw files that training rows of the model's own data were taken from."""
+    recipe = rows.schema.recipe or {}
+    if not (where := recipe.get("source")) or recipe["split"] == "day" or storage.is_remote(where):
+        return ""
+    by_file, pattern = recipe["split"] == "files", recipe["files"]["train"]
+    try:
+        of_training = Path(where).glob(pattern) if by_file and pattern else [Path(where)]
+        ours = {os.path.realpath(path) for path in of_training}
+    except (ValueError, NotImplementedError):  # a pattern that only its own system knows
+        return ""
+    within = lambda path: ours & {path, *map(str, Path(path).parents)}
+    seen = [file for file in rows.files if within(os.path.realpath(file))]
+    if not seen:
+        return ""
+    share = 1.0 if by_file else recipe["shares"][0]
+    return f"trained on {share:.0%} of the rows of {seen[0]}, by its split; name other rows"
 
 
 def _cut(day: str, length: int) -> str:

@@ -228,6 +228,9 @@ def _learnt(
         "not tell"
     )
     likely = f"likely: {'; '.join(causes)}" if causes else unusual
+    if nats < constant.logloss:
+        chance = f"an AUC of {auc:.4f} may be chance with {clicks:,} clicks"
+        return f"not distinguishable from a constant predictor ({against}; {chance}); {likely}"
     return f"no better than a constant predictor ({against}; AUC {auc:.4f}); {likely}"
 
 

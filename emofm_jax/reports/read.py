@@ -137,6 +137,7 @@ def machine(run: Run) -> str:
     devices = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
     versions = ", ".join(f"{name} {body['packages'][name]}" for name in ("emofm_jax", "jax"))
     commit = f", commit {body['git_commit'][:7]}" if body.get("git_commit") else ""
+    commit += " and changes" * bool(body.get("git_changes"))
     return f"{devices}, {body['platform']}; {versions}{commit}"
 
 

@@ -70,7 +70,10 @@ def read_config(path: str | Path, arg: str | None) -> ConfigDict:
     """
     module = load(path)
     if not callable(getattr(module, "get_config", None)):
-        raise UserError(f"{path}: it has no get_config(); define one that returns a config")
+        empty = not Path(path).stat().st_size
+        what = "is empty; did the command that should write it fail? Else" if empty else "has no "
+        what += " it needs a get_config()" if empty else "get_config()"
+        raise UserError(f"{path}: it {what}; define one that returns a config")
     get_config, needed, most = module.get_config, *_arguments(module.get_config)
     if arg is not None and not most:
         raise UserError(f"{path}:{arg}: its get_config takes no argument; leave {arg!r} out")

@@ -177,7 +177,8 @@ def open_data(config: ConfigDict) -> dict[str, shards.Split]:
     for name in ("train", "valid"):
         if name not in splits or not splits[name].num_rows:
             raise UserError(
-                f"{directory / name}: no rows; training needs a train and a valid split"
+                f"{directory / name}: no rows; training needs a train and a valid split: a later "
+                "day, a file, or a share of the rows (config.prepare.split)"
             )
     return splits
 

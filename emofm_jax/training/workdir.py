@@ -178,20 +178,25 @@ def versions() -> dict[str, str]:
     return own | {name: importlib.metadata.version(name) for name in packages}
 
 
+def _git(*words: str) -> str:
+    """What git says of the place of this file; empty without git, or outside of a repository."""
+    if not shutil.which("git"):
+        return ""
+    command = ["git", "-C", str(Path(__file__).parent), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def _environment() -> dict[str, Any]:
     """Versions, devices, commit and command of this process."""
     import jax
 
-    git = None
-    if shutil.which("git"):
-        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
-        git = found.stdout.strip() or None
+    commit = _git("rev-parse", "HEAD") or None
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": versions(),
         "devices": [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.local_devices()],
-        "git_commit": git,
+        "git_commit": commit,
+        "git_changes": bool(commit and _git("status", "--porcelain", "--untracked-files=no")),
         "command": sys.argv,
     }

@@ -38,8 +38,9 @@ _LISTS = "|^;,"  # what may stand between the values of a bag
 _LIST_SHARE = 0.02  # of the cells that hold more than one value
 _FEW, _MANY = 20, 1000  # distinct values: a small set; so many that rare ones are better unknown
 _GROWS, _LARGE = 1.5, 20_000  # the second half of the rows brings so many new values: hash them
+_BAD = 0.01  # share of the rows that may be bad ones
 _FEW_OTHERS = 0.2  # share of the rows where a label is neither a click nor none
-_DAYS = 3  # that a split by day needs
+DAYS = 3  # that a split by day needs
 
 _LABELS = ("label", "click", "clicked", "is_click", "clk", "target", "y", "is_clicked", "action")
 _LABELS += ("conversion", "converted", "is_conversion", "buy", "purchase", "purchased", "response")
@@ -147,6 +148,7 @@ class Guess:
     Attributes:
       label, day, row_id, weight, key: names of columns, empty where there is none.
       types: what may be the type of an interaction, and its values.
+      max_rejected: rows whose label is neither of its two values.
       days: of the sample, in order.
       groups: {group: names of its slots}.
       slots: {slot: options that are not the defaults}.
@@ -158,6 +160,7 @@ class Guess:
 
     label: str = ""
     types: tuple[str, Sequence[str]] | None = None
+    max_rejected: int = 0
     day: str = ""
     days: Sequence[str] = ()
     row_id: str = ""
@@ -225,7 +228,7 @@ def _as_text(column: pa.Array) -> pa.Array:
 
 def _roles(sample: Sample, seen: Sequence[Seen], found: Guess) -> None:
     """Finds label, day, key, weight and id of a row."""
-    binary = [one for one in seen if _is_binary(one)]
+    binary = [one for one in seen if _is_binary(one)] or _nearly_binary(seen, found)
     if not binary:
         raise UserError(f"--suggest={sample.source}: {_no_label(sample, seen)}")
     label = _named(binary, _LABELS) or binary[0]
@@ -239,12 +242,13 @@ def _roles(sample: Sample, seen: Sequence[Seen], found: Guess) -> None:
         outcome = "known only after the click, it must be in c.prepare.ignore"
         found.questions.append(f"is {others[0]!r} an outcome, too? If it is {outcome}")
 
-    rest = [one for one in seen if one is not label and not (one.lists or one.weighted)]
+    single = [one for one in seen if not (one.lists or one.weighted)]
+    rest = [one for one in single if one.name != label.name]
     _day(sample, rest, found)
     for one in rest:
         if _is_clock(one) and one.name != found.day:
             found.ignore.append(one.name)
-            found.why[one.name] = "times in seconds; make days of them to split by day"
+            found.why[one.name] = "times since 1970; make a column of days of them to split by day"
             continue
         full = not one.missing and len(one.distinct) == sample.num_rows >= _FEW
         is_user = one.name.lower() in _USERS
@@ -271,22 +275,41 @@ def _roles(sample: Sample, seen: Sequence[Seen], found: Guess) -> None:
         )
 
 
+def _nearly_binary(seen: Sequence[Seen], found: Guess) -> list[Seen]:
+    """The column that is binary but for few rows, if there is one, without them; they are bad."""
+    for one in seen:
+        kept, others = _without_others(one)
+        if kept and 0 < others <= _BAD * len(one.text):
+            found.max_rejected = others
+            some = next((repr(x) for x in one.distinct if x not in kept.distinct), "nothing")
+            found.questions.append(
+                f"is {one.name!r} the label? {others:,} of {len(one.text):,} rows have {some} or "
+                "the like there: they are rejected (max_rejected)"
+            )
+            return [kept]
+    return []
+
+
+def _without_others(one: Seen) -> tuple[Seen | None, int]:
+    """A column without the rows that are neither of the two values of a click, and their number."""
+    counts = {x["values"]: x["counts"] for x in pc.value_counts(one.text.drop_null()).to_pylist()}
+    pair = sorted(counts, key=lambda x: counts[x])[-2:]
+    kept = one.text.filter(pc.is_in(one.text, pa.array(pair, pa.string())))
+    found = dataclasses.replace(one, text=kept)
+    return (found if _is_binary(found) else None), len(one.text) - len(kept)
+
+
 def _no_label(sample: Sample, seen: Sequence[Seen]) -> str:
     """Why no column is taken for the label, and what to do."""
     what = "no column has two values that could be a click and none"
     for one in seen:
-        if one.missing and _is_binary(dataclasses.replace(one, text=one.text.drop_null())):
-            rows = f"{one.text.null_count:,} of {sample.num_rows:,} rows"
-            return f"{what}: {one.name!r} is missing in {rows}; take them out, or fill them in"
-        counts = pc.value_counts(one.text.drop_null()).to_pylist()
-        counts.sort(key=lambda x: x["counts"])
-        pair = [x["values"] for x in counts[-2:]]
-        others = sum(x["counts"] for x in counts[:-2])
-        if {x.lower() for x in pair} in _PAIRS and others < _FEW_OTHERS * sample.num_rows:
-            kept = " or ".join(map(repr, sorted(pair)))
+        kept, others = _without_others(one)
+        if kept and others < _FEW_OTHERS * sample.num_rows:
+            some = next((repr(x) for x in one.distinct if x not in kept.distinct), "nothing")
+            two = " or ".join(map(repr, sorted(kept.distinct)))
+            rows = f"{others:,} of {sample.num_rows:,} rows"
             return (
-                f"{what}: {one.name!r} is {kept}, but {counts[0]['values']!r} or the like in "
-                f"{others:,} of {sample.num_rows:,} rows; take these out"
+                f"{what}: {one.name!r} is {two}, but {some} or the like in {rows}; take these out"
             )
     return (
         f"{what}; write the experiment file, with config.prepare.positive if the label has others"
@@ -326,7 +349,7 @@ def _day(sample: Sample, seen: Sequence[Seen], found: Guess) -> None:
             continue
         found.day, found.days = one.name, sorted({*days})
         found.why[one.name] = f"dates, {found.days[0]} to {found.days[-1]}"
-        if sample.splits or len(found.days) < _DAYS:
+        if sample.splits or len(found.days) < DAYS:
             found.ignore.append(one.name)
             found.why[one.name] += "; days to come were in no training row"
 

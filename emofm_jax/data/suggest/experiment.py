@@ -122,6 +122,9 @@ def _tabular(found: Sample, guess: Guess) -> list[str]:
         if name:
             why = "GAUC ranks the rows of one value among themselves" if field == "gauc_key" else ""
             lines.append(_line(f"prepare.{field}", name, why or guess.why.get(name, "")))
+    if guess.max_rejected:
+        why = "bad labels among the rows that were read; raise it if there are more"
+        lines.append(_line("prepare.max_rejected", guess.max_rejected, why))
     if guess.types:
         for field, value in zip(("ftype", "types"), guess.types):
             lines.append(_line(f"prepare.{field}", value, "").replace("    ", "    # ", 1))
@@ -147,7 +150,8 @@ def _split(found: Sample, guess: Guess) -> list[str]:
             _line("prepare.valid_days", days[-2 * held : -held], why),
             _line("prepare.test_days", days[-held:], ""),
         ]
-    why = "no files of splits, no days: by a hash of the row"
+    few = f"{columns.DAYS} days are needed" if guess.day else "no days"
+    why = f"no files of splits, {few}: by a hash of the row"
     return [_line("prepare.split", "share", why), _line("prepare.shares", (0.8, 0.1, 0.1), "")]
 
 
