@@ -163,6 +163,22 @@ def test_a_fault_of_a_moment_leaves_nothing(tmp_path, monkeypatch):
     assert failed and [x.name for x in tmp_path.rglob("*")] == ["a", "new"]
 
 
+def test_a_signal_while_a_directory_is_removed_leaves_nothing(tmp_path, monkeypatch):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    remove, ended = shutil.rmtree, []
+
+    def ends_once(path, ignore_errors=False):
+        if path.exists() and not ended:
+            ended.append(path)
+            raise SystemExit(143)  # as a handler of SIGTERM does
+        remove(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", ends_once)
+    with pytest.raises(SystemExit, match="143"):
+        directories.remove(tmp_path / "a")
+    assert ended and not [*tmp_path.iterdir()]
+
+
 def test_a_disk_that_fails_at_the_end_does_not_keep_the_lock(tmp_path, monkeypatch):
     stat = os.stat
 

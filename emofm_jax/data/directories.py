@@ -160,15 +160,25 @@ def _restore(partial: Path, target: Path) -> None:
 
 
 def _remove_partial(partial: Path) -> None:
-    for name in (_NEW, _OLD):
-        _clear(partial / name)
+    """Removes all that is ours, though a signal ends the program meanwhile."""
+    with contextlib.ExitStack() as last_first:
+        last_first.callback(_remove_empty, partial)
+        for name in (_OLD, _NEW):
+            last_first.callback(_clear, partial / name)
+
+
+def _remove_empty(directory: Path) -> None:
     with contextlib.suppress(OSError):  # not empty: what is in it is not ours
-        partial.rmdir()
+        directory.rmdir()
 
 
 def _clear(path: Path) -> None:
-    """Removes a directory of ours, as far as that goes; a fault of a moment is tried again."""
-    for _ in range(2):
+    """Removes a directory of ours, as far as that goes.
+
+    It is tried again after a fault of a moment, and where a signal ends the program meanwhile.
+    """
+    with contextlib.ExitStack() as again:
+        again.callback(shutil.rmtree, path, ignore_errors=True)
         shutil.rmtree(path, ignore_errors=True)
 
 
