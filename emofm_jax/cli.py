@@ -124,6 +124,10 @@ class _Spelled:
         """Hands on what was written."""
         self._do(self._stream.flush)
 
+    def on(self, stream: Any) -> "_Spelled":
+        """Another stream of which the same holds."""
+        return _Spelled(stream)
+
     def _do(self, work: Callable[[], object]) -> None:
         try:
             work()
@@ -141,11 +145,12 @@ def _spelled() -> Iterator[None]:
     if out is not sys.__stdout__ or type(out) is not io.TextIOWrapper:
         yield
         return
-    sys.stdout = _Spelled(out)
+    sys.stdout = spelled = _Spelled(out)
     try:
         yield
     finally:
-        sys.stdout = out
+        if sys.stdout is spelled:  # a program of several processes prints elsewhere for good
+            sys.stdout = out
 
 
 def _drop(stream: Any) -> None:

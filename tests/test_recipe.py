@@ -158,5 +158,6 @@ def test_shares_that_are_no_numbers():
     ],
 )
 def test_days_that_were_trained_on(days, trained, words):
-    said = seen.said(types.SimpleNamespace(days=days), trained)
+    no_source = types.SimpleNamespace(recipe={})
+    said = seen.said(types.SimpleNamespace(days=days, schema=no_source), trained)
     assert words in said if words else said == ""

@@ -163,7 +163,8 @@ def _keep_aborts_short(line) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     how: dict[str, Any] = {"encoding": sys.stdout.encoding, "errors": sys.stdout.errors}
-    sys.stdout = os.fdopen(stdout, "w", buffering=1 if os.isatty(stdout) else -1, **how)
+    ours: Any = os.fdopen(stdout, "w", buffering=1 if os.isatty(stdout) else -1, **how)
+    sys.stdout = sys.stdout.on(ours) if hasattr(sys.stdout, "on") else ours  # cli.py
     sys.stderr = os.fdopen(stderr, "w", buffering=1, errors="replace")
 
     def aborted(_: int) -> None:
