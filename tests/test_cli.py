@@ -163,6 +163,7 @@ def test_a_reader_that_goes_away_is_no_error():
 LOADS = """
 import importlib, os, signal, sys
 sys.argv, sys.orig_argv = [{argv0!r}], ["python", "-m", {module!r}]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
 import emofm_jax
 kept = signal.getsignal(signal.SIGINT) is signal.default_int_handler
 print("kept" if kept else "ends", flush=True)
