@@ -35,7 +35,7 @@ def _of_own_files(rows: RawRows) -> str:
     recipe = rows.schema.recipe or {}
     if not (where := recipe.get("source")) or recipe["split"] == "day" or storage.is_remote(where):
         return ""
-    by_file, pattern = recipe["split"] == "files", recipe["files"]["train"]
+    by_file, pattern = recipe["split"] == "files", recipe.get("files", {}).get("train")
     try:
         of_training = Path(where).glob(pattern) if by_file and pattern else [Path(where)]
         ours = {os.path.realpath(path) for path in of_training}
