@@ -370,6 +370,7 @@ _RECOMMENDED = {
     "model.stage1": (128,),
     "model.stage2": (128,),
     "model.am_hidden": (64,),
+    "model.am_reads": "own",
     "model.norm": "batch",
     "model.dropout": 0.3,
     "optim.embedding.updates": "dense",

@@ -15,29 +15,41 @@ test AUC / logloss, November 2026 (docs/results/kuairand.md):
 
 from pathlib import Path
 
-from emofm_jax import points
-
-kuairand = points.load(Path(__file__).with_name("kuairand.py"))
+from emofm_jax import config, points
 
 
 def get_config(arg: str = ""):
-    c = kuairand.recommended(arg or "emofmv2")
+    data, name = _parts(arg)
+    source = points.load(Path(__file__).with_name(f"{data}.py")).get_config()
+    c = config.recommended()
     c.name = "equal_terms"
+    c.prepare, c.data.dir = source.prepare, source.data.dir
+    c.model.name, c.model.type_aware = name.removesuffix("_typed"), name.endswith("_typed")
+    if c.model.name not in ("emofmv2", "lr"):
+        c.model.hidden = (256, 128)
+        c.model.dcnv2.low_rank, c.model.dcnv2.num_experts = 64, 1
     return c
 
 
+def _parts(arg):
+    """The data's experiment, and the model."""
+    data, _, name = arg.rpartition(".")
+    return data or "kuairand", name or "emofmv2"
+
+
 def ranges(arg: str = ""):
+    name = _parts(arg)[1]
     found = {
         "optim.embedding.l2_rows": ("log", 100.0, 20_000.0),
         "optim.embedding.learning_rate": ("log", 5e-4, 3e-2),
     }
-    if arg == "lr":  # its weights are logits
+    if name == "lr":  # its weights are logits
         return found | {"optim.embedding.l2_rows": ("log", 0.1, 1_000.0)}
     found |= {"model.embedding_dim": ("choice", [8, 16])}
-    if arg == "fm":  # it has no network; its first-order weights are logits
+    if name == "fm":  # it has no network; its first-order weights are logits
         return found | {"optim.embedding.l2_rows": ("log", 0.1, 20_000.0)}
     found |= {
         "optim.network.learning_rate": ("log", 5e-4, 1e-2),
         "model.dropout": ("uniform", 0.0, 0.5),
     }
-    return found | ({"model.emofmv2.wide": ("choice", [False, True])} if arg == "emofmv2" else {})
+    return found | ({"model.emofmv2.wide": ("choice", [False, True])} if name == "emofmv2" else {})

@@ -111,10 +111,15 @@ def test_the_file_on_the_page_of_sweeps_is_sound(tmp_path):
     search.check(experiment.ranges, experiment.get_config())
 
 
-@pytest.mark.parametrize("model", ["emofmv2", "dnn", "dnn_typed", "dcnv2", "lr"])
-def test_the_same_search_is_sound_for_every_model(model):
+@pytest.mark.parametrize(
+    "arg", ["emofmv2", "dnn", "dnn_typed", "dcnv2", "lr", "hillstrom.fm", "quickstart.final_typed"]
+)
+def test_the_same_search_is_sound_for_every_model(arg):
     experiment = points.load(EXPERIMENTS / "equal_terms.py")
-    ranges, base = experiment.ranges(model), experiment.get_config(model)
+    ranges, base = experiment.ranges(arg), experiment.get_config(arg)
+    data, _, model = arg.rpartition(".")
+    assert base.data.dir == f"data/{data or 'kuairand'}"
+    assert base.model.am_reads == "own"  # a typed baseline has as good an auxiliary model as ours
     search.check(ranges, base)
     ends = {
         field: drawn[1] if drawn[0] == "choice" else drawn[1:] for field, drawn in ranges.items()

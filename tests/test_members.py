@@ -17,7 +17,7 @@ from emofm_jax.models.members import SHARES, Members
 from emofm_jax.nn import averaging
 from emofm_jax.scoring import row_files, write_artefact
 from emofm_jax.scoring.network import Network
-from emofm_jax.training import checkpoint
+from emofm_jax.training import build, checkpoint
 from tests import baseline_cases as baselines
 from tests import model_cases as cases
 from tests.reference import members as reference
@@ -178,6 +178,69 @@ def test_gradients_are_the_mean_of_what_is_shared_and_each_ones_own(share):
         close(params["shared"]["mlp"]["hidden_0"]["kernel"], np.mean(of_kernel, axis=0))
 
 
+SPLIT = {"members_rows": "split"}
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_of_a_split_batch_each_row_is_of_one_member(share):
+    """Row i of member i mod k: the loss is of all rows, a member's own gradient of its rows alone, k times."""
+    module, variables = make(share, **SPLIT)
+    e, label, ftype, weight = baselines.rows_of(module)
+    (loss, _), (params, of_e) = baselines.gradients(module, variables, e, label, ftype, weight)
+    losses, shared_kernel = [], 0.0
+    for m in range(K):
+        own = {"params": jax.tree.map(np.float32, alone_params(variables["params"], m, share))}
+        columns = slice(m * D, (m + 1) * D) if share == "none" else slice(None)
+        rows = [e[m::K, :, columns], *(x[m::K] for x in (label, ftype, weight))]
+        of_its_rows = weight[m::K].sum() / weight.sum()
+        (of_one, _), (of_params, of_x) = baselines.gradients(module.network, own, *rows)
+        losses.append(of_its_rows * of_one)
+        times = of_its_rows * (K if share == "none" else 1)
+        close(of_e[m::K, :, columns], times * of_x)
+        heads = params["members"]["own"] if share == "factors" else params["members"]
+        close(heads["head"]["kernel"][m], K * of_its_rows * of_params["head"]["kernel"])
+        if share == "factors":
+            r, s = (
+                member(variables["params"]["members"], m)[key]["mlp"]["hidden_0"]["kernel"]
+                for key in ("input", "output")
+            )
+            of_kernel = of_params["mlp"]["hidden_0"]["kernel"]
+            shared_kernel += of_its_rows * of_kernel * r[..., :, None] * s[..., None, :]
+    close(loss, np.sum(losses))
+    if share == "none":
+        assert np.all(of_e[0::K, :, D:] == 0)
+    if share == "factors":
+        close(params["shared"]["mlp"]["hidden_0"]["kernel"], shared_kernel)
+
+
+@pytest.mark.parametrize("name, of_types", [("wm", cases.TYPES), ("final", ()), ("emofmv2", ())])
+def test_a_split_batch_comes_out_in_its_order(name, of_types):
+    """Of any network: typed, with a loss of its own, with parts; batch norm sees a member's rows."""
+    small = {"stage1": (4,), "stage2": (4,), "norm": "batch"}
+    small |= {"emofmv2.wide": True} if name == "emofmv2" else {}
+    module, variables = make("table", name, of_types, **small, **SPLIT)
+    e, _, _, weight = baselines.rows_of(module)
+    outputs, updated = baselines.forward(module, variables, e, weight)
+    for m in range(K):
+        own = {key: member(tree["members"], m) for key, tree in variables.items()}
+        alone, stats = baselines.forward(
+            module.network, jax.tree.map(np.float32, own), e[m::K], weight[m::K]
+        )
+        of_rows = [
+            x if x is None else x[:, m::K] if i == 3 else x[m::K] for i, x in enumerate(outputs)
+        ]
+        jax.tree.map(close, of_rows, list(alone))
+        jax.tree.map(close, member(updated["batch_stats"]["members"], m), stats["batch_stats"])
+
+
+def test_every_member_scores_every_row_however_it_was_trained():
+    module, variables = make("factors", **SPLIT)
+    e, *_ = baselines.rows_of(module)
+    found = baselines.predict(module, variables, e)
+    wanted = baselines.predict(make("factors")[0], variables, e)
+    assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+
+
 @pytest.mark.parametrize(
     "name, share", [("final", "none"), ("destine", "factors"), ("hmm", "factors")]
 )
@@ -298,6 +361,7 @@ def test_a_file_of_scores_has_p_std(scorer):
     [
         ({"members": 0}, "config.model.members: 0 is out of range; it must be at least 1"),
         ({"members": 2, "members_share": "half"}, "'half' is not known; choose one of none, table"),
+        ({"members": 2, "members_rows": "half"}, "'half' is not known; choose one of all, split"),
         (
             {"name": "lr", "members": 2, "members_share": "table"},
             "'table' makes all members of lr alike, whose weights are all in the table; set "
@@ -312,6 +376,18 @@ def test_a_mistake_is_one_line(changes, message):
 
 
 def test_what_members_share_needs_members():
-    options = baselines.options_of("dnn", {"members_share": "table"})
-    assert model_lib.unread(options)["members_share"] == "members=1"
-    assert "members_share" not in model_lib.unread(options | {"members": 2})
+    options = baselines.options_of("dnn", {"members_share": "table", **SPLIT})
+    for field in ("members_share", "members_rows"):
+        assert model_lib.unread(options)[field] == "members=1"
+        assert field not in model_lib.unread(options | {"members": 2})
+
+
+def test_a_split_batch_has_a_row_for_each_member():
+    c = config_lib.default()
+    c.model.update(baselines.options_of("dnn", {"members": 8, **SPLIT}))
+    c.data.batch_size = 4
+    message = (
+        "config.model.members_rows: 'split' gives each of 8 members a share of a device's rows"
+    )
+    with pytest.raises(UserError, match=message):
+        build.make_parts(c, cases.schema_of(()))

@@ -68,6 +68,7 @@ _HEAD_BIAS = "logit at the start: log-odds of the train split's click rate, of e
 _MEMBERS_SHARE = (
     "what members have in common: nothing; the table; the table and all kernels but for factors"
 )
+_MEMBERS_ROWS = "rows of a batch that a member learns: all; or every k-th, as fast as one network"
 COMMON = {
     "name": Option("emofmv2", "which model", tuple(MODELS)),
     "embedding_dim": Option(16, "D, width of a row of the embedding table", low=1),
@@ -88,6 +89,7 @@ COMMON = {
     "am_joint": Option(False, "True: that loss moves the embeddings too"),
     "members": Option(1, "k networks in one program, each with a loss of its own, averaged", low=1),
     "members_share": Option("none", _MEMBERS_SHARE, members.SHARES),
+    "members_rows": Option("all", _MEMBERS_ROWS, members.ROWS),
     "am_reads": Option(
         "auto",
         "what the auxiliary model reads: the network's embeddings, columns of its own, both; auto: "

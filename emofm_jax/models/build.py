@@ -31,7 +31,7 @@ from emofm_jax.options import flatten, options_of, without_effect
 
 # Options that every model reads; `head_bias` is a field of each.
 _ALWAYS = {"name", "init_scale", "use_ftype", "type_aware", "am_weight", "drop_type"}
-_ALWAYS |= {"members", "members_share"}
+_ALWAYS |= {"members", "members_share", "members_rows"}
 INTERCEPT = "intercept"  # of the variables, beside batch statistics: f32[], see `predict`
 _OF_AM = ("am_hidden", "am_weight", "am_joint", "am_reads", "am_columns")
 
@@ -70,7 +70,7 @@ def make_model(schema: Schema, options: Mapping, *, compute_dtype: str = "float3
         network = _construct(Typed, values | {"network": network})
     if options["members"] == 1:
         return network
-    return Members(network, options["members"], options["members_share"])
+    return Members(network, options["members"], options["members_share"], options["members_rows"])
 
 
 def dropped_type(schema: Schema, options: Mapping) -> int:
@@ -196,7 +196,7 @@ def unread(options: Mapping) -> dict[str, str]:
     found = {path: name for path in models.options() if path not in read}
     found |= without_effect(own, values)
     if options["members"] == 1:
-        found["members_share"] = "members=1"
+        found |= dict.fromkeys(("members_share", "members_rows"), "members=1")
     for condition, paths in getattr(model, "switches_off", {}).items():
         field, _, value = condition.partition("=")
         if str(values[f"{name}.{field}"]) == value:

@@ -25,7 +25,7 @@ def apply(
     networks: Sequence[nn.Module],
     variables: Sequence[dict],
     inputs: Sequence[jax.Array],
-    weight: jax.Array | None,
+    weights: Sequence[jax.Array | None],
     train: bool,
 ) -> tuple[list[losses.Outputs], list[dict]]:
     """Runs each network with its variables on its input; dropout differs between them.
@@ -35,7 +35,7 @@ def apply(
       networks: n of them.
       variables: of each.
       inputs: of each, f32[B, S, columns].
-      weight: f32[B], or None where it is 1 in every row.
+      weights: of the rows of each, f32[B], or None where it is 1 in every row.
       train: as of a model.
 
     Returns:
@@ -43,7 +43,7 @@ def apply(
     """
     key = owner.make_rng("dropout") if owner.has_rng("dropout") else None
     outputs, updated = [], []
-    for i, (network, own, x) in enumerate(zip(networks, variables, inputs)):
+    for i, (network, own, x, weight) in enumerate(zip(networks, variables, inputs, weights)):
         rngs = {} if key is None else {"dropout": jax.random.fold_in(key, i)}
         call: dict[str, Any] = {"train": train, "rngs": rngs, "mutable": ["batch_stats"]}
         output, new = network.apply(own, x, weight, **call)

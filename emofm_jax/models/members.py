@@ -11,6 +11,9 @@
 The gradient of what they share is the mean over the members. What is a member's own has the
 gradient of its own loss, not a k-th of it, so that rates and L2 mean the same for any k.
 
+`members_rows` says what a member learns of a batch: every row; or every k-th, so that each row is
+of one member and a step costs what one network's does (BatchEnsemble's own way to train).
+
 `factors` is BatchEnsemble (Wen et al., ICLR 2020), ((r * x) K) * s + b = x (r s^T * K) + b, around
 any network. Of each member are its factors, biases, norms, heads (kernels with one output) and
 batch statistics. Ours: how the factors start (docs/model.md, section 9).
@@ -28,6 +31,7 @@ from emofm_jax.models import copies, typed
 from emofm_jax.nn import losses, random
 
 SHARES = ("none", "table", "factors")
+ROWS = ("all", "split")
 
 
 class Members(nn.Module):
@@ -37,11 +41,13 @@ class Members(nn.Module):
       network: of one member.
       num_members: k, 2 or more.
       share: of `SHARES`.
+      rows: of `ROWS`; what a member learns of a batch: every row, or every k-th.
     """
 
     network: nn.Module
     num_members: int
     share: str
+    rows: str = "all"
 
     @property
     def drop_type(self) -> int:
@@ -52,7 +58,10 @@ class Members(nn.Module):
     def __call__(
         self, e: jax.Array, weight: jax.Array | None = None, *, train: bool = False
     ) -> losses.Outputs:
-        """f32[B, S, columns] -> Outputs whose arrays have a leading axis k."""
+        """f32[B, S, columns] -> Outputs whose arrays have a leading axis k.
+
+        In training with `rows=split` there is no such axis: each row is of one member.
+        """
         count = self.num_members
         networks = [self.network.clone(parent=None, name=None)] * count
         own_loss = lambda x: _of_a_member(x, count) if train else x
@@ -72,10 +81,14 @@ class Members(nn.Module):
             of_members = copies.unstack(self.get_variable("batch_stats", "members"), count)
             variables = [v | {"batch_stats": x} for v, x in zip(variables, of_members)]
 
-        outputs, updated = copies.apply(self, networks, variables, inputs, weight, train)
+        weights, is_split = [weight] * count, train and self.rows == "split"
+        if is_split:
+            inputs = [x[m::count] for m, x in enumerate(inputs)]
+            weights = [None if weight is None else weight[m::count] for m in range(count)]
+        outputs, updated = copies.apply(self, networks, variables, inputs, weights, train)
         if train and stats and not self.is_initializing():
             self.put_variable("batch_stats", "members", copies.stack(updated))
-        return copies.stack(outputs)
+        return _interleave(outputs) if is_split else copies.stack(outputs)
 
     def _draw(self, networks, inputs):
         """Initial variables: of the members stacked, and what they share."""
@@ -124,6 +137,21 @@ def with_axis(module: nn.Module, axis_name: str) -> nn.Module:
     if isinstance(module, Members):
         return module.clone(network=typed.with_axis(module.network, axis_name))
     return typed.with_axis(module, axis_name)
+
+
+def _interleave(outputs: list[losses.Outputs]) -> losses.Outputs:
+    """Of member m the rows m, m + k, .. -> those of all B rows, in their order."""
+    num_rows = sum(x.logits.shape[0] for x in outputs)
+    place = np.argsort(np.argsort(np.arange(num_rows) % len(outputs), kind="stable"))
+
+    def joined(of_members, axis):
+        if of_members[0] is None:
+            return None
+        return jnp.take(jnp.concatenate(of_members, axis), place, axis)
+
+    logits, type_logits, aux_loss, parts = zip(*outputs)
+    of_rows = joined(logits, 0), joined(type_logits, 0), joined(aux_loss, 0)
+    return losses.Outputs(*of_rows, joined(parts, 1))
 
 
 def _of_a_member(x: jax.Array, count: int) -> jax.Array:

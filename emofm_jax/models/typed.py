@@ -161,7 +161,8 @@ class Copies(nn.Module):
         kept = [name for name in ("params", "batch_stats") if self.has_variable(name, "copies")]
         variables = {name: self.get_variable(name, "copies") for name in kept}
         own = copies.unstack(variables, len(networks))
-        outputs, updated = copies.apply(self, networks, own, inputs, weight, train)
+        weights = [weight] * len(networks)
+        outputs, updated = copies.apply(self, networks, own, inputs, weights, train)
 
         if train and "batch_stats" in variables and not self.is_initializing():
             self.put_variable("batch_stats", "copies", copies.stack(updated))

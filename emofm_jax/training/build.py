@@ -62,17 +62,11 @@ def make_parts(
       num_devices: for a plan, of devices that need not be here; 0: those of all processes.
 
     Raises:
-      UserError: a model that does not fit the data; a batch that the devices do not divide; no
-        device.
+      UserError: a model that does not fit the data; a batch that the devices do not divide, or
+        that has too few rows for its members; no device.
     """
     devices, count = state_lib.local(), num_devices or state_lib.num_devices()
-    for field in _SIZES:
-        if config.data[field] % count:
-            raise UserError(
-                f"config.data.{field}: {config.data[field]} rows do not divide over "
-                f"{count} devices; choose a multiple of {count}"
-            )
-
+    _check_batch(config, count)
     model, sections = FrozenConfigDict(config.model), FrozenConfigDict(config.optim)
     ends = any(sections[key].schedule == "cosine" for key in SECTIONS)
     layout = None
@@ -101,12 +95,31 @@ def make_parts(
     )
 
 
+def _check_batch(config, count):
+    """Raises a UserError unless each of the devices has whole rows, and rows for all members."""
+    for field in _SIZES:
+        if config.data[field] % count:
+            raise UserError(
+                f"config.data.{field}: {config.data[field]} rows do not divide over "
+                f"{count} devices; choose a multiple of {count}"
+            )
+    rows, members = config.data.batch_size // count, config.model.members
+    if config.model.members_rows == "split" and rows < members:
+        raise UserError(
+            f"config.model.members_rows: 'split' gives each of {members} members a share of a "
+            f"device's rows of a batch, which are {rows}; choose all, or a larger "
+            "config.data.batch_size"
+        )
+
+
 def for_evaluation(config: ConfigDict) -> ConfigDict:
     """The config of a run for the devices here, which may be others than it was trained on.
 
-    They divide its batches; where it says what they may ask of each other, they may ask all.
+    They divide its batches; where it says what they may ask of each other, they may ask all. Every
+    member scores every row.
     """
     here, count = config.copy_and_resolve_references(), state_lib.num_devices()
+    here.model.members_rows = "all"
     here.data.exchange_rows = _ALL if config.data.exchange_rows else 0
     for field in _SIZES:
         here.data[field] = -(-here.data[field] // count) * count
