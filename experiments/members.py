@@ -25,11 +25,12 @@ def get_config(arg: str = ""):
 
 
 def sweep(arg: str = ""):
-    yield "one", {"model.members": 1, "model.members_share": "none"}
+    one = {"model.members": 1, "model.members_share": "none"}
+    yield "one", one
+    for k in (2, 4, 8, 16):
+        yield f"split_{k}", {"model.members": k, "model.members_rows": "split"}
+    for width in (128, 256):
+        yield f"wide_{width}", one | {"model.stage1": (width,), "model.stage2": (width,)}
     for k in (2, 4, 8, 16):
         yield f"all_{k}", {"model.members": k}
-        yield f"split_{k}", {"model.members": k, "model.members_rows": "split"}
     yield "own_4", {"model.members": 4, "model.members_share": "none"}
-    for width in (128, 256):
-        wide = {"model.stage1": (width,), "model.stage2": (width,)}
-        yield f"wide_{width}", {"model.members": 1, "model.members_share": "none", **wide}
