@@ -290,14 +290,22 @@ def test_spellings_of_missing_numbers_and_an_outcome_are_said():
         ("a,b\n1,5\n2,6\n3,7\n", "no column has two values that could be a click and none"),
         (
             "a,ok?\n" + "1,Yes\n2,No\n" * 9 + "3,unknown\n",
-            "'ok?' is 'No' or 'Yes', but 'unknown' or the like in 1 of 19 rows; take these out",
+            "'ok?' is 'No' or 'Yes', but 1 of 19 rows have 'unknown' or the like there; take these",
         ),
         ("click,x\n1,\n0,\n", "no value in any row"),
         ("click,user,user\n0,a,b\n1,a,c\n", "its first line has 'user' twice; rename one"),
         ('{"click": 0}\n{"click": 1}\n', "it is JSON; write it as Parquet, or as text"),
         (
             "click,x\n" + "1,5\n0,6\n" * 3 + ",7\n",
-            "'click' is '0' or '1', but nothing or the like in 1 of 7 rows; take",
+            "'click' is '0' or '1', but 1 of 7 rows have nothing or the like there; take",
+        ),
+        (  # another column of two values is no label where one is called so
+            "weekend,click\n" + "1,1\n0,0\n" * 9 + "1,?\n",
+            "'click' is '0' or '1', but 1 of 19 rows have '?' or the like there; take",
+        ),
+        (  # `prepare` asks what -1 means beside 0
+            "click,x\n" + "1,5\n0,6\n" * 99 + "-1,7\n",
+            "'click' is '0' or '1', but 1 of 199 rows have '-1' or the like there; take",
         ),
         ("# of today\n" + "click,x,y\n" * 30, "no row of as many columns as its first line"),
     ],
@@ -353,6 +361,43 @@ def test_rows_of_bad_labels_are_asked_about_and_rejected():
     prepared()
 
 
+def test_a_bad_label_makes_no_label_of_another_column(capsys):
+    rows = [[i % 3 % 2, i % 2 if i != 70 else "", f"u{i % 30}", i % 4 % 2] for i in range(150)]
+    rows[9][0] = "?"  # nor does it where others have bad values, too
+    write("log.csv", ["weekend", " Label", "user", "is_mobile"], rows)
+    c = suggested("log.csv")
+    assert (c.prepare.label, c.prepare.max_rejected) == (" Label", 1)
+    assert "is ' Label' the label? 1 of 150" in Path("mine.py").read_text()
+    prepared()
+
+    write("log.csv", ["weekend", "post_clicks", "user", "is_mobile"], rows[10:70])
+    assert suggested("log.csv").prepare.label == "post_clicks"
+    text = " ".join(Path("mine.py").read_text().split())
+    assert "is 'post_clicks' the label? By its name" in text and "weekend, is_mobile have" in text
+
+    write("log.csv", ["weekend", "user"], [row[::2] for row in rows[10:]])
+    assert suggested("log.csv").prepare.label == "weekend"
+    text = " ".join(Path("mine.py").read_text().split())
+    assert "is 'weekend' the label? By its name it need not be; no other" in text
+
+
+def test_all_outcomes_are_asked_about_bad_values_or_not():
+    rows = [[i % 2, i % 3 % 2, i % 4 % 2 if i % 9 else "n/a", i % 7] for i in range(90)]
+    write("log.csv", ["click", "conversion", "purchased", "user"], rows)
+    suggested("log.csv")
+    text = " ".join(Path("mine.py").read_text().split())
+    assert "are 'conversion', 'purchased' outcomes, too? What is known only" in text
+
+
+def test_a_name_that_is_a_number_is_one_of_a_header():
+    rows = [[i % 2, f"{i % 70}.5", i % 5, f"u{i % 9}"] for i in range(90)]
+    write("log.csv", ["click", "price", "2024", "user"], rows)
+    c = suggested("log.csv")
+    assert c.prepare.header and c.prepare.label == "click" and not c.prepare.max_rejected
+    assert c.prepare.slots["price"]["kind"] == "numeric"
+    prepared()
+
+
 def test_the_lines_of_a_type_stand_ready():
     rows = [[i % 2, f"u{i % 30}", ("home", "search")[i % 3 == 0]] for i in range(300)]
     write("log.csv", ["click", "user", "channel"], rows)
@@ -371,8 +416,59 @@ def test_days_that_have_no_order_and_decimals_with_a_comma_are_asked_about():
     suggested("log.csv")
     text = " ".join(Path("mine.py").read_text().split())
     assert "is 'Zeit' the day of a row? Write it as 2024-03-10" in text
-    assert "are the cells of 'paid' numbers with a decimal comma?" in text
+    assert "are the cells of 'paid' numbers with a comma?" in text
     prepared()
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        (lambda i: f"0,{i * 7919:06d}", "Write 0,000000 as 0.000000: they are taken for names"),
+        (lambda i: ("1,99", "2,49", "3,90")[i % 3], "Write 1,99 as 1.99: they are taken for names"),
+        (lambda i: f"{i % 7}.{i:03d},5", "Write 0.000,5 as 0000.5: they are taken for names"),
+        (lambda i: f"{i % 7 + 1},{i:03d}.5", "Write 1,000.5 as 1000.5: they are taken for names"),
+    ],
+)
+def test_numbers_with_a_comma_are_asked_about_however_many_there_are(cell, said):
+    rows = [[i % 2, cell(i), cell(i + 1), f"u{i % 9}"] for i in range(90)]
+    write("log.csv", ["click", "price", "bid", "user"], rows, separator=";")
+    c = suggested("log.csv")
+    assert c.prepare.separator == ";" and not c.prepare.row_id
+    text = " ".join(Path("mine.py").read_text().split())
+    assert f"are the cells of 'price' numbers with a comma? {said}" in text
+    prepared()
+
+
+@pytest.mark.parametrize("comma", [",", ", "])
+def test_decimal_commas_do_not_separate_columns(comma):
+    rows = [[f"{i % 7},{i % 9}5", f"{i % 5},{i % 8}1", i % 2] for i in range(90)]
+    write("log.csv", ["price", "bid", "click"], rows, separator=";")
+    assert suggested("log.csv").prepare.separator == ";"
+    write(
+        "log.csv", ["user", "item", "click"], [["a", f"b{i % 3}", i % 2] for i in range(90)], comma
+    )
+    assert suggested("log.csv").prepare.label.strip() == "click"
+    prepared()
+
+
+@pytest.mark.parametrize(
+    ("dates", "said"),
+    [
+        (["2024.03.01", "2024.03.02"], "? Write it as 2024-03-10"),
+        (["2024-3-1", "2024-3-12"], "? Write it as 2024-03-10"),
+        (["Mar 1, 2024", "April 12, 2024 7:05"], "? Write it as 2024-03-10"),
+        (["1 Mar 2024", "12-apr-24"], "? Write it as 2024-03-10"),
+        (["2024-03-01", "2024-03-02"], ", though the rows lie mixed? c.prepare.split = 'day'"),
+        (["2024-03-01", ""], ", though 50% of the rows have none? c.prepare.split = 'day'"),
+        (["10.0.12", "9.4.24"], ""),  # of a version
+    ],
+)
+def test_dates_that_no_split_goes_by_are_asked_about(dates, said):
+    rows = [[dates[i % 2], i % 2, f"u{i % 9}"] for i in range(90)]
+    write("log.csv", ["when", "click", "user"], rows, separator=";")
+    suggested("log.csv")
+    text = " ".join(Path("mine.py").read_text().split())
+    assert f"is 'when' the day of a row{said}" in text if said else "the day of a row" not in text
 
 
 def test_cells_of_several_lines_end_nowhere_in_the_rows_that_tell_the_kind():

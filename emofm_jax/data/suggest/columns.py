@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -46,6 +47,9 @@ _LABELS = ("label", "click", "clicked", "is_click", "clk", "target", "y", "is_cl
 _LABELS += ("conversion", "converted", "is_conversion", "buy", "purchase", "purchased", "response")
 _PAIRS = ({"0", "1"}, {"0.0", "1.0"}, {"-1", "1"}, {"true", "false"}, {"yes", "no"})
 _PAIRS += ({"t", "f"}, {"y", "n"})  # none and a click, in any case
+# Words of the name of a label, or of another outcome.
+_OUTCOMES = {"label", "target", "click", "clicks", "clicked", "clk", "conversion", "conversions"}
+_OUTCOMES |= {"converted", "buy", "purchase", "purchases", "purchased", "response"}
 _WEIGHTS = ("weight", "sample_weight", "w", "importance")
 _USERS = ("user", "user_id", "userid", "uid", "user_hash", "member_id", "visitor_id", "client_id")
 _USERS += ("visitor", "customer", "member", "client", "customer_id", "device_id", "device_ip")
@@ -59,8 +63,16 @@ _COUNTS = re.compile(
     r"quantity|score|rate|ratio|views|clicks|impressions|size|revenue|spend|history|income|ctr|"
     r"distance|weeks|months|years|balance|bid|ms|s)(_|$)"
 )
-_NO_DATE = re.compile(r"\d\d?([-/.])\d\d?\1(\d{4}|\d\d)([T ,]+\d.*)?")  # 3/9/2024, 9.3.24
-_COMMA = re.compile(r"[+-]?\d+(,\d+)?")  # a decimal, or two numbers
+_DAY, _MONTHS = r"(0?[1-9]|[12]\d|3[01])", "(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
+_NO_DATES = (  # other ways to write a date
+    rf"{_DAY}([-/.]){_DAY}\2(\d{{4}}|\d\d)",  # 3/9/2024, 9.3.24
+    rf"\d{{4}}([-/.]){_DAY}\1{_DAY}",  # 2024.03.09, 2024-3-9
+    rf"{_DAY}[-/. ]+{_MONTHS}[-/., ]+(\d{{4}}|\d\d)",  # 9 March 2024
+    rf"{_MONTHS}\.? {_DAY},? \d{{4}}",  # Mar 9, 2024
+)
+_NO_DATE = [re.compile(rf"{date}([T ,]+\d.*)?", re.IGNORECASE) for date in _NO_DATES]
+_COMMA = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?")  # 1.234,5; or two numbers: 12,5
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})*(\.\d+)?")  # 1,234.5
 _CODE = re.compile(r"[+-]?0\d")  # a number that is a name, as a zip code is: 01234
 # Words of a name -> a group.
 _GROUPS = {
@@ -127,6 +139,17 @@ class Seen:
     def decimals(self) -> bool:
         """Whether its values are numbers, some of them not whole."""
         return len(self.numbers) > 0 and bool((self.numbers % 1 != 0).any())
+
+    @functools.cached_property
+    def with_comma(self) -> tuple[str, str]:
+        """A value and the number that it may be, if all may be numbers with a comma; else empty."""
+        known = [x.strip() for x in self.distinct if x not in _NULLS]
+        if shown := next((x for x in known if "," in x), ""):
+            if all(map(_COMMA.fullmatch, known)):
+                return shown, shown.replace(".", "").replace(",", ".")
+            if all(map(_THOUSANDS.fullmatch, known)):
+                return shown, shown.replace(",", "")
+        return "", ""
 
     @property
     def examples(self) -> str:
@@ -228,20 +251,7 @@ def _as_text(column: pa.Array) -> pa.Array:
 
 def _roles(sample: Sample, seen: Sequence[Seen], found: Guess) -> None:
     """Finds label, day, key, weight and id of a row."""
-    binary = [one for one in seen if _is_binary(one)] or _nearly_binary(seen, found)
-    if not binary:
-        raise UserError(f"--suggest={sample.source}: {_no_label(sample, seen)}")
-    label = _named(binary, _LABELS) or binary[0]
-    found.label = label.name
-    found.why[label.name] = f"two values: {label.examples}"
-    others = [one.name for one in binary if one is not label and one.words & {*_LABELS}]
-    if label.name.lower() not in _LABELS and len(binary) > 1:
-        names = ", ".join(one.name for one in binary[1:6])
-        found.questions.append(f"is {label.name!r} the label? {names} have two values, too")
-    elif others:
-        outcome = "known only after the click, it must be in c.prepare.ignore"
-        found.questions.append(f"is {others[0]!r} an outcome, too? If it is {outcome}")
-
+    label = _label(sample, seen, found)
     single = [one for one in seen if not (one.lists or one.weighted)]
     rest = [one for one in single if one.name != label.name]
     _day(sample, rest, found)
@@ -251,8 +261,9 @@ def _roles(sample: Sample, seen: Sequence[Seen], found: Guess) -> None:
             found.why[one.name] = "times since 1970; make a column of days of them to split by day"
             continue
         full = not one.missing and len(one.distinct) == sample.num_rows >= _FEW
-        is_user = one.name.lower() in _USERS
-        if full and not (one.decimals or found.row_id or is_user or one.name == found.day):
+        is_user = one.name.strip().lower() in _USERS
+        amount = one.decimals or one.with_comma[0]
+        if full and not (amount or found.row_id or is_user or one.name == found.day):
             found.row_id = one.name
             found.why[one.name] = "another value in every row"
     weight = _named(rest, _WEIGHTS)
@@ -275,44 +286,92 @@ def _roles(sample: Sample, seen: Sequence[Seen], found: Guess) -> None:
         )
 
 
-def _nearly_binary(seen: Sequence[Seen], found: Guess) -> list[Seen]:
-    """The column that is binary but for few rows, if there is one, without them; they are bad."""
-    for one in seen:
-        kept, others = _without_others(one)
-        if kept and 0 < others <= _BAD * len(one.text):
-            found.max_rejected = others
-            some = next((repr(x) for x in one.distinct if x not in kept.distinct), "nothing")
-            found.questions.append(
-                f"is {one.name!r} the label? {others:,} of {len(one.text):,} rows have {some} or "
-                "the like there: they are rejected (max_rejected)"
-            )
-            return [kept]
-    return []
+class _Binary(NamedTuple):
+    """A column of two values but for some rows: what it was, it without them, and their number."""
+
+    whole: Seen
+    kept: Seen
+    others: int
+
+    @property
+    def is_named(self) -> bool:
+        """Whether it is called as labels are."""
+        return self.whole.name.strip().lower() in _LABELS
+
+    def say_others(self) -> str:
+        """How many rows it is without, and what they have."""
+        some = (x for x in self.whole.distinct if x not in self.kept.distinct)
+        has = next(map(repr, some), "nothing")
+        return f"{self.others:,} of {len(self.whole.text):,} rows have {has} or the like"
 
 
-def _without_others(one: Seen) -> tuple[Seen | None, int]:
-    """A column without the rows that are neither of the two values of a click, and their number."""
+def _label(sample: Sample, seen: Sequence[Seen], found: Guess) -> Seen:
+    """Finds the label, by its values and then by its name.
+
+    A few rows may hold neither of its two values: they are bad ones, and are left out of it.
+    """
+    binary = [one for one in map(_binary, seen) if one]
+    pairs = {one.kept.name: one for one in binary if one.others <= _BAD * len(one.whole.text)}
+    both = [name for name, one in pairs.items() if {"0", "-1"} <= {*one.whole.distinct}]
+    for name in both:  # -1 may mean that none is known: `prepare` takes no such label
+        del pairs[name]
+    of = sorted((one.kept for one in pairs.values()), key=lambda one: pairs[one.name].others > 0)
+
+    label = _named(of, _LABELS) or next((one for one in of if one.words & _OUTCOMES), None)
+    bad = [one for one in binary if one.others and (one.is_named or not of)]
+    if not label and bad:
+        two = " or ".join(map(repr, sorted(bad[0].kept.distinct)))
+        said = f"{bad[0].kept.name!r} is {two}, but {bad[0].say_others()} there; take these out"
+        raise UserError(f"--suggest={sample.source}: no column can be the label: {said}")
+    if not of:
+        what = "no column has two values that could be a click and none"
+        remedy = "write the experiment file, with config.prepare.positive if the label has others"
+        raise UserError(f"--suggest={sample.source}: {what}; {remedy}")
+    label = label or of[0]
+    found.label, found.max_rejected = label.name, pairs[label.name].others
+    found.why[label.name] = f"two values: {label.examples}"
+    _ask_of_label(label, pairs, [one.kept for one in binary], found)
+    return label
+
+
+def _ask_of_label(
+    label: Seen, pairs: Mapping[str, _Binary], binary: Sequence[Seen], found: Guess
+) -> None:
+    """Asks whether a label is one, and about other columns that may be outcomes."""
+    name, chosen = label.name, pairs[label.name]
+    if chosen.others:
+        said = f"{chosen.say_others()} there: they are rejected (max_rejected)"
+        found.questions.append(f"is {name!r} the label? {said}")
+    rest = [one.name for one in binary if one.name != name]
+    if not chosen.is_named:
+        have = "has" if len(rest) == 1 else "have"
+        too = f"{', '.join(rest[:5])} {have} two values, too" if rest else "no other has two values"
+        found.questions.append(f"is {name!r} the label? By its name it need not be; {too}")
+    outcomes = [repr(one.name) for one in binary if one.name != name and one.words & _OUTCOMES]
+    if len(outcomes) == 1:
+        outcome = "If it is known only after the click, it must be in c.prepare.ignore"
+        found.questions.append(f"is {outcomes[0]} an outcome, too? {outcome}")
+    elif outcomes:
+        each = "What is known only after the click must be in c.prepare.ignore"
+        found.questions.append(f"are {', '.join(outcomes)} outcomes, too? {each}")
+
+
+def _binary(one: Seen) -> _Binary | None:
+    """A column as one of two values, if it is nearly that."""
+    if len(one.distinct) > 2 + _FEW_OTHERS * len(one.text):
+        return None
     counts = {x["values"]: x["counts"] for x in pc.value_counts(one.text.drop_null()).to_pylist()}
     pair = sorted(counts, key=lambda x: counts[x])[-2:]
-    kept = one.text.filter(pc.is_in(one.text, pa.array(pair, pa.string())))
-    found = dataclasses.replace(one, text=kept)
-    return (found if _is_binary(found) else None), len(one.text) - len(kept)
-
-
-def _no_label(sample: Sample, seen: Sequence[Seen]) -> str:
-    """Why no column is taken for the label, and what to do."""
-    what = "no column has two values that could be a click and none"
-    for one in seen:
-        kept, others = _without_others(one)
-        if kept and others < _FEW_OTHERS * sample.num_rows:
-            some = next((repr(x) for x in one.distinct if x not in kept.distinct), "nothing")
-            two = " or ".join(map(repr, sorted(kept.distinct)))
-            rows = f"{others:,} of {sample.num_rows:,} rows"
-            return (
-                f"{what}: {one.name!r} is {two}, but {some} or the like in {rows}; take these out"
-            )
+    if _is_binary(one):  # in several spellings, perhaps
+        pair = one.distinct
+    kept = dataclasses.replace(
+        one, text=one.text.filter(pc.is_in(one.text, pa.array(pair, pa.string())))
+    )
+    others = len(one.text) - len(kept.text)
     return (
-        f"{what}; write the experiment file, with config.prepare.positive if the label has others"
+        _Binary(one, kept, others)
+        if _is_binary(kept) and others < _FEW_OTHERS * len(one.text)
+        else None
     )
 
 
@@ -324,13 +383,13 @@ def _is_clock(one: Seen) -> bool:
 
 
 def _is_binary(one: Seen) -> bool:
-    values = {x.lower() for x in one.distinct}
+    values = {x.strip().lower() for x in one.distinct}
     return values in _PAIRS and not (one.lists or one.weighted or one.missing)
 
 
 def _named(seen: Sequence[Seen], names: Sequence[str]) -> Seen | None:
     """The column whose name stands first among the names, if one has such a name."""
-    by_name = {one.name.lower(): one for one in reversed(seen)}
+    by_name = {one.name.strip().lower(): one for one in reversed(seen)}
     return next((by_name[name] for name in names if name in by_name), None)
 
 
@@ -353,8 +412,15 @@ def _day(sample: Sample, seen: Sequence[Seen], found: Guess) -> None:
             found.ignore.append(one.name)
             found.why[one.name] += "; days to come were in no training row"
 
-    for one in seen:
-        if not found.day and one.distinct and all(map(_NO_DATE.fullmatch, one.distinct)):
+    dated = [one.name for one in dates]
+    for one in seen if not found.day else []:
+        if one.name in dated and not sample.splits:
+            why = (
+                f"{one.missing:.0%} of the rows have none" if one.missing else "the rows lie mixed"
+            )
+            remedy = f"c.prepare.split = 'day' and c.prepare.day_column = {one.name!r} split by it"
+            found.questions.append(f"is {one.name!r} the day of a row, though {why}? {remedy}")
+        elif one.distinct and any(all(map(way.fullmatch, one.distinct)) for way in _NO_DATE):
             found.questions.append(
                 f"is {one.name!r} the day of a row? Write it as 2024-03-10, and the rows can be "
                 "split by day"
@@ -406,24 +472,29 @@ def _options(one: Seen, named: bool, found: Guess) -> dict:
         most = max(2, int(np.percentile(lengths, 99)))
         cut = f", {most} or fewer in 99% of the cells" if most < max(lengths) else ""
         found.why[one.name] = f"up to {max(lengths)} values a cell{cut}, {separator!r} between"
-        numbers = [x for x in one.distinct if x not in _NULLS]
-        if separator == "," and max(lengths) == 2 and all(map(_COMMA.fullmatch, numbers)):
-            found.questions.append(
-                f"are the cells of {one.name!r} numbers with a decimal comma? Write them with a "
-                f"point, as {numbers[0].replace(',', '.')}: they are taken for lists"
-            )
+        if separator == "," and max(lengths) == 2:
+            _ask_of_commas(one, "lists", found)
         return {"kind": "multi", "separator": separator, "max_length": most}
     if _is_quantity(one, named):
         low, high = one.numbers.min(), one.numbers.max()
         found.why[one.name] = f"numbers, {low:g} to {high:g}{missing}"
         return numeric(one.numbers)
 
+    _ask_of_commas(one, "names", found)
     found.why.setdefault(one.name, counted)
     if _grows(one):
         rows = 1 << int(np.ceil(np.log2(4 * len(one.distinct))))
         found.why[one.name] += "; new ones keep coming"
         return {"encoding": "hash", "rows": rows}
     return {"min_count": 2} if len(one.distinct) > _MANY else {}
+
+
+def _ask_of_commas(one: Seen, what: str, found: Guess) -> None:
+    """Asks whether cells, which are taken for something else, are numbers with a comma."""
+    cell, number = one.with_comma
+    if cell:
+        remedy = f"Write {cell} as {number}: they are taken for {what}"
+        found.questions.append(f"are the cells of {one.name!r} numbers with a comma? {remedy}")
 
 
 def numeric(numbers: np.ndarray) -> dict[str, str]:

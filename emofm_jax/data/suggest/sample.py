@@ -5,7 +5,7 @@ import dataclasses
 import io
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -194,14 +194,17 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _separator(begins: Sequence[str]) -> str:
-    """The separator that gives most lines the same number of cells, and the most of these."""
-    best, most = "", 1
+    """The separator that gives most lines the same number of cells, and the most of these.
+
+    The first line tells it from the commas of decimals: the names of columns have none.
+    """
+    found: list[tuple[bool, int, str]] = []
     for separator in _SEPARATORS:
         counts = [len(row) for row in csv.reader(begins, delimiter=separator)]
         usual = max(set(counts), key=counts.count)
-        if counts.count(usual) >= _AGREE * len(counts) and usual > most:
-            best, most = separator, usual
-    return best
+        if counts.count(usual) >= _AGREE * len(counts) and usual > 1:
+            found.append((counts[0] == usual, usual, separator))
+    return max(found, key=lambda one: one[:2], default=(False, 0, ""))[2]
 
 
 def _parses(path: Path, separator: str) -> bool:
@@ -225,10 +228,18 @@ def _is_header(rows: Sequence[Sequence[str]]) -> bool:
     One column may be without a name, as the index is that pandas writes.
     """
     first, below = rows[0], rows[1:_LINES]
-    if first.count("") > 1 or not any(first) or any(map(is_number, first)):
+    if first.count("") > 1 or not any(first):
         return False
-    seen = [{row[i] for row in below if len(row) == len(first)} for i in range(len(first))]
-    return not below or sum(name in values for name, values in zip(first, seen)) * 2 < len(first)
+    columns = [{row[i] for row in below if len(row) == len(first)} for i in range(len(first))]
+    amounts = [name for name, cells in zip(first, columns) if any(cells) and _are_numbers(cells)]
+    words = [name for name in amounts if name and not is_number(name)]
+    if any(map(is_number, first)):  # a name may be one, as 2024 is
+        return len(words) * 2 > len(amounts)
+    return not below or sum(x in cells for x, cells in zip(first, columns)) * 2 < len(first)
+
+
+def _are_numbers(cells: Iterable[str]) -> bool:
+    return all(is_number(cell) for cell in cells if cell)
 
 
 def _names(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -244,7 +255,7 @@ def _names(rows: Sequence[Sequence[str]]) -> list[str]:
         if binary and i == binary[0]:
             names.append("label")
             continue
-        numbers = all(is_number(x) for x in cells if x) and any(cells)
+        numbers = _are_numbers(cells) and any(cells)
         decimals = any(is_number(x) and "." in x for x in cells)
         # A digest may be of decimal digits alone.
         is_amount = numbers and (decimals or hashed and not digests[i])
