@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 import shutil
 import types
 from pathlib import Path
@@ -132,6 +133,7 @@ def test_rows_of_the_files_that_a_model_was_trained_on_are_known(home, split, pa
     Path("raw").mkdir(exist_ok=True)
     for name in ("train", "test"):
         shutil.copyfile("rows.csv", f"raw/{name}.csv")
+        os.utime(f"raw/{name}.csv", (0, 0))
     schema = schema_lib.load(Path("mine"))
     files_of = {"train": "train.*", "valid": "", "test": "test.*"}
     ours = {"source": "raw", "files": files_of, "shares": [0.8, 0.1, 0.1]} | split
@@ -139,6 +141,41 @@ def test_rows_of_the_files_that_a_model_was_trained_on_are_known(home, split, pa
     rows = RawRows(schema, Path("mine"), [Path(path)], {})
     expected = f"trained on {seen}, by its split; name other rows" if seen else ""
     assert seen_lib.said(rows, ()) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "seen"),
+    [
+        ("raw/link.csv", True),  # of the source, though it lies elsewhere
+        ("store/linked.csv", True),
+        ("store/alone.csv", False),
+        ("here/raw/link.csv", False),  # called as the source, seen from another directory
+        ("raw/new.csv", None),  # written since, in its directory
+    ],
+)
+def test_files_that_a_model_was_trained_on_are_known_by_more_than_their_names(
+    home, monkeypatch, tmp_path, path, seen
+):
+    schema = schema_lib.load(Path("mine"))
+    ours = {"source": "raw", "split": "share", "shares": [0.8, 0.1, 0.1]}
+    schema = dataclasses.replace(schema, recipe={**schema.recipe, **ours})
+    for file in ("store/linked.csv", "store/alone.csv", "here/raw/link.csv", "raw/new.csv"):
+        (tmp_path / file).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / file).touch()
+        os.utime(tmp_path / file, (0, 0))
+    os.utime(tmp_path / "raw/new.csv")
+    (tmp_path / "raw/link.csv").symlink_to("../store/linked.csv")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/schema.json").touch()
+    os.utime(tmp_path / "run/schema.json", (1, 1))
+
+    monkeypatch.chdir(tmp_path / "here")
+    said = seen_lib.said(RawRows(schema, tmp_path / "run", [tmp_path / path], {}), ())
+    since = (
+        f"perhaps trained on rows of {tmp_path / path}, which was written since: on 80% of what raw"
+    )
+    assert (f"trained on 80% of the rows of {tmp_path / path}, by" in said) == (seen is True)
+    assert (since in said) == (seen is None) and bool(said) == (seen is not False)
 
 
 def test_rows_of_models_that_read_others_are_put_side_by_side():

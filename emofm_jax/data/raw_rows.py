@@ -23,7 +23,7 @@ class RawRows:
     `tables` gives the same rows as `shards` would hold them.
 
     Attributes:
-      schema: of the run.
+      schema, directory: of the run.
       num_read: rows of the files.
       rejected: (position among them, file, line and reason) of each row that is left out.
       notes: on rows and files.
@@ -56,7 +56,7 @@ class RawRows:
         self.notes = Notes()
         self.unseen: Mapping[str, list[str]] = {}
         self.days: set[str] = set()
-        self._directory, self._paths = directory, paths
+        self.directory, self._paths = directory, paths
         self._collectors = {name: coded_lib.Collector(name) for name in by}
         self._positions: list[np.ndarray] = []
         self._row_ids: list[pa.Array] = []
@@ -102,7 +102,7 @@ class RawRows:
 
     def tables(self) -> Iterator[pa.Table]:
         """Encoded rows that could be read, piece by piece."""
-        where = (self._directory, self._files)
+        where = (self.directory, self._files)
         for chunk in encode.read_encoded(self.schema, *where, labelled=True, also=self._by):
             positions = self.num_read + np.arange(len(chunk.kept))
             self.num_read += len(positions)

@@ -1,13 +1,14 @@
 """Rows that a model was trained on, as far as days and files tell: their figures are too good."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from emofm_jax.data import raw_files, storage
 from emofm_jax.data import recipe as recipe_lib
-from emofm_jax.data import storage
 from emofm_jax.data.raw_rows import RawRows
 from emofm_jax.data.shards import Split
+from emofm_jax.errors import UserError
 
 _DATE = 8, 10  # characters of a date
 
@@ -33,20 +34,37 @@ def said(rows: Split | RawRows, trained: Collection[str]) -> str:
 def _of_own_files(rows: RawRows) -> str:
     """The sentence of raw files that training rows of the model's own data were taken from."""
     recipe = rows.schema.recipe or {}
-    if not (where := recipe.get("source")) or recipe["split"] == "day" or storage.is_remote(where):
+    if not recipe.get("source") or recipe["split"] == "day" or storage.is_remote(recipe["source"]):
         return ""
-    by_file, pattern = recipe["split"] == "files", recipe.get("files", {}).get("train")
-    try:
-        of_training = Path(where).glob(pattern) if by_file and pattern else [Path(where)]
-        ours = {os.path.realpath(path) for path in of_training}
-    except (ValueError, NotImplementedError):  # a pattern that only its own system knows
-        return ""
-    within = lambda path: ours & {path, *map(str, Path(path).parents)}
-    seen = [file for file in rows.files if within(os.path.realpath(file))]
+    by_file = recipe["split"] == "files"
+    ours = _training_files(recipe, rows.directory)
+    seen = [file for file in rows.files if os.path.realpath(file) in ours]
     if not seen:
         return ""
-    share = 1.0 if by_file else recipe["shares"][0]
-    return f"trained on {share:.0%} of the rows of {seen[0]}, by its split; name other rows"
+    share = f"{1.0 if by_file else recipe['shares'][0]:.0%}"
+    prepared = (rows.directory / "schema.json").stat().st_mtime
+    if old := [file for file in seen if file.stat().st_mtime <= prepared]:
+        return f"trained on {share} of the rows of {old[0]}, by its split; name other rows"
+    held = f"on {share} of what {recipe['source']} held then, by its split"
+    since = f"{seen[0]}, which was written since"
+    return f"perhaps trained on rows of {since}: {held}; name other rows"
+
+
+def _training_files(recipe: Mapping, workdir: Path) -> set[str]:
+    """The files, without links, that training rows may have been taken from; what is gone is not.
+
+    A relative source is seen from above the run, else from here, where another may be called so.
+    """
+    above = [] if Path(recipe["source"]).is_absolute() else workdir.resolve().parents
+    places = [*(parent / recipe["source"] for parent in above), Path(recipe["source"])]
+    where = next((place for place in places if place.exists()), places[-1])
+    pattern = recipe.get("files", {}).get("train") if recipe["split"] == "files" else ""
+    try:
+        found = where.glob(pattern) if pattern else [where]
+        of_training = [file.path for path in found for file in raw_files.find(path, where)]
+    except (ValueError, NotImplementedError, OSError, UserError):
+        return set()  # a pattern that only its own system knows; a directory that has changed
+    return {os.path.realpath(path) for path in of_training}
 
 
 def _cut(day: str, length: int) -> str:
