@@ -19,6 +19,7 @@ Large raw files are read by all cores. Machines that do a `--stage` each, or wor
 `--engine=ray`, share a file system, or places at s3://. Shards appear when all of them are whole.
 """
 
+import codecs
 import sys
 from pathlib import Path
 
@@ -39,7 +40,10 @@ from emofm_jax.evaluation import leaks
 
 def _main(flags: absl_flags.FlagValues) -> None:
     if "config" not in flags:
-        print(suggest.suggest(storage.reading(flags.suggest)), end="")
+        text = suggest.suggest(storage.reading(flags.suggest))
+        if codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8":  # as Python's files are
+            text = text.encode("ascii", "backslashreplace").decode()
+        print(text, end="")
         return
     directory = flags.config.data.dir
     replaces = flags.stage in ("", "publish")

@@ -1,7 +1,10 @@
 """`prepare --suggest`: what is guessed of files of every kind, and that the experiment file runs as it is."""
 
+import os
 import random
 import runpy
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 
@@ -515,3 +518,14 @@ def test_a_separator_of_lines_within_a_cell_ends_no_row():
     write("log.csv", ["label", "user", "tab"], rows)
     assert "from 60 rows" in (suggested("log.csv"), Path("mine.py").read_text())[1]
     prepared()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_the_file_is_the_same_program_in_any_encoding(encoding):
+    rows = [[i % 2, f"größe{i % 3}", "\u732b\U0001f600"] for i in range(60)]
+    write("log.csv", ["click", "Maß\u732b\\", 'x"é'], rows)
+    command = [sys.executable, "-m", "emofm_jax.prepare", "--suggest=log.csv"]
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    Path("mine.py").write_bytes(subprocess.check_output(command, env=environment))
+    groups = runpy.run_path("mine.py")["get_config"]().prepare.groups
+    assert dict(groups) == {"other": ("Maß\u732b\\", 'x"é')}
