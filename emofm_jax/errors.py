@@ -4,12 +4,16 @@ And what files, and the libraries that read and write them, say when something i
 and what Python's `warnings` are told of.
 """
 
+import _thread
 import contextlib
 import errno
+import gc
 import os
 import re
 import signal
 import sys
+import time
+import types
 from typing import Any
 
 LOST = 75  # exit code of a process that lost another one: EX_TEMPFAIL, start it again
@@ -62,15 +66,33 @@ def end_quietly() -> None:
 
 
 def raise_interrupts() -> None:
-    """From now on Ctrl-C is a KeyboardInterrupt again: what a program has loaded sees to it."""
+    """From now on Ctrl-C is a KeyboardInterrupt again: what a program has loaded sees to it.
+
+    But not within what Python calls as it collects garbage, which would swallow it: a moment later.
+    """
     if signal.getsignal(signal.SIGINT) is _end:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, _interrupt)
 
 
 def _end(*_: Any) -> None:
     with contextlib.suppress(OSError):
         os.write(2, b"error: interrupted\n")
     os._exit(130)
+
+
+def _interrupt(_: int, frame: types.FrameType | None) -> None:
+    collecting = {getattr(callback, "__code__", None) for callback in gc.callbacks}  # jax has one
+    while frame is not None:
+        if frame.f_code in collecting:
+            _thread.start_new_thread(_interrupt_later, ())  # which takes no lock, as Timer does
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _interrupt_later() -> None:
+    time.sleep(0.01)
+    _thread.interrupt_main()
 
 
 def reason(error: BaseException) -> str:

@@ -193,6 +193,28 @@ def test_an_interrupt_while_a_program_loads_is_one_line(argv0, module, run, foun
     assert (done.stdout, done.stderr, done.returncode) == found
 
 
+COLLECTS = """
+import gc, os, signal, sys, time
+sys.argv, sys.orig_argv = ["-m"], ["python", "-m", "emofm_jax.train"]
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from emofm_jax import cli
+
+def main(flags):
+    gc.callbacks.append(lambda phase, _: phase == "stop" and os.kill(os.getpid(), signal.SIGINT))
+    gc.collect()
+    gc.callbacks.clear()
+    time.sleep(30)
+
+sys.exit(cli.run(main, lambda flags, argv: None, ["p"]))
+"""
+
+
+def test_an_interrupt_while_garbage_is_collected_is_not_lost():
+    program = [sys.executable, "-c", COLLECTS]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert (done.stderr, done.returncode) == ("error: interrupted\n", 130)
+
+
 @pytest.mark.parametrize("name", ["quickstart", "quickstart:wm"])
 def test_our_experiments_have_names(start, name):
     code, (_, found) = start(GOOD, config=name)
