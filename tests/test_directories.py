@@ -139,6 +139,17 @@ def test_a_removed_directory_is_gone_with_all_it_held(tmp_path):
     assert names(tmp_path) == []
 
 
+def test_a_removed_link_is_gone_with_what_it_led_to(tmp_path):
+    """Checkpoints on another disk, say."""
+    (tmp_path / "disk" / "made").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("disk/made")
+    for _ in range(2):
+        directories.remove(tmp_path / "link")
+        assert names(tmp_path) == ["disk"] and names(tmp_path / "disk") == []
+    write(tmp_path / "link", "new")
+    assert names(tmp_path / "link") == ["new"]
+
+
 def test_temporary_names():
     name = directories.whole_name
     assert name(".x.partial") == "x" and name(".x.01234567.partial") == "x"

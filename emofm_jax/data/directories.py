@@ -98,16 +98,22 @@ def copy(source: Path, target: Path) -> None:
 def remove(path: Path) -> None:
     """Removes a directory that we made, so that no half of it is ever taken for one.
 
+    Of a symbolic link it is the one at its end, and the link.
+
     Raises:
       FileError: it cannot be removed.
     """
-    with _locked(Path(path), "writes", str(path)) as partial:
+    target = place(path)
+    with _locked(target, "writes", str(path)) as partial:
         try:
-            os.rename(path, partial / _NEW)
+            os.rename(target, partial / _NEW)
         except FileNotFoundError:
-            return
+            pass
         except OSError as error:
             raise errors.of_file(path, error) from None
+    if Path(path).is_symlink():
+        with files.named(path):
+            Path(path).unlink()
 
 
 def clear(directory: Path) -> None:
