@@ -15,6 +15,7 @@ import pytest
 from emofm_jax import prepare, train
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.suggest import columns, experiment
+from emofm_jax.errors import UserError
 
 EXAMPLES = Path(__file__).parent.parent / "data" / "examples"
 
@@ -100,6 +101,14 @@ def test_criteos_rows_have_no_header():
     assert kinds == ["numeric"] * 13 + ["categorical"] * 26
     text = Path("mine.py").read_text()  # what was seen of each member of a range
     assert all(f"# {name}: " in text for name in c.prepare.columns[1:])
+
+
+@pytest.mark.parametrize("source", [".", "..", "../log"])
+def test_what_is_written_where_all_files_are_read_would_be_read(source, monkeypatch):
+    write("log/log.csv", ["label", "tags"], [[i % 2, i % 7] for i in range(90)])
+    monkeypatch.chdir("log")
+    with pytest.raises(UserError, match="every file below it is read, .* start in a directory"):
+        suggested(source)
 
 
 def test_a_bag_that_is_cut_is_said():

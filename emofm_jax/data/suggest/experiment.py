@@ -12,6 +12,7 @@ from emofm_jax.data import recipe
 from emofm_jax.data.suggest import columns, sample
 from emofm_jax.data.suggest.columns import Guess
 from emofm_jax.data.suggest.sample import Sample
+from emofm_jax.errors import UserError
 
 _WIDTH = 100
 _BATCHES = ((200_000, 4096), (20_000, 1024), (0, 256))  # rows of the sample -> rows of a step
@@ -36,9 +37,12 @@ def suggest(source: Path) -> str:
     """The text of an experiment file for raw rows.
 
     Raises:
-      UserError: as `sample.read` and `columns.guess` do.
+      UserError: as `sample.read` and `columns.guess` do; what it makes would be raw files, too.
     """
     found = sample.read(source)
+    if source.is_dir() and not found.splits and Path.cwd().is_relative_to(source.resolve()):
+        what = "every file below it is read, so that neither the experiment file nor shards may lie"
+        raise UserError(f"--suggest={source}: {what} here; start in a directory beside it")
     if found.format == "tabular":
         guess = columns.guess(found)
         lines, questions = _tabular(found, guess), guess.questions
