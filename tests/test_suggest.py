@@ -463,6 +463,16 @@ def test_decimal_commas_do_not_separate_columns(comma):
     prepared()
 
 
+def test_dates_of_directories_are_the_days_whatever_they_are_called():
+    for day in range(1, 6):
+        rows = [[i % 2, f"u{i % 9}"] for i in range(40)]
+        write(f"log/p_date=2024-03-0{day}/part.csv", ["click", "user"], rows)
+    c = suggested("log")
+    assert (c.prepare.split, c.prepare.day_column) == ("day", "p_date")
+    assert "rows lie mixed" not in Path("mine.py").read_text()
+    prepared()
+
+
 @pytest.mark.parametrize(
     ("dates", "said"),
     [

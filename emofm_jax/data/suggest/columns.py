@@ -394,13 +394,14 @@ def _named(seen: Sequence[Seen], names: Sequence[str]) -> Seen | None:
 
 
 def _day(sample: Sample, seen: Sequence[Seen], found: Guess) -> None:
-    """Finds the day of a row: dates, by which the rows are in order."""
+    """Finds the day of a row: dates by which the rows are in order, or called so, or of a path."""
     dates = [one for one in seen if one.distinct and all(map(_DATE.fullmatch, one.distinct))]
-    for one in sorted(dates, key=lambda one: one.name.lower() not in _DAY_NAMES):
+    is_day = lambda one: one.name.lower() in _DAY_NAMES or one.name in sample.partitions
+    for one in sorted(dates, key=is_day, reverse=True):
         length = 10 if one.distinct[0][4] in "-/" else 8
         days = [x[:length] for x in one.text.to_pylist() if x is not None]
         ordered = np.mean([a <= b for a, b in zip(days, days[1:])]) if len(days) > 1 else 0.0
-        if one.missing or ordered < 0.999 and (found.day or one.name.lower() not in _DAY_NAMES):
+        if one.missing or ordered < 0.999 and (found.day or not is_day(one)):
             continue
         if found.day:
             found.ignore.append(one.name)
