@@ -105,13 +105,14 @@ class Option:
             known = ", ".join(c if str(c).isidentifier() else repr(c) for c in self.choices)
             raise UserError(f"{where}: {value!r} is not known; choose one of {known}")
         elif not self._within(value):
-            bounds = self.bounds or _OF_64_BITS
-            raise UserError(f"{where}: {_short(value)} is out of range; it must be {bounds}")
+            wanted = self._wanted(value)
+            raise UserError(f"{where}: {_short(value)} is out of range; it must be {wanted}")
 
     def _check_tuple(self, where: str, value: tuple) -> None:
         kind, said = _OF.get(self.of, (object, ""))
         for element in value:
-            if not isinstance(element, kind):
+            is_number = self.of in (int, float) and isinstance(element, bool)  # to Python
+            if is_number or not isinstance(element, kind):
                 raise UserError(f"{where}: its element {element!r} must be {said}")
 
         if not (value or self.empty):
@@ -119,11 +120,17 @@ class Option:
         for element in value:
             if not self._within(element):
                 problem = f"its element {_short(element)} is out of range"
-                raise UserError(f"{where}: {problem}; it must be {self.bounds or _OF_64_BITS}")
+                raise UserError(f"{where}: {problem}; it must be {self._wanted(element)}")
         if self.choices and not set(value) <= set(self.choices):
             raise UserError(
                 f"{where}: {value} may hold {' and '.join(map(str, self.choices))} only"
             )
+
+    def _wanted(self, value: Any) -> str:
+        """The range in words, of a number beyond it: what else one must be."""
+        if not self.bounds or self.high is not None or value < self.low or value != value:
+            return self.bounds or _OF_64_BITS
+        return f"{self.bounds}, and {_OF_64_BITS if isinstance(value, int) else 'finite'}"
 
     def _within(self, value: Any) -> bool:
         if isinstance(value, int) and abs(value) >= 1 << 63:

@@ -5,6 +5,7 @@ import decimal
 import enum
 import functools
 import json
+import math
 import pathlib
 import uuid
 
@@ -25,7 +26,17 @@ pytestmark = pytest.mark.fast
     [
         ("seed", 1 << 63, f"config.seed: {1 << 63} is out of range; it must be "),
         ("optim.embedding.warmup_steps", 10**400, "(401 digits) is out of range; it must be at"),
-        ("model.hidden", (10**400,), "(401 digits) is out of range; it must be at least 1"),
+        (
+            "model.hidden",
+            (10**400,),
+            "(401 digits) is out of range; it must be at least 1, and a n",
+        ),
+        ("model.hidden", (True,), "config.model.hidden: its element True must be a whole number"),
+        (
+            "optim.network.learning_rate",
+            math.inf,
+            "inf is out of range; it must be at least 0, and fi",
+        ),
         ("model.hidden", (), "config.model.hidden: () is empty; give it an element or more"),
         ("model.hidden", ("a",), "config.model.hidden: its element 'a' must be a whole number"),
         ("model.stage1", (8, 1.5), "config.model.stage1: its element 1.5 must be a whole number"),
