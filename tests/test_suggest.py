@@ -363,6 +363,25 @@ def test_dates_beside_the_day_are_no_slots():
     prepared()
 
 
+def test_rows_of_a_test_file_are_not_mixed_with_others_unasked():
+    for name in ("train", "test"):
+        write(f"log/{name}.csv", ["click", "user"], [[i % 2, f"u{i % 9}"] for i in range(60)])
+    assert suggested("log").prepare.split == "share"
+    assert "are test.csv for evaluation alone?" in Path("mine.py").read_text()
+    Path("log/test.csv").rename("log/train2.csv")
+    suggested("log")
+    assert "for evaluation alone" not in Path("mine.py").read_text()
+
+
+def test_amounts_that_differ_in_all_rows_are_no_names_and_weights_are_asked_about():
+    rows = [[i % 2, 9000 + i * 37, f"u{i % 9}", i % 5] for i in range(60)]
+    write("log.csv", ["click", "balance", "user", "weight"], rows)
+    c = suggested("log.csv")
+    assert not c.prepare.row_id and c.prepare.slots["balance"]["kind"] == "numeric"
+    assert "does a row count 'weight' times?" in Path("mine.py").read_text()
+    prepared()
+
+
 def test_rows_of_bad_labels_are_asked_about_and_rejected():
     rows = [[("yes", "no")[i % 2] if i != 70 else "?", f"u{i % 30}", i] for i in range(150)]
     write("log.csv", ["clicked", "user", "time"], rows)

@@ -262,13 +262,15 @@ def _roles(sample: Sample, seen: Sequence[Seen], found: Guess) -> None:
             continue
         full = not one.missing and len(one.distinct) == sample.num_rows >= _FEW
         is_user = one.name.strip().lower() in _USERS
-        amount = one.decimals or one.with_comma[0]
+        amount = one.decimals or one.with_comma[0] or _is_quantity(one, sample.header)
         if full and not (amount or found.row_id or is_user or one.name == found.day):
             found.row_id = one.name
             found.why[one.name] = "another value in every row"
     weight = _named(rest, _WEIGHTS)
     if weight and len(weight.numbers) and weight.numbers.min() >= 0 and not weight.odd:
         found.weight, found.why[weight.name] = weight.name, "by its name; no number below 0"
+        counts = "Else take c.prepare.weight out, and rename the column to use it"
+        found.questions.append(f"does a row count {weight.name!r} times? {counts}")
     key = _named([one for one in rest if one.name != found.row_id], _USERS)
     if key and 1 < len(key.distinct) < sample.num_rows:
         found.key = key.name

@@ -59,6 +59,13 @@ def suggest(source: Path) -> str:
         some = ", ".join(found.passed_over[:5])
         questions = [*questions, f"what are {some}? They belong to no split and are not read."]
 
+    if found.no_split:
+        some = ", ".join(found.no_split[:5])
+        what = (
+            "Their rows are split with all others, since not all of train, valid and test are there"
+        )
+        questions = [*questions, f"are {some} for evaluation alone? {what}: name one file of each"]
+
     name = re.sub(r"\W+", "_", source.resolve().name.split(".")[0]).strip("_").lower() or "mine"
     size = next(size for rows, size in _BATCHES if found.num_rows >= min(rows, sample.ROWS))
     lines += [

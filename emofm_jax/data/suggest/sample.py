@@ -43,6 +43,7 @@ class Sample:
       partitions: names of the columns that stand in the names of directories.
       passed_over: files in `source` that belong to no split.
       read: the files that the rows are of, as they are called in `source`.
+      no_split: what is called as a split, or belongs to one, where not all three are there.
       num_files: how many there are, of training if the files are the splits.
     """
 
@@ -56,6 +57,7 @@ class Sample:
     partitions: Sequence[str] = ()
     passed_over: Sequence[str] = ()
     read: Sequence[str] = ()
+    no_split: Sequence[str] = ()
     num_files: int = 1
 
     @property
@@ -77,7 +79,7 @@ def read(source: Path) -> Sample:
     files = [file for file in raw_files.find(source) if file.path.stat().st_size]
     if not files:
         raise UserError(f"--suggest={source}: it holds no file with rows; name raw rows")
-    splits, files, passed_over = _splits(source, files)
+    splits, files, passed_over, no_split = _splits(source, files)
     last = len(files) - 1
     some = np.unique(np.linspace(0, last, min(len(files), _FILES)).round().astype(int)).tolist()
     chosen, most = [files[i] for i in some], ROWS // len(some)
@@ -95,7 +97,8 @@ def read(source: Path) -> Sample:
     else:
         found = _text(source, splits, chosen, most)
     read = [str(f.path.relative_to(source)) for f in chosen] if source.is_dir() else []
-    found = dataclasses.replace(found, passed_over=passed_over, read=read, num_files=len(files))
+    found = dataclasses.replace(found, passed_over=passed_over, no_split=no_split)
+    found = dataclasses.replace(found, read=read, num_files=len(files))
     names = sorted({name for file in files for name in file.partitions})
     values = {name: [file.partitions.get(name) for file in files] for name in names}
     if names and found.format == "tabular":
@@ -107,14 +110,18 @@ def read(source: Path) -> Sample:
 
 def _splits(
     source: Path, files: Sequence[RawFile]
-) -> tuple[dict[str, str], list[RawFile], list[str]]:
-    """Globs of the splits, if the files are such; the training files; files of no split."""
-    none: tuple[dict[str, str], list[RawFile], list[str]] = ({}, list(files), [])
+) -> tuple[dict[str, str], list[RawFile], list[str], list[str]]:
+    """Globs of the splits, if the files are such; the training files; files of no split.
+
+    Without a glob, at last what is called as a split, but for training.
+    """
     if not source.is_dir():
-        return none
+        return {}, list(files), [], []
 
     found: dict[str, set[str]] = {name: set() for name in SPLITS}
-    train, others = [], []
+    train: list[RawFile] = []
+    others: list[str] = []
+    called: list[str] = []
     for file in files:
         top = file.path.relative_to(source).parts[0]
         name = next((n for n, words in _BEGINS.items() if top.lower().startswith(words)), "")
@@ -123,9 +130,10 @@ def _splits(
             continue
         found[name].add(re.match(r"[^.\d_-]*", top).group() + "*")  # type: ignore[union-attr]
         train += [file] if name == "train" else []
+        called += [top] if name != "train" else []
     if any(len(globs) != 1 for globs in found.values()):
-        return none
-    return {name: globs.pop() for name, globs in found.items()}, train, others
+        return {}, list(files), [], list(dict.fromkeys(called))
+    return {name: globs.pop() for name, globs in found.items()}, train, others, []
 
 
 def _parquet(path: Path, most: int) -> pa.Table:
