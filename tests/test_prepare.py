@@ -375,6 +375,7 @@ def test_places_that_are_none(shop, tmp_path, capsys, monkeypatch):
         ("--config.data.dir=~/x", f"config.data.dir=~/x: {no_shell}"),
         ("--base=~", f"--base=~: {no_shell}"),
         ("--config.data.dir=/", "/: it stands in no directory; name another"),
+        ("--config.data.dir=none/..", "none/..: no such directory; name another"),
         ("--config.data.dir=a\0b", "config.data.dir: it has a NUL in it; name a path"),
     ):
         assert shop(flag) == 2
@@ -383,6 +384,16 @@ def test_places_that_are_none(shop, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HOME", "/nowhere")
     assert shop("--config.data.dir=~/x") == 0
     assert shop("--config.data.dir=~/y", "--base=~/x") == 0
+
+
+@pytest.mark.parametrize("name", ["none/..", "link", "."])
+def test_what_a_path_leads_to_is_not_replaced_either(shop, tmp_path, capsys, monkeypatch, name):
+    (tmp_path / "work" / "notes").mkdir(parents=True)
+    (tmp_path / "work" / "link").symlink_to("none/..")
+    monkeypatch.chdir(tmp_path / "work")
+    assert shop(f"--config.data.dir={name}") == 2
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["link", "notes"]
+    assert name in capsys.readouterr().err
 
 
 def test_an_interrupt_leaves_what_was_there(shop, tmp_path, monkeypatch):

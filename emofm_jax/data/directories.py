@@ -36,10 +36,14 @@ def place(path: Path) -> Path:
     """Where a directory is written: at the end of a symbolic link, which stays one.
 
     Raises:
-      UserError: it is the root of all, which stands in no other directory.
+      UserError: it is the root of all, which stands in no other directory; it goes up from a
+        directory that is not there.
     """
-    is_named = Path(path).name not in ("", "..") and not Path(path).is_symlink()
-    found = Path(path).absolute() if is_named else Path(os.path.realpath(path))
+    path = Path(path)
+    is_above = path.name in ("", "..")
+    if is_above and not path.exists():  # x/..: to the system that is nothing, to `realpath` it is .
+        raise UserError(f"{path}: no such directory; name another")
+    found = Path(os.path.realpath(path)) if is_above or path.is_symlink() else path.absolute()
     if not found.name:
         raise UserError(f"{path}: it stands in no directory; name another")
     return found

@@ -177,14 +177,15 @@ def check_target(config: ConfigDict) -> None:
 
 
 def _check_replaceable(target: Path) -> None:
-    """Refuses to replace a directory that holds anything but shards."""
-    if not target.exists():
+    """Refuses to replace a directory that holds anything but shards, where `whole` writes it."""
+    place = directories.place(target)
+    if not place.exists():
         return
-    there = sorted(str(path.relative_to(target)) for path in target.rglob("*"))
+    there = sorted(str(path.relative_to(place)) for path in place.rglob("*"))
     strange = [name for name in there if not _OURS.fullmatch(name)]
-    if not target.is_dir():
+    if not place.is_dir():
         strange = ["a file"]
-    elif there and not _is_prepared(target):
+    elif there and not _is_prepared(place):
         strange = strange or ["no schema.json"]
     _refuse(target, strange)
 
