@@ -380,6 +380,10 @@ def test_amounts_that_differ_in_all_rows_are_no_names_and_weights_are_asked_abou
     assert not c.prepare.row_id and c.prepare.slots["balance"]["kind"] == "numeric"
     assert "does a row count 'weight' times?" in Path("mine.py").read_text()
     prepared()
+    rows[7][-1] = ""  # `prepare` takes no row without one
+    write("log.csv", ["click", "balance", "user", "weight"], rows)
+    assert not suggested("log.csv").prepare.weight
+    prepared()
 
 
 def test_rows_of_bad_labels_are_asked_about_and_rejected():

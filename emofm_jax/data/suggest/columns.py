@@ -267,7 +267,8 @@ def _roles(sample: Sample, seen: Sequence[Seen], found: Guess) -> None:
             found.row_id = one.name
             found.why[one.name] = "another value in every row"
     weight = _named(rest, _WEIGHTS)
-    if weight and len(weight.numbers) and weight.numbers.min() >= 0 and not weight.odd:
+    whole = weight and not (weight.odd or weight.missing) and len(weight.numbers)
+    if weight and whole and weight.numbers.min() >= 0:
         found.weight, found.why[weight.name] = weight.name, "by its name; no number below 0"
         counts = "Else take c.prepare.weight out, and rename the column to use it"
         found.questions.append(f"does a row count {weight.name!r} times? {counts}")
