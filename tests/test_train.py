@@ -362,7 +362,11 @@ def test_a_machine_without_git_trains(monkeypatch):
 
 def test_a_commit_with_changes_is_said(monkeypatch):
     said = {"rev-parse": "0123456789\n", "status": " M a.py\n"}
-    run = lambda command, **_: types.SimpleNamespace(stdout=said[command[3]])
+
+    def run(command, **_):
+        assert command[1] == "--no-optional-locks"  # a commit of the user's may be under way
+        return types.SimpleNamespace(stdout=said[command[4]])
+
     monkeypatch.setattr(workdir_lib, "subprocess", types.SimpleNamespace(run=run))
     monkeypatch.setattr(workdir_lib.shutil, "which", lambda _: "git")
     found = workdir_lib._environment()

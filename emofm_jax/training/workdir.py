@@ -182,7 +182,8 @@ def _git(*words: str) -> str:
     """What git says of the place of this file; empty without git, or outside of a repository."""
     if not shutil.which("git"):
         return ""
-    command = ["git", "-C", str(Path(__file__).parent), *words]
+    # status would lock the index, on which a commit that is made meanwhile fails.
+    command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent), *words]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
