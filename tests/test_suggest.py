@@ -416,6 +416,15 @@ def test_a_bad_label_makes_no_label_of_another_column(capsys):
     assert "is 'weekend' the label? By its name it need not be; no other" in text
 
 
+def test_a_label_of_several_values_is_named_where_another_column_has_two():
+    write(
+        "log.csv", ["weekend", "target", "user"], [[i % 2, i % 5, f"u{i % 9}"] for i in range(90)]
+    )
+    assert suggested("log.csv").prepare.label == "weekend"
+    text = " ".join(Path("mine.py").read_text().split())
+    assert "and 'target' has 5 values, as '0', '1', '2': config.prepare.positive reads" in text
+
+
 def test_all_outcomes_are_asked_about_bad_values_or_not():
     rows = [[i % 2, i % 3 % 2, i % 4 % 2 if i % 9 else "n/a", i % 7] for i in range(90)]
     write("log.csv", ["click", "conversion", "purchased", "user"], rows)

@@ -333,24 +333,27 @@ def _label(sample: Sample, seen: Sequence[Seen], found: Guess) -> Seen:
     label = label or of[0]
     found.label, found.max_rejected = label.name, pairs[label.name].others
     found.why[label.name] = f"two values: {label.examples}"
-    _ask_of_label(label, pairs, [one.kept for one in binary], found)
+    _ask_of_label(label, pairs[label.name], binary, seen, found)
     return label
 
 
 def _ask_of_label(
-    label: Seen, pairs: Mapping[str, _Binary], binary: Sequence[Seen], found: Guess
+    label: Seen, chosen: _Binary, binary: Sequence[_Binary], seen: Sequence[Seen], found: Guess
 ) -> None:
     """Asks whether a label is one, and about other columns that may be outcomes."""
-    name, chosen = label.name, pairs[label.name]
+    name, others = label.name, [one.kept for one in binary if one.kept.name != label.name]
     if chosen.others:
         said = f"{chosen.say_others()} there: they are rejected (max_rejected)"
         found.questions.append(f"is {name!r} the label? {said}")
-    rest = [one.name for one in binary if one.name != name]
+    rest = [one.name for one in others]
     if not chosen.is_named:
         have = "has" if len(rest) == 1 else "have"
         too = f"{', '.join(rest[:5])} {have} two values, too" if rest else "no other has two values"
+        if called := [one for one in seen if one.name.strip().lower() in _LABELS]:
+            values = f"{len(called[0].distinct):,} values, as {called[0].examples}"
+            too += f", and {called[0].name!r} has {values}: config.prepare.positive reads such"
         found.questions.append(f"is {name!r} the label? By its name it need not be; {too}")
-    outcomes = [repr(one.name) for one in binary if one.name != name and one.words & _OUTCOMES]
+    outcomes = [repr(one.name) for one in others if one.words & _OUTCOMES]
     if len(outcomes) == 1:
         outcome = "If it is known only after the click, it must be in c.prepare.ignore"
         found.questions.append(f"is {outcomes[0]} an outcome, too? {outcome}")
