@@ -15,6 +15,7 @@ import pytest
 from emofm_jax import prepare, train
 from emofm_jax.data import schema as schema_lib
 from emofm_jax.data.suggest import columns, experiment
+from emofm_jax.data.suggest.column import Seen
 from emofm_jax.errors import UserError
 
 EXAMPLES = Path(__file__).parent.parent / "data" / "examples"
@@ -262,11 +263,11 @@ def test_parquet_of_pairs_views_and_what_no_slot_can_hold():
 
 
 def test_values_that_never_stop_growing_are_hashed():
-    seen = columns.Seen("url", pa.array([f"u{i}" for i in range(30_000)]))
+    seen = Seen("url", pa.array([f"u{i}" for i in range(30_000)]))
     found = columns.Guess()
     columns._slot(seen, found, True)
     assert found.slots["url"]["encoding"] == "hash" and found.slots["url"]["rows"] >= 4 * 30_000
-    again = columns.Seen("url", pa.array([f"u{i % 25_000}" for i in range(100_000)]))
+    again = Seen("url", pa.array([f"u{i % 25_000}" for i in range(100_000)]))
     columns._slot(again, found, True)
     assert found.slots["url"] == {"min_count": 2}
 

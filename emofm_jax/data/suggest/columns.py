@@ -5,51 +5,27 @@ Names decide only what values allow. What stays open is a question, never silent
 
 import contextlib
 import dataclasses
-import functools
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emofm_jax.data import bags, labels, recipe, values
+from emofm_jax.data import bags, recipe, values
 from emofm_jax.data.formats import tabular
 from emofm_jax.data.schema import ROLE_COLUMNS
+from emofm_jax.data.suggest import label as label_lib
+from emofm_jax.data.suggest.column import Seen, by_name
 from emofm_jax.data.suggest.sample import Sample
 from emofm_jax.errors import UserError
 
-_NULLS = (
-    "NULL",
-    "null",
-    "NA",
-    "N/A",
-    "n/a",
-    "nan",
-    "NaN",
-    "None",
-    "none",
-    "\\N",
-    "-",
-    "?",
-    "undefined",
-)
 _LISTS = "|^;,"  # what may stand between the values of a bag
 _LIST_SHARE = 0.02  # of the cells that hold more than one value
 _FEW, _MANY = 20, 1000  # distinct values: a small set; so many that rare ones are better unknown
 _GROWS, _LARGE = 1.5, 20_000  # the second half of the rows brings so many new values: hash them
-_BAD = 0.01  # share of the rows that may be bad ones
-_FEW_OTHERS = 0.2  # share of the rows where a label is neither a click nor none
 DAYS = 3  # that a split by day needs
 
-_LABELS = ("label", "click", "clicked", "is_click", "clk", "target", "y", "is_clicked", "action")
-_LABELS += ("conversion", "converted", "is_conversion", "buy", "purchase", "purchased", "response")
-_PAIRS = ({"0", "1"}, {"0.0", "1.0"}, {"-1", "1"}, {"true", "false"}, {"yes", "no"})
-_PAIRS += ({"t", "f"}, {"y", "n"})  # none and a click, in any case
-# Words of the name of a label, or of another outcome.
-_OUTCOMES = {"label", "target", "click", "clicks", "clicked", "clk", "conversion", "conversions"}
-_OUTCOMES |= {"converted", "buy", "purchase", "purchases", "purchased", "response"}
 _WEIGHTS = ("weight", "sample_weight", "w", "importance")
 _USERS = ("user", "user_id", "userid", "uid", "user_hash", "member_id", "visitor_id", "client_id")
 _USERS += ("visitor", "customer", "member", "client", "customer_id", "device_id", "device_ip")
@@ -71,8 +47,6 @@ _NO_DATES = (  # other ways to write a date
     rf"{_MONTHS}\.? {_DAY},? \d{{4}}",  # Mar 9, 2024
 )
 _NO_DATE = [re.compile(rf"{date}([T ,]+\d.*)?", re.IGNORECASE) for date in _NO_DATES]
-_COMMA = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?")  # 1.234,5; or two numbers: 12,5
-_THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})*(\.\d+)?")  # 1,234.5
 _CODE = re.compile(r"[+-]?0\d")  # a number that is a name, as a zip code is: 01234
 # Words of a name -> a group.
 _GROUPS = {
@@ -85,83 +59,6 @@ _GROUPS = {
     "device os browser page position slot network isweekend daytime homework channel site domain "
     "connection banner cost",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Seen:
-    """What was seen of a column.
-
-    Attributes:
-      name: its name.
-      text: its values as text, null where missing; of a column of lists, their elements.
-      lists: values a row at most, of a column of lists; 0 of another.
-      floats: whether they are floats, of Parquet.
-      weighted: whether they are ids with weights.
-      unusable: why no slot can hold them, if none can.
-    """
-
-    name: str
-    text: pa.Array
-    lists: int = 0
-    floats: bool = False
-    weighted: bool = False
-    unusable: str = ""
-
-    @functools.cached_property
-    def distinct(self) -> list[str]:
-        """Its values, without missing ones, once each."""
-        return pc.unique(self.text.drop_null()).to_pylist()
-
-    @functools.cached_property
-    def missing(self) -> float:
-        """Share of missing values."""
-        return self.text.null_count / max(len(self.text), 1)
-
-    @functools.cached_property
-    def odd(self) -> list[str]:
-        """Values that are no numbers."""
-        return [x for x in self.distinct if not labels.is_number(x)]
-
-    @functools.cached_property
-    def nulls(self) -> list[str]:
-        """Spellings of a missing value among numbers."""
-        known = [x for x in self.odd if x in _NULLS]
-        return known if known and len(known) == len(self.odd) < len(self.distinct) else []
-
-    @functools.cached_property
-    def numbers(self) -> np.ndarray:
-        """f64, its distinct values, if they are numbers; else empty."""
-        if not self.distinct or set(self.odd) - set(self.nulls):
-            return np.zeros(0)
-        return np.array([float(x) for x in self.distinct if x not in self.nulls])
-
-    @property
-    def decimals(self) -> bool:
-        """Whether its values are numbers, some of them not whole."""
-        return len(self.numbers) > 0 and bool((self.numbers % 1 != 0).any())
-
-    @functools.cached_property
-    def with_comma(self) -> tuple[str, str]:
-        """A value and the number that it may be, if all may be numbers with a comma; else empty."""
-        known = [x.strip() for x in self.distinct if x not in _NULLS]
-        if shown := next((x for x in known if "," in x), ""):
-            if all(map(_COMMA.fullmatch, known)):
-                return shown, shown.replace(".", "").replace(",", ".")
-            if all(map(_THOUSANDS.fullmatch, known)):
-                return shown, shown.replace(",", "")
-        return "", ""
-
-    @property
-    def examples(self) -> str:
-        """Three of its values."""
-        short = [x if len(x) <= 20 else f"{x[:18]}.." for x in self.distinct[:3]]
-        return ", ".join(map(repr, short)) or "nothing"
-
-    @property
-    def words(self) -> set[str]:
-        """The words of its name, `userID` being user and id."""
-        split = re.sub(r"([a-z])([A-Z])", r"\1_\2", self.name).lower()
-        return {*re.split(r"[^a-z]+", split), split}
 
 
 @dataclasses.dataclass
@@ -251,7 +148,10 @@ def _as_text(column: pa.Array) -> pa.Array:
 
 def _roles(sample: Sample, seen: Sequence[Seen], found: Guess) -> None:
     """Finds label, day, key, weight and id of a row."""
-    label = _label(sample, seen, found)
+    label, found.max_rejected, questions = label_lib.find(sample.source, seen)
+    found.questions += questions
+    found.label = label.name
+    found.why[label.name] = f"two values: {label.examples}"
     single = [one for one in seen if not (one.lists or one.weighted)]
     rest = [one for one in single if one.name != label.name]
     _day(sample, rest, found)
@@ -266,13 +166,13 @@ def _roles(sample: Sample, seen: Sequence[Seen], found: Guess) -> None:
         if full and not (amount or found.row_id or is_user or one.name == found.day):
             found.row_id = one.name
             found.why[one.name] = "another value in every row"
-    weight = _named(rest, _WEIGHTS)
+    weight = by_name(rest, _WEIGHTS)
     whole = weight and not (weight.odd or weight.missing) and len(weight.numbers)
     if weight and whole and weight.numbers.min() >= 0:
         found.weight, found.why[weight.name] = weight.name, "by its name; no number below 0"
         counts = "Else take c.prepare.weight out, and rename the column to use it"
         found.questions.append(f"does a row count {weight.name!r} times? {counts}")
-    key = _named([one for one in rest if one.name != found.row_id], _USERS)
+    key = by_name([one for one in rest if one.name != found.row_id], _USERS)
     if key and 1 < len(key.distinct) < sample.num_rows:
         found.key = key.name
 
@@ -289,114 +189,11 @@ def _roles(sample: Sample, seen: Sequence[Seen], found: Guess) -> None:
         )
 
 
-class _Binary(NamedTuple):
-    """A column of two values but for some rows: what it was, it without them, and their number."""
-
-    whole: Seen
-    kept: Seen
-    others: int
-
-    @property
-    def is_named(self) -> bool:
-        """Whether it is called as labels are."""
-        return self.whole.name.strip().lower() in _LABELS
-
-    def say_others(self) -> str:
-        """How many rows it is without, and what they have."""
-        some = (x for x in self.whole.distinct if x not in self.kept.distinct)
-        has = next(map(repr, some), "nothing")
-        return f"{self.others:,} of {len(self.whole.text):,} rows have {has} or the like"
-
-
-def _label(sample: Sample, seen: Sequence[Seen], found: Guess) -> Seen:
-    """Finds the label, by its values and then by its name.
-
-    A few rows may hold neither of its two values: they are bad ones, and are left out of it.
-    """
-    binary = [one for one in map(_binary, seen) if one]
-    pairs = {one.kept.name: one for one in binary if one.others <= _BAD * len(one.whole.text)}
-    both = [name for name, one in pairs.items() if {"0", "-1"} <= {*one.whole.distinct}]
-    for name in both:  # -1 may mean that none is known: `prepare` takes no such label
-        del pairs[name]
-    of = sorted((one.kept for one in pairs.values()), key=lambda one: pairs[one.name].others > 0)
-
-    label = _named(of, _LABELS) or next((one for one in of if one.words & _OUTCOMES), None)
-    bad = [one for one in binary if one.others and (one.is_named or not of)]
-    if not label and bad:
-        two = " or ".join(map(repr, sorted(bad[0].kept.distinct)))
-        said = f"{bad[0].kept.name!r} is {two}, but {bad[0].say_others()} there; take these out"
-        raise UserError(f"--suggest={sample.source}: no column can be the label: {said}")
-    if not of:
-        what = "no column has two values that could be a click and none"
-        remedy = "write the experiment file, with config.prepare.positive if the label has others"
-        raise UserError(f"--suggest={sample.source}: {what}; {remedy}")
-    label = label or of[0]
-    found.label, found.max_rejected = label.name, pairs[label.name].others
-    found.why[label.name] = f"two values: {label.examples}"
-    _ask_of_label(label, pairs[label.name], binary, seen, found)
-    return label
-
-
-def _ask_of_label(
-    label: Seen, chosen: _Binary, binary: Sequence[_Binary], seen: Sequence[Seen], found: Guess
-) -> None:
-    """Asks whether a label is one, and about other columns that may be outcomes."""
-    name, others = label.name, [one.kept for one in binary if one.kept.name != label.name]
-    if chosen.others:
-        said = f"{chosen.say_others()} there: they are rejected (max_rejected)"
-        found.questions.append(f"is {name!r} the label? {said}")
-    rest = [one.name for one in others]
-    if not chosen.is_named:
-        have = "has" if len(rest) == 1 else "have"
-        too = f"{', '.join(rest[:5])} {have} two values, too" if rest else "no other has two values"
-        if called := [one for one in seen if one.name.strip().lower() in _LABELS]:
-            values = f"{len(called[0].distinct):,} values, as {called[0].examples}"
-            too += f", and {called[0].name!r} has {values}: config.prepare.positive reads such"
-        found.questions.append(f"is {name!r} the label? By its name it need not be; {too}")
-    outcomes = [repr(one.name) for one in others if one.words & _OUTCOMES]
-    if len(outcomes) == 1:
-        outcome = "If it is known only after the click, it must be in c.prepare.ignore"
-        found.questions.append(f"is {outcomes[0]} an outcome, too? {outcome}")
-    elif outcomes:
-        each = "What is known only after the click must be in c.prepare.ignore"
-        found.questions.append(f"are {', '.join(outcomes)} outcomes, too? {each}")
-
-
-def _binary(one: Seen) -> _Binary | None:
-    """A column as one of two values, if it is nearly that."""
-    if len(one.distinct) > 2 + _FEW_OTHERS * len(one.text):
-        return None
-    counts = {x["values"]: x["counts"] for x in pc.value_counts(one.text.drop_null()).to_pylist()}
-    pair = sorted(counts, key=lambda x: counts[x])[-2:]
-    if _is_binary(one):  # in several spellings, perhaps
-        pair = one.distinct
-    kept = dataclasses.replace(
-        one, text=one.text.filter(pc.is_in(one.text, pa.array(pair, pa.string())))
-    )
-    others = len(one.text) - len(kept.text)
-    return (
-        _Binary(one, kept, others)
-        if _is_binary(kept) and others < _FEW_OTHERS * len(one.text)
-        else None
-    )
-
-
 def _is_clock(one: Seen) -> bool:
     """Whether a column holds seconds, or parts of them, since 1970."""
     numbers = one.numbers
     named = bool(one.words & {"time", "timestamp", "ts", "date", "datetime", "ms"})
     return named and len(numbers) > _FEW and bool((numbers > 9e8).all())
-
-
-def _is_binary(one: Seen) -> bool:
-    values = {x.strip().lower() for x in one.distinct}
-    return values in _PAIRS and not (one.lists or one.weighted or one.missing)
-
-
-def _named(seen: Sequence[Seen], names: Sequence[str]) -> Seen | None:
-    """The column whose name stands first among the names, if one has such a name."""
-    by_name = {one.name.strip().lower(): one for one in reversed(seen)}
-    return next((by_name[name] for name in names if name in by_name), None)
 
 
 def _day(sample: Sample, seen: Sequence[Seen], found: Guess) -> None:
