@@ -387,6 +387,16 @@ def test_amounts_that_differ_in_all_rows_are_no_names_and_weights_are_asked_abou
     prepared()
 
 
+@pytest.mark.parametrize("user", ["{0}|{1}", "{0},{1}", "{0}.{1}"])
+def test_a_user_is_one_value(user):
+    rows = [[i % 2, user.format(i % 9, i % 7), i % 5] for i in range(120)]
+    write("log.csv", ["click", "uid", "hour"], rows, separator=";")
+    c = suggested("log.csv")
+    assert c.prepare.gauc_key == "uid" and not c.prepare.slots
+    assert "numbers with a comma" not in Path("mine.py").read_text()
+    prepared()
+
+
 def test_rows_of_bad_labels_are_asked_about_and_rejected():
     rows = [[("yes", "no")[i % 2] if i != 70 else "?", f"u{i % 30}", i] for i in range(150)]
     write("log.csv", ["clicked", "user", "time"], rows)

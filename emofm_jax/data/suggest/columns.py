@@ -271,7 +271,8 @@ def _options(one: Seen, named: bool, found: Guess) -> dict:
     if one.lists:
         found.why[one.name] = f"lists of up to {one.lists} values"
         return {"kind": "multi", "max_length": min(max(one.lists, 1), 50)}
-    if separator := _list_separator(one):
+    is_key = one.name == found.key  # of users: one value, whatever it is written with
+    if not is_key and (separator := _list_separator(one)):
         lengths = [x.count(separator) + 1 for x in one.text.drop_null().to_pylist()]
         most = max(2, int(np.percentile(lengths, 99)))
         cut = f", {most} or fewer in 99% of the cells" if most < max(lengths) else ""
@@ -279,12 +280,13 @@ def _options(one: Seen, named: bool, found: Guess) -> dict:
         if separator == "," and max(lengths) == 2:
             _ask_of_commas(one, "lists", found)
         return {"kind": "multi", "separator": separator, "max_length": most}
-    if _is_quantity(one, named):
+    if not is_key and _is_quantity(one, named):
         low, high = one.numbers.min(), one.numbers.max()
         found.why[one.name] = f"numbers, {low:g} to {high:g}{missing}"
         return numeric(one.numbers)
 
-    _ask_of_commas(one, "names", found)
+    if not is_key:
+        _ask_of_commas(one, "names", found)
     found.why.setdefault(one.name, counted)
     if _grows(one):
         rows = 1 << int(np.ceil(np.log2(4 * len(one.distinct))))
