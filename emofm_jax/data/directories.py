@@ -102,22 +102,23 @@ def copy(source: Path, target: Path) -> None:
 def remove(path: Path) -> None:
     """Removes a directory that we made, so that no half of it is ever taken for one.
 
-    Of a symbolic link it is the one at its end, and the link.
+    Of a symbolic link it is the link alone, as of `rm`: what it leads to may serve others.
 
     Raises:
       FileError: it cannot be removed.
     """
-    target = place(path)
+    target = Path(path)
+    if target.is_symlink():
+        with files.named(target):
+            target.unlink(missing_ok=True)
+        return
     with _locked(target, "writes", str(path)) as partial:
         try:
             os.rename(target, partial / _NEW)
         except FileNotFoundError:
-            pass
+            return
         except OSError as error:
             raise errors.of_file(path, error) from None
-    if Path(path).is_symlink():
-        with files.named(path):
-            Path(path).unlink()
 
 
 def clear(directory: Path) -> None:
