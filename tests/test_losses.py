@@ -242,3 +242,20 @@ def test_logits_of_another_shape_are_named(typed, shape):
     ones = losses.Denominators(*np.ones(2, np.float32))
     with pytest.raises(ValueError, match=r"the model's logits are of shape .* for B = 6 rows"):
         losses.total(outputs, *rows, am_weight=1.0, drop_type=-1, denominators=ones)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"type_logits": (6, 3)}, r"type_logits are of shape \(6, 3\) .* return f32\[6, 2\]"),
+        ({"aux_loss": (6, 1)}, r"aux_loss are of shape \(6, 1\) .* return f32\[6, 2\] or f32\[6\]"),
+        ({"parts": (3, 2, 6)}, r"parts are of shape \(3, 2, 6\) .* return f32\[3, 6, 2\]"),
+    ],
+)
+def test_what_stands_beside_logits_has_their_rows(changes, message):
+    shapes = {"logits": (6, 2), "type_logits": (6, 2), **changes}
+    outputs = losses.Outputs(**{name: np.zeros(of, np.float32) for name, of in shapes.items()})
+    rows = np.zeros(6, np.float32), np.zeros(6, np.int32), np.ones(6, np.float32)
+    ones = losses.Denominators(*np.ones(2, np.float32))
+    with pytest.raises(ValueError, match=message):
+        losses.total(outputs, *rows, am_weight=1.0, drop_type=-1, denominators=ones)

@@ -138,12 +138,25 @@ def _check(outputs: Outputs, num_rows: int) -> None:
     """Raises a ValueError if what a model returns has not the shapes of `Outputs`."""
     typed = outputs.type_logits is not None
     shape = outputs.logits.shape
+    where = "(emofm_jax/nn/losses.py: Outputs)"
     if outputs.logits.ndim not in (1 + typed, 2 + typed) or shape[-1 - typed] != num_rows:
         wanted = "[B, T]" if typed else "[B]"
         raise ValueError(
             f"the model's logits are of shape {shape} for B = {num_rows} rows; return f32{wanted}, "
-            f"of members f32[k, {wanted[1:]} (emofm_jax/nn/losses.py: Outputs)"
+            f"of members f32[k, {wanted[1:]} {where}"
         )
+    axis = len(shape) - 1 - typed  # of rows; parts stand before it
+    legal = {"type_logits": [shape], "aux_loss": [shape, shape[: axis + 1]]}
+    if outputs.parts is not None:
+        count = outputs.parts.shape[axis : axis + 1]
+        legal["parts"] = [(*shape[:axis], *count, *shape[axis:])]
+    for name, shapes in legal.items():
+        found = getattr(outputs, name)
+        if found is not None and found.shape not in shapes:
+            raise ValueError(
+                f"the model's {name} are of shape {found.shape} beside logits of {shape}; return "
+                f"f32{' or f32'.join(str([*x]) for x in dict.fromkeys(shapes))} {where}"
+            )
 
 
 def _total(outputs, label, ftype, weight, am_weight, drop_type, denominators, keep_rate):
