@@ -509,6 +509,24 @@ def difference(ours: Mapping, theirs: Mapping) -> dict[str, tuple]:
     return {k: pair for k, pair in pairs.items() if pair[0] != pair[1]}
 
 
+def changed(ours: Mapping, theirs: Mapping) -> dict[str, tuple]:
+    """`difference` of two whole configs, but for values that mean the same in both.
+
+    `am_reads=auto` is what the model makes of it, and nothing in a model without types.
+    """
+    found = difference(ours, theirs)
+    if (path := "model.am_reads") in found:
+        from emofm_jax.models import build  # loads jax
+
+        usual = flatten(default())
+        sides = [usual | flatten(side) for side in (ours, theirs)]
+        names = ("name", "use_ftype", "type_aware", "am_reads")
+        a, b = (build.am_reads({k: side[f"model.{k}"] for k in names}) for side in sides)
+        if a == b:
+            del found[path]
+    return found
+
+
 def spelled(value: Any) -> str:
     """A value of a config in a message, one of `difference` included."""
     return "not set" if value is None or value is ... else repr(value)

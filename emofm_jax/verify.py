@@ -250,7 +250,7 @@ def _went_on(run: Path, result: record.Result) -> bool:
     if not (run / "config.json").exists():
         return False
     then = config_lib.renamed(dict(result.config))
-    differ = config_lib.difference(then, options.flatten(config_lib.load(run)))
+    differ = config_lib.changed(then, options.flatten(config_lib.load(run)))
     return any(key in then and key not in config_lib.free() for key in differ)
 
 

@@ -15,8 +15,10 @@ from ml_collections import ConfigDict
 
 from emofm_jax import config as config_lib
 from emofm_jax import options as options_lib
+from emofm_jax.data import files
 from emofm_jax.errors import UserError
 from emofm_jax.sweeping import overrides
+from emofm_jax.training import workdir as workdir_lib
 
 pytestmark = pytest.mark.fast
 
@@ -259,6 +261,33 @@ def test_what_is_recommended_is_in_range_and_has_an_effect():
     changed = config_lib.difference(config, config_lib.default())
     assert changed.keys() == config_lib._RECOMMENDED.keys()
     assert not changed.keys() & config_lib.without_effect(config).keys()
+
+
+@pytest.mark.parametrize(
+    ("model", "same"),
+    [
+        ({"name": "emofmv2"}, True),
+        ({"name": "dnn"}, True),  # it has no auxiliary model
+        ({"name": "wm", "use_ftype": False}, True),
+        ({"name": "wm"}, False),
+        ({"name": "dnn", "type_aware": True}, False),
+    ],
+)
+def test_a_run_goes_on_where_auto_is_what_is_now_said(tmp_path, model, same):
+    """`recommended()` said nothing of `am_reads` before; its runs are as they were, but for those of other models with types."""
+    config = config_lib.recommended()
+    config.model.update(model)
+    before = config.copy_and_resolve_references()
+    before.model.am_reads = "auto"
+    files.write_json(tmp_path / "config.json", before.to_dict())
+    assert config_lib.difference(before, config) == {"model.am_reads": ("auto", "own")}
+    if same:
+        workdir_lib.check_same_run(config, tmp_path)
+        assert not config_lib.changed(before, config_lib.flatten(config))
+        assert config_lib.changed(before, config_lib.default())  # the rest is compared
+        return
+    with pytest.raises(UserError, match="model.am_reads 'auto' there, 'own' now"):
+        workdir_lib.check_same_run(config, tmp_path)
 
 
 @pytest.mark.parametrize(

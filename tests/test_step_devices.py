@@ -114,7 +114,7 @@ def two_devices():
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("case", ["wm, lazy", "members", "dense"])
+@pytest.mark.parametrize("case", ["wm, lazy", "members", "members, split", "dense"])
 def test_one_device_equals_two(two_devices, case):
     found = two_devices[case]
     assert found["moved"] > 0.01  # else agreement says nothing
@@ -187,9 +187,12 @@ def main():
     wm = model_lib.make_model(typed, config.default().model.to_dict() | changes)
     changes |= {"members": 2}
     members = model_lib.make_model(typed, config.default().model.to_dict() | changes)
+    changes |= {"members_rows": "split"}  # 8 rows of a device divide over two members
+    split = model_lib.make_model(typed, config.default().model.to_dict() | changes)
     found = {
         "wm, lazy": compare_devices(wm, typed, "lazy"),
         "members": compare_devices(members, typed, "lazy"),
+        "members, split": compare_devices(split, typed, "lazy"),
         "dense": compare_devices(Linear(), make_schema(), "dense"),
     }
     found |= {

@@ -179,7 +179,7 @@ def check(options: Mapping) -> None:
             f"config.model.members_share: {share!r} makes all members of {name} alike, whose "
             "weights are all in the table; set members_share='none'"
         )
-    frozen = _am_reads(options) == "embeddings" and not options["am_joint"]
+    frozen = _reads(options) == "embeddings" and not options["am_joint"]
     if name == "lr" and _is_typed(options) and frozen:
         raise UserError(
             "config.model.am_joint: lr reads no embeddings, so only the auxiliary model can train "
@@ -207,7 +207,7 @@ def unread(options: Mapping) -> dict[str, str]:
     if typed:
         for path in (*_OF_AM, "embedding_dim", "activation", "dropout"):
             found.pop(path, None)  # the AM's, or of the table that it reads
-        reads = _am_reads(options)
+        reads = _reads(options)
         if reads == "embeddings":
             found["am_columns"] = "am_reads=embeddings"
         elif reads == "own":
@@ -216,6 +216,11 @@ def unread(options: Mapping) -> dict[str, str]:
         why = name if options["use_ftype"] else "use_ftype=False"
         found |= dict.fromkeys(("type_predictors", *_OF_AM), why)
     return found | _unread_of_types(options)
+
+
+def am_reads(options: Mapping) -> str | None:
+    """What the auxiliary model reads, of `am_reads`; None of a model without one."""
+    return _reads(options) if _is_typed(options) else None
 
 
 def readers(path: str) -> str:
@@ -311,7 +316,7 @@ def _derive(schema: Schema, options: Mapping, num_types: int) -> dict:
         starts = [0.0] * len(starts)
 
     shares = (rows[:num_types] + 1) / (rows[:num_types].sum() + max(num_types, 1))
-    reads = _am_reads(options)
+    reads = _reads(options)
     derived = {
         "am_reads": reads,
         "am_columns": 0 if reads == "embeddings" else options["am_columns"],
@@ -327,7 +332,7 @@ def _derive(schema: Schema, options: Mapping, num_types: int) -> dict:
     return derived
 
 
-def _am_reads(options):
+def _reads(options):
     """What the auxiliary model reads; unless it is said, the model knows."""
     said = options["am_reads"]
     return getattr(MODELS[options["name"]], "am_reads", "embeddings") if said == "auto" else said

@@ -457,7 +457,7 @@ def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, 
     """{field: both values} where the config of a header differs in what decides results."""
     old = flatten(config_lib.default()) | config_lib.renamed(flatten(there))
     free = config_lib.free() | policies.DECIDED
-    return {k: pair for k, pair in config_lib.difference(old, here).items() if k not in free}
+    return {k: pair for k, pair in config_lib.changed(old, here).items() if k not in free}
 
 
 def _place(workdir: Path, policy: str, day: str, seed: int) -> Path:

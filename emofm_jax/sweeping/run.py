@@ -170,7 +170,7 @@ def ended(run: Run) -> Result | None:
         return None
 
     was = flatten(config_lib.default()) | config_lib.renamed(dict(found.config))
-    differ, free = config_lib.difference(was, run.config), config_lib.free()
+    differ, free = config_lib.changed(was, run.config), config_lib.free()
     if any(k not in free and not files.is_said(*pair) for k, pair in differ.items()):
         return None
 

@@ -181,7 +181,7 @@ def _restore(
 
 def _differs(theirs: ConfigDict, ours: ConfigDict, *begins: str) -> Iterator[str]:
     """Options of two runs that differ, but for rates, in words."""
-    for path, (there, here) in config_lib.difference(theirs, ours).items():
+    for path, (there, here) in config_lib.changed(theirs, ours).items():
         if path.startswith(begins) and not path.endswith("learning_rate"):
             yield f"{path} {config_lib.spelled(there)} there, {config_lib.spelled(here)} here"
 

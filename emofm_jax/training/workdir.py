@@ -114,7 +114,7 @@ def remove_predictions(workdir: Path) -> None:
 def check_same_run(config: ConfigDict, workdir: Path) -> None:
     """Raises UserError if the run in the workdir is of another config, but for free fields."""
     free = config_lib.may_change(config)
-    changed = config_lib.difference(config_lib.load(workdir), config)
+    changed = config_lib.changed(config_lib.load(workdir), config)
     pairs = ((k, a, b) for k, (a, b) in changed.items() if k not in free)
     differ = [
         f"{k} {config_lib.spelled(a)} there, {config_lib.spelled(b)} now"
