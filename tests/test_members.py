@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pytest
+from flax import linen as nn
 
 import emofm_jax
 from emofm_jax import config as config_lib
@@ -14,7 +15,7 @@ from emofm_jax.errors import UserError
 from emofm_jax.evaluation import calibration
 from emofm_jax.models import build as model_lib
 from emofm_jax.models.members import SHARES, Members
-from emofm_jax.nn import averaging
+from emofm_jax.nn import averaging, losses
 from emofm_jax.scoring import row_files, write_artefact
 from emofm_jax.scoring.network import Network
 from emofm_jax.training import build, checkpoint
@@ -231,6 +232,21 @@ def test_a_split_batch_comes_out_in_its_order(name, of_types):
         ]
         jax.tree.map(close, of_rows, list(alone))
         jax.tree.map(close, member(updated["batch_stats"]["members"], m), stats["batch_stats"])
+
+
+@pytest.mark.parametrize("wrong", [{"parts": (6, 2)}, {"aux_loss": ()}])
+def test_outputs_of_another_shape_are_told_before_a_split_batch_is_joined(wrong):
+    class Wrong(nn.Module):
+        @nn.compact
+        def __call__(self, e, weight=None, *, train=False):
+            bias = self.param("bias", nn.initializers.zeros, ())
+            given = {name: jnp.zeros(shape) for name, shape in wrong.items()}
+            return losses.Outputs(bias + e.sum((1, 2)), **given)
+
+    module = Members(Wrong(), 2, "table", "split")
+    variables = {"params": {"members": {"bias": jnp.zeros(2)}}}
+    with pytest.raises(ValueError, match=f"the model's {min(wrong)} are of shape .* return f32"):
+        module.apply(variables, jnp.zeros((12, 2, D)), train=True)
 
 
 def test_every_member_scores_every_row_however_it_was_trained():

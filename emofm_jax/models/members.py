@@ -88,7 +88,11 @@ class Members(nn.Module):
         outputs, updated = copies.apply(self, networks, variables, inputs, weights, train)
         if train and stats and not self.is_initializing():
             self.put_variable("batch_stats", "members", copies.stack(updated))
-        return _interleave(outputs) if is_split else copies.stack(outputs)
+        if not is_split:
+            return copies.stack(outputs)
+        for of_one, x in zip(outputs, inputs):
+            losses.check(of_one, len(x))  # joined along another axis, they may look right
+        return _interleave(outputs)
 
     def _draw(self, networks, inputs):
         """Initial variables: of the members stacked, and what they share."""

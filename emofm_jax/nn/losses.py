@@ -126,7 +126,7 @@ def total(
       (models that have an aux_loss).
     """
     chex.assert_equal_shape([label, ftype, weight])
-    _check(outputs, len(label))
+    check(outputs, len(label))
     how = (label, ftype, weight, am_weight, drop_type, denominators, keep_rate)
     of_members = [_total(of_one, *how) for of_one in members(outputs)]
     if len(of_members) == 1:
@@ -134,7 +134,7 @@ def total(
     return jax.tree.map(lambda *x: sum(x) / len(x), *of_members)
 
 
-def _check(outputs: Outputs, num_rows: int) -> None:
+def check(outputs: Outputs, num_rows: int) -> None:
     """Raises a ValueError if what a model returns has not the shapes of `Outputs`."""
     typed = outputs.type_logits is not None
     shape = outputs.logits.shape
