@@ -38,7 +38,7 @@ def _parts(arg):
 
 
 def ranges(arg: str = ""):
-    name = _parts(arg)[1]
+    name = _parts(arg)[1].removesuffix("_typed")
     found = {
         "optim.embedding.l2_rows": ("log", 100.0, 20_000.0),
         "optim.embedding.learning_rate": ("log", 5e-4, 3e-2),
