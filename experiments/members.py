@@ -25,7 +25,7 @@ def get_config(arg: str = ""):
 
 
 def sweep(arg: str = ""):
-    one = {"model.members": 1, "model.members_share": "none"}
+    one = {"model.members": 1}
     yield "one", one
     for k in (2, 4, 8, 16):
         yield f"split_{k}", {"model.members": k, "model.members_rows": "split"}

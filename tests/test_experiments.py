@@ -127,3 +127,16 @@ def test_the_same_search_is_sound_for_every_model(arg):
     drawn = {field: values[-1] for field, values in ends.items()}
     assert base.model.name == model.partition("_")[0] and len(drawn) >= 2
     assert not drawn.keys() & config.without_effect(points.apply(base, drawn, "x")).keys()
+
+
+def test_members_differ_from_one_in_nothing_else():
+    found = plan("members", "").points
+    of = {point.name: point.config for point in found}
+    assert len(of) == 12 and of["one"].model.members == 1
+    for point in found:
+        assert not {*point.given} & config.without_effect(point.config).keys(), point.name
+        changed = {*config.difference(point.config, of["one"])}
+        is_wide = point.name.startswith("wide")
+        wanted = {"model.stage1", "model.stage2"} if is_wide else {"model.members"}
+        free = {"model.members_rows", "model.members_share"}
+        assert point.name == "one" or wanted <= changed <= wanted | free, point.name
