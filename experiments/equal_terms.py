@@ -1,16 +1,20 @@
-"""KuaiRand-Pure on equal terms: the same search for every model.
+"""On equal terms: the same search for every model, on KuaiRand-Pure or other data.
 
     python -m emofm_jax.sweep --config=experiments/equal_terms.py:dnn --workdir=runs/search_dnn --search=tpe --trials=20 --config.prepare.source=DIR
 
-The argument is emofmv2, lr, fm, or dnn, dcnv2 or final, with or without _typed. Data and groups are those of kuairand.py; each
-model begins with `config.recommended()`, and trials are judged by validation AUC of seed 0. What
-20 trials found stands in docs/results/recipe/search.jsonl.
+The argument is emofmv2, lr, fm, or dnn, dcnv2 or final, with or without _typed: a copy per type, and
+an auxiliary model with columns of its own. Data and groups are those of kuairand.py, or of another file
+here that stands before the model: hillstrom.dnn. Each model begins with `config.recommended()`, and
+trials are judged by validation AUC of seed 0. What 20 trials found on KuaiRand-Pure stands in
+docs/results/recipe/search.jsonl.
 
 Question: is our model ahead of the others once all were tuned alike? Five seeds each of what 20 trials found,
 test AUC / logloss, November 2026 (docs/results/kuairand.md):
 
     emofmv2  0.7085 / 0.6198      dnn  0.7038 / 0.6224      dcnv2  0.7027 / 0.6237
     final    0.7020 / 0.6240      fm   0.7042 / 0.6251      lr     0.7039 / 0.6228
+
+With a copy per type: dnn_typed 0.7057 / 0.6210, dcnv2_typed 0.7065 / 0.6205.
 """
 
 from pathlib import Path
