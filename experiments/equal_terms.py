@@ -14,7 +14,7 @@ test AUC / logloss, November 2026 (docs/results/kuairand.md):
     emofmv2  0.7085 / 0.6198      dnn  0.7038 / 0.6224      dcnv2  0.7027 / 0.6237
     final    0.7020 / 0.6240      fm   0.7042 / 0.6251      lr     0.7039 / 0.6228
 
-With a copy per type: dnn_typed 0.7057 / 0.6210, dcnv2_typed 0.7065 / 0.6205.
+With a copy per type: dnn_typed 0.7057 / 0.6210, dcnv2_typed 0.7065 / 0.6205, final_typed 0.7034 / 0.6223.
 """
 
 from pathlib import Path
