@@ -19,19 +19,18 @@ With a copy per type: dnn_typed 0.7057 / 0.6210, dcnv2_typed 0.7065 / 0.6205, fi
 
 from pathlib import Path
 
-from emofm_jax import config, points
+from emofm_jax import points
+
+ablation, kuairand = (
+    points.load(Path(__file__).with_name(name)) for name in ("ablation.py", "kuairand.py")
+)
 
 
 def get_config(arg: str = ""):
     data, name = _parts(arg)
-    source = points.load(Path(__file__).with_name(f"{data}.py")).get_config()
-    c = config.recommended()
+    c = ablation.get_config(data)
     c.name = "equal_terms"
-    c.prepare, c.data.dir = source.prepare, source.data.dir
-    c.model.name, c.model.type_aware = name.removesuffix("_typed"), name.endswith("_typed")
-    if c.model.name not in ("emofmv2", "lr"):
-        c.model.hidden = (256, 128)
-        c.model.dcnv2.low_rank, c.model.dcnv2.num_experts = 64, 1
+    kuairand.choose(c, name)
     return c
 
 

@@ -45,9 +45,7 @@ ITEM = (
 )
 
 
-def recommended(arg: str):
-    """A model by the recommended recipe, as equal_terms.py's searches begin."""
-    name, typed = arg.removesuffix("_typed"), arg.endswith("_typed")
+def get_config(arg: str = "emofmv2"):
     c = config.recommended()
     c.name = "kuairand"
     c.prepare.source = "data/raw/kuairand_pure"
@@ -66,21 +64,20 @@ def recommended(arg: str):
     c.prepare.gauc_key = "user_id"
     c.data.dir = "data/kuairand"
 
-    c.model.name = name
-    c.model.type_aware = typed
-    if name not in ("emofmv2", "lr"):
-        c.model.hidden = (256, 128)
-        c.model.dcnv2.low_rank, c.model.dcnv2.num_experts = 64, 1
-    return c
-
-
-def get_config(arg: str = "emofmv2"):
-    c = recommended(arg)
+    choose(c, arg)
     if c.model.name == "emofmv2":
         _tuned(c)
     elif c.model.name == "lr":  # its weights are logits, whose L2 is of another size
         c.optim.embedding.l2_rows = 2.8
     return c
+
+
+def choose(c, arg: str):
+    """The model that an argument names, and widths of baselines; equal_terms.py's searches begin so."""
+    c.model.name, c.model.type_aware = arg.removesuffix("_typed"), arg.endswith("_typed")
+    if c.model.name not in ("emofmv2", "lr"):
+        c.model.hidden = (256, 128)
+        c.model.dcnv2.low_rank, c.model.dcnv2.num_experts = 64, 1
 
 
 def _tuned(c):
