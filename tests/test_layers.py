@@ -108,11 +108,21 @@ def test_batch_norm_ignores_padding_rows_whatever_they_hold():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), stats, stats_padded)
 
 
-def test_batch_norm_keeps_its_running_statistics_on_a_batch_of_padding():
+@pytest.mark.parametrize("row", [0.0, 2.0])
+def test_batch_norm_keeps_its_running_statistics_on_padding_and_on_a_single_row(row):
     tokens = _tokens(2, 4, 3)
-    (out, stats), before = _batch_norm(tokens, jnp.zeros(4))
+    (out, stats), before = _batch_norm(tokens, jnp.array([0.0, 0.0, row, 0.0]))
     jax.tree.map(np.testing.assert_array_equal, stats["batch_stats"], before["batch_stats"])
     assert all(np.isfinite(x).all() for x in out)
+
+
+def test_batch_norm_of_one_row_on_each_of_two_devices_is_of_two():
+    tokens, weight = _tokens(2, 2, 3), jnp.array([0.5, 0.5])
+    (_, stats), variables = _batch_norm(tokens, weight)
+    one = lambda *a: _batch_norm(*a, variables, "data")[0][1]
+    each = jax.vmap(one, axis_name="data")([x[:, None] for x in tokens], weight[:, None])
+    assert np.abs(stats["batch_stats"]["mean"]).min() > 0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[1], rtol=1e-5), stats, each)
 
 
 def test_batch_norm_over_two_devices_is_that_of_the_whole_batch_gradients_included():

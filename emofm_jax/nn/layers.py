@@ -123,9 +123,9 @@ class WeightedBatchNorm(nn.Module):
         y = (x - mean) / sqrt(var + eps) * scale + bias
         mean = sum w x / sum w,  var = sum w (x - mean)^2 / sum w
 
-    A row of weight 0 has no part in the statistics, and a batch of such rows leaves the running
-    ones alone. Running statistics (collection `batch_stats`) move by a tenth of the way each
-    training step.
+    A row of weight 0 has no part in the statistics. Running statistics (collection `batch_stats`)
+    move by a tenth of the way each training step, but for one with fewer than two rows of weight:
+    a single row, as an epoch's or a member's last may be, has a variance of 0.
 
     Attributes:
       axis_name: of the devices over which statistics are summed, or None.
@@ -145,9 +145,9 @@ class WeightedBatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, shape)
         mean, var = running_mean.value, running_var.value
         if train:
-            mean, var, total = self._statistics(tokens, weight)
+            mean, var, count = self._statistics(tokens, weight)
             if not self.is_initializing():
-                step = jnp.where(total > 0, 1 - BATCH_NORM_MOMENTUM, 0.0)
+                step = jnp.where(count > 1, 1 - BATCH_NORM_MOMENTUM, 0.0)
                 running_mean.value += step * (mean - running_mean.value)
                 running_var.value += step * (var - running_var.value)
 
@@ -156,15 +156,15 @@ class WeightedBatchNorm(nn.Module):
         return [(x * f + s).astype(x.dtype) for x, f, s in zip(tokens, factor, shift)]
 
     def _statistics(self, tokens, weight):
-        """Weighted mean and variance f32[n, F], and the weight of all rows, in two passes."""
+        """Weighted mean and variance f32[n, F], and the number of rows of weight, in two passes."""
         weight = jnp.ones(tokens[0].shape[0]) if weight is None else weight
         real = weight[:, None] > 0
         rows = [jnp.where(real, x.astype(jnp.float32), 0.0) for x in tokens]
-        total = self._sum(weight.sum())
+        total, count = self._sum(jnp.stack([weight.sum(), real.sum()]))
         divisor = jnp.where(total > 0, total, 1.0)
         mean = self._sum(jnp.stack([weight @ x for x in rows])) / divisor
         squares = jnp.stack([weight @ jnp.square(x - m) for x, m in zip(rows, mean)])
-        return mean, self._sum(squares) / divisor, total
+        return mean, self._sum(squares) / divisor, count
 
     def _sum(self, x):
         return x if self.axis_name is None else jax.lax.psum(x, self.axis_name)
