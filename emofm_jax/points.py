@@ -12,7 +12,8 @@
         "model.mixer.kind": ("choice", ["cross_attention", "graph"]),
     }
 
-An override reaches the config as the flag `--config.FIELD=VALUE` would.
+An override reaches the config as the flag `--config.FIELD=VALUE` would. The config that a search
+found is `points.best_trial(workdir)`.
 """
 
 import itertools
@@ -23,8 +24,9 @@ from typing import Any
 from emofm_jax.options import plain
 from emofm_jax.sweeping.experiment import load, read
 from emofm_jax.sweeping.overrides import apply
+from emofm_jax.sweeping.trials import best_trial
 
-__all__ = ["apply", "grid", "load", "one_at_a_time", "read"]
+__all__ = ["apply", "best_trial", "grid", "load", "one_at_a_time", "read"]
 
 
 def grid(fields: Mapping[str, Sequence]) -> Iterator[tuple[str, dict]]:

@@ -421,6 +421,8 @@ def test_a_search_is_reproducible_and_says_what_was_best(home, capsys, monkeypat
         if line["status"] == "ok":
             auc, of = line["metrics"]["valid"]["auc"], f"{line['point']} seed {line['seed']}"
             assert f"{of}: validation AUC {auc:.6f}, " in out
+    found = config.flatten(points.best_trial("search"))
+    assert {**found, **next(x for x in lines if x["point"] == best)["overrides"]} == found
     shutil.rmtree("search/runs/trial-002")  # as if it had been stopped before its last trial
     (home / "search/results.jsonl").unlink()
     assert sweep.main(arguments("search", "--search=tpe", "--trials=3")) == 1
