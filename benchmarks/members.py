@@ -12,9 +12,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 from absl import flags as absl_flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import step as step_benchmark
 from emofm_jax import cli, config

@@ -1,6 +1,7 @@
-"""Each part of our model, and of its recipe, left out in turn, on four data sets.
+"""Each part of our model, and of its recipe, left out in turn, on five data sets.
 
-    python -m emofm_jax.sweep --config=experiments/ablation.py:kuairand --workdir=runs/ablation_kuairand --nocheckpoints --config.prepare.source=DIR
+    python -m emofm_jax.prepare --config=experiments/kuairand.py --config.prepare.source=DIR
+    python -m emofm_jax.sweep --config=experiments/ablation.py:kuairand --workdir=runs/ablation_kuairand --nocheckpoints
     python -m emofm_jax.sweep --config=experiments/ablation.py:quickstart --workdir=runs/ablation_quickstart --nocheckpoints
 
 The argument is an experiment of this directory: kuairand, hillstrom, quickstart, cti or frappe,
@@ -12,7 +13,9 @@ Question: does each part earn its place?
 from pathlib import Path
 
 from emofm_jax import config, points
+from emofm_jax.errors import UserError
 
+DATA = ("kuairand", "hillstrom", "quickstart", "cti", "frappe")
 reference, seeds = "whole", (0, 1, 2)
 TYPES = {
     "untyped": {"model.use_ftype": False},
@@ -31,7 +34,10 @@ PARTS = {
 
 
 def get_config(arg: str = "quickstart"):
-    data = points.load(Path(__file__).with_name(f"{arg or 'quickstart'}.py")).get_config()
+    name = arg or "quickstart"
+    if name not in DATA:
+        raise UserError(f"no experiment of its own has the data {name!r}; choose {', '.join(DATA)}")
+    data = points.load(Path(__file__).with_name(f"{name}.py")).get_config()
     c = config.recommended()
     c.name = "ablation"
     c.prepare, c.data.dir = data.prepare, data.data.dir

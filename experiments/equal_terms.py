@@ -1,6 +1,8 @@
 """On equal terms: the same search for every model, on KuaiRand-Pure or other data.
 
-    python -m emofm_jax.sweep --config=experiments/equal_terms.py:dnn --workdir=runs/search_dnn --search=tpe --trials=20 --config.prepare.source=DIR
+    python -m emofm_jax.prepare --config=experiments/kuairand.py --config.prepare.source=DIR
+    python -m emofm_jax.sweep --config=experiments/equal_terms.py:dnn --workdir=runs/search/dnn --search=tpe --trials=20 --nocheckpoints
+    python -m emofm_jax.sweep --config=experiments/winners.py:runs/search --workdir=runs/winners
 
 The argument is emofmv2, lr, fm, or dnn, dcnv2 or final, with or without _typed: a copy per type, and
 an auxiliary model with columns of its own. Data and groups are those of kuairand.py, or of another file
@@ -8,8 +10,8 @@ here that stands before the model: hillstrom.dnn. Each model begins with `config
 trials are judged by validation AUC of seed 0. What 20 trials found on KuaiRand-Pure stands in
 docs/results/recipe/search.jsonl.
 
-Question: is our model ahead of the others once all were tuned alike? Five seeds each of what 20 trials found,
-test AUC / logloss, November 2026 (docs/results/kuairand.md):
+Question: is our model ahead of the others once all were tuned alike? Five seeds each of the best of 20
+trials and of where they began, test AUC / logloss, November 2026 (docs/results/kuairand.md):
 
     emofmv2  0.7085 / 0.6198      dnn  0.7038 / 0.6224      dcnv2  0.7027 / 0.6237
     final    0.7020 / 0.6240      fm   0.7042 / 0.6251      lr     0.7039 / 0.6228

@@ -1,13 +1,15 @@
 """What searches found, five seeds each: the second half of a comparison on equal terms.
 
+    python -m emofm_jax.prepare --config=experiments/hillstrom.py --config.prepare.source=DIR
     for a in emofmv2 dnn dnn_typed; do python -m emofm_jax.sweep --config=experiments/equal_terms.py:hillstrom.$a --workdir=runs/search/$a --search=tpe --trials=20 --nocheckpoints; done
     python -m emofm_jax.sweep --config=experiments/winners.py:runs/search --workdir=runs/winners --nocheckpoints
     python -m emofm_jax.report --workdir=runs/winners
 
 The argument is a directory of searches. Each is a point, called as its directory is; its config is
-that of its best trial, by validation rows. Test rows are looked at here, and nowhere before.
+that of its best trial, by validation rows. Figures of test rows are read here, and nowhere before:
+a search prints none.
 
-Question: which model is ahead once all were tuned alike? docs/results/recipe.md has Hillstrom's answer.
+Question: which model is ahead once all were tuned alike? docs/results/recipe.md has the answer for Hillstrom.
 """
 
 from pathlib import Path

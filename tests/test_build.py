@@ -69,10 +69,12 @@ def test_a_restored_state_has_the_key_of_its_seed(tmp_path):
 def test_a_run_is_evaluated_on_devices_that_its_batches_do_not_suit(monkeypatch):
     """Another machine has others than the run was trained on, and `evaluate` takes no options."""
     c = config.default()
+    c.model.update({"members": 4, "members_rows": "split"})
     c.data.update({"batch_size": 256, "eval_batch_size": 512, "exchange_rows": 40})
     monkeypatch.setattr(state.jax, "device_count", lambda: 7)
     here = build.for_evaluation(c)
     assert (here.data.batch_size, here.data.eval_batch_size) == (259, 518)
+    assert here.model.members_rows == "all"  # a split batch has its own needs
     # 40 rows were enough on more devices, each of which asked less of more of them.
     layout = Layout(SCHEMA, 7, here.data.exchange_rows).scaled(518, 259)
     assert layout.capacity(500) == min(500, layout.rows)

@@ -165,12 +165,14 @@ def test_files_that_a_model_was_trained_on_are_known_by_more_than_their_names(
         os.utime(tmp_path / file, (0, 0))
     os.utime(tmp_path / "raw/new.csv")
     (tmp_path / "raw/link.csv").symlink_to("../store/linked.csv")
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/schema.json").touch()
-    os.utime(tmp_path / "run/schema.json", (1, 1))
+    run = tmp_path / "runs/mine"
+    for directory in (run, tmp_path / "runs/raw"):  # another that is called as the source
+        directory.mkdir(parents=True)
+    (run / "schema.json").touch()
+    os.utime(run / "schema.json", (1, 1))
 
     monkeypatch.chdir(tmp_path / "here")
-    said = seen_lib.said(RawRows(schema, tmp_path / "run", [tmp_path / path], {}), ())
+    said = seen_lib.said(RawRows(schema, run, [tmp_path / path], {}), ())
     since = (
         f"perhaps trained on rows of {tmp_path / path}, which was written since: on 80% of what raw"
     )

@@ -290,6 +290,12 @@ def test_a_run_goes_on_where_auto_is_what_is_now_said(tmp_path, model, same):
         workdir_lib.check_same_run(config, tmp_path)
 
 
+def test_what_a_model_that_is_gone_read_is_told_as_it_was_said():
+    now = config_lib.flatten(config_lib.default())
+    before = now | {"model.name": "gone", "model.am_reads": "own"}
+    assert {*config_lib.changed(before, now)} == {"model.name", "model.am_reads"}
+
+
 @pytest.mark.parametrize(
     ("made", "value", "message"),
     [

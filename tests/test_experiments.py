@@ -98,6 +98,12 @@ def test_each_part_of_our_model_can_be_left_out(data):
     assert changed[0] == () and len({*changed}) == len(changed) == 11 - 3 * (data == "frappe")
 
 
+@pytest.mark.parametrize(("name", "arg"), [("ablation", "tiny"), ("equal_terms", "claims.dnn")])
+def test_data_that_no_experiment_is_of(name, arg):
+    with pytest.raises(UserError, match="; choose kuairand, hillstrom, quickstart, cti, frappe$"):
+        points.load(EXPERIMENTS / f"{name}.py").get_config(arg)
+
+
 def test_the_file_on_the_page_of_sweeps_is_sound(tmp_path):
     """Its points are of mixers, which the default model has not."""
     page = (EXPERIMENTS.parent / "docs" / "sweeps.md").read_text()

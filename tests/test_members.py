@@ -188,14 +188,14 @@ def test_of_a_split_batch_each_row_is_of_one_member(share):
     module, variables = make(share, **SPLIT)
     e, label, ftype, weight = baselines.rows_of(module)
     (loss, _), (params, of_e) = baselines.gradients(module, variables, e, label, ftype, weight)
-    losses, shared_kernel = [], 0.0
+    of_each, shared_kernel = [], 0.0
     for m in range(K):
         own = {"params": jax.tree.map(np.float32, alone_params(variables["params"], m, share))}
         columns = slice(m * D, (m + 1) * D) if share == "none" else slice(None)
         rows = [e[m::K, :, columns], *(x[m::K] for x in (label, ftype, weight))]
         of_its_rows = weight[m::K].sum() / weight.sum()
         (of_one, _), (of_params, of_x) = baselines.gradients(module.network, own, *rows)
-        losses.append(of_its_rows * of_one)
+        of_each.append(of_its_rows * of_one)
         times = of_its_rows * (K if share == "none" else 1)
         close(of_e[m::K, :, columns], times * of_x)
         heads = params["members"]["own"] if share == "factors" else params["members"]
@@ -207,7 +207,7 @@ def test_of_a_split_batch_each_row_is_of_one_member(share):
             )
             of_kernel = of_params["mlp"]["hidden_0"]["kernel"]
             shared_kernel += of_its_rows * of_kernel * r[..., :, None] * s[..., None, :]
-    close(loss, np.sum(losses))
+    close(loss, np.sum(of_each))
     if share == "none":
         assert np.all(of_e[0::K, :, D:] == 0)
     if share == "factors":

@@ -46,10 +46,12 @@ def test_the_best_by_the_mean_over_seeds_of_what_training_watched(tmp_path, watc
     assert found.model.dropout == dropout and found.seed == config.default().seed
 
 
-def test_trials_that_are_not_yet_run_do_not_count(tmp_path):
+def test_a_search_that_has_not_ended_has_no_best_trial(tmp_path):
     write(tmp_path, FIGURES)
-    (tmp_path / place("best", 4) / "result.json").unlink()
-    assert points.best_trial(tmp_path).model.dropout == 0.1
+    (tmp_path / place("one_class", 4) / "result.json").unlink()
+    why = r"has not ended \(no result of runs/one_class/seed-4\); run the search's command again"
+    with pytest.raises(UserError, match=why):
+        points.best_trial(tmp_path)
 
 
 def test_winners_are_ours_first_and_all_searches_of_the_directory(tmp_path):

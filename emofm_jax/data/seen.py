@@ -1,5 +1,6 @@
 """Rows that a model was trained on, as far as days and files tell: their figures are too good."""
 
+import contextlib
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -42,8 +43,8 @@ def _of_own_files(rows: RawRows) -> str:
     if not seen:
         return ""
     share = f"{1.0 if by_file else recipe['shares'][0]:.0%}"
-    prepared = (rows.directory / "schema.json").stat().st_mtime
-    if old := [file for file in seen if file.stat().st_mtime <= prepared]:
+    began = (rows.directory / "schema.json").stat().st_mtime  # the run, once all was prepared
+    if old := [file for file in seen if file.stat().st_mtime <= began]:
         return f"trained on {share} of the rows of {old[0]}, by its split; name other rows"
     held = f"on {share} of what {recipe['source']} held then, by its split"
     since = f"{seen[0]}, which was written since"
@@ -53,18 +54,22 @@ def _of_own_files(rows: RawRows) -> str:
 def _training_files(recipe: Mapping, workdir: Path) -> set[str]:
     """The files, without links, that training rows may have been taken from; what is gone is not.
 
-    A relative source is seen from above the run, else from here, where another may be called so.
+    A relative source is seen from the directories above the run, in any of which something else may
+    be called so, too; if there is none, from here. What holds the run itself is not its source.
     """
-    above = [] if Path(recipe["source"]).is_absolute() else workdir.resolve().parents
-    places = [*(parent / recipe["source"] for parent in above), Path(recipe["source"])]
-    where = next((place for place in places if place.exists()), places[-1])
+    source, run = Path(recipe["source"]), workdir.resolve()
+    above = [] if source.is_absolute() else [parent / source for parent in run.parents]
+    places = [place for place in above if place.exists()] or [source]
     pattern = recipe.get("files", {}).get("train") if recipe["split"] == "files" else ""
-    try:
-        found = where.glob(pattern) if pattern else [where]
-        of_training = [file.path for path in found for file in raw_files.find(path, where)]
-    except (ValueError, NotImplementedError, OSError, UserError):
-        return set()  # a pattern that only its own system knows; a directory that has changed
-    return {os.path.realpath(path) for path in of_training}
+    of_training: set[str] = set()
+    for where in places:
+        # A pattern may be one that only its own system knows, a directory may have changed.
+        with contextlib.suppress(ValueError, NotImplementedError, OSError, UserError):
+            if not run.is_relative_to(where.resolve()):
+                found = where.glob(pattern) if pattern else [where]
+                files = [file.path for path in found for file in raw_files.find(path, where)]
+                of_training |= {os.path.realpath(path) for path in files}
+    return of_training
 
 
 def _cut(day: str, length: int) -> str:

@@ -9,7 +9,9 @@
     factors   the table and all kernels; member m's kernel is K_m = r_m s_m^T * K
 
 The gradient of what they share is the mean over the members. What is a member's own has the
-gradient of its own loss, not a k-th of it, so that rates and L2 mean the same for any k.
+gradient of its own loss, not a k-th of it, so that rates and L2 mean the same for any k. (But for
+`none` and `split` with lazy updates of the table: a row that one member learns moves in the columns
+of all, by their momentum and L2.)
 
 `members_rows` says what a member learns of a batch: every row; or every k-th, so that each row is
 of one member and a step costs what one network's does (BatchEnsemble's own way to train).
@@ -98,7 +100,7 @@ class Members(nn.Module):
         """Initial variables: of the members stacked, and what they share."""
         drawn = copies.stack(copies.draw(self, networks, inputs))
         if self.share == "factors":
-            shared, drawn["params"] = _split(self.make_rng("params"), drawn["params"])
+            shared, drawn["params"] = _shared_and_own(self.make_rng("params"), drawn["params"])
             self.put_variable("params", "shared", shared)
         for collection, start in drawn.items():
             self.put_variable(collection, "members", start)
@@ -164,7 +166,7 @@ def _of_a_member(x: jax.Array, count: int) -> jax.Array:
     return still + count * (x - still)
 
 
-def _split(key: jax.Array, params: Any) -> tuple[Any, Any]:
+def _shared_and_own(key: jax.Array, params: Any) -> tuple[Any, Any]:
     """Of drawn parameters f32[k, ..]: kernels that all share, and what is of each member."""
     shared, own = {}, {}
     for i, (path, leaf) in enumerate(sorted(traverse_util.flatten_dict(params).items())):

@@ -11,6 +11,8 @@ from emofm_jax.errors import UserError
 from emofm_jax.evaluation import monitor
 from emofm_jax.sweeping import record
 
+_AGAIN = "run the search's command again"
+
 
 def best_trial(workdir: str | Path) -> ConfigDict:
     """The config of the trial that a search found to be the best, with the default seed.
@@ -22,19 +24,19 @@ def best_trial(workdir: str | Path) -> ConfigDict:
       workdir: of the search.
 
     Raises:
-      UserError: no search, or a damaged one; no trial has that metric with every seed.
+      UserError: no search, or one that is damaged or has not ended; no trial has that metric with
+        every seed.
     """
     workdir = storage.reading(workdir)
     header = _header(workdir)
     reached = {}
     for name in header.points:
-        found = [_reached(workdir / record.place(name, seed)) for seed in header.seeds]
+        found = [_reached(workdir, record.place(name, seed)) for seed in header.seeds]
         values = [value for value in found if value is not None]
         if len(values) == len(found):
             reached[name] = statistics.fmean(values)
     if not reached:
-        remedy = "run the search's command again"
-        raise UserError(f"{workdir}: no trial has validation figures with every seed; {remedy}")
+        raise UserError(f"{workdir}: no trial has validation figures with every seed; search anew")
 
     best = max(reached, key=reached.__getitem__)
     config = config_lib.load(workdir / record.place(best, header.seeds[0]))
@@ -46,19 +48,19 @@ def _header(workdir: Path) -> record.Header:
     path, remedy = workdir / "sweep.json", "name the --workdir of a `sweep --search=tpe`"
     if not path.exists():
         raise UserError(f"{workdir}: holds no search (no sweep.json); {remedy}")
-    with files.undamaged(path, "run the search's command again"):
+    with files.undamaged(path, _AGAIN):
         header = record.Header.from_json(files.read_json(path))
     if not header.search:
         raise UserError(f"{workdir}: holds a sweep of declared points and no search; {remedy}")
     return header
 
 
-def _reached(workdir: Path) -> float | None:
-    """What a run reached on validation rows, more being better; None if it failed or is to come."""
-    path = workdir / "result.json"
+def _reached(workdir: Path, run: Path) -> float | None:
+    """What a run reached on validation rows, more being better; None if it failed."""
+    path = workdir / run / "result.json"
     if not path.exists():
-        return None
-    with files.undamaged(path, "run the search's command again"):
+        raise UserError(f"{workdir}: the search has not ended (no result of {run}); {_AGAIN}")
+    with files.undamaged(path, _AGAIN):
         result = record.Result.from_json(files.read_json(path))
         if not result.metrics:
             return None
