@@ -2,7 +2,8 @@
 
     python -m emofm_jax.prepare --config=experiments/kuairand.py --config.prepare.source=DIR
     python -m emofm_jax.sweep --config=experiments/equal_terms.py:dnn --workdir=runs/search/dnn --search=tpe --trials=20 --nocheckpoints
-    python -m emofm_jax.sweep --config=experiments/winners.py:runs/search --workdir=runs/winners
+    python -m emofm_jax.sweep --config=experiments/winners.py:runs/search --workdir=runs/winners --nocheckpoints
+    python -m emofm_jax.report --workdir=runs/winners
 
 The argument is emofmv2, lr, fm, or dnn, dcnv2 or final, with or without _typed: a copy per type, and
 an auxiliary model with columns of its own. Data and groups are those of kuairand.py, or of another file
@@ -11,7 +12,7 @@ trials are judged by validation AUC of seed 0. What 20 trials found on KuaiRand-
 docs/results/recipe/search.jsonl.
 
 Question: is our model ahead of the others once all were tuned alike? Five seeds each of the best of 20
-trials and of where they began, test AUC / logloss, November 2026 (docs/results/kuairand.md):
+trials, or of where they began where that was better (DNN, typed DCNv2), test AUC / logloss, November 2026 (docs/results/kuairand.md):
 
     emofmv2  0.7085 / 0.6198      dnn  0.7038 / 0.6224      dcnv2  0.7027 / 0.6237
     final    0.7020 / 0.6240      fm   0.7042 / 0.6251      lr     0.7039 / 0.6228

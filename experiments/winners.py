@@ -5,9 +5,10 @@
     python -m emofm_jax.sweep --config=experiments/winners.py:runs/search --workdir=runs/winners --nocheckpoints
     python -m emofm_jax.report --workdir=runs/winners
 
-The argument is a directory of searches. Each is a point, called as its directory is; its config is
-that of its best trial, by validation rows. Figures of test rows are read here, and nowhere before:
-a search prints none.
+The argument is a directory of searches, and of nothing else. Each is a point, called as its directory
+is; its config is that of its best trial, by validation rows. (The config that a search began with is
+not among its trials.) Figures of test rows are to be read here, and nowhere before: a search prints
+none, though its results.csv and a report of it have them.
 
 Question: which model is ahead once all were tuned alike? docs/results/recipe.md has the answer for Hillstrom.
 """
@@ -30,8 +31,9 @@ def sweep(arg: str = "runs/search"):
 
 def _winners(arg):
     """{name: config} of the searches of a directory, ours first."""
-    found = sorted(path.parent for path in Path(arg).glob("*/sweep.json"))
+    place = Path(arg or "runs/search")
+    found = sorted(path.parent for path in place.glob("*/sweep.json"))
     if not found:
-        raise UserError(f"{arg}: no directory in it holds a search; run equal_terms.py's first")
+        raise UserError(f"{place}: no directory in it holds a search; run equal_terms.py's first")
     found.sort(key=lambda path: not path.name.startswith("emofmv2"))
     return {path.name: points.best_trial(path) for path in found}

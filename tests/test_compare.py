@@ -180,6 +180,31 @@ def test_files_that_a_model_was_trained_on_are_known_by_more_than_their_names(
     assert (since in said) == (seen is None) and bool(said) == (seen is not False)
 
 
+@pytest.mark.parametrize(
+    ("source", "run", "seen"),
+    [
+        ("{}/proj", "proj/runs/a", True),  # it holds the run
+        ("proj", "proj/runs/a", True),
+        ("proj", "proj/proj/a", False),  # which of the two? the nearest, and no file of it is these
+        ("raw", "raw/runs/a", False),  # proj/raw is no directory above the run
+        ("raw", "proj/runs/a", True),  # not the one that holds nothing, proj/runs/raw
+        (".", "proj/runs/a", False),
+    ],
+)
+def test_a_source_may_hold_the_run(home, tmp_path, source, run, seen):
+    for directory in (run, "proj/raw", "proj/runs/raw"):
+        (tmp_path / directory).mkdir(parents=True, exist_ok=True)
+    file = tmp_path / "proj/raw/train.csv"
+    file.touch()
+    os.utime(file, (0, 0))
+    schema = schema_lib.load(Path("mine"))
+    ours = {"source": source.format(tmp_path), "split": "share", "shares": [0.8, 0.1, 0.1]}
+    schema = dataclasses.replace(schema, recipe={**schema.recipe, **ours})
+    (tmp_path / run / "schema.json").touch()
+    said = seen_lib.said(RawRows(schema, tmp_path / run, [file], {}), ())
+    assert (f"trained on 80% of the rows of {file}" in said) == seen
+
+
 def test_rows_of_models_that_read_others_are_put_side_by_side():
     def scored(position):
         position = np.array(position)

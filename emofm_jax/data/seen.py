@@ -55,20 +55,22 @@ def _training_files(recipe: Mapping, workdir: Path) -> set[str]:
     """The files, without links, that training rows may have been taken from; what is gone is not.
 
     A relative source is seen from the directories above the run, in any of which something else may
-    be called so, too; if there is none, from here. What holds the run itself is not its source.
+    be called so, too; if there is none, from here.
     """
     source, run = Path(recipe["source"]), workdir.resolve()
     above = [] if source.is_absolute() else [parent / source for parent in run.parents]
-    places = [place for place in above if place.exists()] or [source]
+    found = [place for place in above if place.exists()]
+    # One that holds the run is its source only if no other is: `.` is all of them.
+    beside = [place for place in found if not run.is_relative_to(place.resolve())]
+    places = beside or found[:1] or [source]
     pattern = recipe.get("files", {}).get("train") if recipe["split"] == "files" else ""
     of_training: set[str] = set()
     for where in places:
         # A pattern may be one that only its own system knows, a directory may have changed.
         with contextlib.suppress(ValueError, NotImplementedError, OSError, UserError):
-            if not run.is_relative_to(where.resolve()):
-                found = where.glob(pattern) if pattern else [where]
-                files = [file.path for path in found for file in raw_files.find(path, where)]
-                of_training |= {os.path.realpath(path) for path in files}
+            given = where.glob(pattern) if pattern else [where]
+            files = [file.path for path in given for file in raw_files.find(path, where)]
+            of_training |= {os.path.realpath(path) for path in files}
     return of_training
 
 
