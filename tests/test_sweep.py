@@ -21,8 +21,8 @@ from emofm_jax import config, points, report, sweep, train
 from emofm_jax.data import files
 from emofm_jax.evaluation.run_report import RunReport
 from emofm_jax.sweeping import run as sweep_run
-from emofm_jax.sweeping import search
 from emofm_jax.sweeping import sweep as sweep_lib
+from emofm_jax.sweeping import trials
 from emofm_jax.training import run as run_lib
 
 SWEEP = Path(__file__).parent / "tiny_sweep.py"
@@ -427,7 +427,7 @@ def test_a_search_is_reproducible_and_says_what_was_best(home, capsys, monkeypat
     (home / "search/results.jsonl").unlink()
     assert sweep.main(arguments("search", "--search=tpe", "--trials=3")) == 1
     assert results("search") == lines
-    monkeypatch.setattr(search.monitor, "value", lambda *_: None)  # as with one class
+    monkeypatch.setattr(trials.monitor, "value", lambda *_: None)  # as with one class
     assert sweep.main(arguments("search", "--search=tpe", "--trials=3")) == 1
     assert (
         "no trial has a validation auc with every seed: runs failed, or its"

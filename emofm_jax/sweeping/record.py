@@ -5,7 +5,7 @@
     runs/POINT/seed-S/result.json    Result.to_json: the line and the run's config
     runs/POINT/seed-S/attempt.json   Attempt: how often processes have died of the run
 
-Reading raises ValueError that says what is wrong; the caller adds the file and what to do.
+`from_json` raises ValueError that says what is wrong; the caller adds the file and what to do.
 """
 
 import dataclasses
@@ -159,6 +159,22 @@ class Attempt:
     def save(self, workdir: Path) -> None:
         """Writes attempt.json."""
         files.write_json(workdir / "attempt.json", dataclasses.asdict(self), indent=None)
+
+
+def read(workdir: Path) -> Result | None:
+    """The result that a run's workdir holds, with its config; None if it holds none.
+
+    Raises:
+      UserError: result.json is damaged.
+    """
+    path = workdir / "result.json"
+    if not path.exists():
+        return None
+    with files.undamaged(path, "delete it, the run is then looked at again"):
+        found = Result.from_json(files.read_json(path))
+        if "seed" not in found.config:
+            raise ValueError("its config has no seed")
+        return found
 
 
 def place(point: str, seed: int) -> Path:

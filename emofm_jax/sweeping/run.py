@@ -165,7 +165,7 @@ def ended(run: Run) -> Result | None:
 
     Fields that change no number may differ, and those that had their default before they existed.
     """
-    found = _result(run.workdir)
+    found = record.read(run.workdir)
     if found is None:
         return None
 
@@ -189,22 +189,11 @@ def outdated(run: Run) -> bool:
         if (run.workdir / "config.json").exists():
             workdir_lib.check_same_run(run.config, run.workdir)
     except UserError:
-        found = _result(run.workdir)
+        found = record.read(run.workdir)
         if found is None or found.ok or (run.workdir / "metrics.json").exists():
             raise
         return True
     return False
-
-
-def _result(workdir: Path) -> Result | None:
-    path = workdir / "result.json"
-    if not path.exists():
-        return None
-    with files.undamaged(path, "delete it, the run is then looked at again"):
-        found = Result.from_json(files.read_json(path))
-        if "seed" not in found.config:
-            raise ValueError("its config has no seed")
-        return found
 
 
 def _peak_mib() -> float | None:

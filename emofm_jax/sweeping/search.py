@@ -7,7 +7,6 @@ that was killed goes on as if it had not been.
 import dataclasses
 import itertools
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,9 +14,8 @@ from ml_collections import ConfigDict
 
 from emofm_jax import config as config_lib
 from emofm_jax.errors import UserError
-from emofm_jax.evaluation import monitor
 from emofm_jax.options import flatten, get
-from emofm_jax.sweeping import overrides
+from emofm_jax.sweeping import overrides, trials
 from emofm_jax.sweeping import run as sweep_run
 from emofm_jax.sweeping.experiment import Point
 from emofm_jax.sweeping.results import Results
@@ -71,11 +69,8 @@ def run(
         else:
             sweep.train(sweep.runs_of(Point(name, config, {})), results, lock)
 
-        reports = [result.metrics["valid"] for result in results.of(name) if result.metrics]
-        found = (monitor.value(watched, r["auc"], r["logloss"]) for r in reports)
-        reached = [value for value in found if value is not None]
-        whole = len(reached) == len(sweep.seeds)
-        history.append((values, statistics.fmean(reached) if whole else None))
+        reached = trials.reached(results.of(name), watched, len(sweep.seeds))
+        history.append((values, reached))
     return _best(names, history, watched)
 
 
@@ -157,8 +152,8 @@ def _idle(ranges: Mapping[str, Sequence], base: ConfigDict) -> dict[str, str]:
     Empty if that is too much to try.
     """
     ends = {f: drawn[1] if drawn[0] == "choice" else drawn[1:] for f, drawn in ranges.items()}
-    trials, idle = itertools.product(*ends.values()), None
-    for values in itertools.islice(trials, _TRIED):
+    combinations, idle = itertools.product(*ends.values()), None
+    for values in itertools.islice(combinations, _TRIED):
         try:
             config = overrides.apply(base, dict(zip(ends, values)), "")
             run_lib.check(config)
@@ -170,7 +165,7 @@ def _idle(ranges: Mapping[str, Sequence], base: ConfigDict) -> dict[str, str]:
         idle = {field: what for field, what in found.items() if field in candidates}
         if not idle:
             return {}
-    return idle if idle and next(trials, None) is None else {}
+    return idle if idle and next(combinations, None) is None else {}
 
 
 def _best(names: Sequence[str], history: Sequence[tuple], watched: str) -> str:

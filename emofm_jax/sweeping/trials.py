@@ -1,6 +1,7 @@
-"""The best trial of a search, as a config: an experiment file trains more seeds of it."""
+"""What trials of a search reached, and the best as a config, of which a file trains more seeds."""
 
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -29,19 +30,43 @@ def best_trial(workdir: str | Path) -> ConfigDict:
     """
     workdir = storage.reading(workdir)
     header = _header(workdir)
-    reached = {}
+    figures = {}
     for name in header.points:
-        found = [_reached(workdir, record.place(name, seed)) for seed in header.seeds]
-        values = [value for value in found if value is not None]
-        if len(values) == len(found):
-            reached[name] = statistics.fmean(values)
-    if not reached:
+        runs = [record.place(name, seed) for seed in header.seeds]
+        results = [record.read(workdir / run) for run in runs]
+        ended = [result for result in results if result]
+        if len(ended) < len(runs):
+            to_come = runs[results.index(None)]
+            raise UserError(
+                f"{workdir}: the search has not ended (no result of {to_come}); {_AGAIN}"
+            )
+        watched = ended[0].config["train.monitor"] or "auc"
+        if (figure := reached(ended, watched, len(runs))) is not None:
+            figures[name] = figure
+    if not figures:
         raise UserError(f"{workdir}: no trial has validation figures with every seed; search anew")
 
-    best = max(reached, key=reached.__getitem__)
+    best = max(figures, key=figures.__getitem__)
     config = config_lib.load(workdir / record.place(best, header.seeds[0]))
     config.seed = config_lib.default().seed
     return config
+
+
+def reached(results: Iterable[record.Result], watched: str, num_seeds: int) -> float | None:
+    """What a trial reached on validation rows, the mean over its seeds, more being better.
+
+    Args:
+      results: of the runs of the trial that have ended.
+      watched: the monitor.
+      num_seeds: of every trial.
+
+    Returns:
+      None if a seed failed or is to come, or lacks a figure that the monitor needs.
+    """
+    reports = [result.metrics.get("valid", {}) for result in results if result.metrics]
+    found = (monitor.value(watched, of.get("auc"), of.get("logloss")) for of in reports)
+    values = [value for value in found if value is not None]
+    return statistics.fmean(values) if len(values) == num_seeds else None
 
 
 def _header(workdir: Path) -> record.Header:
@@ -53,17 +78,3 @@ def _header(workdir: Path) -> record.Header:
     if not header.search:
         raise UserError(f"{workdir}: holds a sweep of declared points and no search; {remedy}")
     return header
-
-
-def _reached(workdir: Path, run: Path) -> float | None:
-    """What a run reached on validation rows, more being better; None if it failed."""
-    path = workdir / run / "result.json"
-    if not path.exists():
-        raise UserError(f"{workdir}: the search has not ended (no result of {run}); {_AGAIN}")
-    with files.undamaged(path, _AGAIN):
-        result = record.Result.from_json(files.read_json(path))
-        if not result.metrics:
-            return None
-        valid = result.metrics["valid"]
-        watched = result.config["train.monitor"] or "auc"
-        return monitor.value(watched, valid["auc"], valid["logloss"])
