@@ -4,7 +4,7 @@
     python -m emofm_jax.sweep --config=FILE --workdir=runs/search --search=tpe --trials=30
 
 The file defines get_config as for train, and sweep(), which yields named points, or for a search
-`ranges` (emofm_jax/points.py has an example). All points are checked before the first is trained.
+`ranges` (emofm_jax/points.py has an example). A search scores no test rows. All points are checked before the first is trained.
 A run that fails is reported, and the others go on. The same command again goes on where it stopped,
 each run bit for bit; when all is done it starts nothing and shows the results. Points that the file
 has since gained are run; those that it has lost stay in runs/ and leave the results.
@@ -60,7 +60,7 @@ def _sweep(flags: absl_flags.FlagValues) -> bool:
     names = names or tuple(f"trial-{number:03d}" for number in range(flags.trials))
     header = Header(named, base.name, names, plan.seeds, plan.reference or names[0], flags.search)
     sweep_lib.check_workdir(workdir, header)
-    how = (flags.jobs, flags.checkpoints, flags.retry, flags.engine, flags.workdir)
+    how = (flags.jobs, flags.checkpoints, flags.retry, not searched, flags.engine, flags.workdir)
     sweep = sweep_lib.Sweep(base, workdir, plan.seeds, *how)
     runs = [run for point in plan.points for run in sweep.runs_of(point)]
     if flags.list:

@@ -352,14 +352,14 @@ def test_what_fails_is_reported_and_the_rest_goes_on(home, capsys, monkeypatch):
     assert "failing/runs/nan/seed-0: holds a run of another config (" in capsys.readouterr().err
     metrics = results("done")[0]["metrics"] | {"train": {"rows_per_s": 1, "steps": 1}}
     report = types.SimpleNamespace(to_json=lambda: metrics)
-    monkeypatch.setattr(run_lib, "run", lambda c, workdir, identity: report)
+    monkeypatch.setattr(run_lib, "run", lambda c, workdir, identity, test: report)
     monkeypatch.setattr(sweep_lib, "make_data", lambda runs: {})
     assert sweep.main([*mended, "--retry"]) == 0
 
 
 def test_a_bug_fails_one_run_with_its_traceback_in_the_log(home, monkeypatch, capsys):
     single = RunReport.load(home / "done/runs/dnn/seed-0")
-    monkeypatch.setattr(run_lib, "run", lambda c, workdir, identity: 1 / 0 if c.seed else single)
+    monkeypatch.setattr(run_lib, "run", lambda c, workdir, identity, test: 1 / 0 if c.seed else single)
     assert sweep.main(arguments("bug")) == 1
     assert "dnn seed 1: failed: ZeroDivisionError: division by zero" in capsys.readouterr().out
     assert "Traceback" in (home / "bug/runs/dnn/seed-1/train.log").read_text()
@@ -416,11 +416,12 @@ def test_a_search_is_reproducible_and_says_what_was_best(home, capsys, monkeypat
         f"best: {best}, validation auc {sum(means[best]) / 2:.6f}: optim.network.learning_rate="
         in out
     )
-    assert "test AUC" not in out, "test rows choose nothing, not even by eye"
+    scored = {path.name for path in Path("search").rglob("predictions/*.parquet")}
+    assert scored == {"valid.parquet"}, "test rows choose nothing, not even by eye"
     for line in lines:
         if line["status"] == "ok":
             auc, of = line["metrics"]["valid"]["auc"], f"{line['point']} seed {line['seed']}"
-            assert f"{of}: validation AUC {auc:.6f}, " in out
+            assert f"{of}: validation AUC {auc:.6f}, " in out and "test" not in line["metrics"]
     found = config.flatten(points.best_trial("search"))
     assert {**found, **next(x for x in lines if x["point"] == best)["overrides"]} == found
     shutil.rmtree("search/runs/trial-002")  # as if it had been stopped before its last trial

@@ -33,7 +33,7 @@ _WORDS = {"test": "test", "valid": "validation"}
 class Results:
     """The results of some points and seeds, in their order.
 
-    What is printed of a search are validation figures: test rows choose nothing, not even by eye.
+    What is printed of a search are validation figures, of one by an older version, too.
 
     Args:
       workdir: of the sweep; results.jsonl and results.csv are written there.

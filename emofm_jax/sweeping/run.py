@@ -46,6 +46,7 @@ class Run:
       workdir: its own, from where the program was started.
       keep: its checkpoints stay when it has ended.
       identity: of the preparation that it is to be trained on; empty if any will do.
+      test: rows of the test split are scored at its end.
     """
 
     point: str
@@ -55,6 +56,7 @@ class Run:
     workdir: Path
     keep: bool = True
     identity: str = ""
+    test: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """What a process of the sweep is told."""
@@ -112,7 +114,7 @@ def _train(run: Run, step: int | None, deaths: int) -> tuple[dict | None, str | 
                 what = f"killed {deaths} times after step {step or 0:,}, perhaps for want of memory"
                 remedy = "choose a smaller model, or try again with --retry"
                 raise UserError(f"{run.workdir}: its process was {what}; {remedy}")
-            return run_lib.run(run.config, run.workdir, run.identity).to_json(), None
+            return run_lib.run(run.config, run.workdir, run.identity, run.test).to_json(), None
         except (FileError, OSError):  # the disk's, not the run's
             raise
         except UserError as mistake:

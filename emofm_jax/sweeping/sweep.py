@@ -36,6 +36,7 @@ class Sweep:
       jobs: processes that train at a time.
       keep: checkpoints of runs that have ended stay.
       retry: runs that failed are tried again.
+      test: rows of the test split are scored; by a search they are not.
       engine: what the processes are of.
       name: of the workdir, as it was typed.
       prepared: {data.dir: (identity of its preparation, who is of it)}, of all runs.
@@ -47,6 +48,7 @@ class Sweep:
     jobs: int
     keep: bool
     retry: bool
+    test: bool
     engine: str = "local"
     name: str = ""
     prepared: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
@@ -65,7 +67,8 @@ class Sweep:
         for seed in self.seeds:
             config = config_lib.from_dict(json.loads(text) | {"seed": seed})
             workdir = self.workdir / record.place(point.name, seed)
-            runs.append(Run(point.name, seed, overrides, config, workdir, self.keep))
+            how = {"keep": self.keep, "test": self.test}
+            runs.append(Run(point.name, seed, overrides, config, workdir, **how))
             sweep_run.outdated(runs[-1])
         return runs
 

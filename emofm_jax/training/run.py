@@ -39,13 +39,14 @@ def check(config: ConfigDict) -> None:
     build.check(config.model.to_dict())
 
 
-def run(config: ConfigDict, workdir: Path, identity: str = "") -> RunReport:
+def run(config: ConfigDict, workdir: Path, identity: str = "", test: bool = True) -> RunReport:
     """Trains in a workdir, from its last checkpoint if it has one, and says on stdout what it does.
 
     Args:
       config: validated and checked.
       workdir: of the run; made if missing.
       identity: of the preparation that the data must be of; empty if any will do.
+      test: rows of the test split are scored at the end, if there are any.
 
     Returns:
       The content of metrics.json.
@@ -69,6 +70,8 @@ def run(config: ConfigDict, workdir: Path, identity: str = "") -> RunReport:
     train = splits["train"]
     if identity and train.schema.identity != identity:
         raise UserError(f"{config.data.dir}: {shards.ANEW}")
+    if not test:
+        splits.pop("test", None)
 
     # What fails here leaves no workdir.
     _check_processes(config, workdir, train.schema)
