@@ -39,6 +39,19 @@ def test_a_search_finds_what_is_better_and_avoids_what_fails():
     assert history[-1][0] == search.next_trial(ranges, base, history[:-1], seed)
 
 
+def test_the_first_trial_is_where_the_search_begins():
+    ranges = {
+        "model.dropout": ("uniform", 0.0, 0.5),
+        "model.embedding_dim": ("log", 32, 64),  # the base has 16
+        "model.mixer.stages": ("choice", [[1], [1, 2]]),
+    }
+    base = points.apply(BASE, {"model.dropout": 0.25, "model.mixer.stages": (1, 2)}, "")
+    found = search.next_trial(ranges, base, [], 0)
+    assert found["model.dropout"] == 0.25 and tuple(found["model.mixer.stages"]) == (1, 2)
+    assert 32 <= found["model.embedding_dim"] <= 64
+    assert search.next_trial(ranges, base, [(found, 0.7)], 0)["model.dropout"] != 0.25
+
+
 @pytest.mark.parametrize(
     ("drawn", "message"),
     [
@@ -77,7 +90,8 @@ def test_a_range_may_have_its_effect_through_another():
         search.check(ranges, base)
     ranges["model.name"] = ("choice", ["wm", "hmm"])
     search.check(ranges, base)
-    drawn = [search.next_trial(ranges, base, [], seed) for seed in range(12)]
+    before = [({"model.name": "wm", "model.mixer.d_att": 8}, None)]
+    drawn = [search.next_trial(ranges, base, before, seed) for seed in range(12)]
     assert {trial["model.name"] for trial in drawn} == {"wm", "hmm"}
     assert all(8 <= trial["model.mixer.d_att"] <= 64 for trial in drawn)
 

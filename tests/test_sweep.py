@@ -359,7 +359,9 @@ def test_what_fails_is_reported_and_the_rest_goes_on(home, capsys, monkeypatch):
 
 def test_a_bug_fails_one_run_with_its_traceback_in_the_log(home, monkeypatch, capsys):
     single = RunReport.load(home / "done/runs/dnn/seed-0")
-    monkeypatch.setattr(run_lib, "run", lambda c, workdir, identity, test: 1 / 0 if c.seed else single)
+    monkeypatch.setattr(
+        run_lib, "run", lambda c, workdir, identity, test: 1 / 0 if c.seed else single
+    )
     assert sweep.main(arguments("bug")) == 1
     assert "dnn seed 1: failed: ZeroDivisionError: division by zero" in capsys.readouterr().out
     assert "Traceback" in (home / "bug/runs/dnn/seed-1/train.log").read_text()

@@ -1,7 +1,8 @@
 """Where the next trial of `sweep --search=tpe` looks: a tree-structured Parzen estimator (Optuna).
 
-A trial follows from the seed and from the results of the trials before it alone, so that a search
-that was killed goes on as if it had not been.
+The first trial is the base itself, where ranges hold its values: a search ends no worse than where
+it began. A trial follows from the seed and from the results of the trials before it alone, so that
+a search that was killed goes on as if it had not been.
 """
 
 import dataclasses
@@ -107,10 +108,14 @@ def next_trial(
         study.add_trial(trial)
 
     params = study.ask(distributions).params
-    return {
+    found = {
         field: drawn[1][params[field]] if drawn[0] == "choice" else params[field]
         for field, drawn in ranges.items()
     }
+    if history:
+        return found
+    now = {field: get(base, field) for field in ranges}
+    return {f: now[f] if _holds(ranges[f], now[f]) else value for f, value in found.items()}
 
 
 def _check_range(field: str, drawn: Any, base: ConfigDict) -> None:
@@ -208,8 +213,18 @@ def _distribution(optuna: Any, drawn: Sequence, now: Any) -> Any:
 
 
 def _position(drawn: Sequence, value: Any) -> Any:
-    """What Optuna calls a value: of a choice its place, where lists count as tuples."""
+    """What Optuna calls a value: of a choice its place."""
     if drawn[0] != "choice":
         return value
-    plain = lambda x: tuple(x) if isinstance(x, list) else x
-    return next(i for i, choice in enumerate(drawn[1]) if plain(choice) == plain(value))
+    return [_plain(choice) for choice in drawn[1]].index(_plain(value))
+
+
+def _holds(drawn: Sequence, value: Any) -> bool:
+    if drawn[0] == "choice":
+        return _plain(value) in [_plain(choice) for choice in drawn[1]]
+    return drawn[1] <= value <= drawn[2]
+
+
+def _plain(value: Any) -> Any:
+    """A value of a choice, of which lists count as tuples."""
+    return tuple(value) if isinstance(value, list) else value
