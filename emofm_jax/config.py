@@ -372,7 +372,7 @@ _RECOMMENDED = {
     "model.am_hidden": (64,),
     "model.am_reads": "own",
     "model.norm": "batch",
-    "model.dropout": 0.3,
+    "model.dropout": 0.1,
     "optim.embedding.updates": "dense",
     "optim.embedding.l2_rows": 1500.0,
     **{f"optim.{key}.learning_rate": 3e-3 for key in SECTIONS},

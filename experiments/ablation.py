@@ -30,6 +30,7 @@ PARTS = {
     "no_average": {"train.average_epochs": 0.0},
     "no_l2": {"optim.embedding.l2_rows": 0.0},
     "no_dropout": {"model.dropout": 0.0},
+    "more_dropout": {"model.dropout": 0.3},
 }
 
 

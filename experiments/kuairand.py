@@ -83,7 +83,7 @@ def choose(c, arg: str):
 def _tuned(c):
     """What was found for these rows on validation; first-order weights are strong here."""
     c.model.members, c.model.members_share = 4, "factors"
-    c.model.embedding_dim = 8
+    c.model.embedding_dim, c.model.dropout = 8, 0.3
     c.model.stage1 = c.model.stage2 = (64,)
     c.model.emofmv2.wide, c.model.emofmv2.cross_to_head = True, False
     c.optim.embedding.l2, c.optim.embedding.l2_rows = 0.03, 0.0
