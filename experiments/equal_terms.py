@@ -7,9 +7,9 @@
 
 The argument is emofmv2, lr, fm, or dnn, dcnv2 or final, with or without _typed: a copy per type, and
 an auxiliary model with columns of its own. Data and groups are those of kuairand.py, or of another file
-here that stands before the model: hillstrom.dnn. Each model begins with `config.recommended()`, and
-trials are judged by validation AUC of seed 0. What 20 trials found on KuaiRand-Pure stands in
-docs/results/recipe/search.jsonl.
+here that stands before the model: hillstrom.dnn. Each model begins with `config.recommended()`, the
+first trial, and trials are judged by validation AUC of seed 0. What 20 trials found on KuaiRand-Pure
+stands in docs/results/recipe/search.jsonl; then the recipe's dropout was 0.3, and no trial of its own.
 
 Question: is our model ahead of the others once all were tuned alike? Five seeds each of the best of 20
 trials, or of where they began where that was better (DNN, typed DCNv2), test AUC / logloss, November 2026 (docs/results/kuairand.md):

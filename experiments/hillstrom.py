@@ -10,9 +10,9 @@ and 12,791 customers). The recipe is `config.recommended()`.
 Claim: where nothing can tell the type, a typed model loses nothing against its untyped twin. It
 holds. Test AUC / logloss, mean of seeds 0 to 4, November 2026:
 
-    emofmv2             0.6153 / 0.4095
-    emofmv2, untyped    0.6147 / 0.4103      typed minus untyped: AUC 0.0006 (-0.0016 to 0.0028),
-    lr                  0.6166 / 0.4077      logloss -0.0009 (-0.0030 to 0.0012)
+    emofmv2             0.6134 / 0.4090
+    emofmv2, untyped    0.6144 / 0.4100      typed minus untyped: AUC -0.0010 (-0.0047 to 0.0027),
+    lr                  0.6166 / 0.4077      logloss -0.0010 (-0.0043 to 0.0023)
 """
 
 from emofm_jax import config

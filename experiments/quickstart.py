@@ -12,14 +12,14 @@ mixers make up for the split into groups.
 Expected on the test split, share of the attainable AUC lift, mean +/- sd of seeds 0 to 4 (emofmv2),
 or 0, 1, 2:
 
-    emofmv2          0.955 +/- 0.001
+    emofmv2          0.958 +/- 0.001
     hmm              0.899 +/- 0.008
     wm               0.897 +/- 0.005
     hm               0.879 +/- 0.003
     dnn (no types)   0.873 +/- 0.004
 
 emofmv2 takes 1.1 minutes on two cores (AMD EPYC), and hmm 1.5 (on older ones), November 2026.
-emofmv2 follows `config.recommended()`, ten epochs or so; the others train one epoch, as the paper
+emofmv2 follows `config.recommended()`, eight epochs or so; the others train one epoch, as the paper
 does. Rates and widths were tuned on the validation split, dnn's rates apart.
 docs/results/baselines.md has every model, typed and untyped.
 """
