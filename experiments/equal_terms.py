@@ -34,6 +34,8 @@ def get_config(arg: str = ""):
     c = ablation.get_config(data)
     c.name = "equal_terms"
     kuairand.choose(c, name)
+    if c.model.name == "lr":  # its weights are logits, whose L2 is of another size
+        c.optim.embedding.l2_rows = 2.8
     return c
 
 
@@ -49,7 +51,7 @@ def ranges(arg: str = ""):
         "optim.embedding.l2_rows": ("log", 100.0, 20_000.0),
         "optim.embedding.learning_rate": ("log", 5e-4, 3e-2),
     }
-    if name == "lr":  # its weights are logits
+    if name == "lr":
         return found | {"optim.embedding.l2_rows": ("log", 0.1, 1_000.0)}
     found |= {"model.embedding_dim": ("choice", [8, 16])}
     if name == "fm":  # it has no network; its first-order weights are logits

@@ -8,7 +8,7 @@ The argument is any model's name. DIR holds train.csv.gz, valid.csv.gz and test.
 and 12,791 customers). The recipe is `config.recommended()`.
 
 Claim: where nothing can tell the type, a typed model loses nothing against its untyped twin. It
-holds. Test AUC / logloss, mean of seeds 0 to 4, November 2026:
+cannot be told from it. Test AUC / logloss, mean of seeds 0 to 4, November 2026:
 
     emofmv2             0.6134 / 0.4090
     emofmv2, untyped    0.6144 / 0.4100      typed minus untyped: AUC -0.0010 (-0.0047 to 0.0027),

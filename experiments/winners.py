@@ -6,9 +6,8 @@
     python -m emofm_jax.report --workdir=runs/winners
 
 The argument is a directory of searches, and of nothing else. Each is a point, called as its directory
-is; its config is that of its best trial, by validation rows. (The config that a search began with is
-not among its trials.) Figures of test rows are to be read here, and nowhere before: a search prints
-none, though its results.csv and a report of it have them.
+is; its config is that of its best trial, by validation rows, of which the first is the config that the
+search began with. Figures of test rows are to be read here, and nowhere before: a search has none.
 
 Question: which model is ahead once all were tuned alike? docs/results/recipe.md has the answer for Hillstrom.
 """

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from emofm_jax import config, points, sweep
+from emofm_jax import config, options, points, sweep
 from emofm_jax.data import files
 from emofm_jax.errors import UserError
 from emofm_jax.sweeping import search
@@ -94,8 +94,9 @@ def test_each_part_of_our_model_can_be_left_out(data):
     path = EXPERIMENTS / "ablation.py"
     found = points.read(path, data, points.load(path).get_config(data), {}, search=False)
     whole = found.points[0].config
-    changed = [tuple(config.difference(point.config, whole)) for point in found.points]
-    assert changed[0] == () and len({*changed}) == len(changed) == 11 - 3 * (data == "frappe")
+    differ = [config.difference(point.config, whole) for point in found.points]
+    changed = [tuple((field, ours) for field, (ours, _) in of.items()) for of in differ]
+    assert changed[0] == () and len({*changed}) == len(changed) == 12 - 3 * (data == "frappe")
 
 
 @pytest.mark.parametrize(("name", "arg"), [("ablation", "tiny"), ("equal_terms", "claims.dnn")])
@@ -127,6 +128,7 @@ def test_the_same_search_is_sound_for_every_model(arg):
     assert base.data.dir == f"data/{data or 'kuairand'}"
     assert base.model.am_reads == "own"  # a typed baseline has as good an auxiliary model as ours
     search.check(ranges, base)
+    assert search.next_trial(ranges, base, [], 0) == {f: options.get(base, f) for f in ranges}
     ends = {
         field: drawn[1] if drawn[0] == "choice" else drawn[1:] for field, drawn in ranges.items()
     }

@@ -45,11 +45,21 @@ def test_the_first_trial_is_where_the_search_begins():
         "model.embedding_dim": ("log", 32, 64),  # the base has 16
         "model.mixer.stages": ("choice", [[1], [1, 2]]),
     }
-    base = points.apply(BASE, {"model.dropout": 0.25, "model.mixer.stages": (1, 2)}, "")
-    found = search.next_trial(ranges, base, [], 0)
-    assert found["model.dropout"] == 0.25 and tuple(found["model.mixer.stages"]) == (1, 2)
-    assert 32 <= found["model.embedding_dim"] <= 64
-    assert search.next_trial(ranges, base, [(found, 0.7)], 0)["model.dropout"] != 0.25
+    for dropout in (0.0, 0.25, 0.5):
+        base = points.apply(BASE, {"model.dropout": dropout, "model.mixer.stages": (1, 2)}, "")
+        for seed in range(3):
+            found = search.next_trial(ranges, base, [], seed)
+            assert found["model.dropout"] == dropout
+            assert tuple(found["model.mixer.stages"]) == (1, 2)
+            assert 32 <= found["model.embedding_dim"] <= 64
+        assert search.next_trial(ranges, base, [(found, 0.7)], 0)["model.dropout"] != dropout
+
+
+def test_lists_within_a_choice_count_as_tuples():
+    ranges = {"prepare.groups": ("choice", [[["a", ["x"]]], [["b", ["x"]]]])}
+    base = points.apply(BASE, {"prepare.groups": (("b", ("x",)),)}, "")
+    drawn = [search.next_trial(ranges, base, [], seed) for seed in range(3)]
+    assert all(trial["prepare.groups"][0][0] == "b" for trial in drawn)
 
 
 @pytest.mark.parametrize(

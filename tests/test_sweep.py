@@ -436,6 +436,13 @@ def test_a_search_is_reproducible_and_says_what_was_best(home, capsys, monkeypat
         "no trial has a validation auc with every seed: runs failed, or its"
         in capsys.readouterr().out
     )
+    result = home / "search/runs/trial-000/seed-0/result.json"
+    body, header = files.read_json(result), (home / "search/sweep.json").read_bytes()
+    body["line"]["metrics"]["test"] = body["line"]["metrics"]["valid"]  # as of an older version
+    result.write_text(json.dumps(body))
+    assert sweep.main(arguments("search", "--search=tpe", "--trials=4")) == 2
+    assert "holds a search of an older version, whose trials scored" in capsys.readouterr().err
+    assert (home / "search/sweep.json").read_bytes() == header
     assert sweep.main(arguments("search")) == 2
     assert "(a search); choose another --workdir" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "optuna", None)

@@ -1,5 +1,6 @@
-"""The best trial of a search, and experiments/winners.py; no training."""
+"""The best trial of a search, and experiments/winners.py."""
 
+import types
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from emofm_jax import config, points
 from emofm_jax.data import files
 from emofm_jax.errors import UserError
+from emofm_jax.sweeping import run as sweep_run
 from emofm_jax.sweeping.record import Header, Result, place
 
 WINNERS = Path(__file__).parent.parent / "experiments" / "winners.py"
@@ -88,3 +90,14 @@ def test_a_damaged_result_is_named(tmp_path):
     (tmp_path / place("best", 3) / "result.json").write_text('{"line": 1, "config": {}}')
     with pytest.raises(UserError, match=r"best/seed-3/result.json: damaged \("):
         points.best_trial(tmp_path)
+
+
+@pytest.mark.parametrize("test", [False, True])
+def test_a_trial_has_no_test_figures_even_where_train_finished_it(tmp_path, monkeypatch, test):
+    made = types.SimpleNamespace(to_json=lambda: {"valid": {}, "test": {}})
+    asked = []
+    monkeypatch.setattr(sweep_run.run_lib, "run", lambda *of: asked.append(of[-1]) or made)
+    run = sweep_run.Run("a", 0, {}, config.default(), tmp_path / "runs/a/seed-0", test=test)
+    run = sweep_run.Run.from_json(run.to_json())  # as a process of --jobs=2 gets it
+    result = sweep_run.execute(run)
+    assert asked == [test] and result.metrics.keys() == ({"valid", "test"} if test else {"valid"})

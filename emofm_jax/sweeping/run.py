@@ -114,7 +114,10 @@ def _train(run: Run, step: int | None, deaths: int) -> tuple[dict | None, str | 
                 what = f"killed {deaths} times after step {step or 0:,}, perhaps for want of memory"
                 remedy = "choose a smaller model, or try again with --retry"
                 raise UserError(f"{run.workdir}: its process was {what}; {remedy}")
-            return run_lib.run(run.config, run.workdir, run.identity, run.test).to_json(), None
+            metrics = run_lib.run(run.config, run.workdir, run.identity, run.test).to_json()
+            if not run.test:  # `train` may have finished it
+                metrics.pop("test", None)
+            return metrics, None
         except (FileError, OSError):  # the disk's, not the run's
             raise
         except UserError as mistake:

@@ -1,8 +1,8 @@
 """Where the next trial of `sweep --search=tpe` looks: a tree-structured Parzen estimator (Optuna).
 
-The first trial is the base itself, where ranges hold its values: a search ends no worse than where
-it began. A trial follows from the seed and from the results of the trials before it alone, so that
-a search that was killed goes on as if it had not been.
+The first trial is the base itself, where the ranges hold its values: a search ends no worse than
+where it began. Another follows from the seed and from the results of the trials before it alone, so
+that a search that was killed goes on as if it had not been.
 """
 
 import dataclasses
@@ -57,6 +57,9 @@ def run(
       A line that says which trial was best.
     """
     base, watched = sweep.base, sweep.base.train.monitor or "auc"
+    for field, drawn in ranges.items():
+        if not _holds(drawn, now := get(base, field)):
+            print(f"note: {field} = {now!r} is outside its range; the first trial draws one")
     history: list[tuple[dict[str, Any], float | None]] = []
     for name in names:
         values = next_trial(ranges, base, history, base.seed)
@@ -227,4 +230,4 @@ def _holds(drawn: Sequence, value: Any) -> bool:
 
 def _plain(value: Any) -> Any:
     """A value of a choice, of which lists count as tuples."""
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(map(_plain, value)) if _is_list(value) else value

@@ -214,6 +214,9 @@ def check_workdir(workdir: Path, header: record.Header) -> None:
     if (file, search) != (Path(header.experiment).name, header.search):
         what = f"holds the sweep of {before.experiment}{' (a search)' if search else ''}"
         raise UserError(f"{workdir}: {what}; choose another --workdir")
+    if search and _scored_test_rows(workdir):
+        what = "holds a search of an older version, whose trials scored test rows"
+        raise UserError(f"{workdir}: {what}; its results stay: choose another --workdir")
 
     # Where no run is, there is nothing to say; sweep.json is written anew in any case.
     runs = workdir / "runs"
@@ -223,3 +226,9 @@ def check_workdir(workdir: Path, header: record.Header) -> None:
     if gone:
         stay = f"the runs stay in {workdir}/runs, out of the results"
         print(f"note: the sweep has no {', '.join(gone)} any more; {stay}")
+
+
+def _scored_test_rows(workdir: Path) -> bool:
+    """Whether a run of the sweep has figures of test rows."""
+    results = (record.read(run) for run in (workdir / "runs").glob("*/*"))
+    return any("test" in result.metrics for result in results if result and result.metrics)
