@@ -67,8 +67,8 @@ class Sweep:
         for seed in self.seeds:
             config = config_lib.from_dict(json.loads(text) | {"seed": seed})
             workdir = self.workdir / record.place(point.name, seed)
-            how = {"keep": self.keep, "test": self.test}
-            runs.append(Run(point.name, seed, overrides, config, workdir, **how))
+            run = Run(point.name, seed, overrides, config, workdir, self.keep, test=self.test)
+            runs.append(run)
             sweep_run.outdated(runs[-1])
         return runs
 
