@@ -69,7 +69,7 @@ class Sweep:
             workdir = self.workdir / record.place(point.name, seed)
             run = Run(point.name, seed, overrides, config, workdir, self.keep, test=self.test)
             runs.append(run)
-            sweep_run.outdated(runs[-1])
+            sweep_run.outdated(run)
         return runs
 
     def name_of(self, run: Run) -> str:
