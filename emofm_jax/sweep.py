@@ -6,9 +6,8 @@
 The file defines get_config as for train, and sweep(), which yields named points, or for a search
 `ranges` (emofm_jax/points.py has an example). A search tries the config itself first, and scores no
 test rows. All points are checked before the first is trained. A run that fails is reported, and the
-others go on. The same command again goes on where it stopped, each run bit for bit; when all is
-done it starts nothing and shows the results. Points that the file has since gained are run; those
-that it has lost stay in runs/ and leave the results.
+others go on. The same command again goes on where it stopped, each run bit for bit, and shows the
+results. Points that the file has gained are run; those it has lost leave the results.
 
 The workdir then holds sweep.json (points, seeds, reference), results.jsonl and results.csv (a line
 per run), and runs/POINT/seed-S/, a workdir as train makes it; `report` makes a page of it. Exit

@@ -33,8 +33,6 @@ _WORDS = {"test": "test", "valid": "validation"}
 class Results:
     """The results of some points and seeds, in their order.
 
-    What is printed of a search are validation figures, of one by an older version, too.
-
     Args:
       workdir: of the sweep; results.jsonl and results.csv are written there.
       header: what is to be run.
@@ -44,7 +42,6 @@ class Results:
         self._workdir, self._points, self._sweep = workdir, header.points, header.digest()
         self._order = [(point, seed) for point in header.points for seed in header.seeds]
         self._found: dict[tuple[str, int], Result] = {}
-        self._split = "valid" if header.search else ""  # that is printed; else the one that judges
 
     def add(self, results: Iterable[Result]) -> None:
         """Takes results and writes both files."""
@@ -77,10 +74,10 @@ class Results:
         Share and rows/s are left out where no run has them.
         """
         width = max(len(name) for name in (*self._points, "point"))
-        splits = {_shown(r.metrics, self._split)[0] for r in self.all() if r.metrics}
+        splits = {split_report.shown(r.metrics)[0] for r in self.all() if r.metrics}
         of = f"{_WORDS[splits.pop()]} " if len(splits) == 1 else ""
         figures = {
-            point: [_figures(r.metrics, self._split) for r in self.of(point) if r.metrics]
+            point: [_figures(r.metrics) for r in self.of(point) if r.metrics]
             for point in self._points
         }
         every = [f for found in figures.values() for f in found]
@@ -107,8 +104,8 @@ class Results:
         if result.metrics is None:
             return f"{head}: failed: {result.error}"
 
-        found = _figures(result.metrics, self._split)
-        of = _WORDS[_shown(result.metrics, self._split)[0]]
+        found = _figures(result.metrics)
+        of = _WORDS[split_report.shown(result.metrics)[0]]
         parts = [_cell(f"{of} AUC", found["auc"], ".6f"), _cell("logloss", found["logloss"], ".6f")]
         if found["share"] is not None:
             parts.append(_cell("share", found["share"], ".3f"))
@@ -117,14 +114,9 @@ class Results:
         return f"{head}: {', '.join(parts)}, {result.seconds:.0f} s"
 
 
-def _shown(metrics: dict[str, Any], split: str = "") -> tuple[str, split_report.SplitReport]:
-    """A split, or the one that a run is judged by, and its report."""
-    return split_report.shown({split: metrics[split]} if split else metrics)
-
-
-def _figures(metrics: dict[str, Any], split: str = "") -> dict[str, float | None]:
+def _figures(metrics: dict[str, Any]) -> dict[str, float | None]:
     """What is shown of a run; None where something is unknown."""
-    _, report = _shown(metrics, split)
+    _, report = split_report.shown(metrics)
     rate = metrics["train"]["rows_per_s"] or None  # 0: of one step only
     keys = ("auc", "logloss", "pcoc", "gauc", "share", "p_over_true")
     return {key: getattr(report, key) for key in keys} | {"rate": rate}
