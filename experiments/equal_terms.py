@@ -34,8 +34,6 @@ def get_config(arg: str = ""):
     c = ablation.get_config(data)
     c.name = "equal_terms"
     kuairand.choose(c, name)
-    if c.model.name == "lr":  # its weights are logits, whose L2 is of another size
-        c.optim.embedding.l2_rows = 2.8
     return c
 
 
@@ -51,7 +49,7 @@ def ranges(arg: str = ""):
         "optim.embedding.l2_rows": ("log", 100.0, 20_000.0),
         "optim.embedding.learning_rate": ("log", 5e-4, 3e-2),
     }
-    if name == "lr":
+    if name == "lr":  # its weights are logits
         return found | {"optim.embedding.l2_rows": ("log", 0.1, 1_000.0)}
     found |= {"model.embedding_dim": ("choice", [8, 16])}
     if name == "fm":  # it has no network; its first-order weights are logits

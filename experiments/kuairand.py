@@ -68,15 +68,15 @@ def get_config(arg: str = "emofmv2"):
     choose(c, arg)
     if c.model.name == "emofmv2":
         _tuned(c)
-    elif c.model.name == "lr":  # its weights are logits, whose L2 is of another size
-        c.optim.embedding.l2_rows = 2.8
     return c
 
 
 def choose(c, arg: str):
-    """The model that an argument names, and widths of baselines; equal_terms.py's searches begin so."""
+    """The model that an argument names, and options of baselines; equal_terms.py's searches begin so."""
     c.model.name, c.model.type_aware = arg.removesuffix("_typed"), arg.endswith("_typed")
-    if c.model.name not in ("emofmv2", "lr"):
+    if c.model.name == "lr":  # its weights are logits, whose L2 is of another size
+        c.optim.embedding.l2_rows = 2.8
+    elif c.model.name != "emofmv2":
         c.model.hidden = (256, 128)
         c.model.dcnv2.low_rank, c.model.dcnv2.num_experts = 64, 1
 

@@ -97,6 +97,8 @@ def test_each_part_of_our_model_can_be_left_out(data):
     differ = [config.difference(point.config, whole) for point in found.points]
     changed = [tuple((field, ours) for field, (ours, _) in of.items()) for of in differ]
     assert changed[0] == () and len({*changed}) == len(changed) == 12 - 3 * (data == "frappe")
+    fields = {tuple(of) for of in differ}  # of dropout there is none, and more
+    assert len(fields) == 11 - 3 * (data == "frappe")
 
 
 @pytest.mark.parametrize(("name", "arg"), [("ablation", "tiny"), ("equal_terms", "claims.dnn")])
